@@ -1,0 +1,107 @@
+// Package cluster holds what every other package agrees on: the spec (cluster.yaml), checked and with its defaults
+// filled in; the facts, the contract between a node's seed and the agent that reads them; and the cluster's secrets.
+//
+// It knows nothing about what a role installs or how a node is made: the rules of the roles come in as data
+// ([Rules]), from package roles.
+package cluster
+
+import (
+	"net/netip"
+)
+
+// Distros lists the distributions that images can be made of.
+var Distros = []string{"centos7", "debian12"}
+
+// Spec is a cluster.yaml that has been checked: every default is filled in, every reference resolves.
+type Spec struct {
+	File     string // path it was read from; relative paths in the spec are relative to its folder
+	Cluster  string // name: a DNS label of at most 32 characters
+	Distro   string // one of Distros
+	Timezone string // name in the IANA database, such as Europe/Moscow
+	Network  Network
+	SQL      string // how the backend reaches the database: "proxysql" or "balancer"
+	Site     Site
+	SSH      SSH
+	// Mirror is the archive that images are baked from, as the distro's package manager writes it; empty means the
+	// build host's own configuration (debian12) or the role catalogue's URLs (centos7).
+	Mirror string
+	Roles  []Role // in the spec's order
+}
+
+// Network is the one network that all nodes share.
+type Network struct {
+	CIDR    netip.Prefix
+	Gateway netip.Addr   // zero: none on this network (VirtualBox gives nodes their way out on another NIC)
+	DNS     []netip.Addr // resolvers; may be empty
+}
+
+// Site describes the site that is installed on first boot.
+type Site struct {
+	Title      string
+	AdminUser  string
+	AdminEmail string
+	// URL is the site's address as a browser writes it, without a trailing slash. Empty means that the site answers
+	// under whatever host name it was asked by.
+	URL string
+}
+
+// SSH says who may log in to the nodes; nobody, when there are no keys.
+type SSH struct {
+	User string
+	Keys []string // public keys in authorized_keys format
+}
+
+// Role is one role of the cluster and its nodes.
+type Role struct {
+	Name     string
+	VIP      netip.Addr // zero: none
+	VRRPID   int        // 1 to 255 where VIP is set
+	CPUs     int
+	Memory   Bytes
+	Disk     Bytes             // size of the root disk
+	Data     Bytes             // size of the data disk; 0: none
+	Packages []string          // in addition to the role's own; names, or paths of .deb or .rpm files
+	Options  map[string]string // every option the role declares, defaults filled in
+	Nodes    []Node            // in the spec's order
+}
+
+// Node is one machine.
+type Node struct {
+	Name  string
+	Role  string
+	IP    netip.Addr
+	MAC   string // lower case, colons; derived from cluster and node name unless the spec says otherwise
+	Index int    // position in its role, from 0; "lowest node" means lowest Index
+}
+
+// Bytes is a size in bytes, written in the spec with a binary unit (512MiB, 10GiB).
+type Bytes int64
+
+// Role returns the role called name, or nil.
+func (s *Spec) Role(name string) *Role {
+	for i := range s.Roles {
+		if s.Roles[i].Name == name {
+			return &s.Roles[i]
+		}
+	}
+	return nil
+}
+
+// Nodes returns all nodes in the spec's order.
+func (s *Spec) Nodes() []Node {
+	var all []Node
+	for _, r := range s.Roles {
+		all = append(all, r.Nodes...)
+	}
+	return all
+}
+
+// Node returns the node called name, and whether there is one.
+func (s *Spec) Node(name string) (Node, bool) {
+	for _, n := range s.Nodes() {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return Node{}, false
+}

@@ -1,0 +1,116 @@
+// Package roles is the catalogue of roles: what each needs installed (role.yaml) and how a node's configuration is
+// rendered from it. Roles are data; a folder beside the spec adds roles or replaces built-in ones without any Go.
+//
+// Rendering happens on the build host and ends up in the seed, where it can be read, diffed and checked before
+// anything boots. This package does not install (package images does) and does not decide (package assemble does).
+package roles
+
+import "imagegen/cluster"
+
+// Role is one role.yaml. Strings marked T are text/template templates, see Data for what they may use.
+type Role struct {
+	Name        string `yaml:"-"` // the folder's name
+	Description string `yaml:"description"`
+
+	Quorum   bool                      `yaml:"quorum,omitempty"` // odd number of nodes, three or more
+	VIP      cluster.VIPRule           `yaml:"vip,omitempty"`
+	VRRPID   int                       `yaml:"vrrp_id,omitempty"`
+	CPUs     int                       `yaml:"cpus,omitempty"`
+	Memory   string                    `yaml:"memory,omitempty"`
+	Disk     string                    `yaml:"disk,omitempty"`
+	Data     string                    `yaml:"data,omitempty"` // default size of the data disk; empty: none
+	MinNodes int                       `yaml:"min_nodes,omitempty"`
+	MaxNodes int                       `yaml:"max_nodes,omitempty"`
+	Needs    []string                  `yaml:"needs,omitempty"` // roles without which this one cannot work
+	Options  map[string]cluster.Option `yaml:"options,omitempty"`
+	Secrets  []string                  `yaml:"secrets,omitempty"` // names of the generated passwords that its files or agent use
+	Ports    []Port                    `yaml:"ports,omitempty"`
+
+	// What follows may differ between distros. Bake inputs are under distros alone, so that nothing else rebakes.
+	Distros    map[string]Distro `yaml:"distros"`
+	Sysctl     map[string]string `yaml:"sysctl,omitempty"`
+	Files      []File            `yaml:"files,omitempty"`
+	Components []Component       `yaml:"components"`
+}
+
+// Port is a port that the node listens on and who may reach it.
+type Port struct {
+	Port  string   `yaml:"port"`            // "80" or "49152-49160"; for protocol vrrp: empty
+	Proto string   `yaml:"proto,omitempty"` // tcp (default), udp or vrrp
+	From  []string `yaml:"from"`            // role names, "any" or "cluster"; a role that is not in the spec counts as none
+	Why   string   `yaml:"why"`
+}
+
+// Distro is what a role's image holds on one distro: together with the base and the agent, all of its bake inputs.
+type Distro struct {
+	Packages  []string          `yaml:"packages"`
+	Exclude   []string          `yaml:"exclude,omitempty"` // packages that must not come from the extra repositories
+	Repos     []Repo            `yaml:"repos,omitempty"`
+	Users     []User            `yaml:"users,omitempty"` // made before packages are installed
+	Downloads []Download        `yaml:"downloads,omitempty"`
+	Disable   []string          `yaml:"disable,omitempty"` // units that packages enable and the agent starts instead
+	Remove    []string          `yaml:"remove,omitempty"`  // paths (globs) that packages make and an image must not hold
+	Vars      map[string]string `yaml:"vars,omitempty"`    // not a bake input: paths and names for templates
+}
+
+// Repo is a package repository beside the distro's own.
+type Repo struct {
+	Name    string   `yaml:"name"`
+	URLs    []string `yaml:"urls"` // tried in order
+	Keys    []string `yaml:"keys"` // URLs or file: paths in the image
+	Exclude []string `yaml:"exclude,omitempty"`
+	// Priority as yum-plugin-priorities has it: lower wins; 0: the default.
+	Priority int `yaml:"priority,omitempty"`
+}
+
+// User is a system user with fixed ids, so that files on shared volumes have one owner everywhere.
+type User struct {
+	Name  string `yaml:"name"`
+	UID   int    `yaml:"uid"`
+	Group string `yaml:"group,omitempty"` // default: Name
+	GID   int    `yaml:"gid"`
+}
+
+// Download is a file from outside any package, put into the image.
+type Download struct {
+	URL    string `yaml:"url"`
+	SHA256 string `yaml:"sha256"`
+	Path   string `yaml:"path"`
+}
+
+// File is a configuration file rendered into the seed.
+type File struct {
+	Path     string   `yaml:"path"`              // T
+	Template string   `yaml:"template"`          // name of a file in the role's folder
+	Mode     string   `yaml:"mode,omitempty"`    // octal; default 0644
+	Owner    string   `yaml:"owner,omitempty"`   // T, user:group; default root:root
+	Distros  []string `yaml:"distros,omitempty"` // default: all
+	When     string   `yaml:"when,omitempty"`    // T; rendered to "" or "false": the file is left out
+	Check    string   `yaml:"check,omitempty"`   // program that can check the result, for the tests: haproxy, nginx, …
+}
+
+// Component is a component of the agent, see cluster.Component. Strings inside Params are T.
+type Component struct {
+	Name    string         `yaml:"name"`
+	Kind    string         `yaml:"kind"`
+	After   []string       `yaml:"after,omitempty"`
+	Distros []string       `yaml:"distros,omitempty"`
+	When    string         `yaml:"when,omitempty"`
+	Params  map[string]any `yaml:"params"`
+}
+
+// Rendered is everything node-specific about one node.
+type Rendered struct {
+	Files []RenderedFile // sorted by path; the facts, secrets and keys included
+	Facts cluster.Facts
+}
+
+// RenderedFile is a file as it will be on the node.
+type RenderedFile struct {
+	Path    string
+	Mode    uint32
+	Owner   string // user:group
+	Content []byte
+	Secret  bool   // holds a secret: mask it when shown
+	Check   string // as in File
+}
