@@ -21,31 +21,27 @@ type Component interface {
 	Observe(ctx context.Context) (report any, err error)
 	// Step decides from the last report and the peers' reports, takes at most one step, and says where things stand.
 	// An error means that the step failed; the agent shows it and tries again.
-	Step(ctx context.Context, w World) (Status, error)
+	Step(ctx context.Context, w World) (cluster.Status, error)
 }
 
-// Status is where a component stands.
-type Status struct {
-	State State `json:"state"`
-	// Detail says what is waited for, done, or wrong, in a few words a person understands.
-	Detail string `json:"detail,omitempty"`
+// waitf returns a waiting status.
+func waitf(format string, args ...any) cluster.Status {
+	return cluster.Status{State: cluster.Waiting, Detail: fmt.Sprintf(format, args...)}
 }
 
-// State of a component.
-type State string
+// workf returns a working status.
+func workf(format string, args ...any) cluster.Status {
+	return cluster.Status{State: cluster.Working, Detail: fmt.Sprintf(format, args...)}
+}
 
-// The states. A component that is Stopped will not go on by itself: Detail says what the operator must decide.
-const (
-	Ready   State = "ready"
-	Waiting State = "waiting" // for a peer or another component
-	Working State = "working" // busy with a step
-	Failed  State = "failed"  // the last step failed; tried again
-	Stopped State = "stopped" // refuses to go on
-)
+// stopf returns a stopped status: the component will not go on until an operator decides.
+func stopf(format string, args ...any) cluster.Status {
+	return cluster.Status{State: cluster.Stopped, Detail: fmt.Sprintf(format, args...)}
+}
 
-// Waitf returns a Waiting status.
-func Waitf(format string, args ...any) Status {
-	return Status{Waiting, fmt.Sprintf(format, args...)}
+// ready returns a ready status; detail may be empty.
+func ready(detail string) cluster.Status {
+	return cluster.Status{State: cluster.Ready, Detail: detail}
 }
 
 // World is what a component may base a decision on, beside its own observation.
@@ -59,16 +55,36 @@ type World struct {
 
 // PeerReport is one peer's answer.
 type PeerReport struct {
-	Components map[string]ComponentReport `json:"components"` // by component name
-	Age        time.Duration              `json:"-"`          // since the answer arrived; a few seconds at most
+	cluster.NodeReport
+	Age time.Duration // since the question was sent; a few seconds at most
 }
 
-// ComponentReport is what one component of a node publishes.
-type ComponentReport struct {
-	Kind   string          `json:"kind"`
-	Status Status          `json:"status"`
-	Since  time.Time       `json:"since"`            // when State last changed, by the node's clock; for people
-	Report json.RawMessage `json:"report,omitempty"` // what Observe returned
+// reportsOf returns what the component called name observed on each peer that answered lately, by node name. A peer
+// whose agent has not published that component yet is left out, as if it had not been heard.
+func reportsOf[T any](w World, name string) map[string]T {
+	m := map[string]T{}
+	for node, r := range w.Reports {
+		c, ok := r.Components[name]
+		if !ok || len(c.Report) == 0 {
+			continue
+		}
+		var v T
+		if json.Unmarshal(c.Report, &v) == nil {
+			m[node] = v
+		}
+	}
+	return m
+}
+
+// peersIn returns the peers of w that have the role, in the spec's order.
+func peersIn(w World, role string) []cluster.Peer {
+	var ps []cluster.Peer
+	for _, p := range w.Peers {
+		if p.Role == role {
+			ps = append(ps, p)
+		}
+	}
+	return ps
 }
 
 // Node is what a component gets when it is made.

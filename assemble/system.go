@@ -1,0 +1,68 @@
+package assemble
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+)
+
+// unit is what systemd says of one of its units.
+type unit struct {
+	Load   string // loaded, not-found, …
+	Active string // active, activating, deactivating, failed, inactive
+	Sub    string
+	Result string // success, exit-code, signal, timeout, …
+}
+
+// unitState asks systemd for a unit's state. A unit that does not exist is not an error: its Load is "not-found".
+func unitState(ctx context.Context, name string) (unit, error) {
+	out, err := run(ctx, nil, "systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result", name)
+	if err != nil {
+		return unit{}, err
+	}
+	var u unit
+	for line := range strings.Lines(string(out)) {
+		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch k {
+		case "LoadState":
+			u.Load = v
+		case "ActiveState":
+			u.Active = v
+		case "SubState":
+			u.Sub = v
+		case "Result":
+			u.Result = v
+		}
+	}
+	return u, nil
+}
+
+// startUnit asks systemd to start a unit and does not wait for it: its state tells. A unit that failed before may be
+// held back by its start limit, which is the agent's to keep, so that is reset first.
+func startUnit(ctx context.Context, name string) error {
+	run(ctx, nil, "systemctl", "reset-failed", name) // fails where nothing had failed
+	_, err := run(ctx, nil, "systemctl", "start", "--no-block", name)
+	return err
+}
+
+// stopUnit stops a unit and waits until it has stopped.
+func stopUnit(ctx context.Context, name string) error {
+	_, err := run(ctx, nil, "systemctl", "stop", name)
+	return err
+}
+
+// run executes a command and returns its standard output. The error names the command, never its standard input, which
+// may hold secrets, and the last line that it wrote to standard error.
+func run(ctx context.Context, stdin []byte, argv ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		lines := strings.Split(strings.TrimSpace(errs.String()), "\n")
+		return out.Bytes(), fmt.Errorf("%s: %w: %s", strings.Join(argv[:min(3, len(argv))], " "), err, lines[len(lines)-1])
+	}
+	return out.Bytes(), nil
+}
