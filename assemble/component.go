@@ -94,4 +94,6 @@ type Node struct {
 	// Dir is a folder of the component's own that survives reboots (on the root disk).
 	Dir string
 	Log func(format string, args ...any)
+	// Working shows what a long step is busy with, while it is. It may be called from Step alone.
+	Working func(detail string)
 }

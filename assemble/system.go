@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
+	"sync"
 )
 
 // unit is what systemd says of one of its units.
@@ -16,13 +18,33 @@ type unit struct {
 	Result string // success, exit-code, signal, timeout, …
 }
 
+// running remembers the main process of units that were seen active. Asking systemd costs a process, every second, for
+// every component; as long as the same process is there, the answer is known.
+var running struct {
+	sync.Mutex
+	units map[string]mainProcess
+}
+
+type mainProcess struct {
+	unit  unit
+	pid   string
+	start string // when the process started, in clock ticks since boot: a pid may be used again
+}
+
 // unitState asks systemd for a unit's state. A unit that does not exist is not an error: its Load is "not-found".
 func unitState(ctx context.Context, name string) (unit, error) {
-	out, err := run(ctx, nil, "systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result", name)
+	running.Lock()
+	known, ok := running.units[name]
+	running.Unlock()
+	if ok && processStart(known.pid) == known.start {
+		return known.unit, nil
+	}
+	out, err := run(ctx, nil, "systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result", "-p", "MainPID", name)
 	if err != nil {
 		return unit{}, err
 	}
 	var u unit
+	pid := "0"
 	for line := range strings.Lines(string(out)) {
 		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
 		switch k {
@@ -34,9 +56,36 @@ func unitState(ctx context.Context, name string) (unit, error) {
 			u.Sub = v
 		case "Result":
 			u.Result = v
+		case "MainPID":
+			pid = v
 		}
 	}
+	running.Lock()
+	defer running.Unlock()
+	if start := processStart(pid); u.Active == "active" && start != "" {
+		if running.units == nil {
+			running.units = map[string]mainProcess{}
+		}
+		running.units[name] = mainProcess{u, pid, start}
+	} else {
+		delete(running.units, name)
+	}
 	return u, nil
+}
+
+// processStart returns field 22 of /proc/PID/stat (see proc(5)), or "" when there is no such process or it is a
+// zombie.
+func processStart(pid string) string {
+	data, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return ""
+	}
+	// The second field is the command in parentheses, which may hold spaces and parentheses.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 20 || fields[0] == "Z" {
+		return ""
+	}
+	return fields[19]
 }
 
 // startUnit asks systemd to start a unit and does not wait for it: its state tells. A unit that failed before may be

@@ -1,0 +1,315 @@
+package assemble
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"imagegen/cluster"
+)
+
+// How often the agent looks, and how old an answer may be. The intervals bound how long a change goes unseen; nothing
+// depends on them for being right.
+const (
+	restless     = 500 * time.Millisecond // between two looks of a component that is not ready
+	restful      = time.Second            // between two looks of one that is
+	observeLimit = 10 * time.Second       // one look; a component that takes longer is reported as failed
+	pollLimit    = 2 * time.Second        // one question to a peer
+	heardLimit   = 5 * time.Second        // a peer whose last answer is older counts as not heard
+)
+
+// Agent runs the components of one node and talks with its peers' agents.
+type Agent struct {
+	facts    cluster.Facts
+	runners  []*runner
+	peers    *peers
+	identity identity
+	console  func(line string)
+
+	mu      sync.Mutex
+	reports map[string]cluster.ComponentReport
+	ready   bool // every component is
+}
+
+// runner drives one component.
+type runner struct {
+	cluster.Component
+	impl Component
+}
+
+// New makes the agent of a node from what its seed says, below root (normally "/"). Every change of a component's
+// status is passed to console as one line.
+func New(root string, console func(line string)) (*Agent, error) {
+	data, err := os.ReadFile(filepath.Join(root, cluster.FactsPath))
+	if err != nil {
+		return nil, fmt.Errorf("read the facts: %w", err)
+	}
+	facts, err := cluster.DecodeFacts(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", cluster.FactsPath, err)
+	}
+	secrets := map[string]string{}
+	data, err = os.ReadFile(filepath.Join(root, cluster.SecretsPath))
+	if err == nil {
+		err = json.Unmarshal(data, &secrets)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = nil // a role without secrets
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the secrets: %w", err)
+	}
+	id, err := loadIdentity(filepath.Join(root, cluster.PKIDir))
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		facts:    facts,
+		console:  console,
+		reports:  map[string]cluster.ComponentReport{},
+		changed:  make(chan struct{}),
+		identity: id,
+		peers:    newPeers(id, watched(facts)),
+	}
+	for _, c := range facts.Components {
+		n := Node{
+			Facts:   facts,
+			Secrets: secrets,
+			Dir:     filepath.Join(root, cluster.StateDir, c.Name),
+			Log:     func(format string, args ...any) { log.Printf(c.Name+": "+format, args...) },
+			Working: func(detail string) {
+				a.setStatus(c.Name, cluster.Status{State: cluster.Working, Detail: detail})
+			},
+		}
+		if err := os.MkdirAll(n.Dir, 0o700); err != nil {
+			return nil, fmt.Errorf("component %s: %w", c.Name, err)
+		}
+		impl, err := newComponent(n, c)
+		if err != nil {
+			return nil, fmt.Errorf("component %s: %w", c.Name, err)
+		}
+		a.runners = append(a.runners, &runner{Component: c, impl: impl})
+		a.reports[c.Name] = cluster.ComponentReport{Kind: c.Kind, Status: waitf("the agent has just started"), Since: time.Now()}
+	}
+	return a, nil
+}
+
+// newComponent makes the component that c describes.
+func newComponent(n Node, c cluster.Component) (Component, error) {
+	params, err := cluster.DecodeParams(c.Kind, c.Params)
+	if err != nil {
+		return nil, err
+	}
+	switch p := params.(type) {
+	case *cluster.ServiceParams:
+		return newService(n, c.Name, p), nil
+	case *cluster.DiskParams:
+		return newDisk(n, c.Name, p), nil
+	case *cluster.GlusterParams:
+		return newGluster(n, c.Name, p), nil
+	case *cluster.MountParams:
+		return newMount(n, c.Name, p), nil
+	case *cluster.RedisParams:
+		return newRedis(n, c.Name, p), nil
+	case *cluster.SentinelParams:
+		return newSentinel(n, c.Name, p), nil
+	case *cluster.GaleraParams:
+		return newGalera(n, c.Name, p), nil
+	case *cluster.SiteParams:
+		return newSite(n, c.Name, p), nil
+	}
+	return nil, fmt.Errorf("this agent has no component of kind %q: bake the image anew", c.Kind)
+}
+
+// watched returns the peers whose state this node's components decide on: those of its own role, and of the roles
+// that its components name. Asking all would cost the square of the cluster's size for nothing.
+func watched(f cluster.Facts) []cluster.Peer {
+	roles := map[string]bool{f.Node.Role: true}
+	for _, c := range f.Components {
+		if p, err := cluster.DecodeParams(c.Kind, c.Params); err == nil {
+			if m, ok := p.(*cluster.MountParams); ok {
+				roles[m.Role] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(f.Peers), func(p cluster.Peer) bool { return !roles[p.Role] })
+}
+
+// Run serves the peer API and the health port and drives the components until ctx ends.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() { a.peers.poll(ctx, a.isReady) })
+	for _, r := range a.runners {
+		wg.Go(func() { a.drive(ctx, r) })
+	}
+	err := a.serve(ctx, a.identity)
+	stop()
+	wg.Wait()
+	return err
+}
+
+// drive looks at one component and lets it take a step, again and again.
+func (a *Agent) drive(ctx context.Context, r *runner) {
+	for ctx.Err() == nil {
+		pause := restless
+		if a.turn(ctx, r).State == cluster.Ready {
+			pause = restful
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// turn is one look and at most one step.
+func (a *Agent) turn(ctx context.Context, r *runner) cluster.Status {
+	if missing := a.missing(r.After); len(missing) > 0 {
+		// What it would see now is not its world: an unmounted data folder looks empty. Peers are told nothing.
+		a.publish(r.Name, nil)
+		return a.setStatus(r.Name, waitf("for %s on this node", strings.Join(missing, ", ")))
+	}
+	observing, cancel := context.WithTimeout(ctx, observeLimit)
+	report, err := r.impl.Observe(observing)
+	cancel()
+	if err != nil {
+		a.publish(r.Name, nil)
+		return a.setStatus(r.Name, cluster.Status{State: cluster.Failed, Detail: err.Error()})
+	}
+	a.publish(r.Name, report)
+	status, err := r.impl.Step(ctx, World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard()})
+	if err != nil {
+		status = cluster.Status{State: cluster.Failed, Detail: err.Error()}
+	}
+	return a.setStatus(r.Name, status)
+}
+
+// missing returns those of the named components that are not ready.
+func (a *Agent) missing(names []string) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool {
+		return a.reports[n].Status.State == cluster.Ready
+	})
+}
+
+// publish replaces what the peers are told that a component observed; nil withdraws it.
+func (a *Agent) publish(name string, report any) {
+	var raw json.RawMessage
+	if report != nil {
+		raw, _ = json.Marshal(report) // reports are plain structs
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.reports[name]
+	r.Report = raw
+	a.reports[name] = r
+}
+
+// setStatus records where a component stands and says so, once per change.
+func (a *Agent) setStatus(name string, s cluster.Status) cluster.Status {
+	s.Detail = oneLine(s.Detail)
+	a.mu.Lock()
+	r := a.reports[name]
+	old := r.Status
+	if old == s {
+		a.mu.Unlock()
+		return s
+	}
+	if old.State != s.State {
+		r.Since = time.Now()
+	}
+	r.Status = s
+	a.reports[name] = r
+	ready := true
+	for _, r := range a.reports {
+		ready = ready && r.Status.State == cluster.Ready
+	}
+	became := ready && !a.ready
+	a.ready = ready
+	a.mu.Unlock()
+
+	line := fmt.Sprintf("%s: %s: %s", a.facts.Node.Name, name, s.State)
+	if s.Detail != "" {
+		line += ": " + s.Detail
+	}
+	a.console(line)
+	if became {
+		a.console(a.facts.Node.Name + ": ready")
+	}
+	return s
+}
+
+// oneLine makes a program's message fit a table cell and a console line.
+func oneLine(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if r := []rune(s); len(r) > 300 {
+		s = string(r[:300]) + "…"
+	}
+	return s
+}
+
+func (a *Agent) isReady() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ready
+}
+
+// report is what the peer API answers.
+func (a *Agent) report() cluster.NodeReport {
+	heard := slices.Sorted(maps.Keys(a.peers.heard()))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := cluster.NodeReport{
+		Cluster:    a.facts.Cluster,
+		ClusterID:  a.facts.ClusterID,
+		Node:       a.facts.Node,
+		Ready:      a.ready,
+		Components: maps.Clone(a.reports),
+		Heard:      heard,
+	}
+	for _, c := range a.facts.Components {
+		r.Order = append(r.Order, c.Name)
+	}
+	return r
+}
+
+// ApplySysctl sets the kernel parameters in a sysctl.d file below root. On the first boot the seed's file comes after
+// systemd has read the folder. Parameters that cannot be set (in a container most belong to the host) are returned as
+// one error; the others are set all the same.
+func ApplySysctl(root, file string) error {
+	data, err := os.ReadFile(filepath.Join(root, file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	for lines.Scan() {
+		key, value, ok := strings.Cut(lines.Text(), "=")
+		key = strings.TrimSpace(key)
+		if !ok || strings.HasPrefix(key, "#") {
+			continue
+		}
+		path := filepath.Join(root, "/proc/sys", strings.ReplaceAll(key, ".", "/"))
+		if err := os.WriteFile(path, []byte(strings.TrimSpace(value)+"\n"), 0); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,88 @@
+// Command imagegen-node is the agent that is baked into every image. It reads the facts that the node's seed left in
+// /etc/imagegen and brings the node's components to ready, for ever; package assemble is its brain.
+//
+// It has no settings: what a node is comes from its seed, and how it is doing from the console, the journal and the
+// peer API.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"imagegen/assemble"
+)
+
+const usage = `usage: imagegen-node             run the agent
+       imagegen-node probe URL   exit 0 if URL answers 200 within a second, else 1`
+
+func main() {
+	log.SetFlags(0) // the journal has the time
+	var err error
+	switch args := os.Args[1:]; {
+	case len(args) == 0:
+		err = run()
+	case len(args) == 2 && args[0] == "probe":
+		err = probe(args[1])
+	default:
+		fmt.Fprintln(os.Stderr, usage)
+		os.Exit(2)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "imagegen-node:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	agent, err := assemble.New("/", console())
+	if err != nil {
+		return err
+	}
+	if err := assemble.ApplySysctl("/", "/etc/sysctl.d/90-imagegen.conf"); err != nil {
+		log.Printf("kernel parameters: %v", err)
+	}
+	// The seed's units came after systemd had read its folders.
+	if out, err := exec.CommandContext(ctx, "systemctl", "daemon-reload").CombinedOutput(); err != nil {
+		return fmt.Errorf("systemctl daemon-reload: %w: %s", err, out)
+	}
+	return agent.Run(ctx)
+}
+
+// console returns a function that writes a line to the journal and to the machine's console, where somebody looks who
+// has no other way in.
+func console() func(string) {
+	tty, err := os.OpenFile("/dev/console", os.O_WRONLY|syscall.O_NOCTTY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		log.Printf("no console: %v", err)
+	}
+	return func(line string) {
+		log.Print(line)
+		if tty != nil {
+			tty.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+			fmt.Fprintf(tty, "imagegen: %s\r\n", line) // a console that takes no more loses lines, not the agent
+		}
+	}
+}
+
+// probe is for check scripts (keepalived's): images need no HTTP client of their own.
+func probe(url string) error {
+	client := http.Client{Timeout: time.Second}
+	resp, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	return nil
+}
