@@ -1,0 +1,60 @@
+# What each target does is what `make help` prints.
+SHELL := /bin/bash
+GO ?= go
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
+export CGO_ENABLED := 0
+
+# Packages that baking and the lab need; no daemon among them.
+TOOLS := mmdebstrap extlinux syslinux-common fdisk e2fsprogs systemd-container iproute2 util-linux
+# Programs that the tests run generated files through, and real daemons that the agent is tested on.
+CHECKERS := haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql redis-server redis-sentinel \
+	mariadb-server galera-4 mariadb-backup cloud-init nftables shellcheck qemu-system-x86 curl
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+.PHONY: build
+build: ## bin/imagegen and bin/imagegen-node
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/...
+
+# $(call install,PACKAGES): with APT, those that are missing.
+define install
+@missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+[ -z "$$missing" ] || { echo "installing" $$missing; apt-get update -qq && \
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+endef
+
+.PHONY: tools
+tools: ## installs the packages that baking and the lab need (Debian, root)
+	$(call install,$(TOOLS))
+
+.PHONY: checkers
+checkers: ## installs the programs that the tests use (Debian, root); daemons among them
+	$(call install,$(CHECKERS))
+
+.PHONY: demo
+demo: tools build ## the reference cluster, from nothing to the WordPress page (root)
+	@[ -e demo/cluster.yaml ] || bin/imagegen init --distro debian12 demo
+	bin/imagegen build -f demo/cluster.yaml -o demo/dist
+	bin/imagegen up -f demo/cluster.yaml -o demo/dist --wait
+	@bin/imagegen status -f demo/cluster.yaml -o demo/dist
+
+.PHONY: test
+test: ## formatting, vet, staticcheck, unit tests, golden files, the real programs' checks
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) test ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (default 60s)
+	@for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-60s} $$pkg || exit 1; \
+	  done; done
+
+.PHONY: e2e
+e2e: tools build ## the reference cluster in the lab: bake, boot in three orders, faults, a VM (root)
+	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 60m -v ./e2e ./images ./lab
