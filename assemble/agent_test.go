@@ -1,0 +1,354 @@
+package assemble
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"imagegen/cluster"
+)
+
+// scripted is a component that does what the test says.
+type scripted struct {
+	observe func() (any, error)
+	step    func(w World) (cluster.Status, error)
+}
+
+func (s scripted) Observe(context.Context) (any, error) { return s.observe() }
+func (s scripted) Step(_ context.Context, w World) (cluster.Status, error) {
+	return s.step(w)
+}
+
+// lines collects what an agent says on its console.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) add(s string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, s)
+}
+
+func (l *lines) has(s string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Contains(l.all, s)
+}
+
+func testAgent(console func(string), runners ...*runner) *Agent {
+	a := &Agent{
+		facts:   cluster.Facts{Cluster: "otus", ClusterID: "c", Node: cluster.Peer{Name: "web1", Role: "web"}},
+		console: console,
+		reports: map[string]cluster.ComponentReport{},
+		peers:   newPeers(identity{}, nil),
+		runners: runners,
+	}
+	for _, r := range runners {
+		a.reports[r.Name] = cluster.ComponentReport{Status: waitf("the agent has just started")}
+		a.facts.Components = append(a.facts.Components, r.Component)
+	}
+	return a
+}
+
+func component(name string, after []string, impl Component) *runner {
+	return &runner{Component: cluster.Component{Name: name, After: after}, impl: impl}
+}
+
+// A database whose disk is not mounted yet would see an empty folder; no peer may hear that.
+func TestNothingIsPublishedBeforeWhatComesFirst(t *testing.T) {
+	diskState := waitf("for the disk")
+	disk := component("disk", nil, scripted{
+		observe: func() (any, error) { return struct{}{}, nil },
+		step:    func(World) (cluster.Status, error) { return diskState, nil },
+	})
+	db := component("galera", []string{"disk"}, scripted{
+		observe: func() (any, error) { return map[string]bool{"empty": true}, nil },
+		step:    func(World) (cluster.Status, error) { return ready(""), nil },
+	})
+	var said lines
+	a := testAgent(said.add, disk, db)
+	turn := func() {
+		a.turn(t.Context(), disk)
+		a.turn(t.Context(), db)
+	}
+
+	turn()
+	if r := a.report().Components["galera"]; r.Report != nil || r.Status != waitf("for disk on this node") {
+		t.Errorf("before the disk is ready: %+v", r)
+	}
+	diskState = ready("")
+	turn()
+	if r := a.report(); string(r.Components["galera"].Report) != `{"empty":true}` || !r.Ready {
+		t.Errorf("with the disk ready: %+v", r)
+	}
+	diskState = cluster.Status{State: cluster.Failed, Detail: "read-only"}
+	turn()
+	if r := a.report().Components["galera"]; r.Report != nil || r.Status.State != cluster.Waiting {
+		t.Errorf("after the disk has failed: %+v", r)
+	}
+	if !said.has("web1: disk: failed: read-only") || !said.has("web1: ready") {
+		t.Errorf("console: %q", said.all)
+	}
+}
+
+func TestFailuresAreShownAndWithdrawTheReport(t *testing.T) {
+	var broken error
+	c := component("redis", nil, scripted{
+		observe: func() (any, error) { return 1, broken },
+		step:    func(World) (cluster.Status, error) { return ready(""), errors.New("step\n  broke") },
+	})
+	var said lines
+	a := testAgent(said.add, c)
+	a.turn(t.Context(), c)
+	if got := a.report().Components["redis"]; got.Status != (cluster.Status{State: cluster.Failed, Detail: "step broke"}) {
+		t.Errorf("failed step: %+v", got)
+	}
+	broken = errors.New("cannot look")
+	a.turn(t.Context(), c)
+	if got := a.report().Components["redis"]; got.Report != nil || got.Status.Detail != "cannot look" {
+		t.Errorf("failed look: %+v", got)
+	}
+	a.turn(t.Context(), c)
+	if len(said.all) != 2 {
+		t.Errorf("each change once, got %q", said.all)
+	}
+}
+
+// Run brings a component to ready, keeps looking, and ends with its context.
+func TestComponentsAreDrivenUntilTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := 0
+		c := component("nginx", nil, scripted{
+			observe: func() (any, error) { turns++; return turns, nil },
+			step: func(World) (cluster.Status, error) {
+				if turns < 5 {
+					return workf("turn %d", turns), nil
+				}
+				return ready(""), nil
+			},
+		})
+		a := testAgent(func(string) {}, c)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		a.drive(ctx, c)
+		if !a.isReady() {
+			t.Error("not ready")
+		}
+		if turns < 50 || turns > 70 {
+			t.Errorf("%d turns in a minute", turns)
+		}
+	})
+}
+
+func TestHealthPort(t *testing.T) {
+	state := ready("synced")
+	c := component("galera", nil, scripted{
+		observe: func() (any, error) { return nil, nil },
+		step:    func(World) (cluster.Status, error) { return state, nil },
+	})
+	a := testAgent(func(string) {}, c)
+	srv := httptest.NewServer(a.healthHandler())
+	defer srv.Close()
+	code := func(method, path string) int {
+		req, _ := http.NewRequest(method, srv.URL+path, nil)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	if got := code("GET", "/galera"); got != 503 {
+		t.Errorf("just started: %d", got)
+	}
+	a.turn(t.Context(), c)
+	for path, want := range map[string]int{"/galera": 200, "/": 200, "/nothing": 404, "/galera/x": 404} {
+		if got := code("GET", path); got != want {
+			t.Errorf("ready: GET %s: %d, want %d", path, got, want)
+		}
+	}
+	if got := code("POST", "/galera"); got != 405 {
+		t.Errorf("the health port takes a POST: %d", got)
+	}
+	state = waitf("for percona2")
+	a.turn(t.Context(), c)
+	if got := code("GET", "/"); got != 503 {
+		t.Errorf("waiting: %d", got)
+	}
+}
+
+// authority is a certificate authority made for a test.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return authority{cert, key}
+}
+
+func (ca authority) issue(t *testing.T, name string, notAfter time.Time) identity {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: notAfter}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, key.Public(), ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.cert)
+	return identity{tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool}
+}
+
+// serveAPI serves a's peer API on a loopback address as the agent does, with id.
+func serveAPI(t *testing.T, h http.Handler, id identity) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := newServer(h)
+	go srv.Serve(tls.NewListener(l, id.server()))
+	t.Cleanup(func() { srv.Close() })
+	return l.Addr().String()
+}
+
+func TestPeerAPIAnswersTheClusterAlone(t *testing.T) {
+	ca, other := newAuthority(t), newAuthority(t)
+	later := time.Now().Add(time.Hour)
+	web1 := ca.issue(t, "web1", later)
+	a := testAgent(func(string) {})
+	addr := serveAPI(t, a.apiHandler(), web1)
+
+	ask := func(id identity, server string) error {
+		c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: id.client(server)}}
+		defer c.CloseIdleConnections()
+		resp, err := c.Get("https://" + addr + cluster.StatePath)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		var r cluster.NodeReport
+		if err := json.NewDecoder(resp.Body).Decode(&r); err != nil {
+			return err
+		}
+		if r.Node.Name != "web1" {
+			return fmt.Errorf("answered as %q", r.Node.Name)
+		}
+		return nil
+	}
+	if err := ask(ca.issue(t, "web2", later), "web1"); err != nil {
+		t.Errorf("a peer: %v", err)
+	}
+	stranger := other.issue(t, "web2", later)
+	stranger.ca = web1.ca
+	if err := ask(stranger, "web1"); err == nil {
+		t.Error("a certificate of another authority was let in")
+	}
+	if err := ask(ca.issue(t, "web2", time.Now().Add(-time.Minute)), "web1"); err == nil {
+		t.Error("an expired certificate was let in")
+	}
+	if err := ask(identity{ca: web1.ca}, "web1"); err == nil {
+		t.Error("a client without a certificate was let in")
+	}
+	if err := ask(ca.issue(t, "web2", later), "web3"); err == nil {
+		t.Error("web1's certificate was taken for web3's")
+	}
+}
+
+func TestHostileRequestsEnd(t *testing.T) {
+	ca := newAuthority(t)
+	id := ca.issue(t, "web1", time.Now().Add(time.Hour))
+	addr := serveAPI(t, testAgent(func(string) {}).apiHandler(), id)
+	for name, request := range map[string]string{
+		"header of a megabyte": "GET " + cluster.StatePath + " HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 1<<20) + "\r\n\r\n",
+		"not HTTP":             "\x00\x01\x02\r\n\r\n",
+		"other method":         "DELETE " + cluster.StatePath + " HTTP/1.1\r\nHost: x\r\n\r\n",
+		"other path":           "GET /../../etc/imagegen/secrets.json HTTP/1.1\r\nHost: x\r\n\r\n",
+	} {
+		conn, err := tls.Dial("tcp", addr, id.client("web1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		go io.WriteString(conn, request)
+		reply, _ := io.ReadAll(io.LimitReader(conn, 1<<16))
+		conn.Close()
+		if strings.HasPrefix(string(reply), "HTTP/1.1 200") {
+			t.Errorf("%s: %.60q", name, reply)
+		}
+	}
+}
+
+// A peer counts as heard while its answers are young, and only under its own name.
+func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
+	ca := newAuthority(t)
+	later := time.Now().Add(time.Hour)
+	var name = "web2"
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		json.NewEncoder(w).Encode(cluster.NodeReport{Node: cluster.Peer{Name: name}})
+	})
+	addr := serveAPI(t, handler, ca.issue(t, "web2", later))
+	p := newPeers(ca.issue(t, "web1", later), []cluster.Peer{{Name: "web2"}})
+	// The port is the agent's own everywhere but here.
+	p.clients["web2"].Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	}
+	r, err := p.ask(t.Context(), cluster.Peer{Name: "web2", IP: "127.0.0.1"})
+	if err != nil || r.Node.Name != "web2" {
+		t.Fatalf("%v, %v", r, err)
+	}
+	name = "web3"
+	if _, err := p.ask(t.Context(), cluster.Peer{Name: "web2", IP: "127.0.0.1"}); err == nil {
+		t.Error("an answer in another node's name was believed")
+	}
+
+	p.answers["web2"] = answer{time.Now().Add(-heardLimit / 2), r}
+	if _, ok := p.heard()["web2"]; !ok {
+		t.Error("a young answer does not count")
+	}
+	p.answers["web2"] = answer{time.Now().Add(-2 * heardLimit), r}
+	if _, ok := p.heard()["web2"]; ok {
+		t.Error("an old answer counts")
+	}
+}

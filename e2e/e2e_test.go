@@ -1,0 +1,460 @@
+// Package e2e runs the reference cluster as its users do: with the imagegen command, from an empty folder to a
+// WordPress page through the virtual address, and then through faults. It needs root, a Debian host and some minutes,
+// so it runs only where IMAGEGEN_E2E=1 says so (make e2e).
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// bench is one cluster on this machine, driven through the command line.
+type bench struct {
+	dir  string // holds cluster.yaml, secrets and dist
+	site string // loopback address that is forwarded to the site
+
+	mu     sync.Mutex
+	output bytes.Buffer // all that the commands printed, to look for secrets in
+}
+
+const readyIn = 4 * time.Minute // a whole cluster on two slow cores
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	if os.Getenv("IMAGEGEN_E2E") == "" {
+		t.Skip("end-to-end tests run with IMAGEGEN_E2E=1, as root: make e2e")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dir, err := os.MkdirTemp("", "imagegen-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{dir: dir, site: l.Addr().String()}
+	b.run(t, "init", "--distro", "debian12", dir)
+	t.Cleanup(func() {
+		if t.Failed() {
+			b.explain(t)
+		}
+		b.run(t, "down", "-f", b.spec(), "-o", b.dist())
+		os.RemoveAll(dir)
+	})
+	return b
+}
+
+func (b *bench) spec() string { return filepath.Join(b.dir, "cluster.yaml") }
+func (b *bench) dist() string { return filepath.Join(b.dir, "dist") }
+
+// try runs imagegen and returns what it printed on standard output.
+func (b *bench) try(args ...string) (string, error) {
+	cmd := exec.Command("../bin/imagegen", args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	b.mu.Lock()
+	b.output.Write(out.Bytes())
+	b.output.Write(errs.Bytes())
+	b.mu.Unlock()
+	if err != nil {
+		err = fmt.Errorf("imagegen %s: %w\n%s%s", strings.Join(args, " "), err, out.Bytes(), errs.Bytes())
+	}
+	return out.String(), err
+}
+
+func (b *bench) run(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := b.try(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// lab runs a command that works on the running cluster.
+func (b *bench) lab(t *testing.T, command string, args ...string) string {
+	t.Helper()
+	return b.run(t, append([]string{command, "-f", b.spec(), "-o", b.dist()}, args...)...)
+}
+
+// in runs a shell line on a node.
+func (b *bench) in(node, script string) (string, error) {
+	return b.try("exec", "-f", b.spec(), "-o", b.dist(), node, "--", "sh", "-c", script)
+}
+
+func (b *bench) up(t *testing.T, nodes ...string) {
+	t.Helper()
+	b.lab(t, "up", append([]string{"--site", b.site}, nodes...)...)
+}
+
+func (b *bench) waitReady(t *testing.T) {
+	t.Helper()
+	b.lab(t, "status", "--wait", "--timeout", readyIn.String())
+}
+
+// explain prints what somebody needs who was not there.
+func (b *bench) explain(t *testing.T) {
+	out, _ := b.try("status", "-f", b.spec(), "-o", b.dist())
+	t.Logf("the cluster at the end:\n%s", out)
+	logs, _ := filepath.Glob(filepath.Join(b.dist(), "lab", "nodes", "*", "console.log"))
+	for _, l := range logs {
+		data, _ := os.ReadFile(l)
+		var lines []string
+		for line := range strings.Lines(string(data)) {
+			if strings.Contains(line, "imagegen: ") {
+				lines = append(lines, strings.TrimSpace(line))
+			}
+		}
+		t.Logf("%s:\n%s", l, strings.Join(lines[max(0, len(lines)-12):], "\n"))
+	}
+}
+
+type nodeStatus struct {
+	Node, Role, Address, State, Detail string
+}
+
+func (b *bench) nodes(t *testing.T) []nodeStatus {
+	t.Helper()
+	var ns []nodeStatus
+	if err := json.Unmarshal([]byte(b.lab(t, "status", "--json")), &ns); err != nil {
+		t.Fatal(err)
+	}
+	return ns
+}
+
+// secret returns a generated password.
+func (b *bench) secret(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(b.dir, "secrets", "passwords.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all map[string]string
+	if err := json.Unmarshal(data, &all); err != nil {
+		t.Fatal(err)
+	}
+	if all[name] == "" {
+		t.Fatalf("no password %s", name)
+	}
+	return all[name]
+}
+
+// eventually asks again until check is content, and fails with its last complaint when limit is over.
+func eventually(t *testing.T, limit time.Duration, what string, check func() error) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for {
+		err := check()
+		took := time.Since(start)
+		if err == nil {
+			return took
+		}
+		if took > limit {
+			t.Fatalf("%s: not within %s: %v", what, limit, err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// get fetches a page of the site.
+func (b *bench) get(c *http.Client, path string) (string, error) {
+	resp, err := c.Get("http://" + b.site + path)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return string(body), fmt.Errorf("%s: %s: %.200s", path, resp.Status, body)
+	}
+	return string(body), nil
+}
+
+// frontPage is content when the site's front page with its title comes through the virtual address.
+func (b *bench) frontPage() error {
+	body, err := b.get(&http.Client{Timeout: 20 * time.Second}, "/")
+	if err == nil && !strings.Contains(body, "<title>"+siteTitle) {
+		err = fmt.Errorf("the front page has no title %q: %.300s", siteTitle, body)
+	}
+	return err
+}
+
+const siteTitle = "otus"
+
+// login returns a client with the session of the site's administrator.
+func (b *bench) login(t *testing.T) *http.Client {
+	t.Helper()
+	jar, _ := cookiejar.New(nil)
+	c := &http.Client{Jar: jar, Timeout: 30 * time.Second}
+	if _, err := b.get(c, "/wp-login.php"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.PostForm("http://"+b.site+"/wp-login.php", url.Values{
+		"log": {"admin"}, "pwd": {b.secret(t, "wordpress_admin")}, "testcookie": {"1"},
+		"redirect_to": {"http://" + b.site + "/wp-admin/profile.php"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if !strings.HasSuffix(resp.Request.URL.Path, "/profile.php") {
+		t.Fatalf("login ended at %s", resp.Request.URL)
+	}
+	return c
+}
+
+// publish writes a post and returns its address on the site.
+func (b *bench) publish(t *testing.T, c *http.Client, title string) string {
+	t.Helper()
+	nonce, err := b.get(c, "/wp-admin/admin-ajax.php?action=rest-nonce")
+	if err != nil {
+		t.Fatal(err)
+	}
+	form := url.Values{"title": {title}, "content": {"text of " + title}, "status": {"publish"}}
+	req, _ := http.NewRequest(http.MethodPost, "http://"+b.site+"/index.php?rest_route=/wp/v2/posts", strings.NewReader(form.Encode()))
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("X-WP-Nonce", nonce)
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	var post struct{ ID int }
+	if json.Unmarshal(body, &post); resp.StatusCode != http.StatusCreated || post.ID == 0 {
+		t.Fatalf("publish %q: %s: %.300s", title, resp.Status, body)
+	}
+	return fmt.Sprintf("/?p=%d", post.ID)
+}
+
+// TestReferenceCluster is the whole story of one cluster; its parts build on each other.
+func TestReferenceCluster(t *testing.T) {
+	b := newBench(t)
+	start := time.Now()
+	b.lab(t, "build")
+	t.Logf("built in %s", time.Since(start).Round(time.Second))
+
+	start = time.Now()
+	if out := b.lab(t, "build"); !strings.Contains(out, "up to date") {
+		t.Errorf("a second build does not say that it had nothing to do:\n%s", out)
+	}
+	if took := time.Since(start); took > 500*time.Millisecond {
+		t.Errorf("a build with nothing to do took %s", took)
+	} else {
+		t.Logf("a build with nothing to do took %s", took.Round(time.Millisecond))
+	}
+
+	var names []string
+	for _, n := range b.nodes(t) {
+		names = append(names, n.Node)
+	}
+	if len(names) != 17 {
+		t.Fatalf("%d nodes: %v", len(names), names)
+	}
+	seed := uint64(time.Now().UnixNano())
+	shuffled := slices.Clone(names)
+	rand.New(rand.NewPCG(seed, 0)).Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+	reversed := slices.Clone(names)
+	slices.Reverse(reversed)
+
+	var total time.Duration
+	orders := []struct {
+		name  string
+		nodes []string
+		halt  bool // a minute between the halves
+	}{
+		{fmt.Sprintf("shuffled with seed %d, a minute between the halves", seed), shuffled, true},
+		{"reversed", reversed, false},
+		{"as listed", names, false},
+	}
+	for i, o := range orders {
+		if i > 0 {
+			b.lab(t, "down")
+		}
+		t.Logf("boot %s: %s", o.name, strings.Join(o.nodes, " "))
+		if o.halt {
+			b.up(t, o.nodes[:len(names)/2]...)
+			time.Sleep(time.Minute) // the very thing under test: late nodes
+			o.nodes = o.nodes[len(names)/2:]
+		}
+		start := time.Now()
+		b.up(t, o.nodes...)
+		page := eventually(t, readyIn, "front page, nodes "+o.name, b.frontPage)
+		b.waitReady(t)
+		t.Logf("nodes %s: page after %s, all ready after %s", o.name, page.Round(100*time.Millisecond), time.Since(start).Round(100*time.Millisecond))
+		total += page
+	}
+	t.Logf("mean time from power-on to the page: %s", (total / time.Duration(len(orders))).Round(100*time.Millisecond))
+
+	t.Run("VIP moves", b.vipMoves)
+	t.Run("a post outlives every tier", b.postOutlives)
+	t.Run("sessions outlive the Redis master", b.sessionsOutlive)
+	t.Run("no secret leaks", b.noSecretLeaks)
+	t.Run("down leaves nothing", b.downLeavesNothing)
+}
+
+func (b *bench) vipMoves(t *testing.T) {
+	holder := ""
+	for _, n := range []string{"balancer1", "balancer2"} {
+		if out, err := b.in(n, "ip -o -4 addr show"); err == nil && strings.Contains(out, "192.168.10.39/") {
+			if holder != "" {
+				t.Fatalf("both %s and %s hold the VIP", holder, n)
+			}
+			holder = n
+		}
+	}
+	if holder == "" {
+		t.Fatal("nobody holds the VIP")
+	}
+	b.lab(t, "kill", holder)
+	took := eventually(t, 20*time.Second, "front page through the other balancer", b.frontPage)
+	t.Logf("killed %s; the page was back after %s", holder, took.Round(100*time.Millisecond))
+	b.lab(t, "start", holder)
+	b.waitReady(t)
+}
+
+func (b *bench) postOutlives(t *testing.T) {
+	admin := b.login(t)
+	title := fmt.Sprintf("Written at %d", time.Now().Unix())
+	post := b.publish(t, admin, title)
+	there := func() error {
+		body, err := b.get(&http.Client{Timeout: 20 * time.Second}, post)
+		if err == nil && !strings.Contains(body, title) {
+			err = fmt.Errorf("%s does not hold %q", post, title)
+		}
+		return err
+	}
+	seen := map[string]bool{}
+	for _, n := range b.nodes(t) {
+		if seen[n.Role] {
+			continue
+		}
+		seen[n.Role] = true
+		b.lab(t, "kill", n.Node)
+		took := eventually(t, time.Minute, "the post without "+n.Node, there)
+		b.lab(t, "start", n.Node)
+		start := time.Now()
+		b.waitReady(t)
+		t.Logf("killed %s (%s): the post was there after %s; ready %s after its start", n.Node, n.Role,
+			took.Round(100*time.Millisecond), time.Since(start).Round(100*time.Millisecond))
+	}
+	if err := there(); err != nil {
+		t.Error(err)
+	}
+}
+
+func (b *bench) sessionsOutlive(t *testing.T) {
+	admin := b.login(t)
+	page := `<?php session_start(); $_SESSION["n"] = ($_SESSION["n"] ?? 0) + 1; echo "visit ", $_SESSION["n"], ".";`
+	if _, err := b.in("backend1", "echo '"+page+"' >/mnt/gluster/wordpress/visits.php"); err != nil {
+		t.Fatal(err)
+	}
+	visit := func(want string) func() error {
+		return func() error {
+			body, err := b.get(admin, "/visits.php")
+			if err == nil && body != want {
+				err = fmt.Errorf("got %q, want %q", body, want)
+			}
+			return err
+		}
+	}
+	eventually(t, 30*time.Second, "first visit", visit("visit 1."))
+	eventually(t, 10*time.Second, "second visit", visit("visit 2."))
+
+	role := `REDISCLI_AUTH=$(sed -n 's/.*"redis": *"\([^"]*\)".*/\1/p' /etc/imagegen/secrets.json) redis-cli role | head -n 1`
+	master := ""
+	for _, n := range []string{"redis1", "redis2", "redis3"} {
+		if out, _ := b.in(n, role); strings.TrimSpace(out) == "master" {
+			if master != "" {
+				t.Fatalf("two masters: %s and %s", master, n)
+			}
+			master = n
+		}
+	}
+	if master == "" {
+		t.Fatal("no Redis master")
+	}
+	b.lab(t, "kill", master)
+	took := eventually(t, time.Minute, "the session after the Redis master's death", func() error {
+		body, err := b.get(admin, "/visits.php")
+		if err == nil && (!strings.HasPrefix(body, "visit ") || body == "visit 1.") {
+			err = fmt.Errorf("the session is lost: %q", body)
+		}
+		return err
+	})
+	t.Logf("killed %s, the Redis master: the session was back after %s", master, took.Round(100*time.Millisecond))
+	if _, err := b.get(admin, "/wp-admin/profile.php"); err != nil {
+		t.Errorf("the login: %v", err)
+	}
+	b.lab(t, "start", master)
+	b.waitReady(t)
+}
+
+func (b *bench) downLeavesNothing(t *testing.T) {
+	b.lab(t, "down")
+	if left := b.leftovers(t); len(left) > 0 {
+		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	}
+}
+
+// leftovers lists what of this cluster's lab the machine still has.
+func (b *bench) leftovers(t *testing.T) []string {
+	t.Helper()
+	var left []string
+	for _, c := range []string{"ip netns list", "ip -o link", "losetup -a -O NAME,BACK-FILE", "cat /proc/mounts", "ls /sys/fs/cgroup"} {
+		argv := strings.Fields(c)
+		out, err := exec.Command(argv[0], argv[1:]...).Output()
+		if err != nil {
+			t.Fatalf("%s: %v", c, err)
+		}
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, "imagegen-otus") || strings.Contains(line, b.dir) {
+				left = append(left, c+": "+strings.TrimSpace(line))
+			}
+		}
+	}
+	for pid, cmdline := range processes() {
+		if strings.Contains(cmdline, b.dir) || strings.Contains(cmdline, "imagegen-otus") {
+			left = append(left, "process "+pid+": "+cmdline)
+		}
+	}
+	return left
+}
+
+var numeric = regexp.MustCompile(`^[0-9]+$`)
+
+// processes returns the command line of every process of the machine, the lab's containers included.
+func processes() map[string]string {
+	m := map[string]string{}
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if !numeric.MatchString(e.Name()) {
+			continue
+		}
+		if data, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil {
+			m[e.Name()] = string(bytes.ReplaceAll(data, []byte{0}, []byte{' '}))
+		}
+	}
+	return m
+}
