@@ -312,6 +312,7 @@ func TestReferenceCluster(t *testing.T) {
 	t.Run("sessions outlive the Redis master", b.sessionsOutlive)
 	t.Run("no secret leaks", b.noSecretLeaks)
 	t.Run("down leaves nothing", b.downLeavesNothing)
+	t.Run("one real VM", b.bootsInVM)
 }
 
 func (b *bench) vipMoves(t *testing.T) {
