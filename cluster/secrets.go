@@ -1,5 +1,27 @@
 package cluster
 
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
 // Secrets are a cluster's passwords and keys. They are made once, kept in the folder secrets/ beside the spec, and
 // never changed by imagegen afterwards; a node or role that is added later gets its own, the others keep theirs.
 type Secrets struct {
@@ -13,4 +35,317 @@ type Secrets struct {
 // KeyPair is a certificate and its private key, both PEM.
 type KeyPair struct {
 	Cert, Key []byte
+}
+
+// Clocks of new machines are often wrong, so certificates are valid from long ago.
+var validFrom = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+
+const (
+	caYears   = 30
+	nodeYears = 20
+
+	operatorName = "operator"
+	passwordLen  = 24
+	vrrpLen      = 8 // keepalived cuts auth_pass to 8 characters
+	alphabet     = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+)
+
+// LoadSecrets reads the secrets of spec from dir, the folder secrets/ beside the spec, and makes those that are
+// missing: the passwords called names, and a key pair for the authority, every node and the operator. What is there is
+// never overwritten; a file that cannot be read or understood is an error. A password whose name ends in _vrrp has 8
+// characters, since keepalived uses no more; all others have 24.
+func LoadSecrets(dir string, spec *Spec, names []string) (*Secrets, error) {
+	if err := os.Mkdir(dir, 0o700); err == nil {
+		if err := os.Chmod(dir, 0o700); err != nil { // whatever the umask
+			return nil, err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make the folder of secrets: %w", err)
+	}
+	lock, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read the secrets: %w", err)
+	}
+	defer lock.Close() // and unlocks
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	v := vault{dir}
+	s := &Secrets{Nodes: map[string]KeyPair{}}
+	if err := v.ignored(); err != nil {
+		return nil, err
+	}
+	if s.ClusterID, err = v.clusterID(); err != nil {
+		return nil, err
+	}
+	if s.Passwords, err = v.passwords(names); err != nil {
+		return nil, err
+	}
+	ca, err := v.authority(spec.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	s.CA = ca.pair
+	if s.Operator, err = v.issue(ca, operatorName, nil); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "nodes"), 0o700); err != nil {
+		return nil, err
+	}
+	for _, n := range spec.Nodes() {
+		if s.Nodes[n.Name], err = v.issue(ca, "nodes/"+n.Name, net.IP(n.IP.AsSlice())); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// String keeps secrets out of messages.
+func (s *Secrets) String() string { return "secrets of cluster " + s.ClusterID }
+
+// GoString keeps secrets out of messages.
+func (s *Secrets) GoString() string { return s.String() }
+
+// String keeps the private key out of messages.
+func (k KeyPair) String() string { return "a key pair" }
+
+// GoString keeps the private key out of messages.
+func (k KeyPair) GoString() string { return k.String() }
+
+// vault is a folder of secrets.
+type vault struct{ dir string }
+
+// read returns a file's content, nil when there is none.
+func (v vault) read(name string) ([]byte, error) {
+	data, err := os.ReadFile(filepath.Join(v.dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil && len(data) == 0 {
+		err = fmt.Errorf("%s is empty: put the file back from a copy", filepath.Join(v.dir, name))
+	}
+	return data, err
+}
+
+func (v vault) write(name string, data []byte) error {
+	return WriteFile(filepath.Join(v.dir, name), data, 0o600)
+}
+
+// ignored keeps the folder out of git.
+func (v vault) ignored() error {
+	data, err := v.read(".gitignore")
+	if data != nil || err != nil {
+		return err
+	}
+	return v.write(".gitignore", []byte("*\n"))
+}
+
+func (v vault) clusterID() (string, error) {
+	data, err := v.read("cluster_id")
+	if err != nil {
+		return "", err
+	}
+	if data == nil {
+		id := newUUID()
+		return id, v.write("cluster_id", []byte(id+"\n"))
+	}
+	id := strings.TrimSpace(string(data))
+	if len(id) != 36 {
+		return "", fmt.Errorf("%s holds no UUID: put the file back from a copy", filepath.Join(v.dir, "cluster_id"))
+	}
+	return id, nil
+}
+
+// newUUID returns a random UUID (RFC 9562, version 4).
+func newUUID() string {
+	var u [16]byte
+	rand.Read(u[:]) // never fails
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+func (v vault) passwords(names []string) (map[string]string, error) {
+	const file = "passwords.json"
+	all := map[string]string{}
+	data, err := v.read(file)
+	if err != nil {
+		return nil, err
+	}
+	if data != nil {
+		if err := strictJSON(data, &all); err != nil {
+			// The decoder's message could quote the file.
+			return nil, fmt.Errorf("%s is not a JSON object of strings: put the file back from a copy", filepath.Join(v.dir, file))
+		}
+	}
+	added := false
+	for _, name := range names {
+		if _, ok := all[name]; !ok {
+			all[name], added = newPassword(name), true
+		}
+		if strings.Trim(all[name], alphabet) != "" || all[name] == "" {
+			return nil, fmt.Errorf("%s: %s may have letters and digits only", filepath.Join(v.dir, file), name)
+		}
+	}
+	if !added {
+		return all, nil
+	}
+	if data, err = json.MarshalIndent(all, "", "  "); err != nil {
+		return nil, err
+	}
+	return all, v.write(file, append(data, '\n'))
+}
+
+func newPassword(name string) string {
+	n := passwordLen
+	if strings.HasSuffix(name, "_vrrp") {
+		n = vrrpLen
+	}
+	var b strings.Builder
+	for b.Len() < n {
+		i, _ := rand.Int(rand.Reader, big.NewInt(int64(len(alphabet)))) // never fails
+		b.WriteByte(alphabet[i.Int64()])
+	}
+	return b.String()
+}
+
+// authority is the cluster's own certificate authority.
+type authority struct {
+	pair KeyPair
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+func (v vault) authority(cluster string) (authority, error) {
+	pair, key, err := v.key("ca")
+	if err != nil {
+		return authority{}, err
+	}
+	if pair.Cert == nil {
+		pair.Cert, err = sign(&x509.Certificate{
+			Subject:               pkix.Name{CommonName: "imagegen cluster " + cluster},
+			NotAfter:              validFrom.AddDate(caYears, 0, 0),
+			IsCA:                  true,
+			BasicConstraintsValid: true,
+			KeyUsage:              x509.KeyUsageCertSign,
+		}, key.Public(), authority{key: key})
+		if err != nil {
+			return authority{}, err
+		}
+		if err := v.write("ca.crt", pair.Cert); err != nil {
+			return authority{}, err
+		}
+	}
+	cert, err := v.certificate("ca", pair, key)
+	return authority{pair, cert, key}, err
+}
+
+// issue returns the key pair in the files name.key and name.crt, and makes what is missing. A node whose address has
+// changed gets a new certificate for the key that it has.
+func (v vault) issue(ca authority, name string, ip net.IP) (KeyPair, error) {
+	pair, key, err := v.key(name)
+	if err != nil {
+		return KeyPair{}, err
+	}
+	if pair.Cert != nil {
+		cert, err := v.certificate(name, pair, key)
+		if err != nil {
+			return KeyPair{}, err
+		}
+		if err := cert.CheckSignatureFrom(ca.cert); err != nil {
+			return KeyPair{}, fmt.Errorf("%s.crt is not signed by ca.crt beside it: put the files back from one copy", filepath.Join(v.dir, name))
+		}
+		if ip == nil || len(cert.IPAddresses) == 1 && cert.IPAddresses[0].Equal(ip) {
+			return pair, nil
+		}
+	}
+	tmpl := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: filepath.Base(name)},
+		NotAfter:    validFrom.AddDate(nodeYears, 0, 0),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	if ip != nil {
+		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+		tmpl.DNSNames, tmpl.IPAddresses = []string{filepath.Base(name)}, []net.IP{ip}
+	}
+	if pair.Cert, err = sign(tmpl, key.Public(), ca); err != nil {
+		return KeyPair{}, err
+	}
+	return pair, v.write(name+".crt", pair.Cert)
+}
+
+// key reads a private key, or makes it, and reads the certificate beside it, if there is one.
+func (v vault) key(name string) (KeyPair, crypto.Signer, error) {
+	var pair KeyPair
+	var err error
+	if pair.Key, err = v.read(name + ".key"); err != nil {
+		return pair, nil, err
+	}
+	if pair.Cert, err = v.read(name + ".crt"); err != nil {
+		return pair, nil, err
+	}
+	path := filepath.Join(v.dir, name+".key")
+	if pair.Key == nil {
+		if pair.Cert != nil {
+			return pair, nil, fmt.Errorf("%s is missing beside its certificate: put the file back from a copy", path)
+		}
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return pair, nil, err
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			return pair, nil, err
+		}
+		pair.Key = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+		return pair, key, errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), v.write(name+".key", pair.Key))
+	}
+	block, _ := pem.Decode(pair.Key)
+	if block == nil {
+		return pair, nil, fmt.Errorf("%s is no PEM file: put the file back from a copy", path)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	signer, ok := key.(crypto.Signer)
+	if err != nil || !ok {
+		return pair, nil, fmt.Errorf("%s holds no private key: put the file back from a copy", path)
+	}
+	return pair, signer, nil
+}
+
+// certificate parses a pair's certificate and makes sure that it belongs to its key.
+func (v vault) certificate(name string, pair KeyPair, key crypto.Signer) (*x509.Certificate, error) {
+	path := filepath.Join(v.dir, name+".crt")
+	block, _ := pem.Decode(pair.Cert)
+	if block == nil {
+		return nil, fmt.Errorf("%s is no PEM file: put the file back from a copy", path)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s holds no certificate: put the file back from a copy", path)
+	}
+	have, err1 := x509.MarshalPKIXPublicKey(cert.PublicKey)
+	want, err2 := x509.MarshalPKIXPublicKey(key.Public())
+	if err1 != nil || err2 != nil || !bytes.Equal(have, want) {
+		return nil, fmt.Errorf("%s does not belong to the key beside it: put the files back from one copy", path)
+	}
+	return cert, nil
+}
+
+// sign makes a certificate for a public key; an authority without a certificate signs itself.
+func sign(tmpl *x509.Certificate, pub crypto.PublicKey, ca authority) ([]byte, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	tmpl.SerialNumber, tmpl.NotBefore = serial, validFrom
+	parent := ca.cert
+	if parent == nil {
+		parent = tmpl
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, pub, ca.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign the certificate of %s: %w", tmpl.Subject.CommonName, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
