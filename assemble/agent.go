@@ -78,7 +78,6 @@ func New(root string, console func(line string)) (*Agent, error) {
 		facts:    facts,
 		console:  console,
 		reports:  map[string]cluster.ComponentReport{},
-		changed:  make(chan struct{}),
 		identity: id,
 		peers:    newPeers(id, watched(facts)),
 	}
