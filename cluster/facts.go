@@ -1,15 +1,6 @@
 package cluster
 
-import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"maps"
-	"slices"
-	"strings"
-)
+import "encoding/json"
 
 // Where a seed puts things on a node, and where the agent looks for them.
 const (
@@ -172,92 +163,4 @@ var ParamsFor = map[string]func() any{
 	"sentinel": func() any { return new(SentinelParams) },
 	"galera":   func() any { return new(GaleraParams) },
 	"site":     func() any { return new(SiteParams) },
-}
-
-// Encode returns the facts as they stand in FactsPath: indented JSON with a newline at the end, always the same bytes
-// for the same facts.
-func (f Facts) Encode() ([]byte, error) {
-	data, err := json.MarshalIndent(f, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("encode the facts of %s: %w", f.Node.Name, err)
-	}
-	return append(data, '\n'), nil
-}
-
-// DecodeFacts reads facts, strictly, and checks that an agent can work with them.
-func DecodeFacts(data []byte) (Facts, error) {
-	var version struct {
-		Version int `json:"version"`
-	}
-	if err := json.Unmarshal(data, &version); err != nil {
-		return Facts{}, fmt.Errorf("not JSON: %w", err)
-	}
-	if version.Version != FactsVersion {
-		return Facts{}, fmt.Errorf("facts of version %d, and this agent reads version %d: make image and seed with one imagegen", version.Version, FactsVersion)
-	}
-	var f Facts
-	if err := strictJSON(data, &f); err != nil {
-		return Facts{}, err
-	}
-	if f.Cluster == "" || f.ClusterID == "" || f.Node.Name == "" || f.Node.Role == "" || f.Node.IP == "" {
-		return Facts{}, errors.New("cluster, cluster_id or node is missing")
-	}
-	before := map[string]bool{}
-	for _, c := range f.Components {
-		if c.Name == "" || before[c.Name] {
-			return Facts{}, fmt.Errorf("component %q: every component needs a name of its own", c.Name)
-		}
-		for _, a := range c.After {
-			if !before[a] {
-				return Facts{}, fmt.Errorf("component %s: comes after %q, which must stand before it in the list", c.Name, a)
-			}
-		}
-		before[c.Name] = true
-		if _, err := DecodeParams(c.Kind, c.Params); err != nil {
-			return Facts{}, fmt.Errorf("component %s: %w", c.Name, err)
-		}
-	}
-	return f, nil
-}
-
-// DecodeParams reads the parameters of a component of the kind, strictly. The result is a pointer to one of the
-// …Params structs.
-func DecodeParams(kind string, raw []byte) (any, error) {
-	empty, ok := ParamsFor[kind]
-	if !ok {
-		return nil, fmt.Errorf("no kind of component is called %q; there are %s", kind, strings.Join(slices.Sorted(maps.Keys(ParamsFor)), ", "))
-	}
-	p := empty()
-	if err := strictJSON(raw, p); err != nil {
-		return nil, fmt.Errorf("params: %w", err)
-	}
-	if s, ok := p.(*ServiceParams); ok && s.Check != nil {
-		n := 0
-		for _, set := range []bool{s.Check.TCP != "", s.Check.HTTP != "", len(s.Check.Exec) > 0} {
-			if set {
-				n++
-			}
-		}
-		if n != 1 {
-			return nil, errors.New("params: check has exactly one of tcp, http and exec")
-		}
-	}
-	return p, nil
-}
-
-// strictJSON decodes one JSON value and refuses unknown fields and anything after it.
-func strictJSON(data []byte, v any) error {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		var wrong *json.UnmarshalTypeError
-		if errors.As(err, &wrong) {
-			return fmt.Errorf("%s: a %s does not fit there", wrong.Field, wrong.Value)
-		}
-		return errors.New(strings.TrimPrefix(err.Error(), "json: "))
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something follows the JSON value")
-	}
-	return nil
 }

@@ -173,7 +173,7 @@ func (v vault) passwords(names []string) (map[string]string, error) {
 		return nil, err
 	}
 	if data != nil {
-		if err := strictJSON(data, &all); err != nil {
+		if err := decodeJSON(data, &all, true); err != nil {
 			// The decoder's message could quote the file.
 			return nil, fmt.Errorf("%s is not a JSON object of strings: put the file back from a copy", filepath.Join(v.dir, file))
 		}
