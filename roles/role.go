@@ -5,7 +5,11 @@
 // anything boots. This package does not install (package images does) and does not decide (package assemble does).
 package roles
 
-import "imagegen/cluster"
+import (
+	"text/template"
+
+	"imagegen/cluster"
+)
 
 // Role is one role.yaml. Strings marked T are text/template templates, see Data for what they may use.
 type Role struct {
@@ -30,7 +34,10 @@ type Role struct {
 	Distros    map[string]Distro `yaml:"distros"`
 	Sysctl     map[string]string `yaml:"sysctl,omitempty"`
 	Files      []File            `yaml:"files,omitempty"`
-	Components []Component       `yaml:"components"`
+	Components []Component       `yaml:"components,omitempty"`
+
+	file      string             // path of its role.yaml, for messages
+	templates *template.Template // every template of the role, by the names in load.go
 }
 
 // Port is a port that the node listens on and who may reach it.
@@ -81,12 +88,12 @@ type Download struct {
 // File is a configuration file rendered into the seed.
 type File struct {
 	Path     string   `yaml:"path"`              // T
-	Template string   `yaml:"template"`          // name of a file in the role's folder
+	Template string   `yaml:"template"`          // a file in the role's folder, or common/NAME for one that several roles share
 	Mode     string   `yaml:"mode,omitempty"`    // octal; default 0644
 	Owner    string   `yaml:"owner,omitempty"`   // T, user:group; default root:root
 	Distros  []string `yaml:"distros,omitempty"` // default: all
 	When     string   `yaml:"when,omitempty"`    // T; rendered to "" or "false": the file is left out
-	Check    string   `yaml:"check,omitempty"`   // program that can check the result, for the tests: haproxy, nginx, …
+	Check    string   `yaml:"check,omitempty"`   // what can check the result, one of Checks
 }
 
 // Component is a component of the agent, see cluster.Component. Strings inside Params are T.
@@ -96,7 +103,7 @@ type Component struct {
 	After   []string       `yaml:"after,omitempty"`
 	Distros []string       `yaml:"distros,omitempty"`
 	When    string         `yaml:"when,omitempty"`
-	Params  map[string]any `yaml:"params"`
+	Params  map[string]any `yaml:"params,omitempty"`
 }
 
 // Rendered is everything node-specific about one node.

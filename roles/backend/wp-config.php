@@ -1,0 +1,46 @@
+<?php
+define( 'DB_NAME', 'wordpress' );
+define( 'DB_USER', 'wordpress' );
+define( 'DB_PASSWORD', '{{secret "mysql_app"}}' );
+define( 'DB_HOST', '{{if eq .Cluster.SQL "proxysql"}}127.0.0.1:6033{{else}}{{or (vip "databalancer") (fail "sql: balancer needs the role databalancer; add it, or say sql: proxysql")}}:3306{{end}}' );
+define( 'DB_CHARSET', 'utf8mb4' );
+define( 'DB_COLLATE', '' );
+
+define( 'AUTH_KEY',         '{{secret "wordpress_auth_key"}}' );
+define( 'SECURE_AUTH_KEY',  '{{secret "wordpress_secure_auth_key"}}' );
+define( 'LOGGED_IN_KEY',    '{{secret "wordpress_logged_in_key"}}' );
+define( 'NONCE_KEY',        '{{secret "wordpress_nonce_key"}}' );
+define( 'AUTH_SALT',        '{{secret "wordpress_auth_salt"}}' );
+define( 'SECURE_AUTH_SALT', '{{secret "wordpress_secure_auth_salt"}}' );
+define( 'LOGGED_IN_SALT',   '{{secret "wordpress_logged_in_salt"}}' );
+define( 'NONCE_SALT',       '{{secret "wordpress_nonce_salt"}}' );
+
+$table_prefix = 'wp_';
+{{- with .Cluster.Site.URL}}
+
+define( 'WP_HOME', '{{.}}' );
+define( 'WP_SITEURL', '{{.}}' );
+{{- if eq (slice . 0 6) "https:"}}
+$_SERVER['HTTPS'] = 'on'; // ended before the balancers
+{{- end}}
+{{- else}}
+
+// The site answers under whatever host name it was asked by.
+if ( isset( $_SERVER['HTTP_HOST'] ) && preg_match( '/^[A-Za-z0-9.\[\]:-]+$/', $_SERVER['HTTP_HOST'] ) ) {
+	define( 'WP_HOME', 'http://' . $_SERVER['HTTP_HOST'] );
+	define( 'WP_SITEURL', WP_HOME );
+}
+{{- end}}
+
+// Nodes are replaced, not changed: no editor, no updates by the site itself, and no calls to the world outside.
+define( 'DISALLOW_FILE_EDIT', true );
+define( 'AUTOMATIC_UPDATER_DISABLED', true );
+define( 'WP_HTTP_BLOCK_EXTERNAL', true );
+define( 'FS_METHOD', 'direct' );
+define( 'DISABLE_WP_CRON', true ); // wordpress-cron.timer on the backends does it
+define( 'WP_DEBUG', false );
+
+if ( ! defined( 'ABSPATH' ) ) {
+	define( 'ABSPATH', __DIR__ . '/' );
+}
+require_once ABSPATH . 'wp-settings.php';

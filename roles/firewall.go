@@ -1,0 +1,75 @@
+package roles
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+
+	"imagegen/cluster"
+)
+
+// Ports that every node has, whatever its role.
+var everyNode = []Port{
+	{Port: "22", Proto: "tcp", From: []string{"any"}, Why: "SSH, for whom the spec gives a key"},
+	// The operator's machine is on the network, but no node; who has no certificate is turned away by the agent.
+	{Port: fmt.Sprint(cluster.APIPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: peers and operator, with certificates"},
+	{Port: fmt.Sprint(cluster.HealthPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: health, for load balancers"},
+}
+
+// filtered tells whether the node gets a packet filter; CentOS 7 has no nftables service.
+func (r *renderer) filtered() bool { return r.spec.Distro == "debian12" }
+
+// firewall makes the node's nftables ruleset from the ports of its role: what is not declared does not come in.
+func (r *renderer) firewall() []byte {
+	var b bytes.Buffer
+	b.WriteString(`#!/usr/sbin/nft -f
+
+flush ruleset
+
+table inet imagegen {
+	chain input {
+		type filter hook input priority filter; policy drop;
+
+		ct state established,related accept
+		ct state invalid drop
+		iif lo accept
+		meta l4proto { icmp, ipv6-icmp } accept
+`)
+	for _, p := range slices.Concat(everyNode, r.role.Ports) {
+		from, ok := r.sources(p.From)
+		if !ok {
+			fmt.Fprintf(&b, "\t\t# %s %s: %s: no node of %s in this cluster\n", p.Proto, p.Port, p.Why, strings.Join(p.From, ", "))
+			continue
+		}
+		what := "ip protocol vrrp"
+		if p.Proto != "vrrp" {
+			what = p.Proto + " dport " + p.Port
+		}
+		fmt.Fprintf(&b, "\t\t%s%s accept comment \"%s\"\n", from, what, p.Why)
+	}
+	b.WriteString("\t}\n}\n")
+	return b.Bytes()
+}
+
+// sources is the part of a rule that says where packets may come from; false if nowhere in this cluster.
+func (r *renderer) sources(from []string) (string, bool) {
+	var addrs []string
+	for _, f := range from {
+		switch f {
+		case "any":
+			return "", true
+		case "cluster":
+			return "ip saddr " + r.spec.Network.CIDR.Masked().String() + " ", true
+		}
+		for _, ip := range r.ips(f) {
+			if !slices.Contains(addrs, ip) {
+				addrs = append(addrs, ip)
+			}
+		}
+	}
+	if len(addrs) == 0 {
+		return "", false
+	}
+	return "ip saddr { " + strings.Join(addrs, ", ") + " } ", true
+}

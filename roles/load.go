@@ -1,0 +1,564 @@
+package roles
+
+import (
+	"cmp"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+
+	"imagegen/cluster"
+)
+
+// Each built-in role is a folder; common holds templates that several of them use.
+//
+//go:embed common balancer web glusterfs backend databalancer redis percona
+var builtin embed.FS
+
+const commonDir = "common"
+
+// Catalogue is all roles there are.
+type Catalogue struct {
+	roles map[string]*Role
+}
+
+// Load returns the built-in roles, overlaid by those in dir: each folder in dir that holds a role.yaml is a role; one
+// that has a built-in role's name replaces it as a whole. dir may be empty or absent. Every fault of every role is
+// found in one pass and returned as [cluster.Problems].
+func Load(dir string) (*Catalogue, error) {
+	c := &Catalogue{roles: map[string]*Role{}}
+	common, err := fs.Sub(builtin, commonDir)
+	if err != nil {
+		return nil, err
+	}
+	l := loader{common: common, sources: map[string]*source{}}
+	if err := l.folder(c, builtin, "roles"); err != nil {
+		return nil, err
+	}
+	if dir != "" {
+		switch info, err := os.Stat(dir); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return nil, fmt.Errorf("read the roles: %w", err)
+		case !info.IsDir():
+			return nil, fmt.Errorf("read the roles: %s is not a folder", dir)
+		default:
+			if err := l.folder(c, os.DirFS(dir), dir); err != nil {
+				return nil, err
+			}
+		}
+	}
+	// Roles may name each other, so this comes when all are known.
+	for _, name := range c.Names() {
+		if s := l.sources[name]; s != nil {
+			s.checkNames(c.roles)
+		}
+	}
+	var all cluster.Problems
+	for _, name := range slices.Sorted(maps.Keys(l.sources)) {
+		all = append(all, l.sources[name].problems...)
+	}
+	if len(all) > 0 {
+		slices.SortStableFunc(all, func(a, b cluster.Problem) int {
+			return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Col, b.Col))
+		})
+		return nil, all
+	}
+	return c, nil
+}
+
+// Role returns the role called name, or nil.
+func (c *Catalogue) Role(name string) *Role { return c.roles[name] }
+
+// Names returns the roles' names, sorted.
+func (c *Catalogue) Names() []string { return slices.Sorted(maps.Keys(c.roles)) }
+
+// Rules returns what the spec's checks must know about each role.
+func (c *Catalogue) Rules() map[string]cluster.Rules {
+	m := make(map[string]cluster.Rules, len(c.roles))
+	for name, r := range c.roles {
+		size := func(s string) cluster.Bytes {
+			b, _ := cluster.ParseBytes(s) // checked by Load; empty: 0
+			return b
+		}
+		m[name] = cluster.Rules{
+			Name:     name,
+			Quorum:   r.Quorum,
+			VIP:      r.VIP,
+			VRRPID:   r.VRRPID,
+			Needs:    r.Needs,
+			Distros:  slices.Sorted(maps.Keys(r.Distros)),
+			CPUs:     r.CPUs,
+			Memory:   size(r.Memory),
+			Disk:     size(r.Disk),
+			Data:     size(r.Data),
+			MinNodes: r.MinNodes,
+			MaxNodes: r.MaxNodes,
+			Options:  r.Options,
+		}
+	}
+	return m
+}
+
+// SecretNames returns the names of the passwords that the roles of spec use, sorted.
+func (c *Catalogue) SecretNames(spec *cluster.Spec) []string {
+	names := map[string]bool{}
+	for _, sr := range spec.Roles {
+		if r := c.roles[sr.Name]; r != nil {
+			for _, s := range r.Secrets {
+				names[s] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+type loader struct {
+	common  fs.FS
+	sources map[string]*source // by role name; an overlay's replaces the built-in one's
+}
+
+// folder loads every role in fsys, whose name for people is shown.
+func (l *loader) folder(c *Catalogue, fsys fs.FS, shown string) error {
+	entries, err := fs.ReadDir(fsys, ".")
+	if err != nil {
+		return fmt.Errorf("read the roles: %w", err)
+	}
+	for _, e := range entries {
+		// A link to a folder is a role, too; what is not a folder is none of ours.
+		info, err := fs.Stat(fsys, e.Name())
+		if err != nil || !info.IsDir() || strings.HasPrefix(e.Name(), ".") || fsys == builtin && e.Name() == commonDir {
+			continue
+		}
+		sub, err := fs.Sub(fsys, e.Name())
+		if err != nil {
+			return fmt.Errorf("read the roles: %w", err)
+		}
+		s := &source{name: e.Name(), dir: filepath.Join(shown, e.Name()), fsys: sub, common: l.common}
+		l.sources[s.name] = s
+		if r := s.load(); r != nil {
+			c.roles[s.name] = r
+		}
+	}
+	return nil
+}
+
+// source is a role's folder while it is read.
+type source struct {
+	name     string
+	dir      string // for messages
+	fsys     fs.FS
+	common   fs.FS
+	at       map[string]position // of every value in role.yaml, by its path
+	role     *Role
+	problems cluster.Problems
+}
+
+type position struct{ line, col int }
+
+// Names of a role's templates in its set: a file template's is its path for people, a string's is where it stands in
+// role.yaml, after this prefix.
+const inline = "role.yaml: "
+
+// fault records what is wrong with the value at path in role.yaml.
+func (s *source) fault(path, format string, args ...any) {
+	p := s.at[path]
+	for parent := path; p.line == 0 && parent != ""; p = s.at[parent] {
+		parent = parent[:max(0, strings.LastIndexAny(parent, ".["))]
+	}
+	s.problems = append(s.problems, cluster.Problem{
+		File: filepath.Join(s.dir, "role.yaml"), Line: max(1, p.line), Col: max(1, p.col), Path: path, Msg: fmt.Sprintf(format, args...),
+	})
+}
+
+var (
+	roleName   = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}$`)
+	secretName = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
+	unitName   = regexp.MustCompile(`^[A-Za-z0-9:_.@-]+\.(service|socket|timer|mount|path|target)$`)
+	userName   = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
+	sysctlKey  = regexp.MustCompile(`^[a-z0-9_-]+(\.[A-Za-z0-9_*-]+)+$`)
+	ownerForm  = regexp.MustCompile(`^[a-z_][a-z0-9_-]*:[a-z_][a-z0-9_-]*$`)
+	sha256Form = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
+
+// Checks are the programs that the tests can run over a rendered file. "none" is for files that no program reads on
+// its own.
+var Checks = []string{"glusterd", "haproxy", "keepalived", "mariadb", "nft", "nginx", "php", "php-fpm", "proxysql", "redis", "sentinel", "sql", "systemd", "none"}
+
+// load reads and checks the role; nil when it is too broken to be used.
+func (s *source) load() *Role {
+	data, err := fs.ReadFile(s.fsys, "role.yaml")
+	if err != nil {
+		msg := err.Error()
+		if errors.Is(err, fs.ErrNotExist) {
+			msg = "missing; every folder of roles holds one role, described by its role.yaml"
+		}
+		s.problems = append(s.problems, cluster.Problem{File: filepath.Join(s.dir, "role.yaml"), Line: 1, Col: 1, Msg: msg})
+		return nil
+	}
+	s.role = &Role{Name: s.name, file: filepath.Join(s.dir, "role.yaml")}
+	if !s.decode(data, s.role) {
+		return nil
+	}
+	r := s.role
+	r.VIP = cmp.Or(r.VIP, cluster.VIPNone)
+	r.CPUs, r.MinNodes = cmp.Or(r.CPUs, 1), cmp.Or(r.MinNodes, 1)
+	r.Memory, r.Disk = cmp.Or(r.Memory, "256MiB"), cmp.Or(r.Disk, "4GiB")
+	s.checkRole()
+	s.checkDistros()
+	r.templates = template.New("").Option("missingkey=error").Funcs(unbound)
+	s.checkFiles()
+	s.checkComponents()
+	return r
+}
+
+func (s *source) checkRole() {
+	r := s.role
+	if !roleName.MatchString(s.name) || s.name == commonDir || s.name == "any" || s.name == "cluster" {
+		s.fault("", "%q cannot be a role's name: use small letters, digits and hyphens, and none of any, cluster, common", s.name)
+	}
+	if r.Description == "" {
+		s.fault("description", "missing; say in a line what the role does")
+	}
+	switch r.VIP {
+	case cluster.VIPNone:
+		if r.VRRPID != 0 {
+			s.fault("vrrp_id", "is for roles with a virtual address alone; say vip: required, or leave it out")
+		}
+	case cluster.VIPRequired, cluster.VIPOptional:
+		if r.VRRPID < 1 || r.VRRPID > 255 {
+			s.fault("vrrp_id", "%d is not a VRRP id; one from 1 to 255 is needed with a virtual address", r.VRRPID)
+		}
+	default:
+		s.fault("vip", "%q is not one of none, optional, required", r.VIP)
+	}
+	if r.CPUs < 1 {
+		s.fault("cpus", "%d: a node has at least one", r.CPUs)
+	}
+	for path, size := range map[string]string{"memory": r.Memory, "disk": r.Disk, "data": r.Data} {
+		if size == "" {
+			continue
+		}
+		if _, err := cluster.ParseBytes(size); err != nil {
+			s.fault(path, "%v", err)
+		}
+	}
+	if r.MinNodes < 1 {
+		s.fault("min_nodes", "%d: a role has at least one node", r.MinNodes)
+	}
+	if r.MaxNodes != 0 && r.MaxNodes < r.MinNodes {
+		s.fault("max_nodes", "%d is less than min_nodes, %d", r.MaxNodes, r.MinNodes)
+	}
+	for name, o := range r.Options {
+		at := "options." + name
+		if !secretName.MatchString(name) {
+			s.fault(at, "%q cannot be an option's name: use small letters, digits and underscores", name)
+		}
+		if o.Help == "" {
+			s.fault(at+".help", "missing; say in a line what the option does")
+		}
+		if len(o.OneOf) > 0 && !slices.Contains(o.OneOf, o.Default) {
+			s.fault(at+".default", "%q is not one of %s", o.Default, strings.Join(o.OneOf, ", "))
+		}
+		if o.Pattern != "" {
+			re, err := regexp.Compile(`^(?:` + o.Pattern + `)$`)
+			if err != nil {
+				s.fault(at+".pattern", "%v", err)
+			} else if !re.MatchString(o.Default) {
+				s.fault(at+".default", "%q does not match the option's pattern %s", o.Default, o.Pattern)
+			}
+		}
+	}
+	for i, name := range r.Secrets {
+		if !secretName.MatchString(name) {
+			s.fault(index("secrets", i), "%q cannot be a secret's name: use small letters, digits and underscores", name)
+		}
+	}
+	for i, p := range r.Ports {
+		at := index("ports", i)
+		r.Ports[i].Proto = cmp.Or(p.Proto, "tcp")
+		switch r.Ports[i].Proto {
+		case "tcp", "udp":
+			if !isPorts(p.Port) {
+				s.fault(at+".port", "%q is not a port or a range such as 49152-49160", p.Port)
+			}
+		case "vrrp":
+			if p.Port != "" {
+				s.fault(at+".port", "VRRP has no ports; leave it out")
+			}
+		default:
+			s.fault(at+".proto", "%q is not one of tcp, udp, vrrp", p.Proto)
+		}
+		if len(p.From) == 0 {
+			s.fault(at+".from", "missing; name roles, or say cluster or any")
+		}
+		if p.Why == "" {
+			s.fault(at+".why", "missing; it becomes the rule's comment")
+		} else if strings.ContainsAny(p.Why, "\"\n") {
+			s.fault(at+".why", "must be one line without double quotes")
+		}
+	}
+	for key, value := range r.Sysctl {
+		if !sysctlKey.MatchString(key) {
+			s.fault("sysctl."+key, "%q is not a kernel parameter such as net.core.somaxconn", key)
+		}
+		if value == "" || strings.Contains(value, "\n") {
+			s.fault("sysctl."+key, "needs a value on one line")
+		}
+	}
+}
+
+// isPorts reports whether s is a port or a range of ports.
+func isPorts(s string) bool {
+	first, last, ranged := strings.Cut(s, "-")
+	a, err := strconv.ParseUint(first, 10, 16)
+	if err != nil || a == 0 {
+		return false
+	}
+	if !ranged {
+		return true
+	}
+	b, err := strconv.ParseUint(last, 10, 16)
+	return err == nil && a < b
+}
+
+func (s *source) checkDistros() {
+	if len(s.role.Distros) == 0 {
+		s.fault("distros", "missing; a role needs packages for at least one of %s", strings.Join(cluster.Distros, ", "))
+	}
+	for name, d := range s.role.Distros {
+		at := "distros." + name
+		if !slices.Contains(cluster.Distros, name) {
+			s.fault(at, "%q is not one of %s", name, strings.Join(cluster.Distros, ", "))
+		}
+		for _, list := range []struct {
+			key    string
+			values []string
+		}{{"packages", d.Packages}, {"exclude", d.Exclude}, {"remove", d.Remove}} {
+			for i, v := range list.values {
+				if v == "" || strings.ContainsAny(v, " \t\n") {
+					s.fault(index(at+"."+list.key, i), "%q: one name an entry", v)
+				} else if list.key == "remove" && !path.IsAbs(v) {
+					s.fault(index(at+"."+list.key, i), "%q is not an absolute path", v)
+				}
+			}
+		}
+		for i, unit := range d.Disable {
+			if !unitName.MatchString(unit) {
+				s.fault(index(at+".disable", i), "%q is not a unit such as nginx.service", unit)
+			}
+		}
+		for i, repo := range d.Repos {
+			at := index(at+".repos", i)
+			if !roleName.MatchString(repo.Name) {
+				s.fault(at+".name", "%q cannot be a repository's name: use small letters, digits and hyphens", repo.Name)
+			}
+			if len(repo.URLs) == 0 {
+				s.fault(at+".urls", "missing")
+			}
+			if len(repo.Keys) == 0 {
+				s.fault(at+".keys", "missing; packages are taken from signed repositories only")
+			}
+		}
+		ids := map[int]string{}
+		for i, u := range d.Users {
+			at := index(at+".users", i)
+			if u.Group == "" {
+				d.Users[i].Group = u.Name
+			}
+			for _, n := range []string{u.Name, d.Users[i].Group} {
+				if !userName.MatchString(n) {
+					s.fault(at, "%q cannot be the name of a user or group", n)
+				}
+			}
+			if u.UID < 1 || u.GID < 1 || u.UID > 60000 || u.GID > 60000 {
+				s.fault(at, "uid and gid must be from 1 to 60000")
+			} else if other, ok := ids[u.UID]; ok {
+				s.fault(at+".uid", "%d is the uid of %s already", u.UID, other)
+			}
+			ids[u.UID] = u.Name
+		}
+		for i, dl := range d.Downloads {
+			at := index(at+".downloads", i)
+			if !strings.HasPrefix(dl.URL, "https://") && !strings.HasPrefix(dl.URL, "http://") {
+				s.fault(at+".url", "%q is not a http or https URL", dl.URL)
+			}
+			if !sha256Form.MatchString(dl.SHA256) {
+				s.fault(at+".sha256", "%q is not a SHA-256 sum, 64 hexadecimal digits in small letters", dl.SHA256)
+			}
+			if !path.IsAbs(dl.Path) {
+				s.fault(at+".path", "%q is not an absolute path", dl.Path)
+			}
+		}
+	}
+}
+
+func (s *source) checkFiles() {
+	for i, f := range s.role.Files {
+		at := index("files", i)
+		s.parse(at+".path", f.Path)
+		switch {
+		case f.Path == "":
+			s.fault(at+".path", "missing")
+		case !strings.Contains(f.Path, "{{") && (!path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path):
+			s.fault(at+".path", "%q is not a clean absolute path", f.Path)
+		}
+		if f.Mode == "" {
+			s.role.Files[i].Mode = "0644"
+		} else if mode, err := strconv.ParseUint(f.Mode, 8, 32); err != nil || mode > 0o777 || len(f.Mode) < 3 {
+			s.fault(at+".mode", "%q is not an octal mode such as 0640", f.Mode)
+		}
+		if f.Owner == "" {
+			s.role.Files[i].Owner = "root:root"
+		} else if s.parse(at+".owner", f.Owner); !strings.Contains(f.Owner, "{{") && !ownerForm.MatchString(f.Owner) {
+			s.fault(at+".owner", "%q is not user:group", f.Owner)
+		}
+		if f.Check != "" && !slices.Contains(Checks, f.Check) {
+			s.fault(at+".check", "%q is not one of %s", f.Check, strings.Join(Checks, ", "))
+		}
+		s.checkSubset(at, f.Distros)
+		s.parse(at+".when", f.When)
+		s.parseFile(at+".template", f.Template)
+	}
+}
+
+func (s *source) checkComponents() {
+	before := map[string]bool{}
+	for i, c := range s.role.Components {
+		at := index("components", i)
+		switch {
+		case !roleName.MatchString(c.Name):
+			s.fault(at+".name", "%q cannot be a component's name: use small letters, digits and hyphens", c.Name)
+		case c.Name == firewall:
+			s.fault(at+".name", "every node has a component %s already, made from the role's ports", firewall)
+		case before[c.Name]:
+			s.fault(at+".name", "there are two components %s", c.Name)
+		}
+		for j, name := range c.After {
+			if !before[name] {
+				s.fault(index(at+".after", j), "no component %q stands before this one", name)
+			}
+		}
+		before[c.Name] = true
+		s.checkSubset(at, c.Distros)
+		s.parse(at+".when", c.When)
+		if cluster.ParamsFor[c.Kind] == nil {
+			s.fault(at+".kind", "%q is not one of %s", c.Kind, strings.Join(slices.Sorted(maps.Keys(cluster.ParamsFor)), ", "))
+			continue
+		}
+		s.parseAll(at+".params", c.Params)
+	}
+}
+
+// checkSubset checks the distros of a file or component against those of the role.
+func (s *source) checkSubset(at string, distros []string) {
+	for i, d := range distros {
+		if _, ok := s.role.Distros[d]; !ok {
+			s.fault(index(at+".distros", i), "the role is not made for %q", d)
+		}
+	}
+}
+
+// checkNames checks the names of other roles.
+func (s *source) checkNames(known map[string]*Role) {
+	if s.role == nil {
+		return
+	}
+	names := strings.Join(slices.Sorted(maps.Keys(known)), ", ")
+	for i, n := range s.role.Needs {
+		if known[n] == nil {
+			s.fault(index("needs", i), "there is no role %q; there are %s", n, names)
+		}
+	}
+	for i, p := range s.role.Ports {
+		for j, n := range p.From {
+			if n != "any" && n != "cluster" && known[n] == nil {
+				s.fault(index(index("ports", i)+".from", j), "%q is neither any, cluster, nor a role; there are %s", n, names)
+			}
+		}
+	}
+}
+
+// parseAll parses the templates among the strings of a component's parameters.
+func (s *source) parseAll(at string, v any) {
+	switch v := v.(type) {
+	case string:
+		s.parse(at, v)
+	case []any:
+		for i, e := range v {
+			s.parseAll(index(at, i), e)
+		}
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			s.parseAll(at+"."+k, v[k])
+		}
+	}
+}
+
+// parse parses a string of role.yaml that may be a template.
+func (s *source) parse(at, text string) {
+	if !strings.Contains(text, "{{") {
+		return
+	}
+	if _, err := s.role.templates.New(inline + at).Parse(text); err != nil {
+		_, _, msg := templateFault(err)
+		s.fault(at, "template: %s", msg)
+	}
+}
+
+// parseFile parses a template file of the role or, where its name starts with common/, one that roles share.
+func (s *source) parseFile(at, name string) {
+	fsys, file, shown := s.fsys, name, s.role.templateName(name)
+	if rest, ok := strings.CutPrefix(name, commonDir+"/"); ok {
+		fsys, file = s.common, rest
+	}
+	if s.role.templates.Lookup(shown) != nil {
+		return // used for two files
+	}
+	if !fs.ValidPath(file) || file == "." {
+		s.fault(at, "%q is not the name of a file in the role's folder", name)
+		return
+	}
+	text, err := fs.ReadFile(fsys, file)
+	if err != nil {
+		s.fault(at, "there is no %s", shown)
+		return
+	}
+	if _, err := s.role.templates.New(shown).Parse(string(text)); err != nil {
+		line, _, msg := templateFault(err)
+		s.problems = append(s.problems, cluster.Problem{File: shown, Line: max(1, line), Col: 1, Msg: msg})
+	}
+}
+
+// templateName is the name of a template file in the role's set: its path for people.
+func (r *Role) templateName(name string) string {
+	if strings.HasPrefix(name, commonDir+"/") {
+		return "roles/" + name
+	}
+	return filepath.Join(filepath.Dir(r.file), filepath.FromSlash(name))
+}
+
+var templateError = regexp.MustCompile(`(?s)^template: .*?:(\d+)(?::(\d+))?: (.*)$`)
+
+// templateFault splits an error of text/template into its place and what is wrong.
+func templateFault(err error) (line, col int, msg string) {
+	m := templateError.FindStringSubmatch(err.Error())
+	if m == nil {
+		return 0, 0, err.Error()
+	}
+	line, _ = strconv.Atoi(m[1])
+	col, _ = strconv.Atoi(m[2])
+	return line, col, m[3]
+}
+
+// index is the path of element i of the list at path.
+func index(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }

@@ -1,0 +1,318 @@
+package roles
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+
+	"imagegen/cluster"
+)
+
+// Paths of the files that every node gets besides its role's.
+const (
+	hostsPath    = "/etc/hosts"
+	sysctlPath   = "/etc/sysctl.d/90-imagegen.conf"
+	firewallPath = "/etc/nftables.conf"
+)
+
+// firewall is the name of the component that loads the node's packet filter.
+const firewall = "firewall"
+
+// Render returns everything node-specific about a node. The same spec and secrets give the same bytes.
+func (c *Catalogue) Render(spec *cluster.Spec, secrets *cluster.Secrets, node string) (Rendered, error) {
+	n, ok := spec.Node(node)
+	if !ok {
+		return Rendered{}, fmt.Errorf("render %s: the cluster has no such node", node)
+	}
+	role, sr := c.roles[n.Role], spec.Role(n.Role)
+	if role == nil {
+		return Rendered{}, fmt.Errorf("render %s: there is no role %q", node, n.Role)
+	}
+	distro, ok := role.Distros[spec.Distro]
+	if !ok {
+		return Rendered{}, fmt.Errorf("render %s: role %s is not made for %s", node, n.Role, spec.Distro)
+	}
+	v := &view{spec: spec, node: n, role: role, secrets: secrets}
+	set, err := role.templates.Clone()
+	if err != nil {
+		return Rendered{}, fmt.Errorf("render %s: %w", node, err)
+	}
+	r := &renderer{
+		view: v,
+		set:  set.Funcs(v.funcs()),
+		data: Data{Cluster: spec, Node: n, Role: *sr, Vars: distro.Vars, Options: sr.Options},
+	}
+	out, err := r.node()
+	if err != nil {
+		return Rendered{}, fmt.Errorf("render %s: %w", node, err)
+	}
+	return out, nil
+}
+
+// renderer renders one node.
+type renderer struct {
+	*view
+	set  *template.Template
+	data Data
+	buf  bytes.Buffer
+}
+
+func (r *renderer) node() (Rendered, error) {
+	var out Rendered
+	var err error
+	if out.Facts, err = r.facts(); err != nil {
+		return out, err
+	}
+	facts, err := out.Facts.Encode()
+	if err != nil {
+		return out, fmt.Errorf("%s: %w", r.role.file, err)
+	}
+	keys, ok := r.secrets.Nodes[r.view.node.Name]
+	if !ok {
+		return out, fmt.Errorf("the cluster's secrets have no key for it")
+	}
+	file := func(path string, mode uint32, content []byte, secret bool, check string) {
+		out.Files = append(out.Files, RenderedFile{Path: path, Mode: mode, Owner: "root:root", Content: content, Secret: secret, Check: check})
+	}
+	file(cluster.FactsPath, 0o644, facts, false, "")
+	file(cluster.PKIDir+"/ca.crt", 0o644, r.secrets.CA.Cert, false, "")
+	file(cluster.PKIDir+"/node.crt", 0o644, keys.Cert, false, "")
+	file(cluster.PKIDir+"/node.key", 0o600, keys.Key, true, "")
+	file(hostsPath, 0o644, r.hosts(), false, "")
+	if len(r.role.Sysctl) > 0 {
+		file(sysctlPath, 0o644, r.sysctl(), false, "")
+	}
+	if r.filtered() {
+		file(firewallPath, 0o644, r.firewall(), false, "nft")
+	}
+	passwords := map[string]string{}
+	for _, name := range r.role.Secrets {
+		if passwords[name], ok = r.secrets.Passwords[name]; !ok {
+			return out, fmt.Errorf("the cluster has no secret %q", name)
+		}
+	}
+	if len(passwords) > 0 {
+		data, err := json.MarshalIndent(passwords, "", " ")
+		if err != nil {
+			return out, err
+		}
+		file(cluster.SecretsPath, 0o600, append(data, '\n'), true, "")
+	}
+	for i, f := range r.role.Files {
+		rf, wanted, err := r.file(index("files", i), f)
+		if err != nil {
+			return out, err
+		}
+		if wanted {
+			out.Files = append(out.Files, rf)
+		}
+	}
+	slices.SortFunc(out.Files, func(a, b RenderedFile) int { return strings.Compare(a.Path, b.Path) })
+	for i := 1; i < len(out.Files); i++ {
+		if out.Files[i].Path == out.Files[i-1].Path {
+			return out, fmt.Errorf("%s: two files are to become %s", r.role.file, out.Files[i].Path)
+		}
+	}
+	return out, nil
+}
+
+// file renders a file of the role, and tells whether the node gets it at all.
+func (r *renderer) file(at string, f File) (rf RenderedFile, wanted bool, err error) {
+	if wanted, err = r.wanted(at, f.Distros, f.When); err != nil || !wanted {
+		return rf, false, err
+	}
+	mode, err := strconv.ParseUint(f.Mode, 8, 32)
+	if err != nil {
+		return rf, false, err
+	}
+	rf = RenderedFile{Mode: uint32(mode), Check: f.Check}
+	if rf.Path, err = r.text(at+".path", f.Path); err != nil {
+		return rf, false, err
+	}
+	if !path.IsAbs(rf.Path) || path.Clean(rf.Path) != rf.Path {
+		return rf, false, fmt.Errorf("%s: %s.path: %q is not a clean absolute path", r.role.file, at, rf.Path)
+	}
+	if rf.Owner, err = r.text(at+".owner", f.Owner); err != nil {
+		return rf, false, err
+	}
+	if !ownerForm.MatchString(rf.Owner) {
+		return rf, false, fmt.Errorf("%s: %s.owner: %q is not user:group", r.role.file, at, rf.Owner)
+	}
+	r.used, r.inFacts = false, false
+	if rf.Content, err = r.execute(r.role.templateName(f.Template)); err != nil {
+		return rf, false, err
+	}
+	rf.Secret = r.used
+	if rf.Secret && rf.Mode&0o007 != 0 {
+		return rf, false, fmt.Errorf("%s: %s.mode: %s holds a secret and must not be for everyone: use 0600 or 0640", r.role.file, at, rf.Path)
+	}
+	return rf, true, nil
+}
+
+// wanted tells whether a file or component is for this node.
+func (r *renderer) wanted(at string, distros []string, when string) (bool, error) {
+	if len(distros) > 0 && !slices.Contains(distros, r.spec.Distro) {
+		return false, nil
+	}
+	if when == "" {
+		return true, nil
+	}
+	s, err := r.text(at+".when", when)
+	s = strings.TrimSpace(s)
+	return s != "" && s != "false", err
+}
+
+// text renders a string of role.yaml. Secrets are for files alone.
+func (r *renderer) text(at, s string) (string, error) {
+	if !strings.Contains(s, "{{") {
+		return s, nil
+	}
+	r.inFacts = true
+	out, err := r.execute(inline + at)
+	return string(out), err
+}
+
+func (r *renderer) execute(name string) ([]byte, error) {
+	r.buf.Reset()
+	if err := r.set.ExecuteTemplate(&r.buf, name, r.data); err != nil {
+		line, col, msg := templateFault(err)
+		if at, ok := strings.CutPrefix(name, inline); ok {
+			return nil, fmt.Errorf("%s: %s: %s", r.role.file, at, msg)
+		}
+		return nil, fmt.Errorf("%s:%d:%d: %s", name, line, col, msg)
+	}
+	return bytes.Clone(r.buf.Bytes()), nil
+}
+
+func (r *renderer) facts() (cluster.Facts, error) {
+	f := cluster.Facts{
+		Version:   cluster.FactsVersion,
+		Cluster:   r.spec.Cluster,
+		ClusterID: r.secrets.ClusterID,
+		Distro:    r.spec.Distro,
+		Node:      peer(r.view.node),
+		Peers:     []cluster.Peer{},
+	}
+	for _, sr := range r.spec.Roles {
+		for _, n := range sr.Nodes {
+			if n.Name != r.view.node.Name {
+				f.Peers = append(f.Peers, peer(n))
+			}
+		}
+	}
+	if r.filtered() {
+		params, err := json.Marshal(cluster.ServiceParams{Unit: "nftables.service"})
+		if err != nil {
+			return f, err
+		}
+		f.Components = append(f.Components, cluster.Component{Name: firewall, Kind: "service", Params: params})
+	}
+	present := map[string]bool{}
+	for i, c := range r.role.Components {
+		at := index("components", i)
+		wanted, err := r.wanted(at, c.Distros, c.When)
+		if err != nil {
+			return f, err
+		}
+		if !wanted {
+			continue
+		}
+		present[c.Name] = true
+		params, _, err := r.value(at+".params", c.Params, reflect.TypeOf(cluster.ParamsFor[c.Kind]()))
+		if err != nil {
+			return f, err
+		}
+		raw, err := json.Marshal(params)
+		if err != nil {
+			return f, err
+		}
+		// A component that this node does not have holds nothing up.
+		after := slices.DeleteFunc(slices.Clone(c.After), func(name string) bool { return !present[name] })
+		f.Components = append(f.Components, cluster.Component{Name: c.Name, Kind: c.Kind, After: after, Params: raw})
+	}
+	return f, nil
+}
+
+func peer(n cluster.Node) cluster.Peer {
+	return cluster.Peer{Name: n.Name, Role: n.Role, IP: n.IP.String(), Index: n.Index}
+}
+
+// value renders the templates within a parameter that is to become a t. A template that comes out empty leaves its
+// list element or map entry out: keep is false.
+func (r *renderer) value(at string, v any, t reflect.Type) (out any, keep bool, err error) {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch v := v.(type) {
+	case string:
+		s, err := r.text(at, v)
+		if err != nil || s == "" && v != "" {
+			return nil, false, err
+		}
+		if t.Kind() == reflect.Int {
+			n, err := strconv.Atoi(s)
+			if err != nil {
+				return nil, false, fmt.Errorf("%s: %s: %q is not a whole number", r.role.file, at, s)
+			}
+			return n, true, nil
+		}
+		return s, true, nil
+	case []any:
+		list := make([]any, 0, len(v))
+		for i, e := range v {
+			e, keep, err := r.value(index(at, i), e, t.Elem())
+			if err != nil {
+				return nil, false, err
+			}
+			if keep {
+				list = append(list, e)
+			}
+		}
+		return list, true, nil
+	case map[string]any:
+		fields := fieldsOf(t, "json")
+		m := make(map[string]any, len(v))
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			ft := fields[k]
+			if t.Kind() == reflect.Map {
+				ft = t.Elem()
+			}
+			e, keep, err := r.value(at+"."+k, v[k], ft)
+			if err != nil {
+				return nil, false, err
+			}
+			if keep {
+				m[k] = e
+			}
+		}
+		return m, true, nil
+	}
+	return v, true, nil
+}
+
+// hosts makes /etc/hosts: nodes know each other by name without any DNS.
+func (r *renderer) hosts() []byte {
+	var b bytes.Buffer
+	b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n\n")
+	for _, role := range r.spec.Roles {
+		for _, n := range role.Nodes {
+			fmt.Fprintf(&b, "%s %s\n", n.IP, n.Name)
+		}
+	}
+	return b.Bytes()
+}
+
+func (r *renderer) sysctl() []byte {
+	var b bytes.Buffer
+	for _, k := range slices.Sorted(maps.Keys(r.role.Sysctl)) {
+		fmt.Fprintf(&b, "%s = %s\n", k, r.role.Sysctl[k])
+	}
+	return b.Bytes()
+}

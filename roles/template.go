@@ -1,0 +1,115 @@
+package roles
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+
+	"imagegen/cluster"
+)
+
+// Data is what a template sees as its dot.
+type Data struct {
+	Cluster *cluster.Spec
+	Node    cluster.Node      // the node that is rendered
+	Role    cluster.Role      // its role, as the spec has it
+	Vars    map[string]string // the role's vars for the distro
+	Options map[string]string // the role's options, as set in the spec or by default
+}
+
+// view is one node's side of the functions that templates may use.
+type view struct {
+	spec    *cluster.Spec
+	node    cluster.Node
+	role    *Role
+	secrets *cluster.Secrets
+	used    bool // a secret was asked for since this was last false
+	inFacts bool // what is rendered may hold no secret
+}
+
+// unbound has the functions' names, for parsing; a node's own are put in their place before anything is rendered.
+var unbound = (&view{}).funcs()
+
+// funcs are documented in docs/roles.md.
+func (v *view) funcs() template.FuncMap {
+	return template.FuncMap{
+		"nodes":      v.nodes,
+		"others":     v.others,
+		"ips":        v.ips,
+		"has":        func(role string) bool { return len(v.nodes(role)) > 0 },
+		"vip":        v.vip,
+		"secret":     v.secret,
+		"fail":       func(msg string) (string, error) { return "", errors.New(msg) },
+		"healthPort": func() int { return cluster.HealthPort },
+		"join":       func(sep string, list []string) string { return strings.Join(list, sep) },
+		"add":        func(a, b int) int { return a + b },
+		"sub":        func(a, b int) int { return a - b },
+		"max":        func(a, b int) int { return max(a, b) },
+		"mul":        func(a, b int) int { return a * b },
+		"div":        div,
+		"percent":    percent,
+		"netmask":    func(p netip.Prefix) string { return net.IP(net.CIDRMask(p.Bits(), p.Addr().BitLen())).String() },
+	}
+}
+
+func div(a, b int) (int, error) {
+	if b == 0 {
+		return 0, errors.New("division by zero")
+	}
+	return a / b, nil
+}
+
+// percent returns a share of a size, in bytes. The share is text, as options are.
+func percent(b cluster.Bytes, share string) (int64, error) {
+	p, err := strconv.ParseInt(share, 10, 64)
+	return int64(b) / 100 * p, err
+}
+
+// nodes returns the nodes of a role in the spec's order; none if the spec does not have the role.
+func (v *view) nodes(role string) []cluster.Node {
+	if r := v.spec.Role(role); r != nil {
+		return r.Nodes
+	}
+	return nil
+}
+
+// others returns the other nodes of this node's role.
+func (v *view) others() []cluster.Node {
+	return slices.DeleteFunc(slices.Clone(v.nodes(v.node.Role)), func(n cluster.Node) bool { return n.Name == v.node.Name })
+}
+
+func (v *view) ips(role string) []string {
+	var ips []string
+	for _, n := range v.nodes(role) {
+		ips = append(ips, n.IP.String())
+	}
+	return ips
+}
+
+// vip returns a role's virtual address; empty if the role or its address is not in the spec.
+func (v *view) vip(role string) string {
+	if r := v.spec.Role(role); r != nil && r.VIP.IsValid() {
+		return r.VIP.String()
+	}
+	return ""
+}
+
+func (v *view) secret(name string) (string, error) {
+	switch {
+	case v.inFacts:
+		return "", errors.New("facts hold no secrets; only files do")
+	case !slices.Contains(v.role.Secrets, name):
+		return "", fmt.Errorf("%q is not among the role's secrets; add it to secrets in role.yaml", name)
+	}
+	s, ok := v.secrets.Passwords[name]
+	if !ok {
+		return "", fmt.Errorf("the cluster has no secret %q", name)
+	}
+	v.used = true
+	return s, nil
+}
