@@ -1,6 +1,7 @@
 package assemble
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -312,9 +313,9 @@ func TestHostileRequestsEnd(t *testing.T) {
 		}
 		conn.SetDeadline(time.Now().Add(10 * time.Second))
 		go io.WriteString(conn, request)
-		reply, _ := io.ReadAll(io.LimitReader(conn, 1<<16))
+		reply, _ := bufio.NewReader(conn).ReadString('\n')
 		conn.Close()
-		if strings.HasPrefix(string(reply), "HTTP/1.1 200") {
+		if strings.HasPrefix(reply, "HTTP/1.1 200") {
 			t.Errorf("%s: %.60q", name, reply)
 		}
 	}
