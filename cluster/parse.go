@@ -1,0 +1,726 @@
+package cluster
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/mail"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	_ "time/tzdata" // time zones are checked the same way on every build host
+
+	"gopkg.in/yaml.v3"
+)
+
+// Defaults of the keys that a spec may leave out. Roles have theirs in role.yaml.
+const (
+	defaultTimezone   = "UTC"
+	defaultUser       = "admin"
+	defaultAdminEmail = "admin@example.com"
+)
+
+// Sizes that a node can have.
+const (
+	maxCPUs   = 256
+	minMemory = 64 * MiB
+	maxMemory = 16 * TiB
+	minDisk   = GiB
+	minData   = 64 * MiB
+	maxDisk   = 1024 * TiB
+)
+
+// Load reads and checks the spec in the file at path against the rules of the roles, by role name. When the file was
+// read and is faulty, the error is [Problems].
+func Load(path string, rules map[string]Rules) (*Spec, error) {
+	data, err := os.ReadFile(path)
+	if os.IsNotExist(err) {
+		return nil, fmt.Errorf("read the spec: there is no %s; imagegen init writes an example", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the spec: %w", err)
+	}
+	return Parse(path, data, rules)
+}
+
+// Parse checks data as the spec in the file called name. It finds every fault in one pass; the error is [Problems], in
+// the order of the file. Beside data it looks only at whether the package files that the spec names exist.
+func Parse(name string, data []byte, rules map[string]Rules) (*Spec, error) {
+	p := parser{
+		reader:    reader{file: name},
+		rules:     rules,
+		spec:      &Spec{File: name},
+		nodes:     map[string]holder{},
+		addresses: map[netip.Addr]holder{},
+		macs:      map[string]holder{},
+		vrrpIDs:   map[int]holder{},
+	}
+	if root, ok := p.document(data); ok {
+		p.root(root)
+	}
+	if len(p.problems) > 0 {
+		p.problems.sort()
+		return nil, p.problems
+	}
+	return p.spec, nil
+}
+
+// parser makes a Spec of a YAML document. Each method fills in its part and reports what is wrong with it.
+type parser struct {
+	reader
+	rules map[string]Rules
+	spec  *Spec
+
+	// What may be there once only, and who has it.
+	nodes     map[string]holder
+	addresses map[netip.Addr]holder
+	macs      map[string]holder
+	vrrpIDs   map[int]holder
+}
+
+// holder is who already has something that cannot be had twice.
+type holder struct {
+	who  string
+	line int
+}
+
+const rolesExample = "web: {nodes: {web1: 192.168.10.42}}"
+
+func (p *parser) root(v value) {
+	get, ok := p.object(v, "cluster: otus, distro: debian12, …",
+		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "roles")
+	if !ok {
+		return
+	}
+	p.spec.Cluster = p.name(p.required(get("cluster"), "otus"), 32)
+	p.distro(p.required(get("distro"), join(Distros, "or")))
+	p.timezone(get("timezone"))
+	p.network(p.required(get("network"), "{cidr: 192.168.10.0/24}"))
+	p.sql(get("sql"))
+	p.site(get("site"))
+	p.ssh(get("ssh"))
+	p.mirror(get("mirror"))
+	p.roles(p.required(get("roles"), "{"+rolesExample+"}"))
+}
+
+// required reports that v is missing; example is a value that would be right.
+func (p *parser) required(v value, example string) value {
+	if v.missing {
+		key := v.path[strings.LastIndex(v.path, ".")+1:]
+		p.faultf(v, "is missing; write %s: %s", key, example)
+	}
+	return v
+}
+
+var label = regexp.MustCompile(`^[a-z]([a-z0-9-]*[a-z0-9])?$`)
+
+// name returns the name at v: a DNS label.
+func (p *parser) name(v value, longest int) string {
+	s, ok := p.text(v, "a name such as otus")
+	if ok {
+		p.label(v, s, longest)
+	}
+	return s
+}
+
+// label reports whether s is a DNS label that can be a host's name.
+func (p *parser) label(at value, s string, longest int) bool {
+	switch {
+	case len(s) > longest:
+		p.faultf(at, "the name has %d characters; it may have %d", len(s), longest)
+	case label.MatchString(s):
+		return true
+	case s != strings.ToLower(s) && label.MatchString(strings.ToLower(s)):
+		p.faultf(at, "%s has capital letters; write %s", quote(s), strings.ToLower(s))
+	default:
+		p.faultf(at, "%s is not a host name: small letters, digits and hyphens, a letter first and no hyphen last", quote(s))
+	}
+	return false
+}
+
+func (p *parser) distro(v value) {
+	s, ok := p.text(v, join(Distros, "or"))
+	if !ok {
+		return
+	}
+	if !slices.Contains(Distros, s) {
+		p.faultf(v, "there is no distro %s%s; it may be %s", quote(s), didYouMean(s, Distros), join(Distros, "or"))
+		return
+	}
+	p.spec.Distro = s
+}
+
+func (p *parser) timezone(v value) {
+	p.spec.Timezone = defaultTimezone
+	s, ok := p.text(v, "a time zone such as Europe/Moscow")
+	if !ok {
+		return
+	}
+	// The database's folder on some systems holds more than names that people use, and Local is this machine's zone.
+	first, _, _ := strings.Cut(s, "/")
+	_, err := time.LoadLocation(s)
+	if err != nil || slices.Contains([]string{"Local", "localtime", "posix", "posixrules", "right", "Factory"}, first) {
+		p.faultf(v, "there is no time zone %s; write a name of the IANA database, such as Europe/Moscow or UTC", quote(s))
+		return
+	}
+	p.spec.Timezone = s
+}
+
+func (p *parser) network(v value) {
+	get, ok := p.object(v, "{cidr: 192.168.10.0/24}", "cidr", "gateway", "dns")
+	if !ok {
+		return
+	}
+	p.cidr(p.required(get("cidr"), "192.168.10.0/24"))
+	if g := get("gateway"); g.given() {
+		p.spec.Network.Gateway = p.host(g, "the gateway")
+	}
+	seen := map[netip.Addr]bool{}
+	for _, d := range p.list(get("dns"), "[192.168.10.1]") {
+		addr, ok := p.address(d)
+		switch {
+		case !ok:
+		case addr.IsUnspecified() || addr.IsMulticast() || addr.IsLoopback():
+			p.faultf(d, "%s cannot be the address of a resolver", addr)
+		case seen[addr]:
+			p.faultf(d, "%s is in the list twice; remove one", addr)
+		default:
+			seen[addr] = true
+			p.spec.Network.DNS = append(p.spec.Network.DNS, addr)
+		}
+	}
+}
+
+func (p *parser) cidr(v value) {
+	s, ok := p.text(v, "a network such as 192.168.10.0/24")
+	if !ok {
+		return
+	}
+	prefix, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil && !strings.Contains(s, "/"):
+		p.faultf(v, "%s has no length; write a network such as 192.168.10.0/24", quote(s))
+	case err != nil:
+		p.faultf(v, "%s is not a network; write one such as 192.168.10.0/24", quote(s))
+	case !prefix.Addr().Is4():
+		p.faultf(v, "%s is an IPv6 network; clusters have IPv4 networks only, such as 192.168.10.0/24", s)
+	case prefix.Bits() < 8 || prefix.Bits() > 30:
+		p.faultf(v, "a network of length /%d is not possible here; from /8 to /30 is", prefix.Bits())
+	case prefix != prefix.Masked():
+		p.faultf(v, "%s is an address in a network; write %s", s, prefix.Masked())
+	case prefix.Addr().IsLoopback(), prefix.Addr().IsMulticast(), prefix.Addr().IsLinkLocalUnicast(),
+		prefix.Addr().As4()[0] == 0, prefix.Addr().As4()[0] >= 240:
+		p.faultf(v, "%s is reserved; write a network of your own, such as 192.168.10.0/24", s)
+	default:
+		p.spec.Network.CIDR = prefix
+	}
+}
+
+// address returns the IPv4 address at v.
+func (p *parser) address(v value) (netip.Addr, bool) {
+	s, ok := p.text(v, "an IPv4 address")
+	if !ok {
+		return netip.Addr{}, false
+	}
+	addr, err := netip.ParseAddr(s)
+	switch {
+	case err != nil:
+		p.faultf(v, "%s is not an IPv4 address; write one such as 192.168.10.42", quote(s))
+	case !addr.Is4():
+		p.faultf(v, "%s is an IPv6 address; nodes have IPv4 addresses only", quote(s))
+	default:
+		return addr, true
+	}
+	return netip.Addr{}, false
+}
+
+// host returns the address at v, which must be in the network, belong to a host, and be no one's else. The address is
+// from now on that of who. It is zero when it was reported.
+func (p *parser) host(v value, who string) netip.Addr {
+	addr, ok := p.address(v)
+	if !ok {
+		return netip.Addr{}
+	}
+	if net := p.spec.Network.CIDR; net.IsValid() {
+		switch {
+		case !net.Contains(addr):
+			p.faultf(v, "%s is outside network %s", addr, net)
+			return netip.Addr{}
+		case addr == net.Addr():
+			p.faultf(v, "%s is the network's own address; write another of %s", addr, net)
+			return netip.Addr{}
+		case addr == broadcast(net):
+			p.faultf(v, "%s is the network's broadcast address; write another of %s", addr, net)
+			return netip.Addr{}
+		}
+	}
+	if h, taken := p.addresses[addr]; taken {
+		p.faultf(v, "%s is already the address of %s, line %d; write another", addr, h.who, h.line)
+		return netip.Addr{}
+	}
+	p.addresses[addr] = holder{who, v.line}
+	return addr
+}
+
+// broadcast returns the last address of an IPv4 network.
+func broadcast(net netip.Prefix) netip.Addr {
+	b := net.Addr().As4()
+	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|1<<(32-net.Bits())-1)
+	return netip.AddrFrom4(b)
+}
+
+func (p *parser) sql(v value) {
+	p.spec.SQL = "balancer"
+	if p.spec.Distro == "centos7" {
+		p.spec.SQL = "proxysql"
+	}
+	s, ok := p.text(v, "proxysql or balancer")
+	if !ok {
+		return
+	}
+	switch {
+	case s != "proxysql" && s != "balancer":
+		p.faultf(v, "there is no way %s to the database; it may be proxysql or balancer", quote(s))
+	case s == "proxysql" && p.spec.Distro == "debian12":
+		p.faultf(v, "Debian has no ProxySQL; write balancer (HAProxy behind the data tier's VIP), or distro: centos7")
+	default:
+		p.spec.SQL = s
+	}
+}
+
+var (
+	adminUser = regexp.MustCompile(`^[A-Za-z0-9_.@-]{1,60}$`)
+	loginName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
+)
+
+func (p *parser) site(v value) {
+	p.spec.Site = Site{Title: p.spec.Cluster, AdminUser: defaultUser, AdminEmail: defaultAdminEmail}
+	if v.node == nil {
+		return
+	}
+	get, ok := p.object(v, "{title: My site}", "title", "admin_user", "admin_email", "url")
+	if !ok {
+		return
+	}
+	if s, ok := p.text(get("title"), "a title on one line"); ok {
+		p.spec.Site.Title = s
+	}
+	if s, ok := p.text(get("admin_user"), "a user's name"); ok {
+		if !adminUser.MatchString(s) {
+			p.faultf(get("admin_user"), "%s is not a user's name: up to 60 letters, digits and _ . @ -", quote(s))
+		}
+		p.spec.Site.AdminUser = s
+	}
+	if s, ok := p.text(get("admin_email"), "an e-mail address"); ok {
+		if a, err := mail.ParseAddress(s); err != nil || a.Address != s {
+			p.faultf(get("admin_email"), "%s is not an e-mail address; write one such as %s", quote(s), defaultAdminEmail)
+		}
+		p.spec.Site.AdminEmail = s
+	}
+	if s, ok := p.text(get("url"), "an address such as https://www.example.com"); ok {
+		p.siteURL(get("url"), s)
+	}
+}
+
+func (p *parser) siteURL(v value, s string) {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || strings.ContainsAny(s, " '\"<>\\"):
+		p.faultf(v, "%s is not a site's address; write one such as https://www.example.com", quote(s))
+	case u.Path == "/" && s == u.Scheme+"://"+u.Host+"/":
+		p.faultf(v, "%s ends in a slash; write %s", quote(s), strings.TrimSuffix(s, "/"))
+	case s != u.Scheme+"://"+u.Host:
+		p.faultf(v, "%s has more than scheme, host and port; write %s", quote(s), u.Scheme+"://"+quote(u.Host))
+	default:
+		p.spec.Site.URL = s
+	}
+}
+
+func (p *parser) ssh(v value) {
+	p.spec.SSH.User = defaultUser
+	if v.node == nil {
+		return
+	}
+	get, ok := p.object(v, "{keys: [ssh-ed25519 AAAA… me@desk]}", "user", "keys")
+	if !ok {
+		return
+	}
+	if s, ok := p.text(get("user"), "a user's name"); ok {
+		switch {
+		case s == "root":
+			p.faultf(get("user"), "root does not log in; write another name, such as %s, who may use sudo", defaultUser)
+		case !loginName.MatchString(s):
+			p.faultf(get("user"), "%s is not a user's name: up to 32 small letters, digits, - and _", quote(s))
+		}
+		p.spec.SSH.User = s
+	}
+	p.required(get("keys"), "[ssh-ed25519 AAAA… me@desk]; without a key nobody can log in")
+	seen := map[string]bool{}
+	for _, k := range p.list(get("keys"), "[ssh-ed25519 AAAA… me@desk]") {
+		s, ok := p.text(k, "a public key, as in ~/.ssh/id_ed25519.pub")
+		if !ok || !p.publicKey(k, s) {
+			continue
+		}
+		if seen[s] {
+			p.faultf(k, "is in the list twice; remove one")
+		}
+		seen[s] = true
+		p.spec.SSH.Keys = append(p.spec.SSH.Keys, s)
+	}
+}
+
+var keyTypes = []string{"ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
+	"sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"}
+
+// publicKey checks a line of authorized_keys: type, the key in base64, and possibly a comment.
+func (p *parser) publicKey(v value, s string) bool {
+	fields := strings.Fields(s)
+	switch {
+	case strings.Contains(s, "PRIVATE KEY"):
+		// The message must not show it.
+		p.faultf(v, "this is a private key: keep it to yourself, and write the public one, from the file that ends in .pub")
+		return false
+	case !slices.Contains(keyTypes, fields[0]) && (strings.HasSuffix(s, ".pub") || strings.ContainsAny(s[:1], "/~.")):
+		p.faultf(v, "%s is a path; write what is in that file", quote(s))
+		return false
+	case !slices.Contains(keyTypes, fields[0]) || len(fields) < 2:
+		p.faultf(v, "%s is not a public key; write a line such as ssh-ed25519 AAAA… me@desk, without options before it", quote(s))
+		return false
+	}
+	// The key begins with its type's name: length in four bytes, then the text.
+	raw, err := base64.StdEncoding.DecodeString(fields[1])
+	if err != nil || len(raw) < 4+len(fields[0])+32 || string(raw[4:4+len(fields[0])]) != fields[0] {
+		p.faultf(v, "the key after %s is damaged; copy the whole line again", fields[0])
+		return false
+	}
+	return true
+}
+
+func (p *parser) mirror(v value) {
+	s, ok := p.text(v, "the archive's address, such as https://archive.example.com/debian")
+	if !ok {
+		return
+	}
+	address := s
+	if p.spec.Distro != "centos7" && strings.HasPrefix(s, "deb ") {
+		// A line as in sources.list: deb [options] ADDRESS suite components.
+		fields := strings.Fields(s)
+		if i := slices.IndexFunc(fields, func(f string) bool { return strings.Contains(f, "://") }); i > 0 {
+			address = fields[i]
+		}
+	}
+	u, err := url.Parse(address)
+	if err != nil || !slices.Contains([]string{"http", "https", "ftp", "file"}, u.Scheme) ||
+		u.Host == "" && u.Scheme != "file" || strings.Contains(address, " ") {
+		p.faultf(v, "%s is not an archive's address; write one such as https://archive.example.com/debian", quote(s))
+		return
+	}
+	p.spec.Mirror = s
+}
+
+func (p *parser) roles(v value) {
+	entries, ok := p.mapping(v, rolesExample)
+	if !ok {
+		return
+	}
+	if len(entries) == 0 {
+		p.faultf(v, "there is no role; write at least one, such as %s", rolesExample)
+	}
+	for _, e := range entries {
+		p.role(e)
+	}
+	for _, e := range entries {
+		for _, need := range p.rules[e.key].Needs {
+			if !slices.ContainsFunc(entries, func(o entry) bool { return o.key == need }) {
+				p.faultf(e.at, "the role needs nodes of role %s, and there are none; add the role %s", need, need)
+			}
+		}
+	}
+}
+
+func (p *parser) role(e entry) {
+	rules, known := p.rules[e.key]
+	if !known {
+		names := slices.Sorted(maps.Keys(p.rules))
+		p.faultf(e.at, "there is no such role%s; there are %s, and those in the folder roles beside the spec",
+			didYouMean(e.key, names), join(names, "and"))
+	} else if d := p.spec.Distro; d != "" && !slices.Contains(rules.Distros, d) {
+		p.faultf(e.at, "the role is not available for %s; it is for %s", d, join(rules.Distros, "and"))
+	}
+	get, ok := p.object(e.value, strings.TrimPrefix(rolesExample, "web: "),
+		"vip", "vrrp_id", "cpus", "memory", "disk", "data", "packages", "options", "nodes")
+	if !ok {
+		return
+	}
+	r := Role{Name: e.key, CPUs: rules.CPUs, Memory: rules.Memory, Disk: rules.Disk, Data: rules.Data}
+	if known {
+		p.vip(&r, e.at, rules, get)
+		p.options(&r, get("options"), rules)
+	}
+	if n, ok := p.number(get("cpus"), 1, maxCPUs); ok {
+		r.CPUs = n
+	}
+	p.size(&r.Memory, get("memory"), minMemory, maxMemory)
+	p.size(&r.Disk, get("disk"), minDisk, maxDisk)
+	if d := get("data"); known && d.given() && rules.Data == 0 {
+		p.faultf(d, "role %s keeps nothing on a data disk; remove it", e.key)
+	} else {
+		p.size(&r.Data, d, minData, maxDisk)
+	}
+	p.packages(&r, get("packages"))
+	nodes := p.required(get("nodes"), "{"+e.key+"1: 192.168.10.42}")
+	if nodes.given() {
+		p.members(&r, nodes, rules)
+	}
+	p.spec.Roles = append(p.spec.Roles, r)
+}
+
+func (p *parser) vip(r *Role, at value, rules Rules, get func(string) value) {
+	vip, id := get("vip"), get("vrrp_id")
+	if rules.VIP != VIPRequired && rules.VIP != VIPOptional {
+		for _, v := range []value{vip, id} {
+			if v.given() {
+				p.faultf(v, "role %s has no virtual address; remove it", r.Name)
+			}
+		}
+		return
+	}
+	if !vip.given() {
+		switch {
+		case rules.VIP == VIPRequired && vip.missing:
+			p.faultf(at, "the role needs a virtual address; write vip: and an address of the network that no node has")
+		case id.given():
+			p.faultf(id, "is for a role with a virtual address; add vip, or remove it")
+		}
+		return
+	}
+	r.VIP = p.host(vip, "the VIP of "+r.Name)
+	r.VRRPID = rules.VRRPID
+	from := vip
+	if id.given() {
+		from = id
+		r.VRRPID, _ = p.number(id, 1, 255)
+	} else if r.VRRPID == 0 {
+		p.faultf(vip, "a virtual address needs a VRRP id; write vrrp_id: and a number from 1 to 255")
+	}
+	if r.VRRPID == 0 {
+		return
+	}
+	if h, taken := p.vrrpIDs[r.VRRPID]; taken {
+		p.faultf(from, "VRRP id %d is already that of %s, line %d; write another as vrrp_id", r.VRRPID, h.who, h.line)
+	}
+	p.vrrpIDs[r.VRRPID] = holder{"role " + r.Name, from.line}
+}
+
+// size sets b to the size at v, if there is one.
+func (p *parser) size(b *Bytes, v value, low, high Bytes) {
+	s, ok := p.text(v, "a size such as 512MiB")
+	if !ok {
+		return
+	}
+	n, err := ParseBytes(s)
+	switch {
+	case err != nil:
+		p.faultf(v, "%v", err)
+	case n < low || n > high:
+		p.faultf(v, "%s is out of range; from %s to %s is possible", s, low, high)
+	case n%MiB != 0:
+		p.faultf(v, "%s is not a whole number of MiB; write %s", s, n/MiB*MiB+MiB)
+	default:
+		*b = n
+	}
+}
+
+func (p *parser) options(r *Role, v value, rules Rules) {
+	names := slices.Sorted(maps.Keys(rules.Options))
+	r.Options = make(map[string]string, len(names))
+	for _, name := range names {
+		r.Options[name] = rules.Options[name].Default
+	}
+	if !v.given() {
+		return
+	}
+	entries, _ := p.mapping(v, "{name: value}")
+	for _, e := range entries {
+		o, known := rules.Options[e.key]
+		if !known {
+			if len(names) == 0 {
+				p.faultf(e.at, "role %s has no options; remove it", r.Name)
+			} else {
+				p.faultf(e.at, "role %s has no such option%s; it has %s", r.Name, didYouMean(e.key, names), join(names, "and"))
+			}
+			continue
+		}
+		s, ok := p.text(e.value, "a value on one line")
+		if !ok {
+			continue
+		}
+		if len(o.OneOf) > 0 && !slices.Contains(o.OneOf, s) {
+			p.faultf(e.value, "%s is not possible%s; it may be %s", quote(s), didYouMean(s, o.OneOf), join(o.OneOf, "or"))
+			continue
+		}
+		if len(o.OneOf) == 0 && o.Pattern != "" {
+			form, err := regexp.Compile(`^(?:` + o.Pattern + `)$`)
+			if err != nil {
+				p.faultf(e.value, "cannot be checked: the option's pattern in role.yaml is broken: %s", quote(o.Pattern))
+				continue
+			}
+			if !form.MatchString(s) {
+				p.faultf(e.value, "%s does not fit; the option is: %s (pattern %s, such as %s)", quote(s), o.Help, o.Pattern, quote(o.Default))
+				continue
+			}
+		}
+		r.Options[e.key] = s
+	}
+}
+
+// packageName is what apt and yum take as a package, with an architecture or a version.
+var packageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._:~=-]*$`)
+
+func (p *parser) packages(r *Role, v value) {
+	seen := map[string]bool{}
+	for _, e := range p.list(v, "[tcpdump, ./my.deb]") {
+		s, ok := p.text(e, "a package's name or file")
+		if !ok {
+			continue
+		}
+		format := strings.TrimPrefix(filepath.Ext(s), ".")
+		isFile := strings.Contains(s, "/") || format == "deb" || format == "rpm"
+		wants := map[string]string{"debian12": "deb", "centos7": "rpm"}[p.spec.Distro]
+		switch {
+		case seen[s]:
+			p.faultf(e, "%s is in the list twice; remove one", quote(s))
+		case !isFile && !packageName.MatchString(s):
+			p.faultf(e, "%s is not a package; write a name, such as tcpdump, or the path of a .deb or .rpm file", quote(s))
+		case isFile && wants != "" && format != wants:
+			p.faultf(e, "%s cannot be installed on %s; a package file ends in .%s there", quote(s), p.spec.Distro, wants)
+		case isFile:
+			p.packageFile(e, s)
+		}
+		seen[s] = true
+		r.Packages = append(r.Packages, s)
+	}
+}
+
+func (p *parser) packageFile(v value, path string) {
+	full := path
+	if !filepath.IsAbs(path) {
+		full = filepath.Join(filepath.Dir(p.file), path)
+	}
+	switch info, err := os.Stat(full); {
+	case os.IsNotExist(err):
+		p.faultf(v, "there is no file %s; a path is relative to the spec's folder", quote(full))
+	case err != nil:
+		if pe, ok := err.(*fs.PathError); ok {
+			err = pe.Err
+		}
+		p.faultf(v, "%s cannot be read: %v", quote(full), err)
+	case !info.Mode().IsRegular():
+		p.faultf(v, "%s is not a file; write the path of a package file", quote(full))
+	}
+}
+
+func (p *parser) members(r *Role, v value, rules Rules) {
+	entries, ok := p.mapping(v, "{web1: 192.168.10.42}")
+	if !ok {
+		return
+	}
+	for _, e := range entries {
+		p.node(r, e)
+	}
+	n := len(entries)
+	switch {
+	case n == 0:
+		p.faultf(v, "the role has no nodes; write at least one, such as %s1: 192.168.10.42, or remove the role", r.Name)
+	case rules.Quorum && (n < 3 || n%2 == 0):
+		p.faultf(v, "%s; role %s decides by majority and needs an odd number, %d for example", count(n), r.Name, max(3, n+1))
+	case n < rules.MinNodes:
+		p.faultf(v, "%s; role %s needs at least %d", count(n), r.Name, rules.MinNodes)
+	case rules.MaxNodes > 0 && n > rules.MaxNodes:
+		p.faultf(v, "%s; role %s can have %d at most", count(n), r.Name, rules.MaxNodes)
+	}
+}
+
+func count(nodes int) string {
+	if nodes == 1 {
+		return "1 node"
+	}
+	return fmt.Sprintf("%d nodes", nodes)
+}
+
+// reserved are names that mean something else in /etc/hosts or among the cluster's certificates.
+var reserved = []string{"localhost", "ip6-localhost", "ip6-loopback", "ip6-allnodes", "ip6-allrouters", "operator"}
+
+func (p *parser) node(r *Role, e entry) {
+	if e.value.node != nil && e.value.node.Tag == "!!null" && strings.Contains(e.key, ":") {
+		p.faultf(e.at, "a space is missing after the colon")
+		return
+	}
+	if p.label(e.at, e.key, 63) {
+		switch h, taken := p.nodes[e.key]; {
+		case taken:
+			p.faultf(e.at, "there is already a node %s in %s, line %d; names are unique in the cluster", e.key, h.who, h.line)
+		case slices.Contains(reserved, e.key):
+			p.faultf(e.at, "a node cannot be called %s, which has a meaning of its own; write another name", e.key)
+		case e.key == p.spec.Cluster:
+			p.faultf(e.at, "a node cannot have the cluster's name; write another, such as %s1", e.key)
+		default:
+			p.nodes[e.key] = holder{"role " + r.Name, e.at.line}
+		}
+	}
+	n := Node{Name: e.key, Role: r.Name, Index: len(r.Nodes)}
+	ip, mac := e.value, value{}
+	if e.value.node != nil && e.value.node.Kind == yaml.MappingNode {
+		get, _ := p.object(e.value, "", "ip", "mac")
+		ip, mac = p.required(get("ip"), "192.168.10.42"), get("mac")
+	}
+	n.IP = p.host(ip, e.key)
+	n.MAC = p.mac(e, mac)
+	r.Nodes = append(r.Nodes, n)
+}
+
+// mac returns the node's MAC: the one at v, or one of its own.
+func (p *parser) mac(e entry, v value) string {
+	const example = "02:00:c0:a8:0a:2a"
+	mac := nodeMAC(p.spec.Cluster, e.key)
+	at := e.at
+	if v.given() {
+		s, ok := p.text(v, "a MAC address such as "+example)
+		if !ok {
+			return ""
+		}
+		hw, err := net.ParseMAC(s)
+		switch {
+		case err != nil || len(hw) != 6:
+			p.faultf(v, "%s is not a MAC address; write one such as %s", quote(s), example)
+			return ""
+		case hw[0]&1 != 0:
+			p.faultf(v, "%s is the MAC address of a group, not of a machine; write one such as %s", quote(s), example)
+			return ""
+		case hw.String() == "00:00:00:00:00:00":
+			p.faultf(v, "%s is nobody's MAC address; write one such as %s", s, example)
+			return ""
+		}
+		mac, at = hw.String(), v
+	}
+	if h, taken := p.macs[mac]; taken {
+		p.faultf(at, "%s is already the MAC address of %s, line %d; write another as {ip: …, mac: …}", mac, h.who, h.line)
+	}
+	p.macs[mac] = holder{e.key, at.line}
+	return mac
+}
+
+// nodeMAC derives a node's MAC from its name: locally administered, and the same wherever the seed is made.
+func nodeMAC(cluster, node string) string {
+	sum := sha256.Sum256([]byte(cluster + "/" + node))
+	return net.HardwareAddr(append([]byte{0x02}, sum[:5]...)).String()
+}
