@@ -192,7 +192,7 @@ var (
 
 // Checks are the programs that the tests can run over a rendered file. "none" is for files that no program reads on
 // its own.
-var Checks = []string{"glusterd", "haproxy", "keepalived", "mariadb", "nft", "nginx", "php", "php-fpm", "proxysql", "redis", "sentinel", "sql", "systemd", "none"}
+var Checks = []string{"glusterd", "haproxy", "keepalived", "mariadb", "nft", "nginx", "php", "php-fpm", "php-ini", "proxysql", "redis", "sentinel", "sql", "systemd", "none"}
 
 // load reads and checks the role; nil when it is too broken to be used.
 func (s *source) load() *Role {
