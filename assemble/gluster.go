@@ -322,7 +322,12 @@ func decideVolume(v glusterView) (glusterStep, cluster.Status) {
 		detail += ", without " + strings.Join(away, ", ")
 	}
 	if pending > 0 {
-		detail += fmt.Sprintf(", %d entries to heal", pending)
+		// Roughly: each change of a status is a line on the console.
+		bound := 10
+		for bound <= pending {
+			bound *= 10
+		}
+		detail += fmt.Sprintf(", under %d entries to heal", bound)
 	}
 	step := glusterStep{}
 	if pending > 0 && leader && len(away) == 0 && v.healHeld == 0 {
