@@ -153,7 +153,7 @@ func (p *parser) distro(v value) {
 		return
 	}
 	if !slices.Contains(Distros, s) {
-		p.faultf(v, "there is no distro %s%s; it may be %s", quote(s), didYouMean(s, Distros), join(Distros, "or"))
+		p.faultf(v, "there is no distro %s%s", quote(s), hint(s, "it may be", Distros))
 		return
 	}
 	p.spec.Distro = s
@@ -274,22 +274,28 @@ func (p *parser) host(v value, who string) netip.Addr {
 // broadcast returns the last address of an IPv4 network.
 func broadcast(net netip.Prefix) netip.Addr {
 	b := net.Addr().As4()
-	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|1<<(32-net.Bits())-1)
+	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|(1<<(32-net.Bits())-1))
 	return netip.AddrFrom4(b)
 }
 
-func (p *parser) sql(v value) {
-	p.spec.SQL = "balancer"
-	if p.spec.Distro == "centos7" {
-		p.spec.SQL = "proxysql"
+// defaultSQL is ProxySQL where the distro can have it.
+func defaultSQL(distro string) string {
+	if distro == "centos7" {
+		return "proxysql"
 	}
-	s, ok := p.text(v, "proxysql or balancer")
+	return "balancer"
+}
+
+func (p *parser) sql(v value) {
+	p.spec.SQL = defaultSQL(p.spec.Distro)
+	ways := []string{"proxysql", "balancer"}
+	s, ok := p.text(v, join(ways, "or"))
 	if !ok {
 		return
 	}
 	switch {
-	case s != "proxysql" && s != "balancer":
-		p.faultf(v, "there is no way %s to the database; it may be proxysql or balancer", quote(s))
+	case !slices.Contains(ways, s):
+		p.faultf(v, "there is no way %s to the database%s", quote(s), hint(s, "it may be", ways))
 	case s == "proxysql" && p.spec.Distro == "debian12":
 		p.faultf(v, "Debian has no ProxySQL; write balancer (HAProxy behind the data tier's VIP), or distro: centos7")
 	default:
@@ -451,8 +457,7 @@ func (p *parser) role(e entry) {
 	rules, known := p.rules[e.key]
 	if !known {
 		names := slices.Sorted(maps.Keys(p.rules))
-		p.faultf(e.at, "there is no such role%s; there are %s, and those in the folder roles beside the spec",
-			didYouMean(e.key, names), join(names, "and"))
+		p.faultf(e.at, "there is no such role, neither built in nor in the folder roles beside the spec%s", hint(e.key, "it may be", names))
 	} else if d := p.spec.Distro; d != "" && !slices.Contains(rules.Distros, d) {
 		p.faultf(e.at, "the role is not available for %s; it is for %s", d, join(rules.Distros, "and"))
 	}
@@ -556,7 +561,7 @@ func (p *parser) options(r *Role, v value, rules Rules) {
 			if len(names) == 0 {
 				p.faultf(e.at, "role %s has no options; remove it", r.Name)
 			} else {
-				p.faultf(e.at, "role %s has no such option%s; it has %s", r.Name, didYouMean(e.key, names), join(names, "and"))
+				p.faultf(e.at, "role %s has no such option%s", r.Name, hint(e.key, "it may be", names))
 			}
 			continue
 		}
@@ -565,7 +570,7 @@ func (p *parser) options(r *Role, v value, rules Rules) {
 			continue
 		}
 		if len(o.OneOf) > 0 && !slices.Contains(o.OneOf, s) {
-			p.faultf(e.value, "%s is not possible%s; it may be %s", quote(s), didYouMean(s, o.OneOf), join(o.OneOf, "or"))
+			p.faultf(e.value, "%s is not possible%s", quote(s), hint(s, "it may be", o.OneOf))
 			continue
 		}
 		if len(o.OneOf) == 0 && o.Pattern != "" {
@@ -642,7 +647,7 @@ func (p *parser) members(r *Role, v value, rules Rules) {
 	case n == 0:
 		p.faultf(v, "the role has no nodes; write at least one, such as %s1: 192.168.10.42, or remove the role", r.Name)
 	case rules.Quorum && (n < 3 || n%2 == 0):
-		p.faultf(v, "%s; role %s decides by majority and needs an odd number, %d for example", count(n), r.Name, max(3, n+1))
+		p.faultf(v, "%s; role %s decides by majority and needs an odd number of 3 or more, such as %d", count(n), r.Name, max(3, n+1))
 	case n < rules.MinNodes:
 		p.faultf(v, "%s; role %s needs at least %d", count(n), r.Name, rules.MinNodes)
 	case rules.MaxNodes > 0 && n > rules.MaxNodes:
@@ -665,8 +670,9 @@ func (p *parser) node(r *Role, e entry) {
 		p.faultf(e.at, "a space is missing after the colon")
 		return
 	}
+	h, taken := p.nodes[e.key]
 	if p.label(e.at, e.key, 63) {
-		switch h, taken := p.nodes[e.key]; {
+		switch {
 		case taken:
 			p.faultf(e.at, "there is already a node %s in %s, line %d; names are unique in the cluster", e.key, h.who, h.line)
 		case slices.Contains(reserved, e.key):
@@ -684,7 +690,9 @@ func (p *parser) node(r *Role, e entry) {
 		ip, mac = p.required(get("ip"), "192.168.10.42"), get("mac")
 	}
 	n.IP = p.host(ip, e.key)
-	n.MAC = p.mac(e, mac)
+	if mac.given() || !taken { // a name that is there twice has one MAC
+		n.MAC = p.mac(e, mac)
+	}
 	r.Nodes = append(r.Nodes, n)
 }
 

@@ -70,21 +70,27 @@ func join(words []string, last string) string {
 	return strings.Join(words[:len(words)-1], ", ") + " " + last + " " + words[len(words)-1]
 }
 
-// didYouMean returns "; did you mean WORD?" when one of the words is close to text, else "".
-func didYouMean(text string, words []string) string {
-	best, least := "", len(text)/3+2
+// hint ends a message about a word that is none of words: with the one that was probably meant, else with all of them
+// after lead ("it may be", say).
+func hint(word, lead string, words []string) string {
+	if near := nearest(word, words); near != "" {
+		return "; did you mean " + near + "?"
+	}
+	return "; " + lead + " " + join(words, "or")
+}
+
+// nearest returns the one of words that text is a slip of, or "".
+func nearest(text string, words []string) string {
 	if len(text) > 40 {
 		return ""
 	}
+	best, least := "", len(text)/3+2
 	for _, w := range words {
 		if d := distance(strings.ToLower(text), w); d < least && d < len(w) {
 			best, least = w, d
 		}
 	}
-	if best == "" {
-		return ""
-	}
-	return "; did you mean " + best + "?"
+	return best
 }
 
 // distance is the number of letters to insert, remove, replace or swap with their neighbour that makes b of a.

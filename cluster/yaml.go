@@ -2,10 +2,12 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -104,11 +106,14 @@ func (r *reader) syntax(data []byte, err error) {
 	if m := syntaxLine.FindStringSubmatch(msg); m != nil {
 		msg = msg[len(m[0]):]
 		line, _ = strconv.Atoi(m[1])
+		if strings.HasPrefix(msg, "did not find expected") {
+			line++ // the library counts these from 0, others from 1
+		}
 	}
 	lines := bytes.Split(data, []byte("\n"))
 	line = min(line, len(lines)) // an error at the end of the file is counted one too far
 	col := 1 + len(lines[line-1]) - len(bytes.TrimLeft(lines[line-1], " "))
-	r.faultf(value{line: line, col: col}, "this is not YAML: %s; look for a missing quote, colon, bracket or space here or one line above",
+	r.faultf(value{line: line, col: col}, "this is not YAML: %s; look for a missing quote, colon, bracket or space here or above",
 		strings.TrimPrefix(msg, "yaml: "))
 }
 
@@ -174,19 +179,21 @@ func (r *reader) object(v value, example string, keys ...string) (func(key strin
 	entries, ok := r.mapping(v, example)
 	found := map[string]value{}
 	for _, e := range entries {
-		found[e.key] = e.value
-		known := false
-		for _, k := range keys {
-			known = known || k == e.key
-		}
-		switch {
-		case known:
+		switch near := nearest(e.key, keys); {
+		case slices.Contains(keys, e.key):
+			found[e.key] = e.value
 		case e.key == "<<":
 			r.faultf(e.at, "YAML merge keys are not understood here; write the values out")
+			for _, k := range keys {
+				found[k] = cmp.Or(found[k], value{path: e.path}) // it would have been merged
+			}
 		case e.node != nil && e.node.Tag == "!!null" && strings.Contains(e.key, ":"):
 			r.faultf(e.at, "a space is missing after the colon")
 		default:
-			r.faultf(e.at, "there is no such key%s; here may be %s", didYouMean(e.key, keys), join(keys, "and"))
+			r.faultf(e.at, "there is no such key%s", hint(e.key, "it may be", keys))
+			if _, there := found[near]; near != "" && !there {
+				found[near] = value{path: e.path} // misspelt is not missing
+			}
 		}
 	}
 	return func(key string) value {
