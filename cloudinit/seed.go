@@ -1,0 +1,261 @@
+// Package cloudinit makes a node's seed: the three files that cloud-init's NoCloud data source reads, and the ISO image
+// that carries them. It works with cloud-init 19.4 and with today's, so it uses only what both know: network-config
+// version 1, and write_files without defer and source.
+//
+// A seed is a function of its inputs alone. The same spec, secrets and files give the same bytes on any host, at any
+// time. What is written to a node is rendered elsewhere (package roles).
+package cloudinit
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"path"
+	"reflect"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+
+	"imagegen/cluster"
+)
+
+// Interface is the name that a node's NIC on the cluster's network has. Cloud-init finds the NIC by its MAC address
+// and renames it where it is called otherwise. Files that name an interface (keepalived's) use the same.
+const Interface = "eth0"
+
+// File is a file that cloud-init writes on the node's first boot.
+type File struct {
+	Path    string // absolute
+	Mode    uint32 // permission bits
+	Owner   string // user:group; both must be in the image. Empty: root:root
+	Content []byte
+	Secret  bool // must not be readable by everybody
+}
+
+// Seed is the content of a seed ISO, each file as cloud-init reads it.
+type Seed struct {
+	UserData      []byte // YAML after a first line "#cloud-config"
+	MetaData      []byte // YAML
+	NetworkConfig []byte // YAML, version 1
+}
+
+// userData is the part of cloud-config that we use. Fields are in the order in which a person reads them.
+type userData struct {
+	Hostname         string `yaml:"hostname"`
+	FQDN             string `yaml:"fqdn"`
+	PreserveHostname bool   `yaml:"preserve_hostname"`
+	ManageEtcHosts   bool   `yaml:"manage_etc_hosts"` // it is one of the files
+	Timezone         string `yaml:"timezone"`
+	PackageUpdate    bool   `yaml:"package_update"`
+	PackageUpgrade   bool   `yaml:"package_upgrade"`
+	Users            []user `yaml:"users"`
+	DisableRoot      bool   `yaml:"disable_root"`
+	SSHPwauth        bool   `yaml:"ssh_pwauth"`
+	// An image has no host keys. One kind is enough, and making an RSA key would cost seconds on every first boot.
+	SSHDeletekeys  bool        `yaml:"ssh_deletekeys"`
+	SSHGenkeytypes []string    `yaml:"ssh_genkeytypes"`
+	WriteFiles     []writeFile `yaml:"write_files,omitempty"`
+}
+
+type user struct {
+	Name              string   `yaml:"name"`
+	Shell             string   `yaml:"shell,omitempty"`
+	LockPasswd        bool     `yaml:"lock_passwd"`
+	Sudo              string   `yaml:"sudo,omitempty"`
+	SSHAuthorizedKeys []string `yaml:"ssh_authorized_keys,omitempty"`
+}
+
+type writeFile struct {
+	Path        string `yaml:"path"`
+	Owner       string `yaml:"owner"`
+	Permissions string `yaml:"permissions"`
+	Encoding    string `yaml:"encoding,omitempty"`
+	Content     string `yaml:"content"`
+}
+
+type metaData struct {
+	InstanceID    string `yaml:"instance-id"`
+	LocalHostname string `yaml:"local-hostname"`
+}
+
+type networkConfig struct {
+	Version int        `yaml:"version"`
+	Config  []physical `yaml:"config"`
+}
+
+type physical struct {
+	Type       string   `yaml:"type"`
+	Name       string   `yaml:"name"`
+	MACAddress string   `yaml:"mac_address"`
+	Subnets    []subnet `yaml:"subnets"`
+}
+
+type subnet struct {
+	Type           string   `yaml:"type"`
+	Address        string   `yaml:"address"` // with prefix length
+	Gateway        string   `yaml:"gateway,omitempty"`
+	DNSNameservers []string `yaml:"dns_nameservers,omitempty"`
+}
+
+// New makes the seed of node. Files are written in the order given.
+func New(spec *cluster.Spec, node cluster.Node, files []File) (Seed, error) {
+	var s Seed
+	err := s.make(spec, node, files)
+	if err != nil {
+		return Seed{}, fmt.Errorf("seed of %s: %w", node.Name, err)
+	}
+	return s, nil
+}
+
+func (s *Seed) make(spec *cluster.Spec, node cluster.Node, files []File) error {
+	ud := userData{
+		Hostname: node.Name,
+		// Without a domain, like the entries of /etc/hosts, so that `hostname -f` agrees.
+		FQDN:           node.Name,
+		Timezone:       spec.Timezone,
+		DisableRoot:    true,
+		SSHDeletekeys:  true,
+		SSHGenkeytypes: []string{"ed25519"},
+		// Somebody has to be in the list: an empty one is invalid, and without it cloud-init makes the distro's own
+		// user. Root exists; all that happens is that its password is locked once more.
+		Users: []user{{Name: "root", LockPasswd: true}},
+	}
+	if len(spec.SSH.Keys) > 0 {
+		u := user{Name: spec.SSH.User, LockPasswd: true, SSHAuthorizedKeys: spec.SSH.Keys}
+		if u.Name == "root" {
+			ud.DisableRoot = false
+		} else {
+			u.Shell, u.Sudo = "/bin/bash", "ALL=(ALL) NOPASSWD:ALL"
+		}
+		ud.Users = []user{u}
+	}
+	seen := map[string]bool{}
+	for _, f := range files {
+		w, err := newWriteFile(f)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Path, err)
+		}
+		if seen[f.Path] {
+			return fmt.Errorf("%s is there twice", f.Path)
+		}
+		seen[f.Path] = true
+		ud.WriteFiles = append(ud.WriteFiles, w)
+	}
+
+	sub := subnet{Type: "static", Address: fmt.Sprintf("%s/%d", node.IP, spec.Network.CIDR.Bits())}
+	if spec.Network.Gateway.IsValid() {
+		sub.Gateway = spec.Network.Gateway.String()
+	}
+	for _, d := range spec.Network.DNS {
+		sub.DNSNameservers = append(sub.DNSNameservers, d.String())
+	}
+	nc := networkConfig{Version: 1, Config: []physical{{
+		Type: "physical", Name: Interface, MACAddress: strings.ToLower(node.MAC), Subnets: []subnet{sub},
+	}}}
+
+	var err error
+	if s.UserData, err = marshal("#cloud-config\n", ud); err != nil {
+		return err
+	}
+	if back, err := unmarshal(s.UserData); err != nil || !reflect.DeepEqual(back, ud) {
+		return fmt.Errorf("user-data does not read as it was written (%v)", err)
+	}
+	if s.NetworkConfig, err = marshal("", nc); err != nil {
+		return err
+	}
+	s.MetaData, err = marshal("", metaData{
+		InstanceID:    instanceID(spec.Cluster, node.Name, s.UserData, s.NetworkConfig),
+		LocalHostname: node.Name,
+	})
+	return err
+}
+
+// instanceID names what the seed makes of a node. Cloud-init applies a seed once per instance ID: the same seed in the
+// same disk's next boot changes nothing, and any other seed is applied in full. The cluster's ID is in the user-data
+// (in the facts), so that two clusters of one name differ.
+func instanceID(cluster, node string, content ...[]byte) string {
+	h := sha256.New()
+	for _, c := range content {
+		fmt.Fprintf(h, "%d\n", len(c))
+		h.Write(c)
+	}
+	return fmt.Sprintf("%s-%s-%x", cluster, node, h.Sum(nil)[:8])
+}
+
+func newWriteFile(f File) (writeFile, error) {
+	if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path {
+		return writeFile{}, fmt.Errorf("want an absolute path without detours")
+	}
+	if f.Mode&^0o7777 != 0 {
+		return writeFile{}, fmt.Errorf("mode %#o has more than permission bits", f.Mode)
+	}
+	if f.Secret && f.Mode&worldReadable != 0 {
+		return writeFile{}, fmt.Errorf("mode %#o lets everybody read a file that holds a secret: want 0600 or 0640", f.Mode)
+	}
+	w := writeFile{Path: f.Path, Owner: f.Owner, Permissions: fmt.Sprintf("%04o", f.Mode), Content: string(f.Content)}
+	if w.Owner == "" {
+		w.Owner = "root:root"
+	}
+	if !plain(f.Content) {
+		w.Encoding, w.Content = "b64", base64.StdEncoding.EncodeToString(f.Content)
+	}
+	return w, nil
+}
+
+const worldReadable = 0o004
+
+// plain says whether content can stand in YAML as it is: ASCII text (cloud-init 19.4 on Python 2 is not to be trusted
+// with more) that does not begin with white space (libraries disagree about the indentation of such a block).
+func plain(content []byte) bool {
+	for _, c := range content {
+		if c != '\n' && c != '\t' && (c < ' ' || c > '~') {
+			return false
+		}
+	}
+	return len(content) == 0 || content[0] > ' '
+}
+
+// marshal writes v as YAML after head.
+func marshal(head string, v any) ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteString(head)
+	enc := yaml.NewEncoder(&b)
+	enc.SetIndent(2)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	if err := enc.Close(); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+func unmarshal(data []byte) (userData, error) {
+	var ud userData
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true) // what we do not know, we cannot mask
+	err := dec.Decode(&ud)
+	return ud, err
+}
+
+// Masked returns the seed for people to look at: in place of the content of each file that not everybody may read on
+// the node there is a remark. Such a seed is of no use to a node.
+func (s Seed) Masked() (Seed, error) {
+	ud, err := unmarshal(s.UserData)
+	if err != nil {
+		return Seed{}, fmt.Errorf("user-data is not of this version of imagegen: %w", err)
+	}
+	for i := range ud.WriteFiles {
+		w := &ud.WriteFiles[i]
+		var mode uint32
+		if _, err := fmt.Sscanf(w.Permissions, "%o", &mode); err != nil {
+			return Seed{}, fmt.Errorf("user-data: %s: permissions %q: %w", w.Path, w.Permissions, err)
+		}
+		if mode&worldReadable == 0 {
+			w.Encoding, w.Content = "", "(not shown: not everybody may read this file)\n"
+		}
+	}
+	s.UserData, err = marshal("#cloud-config\n", ud)
+	return s, err
+}

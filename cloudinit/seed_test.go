@@ -1,0 +1,263 @@
+package cloudinit
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"flag"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"imagegen/cluster"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// example is a small cluster; its second node has a MAC address that YAML 1.1 takes for a number to base 60.
+func example() *cluster.Spec {
+	return &cluster.Spec{
+		Cluster: "otus", Distro: "debian12", Timezone: "Europe/Moscow",
+		Network: cluster.Network{
+			CIDR: netip.MustParsePrefix("192.168.10.0/24"), Gateway: netip.MustParseAddr("192.168.10.1"),
+			DNS: []netip.Addr{netip.MustParseAddr("192.168.10.1"), netip.MustParseAddr("192.168.10.2")},
+		},
+		SSH: cluster.SSH{User: "operator", Keys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB0000000000000000000000000000000000000000000 me@desk"}},
+		Roles: []cluster.Role{{Name: "web", Nodes: []cluster.Node{
+			{Name: "web1", Role: "web", IP: netip.MustParseAddr("192.168.10.42"), MAC: "52:54:00:9E:0a:01"},
+			{Name: "web2", Role: "web", IP: netip.MustParseAddr("192.168.10.43"), MAC: "52:54:00:11:22:33", Index: 1},
+		}}},
+	}
+}
+
+const password = "q1W2e3R4t5Y6u7I8"
+
+// awkward are files whose content a careless hand would break.
+func awkward() []File {
+	return []File{
+		{Path: "/etc/imagegen/node.json", Mode: 0o644, Content: []byte("{\n  \"cluster\": \"otus\"\n}\n")},
+		{Path: "/etc/imagegen/secrets.json", Mode: 0o600, Secret: true, Content: []byte(`{"redis":"` + password + "\"}\n")},
+		{Path: "/etc/redis/redis.conf", Mode: 0o640, Owner: "root:redis", Secret: true, Content: []byte("requirepass " + password + "\n")},
+		{Path: "/opt/binary", Mode: 0o4755, Content: []byte{0, 1, 2, 0xff, '\n'}},
+		{Path: "/opt/cyrillic", Mode: 0o644, Content: []byte("Привет\n")},
+		{Path: "/opt/empty", Mode: 0o644},
+		{Path: "/opt/no-newline", Mode: 0o644, Content: []byte("yes")},
+		{Path: "/opt/only-newlines", Mode: 0o644, Content: []byte("\n\n\n")},
+		{Path: "/opt/leading-space", Mode: 0o644, Content: []byte("  indented\nnot\n")},
+		{Path: "/opt/trailing-space", Mode: 0o644, Content: []byte("a \nb\t\n\n\n")},
+		{Path: "/opt/tabs", Mode: 0o644, Content: []byte("\tall:\n\t\tdo it # now\n")},
+		{Path: "/opt/newlines-at-end", Mode: 0o644, Content: []byte("a\n\n\n")},
+		{Path: "/opt/crlf", Mode: 0o644, Content: []byte("a\r\nb\r\n")},
+		{Path: "/opt/template", Mode: 0o644, Content: []byte("#cloud-config\n---\n{{ x }} ${y} %z\n...\n")},
+		{Path: "/opt/long", Mode: 0o644, Content: []byte(strings.Repeat("word ", 400) + "\nend\n")},
+	}
+}
+
+func newSeed(t testing.TB, node string) Seed {
+	t.Helper()
+	spec := example()
+	n, ok := spec.Node(node)
+	if !ok {
+		t.Fatalf("no node %s", node)
+	}
+	s, err := New(spec, n, awkward())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s is not as before (go test -update accepts it); now:\n%s", path, got)
+	}
+}
+
+func TestGolden(t *testing.T) {
+	for _, node := range []string{"web1", "web2"} {
+		s := newSeed(t, node)
+		golden(t, node+"/user-data", s.UserData)
+		golden(t, node+"/meta-data", s.MetaData)
+		golden(t, node+"/network-config", s.NetworkConfig)
+	}
+	spec := example()
+	spec.Network.Gateway, spec.Network.DNS, spec.SSH = netip.Addr{}, nil, cluster.SSH{}
+	s, err := New(spec, spec.Nodes()[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "bare/user-data", s.UserData)
+	golden(t, "bare/network-config", s.NetworkConfig)
+}
+
+// needProgram skips a test whose witness is not on this machine.
+func needProgram(t *testing.T, name, pkg string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Skipf("no %s on this machine (package %s): NOT tested", name, pkg)
+	}
+}
+
+// What cloud-init reads must be what was given: its own YAML library says so.
+func TestFilesArriveUnchanged(t *testing.T) {
+	needProgram(t, "cloud-init", "cloud-init")
+	s := newSeed(t, "web2")
+	cmd := exec.Command("/usr/bin/python3", "-c", `
+import base64, json, sys, yaml
+ud = yaml.safe_load(sys.stdin.buffer.read())
+def content(w):
+    if w.get("encoding") == "b64":
+        return w["content"]
+    return base64.b64encode(w["content"].encode()).decode()
+print(json.dumps([{"Path": w["path"], "Mode": int(w["permissions"], 8), "Owner": w["owner"], "Content": content(w)} for w in ud["write_files"]]))`)
+	cmd.Stdin = bytes.NewReader(s.UserData)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []struct {
+		Path, Owner, Content string
+		Mode                 uint32
+	}
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := awkward()
+	if len(got) != len(want) {
+		t.Fatalf("%d files, want %d", len(got), len(want))
+	}
+	for i, w := range want {
+		g := got[i]
+		if w.Owner == "" {
+			w.Owner = "root:root"
+		}
+		if g.Path != w.Path || g.Mode != w.Mode || g.Owner != w.Owner || g.Content != base64.StdEncoding.EncodeToString(w.Content) {
+			t.Errorf("got %+v, want %+v", g, w)
+		}
+	}
+
+	cmd = exec.Command("/usr/bin/python3", "-c", `import sys, yaml; print(yaml.safe_load(sys.stdin)["config"][0]["mac_address"])`)
+	cmd.Stdin = bytes.NewReader(s.NetworkConfig)
+	if out, err := cmd.Output(); err != nil || strings.TrimSpace(string(out)) != "52:54:00:11:22:33" {
+		t.Errorf("the MAC address arrives as %s (%v)", out, err)
+	}
+}
+
+func TestSchema(t *testing.T) {
+	needProgram(t, "cloud-init", "cloud-init")
+	bare := example()
+	bare.SSH = cluster.SSH{}
+	noKeys, err := New(bare, bare.Nodes()[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := example()
+	root.SSH.User = "root"
+	asRoot, err := New(root, root.Nodes()[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]Seed{"with files": newSeed(t, "web1"), "no keys": noKeys, "root": asRoot} {
+		path := filepath.Join(t.TempDir(), "user-data")
+		if err := os.WriteFile(path, s.UserData, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("cloud-init", "schema", "-c", path).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "Valid") || strings.Contains(strings.ToLower(string(out)), "deprecat") {
+			t.Errorf("%s: cloud-init schema: %v: %s", name, err, out)
+		}
+	}
+}
+
+func TestInstanceID(t *testing.T) {
+	id := func(spec *cluster.Spec, files []File) string {
+		s, err := New(spec, spec.Nodes()[0], files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(s.MetaData)
+	}
+	base := id(example(), awkward())
+	if base != id(example(), awkward()) {
+		t.Error("the same seed has another instance-id the second time: cloud-init would apply it again")
+	}
+	file := awkward()
+	file[0].Content = append(file[0].Content, '\n')
+	moved := example()
+	moved.Roles[0].Nodes[0].IP = netip.MustParseAddr("192.168.10.99")
+	for what, other := range map[string]string{"file": id(example(), file), "address": id(moved, awkward())} {
+		if other == base {
+			t.Errorf("another %s, but the same instance-id: cloud-init would not apply the seed", what)
+		}
+	}
+}
+
+func TestMasked(t *testing.T) {
+	s := newSeed(t, "web1")
+	m, err := s.Masked()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(m.UserData, []byte(password)) || bytes.Contains(m.UserData, []byte(base64.StdEncoding.EncodeToString([]byte(password))[:16])) {
+		t.Error("the password is shown")
+	}
+	if !bytes.Contains(s.UserData, []byte(password)) {
+		t.Error("the seed itself was masked")
+	}
+	golden(t, "web1/masked", m.UserData)
+
+	s.UserData = append(s.UserData, "chpasswd: {list: x}\n"...)
+	if _, err := s.Masked(); err == nil {
+		t.Error("a setting that Masked does not know was shown")
+	}
+}
+
+func TestBadFiles(t *testing.T) {
+	spec := example()
+	for name, f := range map[string][]File{
+		"seed of web1: /etc/x: mode 0644 lets everybody read a file that holds a secret: want 0600 or 0640": {{Path: "/etc/x", Mode: 0o644, Secret: true}},
+		"seed of web1: etc/x: want an absolute path without detours":                                        {{Path: "etc/x", Mode: 0o644}},
+		"seed of web1: /etc/../x: want an absolute path without detours":                                    {{Path: "/etc/../x", Mode: 0o644}},
+		"seed of web1: /etc/x: mode 0100644 has more than permission bits":                                  {{Path: "/etc/x", Mode: 0o100644}},
+		"seed of web1: /etc/x is there twice":                                                               {{Path: "/etc/x", Mode: 0o644}, {Path: "/etc/x", Mode: 0o644}},
+	} {
+		if _, err := New(spec, spec.Nodes()[0], f); err == nil || err.Error() != name {
+			t.Errorf("got %v, want %s", err, name)
+		}
+	}
+}
+
+// FuzzNew: whatever is in a file, it is in the seed (New reads it back), and the seed can be masked.
+func FuzzNew(f *testing.F) {
+	for _, file := range awkward() {
+		f.Add(file.Content[:min(len(file.Content), 100)]) // long inputs slow the fuzzer down
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		spec := example()
+		s, err := New(spec, spec.Nodes()[0], []File{{Path: "/x", Mode: 0o644, Content: content}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Masked(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
