@@ -41,8 +41,8 @@ type KeyPair struct {
 var validFrom = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
 const (
-	caYears   = 30
-	nodeYears = 20
+	caYears   = 20
+	nodeYears = 10
 
 	operatorName = "operator"
 	passwordLen  = 24
@@ -51,17 +51,23 @@ const (
 )
 
 // LoadSecrets reads the secrets of spec from dir, the folder secrets/ beside the spec, and makes those that are
-// missing: the passwords called names, and a key pair for the authority, every node and the operator. What is there is
-// never overwritten; a file that cannot be read or understood is an error. A password whose name ends in _vrrp has 8
-// characters, since keepalived uses no more; all others have 24.
+// missing: the passwords called names, and a key pair for the authority, every node and the operator. A file that is
+// damaged, or that others may read, is an error; none is ever replaced but a certificate that has expired or whose node
+// has another address now, and the new one is for the same key. A password whose name ends in _vrrp has 8 characters, since keepalived uses no
+// more; all others have 24. Runs at the same time wait for each other.
+//
+//	secrets/                 0700, and everything in it 0600
+//	  .gitignore             *
+//	  cluster_id             UUID
+//	  passwords.json         name to password
+//	  ca.crt ca.key          the cluster's authority, P-256
+//	  operator.crt .key      for imagegen status; a client's certificate
+//	  nodes/web1.crt .key    name and address; a server's and a client's certificate
 func LoadSecrets(dir string, spec *Spec, names []string) (*Secrets, error) {
-	if err := os.Mkdir(dir, 0o700); err == nil {
-		if err := os.Chmod(dir, 0o700); err != nil { // whatever the umask
-			return nil, err
-		}
-	} else if !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make the folder of secrets: %w", err)
+	if err := privateDir(dir); err != nil {
+		return nil, err
 	}
+	// Two runs at once must not make two authorities.
 	lock, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read the secrets: %w", err)
@@ -89,7 +95,7 @@ func LoadSecrets(dir string, spec *Spec, names []string) (*Secrets, error) {
 	if s.Operator, err = v.issue(ca, operatorName, nil); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "nodes"), 0o700); err != nil {
+	if err := privateDir(filepath.Join(dir, "nodes")); err != nil {
 		return nil, err
 	}
 	for _, n := range spec.Nodes() {
@@ -100,31 +106,58 @@ func LoadSecrets(dir string, spec *Spec, names []string) (*Secrets, error) {
 	return s, nil
 }
 
-// String keeps secrets out of messages.
-func (s *Secrets) String() string { return "secrets of cluster " + s.ClusterID }
+// Format keeps secrets out of messages, whatever the verb.
+func (s Secrets) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "the secrets of cluster %s", s.ClusterID)
+}
 
-// GoString keeps secrets out of messages.
-func (s *Secrets) GoString() string { return s.String() }
+// Format keeps the private key out of messages, whatever the verb.
+func (k KeyPair) Format(f fmt.State, _ rune) { fmt.Fprint(f, "a key pair") }
 
-// String keeps the private key out of messages.
-func (k KeyPair) String() string { return "a key pair" }
+// privateDir makes a folder for its owner alone, whatever the umask. One that is there must be such a folder already:
+// who could read it knows the secrets, and closing it now would hide that.
+func privateDir(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		err = os.Chmod(dir, 0o700)
+	} else if errors.Is(err, fs.ErrExist) {
+		return private(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("make the folder of secrets: %w", err)
+	}
+	return nil
+}
 
-// GoString keeps the private key out of messages.
-func (k KeyPair) GoString() string { return k.String() }
+// private refuses a file or folder that others than its owner may use.
+func private(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if perm := info.Mode().Perm(); perm&0o077 != 0 {
+		return fmt.Errorf("%s holds secrets and others may use it (mode %04o); close it with: chmod go= %s", path, perm, path)
+	}
+	return nil
+}
 
 // vault is a folder of secrets.
 type vault struct{ dir string }
 
 // read returns a file's content, nil when there is none.
 func (v vault) read(name string) ([]byte, error) {
-	data, err := os.ReadFile(filepath.Join(v.dir, name))
+	path := filepath.Join(v.dir, name)
+	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err == nil && len(data) == 0 {
-		err = fmt.Errorf("%s is empty: put the file back from a copy", filepath.Join(v.dir, name))
+	if err != nil {
+		return nil, fmt.Errorf("read the secrets: %w", err)
 	}
-	return data, err
+	if len(data) == 0 {
+		return nil, fmt.Errorf("%s is empty: put the file back from a copy", path)
+	}
+	return data, private(path)
 }
 
 func (v vault) write(name string, data []byte) error {
@@ -150,7 +183,7 @@ func (v vault) clusterID() (string, error) {
 		return id, v.write("cluster_id", []byte(id+"\n"))
 	}
 	id := strings.TrimSpace(string(data))
-	if len(id) != 36 {
+	if !uuidForm.MatchString(id) {
 		return "", fmt.Errorf("%s holds no UUID: put the file back from a copy", filepath.Join(v.dir, "cluster_id"))
 	}
 	return id, nil
@@ -224,7 +257,7 @@ func (v vault) authority(cluster string) (authority, error) {
 	if pair.Cert == nil {
 		pair.Cert, err = sign(&x509.Certificate{
 			Subject:               pkix.Name{CommonName: "imagegen cluster " + cluster},
-			NotAfter:              validFrom.AddDate(caYears, 0, 0),
+			NotAfter:              time.Now().AddDate(caYears, 0, 0),
 			IsCA:                  true,
 			BasicConstraintsValid: true,
 			KeyUsage:              x509.KeyUsageCertSign,
@@ -240,8 +273,8 @@ func (v vault) authority(cluster string) (authority, error) {
 	return authority{pair, cert, key}, err
 }
 
-// issue returns the key pair in the files name.key and name.crt, and makes what is missing. A node whose address has
-// changed gets a new certificate for the key that it has.
+// issue returns the key pair in the files name.key and name.crt, and makes what is missing. A certificate that
+// has expired or is for another address is made anew, for the same key.
 func (v vault) issue(ca authority, name string, ip net.IP) (KeyPair, error) {
 	pair, key, err := v.key(name)
 	if err != nil {
@@ -255,13 +288,15 @@ func (v vault) issue(ca authority, name string, ip net.IP) (KeyPair, error) {
 		if err := cert.CheckSignatureFrom(ca.cert); err != nil {
 			return KeyPair{}, fmt.Errorf("%s.crt is not signed by ca.crt beside it: put the files back from one copy", filepath.Join(v.dir, name))
 		}
-		if ip == nil || len(cert.IPAddresses) == 1 && cert.IPAddresses[0].Equal(ip) {
+		// The operator's certificate has no address.
+		here := ip == nil || len(cert.IPAddresses) == 1 && cert.IPAddresses[0].Equal(ip)
+		if here && time.Now().Before(cert.NotAfter) {
 			return pair, nil
 		}
 	}
 	tmpl := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: filepath.Base(name)},
-		NotAfter:    validFrom.AddDate(nodeYears, 0, 0),
+		NotAfter:    time.Now().AddDate(nodeYears, 0, 0),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
@@ -299,7 +334,7 @@ func (v vault) key(name string) (KeyPair, crypto.Signer, error) {
 			return pair, nil, err
 		}
 		pair.Key = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-		return pair, key, errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), v.write(name+".key", pair.Key))
+		return pair, key, v.write(name+".key", pair.Key)
 	}
 	block, _ := pem.Decode(pair.Key)
 	if block == nil {

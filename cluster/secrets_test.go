@@ -1,0 +1,332 @@
+package cluster
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var testNames = []string{"balancer_vrrp", "redis", "wordpress_admin"}
+
+func testSpec(t testing.TB) *Spec {
+	t.Helper()
+	spec, err := Parse("cluster.yaml", Reference("debian12"), testRules())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec
+}
+
+func load(t testing.TB, dir string, spec *Spec, names []string) *Secrets {
+	t.Helper()
+	s, err := LoadSecrets(dir, spec, names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestSecretsAreMadeOnce(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0))
+	dir := filepath.Join(t.TempDir(), "secrets")
+	spec := testSpec(t)
+	first := load(t, dir, spec, testNames)
+	if !uuidForm.MatchString(first.ClusterID) {
+		t.Errorf("cluster id %s", first.ClusterID)
+	}
+	for name, form := range map[string]string{"balancer_vrrp": `^[A-Za-z0-9]{8}$`, "redis": `^[A-Za-z0-9]{24}$`, "wordpress_admin": `^[A-Za-z0-9]{24}$`} {
+		if !regexp.MustCompile(form).MatchString(first.Passwords[name]) {
+			t.Errorf("%s has %d characters", name, len(first.Passwords[name]))
+		}
+	}
+	before := content(t, dir)
+	if again := load(t, dir, spec, testNames); !reflect.DeepEqual(again, first) {
+		t.Error("the second run has other secrets")
+	}
+	// A node and a password more: all others keep theirs.
+	spec.Roles[0].Nodes = append(spec.Roles[0].Nodes, Node{Name: "balancer9", Role: "balancer", IP: netip.MustParseAddr("192.168.10.99")})
+	more := load(t, dir, spec, append(testNames, "monitor"))
+	after := content(t, dir)
+	for name, data := range before {
+		if name != "passwords.json" && after[name] != data {
+			t.Errorf("%s has changed", name)
+		}
+	}
+	for name, p := range first.Passwords {
+		if more.Passwords[name] != p {
+			t.Errorf("password %s has changed", name)
+		}
+	}
+	if more.Passwords["monitor"] == "" || more.Nodes["balancer9"].Key == nil {
+		t.Error("the new node or password has no secret")
+	}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		want := fs.FileMode(0o600)
+		if d.IsDir() {
+			want = 0o700 | fs.ModeDir
+		}
+		if err == nil && info.Mode() != want {
+			t.Errorf("%s has mode %v", path, info.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if after[".gitignore"] != "*\n" {
+		t.Errorf(".gitignore holds %q", after[".gitignore"])
+	}
+}
+
+// A umask that takes everything does not keep the owner out.
+func TestSecretsWithTightUmask(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "secrets")
+	defer syscall.Umask(syscall.Umask(0o777))
+	load(t, dir, testSpec(t), testNames)
+	load(t, dir, testSpec(t), testNames)
+}
+
+// Agents talk to each other, the operator to agents, and nobody else to anyone.
+func TestCertificates(t *testing.T) {
+	spec := testSpec(t)
+	s := load(t, filepath.Join(t.TempDir(), "secrets"), spec, nil)
+	other := load(t, filepath.Join(t.TempDir(), "secrets"), spec, nil)
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(s.CA.Cert) {
+		t.Fatal("no certificate of the authority")
+	}
+	now := time.Now()
+	verify := func(pair KeyPair, name string, usage x509.ExtKeyUsage, at time.Time) error {
+		t.Helper()
+		c, err := tls.X509KeyPair(pair.Cert, pair.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.Leaf.Verify(x509.VerifyOptions{Roots: pool, DNSName: name, KeyUsages: []x509.ExtKeyUsage{usage}, CurrentTime: at})
+		return err
+	}
+	for _, n := range spec.Nodes() {
+		for _, name := range []string{n.Name, n.IP.String()} {
+			for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+				// A node whose clock stands years behind must be able to join.
+				for _, at := range []time.Time{now, validFrom.AddDate(0, 0, 1), now.AddDate(9, 11, 0)} {
+					if err := verify(s.Nodes[n.Name], name, usage, at); err != nil {
+						t.Errorf("%s at %s: %v", name, at, err)
+					}
+				}
+			}
+		}
+	}
+	if verify(s.Nodes["web1"], "web2", x509.ExtKeyUsageServerAuth, now) == nil {
+		t.Error("web1 can pass for web2")
+	}
+	if err := verify(s.Operator, "", x509.ExtKeyUsageClientAuth, now); err != nil {
+		t.Error(err)
+	}
+	if verify(s.Operator, "", x509.ExtKeyUsageServerAuth, now) == nil {
+		t.Error("the operator can pass for a server")
+	}
+	if verify(other.Nodes["web1"], "web1", x509.ExtKeyUsageServerAuth, now) == nil {
+		t.Error("a node of another cluster with the same name is believed")
+	}
+}
+
+// A node that moves keeps its key and gets a certificate for its new address; the others keep theirs.
+func TestNewAddress(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "secrets")
+	spec := testSpec(t)
+	before := load(t, dir, spec, nil)
+	spec.Role("web").Nodes[0].IP = netip.MustParseAddr("192.168.10.142")
+	after := load(t, dir, spec, nil)
+	if string(after.Nodes["web1"].Key) != string(before.Nodes["web1"].Key) {
+		t.Error("web1 has another key")
+	}
+	block, _ := pem.Decode(after.Nodes["web1"].Cert)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil || cert.VerifyHostname("192.168.10.142") != nil || cert.VerifyHostname("192.168.10.42") == nil {
+		t.Errorf("the certificate is for %v (%v)", cert.IPAddresses, err)
+	}
+	if !reflect.DeepEqual(after.Nodes["web2"], before.Nodes["web2"]) {
+		t.Error("web2 has changed")
+	}
+}
+
+// Many runs at once: all of them have the same secrets.
+func TestSecretsAtTheSameTime(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "secrets")
+	spec := testSpec(t)
+	got := make([]*Secrets, 8)
+	var wg sync.WaitGroup
+	for i := range got {
+		wg.Go(func() { got[i], _ = LoadSecrets(dir, spec, testNames) })
+	}
+	wg.Wait()
+	for i, s := range got {
+		if s == nil || !reflect.DeepEqual(s, got[0]) {
+			t.Errorf("run %d has other secrets", i)
+		}
+	}
+}
+
+// A damaged file is named, never shown, and never replaced.
+func TestDamagedSecrets(t *testing.T) {
+	spec := testSpec(t)
+	good := filepath.Join(t.TempDir(), "secrets")
+	load(t, good, spec, testNames)
+	other := filepath.Join(t.TempDir(), "secrets")
+	load(t, other, spec, testNames)
+	all := content(t, good)
+	for name, data := range all {
+		if name == ".gitignore" {
+			continue
+		}
+		for what, damaged := range map[string]string{"empty": "", "cut off": data[:len(data)/2], "another file": "hello\n"} {
+			dir := copyTree(t, good)
+			write(t, filepath.Join(dir, name), damaged)
+			refused(t, dir, spec, name+" "+what, filepath.Base(name))
+		}
+		if ext := filepath.Ext(name); ext == ".key" || ext == ".crt" {
+			dir := copyTree(t, good)
+			write(t, filepath.Join(dir, name), content(t, other)[name])
+			refused(t, dir, spec, name+" of another cluster", strings.TrimSuffix(filepath.Base(name), ext))
+		}
+		dir := copyTree(t, good)
+		if err := os.Chmod(filepath.Join(dir, name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, dir, spec, name+" that all can read", "chmod go= "+filepath.Join(dir, name))
+	}
+	dir := copyTree(t, good)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir, spec, "an open folder", "chmod go= "+dir)
+	dir = copyTree(t, good)
+	if err := os.Remove(filepath.Join(dir, "ca.key")); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir, spec, "a certificate without its key", "ca.key is missing")
+	// A run that was killed between key and certificate is no damage.
+	dir = copyTree(t, good)
+	if err := os.Remove(filepath.Join(dir, "nodes/web1.crt")); err != nil {
+		t.Fatal(err)
+	}
+	if got := load(t, dir, spec, testNames); string(got.Nodes["web1"].Key) != all["nodes/web1.key"] {
+		t.Error("web1 has another key")
+	}
+}
+
+// refused makes sure that the secrets in dir are refused with a message that says want, shows none and changes nothing.
+func refused(t *testing.T, dir string, spec *Spec, what, want string) {
+	t.Helper()
+	before := content(t, dir)
+	_, err := LoadSecrets(dir, spec, testNames)
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%s: error %v does not say %s", what, err, want)
+	}
+	if err != nil {
+		leaks(t, err.Error(), before)
+	}
+	if !maps.Equal(before, content(t, dir)) {
+		t.Errorf("%s: files have changed", what)
+	}
+}
+
+// No way of printing secrets shows one.
+func TestSecretsAreNotPrinted(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "secrets")
+	s := load(t, dir, testSpec(t), testNames)
+	files := content(t, dir)
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "%t"} {
+		for _, v := range []any{s, *s, s.CA, &s.CA, s.Nodes, struct{ S *Secrets }{s}, struct{ S Secrets }{*s}, []KeyPair{s.Operator}} {
+			leaks(t, fmt.Sprintf(verb, v), files)
+		}
+	}
+}
+
+// leaks looks for passwords and keys in text, as such, in hexadecimal and as lists of numbers.
+func leaks(t *testing.T, text string, files map[string]string) {
+	t.Helper()
+	var secrets []string
+	for name, data := range files {
+		if strings.HasSuffix(name, ".key") && strings.Count(data, "\n") > 2 {
+			secrets = append(secrets, strings.Split(data, "\n")[1])
+		}
+	}
+	passwords := map[string]string{}
+	if json.Unmarshal([]byte(files["passwords.json"]), &passwords) == nil {
+		secrets = slices.AppendSeq(secrets, maps.Values(passwords))
+	}
+	for _, s := range secrets {
+		numbers := fmt.Sprint([]byte(s)) // "[45 66 …]"
+		for _, form := range []string{s, fmt.Sprintf("%x", s), strings.Trim(numbers, "[]")} {
+			if strings.Contains(text, form) {
+				t.Errorf("a secret is shown in %.200s", text)
+			}
+		}
+	}
+}
+
+func BenchmarkLoadSecrets(b *testing.B) {
+	dir, spec := filepath.Join(b.TempDir(), "secrets"), testSpec(b)
+	load(b, dir, spec, testNames)
+	for b.Loop() {
+		load(b, dir, spec, testNames)
+	}
+}
+
+// content returns the files in dir by their path in it.
+func content(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	m := map[string]string{}
+	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(filepath.Join(dir, path))
+		m[path] = string(data)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func copyTree(t *testing.T, dir string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "secrets")
+	if err := os.MkdirAll(filepath.Join(to, "nodes"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range content(t, dir) {
+		write(t, filepath.Join(to, name), data)
+	}
+	return to
+}
+
+func write(t *testing.T, path, data string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
