@@ -234,28 +234,7 @@ func marshal(head string, v any) ([]byte, error) {
 func unmarshal(data []byte) (userData, error) {
 	var ud userData
 	dec := yaml.NewDecoder(bytes.NewReader(data))
-	dec.KnownFields(true) // what we do not know, we cannot mask
+	dec.KnownFields(true)
 	err := dec.Decode(&ud)
 	return ud, err
-}
-
-// Masked returns the seed for people to look at: in place of the content of each file that not everybody may read on
-// the node there is a remark. Such a seed is of no use to a node.
-func (s Seed) Masked() (Seed, error) {
-	ud, err := unmarshal(s.UserData)
-	if err != nil {
-		return Seed{}, fmt.Errorf("user-data is not of this version of imagegen: %w", err)
-	}
-	for i := range ud.WriteFiles {
-		w := &ud.WriteFiles[i]
-		var mode uint32
-		if _, err := fmt.Sscanf(w.Permissions, "%o", &mode); err != nil {
-			return Seed{}, fmt.Errorf("user-data: %s: permissions %q: %w", w.Path, w.Permissions, err)
-		}
-		if mode&worldReadable == 0 {
-			w.Encoding, w.Content = "", "(not shown: not everybody may read this file)\n"
-		}
-	}
-	s.UserData, err = marshal("#cloud-config\n", ud)
-	return s, err
 }

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"imagegen/cluster"
+)
+
+func initCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "init",
+		Usage:     "write the reference cluster's spec, to start from",
+		ArgsUsage: "[DIR]",
+		Description: "Writes DIR/cluster.yaml (DIR is made when it is not there; default: this folder), commented. A spec that is\n" +
+			"there already is never overwritten.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "distro", Value: "debian12", Usage: "make the cluster of `DISTRO`: " + strings.Join(cluster.Distros, " or ")},
+		},
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 1 {
+				return wrongf("init takes one folder, but got %s", strings.Join(c.Args().Slice(), " "))
+			}
+			distro := c.String("distro")
+			if !slices.Contains(cluster.Distros, distro) {
+				return wrongf("there is no distro %s; take %s", distro, strings.Join(cluster.Distros, " or "))
+			}
+			dir := c.Args().First()
+			if err := os.MkdirAll(dir, 0o755); dir != "" && err != nil {
+				return fmt.Errorf("make the folder of the spec: %w", err)
+			}
+			path := filepath.Join(dir, "cluster.yaml")
+			if err := writeNew(path, cluster.Reference(distro)); err != nil {
+				return fmt.Errorf("write the spec: %w", err)
+			}
+			at := ""
+			if dir != "" {
+				at = " -f " + path
+			}
+			fmt.Fprintf(c.App.Writer, "wrote %s: the reference cluster on %s\nnext: imagegen build%s, then imagegen up%s --wait\n", path, distro, at, at)
+			return nil
+		},
+	}
+}
+
+// writeNew writes a file that must not be there yet.
+func writeNew(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s is there already, and is never overwritten", path)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err != nil {
+		os.Remove(path)
+	}
+	return err
+}

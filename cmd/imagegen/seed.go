@@ -1,0 +1,129 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"imagegen/cloudinit"
+	"imagegen/cluster"
+)
+
+func seedCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "seed",
+		Usage:     "make the seed ISOs of all nodes, or of the named ones",
+		ArgsUsage: "[NODE…]",
+		Description: "Writes DIR/seeds/NODE.iso, readable by its owner alone, since it holds the node's secrets. The same spec and\n" +
+			"secrets give the same bytes; a seed that is there already is left alone. Secrets that are missing are made and kept\n" +
+			"in secrets/ beside the spec.",
+		Flags: []cli.Flag{
+			specFlag(), outFlag(),
+			&cli.BoolFlag{Name: "print", Usage: "print the files on the seeds, without their secrets, and write none"},
+		},
+		Action: func(c *cli.Context) error {
+			p, err := load(c)
+			if err != nil {
+				return err
+			}
+			nodes, err := p.nodes(c.Args().Slice())
+			if err != nil {
+				return err
+			}
+			secrets, err := p.secrets()
+			if err != nil {
+				return err
+			}
+			if c.Bool("print") {
+				return p.printSeeds(c, secrets, nodes)
+			}
+			said, err := p.writeSeeds(secrets, nodes)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(c.App.Writer, said)
+			return nil
+		},
+	}
+}
+
+// seedPath returns where a node's seed belongs.
+func (p *project) seedPath(node string) string { return filepath.Join(p.out, "seeds", node+".iso") }
+
+// writeSeeds makes the seeds that are not there yet, and returns what it did, in one line.
+func (p *project) writeSeeds(secrets *cluster.Secrets, nodes []cluster.Node) (string, error) {
+	dir := filepath.Join(p.out, "seeds")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make the folder of the seeds: %w", err)
+	}
+	var written []string
+	for _, n := range nodes {
+		s, err := p.seed(secrets, n)
+		if err != nil {
+			return "", err
+		}
+		if s.IsAt(p.seedPath(n.Name)) {
+			continue
+		}
+		if err := s.WriteISO(p.seedPath(n.Name)); err != nil {
+			return "", fmt.Errorf("seed of %s: %w", n.Name, err)
+		}
+		written = append(written, n.Name)
+	}
+	switch {
+	case len(written) == 0:
+		return fmt.Sprintf("%s: %s, up to date", dir, count(len(nodes), "seed")), nil
+	case len(written) == len(nodes):
+		return fmt.Sprintf("%s: wrote %s", dir, count(len(nodes), "seed")), nil
+	}
+	return fmt.Sprintf("%s: wrote %s (%s), %d up to date", dir, count(len(written), "seed"), strings.Join(written, ", "), len(nodes)-len(written)), nil
+}
+
+// printSeeds prints the files on the seeds, with a remark in place of each secret. The rest is as it is on the seed, the
+// instance-id included.
+func (p *project) printSeeds(c *cli.Context, secrets *cluster.Secrets, nodes []cluster.Node) error {
+	for _, n := range nodes {
+		files, err := p.files(secrets, n)
+		if err != nil {
+			return err
+		}
+		real, err := cloudinit.New(p.spec, n, files)
+		if err != nil {
+			return err
+		}
+		shown, err := cloudinit.New(p.spec, n, mask(files, secrets))
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.App.Writer, "# %s: meta-data\n%s\n# %s: network-config\n%s\n# %s: user-data\n%s\n",
+			n.Name, real.MetaData, n.Name, shown.NetworkConfig, n.Name, shown.UserData)
+	}
+	return nil
+}
+
+// mask returns the files without secrets. Of a file that is said to hold one, but in a form that is not recognised
+// (a hash, say), nothing is left.
+func mask(files []cloudinit.File, secrets *cluster.Secrets) []cloudinit.File {
+	var pairs []string
+	for name, value := range secrets.Passwords {
+		pairs = append(pairs, value, "(secret "+name+")")
+	}
+	for _, k := range secrets.Nodes {
+		pairs = append(pairs, string(k.Key), "(private key)\n")
+	}
+	pairs = append(pairs, string(secrets.CA.Key), "(private key)\n", string(secrets.Operator.Key), "(private key)\n")
+	masker := strings.NewReplacer(pairs...)
+	masked := slices.Clone(files)
+	for i, f := range files {
+		content := masker.Replace(string(f.Content))
+		if f.Secret && content == string(f.Content) {
+			content = "(secret)\n"
+		}
+		masked[i].Content = []byte(content)
+	}
+	return masked
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"imagegen/cluster"
+)
+
+// validation is the output of validate --json.
+type validation struct {
+	Spec     string    `json:"spec"`
+	Valid    bool      `json:"valid"`
+	Problems []problem `json:"problems"` // empty when valid
+}
+
+type problem struct {
+	File    string `json:"file"`
+	Line    int    `json:"line"` // from 1
+	Column  int    `json:"column"`
+	Path    string `json:"path"` // in the file, such as roles.web.nodes.web1
+	Message string `json:"message"`
+}
+
+func validateCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "validate",
+		Usage: "check the spec and the roles",
+		Description: "Checks the spec, the roles beside it, and that every file of every node can be rendered. Writes nothing.\n" +
+			"All faults are listed, one a line: FILE:LINE:COLUMN: PATH: what is wrong; what would be right.\n\n" +
+			"--json prints {\"spec\", \"valid\", \"problems\": [{\"file\", \"line\", \"column\", \"path\", \"message\"}]}.",
+		Flags: []cli.Flag{specFlag(), jsonFlag("the result")},
+		Action: func(c *cli.Context) error {
+			if err := noArguments(c); err != nil {
+				return err
+			}
+			p, err := load(c)
+			if err == nil {
+				err = p.renderAll()
+			}
+			if c.Bool("json") {
+				return printValidation(c, err)
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.App.Writer, "%s: %s in %s on %s, no faults\n", p.spec.File,
+				count(len(p.spec.Nodes()), "node"), count(len(p.spec.Roles), "role"), p.spec.Distro)
+			return nil
+		},
+	}
+}
+
+// renderAll renders every node with stand-ins for the secrets, since checking must not make any.
+func (p *project) renderAll() error {
+	stand := cluster.KeyPair{Cert: []byte("certificate\n"), Key: []byte("key\n")}
+	s := &cluster.Secrets{ClusterID: "00000000-0000-0000-0000-000000000000", Passwords: map[string]string{}, CA: stand, Operator: stand, Nodes: map[string]cluster.KeyPair{}}
+	for _, name := range p.catalogue.SecretNames(p.spec) {
+		s.Passwords[name] = "password"
+	}
+	for _, n := range p.spec.Nodes() {
+		s.Nodes[n.Name] = stand
+		if _, err := p.seed(s, n); err != nil {
+			return wrongError{err}
+		}
+	}
+	return nil
+}
+
+func printValidation(c *cli.Context, err error) error {
+	v := validation{Spec: c.String("file"), Valid: err == nil, Problems: []problem{}}
+	var problems cluster.Problems
+	if errors.As(err, &problems) {
+		for _, p := range problems {
+			v.Problems = append(v.Problems, problem{p.File, p.Line, p.Col, p.Path, p.Msg})
+		}
+	} else if err != nil {
+		v.Problems = append(v.Problems, problem{File: v.Spec, Line: 1, Column: 1, Message: err.Error()})
+	}
+	if e := printJSON(c.App.Writer, v); e != nil {
+		return e
+	}
+	if err != nil {
+		return exitError(exitWrong)
+	}
+	return nil
+}
