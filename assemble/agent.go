@@ -218,7 +218,7 @@ func (a *Agent) publish(name string, report any) {
 	a.reports[name] = r
 }
 
-// setStatus records where a component stands and says so, once per change.
+// setStatus records where a component stands and says so when that has changed in more than a number.
 func (a *Agent) setStatus(name string, s cluster.Status) cluster.Status {
 	s.Detail = oneLine(s.Detail)
 	a.mu.Lock()
@@ -240,7 +240,9 @@ func (a *Agent) setStatus(name string, s cluster.Status) cluster.Status {
 	became := ready && !a.ready
 	a.ready = ready
 	a.mu.Unlock()
-
+	if old.State == s.State && noDigits(old.Detail) == noDigits(s.Detail) {
+		return s // a count that goes on is for the status table
+	}
 	line := fmt.Sprintf("%s: %s: %s", a.facts.Node.Name, name, s.State)
 	if s.Detail != "" {
 		line += ": " + s.Detail
@@ -259,6 +261,15 @@ func oneLine(s string) string {
 		s = string(r[:300]) + "…"
 	}
 	return s
+}
+
+func noDigits(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, s)
 }
 
 func (a *Agent) isReady() bool {

@@ -130,7 +130,11 @@ func TestFailuresAreShownAndWithdrawTheReport(t *testing.T) {
 		t.Errorf("failed look: %+v", got)
 	}
 	a.turn(t.Context(), c)
-	if len(said.all) != 2 {
+	broken = errors.New("cannot look, again in 2 s")
+	a.turn(t.Context(), c)
+	broken = errors.New("cannot look, again in 1 s")
+	a.turn(t.Context(), c)
+	if len(said.all) != 3 {
 		t.Errorf("each change once, got %q", said.all)
 	}
 }

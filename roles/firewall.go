@@ -34,7 +34,7 @@ table inet imagegen {
 		ct state established,related accept
 		ct state invalid drop
 		iif lo accept
-		meta l4proto { icmp, ipv6-icmp } accept
+		meta l4proto { 1, 58 } accept comment "ICMP; images have no /etc/protocols"
 `)
 	for _, p := range slices.Concat(everyNode, r.role.Ports) {
 		from, ok := r.sources(p.From)
@@ -42,7 +42,7 @@ table inet imagegen {
 			fmt.Fprintf(&b, "\t\t# %s %s: %s: no node of %s in this cluster\n", p.Proto, p.Port, p.Why, strings.Join(p.From, ", "))
 			continue
 		}
-		what := "ip protocol vrrp"
+		what := "ip protocol 112"
 		if p.Proto != "vrrp" {
 			what = p.Proto + " dport " + p.Port
 		}

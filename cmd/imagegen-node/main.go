@@ -43,7 +43,7 @@ func main() {
 func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	agent, err := assemble.New("/", console())
+	agent, err := assemble.New("/", console)
 	if err != nil {
 		return err
 	}
@@ -57,20 +57,17 @@ func run() error {
 	return agent.Run(ctx)
 }
 
-// console returns a function that writes a line to the journal and to the machine's console, where somebody looks who
-// has no other way in.
-func console() func(string) {
+// console writes a line to the journal and to the machine's console, where somebody looks who has no other way in.
+func console(line string) {
+	log.Print(line)
+	// Opened anew for each line: a login prompt that starts on the console hangs up whoever had it open.
 	tty, err := os.OpenFile("/dev/console", os.O_WRONLY|syscall.O_NOCTTY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		log.Printf("no console: %v", err)
+		return
 	}
-	return func(line string) {
-		log.Print(line)
-		if tty != nil {
-			tty.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-			fmt.Fprintf(tty, "imagegen: %s\r\n", line) // a console that takes no more loses lines, not the agent
-		}
-	}
+	defer tty.Close()
+	tty.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	fmt.Fprintf(tty, "imagegen: %s\r\n", line) // a console that takes no more loses lines, not the agent
 }
 
 // probe is for check scripts (keepalived's): images need no HTTP client of their own.
