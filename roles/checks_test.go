@@ -66,7 +66,7 @@ func TestRealPrograms(t *testing.T) {
 	needSandbox(t)
 	c := mustLoad(t, "")
 	for _, distro := range cluster.Distros {
-		s := reference(c, distro)
+		s := reference(t, c, distro)
 		sec := testSecrets(c, s)
 		for _, n := range s.Nodes() {
 			r, err := c.Render(s, sec, n.Name)
@@ -180,7 +180,7 @@ func TestGaleraLife(t *testing.T) {
 		t.Skip("NOT TESTED: no Galera on this machine (make checkers installs it)")
 	}
 	c := mustLoad(t, "")
-	s := reference(c, "debian12")
+	s := reference(t, c, "debian12")
 	n, _ := s.Node("percona1")
 	r, err := c.Render(s, testSecrets(c, s), n.Name)
 	if err != nil {

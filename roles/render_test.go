@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"hash/fnv"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,45 +24,18 @@ func mustLoad(t testing.TB, dir string) *Catalogue {
 }
 
 // reference is the reference cluster.
-func reference(c *Catalogue, distro string) *cluster.Spec {
-	sql := map[string]string{"debian12": "balancer", "centos7": "proxysql"}[distro]
-	s := &cluster.Spec{
-		File: "cluster.yaml", Cluster: "otus", Distro: distro, Timezone: "Europe/Moscow", SQL: sql,
-		Network: cluster.Network{CIDR: netip.MustParsePrefix("192.168.10.0/24")},
-		Site:    cluster.Site{Title: "A site that stays", AdminUser: "admin", AdminEmail: "admin@example.org"},
-	}
-	for _, r := range []struct {
-		name, vip string
-		nodes     string
-	}{
-		{"balancer", "192.168.10.39", "balancer1=40 balancer2=41"},
-		{"web", "", "web1=42 web2=43"},
-		{"glusterfs", "", "glusterfs1=44 glusterfs2=45 glusterfs3=46"},
-		{"backend", "", "backend1=47 backend2=48"},
-		{"databalancer", "192.168.10.53", "balancer3=52 balancer4=54"},
-		{"redis", "", "redis1=49 redis2=50 redis3=51"},
-		{"percona", "", "percona1=55 percona2=56 percona3=57"},
-	} {
-		addRole(c, s, r.name, r.vip, r.nodes)
-	}
-	return s
+func reference(t testing.TB, c *Catalogue, distro string) *cluster.Spec {
+	t.Helper()
+	return parse(t, c, string(cluster.Reference(distro)))
 }
 
-// addRole adds a role with its defaults; nodes are NAME=LAST_BYTE.
-func addRole(c *Catalogue, s *cluster.Spec, name, vip, nodes string) {
-	rules := c.Rules()[name]
-	r := cluster.Role{Name: name, CPUs: rules.CPUs, Memory: rules.Memory, Disk: rules.Disk, Data: rules.Data, Options: map[string]string{}}
-	if vip != "" {
-		r.VIP, r.VRRPID = netip.MustParseAddr(vip), rules.VRRPID
+func parse(t testing.TB, c *Catalogue, spec string) *cluster.Spec {
+	t.Helper()
+	s, err := cluster.Parse("cluster.yaml", []byte(spec), c.Rules())
+	if err != nil {
+		t.Fatal(err)
 	}
-	for o, v := range rules.Options {
-		r.Options[o] = v.Default
-	}
-	for i, n := range strings.Fields(nodes) {
-		node, last, _ := strings.Cut(n, "=")
-		r.Nodes = append(r.Nodes, cluster.Node{Name: node, Role: name, IP: netip.MustParseAddr("192.168.10." + last), Index: i})
-	}
-	s.Roles = append(s.Roles, r)
+	return s
 }
 
 // testSecrets are made from their names.
@@ -130,7 +102,7 @@ func golden(t *testing.T, name, got string) {
 func TestGolden(t *testing.T) {
 	c := mustLoad(t, "")
 	for _, distro := range cluster.Distros {
-		s := reference(c, distro)
+		s := reference(t, c, distro)
 		sec := testSecrets(c, s)
 		for _, n := range s.Nodes() {
 			if distro == "centos7" && n.Index > 0 {
