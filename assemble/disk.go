@@ -488,18 +488,31 @@ func (d *disk) format(ctx context.Context, b blockDisk) error {
 	return d.mount(ctx, dev)
 }
 
-// mount checks the file system, mounts it and lets it grow to the size of its disk.
+// mount checks the file system, lets it grow to the size of its disk, and mounts it.
 func (d *disk) mount(ctx context.Context, dev string) error {
+	grown, err := d.grown(dev)
+	if err != nil {
+		return err
+	}
 	var options string
 	if d.params.Filesystem == "ext4" {
 		options = "errors=remount-ro"
-		_, err := run(ctx, nil, "e2fsck", "-p", dev)
+		argv := []string{"e2fsck", "-p", dev}
+		if grown {
+			argv = []string{"e2fsck", "-f", "-p", dev} // resize2fs demands it
+		}
+		_, err := run(ctx, nil, argv...)
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && exit.ExitCode() < 4 {
 			err = nil // what was wrong has been put right
 		}
 		if err != nil {
 			return fmt.Errorf("check %s: %w", dev, err)
+		}
+		if grown {
+			if _, err := run(ctx, nil, "resize2fs", dev); err != nil {
+				d.node.Log("%s stays at its size: %v", dev, err) // of no harm
+			}
 		}
 	}
 	if err := os.MkdirAll(d.params.Mount, 0o755); err != nil {
@@ -508,36 +521,30 @@ func (d *disk) mount(ctx context.Context, dev string) error {
 	if err := syscall.Mount(dev, d.params.Mount, d.params.Filesystem, syscall.MS_NOATIME, options); err != nil {
 		return fmt.Errorf("mount %s at %s: %w", dev, d.params.Mount, err)
 	}
-	if err := d.grow(ctx, dev); err != nil {
-		d.node.Log("%s stays at its size: %v", dev, err) // of no harm
+	if grown && d.params.Filesystem == "xfs" {
+		if _, err := run(ctx, nil, "xfs_growfs", "-d", d.params.Mount); err != nil {
+			d.node.Log("%s stays at its size: %v", dev, err)
+		}
 	}
 	return nil
 }
 
-// grow makes the mounted file system as large as its disk, where the disk is larger.
-func (d *disk) grow(ctx context.Context, dev string) error {
+// grown tells whether a disk is larger than the file system on it.
+func (d *disk) grown(dev string) (bool, error) {
 	f, err := os.Open(dev)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer f.Close()
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
-		return err
+		return false, err
 	}
 	super := make([]byte, 2048)
 	if _, err := f.ReadAt(super, 0); err != nil {
-		return err
+		return false, err
 	}
-	if size-fsBytes(d.params.Filesystem, super) < growthSlack {
-		return nil
-	}
-	if d.params.Filesystem == "xfs" {
-		_, err = run(ctx, nil, "xfs_growfs", "-d", d.params.Mount)
-	} else {
-		_, err = run(ctx, nil, "resize2fs", dev)
-	}
-	return err
+	return size-fsBytes(d.params.Filesystem, super) >= growthSlack, nil
 }
 
 // fsBytes reads a file system's size from its super block, given the disk's first 2 KiB.

@@ -82,7 +82,8 @@ type brickState string
 
 const (
 	brickNone  brickState = "none"  // there is no folder
-	brickEmpty brickState = "empty" // nothing is in it that a volume has stored
+	brickBare  brickState = "bare"  // the folder is empty
+	brickEmpty brickState = "empty" // it is prepared for a volume, which has stored nothing in it yet
 	brickData  brickState = "data"
 )
 
@@ -104,9 +105,10 @@ func (r glusterReport) serves() bool {
 	return r.Running && r.Online && r.Volume != nil && r.Volume.Status == volumeStarted
 }
 
-// lost tells whether the server's brick is in the volume but blank: its disk was replaced.
+// lost tells whether the server's brick is in the volume but blank: its disk was replaced. The volume's id alone is no
+// proof of the contrary: glusterd puts it on a bare folder when a peer starts its own brick by force.
 func (r glusterReport) lost() bool {
-	return r.Volume != nil && r.Brick != brickData && r.BrickID != r.Volume.ID
+	return r.Volume != nil && r.Brick != brickData && (r.Brick != brickEmpty || r.BrickID != r.Volume.ID)
 }
 
 func newGluster(n Node, _ string, p *cluster.GlusterParams) Component {
@@ -230,9 +232,6 @@ func decideForming(v glusterView) (glusterStep, cluster.Status) {
 			return glusterStep{}, waitf("for %s's glusterd to hand over volume %s", n, v.params.Volume)
 		}
 	}
-	if own.Brick == brickNone {
-		return glusterStep{do: glusterMakeBrick}, workf("making the brick's folder")
-	}
 	var missing, starting []string
 	for _, n := range v.nodes {
 		r, ok := v.heard[n]
@@ -254,6 +253,8 @@ func decideForming(v glusterView) (glusterStep, cluster.Status) {
 	case len(missing) > 0:
 		// One of them may know the volume.
 		return glusterStep{}, waitf("for %s (not heard) to create volume %s together", strings.Join(missing, ", "), v.params.Volume)
+	case own.Brick == brickNone:
+		return glusterStep{do: glusterMakeBrick}, workf("making the brick's folder")
 	case len(starting) > 0:
 		return glusterStep{}, waitf("for %s to start glusterd and make the brick", strings.Join(starting, ", "))
 	case v.nodes[0] != v.self:
@@ -286,7 +287,7 @@ func decideVolume(v glusterView) (glusterStep, cluster.Status) {
 		if n == v.self {
 			r, heard = own, true
 		}
-		if heard && r.Volume != nil && slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self) {
+		if heard && r.Running && slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self) {
 			leader = false
 		}
 		pending = max(pending, r.Pending)
@@ -573,19 +574,22 @@ func indexDir(brick string) string { return filepath.Join(brick, ".glusterfs/ind
 // brickContent looks into a brick. Creating a volume leaves an empty .glusterfs in it; its first start fills that.
 func brickContent(brick string) (brickState, error) {
 	entries, err := os.ReadDir(brick)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return brickNone, nil
+	case err != nil:
+		return "", err
+	case len(entries) == 0:
+		return brickBare, nil
+	case len(entries) > 1 || entries[0].Name() != ".glusterfs":
+		return brickData, nil
 	}
+	entries, err = os.ReadDir(filepath.Join(brick, ".glusterfs"))
 	if err != nil {
 		return "", err
 	}
-	for _, e := range entries {
-		if e.Name() != ".glusterfs" {
-			return brickData, nil
-		}
-		if entries, err := os.ReadDir(filepath.Join(brick, e.Name())); err != nil || len(entries) > 0 {
-			return brickData, err
-		}
+	if len(entries) > 0 {
+		return brickData, nil
 	}
 	return brickEmpty, nil
 }
@@ -647,11 +651,12 @@ func restore(brick, volumeID string) error {
 	if err := os.MkdirAll(brick, 0o755); err != nil {
 		return err
 	}
-	if err := os.Mkdir(filepath.Join(brick, ".glusterfs"), 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
 	if err := syscall.Setxattr(brick, volumeIDXattr, id, 0); err != nil {
 		return fmt.Errorf("brick %s: set its volume id: %w", brick, err)
+	}
+	// Last: with it, the brick is no longer a blank one.
+	if err := os.Mkdir(filepath.Join(brick, ".glusterfs"), 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	return nil
 }
@@ -707,7 +712,21 @@ func findBrick(brick string) (pid, port string) {
 	return "", ""
 }
 
+// Step takes steps as long as the next one needs no news from the peers, so that a volume is formed in one go.
 func (g *gluster) Step(ctx context.Context, w World) (cluster.Status, error) {
+	for {
+		do, status, err := g.step(ctx, w)
+		if err != nil || !slices.Contains([]glusterDo{glusterIdentify, glusterMakeBrick, glusterCreate, glusterSet}, do) || status.State != cluster.Working {
+			return status, err
+		}
+		if _, err := g.Observe(ctx); err != nil {
+			return status, err
+		}
+	}
+}
+
+// step takes one step.
+func (g *gluster) step(ctx context.Context, w World) (glusterDo, cluster.Status, error) {
 	v := glusterView{
 		self: g.node.Facts.Node.Name, nodes: g.nodes, uuids: map[string]string{}, params: g.params, own: g.seen,
 		heard: glusterReports(w, g.node.Facts.Node.Role), unit: g.brick.unit, applied: g.applied,
@@ -733,12 +752,16 @@ func (g *gluster) Step(ctx context.Context, w World) (cluster.Status, error) {
 		g.retry.reset()
 	}
 	if step.do == glusterNothing {
-		return status, nil
+		return step.do, status, nil
 	}
 	if step.do != glusterHeal {
 		g.node.Working(status.Detail)
 	}
-	return g.take(ctx, step, status)
+	status, err := g.take(ctx, step, status)
+	if err != nil && strings.Contains(err.Error(), "Another transaction is in progress") {
+		return step.do, waitf("for a change that another server makes to the volume to end"), nil
+	}
+	return step.do, status, err
 }
 
 // glusterReports returns what the servers of the volume report, whatever the component's name is there.
@@ -809,8 +832,11 @@ func (g *gluster) take(ctx context.Context, step glusterStep, status cluster.Sta
 		g.offline = time.Now()
 		return status, volume("start", vol, "force")
 	case glusterHeal:
+		// The self-heal daemons look by themselves every ten minutes; this only hurries them.
 		g.healAsked = time.Now()
-		return status, volume("heal", vol)
+		if err := volume("heal", vol); err != nil {
+			g.node.Log("%v", err)
+		}
 	}
 	return status, nil
 }
@@ -830,6 +856,16 @@ func (g *gluster) identify(ctx context.Context, version int) error {
 	dir := filepath.Join(g.params.WorkDir, "peers")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
+	}
+	// glusterd takes every file in there for a peer, also what writing one left behind when it was cut off.
+	unfinished, err := filepath.Glob(filepath.Join(dir, "*.tmp*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range unfinished {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
 	}
 	for _, n := range g.nodes {
 		uuid := glusterUUID(g.node.Facts.ClusterID, n)

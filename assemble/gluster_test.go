@@ -121,9 +121,13 @@ func TestGlusterDecisions(t *testing.T) {
 		"blank brick: all have":              {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1", "glusterfs2") }, glusterRestore, cluster.Working, ""},
 		"blank brick: all who are there":     {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1"); a["glusterfs2"] = nil }, glusterRestore, cluster.Working, ""},
 		"blank brick: nobody with the files": {"glusterfs3", func(a map[string]*glusterReport) { replaced(a); a["glusterfs1"], a["glusterfs2"] = nil, nil }, glusterNothing, cluster.Waiting, "no server that was heard has the volume's files"},
+		"blank brick, a peer forced a start": {"glusterfs3", func(a map[string]*glusterReport) {
+			replaced(a)
+			a["glusterfs3"].Brick, a["glusterfs3"].BrickID = brickBare, "v1"
+		}, glusterNothing, cluster.Waiting, "to note"},
 		"blank brick, restored": {"glusterfs3", func(a map[string]*glusterReport) {
 			replaced(a, "glusterfs1", "glusterfs2")
-			a["glusterfs3"].BrickID = "v1"
+			a["glusterfs3"].Brick, a["glusterfs3"].BrickID = brickEmpty, "v1"
 		}, glusterForce, cluster.Working, ""},
 	} {
 		step, status := decideGluster(glusterCase(c.self, c.change))
@@ -235,7 +239,11 @@ func TestGlusterServer(t *testing.T) {
 		if err == nil {
 			turn.Report, _ = json.Marshal(report)
 			ask.World.Self, ask.World.Peers = facts.Node, facts.Peers
-			turn.Status, err = c.Step(t.Context(), ask.World)
+			if ask.Fresh {
+				_, turn.Status, err = c.(*gluster).step(t.Context(), ask.World)
+			} else {
+				turn.Status, err = c.Step(t.Context(), ask.World)
+			}
 		}
 		if err != nil {
 			turn.Status = cluster.Status{State: cluster.Failed, Detail: err.Error()}
@@ -491,4 +499,13 @@ mkdir -p /mnt/client/a/b/c; for i in $(seq 300); do echo $i >/mnt/client/a/b/f$i
 	}
 	l.until("serving after a full outage", time.Minute, false, l.serving(3))
 	l.sameContent("after a full outage")
+
+	for _, n := range glusterNodes {
+		l.off(n)
+		l.blank(n)
+	}
+	for _, n := range glusterNodes {
+		l.on(n)
+	}
+	l.until("formed", time.Minute, false, l.serving(3))
 }

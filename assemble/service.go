@@ -45,7 +45,8 @@ func newService(_ Node, _ string, p *cluster.ServiceParams) Component {
 
 func (s *service) Observe(ctx context.Context) (any, error) {
 	calm := s.seen.Unit.Active == "active" && s.seen.Fault == ""
-	if !calm || s.seen.Unit.Sub != "exited" || time.Since(s.asked) > calmUnit {
+	processless := s.seen.Unit.Sub == "exited" || !strings.HasSuffix(s.params.Unit, ".service")
+	if !calm || !processless || time.Since(s.asked) > calmUnit {
 		u, err := unitState(ctx, s.params.Unit)
 		if err != nil {
 			return nil, err
