@@ -1,0 +1,157 @@
+package assemble
+
+import (
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"imagegen/cluster"
+)
+
+func TestServiceDecisions(t *testing.T) {
+	for name, c := range map[string]struct {
+		seen  serviceSeen
+		held  time.Duration
+		start bool
+		want  cluster.Status
+	}{
+		"at boot":          {serviceSeen{Unit: unit{Load: "loaded", Active: "inactive"}}, 0, true, workf("starting nginx.service")},
+		"just asked for":   {serviceSeen{Unit: unit{Load: "loaded", Active: "inactive"}}, time.Second, false, workf("starting nginx.service")},
+		"starting":         {serviceSeen{Unit: unit{Load: "loaded", Active: "activating"}}, 0, false, workf("nginx.service is activating")},
+		"running":          {serviceSeen{Unit: unit{Load: "loaded", Active: "active", Sub: "running"}}, 0, false, ready("")},
+		"oneshot":          {serviceSeen{Unit: unit{Load: "loaded", Active: "active", Sub: "exited"}}, 0, false, ready("")},
+		"does not answer":  {serviceSeen{Unit: unit{Load: "loaded", Active: "active"}, Fault: "127.0.0.1:80: connection refused"}, 0, false, workf("nginx.service runs, but 127.0.0.1:80: connection refused")},
+		"failed, held":     {serviceSeen{Unit: unit{Load: "loaded", Active: "failed", Result: "exit-code"}, Log: "bind() failed"}, 1500 * time.Millisecond, false, cluster.Status{State: cluster.Failed, Detail: "nginx.service failed (exit-code): bind() failed; next start in 2 s"}},
+		"failed, its turn": {serviceSeen{Unit: unit{Load: "loaded", Active: "failed", Result: "exit-code"}}, 0, true, workf("starting again: nginx.service failed (exit-code)")},
+		"not in the image": {serviceSeen{Unit: unit{Load: "not-found", Active: "inactive"}}, 0, false, stopf("the image has no unit nginx.service")},
+	} {
+		start, got := decideService("nginx.service", c.seen, c.held)
+		if start != c.start || got != c.want {
+			t.Errorf("%s: %v, %+v", name, start, got)
+		}
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b backoff
+		for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
+			if b.left() != 0 {
+				t.Errorf("held for %v", b.left())
+			}
+			b.next()
+			if got := b.left(); got != want*time.Second {
+				t.Errorf("pause %v, want %v s", got, want)
+			}
+			time.Sleep(b.left())
+		}
+		b.reset()
+		if b.next(); b.left() != time.Second {
+			t.Errorf("after a reset: %v", b.left())
+		}
+	})
+}
+
+func TestCheck(t *testing.T) {
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/broken":
+			w.WriteHeader(502)
+		case "/elsewhere":
+			http.Redirect(w, r, "http://192.0.2.1/", http.StatusFound)
+		}
+	}))
+	defer web.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := l.Addr().String()
+	l.Close()
+	for name, c := range map[string]struct {
+		check cluster.Check
+		want  string
+	}{
+		"tcp":          {cluster.Check{TCP: web.Listener.Addr().String()}, ""},
+		"tcp closed":   {cluster.Check{TCP: free}, free + ": connection refused"},
+		"http":         {cluster.Check{HTTP: web.URL}, ""},
+		"http moved":   {cluster.Check{HTTP: web.URL + "/elsewhere"}, ""},
+		"http missing": {cluster.Check{HTTP: web.URL + "/broken"}, "answers 502 Bad Gateway"},
+		"http closed":  {cluster.Check{HTTP: "http://" + free + "/"}, "connection refused"},
+		"exec":         {cluster.Check{Exec: []string{"true"}}, ""},
+		"exec fails":   {cluster.Check{Exec: []string{"sh", "-c", "echo no VIP; exit 3"}}, "exit status 3: no VIP"},
+		"exec hangs":   {cluster.Check{Exec: []string{"sh", "-c", "sleep 30"}}, "no answer within 2s"},
+	} {
+		err := check(t.Context(), &c.check)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// fakeSystemd puts a systemctl into PATH that knows one unit, whose state is in the returned file, and that notes what
+// it was asked to do in another.
+func fakeSystemd(t *testing.T) (state, asked string) {
+	t.Helper()
+	dir := t.TempDir()
+	state, asked = filepath.Join(dir, "state"), filepath.Join(dir, "asked")
+	script := `#!/bin/sh
+case $1 in
+show) cat ` + state + `;;
+*) echo "$@" >>` + asked + `;;
+esac
+`
+	for name, text := range map[string]string{"systemctl": script, "journalctl": "#!/bin/sh\necho 'nginx: [emerg] no such directive'\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return state, asked
+}
+
+func TestServiceIsStartedAgainAfterItFails(t *testing.T) {
+	state, asked := fakeSystemd(t)
+	set := func(active string) {
+		os.WriteFile(state, []byte("LoadState=loaded\nActiveState="+active+"\nSubState=x\nResult=exit-code\nMainPID=0\n"), 0o644)
+	}
+	s := newService(Node{}, "nginx", &cluster.ServiceParams{Unit: "imagegen-test-nginx.service"}).(*service)
+	turn := func() cluster.Status {
+		t.Helper()
+		if _, err := s.Observe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		status, err := s.Step(t.Context(), World{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return status
+	}
+	starts := func() int {
+		data, _ := os.ReadFile(asked)
+		return strings.Count(string(data), "start --no-block imagegen-test-nginx.service")
+	}
+	set("inactive")
+	turn()
+	set("active")
+	if got := turn(); got != ready("") || starts() != 1 {
+		t.Fatalf("%+v after %d starts", got, starts())
+	}
+	set("failed")
+	if got := turn(); got.State != cluster.Failed || !strings.Contains(got.Detail, "no such directive") || starts() != 1 {
+		t.Errorf("%+v after %d starts", got, starts())
+	}
+	s.retry.until = time.Now()
+	if got := turn(); got.State != cluster.Working || starts() != 2 {
+		t.Errorf("%+v after %d starts", got, starts())
+	}
+	if s.retry.left() < time.Second {
+		t.Errorf("the second start is followed by a pause of %v", s.retry.left())
+	}
+}
