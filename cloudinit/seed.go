@@ -61,6 +61,7 @@ type userData struct {
 type user struct {
 	Name              string   `yaml:"name"`
 	Shell             string   `yaml:"shell,omitempty"`
+	NoUserGroup       bool     `yaml:"no_user_group,omitempty"`
 	LockPasswd        bool     `yaml:"lock_passwd"`
 	Sudo              string   `yaml:"sudo,omitempty"`
 	SSHAuthorizedKeys []string `yaml:"ssh_authorized_keys,omitempty"`
@@ -127,6 +128,8 @@ func (s *Seed) make(spec *cluster.Spec, node cluster.Node, files []File) error {
 			ud.DisableRoot = false
 		} else {
 			u.Shell, u.Sudo = "/bin/bash", "ALL=(ALL) NOPASSWD:ALL"
+			// Or useradd refuses a name that a group has already, such as Debian's operator or staff.
+			u.NoUserGroup = true
 		}
 		ud.Users = []user{u}
 	}
@@ -187,8 +190,9 @@ func newWriteFile(f File) (writeFile, error) {
 	if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path {
 		return writeFile{}, fmt.Errorf("want an absolute path without detours")
 	}
-	if f.Mode&^0o7777 != 0 {
-		return writeFile{}, fmt.Errorf("mode %#o has more than permission bits", f.Mode)
+	if f.Mode&^0o777 != 0 {
+		// Cloud-init gives the file to its owner last, and that clears a setuid bit.
+		return writeFile{}, fmt.Errorf("mode %#o: cloud-init can set permissions up to 0777 only", f.Mode)
 	}
 	if f.Secret && f.Mode&worldReadable != 0 {
 		return writeFile{}, fmt.Errorf("mode %#o lets everybody read a file that holds a secret: want 0600 or 0640", f.Mode)

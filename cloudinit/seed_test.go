@@ -41,7 +41,7 @@ func awkward() []File {
 		{Path: "/etc/imagegen/node.json", Mode: 0o644, Content: []byte("{\n  \"cluster\": \"otus\"\n}\n")},
 		{Path: "/etc/imagegen/secrets.json", Mode: 0o600, Secret: true, Content: []byte(`{"redis":"` + password + "\"}\n")},
 		{Path: "/etc/redis/redis.conf", Mode: 0o640, Owner: "root:redis", Secret: true, Content: []byte("requirepass " + password + "\n")},
-		{Path: "/opt/binary", Mode: 0o4755, Content: []byte{0, 1, 2, 0xff, '\n'}},
+		{Path: "/opt/binary", Mode: 0o755, Content: []byte{0, 1, 2, 0xff, '\n'}},
 		{Path: "/opt/cyrillic", Mode: 0o644, Content: []byte("Привет\n")},
 		{Path: "/opt/empty", Mode: 0o644},
 		{Path: "/opt/no-newline", Mode: 0o644, Content: []byte("yes")},
@@ -216,7 +216,7 @@ func TestBadFiles(t *testing.T) {
 		"seed of web1: /etc/x: mode 0644 lets everybody read a file that holds a secret: want 0600 or 0640": {{Path: "/etc/x", Mode: 0o644, Secret: true}},
 		"seed of web1: etc/x: want an absolute path without detours":                                        {{Path: "etc/x", Mode: 0o644}},
 		"seed of web1: /etc/../x: want an absolute path without detours":                                    {{Path: "/etc/../x", Mode: 0o644}},
-		"seed of web1: /etc/x: mode 0100644 has more than permission bits":                                  {{Path: "/etc/x", Mode: 0o100644}},
+		"seed of web1: /etc/x: mode 04755: cloud-init can set permissions up to 0777 only":                  {{Path: "/etc/x", Mode: 0o4755}},
 		"seed of web1: /etc/x is there twice":                                                               {{Path: "/etc/x", Mode: 0o644}, {Path: "/etc/x", Mode: 0o644}},
 	} {
 		if _, err := New(spec, spec.Nodes()[0], f); err == nil || err.Error() != name {
