@@ -249,4 +249,3 @@ func params[P any](t *testing.T, r Rendered, name string) *P {
 	t.Fatalf("%s has no component %s", r.Facts.Node.Name, name)
 	return nil
 }
-

@@ -7,7 +7,6 @@ import (
 	"io"
 	"reflect"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -99,6 +98,11 @@ func (s *source) shape(n *yaml.Node, t reflect.Type, path, tag string) {
 			}
 			seen[k.Value] = true
 		}
+		for _, key := range required(t, tag) {
+			if !seen[key] {
+				s.fault(path, "%s is missing", key)
+			}
+		}
 	case reflect.Slice:
 		if n.Kind != yaml.SequenceNode {
 			wrong("a list")
@@ -184,7 +188,21 @@ func keysOf(t reflect.Type, tag string) []string {
 			keys = append(keys, key)
 		}
 	}
-	return slices.Clip(keys)
+	return keys
+}
+
+// required lists the keys that a struct of parameters must have: those that its JSON does not leave out when empty.
+func required(t reflect.Type, tag string) []string {
+	if t.Kind() != reflect.Struct || tag != "json" {
+		return nil
+	}
+	var keys []string
+	for i := range t.NumField() {
+		if key, options, _ := strings.Cut(t.Field(i).Tag.Get(tag), ","); options != "omitempty" {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
 // describe says for people what a YAML value is.

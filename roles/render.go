@@ -288,8 +288,11 @@ func (r *renderer) value(at string, v any, t reflect.Type) (out any, keep bool, 
 			if err != nil {
 				return nil, false, err
 			}
-			if keep {
+			switch {
+			case keep:
 				m[k] = e
+			case slices.Contains(required(t, "json"), k):
+				return nil, false, fmt.Errorf("%s: %s.%s: comes out empty", r.role.file, at, k)
 			}
 		}
 		return m, true, nil

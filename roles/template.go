@@ -65,9 +65,9 @@ func div(a, b int) (int, error) {
 }
 
 // percent returns a share of a size, in bytes. The share is text, as options are.
-func percent(b cluster.Bytes, share string) (int64, error) {
-	p, err := strconv.ParseInt(share, 10, 64)
-	return int64(b) / 100 * p, err
+func percent(b cluster.Bytes, share string) (int, error) {
+	p, err := strconv.Atoi(share)
+	return int(b) / 100 * p, err
 }
 
 // nodes returns the nodes of a role in the spec's order; none if the spec does not have the role.

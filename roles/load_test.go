@@ -1,0 +1,304 @@
+package roles
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"imagegen/cluster"
+)
+
+// walkthrough is the role that docs/roles.md adds, file by file, exactly as the page has it.
+func walkthrough(t *testing.T) (files map[string]string, specLines string) {
+	t.Helper()
+	page, err := os.ReadFile("../docs/roles.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = map[string]string{}
+	for _, m := range regexp.MustCompile("(?s)`roles/([^`]+)`:\n\n```[a-z]*\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
+		files[m[1]] = m[2]
+	}
+	spec := regexp.MustCompile("(?s)at the end of `cluster.yaml`:\n\n```yaml\n(.*?)```").FindStringSubmatch(string(page))
+	if spec == nil || len(files) != 2 {
+		t.Fatalf("docs/roles.md has lost its walk-through: found %d files", len(files))
+	}
+	return files, spec[1]
+}
+
+// folder writes files below a new folder and returns it.
+func folder(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// TestWalkthrough does what docs/roles.md says: a role is added in a folder beside the spec.
+func TestWalkthrough(t *testing.T) {
+	files, lines := walkthrough(t)
+	c := mustLoad(t, folder(t, files))
+	s := parse(t, c, string(cluster.Reference("debian12"))+lines)
+	r, err := c.Render(s, testSecrets(c, s), "memcached1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, f := range r.Files {
+		if !strings.HasPrefix(f.Path, cluster.PKIDir) {
+			b.WriteString(show(f))
+		}
+	}
+	golden(t, "golden/memcached1.txt", b.String())
+	if got := c.Role("memcached").Distros["debian12"].Packages; !slices.Equal(got, []string{"memcached"}) {
+		t.Errorf("its image is made from %v", got)
+	}
+	// The other nodes know the new one, and are otherwise as before.
+	web, err := c.Render(s, testSecrets(c, s), "web1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range web.Files {
+		if f.Path == "/etc/hosts" && !strings.Contains(string(f.Content), "192.168.10.60 memcached1\n") {
+			t.Errorf("web1 does not know memcached1:\n%s", f.Content)
+		}
+	}
+	// The cache alone is a cluster, too.
+	s = parse(t, c, "cluster: cache\ndistro: debian12\nnetwork: {cidr: 192.168.10.0/24}\nroles:\n"+lines)
+	if _, err := c.Render(s, testSecrets(c, s), "memcached1"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOverride replaces a built-in role as a whole.
+func TestOverride(t *testing.T) {
+	c := mustLoad(t, folder(t, map[string]string{
+		"redis/role.yaml": "description: my own\ndistros: {debian12: {packages: [valkey]}}\n",
+		"README":          "not a role",
+		".git/config":     "not a role either",
+	}))
+	if r := c.Role("redis"); r.Description != "my own" || len(r.Components) != 0 || r.Quorum {
+		t.Errorf("redis is not the overlay's alone: %+v", r)
+	}
+	if c.Role("percona") == nil || c.Rules()["redis"].Memory != 256<<20 {
+		t.Error("the other roles or the defaults are gone")
+	}
+	if built := mustLoad(t, filepath.Join(t.TempDir(), "absent")); !built.Role("redis").Quorum {
+		t.Error("an absent folder changes something")
+	}
+}
+
+func TestFolderIsAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "roles")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), path+" is not a folder") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestBroken has a fault a case, made in the role of the walk-through by replacing old with new.
+func TestBroken(t *testing.T) {
+	broken := map[string]string{}
+	for _, b := range []struct{ name, old, new string }{
+		{"unknown key", "memory:", "memroy:"},
+		{"unknown key below", "    disable:", "    disabled:"},
+		{"key twice", "memory: 512MiB", "memory: 512MiB\nmemory: 1GiB"},
+		{"two documents", "memory: 512MiB", "memory: 512MiB\n---\nx: 1"},
+		{"not YAML", "options:", "options: ]"},
+		{"tab", "  share:", "\tshare:"},
+		{"list for text", "memory: 512MiB", "memory: [512MiB]"},
+		{"text for list", "packages: [memcached]", "packages: memcached"},
+		{"text for mapping", "distros:\n", "distros: x\nignored:\n"},
+		{"nothing for text", "memory: 512MiB", "memory:"},
+		{"text for number", "memory: 512MiB", "cpus: two"},
+		{"text for yes or no", "memory: 512MiB", "quorum: maybe"},
+		{"alias", "memory: 512MiB", "memory: &m 512MiB\ndisk: *m"},
+		{"no description", "description: cache for the backends\n", ""},
+		{"bad size", "512MiB", "512 megs"},
+		{"bad vip", "memory: 512MiB", "vip: always"},
+		{"VIP without VRRP id", "memory: 512MiB", "vip: required"},
+		{"VRRP id without VIP", "memory: 512MiB", "vrrp_id: 7"},
+		{"fewer than no nodes", "memory: 512MiB", "min_nodes: -1"},
+		{"max below min", "memory: 512MiB", "min_nodes: 3\nmax_nodes: 2"},
+		{"unknown needed role", "memory: 512MiB", "needs: [redys]"},
+		{"option without help", "    help: percent of the node's memory that the cache may take\n", ""},
+		{"option's name", "  share:", "  Share:"},
+		{"option's pattern", `"[1-9][0-9]"`, `"["`},
+		{"default against pattern", `default: "75"`, `default: "lots"`},
+		{"default against one_of", `pattern: "[1-9][0-9]"`, "one_of: [few, many]"},
+		{"secret's name", "memory: 512MiB", "secrets: [My-Secret]"},
+		{"port", `"11211"`, `"112111"`},
+		{"port range", `"11211"`, `"20-10"`},
+		{"protocol", `from: [backend]`, `proto: sctp, from: [backend]`},
+		{"VRRP with a port", `from: [backend]`, `proto: vrrp, from: [backend]`},
+		{"from nobody", `from: [backend]`, `from: []`},
+		{"from an unknown role", `from: [backend]`, `from: [backends]`},
+		{"no reason", `, why: cache}`, `}`},
+		{"quotes in the reason", `why: cache}`, `why: 'the "cache"'}`},
+		{"sysctl's name", "memory: 512MiB", "sysctl: {somaxconn: '1'}"},
+		{"sysctl's value", "memory: 512MiB", "sysctl: {net.core.somaxconn: ''}"},
+		{"unknown distro", "  debian12:", "  debian13:"},
+		{"two packages in one", "[memcached]", "[memcached libmemcached]"},
+		{"unit", "memcached.service] #", "memcached] #"},
+		{"repository without a key", "    disable:", "    repos: [{name: x, urls: ['https://example.org']}]\n    disable:"},
+		{"user's ids", "    disable:", "    users: [{name: cache, uid: 0, gid: 5}]\n    disable:"},
+		{"two users with one id", "    disable:", "    users: [{name: a, uid: 5, gid: 5}, {name: b, uid: 5, gid: 5}]\n    disable:"},
+		{"checksum", "    disable:", "    downloads: [{url: 'https://example.org/x', sha256: ABC, path: /x}]\n    disable:"},
+		{"relative removal", "    disable:", "    remove: [var/log]\n    disable:"},
+		{"relative path", "/etc/memcached.conf", "etc/memcached.conf"},
+		{"unclean path", "/etc/memcached.conf", "/etc/../memcached.conf"},
+		{"missing template", "template: memcached.conf", "template: memcache.conf"},
+		{"missing common template", "template: memcached.conf", "template: common/x.conf"},
+		{"template elsewhere", "template: memcached.conf", "template: ../../cluster.yaml"},
+		{"mode", "template: memcached.conf}", "template: memcached.conf, mode: u=rw}"},
+		{"mode too large", "template: memcached.conf}", `template: memcached.conf, mode: "4755"}`},
+		{"owner", "template: memcached.conf}", "template: memcached.conf, owner: root}"},
+		{"check", "template: memcached.conf}", "template: memcached.conf, check: magic}"},
+		{"file for another distro", "template: memcached.conf}", "template: memcached.conf, distros: [centos7]}"},
+		{"template's syntax", "-p 11211", "-p {{if}}"},
+		{"template's function", "-p 11211", "-p 1{{port}}"},
+		{"template in role.yaml", "{{.Node.IP}}:11211", "{{.Node.IP:11211"},
+		{"component's name", "- name: memcached", "- name: Memcached"},
+		{"component called firewall", "- name: memcached", "- name: firewall"},
+		{"kind", "kind: service", "kind: servise"},
+		{"after an unknown component", "kind: service", "kind: service\n    after: [disk]"},
+		{"no parameters", "    params:\n      unit: memcached.service\n      check: {tcp: \"{{.Node.IP}}:11211\"}\n", ""},
+		{"missing parameter", "      unit: memcached.service\n", ""},
+		{"unknown parameter", "      unit:", "      units:"},
+		{"parameter's type", "unit: memcached.service\n", "unit: 7\n"},
+		{"parameter below", "check: {tcp:", "check: {udp:"},
+	} {
+		t.Run(b.name, func(t *testing.T) {
+			files, _ := walkthrough(t)
+			changed := 0
+			for name, content := range files {
+				if strings.Contains(content, b.old) {
+					files[name] = strings.Replace(content, b.old, b.new, 1)
+					changed++
+				}
+			}
+			if changed != 1 {
+				t.Fatalf("%q is in %d files", b.old, changed)
+			}
+			dir := folder(t, files)
+			_, err := Load(dir)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if _, ok := err.(cluster.Problems); !ok {
+				t.Errorf("a %T", err)
+			}
+			broken[b.name] = strings.ReplaceAll(err.Error(), dir, "roles")
+		})
+	}
+	var all strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(broken)) {
+		fmt.Fprintf(&all, "# %s\n%s\n\n", name, broken[name])
+	}
+	golden(t, "broken.txt", all.String())
+}
+
+// TestManyFaults shows that all faults of all roles come at once, in order.
+func TestManyFaults(t *testing.T) {
+	dir := folder(t, map[string]string{
+		"a/role.yaml":      "description: a\nmemory: lots\nvip: no\ndistros: {debian12: {packages: [x]}}\n",
+		"b/role.yaml":      "description: b\nneeds: [nothing]\ndistros: {}\n",
+		"c/README":         "no role.yaml",
+		"common/role.yaml": "description: c\ndistros: {debian12: {packages: [x]}}\n",
+		"D/role.yaml":      "description: d\ndistros: {debian12: {packages: [x]}}\n",
+	})
+	_, err := Load(dir)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	golden(t, "many.txt", strings.ReplaceAll(err.Error(), dir, "roles")+"\n")
+}
+
+// TestRenderFaults has what cannot be known before there is a spec.
+func TestRenderFaults(t *testing.T) {
+	for _, b := range []struct{ name, old, new, want string }{
+		{"undeclared secret", "-p 11211", `-p {{secret "redis"}}`, `roles/memcached/memcached.conf:2:5: executing "roles/memcached/memcached.conf" at <secret "redis">: error calling secret: "redis" is not among the role's secrets; add it to secrets in role.yaml`},
+		{"secret in facts", "{{.Node.IP}}:11211", `{{secret \"x\"}}`, "facts hold no secrets"},
+		{"no such option", ".Options.share", ".Options.shares", `map has no entry for key "shares"`},
+		{"no such field", "{{.Node.IP}}\n", "{{.Node.Ip}}\n", "can't evaluate field Ip"},
+		{"readable secret", "-p 11211", `-p {{secret "pw"}}`, "/etc/memcached.conf holds a secret and must not be for everyone: use 0600 or 0640"},
+		{"path", "path: /etc/memcached.conf", `path: "{{.Node.Name}}"`, `"memcached1" is not a clean absolute path`},
+		{"owner", "template: memcached.conf}", `template: memcached.conf, owner: "{{.Node.IP}}"}`, `"192.168.10.60" is not user:group`},
+		{"one path twice", "template: memcached.conf}", "template: memcached.conf}\n  - {path: /etc/memcached.conf, template: memcached.conf}", "two files are to become /etc/memcached.conf"},
+		{"path of its own", "path: /etc/memcached.conf", "path: /etc/imagegen/node.json", "two files are to become /etc/imagegen/node.json"},
+		{"parameter empty", "unit: memcached.service\n", `unit: '{{if false}}x{{end}}'` + "\n", "components[0].params.unit: comes out empty"},
+		{"fail", "-p 11211", `{{fail "no way"}}`, "no way"},
+	} {
+		t.Run(b.name, func(t *testing.T) {
+			files, lines := walkthrough(t)
+			files["memcached/role.yaml"] += "secrets: [pw]\n"
+			changed := 0
+			for name, content := range files {
+				if strings.Contains(content, b.old) {
+					files[name] = strings.Replace(content, b.old, b.new, 1)
+					changed++
+				}
+			}
+			if changed != 1 {
+				t.Fatalf("%q is in %d files", b.old, changed)
+			}
+			dir := folder(t, files)
+			c := mustLoad(t, dir)
+			s := parse(t, c, string(cluster.Reference("debian12"))+lines)
+			sec := testSecrets(c, s)
+			_, err := c.Render(s, sec, "memcached1")
+			if err == nil {
+				t.Fatal("no error")
+			}
+			got := strings.ReplaceAll(err.Error(), dir, "roles")
+			if !strings.Contains(got, b.want) || !strings.HasPrefix(got, "render memcached1: ") {
+				t.Errorf("got  %s\nwant %s", got, b.want)
+			}
+			for name, p := range sec.Passwords {
+				if strings.Contains(got, p) {
+					t.Errorf("the error shows the secret %s: %s", name, got)
+				}
+			}
+		})
+	}
+}
+
+// TestDocs finds every key of role.yaml, every function, and every built-in role's options in docs/roles.md.
+func TestDocs(t *testing.T) {
+	page, err := os.ReadFile("../docs/roles.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var words []string
+	for _, typ := range []reflect.Type{
+		reflect.TypeFor[Role](), reflect.TypeFor[Port](), reflect.TypeFor[Distro](), reflect.TypeFor[Repo](), reflect.TypeFor[User](),
+		reflect.TypeFor[Download](), reflect.TypeFor[File](), reflect.TypeFor[Component](), reflect.TypeFor[cluster.Option](),
+	} {
+		words = append(words, keysOf(typ, "yaml")...)
+	}
+	words = slices.AppendSeq(words, maps.Keys(unbound))
+	for name, rules := range mustLoad(t, "").Rules() {
+		words = append(append(words, name), slices.Collect(maps.Keys(rules.Options))...)
+	}
+	for _, w := range words {
+		if !strings.Contains(string(page), "`"+w+"`") && !strings.Contains(string(page), "`"+w+" ") {
+			t.Errorf("docs/roles.md does not explain `%s`", w)
+		}
+	}
+}
