@@ -45,7 +45,7 @@ func TestDiskDecisions(t *testing.T) {
 		"intent for another disk":  {seen: diskSeen{Disks: []blockDisk{half}, Intent: &other}, state: cluster.Waiting, detail: "something unknown"},
 		"formatted, intended":      {seen: diskSeen{Disks: []blockDisk{ours}, Intent: &blank}, do: diskFormat, device: "/dev/vdb", state: cluster.Working},
 		"ours":                     {seen: diskSeen{Disks: []blockDisk{other, ours}}, do: diskMount, device: "/dev/vdb", state: cluster.Working},
-		"ours twice":               {seen: diskSeen{Disks: []blockDisk{ours, given2(ours)}}, state: cluster.Stopped, detail: "2 disks carry the label"},
+		"ours twice":               {seen: diskSeen{Disks: []blockDisk{ours, renamed(ours)}}, state: cluster.Stopped, detail: "2 disks carry the label"},
 		"mounted, new":             {seen: diskSeen{Mounted: "/dev/vdb", Empty: true}, do: diskMark, device: "/dev/vdb", state: cluster.Working},
 		"mounted, marked":          {seen: diskSeen{Mounted: "/dev/vdb", Marker: with(same)}, do: diskSettle, device: "/dev/vdb", state: cluster.Working},
 		"mounted, settled":         {seen: diskSeen{Mounted: "/dev/vdb", Marker: with(same)}, settled: true, state: cluster.Ready},
@@ -64,7 +64,7 @@ func TestDiskDecisions(t *testing.T) {
 	}
 }
 
-func given2(d blockDisk) blockDisk {
+func renamed(d blockDisk) blockDisk {
 	d.Device, d.Serial = "/dev/vde", "e"
 	return d
 }

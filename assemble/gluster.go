@@ -49,6 +49,7 @@ type gluster struct {
 	params *cluster.GlusterParams
 	nodes  []string // the servers, in the spec's order
 	seen   glusterReport
+	unit   string // what systemd last said of glusterd
 
 	info      fileStamp // of the volume's file below WorkDir when it was last asked for
 	asked     time.Time
@@ -401,7 +402,7 @@ func (g *gluster) Observe(ctx context.Context) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	g.brick.unit = u.Active
+	g.unit = u.Active
 	if u.Active == "failed" {
 		r.Fault = cmp.Or(lastLine(ctx, g.params.Unit), u.Result)
 	}
@@ -663,7 +664,6 @@ func restore(brick, volumeID string) error {
 
 // brickProcess finds the process that serves the brick. Asking glusterd instead would lock the whole pool each time.
 type brickProcess struct {
-	unit       string // what systemd last said of glusterd
 	pid, start string
 	port       string
 	accepted   bool
@@ -729,7 +729,7 @@ func (g *gluster) Step(ctx context.Context, w World) (cluster.Status, error) {
 func (g *gluster) step(ctx context.Context, w World) (glusterDo, cluster.Status, error) {
 	v := glusterView{
 		self: g.node.Facts.Node.Name, nodes: g.nodes, uuids: map[string]string{}, params: g.params, own: g.seen,
-		heard: glusterReports(w, g.node.Facts.Node.Role), unit: g.brick.unit, applied: g.applied,
+		heard: glusterReports(w, g.node.Facts.Node.Role), unit: g.unit, applied: g.applied,
 		healHeld: max(0, healInterval-time.Since(g.healAsked)),
 	}
 	for _, n := range g.nodes {
