@@ -201,6 +201,7 @@ func (r *renderer) facts() (cluster.Facts, error) {
 		Peers:     []cluster.Peer{},
 	}
 	for _, sr := range r.spec.Roles {
+		f.Peers = slices.Grow(f.Peers, len(sr.Nodes))
 		for _, n := range sr.Nodes {
 			if n.Name != r.view.node.Name {
 				f.Peers = append(f.Peers, peer(n))
@@ -302,14 +303,15 @@ func (r *renderer) value(at string, v any, t reflect.Type) (out any, keep bool, 
 
 // hosts makes /etc/hosts: nodes know each other by name without any DNS.
 func (r *renderer) hosts() []byte {
-	var b bytes.Buffer
-	b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n\n")
+	b := []byte("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n\n")
 	for _, role := range r.spec.Roles {
+		b = slices.Grow(b, 32*len(role.Nodes))
 		for _, n := range role.Nodes {
-			fmt.Fprintf(&b, "%s %s\n", n.IP, n.Name)
+			b = append(n.IP.AppendTo(b), ' ')
+			b = append(append(b, n.Name...), '\n')
 		}
 	}
-	return b.Bytes()
+	return b
 }
 
 func (r *renderer) sysctl() []byte {

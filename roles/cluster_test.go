@@ -1,0 +1,236 @@
+package roles
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"imagegen/cluster"
+)
+
+// content returns a rendered file of a node.
+func content(t *testing.T, c *Catalogue, s *cluster.Spec, node, path string) string {
+	t.Helper()
+	r, err := c.Render(s, testSecrets(c, s), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range r.Files {
+		if f.Path == path {
+			return string(f.Content)
+		}
+	}
+	t.Fatalf("%s has no %s", node, path)
+	return ""
+}
+
+// TestBalancersShareAnImage: equal bake inputs are one image.
+func TestBalancersShareAnImage(t *testing.T) {
+	c := mustLoad(t, "")
+	a, b := c.Role("balancer").Distros, c.Role("databalancer").Distros
+	for _, d := range cluster.Distros {
+		if len(a[d].Packages) == 0 || !reflect.DeepEqual(a[d], b[d]) {
+			t.Errorf("%s: %+v and %+v", d, a[d], b[d])
+		}
+	}
+}
+
+// TestPartialClusters renders clusters that are not the whole reference.
+func TestPartialClusters(t *testing.T) {
+	c := mustLoad(t, "")
+	const head = "cluster: part\ndistro: debian12\nnetwork: {cidr: 10.1.0.0/16}\n"
+	redis := "  redis: {nodes: {r1: 10.1.0.1, r2: 10.1.0.2, r3: 10.1.0.3}}\n"
+	gluster := "  glusterfs: {nodes: {g1: 10.1.0.4, g2: 10.1.0.5, g3: 10.1.0.6}}\n"
+	percona := "  percona: {nodes: {p1: 10.1.0.7, p2: 10.1.0.8, p3: 10.1.0.9}}\n"
+	web := "  web: {nodes: {w1: 10.1.0.10}}\n"
+	for name, roles := range map[string]string{
+		"redis alone":         redis,
+		"glusterfs alone":     gluster,
+		"percona alone":       percona,
+		"static site":         gluster + web,
+		"one balancer":        gluster + web + "  balancer: {vip: 10.1.1.1, nodes: {b1: 10.1.0.11}}\n",
+		"data balancer alone": "  databalancer: {vip: 10.1.1.2, nodes: {d1: 10.1.0.12, d2: 10.1.0.13}}\n",
+		"no Redis":            gluster + percona + "  databalancer: {vip: 10.1.1.2, nodes: {d1: 10.1.0.12}}\n  backend: {nodes: {k1: 10.1.0.14}}\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := parse(t, c, head+"roles:\n"+roles)
+			for _, n := range s.Nodes() {
+				r, err := c.Render(s, testSecrets(c, s), n.Name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range r.Files {
+					if f.Path == "/etc/keepalived/keepalived.conf" && regexp.MustCompile(`unicast_peer \{\s*\}`).Match(f.Content) {
+						t.Errorf("%s: an empty peer list:\n%s", n.Name, f.Content)
+					}
+					if f.Path == "/etc/nginx/nginx.conf" && strings.Contains(string(f.Content), "upstream") {
+						t.Errorf("%s: backends that are not there:\n%s", n.Name, f.Content)
+					}
+					if strings.HasSuffix(f.Path, "/www.conf") && strings.Contains(string(f.Content), "session") {
+						t.Errorf("%s: sessions in a Redis that is not there:\n%s", n.Name, f.Content)
+					}
+				}
+			}
+		})
+	}
+	// WordPress cannot do without a way to its database.
+	s := parse(t, c, head+"sql: balancer\nroles:\n"+gluster+percona+"  backend: {nodes: {k1: 10.1.0.14}}\n")
+	if _, err := c.Render(s, testSecrets(c, s), "k1"); err == nil || !strings.Contains(err.Error(), "sql: balancer needs the role databalancer") {
+		t.Errorf("got %v", err)
+	}
+	s = parse(t, c, strings.Replace(head, "debian12", "centos7", 1)+"sql: proxysql\nroles:\n"+gluster+percona+"  backend: {nodes: {k1: 10.1.0.14}}\n")
+	if conf := content(t, c, s, "k1", "/etc/imagegen/wp-config.php"); !strings.Contains(conf, "'127.0.0.1:6033'") {
+		t.Error(conf)
+	}
+}
+
+// TestSettings has what the spec may set and what the reference cluster demands, as a node sees it.
+func TestSettings(t *testing.T) {
+	c := mustLoad(t, "")
+	text := string(cluster.Reference("debian12"))
+	text = strings.Replace(text, "  glusterfs:\n", "  glusterfs:\n    options: {quorum: fixed}\n", 1)
+	text = strings.Replace(text, "  # url: https://www.example.com", "  url: https://www.example.com", 1)
+	text = strings.Replace(text, "  backend:\n", "  backend:\n    options: {children: '2'}\n", 1)
+	s := parse(t, c, text)
+	conf := content(t, c, s, "backend1", "/etc/imagegen/wp-config.php")
+	for _, want := range []string{"define( 'WP_HOME', 'https://www.example.com' );", "$_SERVER['HTTPS'] = 'on'"} {
+		if !strings.Contains(conf, want) {
+			t.Errorf("no %s in\n%s", want, conf)
+		}
+	}
+	if pool := content(t, c, s, "backend2", "/etc/php/8.2/fpm/pool.d/www.conf"); !strings.Contains(pool, "pm.max_children = 2\n") {
+		t.Error(pool)
+	}
+	r, err := c.Render(s, testSecrets(c, s), "glusterfs2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"network.ping-timeout": "5", "performance.quick-read": "on", "nfs.disable": "on",
+		"cluster.quorum-type": "fixed", "cluster.quorum-count": "1", "cluster.server-quorum-type": "none",
+	}
+	if got := params[cluster.GlusterParams](t, r, "gluster").Options; !reflect.DeepEqual(got, want) {
+		t.Errorf("fixed quorum: %v", got)
+	}
+	s = reference(t, c, "debian12")
+	if r, err = c.Render(s, testSecrets(c, s), "glusterfs2"); err != nil {
+		t.Fatal(err)
+	}
+	delete(want, "cluster.quorum-count")
+	want["cluster.quorum-type"], want["cluster.server-quorum-type"] = "auto", "server"
+	if got := params[cluster.GlusterParams](t, r, "gluster").Options; !reflect.DeepEqual(got, want) {
+		t.Errorf("automatic quorum: %v", got)
+	}
+	if r, err = c.Render(s, testSecrets(c, s), "redis3"); err != nil {
+		t.Fatal(err)
+	}
+	p := params[cluster.SentinelParams](t, r, "sentinel")
+	if p.Quorum != 2 || p.DownAfter != 5000 || p.FailoverTimeout != 15000 || p.ParallelSyncs != 1 {
+		t.Errorf("sentinel: %+v", p)
+	}
+}
+
+// TestSecretsStayWhereTheyBelong: each is in files that are marked, not for everyone, and on the nodes that use it.
+func TestSecretsStayWhereTheyBelong(t *testing.T) {
+	c := mustLoad(t, "")
+	for _, distro := range cluster.Distros {
+		s := reference(t, c, distro)
+		sec := testSecrets(c, s)
+		for _, n := range s.Nodes() {
+			r, err := c.Render(s, sec, n.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range r.Files {
+				for name, p := range sec.Passwords {
+					if !strings.Contains(string(f.Content), p) {
+						continue
+					}
+					if !f.Secret || f.Mode&0o007 != 0 {
+						t.Errorf("%s: %s holds %s: secret %v, mode %o", n.Name, f.Path, name, f.Secret, f.Mode)
+					}
+					if !slices.Contains(c.Role(n.Role).Secrets, name) {
+						t.Errorf("%s: %s holds %s, which is not its role's", n.Name, f.Path, name)
+					}
+				}
+				if strings.Contains(string(f.Content), "key of ") && (f.Path != cluster.PKIDir+"/node.key" || f.Mode != 0o600 || !f.Secret) {
+					t.Errorf("%s: a private key in %s", n.Name, f.Path)
+				}
+			}
+			again, err := mustLoad(t, "").Render(s, sec, n.Name)
+			if err != nil || !reflect.DeepEqual(again, r) {
+				t.Errorf("%s: rendered twice, two results (%v)", n.Name, err)
+			}
+		}
+	}
+}
+
+// TestOldPrograms looks for what CentOS 7's HAProxy 1.5.18 and keepalived 1.3.5 do not have; there are only newer ones
+// to try the files with.
+func TestOldPrograms(t *testing.T) {
+	known := map[string]string{
+		"/etc/haproxy/haproxy.cfg": `global defaults frontend backend listen log chroot user group maxconn mode option retries timeout bind
+			stats default_backend balance server monitor-uri tcp-check`,
+		"/etc/keepalived/keepalived.conf": `global_defs router_id enable_script_security script_user vrrp_script script interval timeout fall
+			rise init_fail vrrp_instance state nopreempt interface virtual_router_id priority advert_int garp_master_delay garp_master_refresh
+			authentication auth_type auth_pass unicast_src_ip unicast_peer virtual_ipaddress track_script haproxy }`,
+	}
+	options := strings.Fields("httplog dontlognull redispatch forwardfor httpchk dontlog-normal tcplog clitcpka srvtcpka tcp-check")
+	serverWords := strings.Fields("check port inter fall rise backup on-marked-down shutdown-sessions on-marked-up shutdown-backup-sessions")
+	number := regexp.MustCompile(`^[0-9.]+s?$`)
+	c := mustLoad(t, "")
+	s := reference(t, c, "centos7")
+	for _, node := range []string{"balancer1", "balancer3"} {
+		for path, words := range known {
+			for line := range strings.Lines(content(t, c, s, node, path)) {
+				line, _, _ = strings.Cut(line, "#")
+				f := strings.Fields(line)
+				if len(f) == 0 || number.MatchString(f[0]) || strings.Contains(f[0], "/32") {
+					continue
+				}
+				if !slices.Contains(strings.Fields(words), f[0]) {
+					t.Errorf("%s: %s: is %q known to the old version? %s", node, path, f[0], line)
+				}
+				if f[0] == "option" && !slices.Contains(options, f[1]) {
+					t.Errorf("%s: is option %q known to the old version?", node, f[1])
+				}
+				if f[0] == "server" {
+					for _, w := range f[3:] {
+						if !slices.Contains(serverWords, w) && !number.MatchString(w) {
+							t.Errorf("%s: is %q known to the old version? %s", node, w, line)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// BenchmarkRender renders all nodes of a cluster of a thousand; ns/op is for the whole cluster.
+func BenchmarkRender(b *testing.B) {
+	c := mustLoad(b, "")
+	s := reference(b, c, "debian12")
+	web := s.Role("web")
+	web.Nodes = nil
+	addr := netip.MustParseAddr("10.0.0.1")
+	for i := range 1000 - 15 {
+		web.Nodes = append(web.Nodes, cluster.Node{Name: fmt.Sprint("web", i+1), Role: "web", IP: addr, Index: i})
+		addr = addr.Next()
+	}
+	sec := testSecrets(c, s)
+	nodes := s.Nodes()
+	if len(nodes) != 1000 {
+		b.Fatal(len(nodes))
+	}
+	for b.Loop() {
+		for _, n := range nodes {
+			if _, err := c.Render(s, sec, n.Name); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
