@@ -24,7 +24,7 @@ const testClusterID = "7d0f3c58-3b0e-4c58-9a55-0d6d3a0f6a11"
 
 func glusterParams() *cluster.GlusterParams {
 	return &cluster.GlusterParams{Unit: "glusterd.service", WorkDir: "/var/lib/glusterd", Volume: "gv0", Brick: "/data/brick/gv0", UID: 2000, GID: 3000,
-		Options: map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto", "cluster.quorum-count": ""}}
+		Options: map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto", "cluster.quorum-count": "", "cluster.server-quorum-type": "server"}}
 }
 
 func TestGlusterUUID(t *testing.T) {
@@ -65,7 +65,7 @@ func glusterCase(self string, change func(all map[string]*glusterReport)) gluste
 
 // withVolume makes all servers serve a started volume that has data.
 func withVolume(all map[string]*glusterReport) {
-	options := map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto",
+	options := map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto", "cluster.server-quorum-type": "server",
 		"storage.owner-uid": "2000", "storage.owner-gid": "3000", "cluster.granular-entry-heal": "off"}
 	for _, r := range all {
 		r.Volume = &glusterVolume{ID: "v1", Status: volumeStarted, Options: maps.Clone(options)}
