@@ -59,7 +59,7 @@ systemd-analyze verify --man=no $unit >out 2>&1 || { cat out; exit 1; }; not gre
 
 // untested are checks for which there is no program here; what they check is compared with golden files alone.
 // sql is run by TestGaleraLife.
-var untested = map[string]bool{"glusterd": true, "proxysql": true, "sql": true, "none": true, "": true}
+var untested = map[string]bool{"glusterd": true, "proxysql": true, "sql": true, "": true}
 
 // TestRealPrograms lets the program that will read it check every file of every node.
 func TestRealPrograms(t *testing.T) {

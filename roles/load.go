@@ -190,9 +190,8 @@ var (
 	sha256Form = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
-// Checks are the programs that the tests can run over a rendered file. "none" is for files that no program reads on
-// its own.
-var Checks = []string{"glusterd", "haproxy", "keepalived", "mariadb", "nft", "nginx", "php", "php-fpm", "php-ini", "proxysql", "redis", "sentinel", "sql", "systemd", "none"}
+// Checks are the programs that the tests can run over a rendered file.
+var Checks = []string{"glusterd", "haproxy", "keepalived", "mariadb", "nft", "nginx", "php", "php-fpm", "php-ini", "proxysql", "redis", "sentinel", "sql", "systemd"}
 
 // load reads and checks the role; nil when it is too broken to be used.
 func (s *source) load() *Role {

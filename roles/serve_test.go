@@ -126,3 +126,69 @@ echo 'the old client is still there'; exit 1
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// TestVIPMoves runs both balancers, each in a network namespace of its own on one bridge, and takes HAProxy and then
+// a whole node away from under the virtual address.
+func TestVIPMoves(t *testing.T) {
+	needSandbox(t)
+	for _, p := range []string{"haproxy", "keepalived", "nft", "curl"} {
+		needProgram(t, p)
+	}
+	c := mustLoad(t, "")
+	s := reference(t, c, "debian12")
+	n, _ := s.Node("balancer1")
+	files := together(t, c, s, "balancer1")
+	second, err := c.Render(s, testSecrets(c, s), "balancer2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range second.Files {
+		if strings.HasSuffix(f.Path, ".conf") && f.Check == "keepalived" || f.Check == "haproxy" {
+			f.Path = "/etc/second/" + f.Check
+			files = append(files, f)
+		}
+	}
+	out, err := inSandbox(t, n, files, `
+printf '#!/bin/sh\nexec curl -fs -o /dev/null -m 1 "$2"\n' >/usr/local/sbin/imagegen-node
+mkdir -p /var/lib/haproxy
+echo 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
+unshare --net sleep 600 & b=$!
+for i in $(seq 100); do [ "$(readlink /proc/$b/ns/net)" != "$(readlink /proc/self/ns/net)" ] && break; sleep 0.02; done
+second() { nsenter --net=/proc/$b/ns/net "$@"; }
+ip link add port type veth peer name eth0 netns $b
+ip link set port master eth0 up
+second sh -euc 'ip link set lo up; ip link set eth0 up; ip addr add 192.168.10.41/24 dev eth0; echo 1 >/proc/sys/net/ipv4/ip_nonlocal_bind'
+haproxy -D -p a.pid -f /etc/haproxy/haproxy.cfg
+second haproxy -D -p b.pid -f /etc/second/haproxy
+keepalived -n -l -D -p ka -r kav -f /etc/keepalived/keepalived.conf >a.log 2>&1 & ka=$!
+second keepalived -n -l -D -p kb -r kbv -f /etc/second/keepalived >b.log 2>&1 & kb=$!
+has() { case $1 in a) ip -o addr show eth0;; b) second ip -o addr show eth0;; esac | grep -q 192.168.10.39/; }
+now() { date +%s%N; }
+# holder X: X alone gets the address, in at most 6 s (busy machines); prints how long it took.
+holder() { start=$(now); other=a; [ $1 = a ] && other=b
+  while ! has $1 || has $other; do [ $(( ($(now) - start) / 1000000000 )) -lt 12 ] || { echo "$1 does not get the address: $2"; cat a.log b.log; exit 1; }; sleep 0.05; done
+  echo "MOVED $2: $(( ($(now) - start) / 1000000 )) ms"; }
+holder a 'at the start'
+kill -9 $(cat a.pid)
+holder b 'HAProxy killed'
+haproxy -D -p a.pid -f /etc/haproxy/haproxy.cfg
+for i in $(seq 80); do has b || { echo 'it went back'; exit 1; }; sleep 0.05; done
+# the network falls in two, the address on the other side
+nft 'add table ip cut; add chain ip cut in { type filter hook input priority 0; }; add rule ip cut in ip saddr 192.168.10.41 drop'
+nft 'add chain ip cut out { type filter hook output priority 0; }; add rule ip cut out ip daddr 192.168.10.41 drop'
+holder_alone() { start=$(now); while ! has a; do [ $(( ($(now) - start) / 1000000000 )) -lt 12 ] || { cat a.log; exit 1; }; sleep 0.05; done; echo "MOVED peer not heard: $(( ($(now) - start) / 1000000 )) ms"; }
+holder_alone
+nft delete table ip cut # and is one again, with one holder
+for i in $(seq 200); do if has a && has b; then sleep 0.05; else break; fi; done
+if has a && has b; then echo 'two holders'; exit 1; fi
+has a || has b
+`)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "MOVED") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+}
