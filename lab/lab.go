@@ -1,0 +1,77 @@
+// Package lab runs a cluster on this machine, each node in a system container (systemd-nspawn) that boots from what
+// build made: OUTDIR/images/ROLE.raw and OUTDIR/seeds/NODE.iso.
+//
+// A node is as much of a machine as a container can be: the image read-only below, the node's own changes laid over it,
+// a data disk, a network card, a console. Turning it on is cheap, and killing it is a power cut: all its processes end
+// at once. Its disks survive that, until Down.
+//
+// Everything that runs is kept where the kernel itself cleans up. A node's mounts and network card are in namespaces of
+// its own, and go with its last process; loop devices clear themselves; and every process is in a cgroup of the
+// cluster's, so that what is running is asked of the kernel and never remembered in a file. Only three things stay
+// until Down: the network namespace in which the nodes meet (imagegen-CLUSTER), the folder of cgroups of the same name,
+// and a file in /run/imagegen that says which output folder the cluster is run from.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"imagegen/cluster"
+)
+
+// DefaultSite is where Up forwards the site to when it is not told.
+const DefaultSite = "127.0.0.1:8080"
+
+// Config is what a lab is made of.
+type Config struct {
+	Spec    *cluster.Spec
+	Secrets *cluster.Secrets
+	Dir     string // output folder of build; the lab keeps its state below it, in lab
+	Log     func(format string, args ...any)
+}
+
+// paths of the files that the lab reads and keeps.
+type paths struct{ out string }
+
+func (p paths) image(role string) string    { return filepath.Join(p.out, "images", role+".raw") }
+func (p paths) seed(node string) string     { return filepath.Join(p.out, "seeds", node+".iso") }
+func (p paths) lab() string                 { return filepath.Join(p.out, "lab") }
+func (p paths) site() string                { return filepath.Join(p.lab(), "site") }
+func (p paths) forwardLog() string          { return filepath.Join(p.lab(), "forward.log") }
+func (p paths) node(node string) string     { return filepath.Join(p.lab(), "nodes", node) }
+func (p paths) in(node, name string) string { return filepath.Join(p.node(node), name) }
+func (p paths) console(node string) string  { return p.in(node, "console.log") }
+
+// followEvery is how often a console that is followed is looked at.
+const followEvery = 200 * time.Millisecond
+
+// copyConsole writes a node's console so far to w and, when follow is set, what comes, until ctx ends.
+func copyConsole(ctx context.Context, w io.Writer, p paths, node string, follow bool) error {
+	f, err := os.Open(p.console(node))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s has no console log: it has not been turned on since the cluster is up", node)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		if _, err := io.Copy(w, f); err != nil {
+			return fmt.Errorf("console of %s: %w", node, err)
+		}
+		if !follow {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(followEvery):
+		}
+	}
+}

@@ -1,0 +1,480 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"imagegen/cluster"
+)
+
+// Lab is one cluster on this machine. Its methods may be called by several processes at once: those that change
+// something wait for each other.
+type Lab struct {
+	spec     *cluster.Spec
+	paths    paths
+	log      func(format string, args ...any)
+	asker    *asker
+	operator netip.Prefix
+	network  netns
+	group    cgroup // forward, and one for each node
+}
+
+// Open returns the lab of a cluster, and starts nothing. It fails where a lab cannot be: without root or without a
+// program that it needs.
+func Open(c Config) (*Lab, error) {
+	if err := checkHost(); err != nil {
+		return nil, err
+	}
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	root, err := cgroupRoot()
+	if err != nil {
+		return nil, err
+	}
+	name := "imagegen-" + c.Spec.Cluster
+	l := &Lab{spec: c.Spec, paths: paths{dir}, log: c.Log, network: netns(name), group: root.sub(name)}
+	if l.log == nil {
+		l.log = func(string, ...any) {}
+	}
+	if l.operator, err = operatorAddress(c.Spec); err != nil {
+		return nil, err
+	}
+	if l.asker, err = newAsker(c.Secrets, l.network.dial); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// needs are the programs that the lab runs and the Debian packages that bring them.
+var needs = []struct{ program, pkg string }{
+	{"systemd-nspawn", "systemd-container"}, {"ip", "iproute2"}, {"nsenter", "util-linux"}, {"mount", "mount"},
+}
+
+// checkHost finds all that this machine lacks.
+func checkHost() error {
+	if os.Geteuid() != 0 {
+		return errors.New("the lab needs root: it makes namespaces, mounts and loop devices (run it with sudo)")
+	}
+	var programs, packages []string
+	for _, n := range needs {
+		if _, err := exec.LookPath(n.program); err != nil {
+			programs, packages = append(programs, n.program), append(packages, n.pkg)
+		}
+	}
+	var errs []error
+	if programs != nil {
+		errs = append(errs, fmt.Errorf("the lab needs %s, which this machine lacks: apt-get install %s", strings.Join(programs, ", "), strings.Join(packages, " ")))
+	}
+	for _, d := range []struct{ device, module string }{{"/dev/fuse", "fuse"}, {loopControl, "loop"}} {
+		if _, err := os.Stat(d.device); err != nil {
+			errs = append(errs, fmt.Errorf("the lab needs %s: modprobe %s", d.device, d.module))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Up turns on the nodes with these names in this order, all nodes in the spec's order when there are no names. What is
+// on already is left alone. It makes the cluster's network and forwards the site, where the cluster has one, from the
+// address site on this machine (DefaultSite if empty) to its virtual address.
+func (l *Lab) Up(ctx context.Context, names []string, site string) error {
+	nodes, err := l.pick(names)
+	if err != nil {
+		return err
+	}
+	if len(nodes) == 0 {
+		nodes = l.spec.Nodes()
+	}
+	return l.turnOn(ctx, nodes, func() error {
+		if !l.network.complete(l.operator) { // not there, or half made
+			if err := l.network.create(l.operator); err != nil {
+				return err
+			}
+		}
+		return l.forwardFrom(ctx, site)
+	})
+}
+
+// Start turns on nodes of a cluster that is up. What is on already is left alone.
+func (l *Lab) Start(ctx context.Context, names ...string) error {
+	nodes, err := l.pick(names)
+	if err != nil {
+		return err
+	}
+	return l.turnOn(ctx, nodes, func() error {
+		if !l.network.complete(l.operator) {
+			return fmt.Errorf("cluster %s is not up: imagegen up starts it", l.spec.Cluster)
+		}
+		return nil
+	})
+}
+
+func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() error) error {
+	if err := l.checkFiles(nodes); err != nil {
+		return err
+	}
+	c, err := l.claim(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	if err := c.take(); err != nil {
+		return err
+	}
+	if err := prepare(); err != nil {
+		return err
+	}
+	// Each is started before the one before is known to be on: a boot takes all the processors that there are.
+	var starting []func() error
+	var errs []error
+	for _, n := range nodes {
+		if ctx.Err() != nil {
+			errs = append(errs, ctx.Err())
+			break
+		}
+		if l.group.sub(n.Name).busy() {
+			l.log("%s is on already", n.Name)
+			continue
+		}
+		started, err := l.powerOn(ctx, n)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("turn on %s: %w", n.Name, err))
+			continue
+		}
+		starting = append(starting, func() error {
+			if err := started(); err != nil {
+				return fmt.Errorf("turn on %s: %w", n.Name, err)
+			}
+			l.log("%s is on", n.Name)
+			return nil
+		})
+	}
+	for _, started := range starting {
+		errs = append(errs, started())
+	}
+	return errors.Join(errs...)
+}
+
+// pick returns the nodes with these names, in this order.
+func (l *Lab) pick(names []string) ([]cluster.Node, error) {
+	var nodes []cluster.Node
+	for _, name := range names {
+		n, ok := l.spec.Node(name)
+		if !ok {
+			return nil, fmt.Errorf("cluster %s has no node %s", l.spec.Cluster, name)
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, nil
+}
+
+// checkFiles makes sure that build has been run.
+func (l *Lab) checkFiles(nodes []cluster.Node) error {
+	var missing []string
+	seen := map[string]bool{}
+	for _, n := range nodes {
+		for _, f := range []string{l.paths.image(n.Role), l.paths.seed(n.Name)} {
+			if _, err := os.Stat(f); err != nil && !seen[f] {
+				seen[f], missing = true, append(missing, f)
+			}
+		}
+	}
+	if missing != nil {
+		return fmt.Errorf("not there yet: %s: imagegen build and imagegen seed make them", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// Kill cuts the power of nodes: all their processes are killed at once. Their disks are kept.
+func (l *Lab) Kill(ctx context.Context, names ...string) error {
+	nodes, err := l.pick(names)
+	if err != nil {
+		return err
+	}
+	c, err := l.claim(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	var all sync.WaitGroup
+	errs := make([]error, len(nodes))
+	for i, n := range nodes {
+		all.Go(func() {
+			group := l.group.sub(n.Name)
+			if !group.busy() {
+				l.log("%s is off already", n.Name)
+			}
+			if err := group.kill(ctx); err != nil {
+				errs[i] = fmt.Errorf("kill %s: %w", n.Name, err)
+			} else if err := l.released(ctx, n.Name); err != nil {
+				errs[i] = err
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// released waits until the kernel has let go of the disks of a node that is off.
+func (l *Lab) released(ctx context.Context, node string) error {
+	ctx, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	if !poll(ctx, func() bool { return !attached(l.paths.in(node, dataDisk)) }) {
+		return fmt.Errorf("%s is off, but its data disk is still attached (see losetup)", node)
+	}
+	return nil
+}
+
+// Down kills all nodes and removes everything that the lab has made, the nodes' disks included. Images and seeds stay.
+func (l *Lab) Down(ctx context.Context) error {
+	c, err := l.claim(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	if err := l.group.kill(ctx); err != nil {
+		return err
+	}
+	disks, err := filepath.Glob(l.paths.in("*", "*")) // the pattern is well formed unless the folder's name is strange
+	if err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	for _, d := range disks {
+		// An image may be in use by the lab of another cluster, through another name.
+		if filepath.Base(d) == dataDisk && !poll(waiting, func() bool { return !attached(d) }) {
+			return fmt.Errorf("%s is still attached to a loop device (see losetup)", d)
+		}
+	}
+	if err := l.network.delete(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(l.paths.lab()); err != nil {
+		return err
+	}
+	return c.give()
+}
+
+// Status asks all nodes at once how they are doing, and returns the answers in the spec's order.
+func (l *Lab) Status(ctx context.Context) ([]NodeStatus, error) {
+	owner, err := currentOwner(l.spec.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	nodes := l.spec.Nodes()
+	all := make([]NodeStatus, len(nodes))
+	var asking sync.WaitGroup
+	for i, n := range nodes {
+		s := &all[i]
+		*s = NodeStatus{Node: n.Name, Role: n.Role, Address: n.IP.String(), Power: "off", State: stateOff}
+		group := l.group.sub(n.Name)
+		if owner != l.paths.lab() {
+			continue // a cluster of this name may be running, but it is another folder's
+		}
+		if !group.busy() {
+			if group.exists() { // Kill removes it
+				s.Detail = "ended by itself; see its console: imagegen logs " + n.Name
+			}
+			continue
+		}
+		s.Power, s.State = "on", stateSilent
+		if info, err := os.Stat(string(group)); err == nil {
+			s.Since = info.ModTime() // made when the node was turned on
+		}
+		asking.Go(func() {
+			r, err := l.asker.ask(ctx, n.Name, n.IP)
+			if err != nil {
+				s.Detail, s.Error = "its agent does not answer", err.Error()
+				return
+			}
+			s.add(r)
+		})
+	}
+	asking.Wait()
+	return all, ctx.Err()
+}
+
+// Logs writes a node's console to w: from its beginning to now or, when follow is set, until ctx ends.
+func (l *Lab) Logs(ctx context.Context, w io.Writer, node string, follow bool) error {
+	if _, err := l.pick([]string{node}); err != nil {
+		return err
+	}
+	return copyConsole(ctx, w, l.paths, node, follow)
+}
+
+// forwardFrom makes sure that connections to the address site on this machine reach the cluster's site.
+func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
+	target, ok := siteAddress(l.spec)
+	if !ok {
+		if site != "" {
+			return fmt.Errorf("cluster %s has no virtual address that its site could be forwarded to", l.spec.Cluster)
+		}
+		return nil
+	}
+	group := l.group.sub(ForwardCommand)
+	now, _ := os.ReadFile(l.paths.site()) // none yet
+	if group.busy() && (site == "" || site == string(now)) {
+		return nil
+	}
+	if site == "" {
+		site = DefaultSite
+	}
+	if err := group.kill(ctx); err != nil {
+		return fmt.Errorf("forward the site: %w", err)
+	}
+	listener, err := net.Listen("tcp", site)
+	if err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("forward the site: %s is in use on this machine: choose another address with --site", site)
+		}
+		return fmt.Errorf("forward the site: %w", err)
+	}
+	defer listener.Close()
+	socket, err := listener.(*net.TCPListener).File()
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(l.paths.forwardLog(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	in, err := group.open()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	cmd := exec.Command(self, ForwardCommand, target.String())
+	cmd.Dir, cmd.Env = "/", []string{}
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{socket}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(in.Fd())}
+	if err := l.network.do(cmd.Start); err != nil {
+		return fmt.Errorf("forward the site: %w", err)
+	}
+	go cmd.Wait() // for as long as this process lives
+	l.log("the site is at http://%s", site)
+	return os.WriteFile(l.paths.site(), []byte(site), 0o600)
+}
+
+// claim is the right to change the lab of one cluster name, which one process at a time has. The file says whose the
+// cluster is: the folder of its lab.
+type claim struct {
+	lab   *Lab
+	file  *os.File
+	owner string // may be empty
+}
+
+const registry = "/run/imagegen"
+
+func currentOwner(clusterName string) (string, error) {
+	data, err := os.ReadFile(filepath.Join(registry, clusterName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	return string(data), nil
+}
+
+// claim waits for its turn. It fails when another folder's cluster of that name is there.
+func (l *Lab) claim(ctx context.Context) (*claim, error) {
+	if err := os.MkdirAll(registry, 0o755); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(registry, l.spec.Cluster)
+	var c *claim
+	var failed error
+	ok := poll(ctx, func() bool {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+		if err != nil {
+			failed = err
+			return !errors.Is(err, fs.ErrNotExist) // the folder has just been removed
+		}
+		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+			f.Close()
+			return false
+		}
+		// Whoever had the lock may have removed the file.
+		have, err1 := f.Stat()
+		there, err2 := os.Stat(path)
+		if err1 != nil || err2 != nil || !os.SameFile(have, there) {
+			f.Close()
+			return false
+		}
+		c, failed = &claim{lab: l, file: f}, nil
+		return true
+	})
+	if failed != nil {
+		return nil, failed
+	}
+	if !ok {
+		return nil, fmt.Errorf("another imagegen is at work on cluster %s: %w", l.spec.Cluster, context.Cause(ctx))
+	}
+	owner, err := io.ReadAll(c.file)
+	if err != nil {
+		c.release()
+		return nil, err
+	}
+	c.owner = string(owner)
+	if c.owner != "" && c.owner != l.paths.lab() && l.group.exists() {
+		c.release()
+		return nil, fmt.Errorf("a cluster called %s is running from %s: end it there (imagegen down -o %s), or give this one another name",
+			l.spec.Cluster, c.owner, filepath.Dir(c.owner))
+	}
+	return c, nil
+}
+
+// take makes the cluster this folder's.
+func (c *claim) take() error {
+	l := c.lab
+	if err := os.MkdirAll(l.paths.lab(), 0o700); err != nil {
+		return err
+	}
+	if err := os.Chmod(l.paths.lab(), 0o700); err != nil { // whatever it was: seeds hold secrets
+		return err
+	}
+	if c.owner != l.paths.lab() {
+		if err := errors.Join(c.file.Truncate(0), seekStart(c.file)); err != nil {
+			return err
+		}
+		if _, err := c.file.WriteString(l.paths.lab()); err != nil {
+			return err
+		}
+		c.owner = l.paths.lab()
+	}
+	return nil
+}
+
+func seekStart(f *os.File) error {
+	_, err := f.Seek(0, io.SeekStart)
+	return err
+}
+
+// give removes the claim's file: the cluster is nobody's.
+func (c *claim) give() error {
+	if err := os.Remove(c.file.Name()); err != nil {
+		return err
+	}
+	os.Remove(registry) // unless there are others
+	return nil
+}
+
+// release lets the next process have its turn.
+func (c *claim) release() { c.file.Close() }

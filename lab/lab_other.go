@@ -1,0 +1,40 @@
+//go:build !linux
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"io"
+)
+
+var errLinux = errors.New("the lab runs on Linux alone: it is made of Linux namespaces")
+
+// Lab is one cluster on this machine, which must run Linux.
+type Lab struct{}
+
+// Open fails.
+func Open(Config) (*Lab, error) { return nil, errLinux }
+
+// Up fails.
+func (*Lab) Up(context.Context, []string, string) error { return errLinux }
+
+// Start fails.
+func (*Lab) Start(context.Context, ...string) error { return errLinux }
+
+// Kill fails.
+func (*Lab) Kill(context.Context, ...string) error { return errLinux }
+
+// Down fails.
+func (*Lab) Down(context.Context) error { return errLinux }
+
+// Status fails.
+func (*Lab) Status(context.Context) ([]NodeStatus, error) { return nil, errLinux }
+
+// Logs fails.
+func (*Lab) Logs(context.Context, io.Writer, string, bool) error { return errLinux }
+
+// Exec fails.
+func (*Lab) Exec(context.Context, string, []string, io.Reader, io.Writer, io.Writer) (int, error) {
+	return 0, errLinux
+}

@@ -1,0 +1,134 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+)
+
+// netns is a network namespace with a name, as `ip netns` knows them.
+type netns string
+
+const (
+	netnsDir = "/run/netns"
+	bridge   = "br0" // in the cluster's namespace; poweron.sh plugs the nodes into it
+)
+
+func (n netns) path() string { return filepath.Join(netnsDir, string(n)) }
+
+// setnsCall is the number of setns(2), which package syscall does not have on every architecture.
+var setnsCall = map[string]uintptr{"amd64": 308, "arm64": 268}[runtime.GOARCH]
+
+// do runs fn inside the namespace: the sockets that it opens and the processes that it starts belong there. fn must
+// do so itself, not in other goroutines.
+func (n netns) do(fn func() error) error {
+	return onOwnThread(func() error {
+		f, err := os.Open(n.path())
+		if err != nil {
+			return fmt.Errorf("the cluster's network: %w", err)
+		}
+		defer f.Close()
+		if _, _, errno := syscall.RawSyscall(setnsCall, f.Fd(), syscall.CLONE_NEWNET, 0); errno != 0 {
+			return fmt.Errorf("enter the cluster's network: %w", errno)
+		}
+		return fn()
+	})
+}
+
+// onOwnThread runs fn on a thread that ends with it, so that fn may change what belongs to a thread.
+func onOwnThread(fn func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the runtime ends the thread
+		done <- fn()
+	}()
+	return <-done
+}
+
+// create makes the namespace with a bridge that has this machine's address. The bridge is up only when all else is
+// done. Unlike `ip netns add` it leaves no mount on /run/netns itself.
+func (n netns) create(address netip.Prefix) error {
+	if err := n.delete(); err != nil { // half made
+		return err
+	}
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(n.path(), nil, 0o444); err != nil {
+		return fmt.Errorf("make the cluster's network: %w", err)
+	}
+	return onOwnThread(func() error {
+		if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make the cluster's network: %w", err)
+		}
+		if err := syscall.Mount("/proc/thread-self/ns/net", n.path(), "", syscall.MS_BIND, ""); err != nil {
+			return fmt.Errorf("make the cluster's network: mount %s: %w", n.path(), err)
+		}
+		cmd := exec.Command("ip", "-batch", "-")
+		cmd.Stdin = strings.NewReader(bridgeSetup(address))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("make the cluster's network: ip: %w: %s", err, strings.TrimSpace(string(out)))
+		}
+		return nil
+	})
+}
+
+// bridgeSetup is the input of `ip -batch`. The bridge has a hardware address of its own, or it would take one of the
+// nodes' and change it whenever nodes come and go.
+func bridgeSetup(address netip.Prefix) string {
+	return fmt.Sprintf(`link set lo up
+link add %[1]s address 02:00:00:00:00:01 type bridge forward_delay 0 mcast_snooping 0
+address add %[2]s dev %[1]s
+link set %[1]s up
+`, bridge, address)
+}
+
+// complete tells whether create got to its end, with this address.
+func (n netns) complete(address netip.Prefix) bool {
+	return n.do(func() error {
+		br, err := net.InterfaceByName(bridge)
+		if err != nil {
+			return err
+		}
+		addrs, err := br.Addrs()
+		if err != nil {
+			return err
+		}
+		if br.Flags&net.FlagUp == 0 || len(addrs) == 0 || addrs[0].String() != address.String() {
+			return errors.New("not complete")
+		}
+		return nil
+	}) == nil
+}
+
+// delete removes the namespace's name; the namespace goes with it when no process is in it.
+func (n netns) delete() error {
+	// Half made it is a plain file.
+	if err := syscall.Unmount(n.path(), syscall.MNT_DETACH); err != nil && err != syscall.EINVAL && err != syscall.ENOENT {
+		return fmt.Errorf("unmount %s: %w", n.path(), err)
+	}
+	if err := os.Remove(n.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	os.Remove(netnsDir) // unless others have one
+	return nil
+}
+
+// dial connects from inside the namespace to an IP address and port.
+func (n netns) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = n.do(func() error {
+		var d net.Dialer
+		conn, err = d.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}

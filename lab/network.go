@@ -1,0 +1,60 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"imagegen/cluster"
+)
+
+// operatorAddress is the address that this machine has on the cluster's network, to ask the agents and to forward the
+// site: the spec's gateway, or else the highest that nobody has. Nothing is routed from it: there is no way out.
+func operatorAddress(spec *cluster.Spec) (netip.Prefix, error) {
+	cidr := spec.Network.CIDR.Masked()
+	if spec.Network.Gateway.IsValid() {
+		return netip.PrefixFrom(spec.Network.Gateway, cidr.Bits()), nil
+	}
+	taken := slices.Clone(spec.Network.DNS)
+	for _, r := range spec.Roles {
+		taken = append(taken, r.VIP)
+		for _, n := range r.Nodes {
+			taken = append(taken, n.IP)
+		}
+	}
+	last := lastAddress(cidr)
+	if cidr.Addr().Is4() && cidr.Bits() < 31 {
+		last = last.Prev() // not the broadcast address
+	}
+	for a := last; cidr.Contains(a) && a != cidr.Addr(); a = a.Prev() {
+		if !slices.Contains(taken, a) {
+			return netip.PrefixFrom(a, cidr.Bits()), nil
+		}
+	}
+	return netip.Prefix{}, fmt.Errorf("network %s has no address left for this machine: give it a shorter prefix", cidr)
+}
+
+func lastAddress(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := range b {
+		if keep := p.Bits() - 8*i; keep < 8 {
+			b[i] |= byte(0xff) >> max(keep, 0)
+		}
+	}
+	a, _ := netip.AddrFromSlice(b) // as long as before
+	return a
+}
+
+// siteAddress is where the cluster serves its site: the virtual address of the role balancer, or else of the first
+// role that has one. There may be none.
+func siteAddress(spec *cluster.Spec) (netip.AddrPort, bool) {
+	var vip netip.Addr
+	for _, r := range spec.Roles {
+		if r.VIP.IsValid() && (!vip.IsValid() || r.Name == "balancer") {
+			vip = r.VIP
+		}
+	}
+	return netip.AddrPortFrom(vip, sitePort), vip.IsValid()
+}
+
+const sitePort = 80

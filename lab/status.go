@@ -1,0 +1,140 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"imagegen/cluster"
+)
+
+// statusLimit is how long a node's agent may take to answer.
+const statusLimit = 2 * time.Second
+
+// maxReport is the largest answer that is read from an agent, in bytes.
+const maxReport = 1 << 20
+
+// What a node's State is when no agent tells it.
+const (
+	stateOff    = "off"
+	stateSilent = "silent" // turned on, and its agent does not answer (yet)
+)
+
+// NodeStatus is how a node is doing.
+type NodeStatus struct {
+	Node    string `json:"node"`
+	Role    string `json:"role"`
+	Address string `json:"address"`
+	Power   string `json:"power"` // on or off
+	// State is ready when all components are, else the state of the component that matters most (see
+	// cluster.State), or off, or silent.
+	State string    `json:"state"`
+	Since time.Time `json:"since,omitzero"` // when State began, as far as it is known
+	// Detail says which component waits for what, in a few words.
+	Detail     string                             `json:"detail,omitempty"`
+	Components map[string]cluster.ComponentReport `json:"components,omitempty"` // without their raw reports
+	Error      string                             `json:"error,omitempty"`      // why the agent could not be asked
+}
+
+// urgency orders the states of components that are not ready: what an operator must look at comes first.
+var urgency = map[cluster.State]int{cluster.Stopped: 4, cluster.Failed: 3, cluster.Working: 2, cluster.Waiting: 1}
+
+// add puts what the node's agent reports into s.
+func (s *NodeStatus) add(r cluster.NodeReport) {
+	s.Components = map[string]cluster.ComponentReport{}
+	s.State, s.Since = string(cluster.Ready), time.Time{}
+	worst := 0
+	for _, name := range r.Order {
+		c, ok := r.Components[name]
+		if !ok {
+			continue
+		}
+		c.Report = nil
+		s.Components[name] = c
+		u := urgency[c.Status.State]
+		if u > worst { // of equals the first in order: the others often wait for it
+			worst = u
+			s.State, s.Since, s.Detail = string(c.Status.State), c.Since, name
+			if c.Status.Detail != "" {
+				s.Detail += ": " + c.Status.Detail
+			}
+		} else if worst == 0 && c.Since.After(s.Since) {
+			s.Since = c.Since
+		}
+	}
+	if !r.Ready && worst == 0 {
+		s.State, s.Since, s.Detail = string(cluster.Working), time.Time{}, "the agent has not looked at everything yet"
+	}
+}
+
+// asker asks the agents of a cluster for their reports.
+type asker struct {
+	clusterID string
+	operator  tls.Certificate
+	ca        *x509.CertPool
+	dial      func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+func newAsker(s *cluster.Secrets, dial func(context.Context, string, string) (net.Conn, error)) (*asker, error) {
+	cert, err := tls.X509KeyPair(s.Operator.Cert, s.Operator.Key)
+	if err != nil {
+		return nil, fmt.Errorf("the operator's certificate: %w", err)
+	}
+	ca := x509.NewCertPool()
+	if !ca.AppendCertsFromPEM(s.CA.Cert) {
+		return nil, errors.New("the cluster's authority has no certificate")
+	}
+	return &asker{clusterID: s.ClusterID, operator: cert, ca: ca, dial: dial}, nil
+}
+
+// ask returns what a node's agent reports.
+func (a *asker) ask(ctx context.Context, node string, ip netip.Addr) (cluster.NodeReport, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusLimit)
+	defer cancel()
+	transport := &http.Transport{
+		DialContext:       a.dial,
+		DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{
+			Certificates: []tls.Certificate{a.operator}, RootCAs: a.ca, ServerName: node, MinVersion: tls.VersionTLS12,
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		"https://"+net.JoinHostPort(ip.String(), strconv.Itoa(cluster.APIPort))+cluster.StatePath, nil)
+	if err != nil {
+		return cluster.NodeReport{}, err
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		if ctx.Err() == context.DeadlineExceeded {
+			err = fmt.Errorf("no answer within %s", statusLimit)
+		}
+		return cluster.NodeReport{}, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReport))
+	if err != nil {
+		return cluster.NodeReport{}, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return cluster.NodeReport{}, fmt.Errorf("%s: %.200s", resp.Status, bytes.TrimSpace(body))
+	}
+	var r cluster.NodeReport
+	if err := json.Unmarshal(body, &r); err != nil {
+		return cluster.NodeReport{}, fmt.Errorf("the answer is no report: %w", err)
+	}
+	if r.Node.Name != node || r.ClusterID != a.clusterID {
+		return cluster.NodeReport{}, fmt.Errorf("node %s of cluster %s answered instead", r.Node.Name, strings.TrimSpace(r.Cluster+" "+r.ClusterID))
+	}
+	return r, nil
+}
