@@ -85,8 +85,9 @@ func newApp() *cli.App {
 			"and one seed ISO per node of it; imagegen up runs all of it on this machine.\n\n" +
 			"Exit codes: 0 done; 1 failed; 2 wrong usage or spec. exec ends with the code of the command that it ran.",
 		Commands: []*cli.Command{
-			initCommand(), validateCommand(),
-			seedCommand(),
+			initCommand(), validateCommand(), seedCommand(), buildCommand(),
+			upCommand(), statusCommand(), logsCommand(), execCommand(), killCommand(), startCommand(), downCommand(),
+			forwardCommand(),
 		},
 		EnableBashCompletion: true,
 		Suggest:              true,
@@ -97,31 +98,42 @@ func newApp() *cli.App {
 			if !c.Args().Present() {
 				return cli.ShowAppHelp(c)
 			}
-			return wrongf("there is no command %s.%s", c.Args().First(), guess(cli.SuggestCommand(c.App.Commands, c.Args().First())))
+			return wrongf("there is no command %s.%s", c.Args().First(), guess(c.Args().First(), cli.SuggestCommand(c.App.Commands, c.Args().First())))
 		},
 	}
 	for _, c := range app.Commands {
 		c.OnUsageError = usageError
 		c.HideHelpCommand = true // a node may be called help
+		c.UsageText = strings.TrimSpace("imagegen " + c.Name + " [FLAGS] " + c.ArgsUsage)
+		for _, f := range c.Flags {
+			if b, is := f.(*cli.BoolFlag); is {
+				b.DisableDefaultText = true
+			}
+		}
 	}
 	return app
 }
 
 // usageError words a mistake in the flags.
 func usageError(c *cli.Context, err error, _ bool) error {
-	if name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: "); ok {
-		if c.Command.Name == "exec" {
-			return wrongf("exec has no flag %s; the command to run comes after --: imagegen exec NODE -- COMMAND", name)
+	if name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); ok {
+		dashed := "-" + name
+		if len(name) > 1 {
+			dashed = "--" + name
 		}
-		return wrongf("%s has no flag %s.%s", c.Command.Name, name, guess(cli.SuggestFlag(c.Command.Flags, strings.TrimLeft(name, "-"), false)))
+		if c.Command.Name == "exec" {
+			return wrongf("exec has no flag %s; the command to run comes after --: imagegen exec NODE -- COMMAND", dashed)
+		}
+		return wrongf("%s has no flag %s.%s", c.Command.Name, dashed, guess(name, cli.SuggestFlag(c.Command.Flags, name, false)))
 	}
 	return wrongf("%s: %v", c.Command.Name, err)
 }
 
-// guess returns what the library suggests as a sentence of a message.
-func guess(suggestion string) string {
+// guess returns what the library suggests as a sentence of a message. The library always has something to suggest; what
+// begins with another letter is rarely it.
+func guess(typed, suggestion string) string {
 	suggestion = strings.Trim(strings.TrimPrefix(suggestion, "Did you mean "), `"? `)
-	if suggestion == "" {
+	if bare := strings.TrimLeft(suggestion, "-"); bare == "" || bare[0] != typed[0] {
 		return ""
 	}
 	return " Did you mean " + suggestion + "?"

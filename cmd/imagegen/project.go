@@ -109,6 +109,14 @@ func noArguments(c *cli.Context) error {
 	return nil
 }
 
+// someArguments rejects an empty list of names where it would be too easily written by mistake.
+func someArguments(c *cli.Context) error {
+	if !c.Args().Present() {
+		return wrongf("%s takes the names of nodes: imagegen %s NODE…", c.Command.Name, c.Command.Name)
+	}
+	return nil
+}
+
 // oneArgument returns the name where a command takes exactly one.
 func oneArgument(c *cli.Context, what string) (string, error) {
 	if c.NArg() != 1 {

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"imagegen/cluster"
+	"imagegen/images"
+)
+
+func buildCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "build",
+		Usage:     "make the images and seeds of all roles, or of the named ones",
+		ArgsUsage: "[ROLE…]",
+		Description: "Writes DIR/images/ROLE.raw, a manifest ROLE.json beside it, and the seeds of the roles' nodes (see imagegen seed).\n" +
+			"An image is baked when something that goes into it has changed, and comes from the cache otherwise; roles that need\n" +
+			"the same things share one. Baking needs Linux and root.",
+		Flags: []cli.Flag{
+			specFlag(), outFlag(),
+			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: runtime.NumCPU(), DefaultText: "number of CPUs", Usage: "bake up to `N` images at once"},
+			&cli.StringFlag{Name: "cache", EnvVars: []string{"IMAGEGEN_CACHE"}, Usage: "keep baked images in `DIR` (default: imagegen in the user's cache folder)"},
+			&cli.StringFlag{Name: "agent", Usage: "put the agent in `FILE` into the images (default: imagegen-node beside imagegen)"},
+			jsonFlag("the images"),
+		},
+		Action: build,
+	}
+}
+
+func build(c *cli.Context) error {
+	p, err := load(c)
+	if err != nil {
+		return err
+	}
+	names := c.Args().Slice()
+	nodes, err := p.nodesOf(names)
+	if err != nil {
+		return err
+	}
+	if c.Int("jobs") < 1 {
+		return wrongf("--jobs %d: at least one at once", c.Int("jobs"))
+	}
+	agent, err := agentPath(c)
+	if err != nil {
+		return err
+	}
+	cache, err := cacheDir(c)
+	if err != nil {
+		return err
+	}
+	// Seeds come first: they take no time, and a fault in a template shows before minutes of baking.
+	secrets, err := p.secrets()
+	if err != nil {
+		return err
+	}
+	seeds, err := p.writeSeeds(secrets, nodes)
+	if err != nil {
+		return err
+	}
+	b := newBlock(c)
+	defer b.clear()
+	results, err := images.Build(c.Context, images.Config{
+		Spec: p.spec, Catalogue: p.catalogue, Roles: names,
+		CacheDir: cache, OutDir: p.out, Agent: agent, Jobs: c.Int("jobs"), UI: &bakes{block: b, now: time.Now},
+	})
+	if err != nil {
+		return err
+	}
+	b.clear()
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, results)
+	}
+	fmt.Fprintln(c.App.Writer, summary(filepath.Join(p.out, "images"), results))
+	fmt.Fprintln(c.App.Writer, seeds)
+	return nil
+}
+
+// summary says in one line what was baked.
+func summary(dir string, results []images.Result) string {
+	var baked []string
+	for _, r := range results {
+		if !r.Cached {
+			baked = append(baked, r.Role)
+		}
+	}
+	if len(baked) == 0 {
+		return fmt.Sprintf("%s: %s, up to date", dir, count(len(results), "image"))
+	}
+	said := fmt.Sprintf("%s: baked %s (%s)", dir, count(len(baked), "image"), strings.Join(baked, ", "))
+	if n := len(results) - len(baked); n > 0 {
+		said += fmt.Sprintf(", %d up to date", n)
+	}
+	return said
+}
+
+// bakes shows how the bakes go: a line for each that is under way.
+type bakes struct {
+	block *block
+	now   func() time.Time
+
+	mu      sync.Mutex
+	running []*bake // in the order in which they began
+}
+
+type bake struct {
+	image, step string
+	began       time.Time
+}
+
+// Step is called by [images.Build].
+func (p *bakes) Step(image, what string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := p.index(image)
+	if i < 0 {
+		i = len(p.running)
+		p.running = append(p.running, &bake{image: image, began: p.now()})
+	}
+	p.running[i].step = what
+	if !p.block.terminal {
+		p.block.say("%s: %s", image, what)
+	}
+	p.show()
+}
+
+// Done is called by [images.Build]. Images that were there already are counted in the summary, and not told apart.
+func (p *bakes) Done(image string, cached bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := p.index(image); i >= 0 {
+		p.block.say("%s: done in %s", image, age(p.running[i].began, p.now()))
+		p.running = slices.Delete(p.running, i, i+1)
+	}
+	p.show()
+}
+
+func (p *bakes) index(image string) int {
+	return slices.IndexFunc(p.running, func(b *bake) bool { return b.image == image })
+}
+
+func (p *bakes) show() {
+	lines := make([]string, len(p.running))
+	for i, b := range p.running {
+		lines[i] = fmt.Sprintf("%s: %s", b.image, b.step)
+	}
+	p.block.show(lines)
+}
+
+// nodesOf returns the nodes of the roles, of all roles when none is named.
+func (p *project) nodesOf(names []string) ([]cluster.Node, error) {
+	if len(names) == 0 {
+		return p.spec.Nodes(), nil
+	}
+	var nodes []cluster.Node
+	for i, name := range names {
+		r := p.spec.Role(name)
+		if r == nil {
+			var all []string
+			for _, r := range p.spec.Roles {
+				all = append(all, r.Name)
+			}
+			return nil, wrongf("%s has no role %s; its roles are %s", p.spec.File, name, strings.Join(all, ", "))
+		}
+		if slices.Contains(names[:i], name) {
+			return nil, wrongf("%s is named twice", name)
+		}
+		nodes = append(nodes, r.Nodes...)
+	}
+	return nodes, nil
+}
+
+func agentPath(c *cli.Context) (string, error) {
+	path := c.String("agent")
+	if path == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return "", fmt.Errorf("find the agent: %w; name it with --agent", err)
+		}
+		path = filepath.Join(filepath.Dir(self), "imagegen-node")
+	}
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return "", fmt.Errorf("there is no agent at %s; make build makes it, --agent FILE names another", path)
+	}
+	return path, nil
+}
+
+func cacheDir(c *cli.Context) (string, error) {
+	if dir := c.String("cache"); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find the cache folder: %w; name one with --cache", err)
+	}
+	return filepath.Join(dir, "imagegen"), nil
+}

@@ -1,0 +1,25 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"imagegen/lab"
+)
+
+// forwardCommand is what the lab starts in the background to forward the site. It is not for people.
+func forwardCommand() *cli.Command {
+	return &cli.Command{
+		Name:   lab.ForwardCommand,
+		Hidden: true,
+		Action: func(c *cli.Context) error {
+			failed := make(chan error, 1)
+			go func() { failed <- lab.RunForward(c.Args().Slice()) }()
+			select {
+			case err := <-failed:
+				return err
+			case <-c.Context.Done():
+				return nil
+			}
+		},
+	}
+}

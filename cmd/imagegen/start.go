@@ -1,0 +1,32 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+func startCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "start",
+		Category:  labCategory,
+		Usage:     "boot nodes that were killed, with the disks that they had",
+		ArgsUsage: "NODE…",
+		Flags:     []cli.Flag{specFlag(), outFlag()},
+		Action: func(c *cli.Context) error {
+			if err := someArguments(c); err != nil {
+				return err
+			}
+			l, names, err := openLab(c, newBlock(c), c.Args().Slice())
+			if err != nil {
+				return err
+			}
+			if err := l.Start(c.Context, names...); err != nil {
+				return err
+			}
+			fmt.Fprintf(c.App.Writer, "started %s\n", strings.Join(names, ", "))
+			return nil
+		},
+	}
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"imagegen/images"
+	"imagegen/lab"
+)
+
+func TestBlockOnTerminal(t *testing.T) {
+	var out bytes.Buffer
+	b := &block{w: &out, terminal: true}
+	b.show([]string{"one", "two"})
+	b.show([]string{"three"})
+	b.say("stays")
+	b.show(nil)
+	b.clear()
+	const open, end, erase = "\x1b[?7l", "\n\x1b[?7h", "\r\x1b[J"
+	want := erase + open + "one\ntwo" + end +
+		"\x1b[2A" + erase + open + "three" + end +
+		"\x1b[1A" + erase + "stays\n"
+	if out.String() != want {
+		t.Errorf("got  %q\nwant %q", out.String(), want)
+	}
+
+	out.Reset()
+	b.show(strings.Split(strings.Repeat("x ", 30), " "))
+	if n := strings.Count(out.String(), "\n"); n != maxHeight || !strings.Contains(out.String(), "… and 12 more") {
+		t.Errorf("%d lines: %q", n, out.String())
+	}
+}
+
+func TestBlockElsewhere(t *testing.T) {
+	var out bytes.Buffer
+	b := &block{w: &out}
+	b.show([]string{"one", "two"})
+	b.say("said")
+	b.clear()
+	if out.String() != "said\n" {
+		t.Errorf("got %q", out.String())
+	}
+}
+
+func TestBakes(t *testing.T) {
+	now := time.Unix(0, 0)
+	tell := func(p images.Progress) {
+		p.Step("base", "download")
+		now = now.Add(62 * time.Second)
+		p.Done("base", false)
+		p.Step("web", "install")
+		p.Step("redis", "install")
+		p.Done("web", false)
+		p.Done("percona", true)
+	}
+	var out bytes.Buffer
+	tell(&bakes{block: &block{w: &out}, now: func() time.Time { return now }})
+	want := "base: download\nbase: done in 1m02s\nweb: install\nredis: install\nweb: done in 0s\n"
+	if out.String() != want {
+		t.Errorf("got  %q\nwant %q", out.String(), want)
+	}
+	out.Reset()
+	b := &block{w: &out, terminal: true}
+	tell(&bakes{block: b, now: func() time.Time { return now }})
+	if !strings.HasSuffix(out.String(), "\x1b[?7lredis: install\n\x1b[?7h") || b.height != 1 {
+		t.Errorf("got %q", out.String())
+	}
+}
+
+func TestSummary(t *testing.T) {
+	for want, cached := range map[string][]bool{
+		"d: 2 images, up to date":            {true, true},
+		"d: baked 2 images (a, b)":           {false, false},
+		"d: baked 1 image (b), 1 up to date": {true, false},
+	} {
+		var rs []images.Result
+		for i, c := range cached {
+			rs = append(rs, images.Result{Role: string(rune('a' + i)), Cached: c})
+		}
+		if got := summary("d", rs); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestStatusTable(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	var out bytes.Buffer
+	err := printTable(&out, []lab.NodeStatus{
+		{Node: "balancer1", Role: "balancer", Address: "192.168.10.40", State: "ready", Since: now.Add(-75 * time.Second)},
+		{Node: "redis1", Role: "redis", Address: "192.168.10.49", State: "waiting", Since: now.Add(-3 * time.Hour), Detail: "redis: redis2 and redis3 to answer"},
+		{Node: "web1", Role: "web", Address: "192.168.10.42", State: "silent", Error: "no answer within 2s"},
+		{Node: "web2", Role: "web", Address: "192.168.10.43", State: "off", Since: now.Add(-72 * time.Hour)},
+	}, now)
+	want := `NODE       ROLE      ADDRESS        STATE    SINCE  WAITS FOR
+balancer1  balancer  192.168.10.40  ready    1m15s  -
+redis1     redis     192.168.10.49  waiting  3h00m  redis: redis2 and redis3 to answer
+web1       web       192.168.10.42  silent   -      no answer within 2s
+web2       web       192.168.10.43  off      3d     -
+`
+	if err != nil || out.String() != want {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/urfave/cli/v2"
+
+	"imagegen/lab"
+)
+
+func upCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "up",
+		Category:  labCategory,
+		Usage:     "start the cluster on this machine, or the named nodes of it",
+		ArgsUsage: "[NODE…]",
+		Description: "Starts the nodes in the order given (default: all, in the spec's order) from the images and seeds that imagegen build\n" +
+			"made. Nothing depends on the order. What an earlier run left after a crash is cleaned up first.",
+		Flags: append([]cli.Flag{
+			specFlag(), outFlag(),
+			&cli.StringFlag{Name: "site", DefaultText: lab.DefaultSite + ", or as before", Usage: "forward `HOST:PORT` of this machine to the site"},
+			&cli.BoolFlag{Name: "wait", Usage: "wait until the started nodes are ready"},
+		}, timeoutFlag()),
+		Action: func(c *cli.Context) error {
+			site := c.String("site")
+			if _, port, err := net.SplitHostPort(site); c.IsSet("site") && (err != nil || port == "") {
+				return wrongf("--site %s is not HOST:PORT, such as %s", site, lab.DefaultSite)
+			}
+			b := newBlock(c)
+			defer b.clear()
+			l, names, err := openLab(c, b, c.Args().Slice())
+			if err != nil {
+				return err
+			}
+			if err := l.Up(c.Context, names, site); err != nil {
+				return err
+			}
+			if !c.Bool("wait") {
+				fmt.Fprintf(c.App.Writer, "%s started; imagegen status shows how the cluster assembles itself\n", count(len(names), "node"))
+				return nil
+			}
+			if _, err := wait(c, b, l, names); err != nil {
+				return err
+			}
+			b.clear()
+			fmt.Fprintf(c.App.Writer, "%s ready\n", count(len(names), "node"))
+			return nil
+		},
+	}
+}
