@@ -172,6 +172,7 @@ func inSandbox(t *testing.T, n cluster.Node, files []RenderedFile, script string
 // TestGaleraLife makes a member with the very commands that the agent is given, starts it as a new cluster, runs the
 // rendered SQL twice, kills it, and asks for its position.
 func TestGaleraLife(t *testing.T) {
+	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"mariadbd", "mariadb-install-db", "socat"} {
 		needProgram(t, p)

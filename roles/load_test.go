@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"imagegen/cluster"
 )
@@ -301,4 +302,30 @@ func TestDocs(t *testing.T) {
 			t.Errorf("docs/roles.md does not explain `%s`", w)
 		}
 	}
+}
+
+// FuzzRole feeds anything to the reader of role.yaml: a role or faults, never a crash, and never a fault without a place.
+func FuzzRole(f *testing.F) {
+	for _, name := range mustLoad(f, "").Names() {
+		data, err := builtin.ReadFile(name + "/role.yaml")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(data))
+	}
+	for _, s := range []string{"", "---", "a: &a [*a]", "<<: {a: 1}", "? [a]\n: b", "components: [{kind: disk, params: {dirs: [1]}}]", "files: [{path: '{{'}]"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		s := &source{name: "x", dir: "roles/x", fsys: fstest.MapFS{"role.yaml": {Data: []byte(text)}}, common: fstest.MapFS{}}
+		if s.load() == nil && len(s.problems) == 0 {
+			t.Error("neither a role nor a fault")
+		}
+		s.checkNames(nil)
+		for _, p := range s.problems {
+			if p.Line < 1 || p.Col < 1 || p.Msg == "" || p.File == "" || strings.Contains(p.Msg, "roles.Role") {
+				t.Errorf("%#v", p)
+			}
+		}
+	})
 }

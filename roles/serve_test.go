@@ -29,6 +29,7 @@ func together(t *testing.T, c *Catalogue, s *cluster.Spec, nodes ...string) []Re
 
 // TestPagesAreServed asks HAProxy for pages that nginx and PHP-FPM make, all with the rendered configurations.
 func TestPagesAreServed(t *testing.T) {
+	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "nginx", "php-fpm8.2", "curl"} {
 		needProgram(t, p)
@@ -84,6 +85,7 @@ for i in $(seq 20); do is 200 $vip/; done # half of them meet the dead backend f
 // TestRedisMasterIsFound asks the data balancer for Redis while the first server is a replica and the second one the
 // master, then after they have changed places.
 func TestRedisMasterIsFound(t *testing.T) {
+	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "redis-server"} {
 		needProgram(t, p)
@@ -130,6 +132,7 @@ echo 'the old client is still there'; exit 1
 // TestVIPMoves runs both balancers, each in a network namespace of its own on one bridge, and takes HAProxy and then
 // a whole node away from under the virtual address.
 func TestVIPMoves(t *testing.T) {
+	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "keepalived", "nft", "curl"} {
 		needProgram(t, p)
