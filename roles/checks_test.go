@@ -250,3 +250,25 @@ func params[P any](t *testing.T, r Rendered, name string) *P {
 	t.Fatalf("%s has no component %s", r.Facts.Node.Name, name)
 	return nil
 }
+
+// TestPackagesResolve asks APT what each image would get, starting from nothing.
+func TestPackagesResolve(t *testing.T) {
+	needProgram(t, "apt-get")
+	if out, err := exec.Command("apt-cache", "policy", "haproxy").Output(); err != nil || !strings.Contains(string(out), "Candidate: 2.6") {
+		t.Skip("NOT TESTED: APT on this machine does not know the packages of Debian 12 (apt-get update)")
+	}
+	c := mustLoad(t, "")
+	for _, name := range c.Names() {
+		argv := append([]string{"-s", "-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1", "install", "--no-install-recommends", "systemd-sysv"},
+			c.Role(name).Distros["debian12"].Packages...)
+		out, err := exec.Command("apt-get", argv...).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+		for _, unwanted := range []string{"apache2", "exim4-base", "php8.2-cgi"} {
+			if strings.Contains(string(out), "\nInst "+unwanted+" ") {
+				t.Errorf("the image of %s would hold %s", name, unwanted)
+			}
+		}
+	}
+}
