@@ -384,6 +384,18 @@ func TestSeedsAreValid(t *testing.T) {
 	}
 }
 
+func TestBuildWithoutAgent(t *testing.T) {
+	inNewFolder(t)
+	done(t, "init")
+	r := imagegen("build", "--agent", "nowhere/agent")
+	if r.code != exitFailed || r.stderr != "imagegen: there is no agent at nowhere/agent; make build makes it, --agent FILE names another\n" {
+		t.Errorf("%+v", r)
+	}
+	if left := files(t, "."); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 func BenchmarkSeed17(b *testing.B) {
 	b.Chdir(b.TempDir())
 	imagegen("init")

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/urfave/cli/v2"
 
@@ -60,19 +61,33 @@ func (p *project) writeSeeds(secrets *cluster.Secrets, nodes []cluster.Node) (st
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("make the folder of the seeds: %w", err)
 	}
-	var written []string
-	for _, n := range nodes {
-		s, err := p.seed(secrets, n)
+	var wg sync.WaitGroup
+	wrote, errs := make([]bool, len(nodes)), make([]error, len(nodes))
+	for i, n := range nodes {
+		files, err := p.files(secrets, n)
 		if err != nil {
-			return "", err
+			errs[i] = err
+			break
 		}
-		if s.IsAt(p.seedPath(n.Name)) {
-			continue
+		// Together, since nearly all of the time is writing YAML and waiting for the disk.
+		wg.Go(func() {
+			s, err := cloudinit.New(p.spec, n, files)
+			if err == nil && !s.IsAt(p.seedPath(n.Name)) {
+				wrote[i] = true
+				err = s.WriteISO(p.seedPath(n.Name))
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+	var written []string
+	for i, n := range nodes {
+		if errs[i] != nil {
+			return "", errs[i] // the first says enough: a disk that is full is full for all
 		}
-		if err := s.WriteISO(p.seedPath(n.Name)); err != nil {
-			return "", fmt.Errorf("seed of %s: %w", n.Name, err)
+		if wrote[i] {
+			written = append(written, n.Name)
 		}
-		written = append(written, n.Name)
 	}
 	switch {
 	case len(written) == 0:
