@@ -251,24 +251,34 @@ func params[P any](t *testing.T, r Rendered, name string) *P {
 	return nil
 }
 
-// TestPackagesResolve asks APT what each image would get, starting from nothing.
+// TestPackagesResolve asks APT what images would get, starting from nothing: the backend's, and all packages at once.
 func TestPackagesResolve(t *testing.T) {
+	t.Parallel()
 	needProgram(t, "apt-get")
 	if out, err := exec.Command("apt-cache", "policy", "haproxy").Output(); err != nil || !strings.Contains(string(out), "Candidate: 2.6") {
 		t.Skip("NOT TESTED: APT on this machine does not know the packages of Debian 12 (apt-get update)")
 	}
-	c := mustLoad(t, "")
-	for _, name := range c.Names() {
-		argv := append([]string{"-s", "-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1", "install", "--no-install-recommends", "systemd-sysv"},
-			c.Role(name).Distros["debian12"].Packages...)
-		out, err := exec.Command("apt-get", argv...).CombinedOutput()
+	install := func(packages []string) string {
+		argv := []string{"-s", "-o", "Dir::State::status=/dev/null", "install", "--no-install-recommends", "systemd-sysv"}
+		out, err := exec.Command("apt-get", append(argv, packages...)...).CombinedOutput()
 		if err != nil {
-			t.Errorf("%s: %v\n%s", name, err, out)
+			t.Errorf("%v: %v\n%s", packages, err, out)
 		}
-		for _, unwanted := range []string{"apache2", "exim4-base", "php8.2-cgi"} {
-			if strings.Contains(string(out), "\nInst "+unwanted+" ") {
-				t.Errorf("the image of %s would hold %s", name, unwanted)
-			}
+		return string(out)
+	}
+	c := mustLoad(t, "")
+	var all []string
+	for _, name := range c.Names() {
+		all = append(all, c.Role(name).Distros["debian12"].Packages...)
+	}
+	install(all)
+	out := install(c.Role("backend").Distros["debian12"].Packages)
+	if !strings.Contains(out, "\nInst wordpress ") {
+		t.Errorf("no wordpress in\n%s", out)
+	}
+	for _, unwanted := range []string{"apache2", "apache2-bin", "php8.2-cgi"} {
+		if strings.Contains(out, "\nInst "+unwanted+" ") {
+			t.Errorf("the backend's image would hold %s", unwanted)
 		}
 	}
 }
