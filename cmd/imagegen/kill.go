@@ -26,7 +26,7 @@ func killCommand() *cli.Command {
 			if err := l.Kill(c.Context, names...); err != nil {
 				return err
 			}
-			fmt.Fprintf(c.App.Writer, "killed %s\n", strings.Join(names, ", "))
+			fmt.Fprintf(c.App.Writer, "off: %s\n", strings.Join(names, ", "))
 			return nil
 		},
 	}

@@ -1,11 +1,6 @@
 package main
 
-import (
-	"fmt"
-	"strings"
-
-	"github.com/urfave/cli/v2"
-)
+import "github.com/urfave/cli/v2"
 
 func startCommand() *cli.Command {
 	return &cli.Command{
@@ -22,11 +17,7 @@ func startCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if err := l.Start(c.Context, names...); err != nil {
-				return err
-			}
-			fmt.Fprintf(c.App.Writer, "started %s\n", strings.Join(names, ", "))
-			return nil
+			return l.Start(c.Context, names...) // which says of each node that it is on
 		},
 	}
 }
