@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -60,7 +62,7 @@ func Open(c Config) (*Lab, error) {
 
 // needs are the programs that the lab runs and the Debian packages that bring them.
 var needs = []struct{ program, pkg string }{
-	{"systemd-nspawn", "systemd-container"}, {"ip", "iproute2"}, {"nsenter", "util-linux"}, {"mount", "mount"},
+	{"systemd-nspawn", "systemd-container"}, {"ip", "iproute2"}, {"nsenter", "util-linux"}, {"setpriv", "util-linux"}, {"mount", "mount"},
 }
 
 // checkHost finds all that this machine lacks.
@@ -76,7 +78,7 @@ func checkHost() error {
 	}
 	var errs []error
 	if programs != nil {
-		errs = append(errs, fmt.Errorf("the lab needs %s, which this machine lacks: apt-get install %s", strings.Join(programs, ", "), strings.Join(packages, " ")))
+		errs = append(errs, fmt.Errorf("the lab needs %s, which this machine lacks: apt-get install %s", strings.Join(programs, ", "), strings.Join(slices.Compact(packages), " ")))
 	}
 	for _, d := range []struct{ device, module string }{{"/dev/fuse", "fuse"}, {loopControl, "loop"}} {
 		if _, err := os.Stat(d.device); err != nil {
@@ -84,6 +86,46 @@ func checkHost() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// inotifyPerNode is how many inotify instances a node keeps: systemd 3, D-Bus 1, and one for a role's own daemon.
+const inotifyPerNode = 5
+
+// checkInotify makes sure that the kernel has inotify instances left for that many nodes. They are counted for each
+// user of the machine, and nodes have no users of their own; without one, a node's systemd hangs.
+func checkInotify(nodes int) error {
+	const file = "/proc/sys/fs/inotify/max_user_instances"
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	used := inotifyInUse()
+	if used+nodes*inotifyPerNode <= limit {
+		return nil
+	}
+	return fmt.Errorf("%d nodes need %d inotify instances; of the %d that this machine allows, %d are in use: allow more with sysctl -w fs.inotify.max_user_instances=%d",
+		nodes, nodes*inotifyPerNode, limit, used, 1024)
+}
+
+// inotifyInUse counts root's inotify instances.
+func inotifyInUse() (n int) {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed
+	for _, p := range processes {
+		if info, err := os.Stat(p); err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 {
+			continue
+		}
+		fds, _ := os.ReadDir(p + "/fd") // it may have ended
+		for _, fd := range fds {
+			if target, _ := os.Readlink(p + "/fd/" + fd.Name()); target == "anon_inode:inotify" {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // Up turns on the nodes with these names in this order, all nodes in the spec's order when there are no names. What is
@@ -130,6 +172,16 @@ func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() e
 		return err
 	}
 	defer c.release()
+	nodes = slices.DeleteFunc(nodes, func(n cluster.Node) bool {
+		on := l.group.sub(n.Name).busy()
+		if on {
+			l.log("%s is on already", n.Name)
+		}
+		return on
+	})
+	if err := checkInotify(len(nodes)); err != nil {
+		return err
+	}
 	if err := c.take(); err != nil {
 		return err
 	}
@@ -143,10 +195,6 @@ func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() e
 		if ctx.Err() != nil {
 			errs = append(errs, ctx.Err())
 			break
-		}
-		if l.group.sub(n.Name).busy() {
-			l.log("%s is on already", n.Name)
-			continue
 		}
 		started, err := l.powerOn(ctx, n)
 		if err != nil {
@@ -265,7 +313,8 @@ func (l *Lab) Down(ctx context.Context) error {
 	if err := os.RemoveAll(l.paths.lab()); err != nil {
 		return err
 	}
-	return c.give()
+	c.owner = ""
+	return nil
 }
 
 // Status asks all nodes at once how they are doing, and returns the answers in the spec's order.
@@ -291,8 +340,8 @@ func (l *Lab) Status(ctx context.Context) ([]NodeStatus, error) {
 			continue
 		}
 		s.Power, s.State = "on", stateSilent
-		if info, err := os.Stat(string(group)); err == nil {
-			s.Since = info.ModTime() // made when the node was turned on
+		if info, err := os.Stat(l.paths.in(n.Name, turnedOn)); err == nil {
+			s.Since = info.ModTime()
 		}
 		asking.Go(func() {
 			r, err := l.asker.ask(ctx, n.Name, n.IP)
@@ -467,14 +516,11 @@ func seekStart(f *os.File) error {
 	return err
 }
 
-// give removes the claim's file: the cluster is nobody's.
-func (c *claim) give() error {
-	if err := os.Remove(c.file.Name()); err != nil {
-		return err
+// release lets the next process have its turn. The file of a cluster that is nobody's goes.
+func (c *claim) release() {
+	if c.owner == "" {
+		os.Remove(c.file.Name())
+		os.Remove(registry) // unless there are others
 	}
-	os.Remove(registry) // unless there are others
-	return nil
+	c.file.Close()
 }
-
-// release lets the next process have its turn.
-func (c *claim) release() { c.file.Close() }

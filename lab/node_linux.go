@@ -24,6 +24,7 @@ const (
 	imageFile = "image.raw" // hard link: the node keeps the image that it was made from
 	dataDisk  = "data.img"
 	seedDir   = "seed"
+	turnedOn  = "turned-on" // empty; its time says when
 )
 
 // rootOffset is where the root partition of an image begins, in bytes.
@@ -88,6 +89,9 @@ func (l *Lab) powerOn(ctx context.Context, n cluster.Node) (started func() error
 		return nil, err
 	}
 	go cmd.Wait() // for as long as this process lives
+	if err := os.WriteFile(l.paths.in(n.Name, turnedOn), nil, 0o600); err != nil {
+		l.log("%s: %v", n.Name, err) // for status alone
+	}
 	return func() error {
 		defer messages.Close()
 		said, err := io.ReadAll(messages) // ends when the script does, or hands over to nspawn
@@ -186,7 +190,11 @@ func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Rea
 		return 0, err
 	}
 	defer in.Close()
-	cmd := exec.CommandContext(ctx, "nsenter", execArgs(init, argv)...)
+	bound, err := boundingSet(init)
+	if err != nil {
+		return 0, fmt.Errorf("%s has just gone off: %w", node, err)
+	}
+	cmd := exec.CommandContext(ctx, "setpriv", execArgs(init, bound, argv)...)
 	cmd.Env = execEnv(os.Getenv("TERM"))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(in.Fd())}
@@ -218,8 +226,29 @@ func initOf(group cgroup) (pid int, ok bool) {
 	return 0, false
 }
 
-func execArgs(init int, argv []string) []string {
-	return append([]string{"--target", strconv.Itoa(init), "--all", "--root", "--wd", "--"}, argv...)
+// execArgs are the arguments of setpriv for running a command as the node's own root, who may do less than ours.
+func execArgs(init int, bound uint64, argv []string) []string {
+	caps := "-all"
+	for n := range 64 {
+		if bound>>n&1 != 0 {
+			caps += ",+cap_" + strconv.Itoa(n)
+		}
+	}
+	return append([]string{"--bounding-set=" + caps, "nsenter", "--target=" + strconv.Itoa(init), "--all", "--root", "--wd", "--"}, argv...)
+}
+
+// boundingSet returns the capabilities that a process and its children can have at most, a bit each.
+func boundingSet(pid int) (uint64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if hex, is := strings.CutPrefix(line, "CapBnd:"); is {
+			return strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
+		}
+	}
+	return 0, errors.New("no CapBnd in its status")
 }
 
 func execEnv(term string) []string {

@@ -49,8 +49,12 @@ mount --bind seed /run/seed
 trap - EXIT
 # The network is the node's own already: nspawn is told to share it, and to let the node set its kernel parameters.
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
+# Nobody can log in on the console. What waits there all the same would take four of the machine's inotify instances in
+# every node, of which there are 128 by default.
 exec systemd-nspawn --quiet --boot --directory=root --machine="$node" --settings=no --register=no --keep-unit \
 	--console=read-only --link-journal=no --resolv-conf=off --timezone=off \
 	--capability=CAP_NET_ADMIN --drop-capability=CAP_MKNOD --bind=/dev/fuse \
 	--bind-ro=/run/seed:/var/lib/cloud/seed/nocloud ${data:+--bind="$data":/dev/imagegen-data} \
+	-- systemd.mask=console-getty.service systemd.mask=systemd-logind.service \
+	systemd.mask=systemd-ask-password-console.path systemd.mask=systemd-ask-password-wall.path \
 	2>&1

@@ -1,0 +1,505 @@
+//go:build linux
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"imagegen/cloudinit"
+	"imagegen/cluster"
+)
+
+// The test program plays several parts, as imagegen does: the forwarder, an `imagegen up` that is killed, and the agent
+// of the small image that the nodes boot from here.
+func TestMain(m *testing.M) {
+	switch {
+	case filepath.Base(os.Args[0]) == filepath.Base(cluster.AgentPath):
+		fatal(stubAgent())
+	case len(os.Args) > 1 && os.Args[1] == ForwardCommand:
+		fatal(RunForward(os.Args[2:]))
+	case len(os.Args) > 1 && os.Args[1] == "test-up":
+		l, err := openTest(os.Args[2], os.Args[3])
+		if err == nil {
+			err = l.Up(context.Background(), nil, os.Args[4])
+		}
+		fatal(err)
+	}
+	os.Exit(m.Run())
+}
+
+func fatal(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// testSpec is a cluster of one balancer with a virtual address and two nodes with data disks.
+func testSpec(name string) *cluster.Spec {
+	node := func(role string, i int, ip string) cluster.Node {
+		n := cluster.Node{Name: fmt.Sprint(role, i+1), Role: role, IP: netip.MustParseAddr(ip), Index: i}
+		n.MAC = fmt.Sprintf("02:00:5e:00:00:%02x", n.IP.As4()[3])
+		return n
+	}
+	return &cluster.Spec{
+		Cluster: name, Distro: "debian12", Timezone: "UTC",
+		Network: cluster.Network{CIDR: netip.MustParsePrefix("192.168.10.0/24")},
+		Roles: []cluster.Role{
+			{Name: "balancer", VIP: netip.MustParseAddr("192.168.10.39"), Nodes: []cluster.Node{node("balancer", 0, "192.168.10.40")}},
+			{Name: "store", Data: 64 << 20, Nodes: []cluster.Node{node("store", 0, "192.168.10.44"), node("store", 1, "192.168.10.45")}},
+		},
+	}
+}
+
+// openTest opens the lab of testSpec(name) in dir, where the secrets are.
+func openTest(dir, name string) (*Lab, error) {
+	spec := testSpec(name)
+	secrets, err := cluster.LoadSecrets(filepath.Join(dir, "secrets"), spec, nil)
+	if err != nil {
+		return nil, err
+	}
+	return Open(Config{Spec: spec, Secrets: secrets, Dir: filepath.Join(dir, "dist"), Log: func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", name, fmt.Sprintf(format, args...))
+	}})
+}
+
+// bench is a lab that can be brought up.
+type bench struct {
+	*Lab
+	dir, name string
+	site      string
+}
+
+// newBench makes all that build would make, with the image.
+func newBench(t *testing.T, name, image string) *bench {
+	t.Helper()
+	b := &bench{dir: t.TempDir(), name: name}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.site = l.Addr().String()
+	l.Close()
+	if b.Lab, err = openTest(b.dir, name); err != nil {
+		t.Fatal(err)
+	}
+	b.makeInputs(t, image)
+	t.Cleanup(func() {
+		if t.Failed() {
+			logs, _ := filepath.Glob(filepath.Join(b.dir, "dist/lab/nodes/*/console.log"))
+			for _, f := range logs {
+				data, _ := os.ReadFile(f)
+				t.Logf("%s:\n%s", f, data[max(0, len(data)-3000):])
+			}
+		}
+		if err := b.Down(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+func (b *bench) makeInputs(t *testing.T, image string) {
+	t.Helper()
+	secrets, err := cluster.LoadSecrets(filepath.Join(b.dir, "secrets"), b.spec, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"images", "seeds"} {
+		if err := os.MkdirAll(filepath.Join(b.dir, "dist", dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range b.spec.Roles {
+		if err := os.Link(image, b.paths.image(r.Name)); err != nil && !errors.Is(err, os.ErrExist) {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range b.spec.Nodes() {
+		facts, err := json.Marshal(cluster.Facts{
+			Version: cluster.FactsVersion, Cluster: b.spec.Cluster, ClusterID: secrets.ClusterID,
+			Node: cluster.Peer{Name: n.Name, Role: n.Role, IP: n.IP.String(), Index: n.Index},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed, err := cloudinit.New(b.spec, n, []cloudinit.File{
+			{Path: cluster.FactsPath, Mode: 0o644, Content: facts},
+			{Path: cluster.PKIDir + "/ca.crt", Mode: 0o644, Content: secrets.CA.Cert},
+			{Path: cluster.PKIDir + "/node.crt", Mode: 0o644, Content: secrets.Nodes[n.Name].Cert},
+			{Path: cluster.PKIDir + "/node.key", Mode: 0o600, Content: secrets.Nodes[n.Name].Key, Secret: true},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := seed.WriteISO(b.paths.seed(n.Name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// testImage bakes the smallest Debian that boots, with this test program as its agent, in the layout of our images.
+func testImage(t *testing.T) string {
+	t.Helper()
+	if os.Getenv("IMAGEGEN_E2E") == "" {
+		t.Skip("SKIPPED: boots containers: run it with IMAGEGEN_E2E=1, as root: make e2e")
+	}
+	for _, program := range []string{"mmdebstrap", "sfdisk", "mkfs.ext4", "systemd-nspawn"} {
+		if _, err := exec.LookPath(program); err != nil || os.Geteuid() != 0 {
+			t.Skipf("SKIPPED: needs root and %s: make tools", program)
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	image := filepath.Join(dir, "test.raw")
+	const script = `
+	unit='[Unit]
+After=network.target
+[Service]
+ExecStart=` + cluster.AgentPath + `
+StandardOutput=journal+console
+[Install]
+WantedBy=multi-user.target'
+	mkdir root
+	mmdebstrap --quiet --variant=minbase --include=systemd-sysv,iproute2,e2fsprogs,mount bookworm root.tar
+	tar -C root -xpf root.tar
+	install -m 755 "$1" root` + cluster.AgentPath + `
+	echo "$unit" >root/etc/systemd/system/` + cluster.AgentUnit + `
+	systemctl --root=root enable ` + cluster.AgentUnit + `
+	: >root/etc/machine-id
+	rm -f root/etc/hostname root/etc/resolv.conf
+	truncate -s 1G "$2"
+	echo start=2048,type=83,bootable | sfdisk -q "$2"
+	mkfs.ext4 -q -d root -E offset=1048576 "$2" 1000M
+	rm -r root root.tar`
+	cmd := exec.Command("sh", "-euc", script, "bake", self, image)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("bake the test's image: %v\n%s", err, out)
+	}
+	return image
+}
+
+// TestNodes is a day in the life of a lab.
+func TestNodes(t *testing.T) {
+	image := testImage(t)
+	ctx := t.Context()
+	b := newBench(t, "labtest", image)
+
+	if err := b.Start(ctx, "store1"); err == nil || !strings.Contains(err.Error(), "imagegen up") {
+		t.Errorf("start before up: %v", err)
+	}
+	if err := b.Up(ctx, nil, b.site); err != nil {
+		t.Fatal(err)
+	}
+	b.waitReady(t)
+	if got := b.page(t); got != "balancer1" {
+		t.Errorf("the site is %q", got)
+	}
+
+	t.Run("the other lab", func(t *testing.T) {
+		other := newBench(t, "labtest2", image)
+		if err := other.Up(ctx, nil, other.site); err != nil {
+			t.Fatal(err)
+		}
+		other.waitReady(t)
+		if err := other.Up(ctx, nil, b.site); err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("up with the other lab's address: %v", err)
+		}
+		if err := other.Down(ctx); err != nil {
+			t.Fatal(err)
+		}
+		other.nothingLeft(t)
+		namesake, err := openTest(other.dir, "labtest")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, do := range map[string]func() error{
+			"up":   func() error { return namesake.Up(ctx, nil, "") },
+			"kill": func() error { return namesake.Kill(ctx, "store1") },
+			"down": func() error { return namesake.Down(ctx) },
+		} {
+			if err := do(); err == nil || !strings.Contains(err.Error(), b.dir) {
+				t.Errorf("%s of a cluster of the same name: %v; want the other's folder", what, err)
+			}
+		}
+		for _, s := range statusOf(t, namesake) {
+			if s.Power != "off" {
+				t.Errorf("the other folder's node is shown: %+v", s)
+			}
+		}
+	})
+
+	t.Run("exec", func(t *testing.T) {
+		var out, errs bytes.Buffer
+		code, err := b.Exec(ctx, "store1", []string{"sh", "-c", "cat; hostname; echo oops >&2; exit 7"}, strings.NewReader("in\n"), &out, &errs)
+		if code != 7 || err != nil || out.String() != "in\nstore1\n" || errs.String() != "oops\n" {
+			t.Errorf("exit %d, %v, %q, %q", code, err, &out, &errs)
+		}
+		if code, err := b.Exec(ctx, "store1", []string{"sh", "-c", "kill -9 $$"}, nil, nil, nil); code != 137 || err != nil {
+			t.Errorf("killed command: exit %d, %v", code, err)
+		}
+	})
+
+	t.Run("a node is a machine", func(t *testing.T) {
+		for _, c := range machineChecks {
+			if out, ok := b.in(t, "store1", c.script); !ok {
+				t.Errorf("%s: %s", c.what, out)
+			}
+		}
+	})
+
+	t.Run("power cut", func(t *testing.T) {
+		if err := b.Kill(ctx, "store1"); err != nil {
+			t.Fatal(err)
+		}
+		if s := b.status(t)["store1"]; s.Power != "off" || s.State != "off" || s.Detail != "" {
+			t.Errorf("after the kill: %+v", s)
+		}
+		if b.group.sub("store1").exists() {
+			t.Error("its cgroup is still there")
+		}
+		if _, err := b.Exec(ctx, "store1", []string{"true"}, nil, nil, nil); err == nil || !strings.Contains(err.Error(), "off") {
+			t.Errorf("exec on a node that is off: %v", err)
+		}
+		if err := b.Start(ctx, "store1", "store2"); err != nil { // store2 is on
+			t.Fatal(err)
+		}
+		b.waitReady(t)
+		if out, ok := b.in(t, "store1", "mount /dev/imagegen-data /data && cat /data/file /root/file"); out != "kept\nkept\n" || !ok {
+			t.Errorf("on the disks after a power cut: %q", out)
+		}
+	})
+
+	t.Run("it ends by itself", func(t *testing.T) {
+		b.in(t, "store2", "systemctl poweroff")
+		eventually(t, "power off", func() error {
+			if s := b.status(t)["store2"]; s.Power != "off" || !strings.Contains(s.Detail, "by itself") {
+				return fmt.Errorf("%+v", s)
+			}
+			return nil
+		})
+		if err := b.Up(ctx, nil, b.site); err != nil {
+			t.Fatal(err)
+		}
+		b.waitReady(t)
+	})
+
+	t.Run("console", func(t *testing.T) {
+		var log bytes.Buffer
+		if err := b.Logs(ctx, &log, "store1", false); err != nil || strings.Count(log.String(), "imagegen: stub ready") != 2 {
+			t.Errorf("two boots are not on the console: %v\n%s", err, &log)
+		}
+		following, stop := context.WithCancel(ctx)
+		defer stop()
+		r, w := io.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- b.Logs(following, w, "store2", true) }()
+		go b.in(t, "store2", "echo fresh news >/dev/console")
+		var seen []byte
+		buf := make([]byte, 4096)
+		for !bytes.Contains(seen, []byte("fresh news")) {
+			n, err := r.Read(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen = append(seen, buf[:n]...)
+		}
+		stop()
+		go io.Copy(io.Discard, r)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+
+	if err := b.Down(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.nothingLeft(t)
+}
+
+// machineChecks are run on a node in this order.
+var machineChecks = []struct{ what, script string }{
+	{"the data disk is a block device", "mkfs.ext4 -q /dev/imagegen-data && mkdir /data && mount /dev/imagegen-data /data"},
+	{"it writes to its disks", "echo kept >/data/file && echo kept >/root/file"},
+	{"the network's parameters can be set", "echo 1 >/proc/sys/net/ipv4/ip_nonlocal_bind"},
+	{"FUSE is there", "test -c /dev/fuse && exec 3<>/dev/fuse"},
+	{"peers answer", "bash -c 'exec 3<>/dev/tcp/192.168.10.45/7373'"},
+	{"there is no way out", `test -z "$(ip route show default)"`},
+	{"the host's kernel cannot be changed", "! echo 1 >/proc/sys/vm/overcommit_memory"},
+	{"the host's disks cannot be reached", "! mknod /root/disk b 7 0"},
+	{"the seed is for root alone", `test "$(stat -c %a /var/lib/cloud/seed/nocloud/user-data)" = 600`},
+	{"nothing has failed", `test -z "$(systemctl --failed --plain --no-legend)" || { systemctl --failed; false; }`},
+}
+
+// TestKilledUp kills imagegen itself in the middle of up, at different moments, and goes on from there.
+func TestKilledUp(t *testing.T) {
+	image := testImage(t)
+	b := newBench(t, "labtest3", image)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	finished := false
+	for after := time.Duration(0); !finished; after += 4 * time.Millisecond {
+		cmd := exec.Command(self, "test-up", b.dir, b.name, b.site)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(after, func() { cmd.Process.Kill() })
+		err := cmd.Wait()
+		timer.Stop()
+		finished = err == nil
+		switch len(b.group.below()) % 2 { // now and then from the very beginning
+		case 0:
+			if err := b.Down(t.Context()); err != nil {
+				t.Fatalf("down after %s of up: %v", after, err)
+			}
+			b.nothingLeft(t)
+		}
+	}
+	if err := b.Up(t.Context(), nil, b.site); err != nil {
+		t.Fatal(err)
+	}
+	b.waitReady(t)
+	b.page(t)
+	if err := b.Down(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.nothingLeft(t)
+}
+
+// nothingLeft looks for everything that a lab could leave on this machine.
+func (b *bench) nothingLeft(t *testing.T) {
+	t.Helper()
+	if b.group.exists() {
+		t.Error("cgroup left:", b.group)
+	}
+	for what, pattern := range map[string]string{
+		"namespace": b.network.path(), "claim": filepath.Join(registry, b.name), "state": b.paths.lab(),
+		"nspawn's": "/run/systemd/nspawn/*/store1",
+	} {
+		if left, _ := filepath.Glob(pattern); left != nil {
+			t.Errorf("%s left: %s", what, left)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, b.dir) || strings.Contains(line, string(b.network)+" ") {
+			t.Errorf("mount left: %s", line)
+		}
+	}
+	backing, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, f := range backing {
+		if data, _ := os.ReadFile(f); strings.HasPrefix(string(data), b.dir) {
+			t.Errorf("loop device left: %s: %s", f, data)
+		}
+	}
+	cards, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range cards {
+		if strings.HasPrefix(c.Name, "port") || c.Name == bridge {
+			t.Errorf("interface left: %s", c.Name)
+		}
+	}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range dirs {
+		cwd, _ := os.Readlink(p + "/cwd")
+		cmdline, _ := os.ReadFile(p + "/cmdline")
+		if strings.HasPrefix(cwd, b.dir) || p != fmt.Sprint("/proc/", os.Getpid()) && bytes.Contains(cmdline, []byte(b.dir)) {
+			t.Errorf("process left: %s %q", p, cmdline)
+		}
+	}
+}
+
+func statusOf(t *testing.T, l *Lab) []NodeStatus {
+	t.Helper()
+	all, err := l.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func (b *bench) status(t *testing.T) map[string]NodeStatus {
+	t.Helper()
+	m := map[string]NodeStatus{}
+	for _, s := range statusOf(t, b.Lab) {
+		m[s.Node] = s
+	}
+	return m
+}
+
+func (b *bench) waitReady(t *testing.T) {
+	t.Helper()
+	eventually(t, "all nodes ready", func() error {
+		all := statusOf(t, b.Lab)
+		if i := slices.IndexFunc(all, func(s NodeStatus) bool { return s.State != "ready" }); i >= 0 {
+			return fmt.Errorf("%+v", all[i])
+		}
+		return nil
+	})
+}
+
+func (b *bench) page(t *testing.T) string {
+	t.Helper()
+	var body []byte
+	eventually(t, "the site", func() error {
+		resp, err := http.Get("http://" + b.site + "/")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		body, err = io.ReadAll(resp.Body)
+		return err
+	})
+	return string(body)
+}
+
+// in runs a shell line on a node; false if it failed.
+func (b *bench) in(t *testing.T, node, script string) (string, bool) {
+	t.Helper()
+	var out bytes.Buffer
+	code, err := b.Exec(t.Context(), node, []string{"sh", "-c", script}, nil, &out, &out)
+	if err != nil {
+		t.Error(err)
+	}
+	return out.String(), code == 0
+}
+
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	for start := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Since(start) > time.Minute {
+			t.Fatalf("%s: not within a minute: %v", what, err)
+		}
+	}
+}

@@ -1,0 +1,153 @@
+package lab
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"imagegen/cluster"
+)
+
+func TestStateOfNode(t *testing.T) {
+	at := func(s int) time.Time { return time.Date(2026, 1, 1, 12, 0, s, 0, time.UTC) }
+	component := func(state cluster.State, detail string, since int) cluster.ComponentReport {
+		return cluster.ComponentReport{Kind: "service", Status: cluster.Status{State: state, Detail: detail}, Since: at(since), Report: json.RawMessage("{}")}
+	}
+	order := []string{"disk", "galera", "site"}
+	for name, c := range map[string]struct {
+		components map[string]cluster.ComponentReport
+		ready      bool
+		want       NodeStatus
+	}{
+		"ready since the last component is": {
+			components: map[string]cluster.ComponentReport{"disk": component("ready", "/dev/vdb is 93 % full", 1), "galera": component("ready", "", 7), "site": component("ready", "", 3)},
+			ready:      true,
+			want:       NodeStatus{State: "ready", Since: at(7)},
+		},
+		"the first of those that wait": {
+			components: map[string]cluster.ComponentReport{"disk": component("ready", "", 1), "galera": component("waiting", "for percona3", 2), "site": component("waiting", "for galera", 3)},
+			want:       NodeStatus{State: "waiting", Since: at(2), Detail: "galera: for percona3"},
+		},
+		"what needs an operator comes first": {
+			components: map[string]cluster.ComponentReport{"disk": component("waiting", "for a disk", 1), "galera": component("failed", "", 2), "site": component("stopped", "not ours", 3)},
+			want:       NodeStatus{State: "stopped", Since: at(3), Detail: "site: not ours"},
+		},
+		"no detail": {
+			components: map[string]cluster.ComponentReport{"disk": component("failed", "", 1), "galera": component("working", "", 2)},
+			want:       NodeStatus{State: "failed", Since: at(1), Detail: "disk"},
+		},
+		"not looked at yet": {
+			components: map[string]cluster.ComponentReport{"disk": component("ready", "", 1)},
+			want:       NodeStatus{State: "working", Detail: "the agent has not looked at everything yet"},
+		},
+	} {
+		got := NodeStatus{State: stateSilent, Since: at(0)}
+		got.add(cluster.NodeReport{Ready: c.ready, Components: c.components, Order: order})
+		for _, r := range got.Components {
+			if r.Report != nil {
+				t.Errorf("%s: a raw report is passed on", name)
+			}
+		}
+		if len(got.Components) != len(c.components) {
+			t.Errorf("%s: components %v", name, got.Components)
+		}
+		got.Components = nil
+		if !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s:\n got %+v\nwant %+v", name, got, c.want)
+		}
+	}
+}
+
+// TestAsk asks a server that has a node's certificate, as an agent does, and some that should not be believed.
+func TestAsk(t *testing.T) {
+	spec := &cluster.Spec{Cluster: "otus", Roles: []cluster.Role{{Name: "web", Nodes: []cluster.Node{
+		{Name: "web1", Role: "web", IP: netip.MustParseAddr("192.168.10.42")},
+		{Name: "web2", Role: "web", IP: netip.MustParseAddr("192.168.10.43")},
+	}}}}
+	secrets, err := cluster.LoadSecrets(filepath.Join(t.TempDir(), "secrets"), spec, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	strangers, err := cluster.LoadSecrets(filepath.Join(t.TempDir(), "secrets"), spec, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := cluster.NodeReport{Cluster: "otus", ClusterID: secrets.ClusterID, Node: cluster.Peer{Name: "web1"}, Ready: true}
+	otherCluster, otherNode := good, good
+	otherCluster.ClusterID = strangers.ClusterID
+	otherNode.Node.Name = "web2"
+	body := func(v any) string {
+		data, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	for name, c := range map[string]struct {
+		cert   cluster.KeyPair
+		status int
+		body   string
+		want   string // in the error; empty: none
+	}{
+		"the node":                     {secrets.Nodes["web1"], 200, body(good), ""},
+		"another node's certificate":   {secrets.Nodes["web2"], 200, body(good), "web1"},
+		"another cluster's":            {strangers.Nodes["web1"], 200, body(good), "certificate signed by unknown authority"},
+		"a report of another cluster":  {secrets.Nodes["web1"], 200, body(otherCluster), "answered instead"},
+		"a report of another node":     {secrets.Nodes["web1"], 200, body(otherNode), "web2"},
+		"no report":                    {secrets.Nodes["web1"], 200, "hello", "no report"},
+		"an error":                     {secrets.Nodes["web1"], 500, "out of order\n", "500 Internal Server Error: out of order"},
+		"an answer that never ends":    {secrets.Nodes["web1"], 200, strings.Repeat(" ", 2*maxReport) + body(good), "no report"},
+		"an answer that is cut short":  {secrets.Nodes["web1"], 200, body(good)[:20], "no report"},
+		"an answer with another field": {secrets.Nodes["web1"], 200, strings.Replace(body(good), "{", `{"new": 1, `, 1), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != cluster.StatePath || r.TLS.PeerCertificates[0].Subject.CommonName != "operator" {
+					t.Errorf("%s asked for %s", r.TLS.PeerCertificates[0].Subject, r.URL)
+				}
+				w.WriteHeader(c.status)
+				io.WriteString(w, c.body)
+			}))
+			cert, err := tls.X509KeyPair(c.cert.Cert, c.cert.Key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ca := x509.NewCertPool()
+			ca.AppendCertsFromPEM(secrets.CA.Cert)
+			server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca}
+			server.Config.ErrorLog = log.New(io.Discard, "", 0)
+			server.StartTLS()
+			defer server.Close()
+			var asked string
+			a, err := newAsker(secrets, func(ctx context.Context, network, address string) (net.Conn, error) {
+				asked = address
+				var d net.Dialer
+				return d.DialContext(ctx, network, server.Listener.Addr().String())
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := a.ask(t.Context(), "web1", spec.Roles[0].Nodes[0].IP)
+			switch {
+			case asked != "192.168.10.42:7373":
+				t.Errorf("asked %s", asked)
+			case c.want == "" && (err != nil || !r.Ready):
+				t.Errorf("%+v, %v", r, err)
+			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("error %v, want %q in it", err, c.want)
+			}
+		})
+	}
+}
