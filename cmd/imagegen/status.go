@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -129,11 +128,7 @@ func wait(c *cli.Context, b *block, l *lab.Lab, names []string) ([]lab.NodeStatu
 			return nil, c.Context.Err()
 		}
 		if ctx.Err() != nil {
-			lines := make([]string, len(missing))
-			for i, n := range missing {
-				lines[i] = describe(n)
-			}
-			return nodes, fmt.Errorf("%d of %s not ready within %s: %s", len(missing), count(len(names), "node"), timeout, strings.Join(lines, "; "))
+			return nodes, fmt.Errorf("%d of %s not ready within %s", len(missing), count(len(names), "node"), timeout)
 		}
 		lines := []string{fmt.Sprintf("%d of %s ready after %s", len(names)-len(missing), count(len(names), "node"), age(start, time.Now()))}
 		for _, n := range missing {

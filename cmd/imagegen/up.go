@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -40,10 +42,11 @@ func upCommand() *cli.Command {
 				fmt.Fprintf(c.App.Writer, "%s started; imagegen status shows how the cluster assembles itself\n", count(len(names), "node"))
 				return nil
 			}
-			if _, err := wait(c, b, l, names); err != nil {
-				return err
-			}
+			nodes, err := wait(c, b, l, names)
 			b.clear()
+			if err != nil {
+				return errors.Join(printTable(c.App.Writer, nodes, time.Now()), err)
+			}
 			fmt.Fprintf(c.App.Writer, "%s ready\n", count(len(names), "node"))
 			return nil
 		},

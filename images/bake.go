@@ -1,0 +1,357 @@
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/hashicorp/packer-plugin-sdk/multistep"
+
+	"imagegen/cluster"
+)
+
+// bake is the state of one bake. It goes through the multistep runner under one key, so that the steps share a typed
+// struct.
+type bake struct {
+	config *Config
+	name   string // for people: the roles, or the base
+	work   string // folder of its own
+	log    *os.File
+	plan   *plan // nil for the base
+	base   baseInputs
+	err    error
+}
+
+// step adapts a function to the runner. Bakes have nothing to clean up step by step: their folder goes as a whole.
+type step struct {
+	name string
+	do   func(*bake, context.Context) error
+}
+
+const stateKey = "bake"
+
+func (s step) Run(ctx context.Context, bag multistep.StateBag) multistep.StepAction {
+	b := bag.Get(stateKey).(*bake)
+	b.config.UI.Step(b.name, s.name)
+	if err := s.do(b, ctx); err != nil {
+		b.err = fmt.Errorf("%s: %w", s.name, err)
+		return multistep.ActionHalt
+	}
+	return multistep.ActionContinue
+}
+
+func (step) Cleanup(multistep.StateBag) {}
+
+// run takes a bake through its steps in a folder of its own, which is gone afterwards.
+func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
+	work, release, err := b.config.workDir()
+	if err != nil {
+		return err
+	}
+	defer release()
+	b.work = work
+	logPath := filepath.Join(b.config.CacheDir, "log", strings.ReplaceAll(b.name, ", ", "+")+".log")
+	if b.log, err = os.Create(logPath); err != nil {
+		return err
+	}
+	defer b.log.Close()
+	bag := new(multistep.BasicStateBag)
+	bag.Put(stateKey, b)
+	(&multistep.BasicRunner{Steps: steps}).Run(ctx, bag)
+	if b.err != nil && ctx.Err() == nil {
+		return b.err
+	}
+	return ctx.Err()
+}
+
+// bakeBase makes the base unless it is there. Of several imagegens that want it at once, one makes it.
+func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
+	dir := c.baseDir(in)
+	lock, err := lockFile(filepath.Join(c.CacheDir, "base", in.identity()+".lock"), syscall.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if _, err := os.Stat(filepath.Join(dir, diskName)); err == nil {
+		return nil
+	}
+	b := &bake{config: c, name: "base", base: in}
+	err = b.run(ctx,
+		step{"install Debian", (*bake).makeBase},
+		step{"keep", func(b *bake, _ context.Context) error { return keep(filepath.Join(b.work, "result"), dir) }})
+	if err == nil {
+		c.UI.Done(b.name, false)
+	}
+	return err
+}
+
+func (c *Config) baseDir(in baseInputs) string {
+	return filepath.Join(c.CacheDir, "base", in.identity())
+}
+
+// bakeRole makes an image unless somebody else has meanwhile.
+func (c *Config) bakeRole(ctx context.Context, p *plan) error {
+	dir := c.imageDir(p.identity)
+	lock, err := lockFile(dir+".lock", syscall.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if complete(dir) {
+		c.UI.Done(p.name(), true)
+		return nil
+	}
+	b := &bake{config: c, name: p.name(), plan: p, base: p.inputs.Base}
+	err = b.run(ctx,
+		step{"copy the base", (*bake).copyBase},
+		step{"download files", (*bake).download},
+		step{"install", (*bake).install},
+		step{"write the manifest", (*bake).writeManifest},
+		step{"keep", func(b *bake, _ context.Context) error { return keep(filepath.Join(b.work, "result"), dir) }})
+	if err == nil {
+		c.UI.Done(b.name, false)
+	}
+	return err
+}
+
+func (b *bake) makeBase(ctx context.Context) error {
+	if err := os.Mkdir(filepath.Join(b.work, "result"), 0o755); err != nil {
+		return err
+	}
+	sources := filepath.Join(b.work, "sources")
+	if err := os.WriteFile(sources, []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644); err != nil {
+		return err
+	}
+	return b.script(ctx, baseScript, map[string]string{
+		"DISK":        filepath.Join(b.work, "result", diskName),
+		"BYTES":       strconv.Itoa(baseBytes),
+		"FS_UUID":     nameUUID("base " + b.base.identity()),
+		"BOOT_SECTOR": bootSector,
+		"SOURCES":     sources,
+		"PACKAGES":    strings.Join(b.base.Packages, ","),
+		"WORK":        b.work,
+	})
+}
+
+// nameUUID derives a UUID from a name, so that the same inputs make the same disk.
+func nameUUID(name string) string {
+	u := sha256.Sum256([]byte(name))
+	u[6] = u[6]&0x0f | 0x80 // version 8, RFC 9562
+	u[8] = u[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
+}
+
+func (b *bake) copyBase(context.Context) error {
+	if err := os.Mkdir(filepath.Join(b.work, "result"), 0o755); err != nil {
+		return err
+	}
+	return copySparse(filepath.Join(b.config.baseDir(b.base), diskName), filepath.Join(b.work, "result", diskName))
+}
+
+// download puts the role's files from outside any package into the folder files/, as they are to lie in the image.
+func (b *bake) download(ctx context.Context) error {
+	files := filepath.Join(b.work, "files")
+	if err := os.Mkdir(files, 0o755); err != nil {
+		return err
+	}
+	for _, d := range b.plan.inputs.Downloads {
+		path := filepath.Join(files, d.Path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := fetch(ctx, d.URL, d.SHA256, path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fetch downloads a file and believes it when its SHA-256 is right.
+func fetch(ctx context.Context, url, sum, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	h := sha256.New()
+	_, err = io.Copy(io.MultiWriter(f, h), resp.Body)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("%s: %w", url, err)
+	}
+	if got := fmt.Sprintf("%x", h.Sum(nil)); got != sum {
+		return fmt.Errorf("%s: its SHA-256 is %s and should be %s", url, got, sum)
+	}
+	return nil
+}
+
+func (b *bake) install(ctx context.Context) error {
+	in := b.plan.inputs
+	dir := func(name string) string { return filepath.Join(b.work, name) }
+	for _, d := range []string{"local", "packages.d", filepath.Join("packages.d", "partial")} {
+		if err := os.Mkdir(dir(d), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, l := range in.Local {
+		if err := copySparse(l.path, filepath.Join(dir("local"), l.Name)); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(dir("unit"), []byte(in.Unit), 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(dir("sources"), []byte(strings.Join(in.Base.Sources, "\n")+"\n"), 0o644); err != nil {
+		return err
+	}
+	// APT locks its folder of packages, so every bake has its own, of links to what all have downloaded.
+	shared := filepath.Join(b.config.CacheDir, "packages")
+	if err := linkAll(shared, dir("packages.d")); err != nil {
+		return err
+	}
+	var users []string
+	for _, u := range in.Users {
+		group := u.Group
+		if group == "" {
+			group = u.Name
+		}
+		users = append(users, fmt.Sprintf("%s:%d:%s:%d", u.Name, u.UID, group, u.GID))
+	}
+	err := b.script(ctx, installScript, map[string]string{
+		"DISK": filepath.Join(dir("result"), diskName), "BYTES": strconv.FormatInt(in.DiskBytes, 10), "WORK": b.work,
+		"CACHE": dir("packages.d"), "LOCAL": dir("local"), "FILES": dir("files"), "AGENT": b.config.Agent, "UNIT": dir("unit"),
+		"SOURCES": dir("sources"), "PACKAGES": strings.Join(in.Packages, " "), "USERS": strings.Join(users, " "),
+		"DISABLE": strings.Join(in.Disable, " "), "REMOVE": strings.Join(in.Remove, " "),
+	})
+	return errors.Join(err, linkAll(dir("packages.d"), shared))
+}
+
+// linkAll makes hard links in to of the packages in from that to has not.
+func linkAll(from, to string) error {
+	debs, err := filepath.Glob(filepath.Join(from, "*.deb"))
+	if err != nil {
+		return err
+	}
+	for _, d := range debs {
+		if err := os.Link(d, filepath.Join(to, filepath.Base(d))); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bake) writeManifest(context.Context) error {
+	out, err := os.ReadFile(filepath.Join(b.work, "packages"))
+	if err != nil {
+		return err
+	}
+	disk := filepath.Join(b.work, "result", diskName)
+	m := Manifest{Schema: 1, Role: b.plan.roles[0], Identity: b.plan.identity, Inputs: b.plan.inputs}
+	if m.Packages, err = parsePackages(string(out)); err != nil {
+		return err
+	}
+	info, err := os.Stat(disk)
+	if err != nil {
+		return err
+	}
+	m.Disk = Output{Format: "raw", Bytes: cluster.Bytes(info.Size())}
+	if m.Disk.SHA256, err = hashFile(disk); err != nil {
+		return err
+	}
+	data, err := m.encode()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(b.work, "result", manifestName), data, 0o644)
+}
+
+// keep moves a finished result into the cache: its files to the disk first, then the folder into place, whole.
+func keep(result, dir string) error {
+	entries, err := os.ReadDir(result)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		f, err := os.Open(filepath.Join(result, e.Name()))
+		if err != nil {
+			return err
+		}
+		err = errors.Join(f.Chmod(0o444), f.Sync(), f.Close())
+		if err != nil {
+			return fmt.Errorf("write %s to the disk: %w", e.Name(), err)
+		}
+	}
+	return os.Rename(result, dir)
+}
+
+// script runs one of the embedded scripts with the variables in its environment, in namespaces that end with it: no
+// mount and no process of it outlives it, or imagegen, however either ends. Lines that it writes to descriptor 3 as
+// "step: …" are shown as progress; all else goes to the log.
+func (b *bake) script(ctx context.Context, text string, vars map[string]string) error {
+	// The kernel ends the child when the thread that started it ends, so that has to be one that stays.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
+		"sh", "-c", text)
+	cmd.Env = append([]string{"LC_ALL=C.UTF-8", "HOME=/root"}, proxyEnv()...)
+	cmd.Env = append(cmd.Env, "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+	for k, v := range vars {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = b.log, b.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	progress, report, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer progress.Close()
+	cmd.ExtraFiles = []*os.File{report}
+	if err := cmd.Start(); err != nil {
+		report.Close()
+		return err
+	}
+	report.Close()
+	at := b.watch(progress)
+	if err := cmd.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if _, err := b.log.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		return fmt.Errorf("%s: %w; the log %s ends in\n%s", at, err, b.log.Name(), lastLines(b.log, 8))
+	}
+	return nil
+}
+
+// proxyEnv passes on how this machine reaches its archives.
+func proxyEnv() []string {
+	var env []string
+	for _, kv := range os.Environ() {
+		if name, _, _ := strings.Cut(kv, "="); strings.HasSuffix(strings.ToLower(name), "_proxy") {
+			env = append(env, kv)
+		}
+	}
+	return env
+}

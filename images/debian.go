@@ -1,0 +1,33 @@
+package images
+
+import (
+	_ "embed"
+)
+
+//go:embed scripts/base.sh
+var baseScript string
+
+//go:embed scripts/install.sh
+var installScript string
+
+//go:embed scripts/imagegen-node.service
+var agentUnit string
+
+// debianBase is what every debian12 image holds. The kernel is the full one: Debian's cloud kernel has no driver for
+// AHCI, which is what VirtualBox offers.
+var debianBase = []string{
+	"linux-image-amd64", "initramfs-tools", "systemd-sysv", "udev", "dbus", "kmod",
+	"systemd-timesyncd", "iproute2", "nftables", "netplan.io", // cloud-init depends on it; networkd is used directly
+	"cloud-init", "cloud-guest-utils", "fdisk", "e2fsprogs", "openssh-server", "sudo", "ca-certificates", "procps", "less",
+}
+
+// baseBytes is the size of the base's disk; images are grown from there.
+const baseBytes = 3 << 30
+
+func (c *Config) baseInputs() (baseInputs, error) {
+	sources, err := c.sources()
+	if err != nil {
+		return baseInputs{}, err
+	}
+	return baseInputs{Distro: c.Spec.Distro, Sources: sources, Packages: debianBase, Script: hashJSON(baseScript)}, nil
+}

@@ -1,0 +1,206 @@
+package images
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// tools are the programs that a bake runs on this machine, and the Debian packages that have them.
+var tools = []struct{ program, pkg string }{
+	{"mmdebstrap", "mmdebstrap"},
+	{"extlinux", "extlinux"},
+	{"sfdisk", "fdisk"},
+	{"mkfs.ext4", "e2fsprogs"},
+	{"resize2fs", "e2fsprogs"},
+	{"unshare", "util-linux"},
+	{"losetup", "mount"},
+	{"mount", "mount"},
+	{"apt-get", "apt"},
+}
+
+// bootSector is the boot loader's first part; Debian has it in syslinux-common.
+const bootSector = "/usr/lib/syslinux/mbr/mbr.bin"
+
+// checkTools makes sure that a bake can run here, and names all that is missing at once.
+func checkTools() error {
+	if os.Geteuid() != 0 {
+		return errors.New("baking mounts disks and changes root, which only root may: run it with sudo")
+	}
+	var missing, packages []string
+	add := func(what, pkg string) {
+		missing = append(missing, what)
+		if !strings.Contains(" "+strings.Join(packages, " ")+" ", " "+pkg+" ") {
+			packages = append(packages, pkg)
+		}
+	}
+	for _, t := range tools {
+		if _, err := exec.LookPath(t.program); err != nil {
+			add(t.program, t.pkg)
+		}
+	}
+	if _, err := os.Stat(bootSector); err != nil {
+		add(bootSector, "syslinux-common")
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("baking needs %s: apt-get install %s", strings.Join(missing, ", "), strings.Join(packages, " "))
+	}
+	return nil
+}
+
+const (
+	baseSpace  = 2 << 30    // bytes that making the base takes at most
+	imageSpace = 1600 << 20 // bytes that an image takes at most
+)
+
+// checkSpace refuses to begin what cannot end.
+func (c *Config) checkSpace(images int) error {
+	need := int64(images) * imageSpace
+	if entries, _ := os.ReadDir(filepath.Join(c.CacheDir, "base")); len(entries) == 0 {
+		need += baseSpace
+	}
+	if free, ok := freeBytes(c.CacheDir); ok && free < need {
+		return fmt.Errorf("baking %d images needs about %d MiB in %s and %d MiB are free; free some, or name another folder with --cache", images, need>>20, c.CacheDir, free>>20)
+	}
+	return nil
+}
+
+func freeBytes(dir string) (int64, bool) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, false
+	}
+	return int64(st.Bavail) * st.Bsize, true
+}
+
+// A bake works in a folder of its own below work/, which it keeps locked. All its mounts are in a private mount
+// namespace, so a bake that is killed leaves nothing but that folder, and a loop device if it was killed in the moment
+// between attaching and mounting it.
+
+// workDir makes and locks a folder for a bake; release removes it.
+func (c *Config) workDir() (dir string, release func(), err error) {
+	dir, err = os.MkdirTemp(filepath.Join(c.CacheDir, "work"), "bake-")
+	if err != nil {
+		return "", nil, err
+	}
+	lock, err := lockFile(filepath.Join(dir, "lock"), syscall.LOCK_EX)
+	if err != nil {
+		os.RemoveAll(dir)
+		return "", nil, err
+	}
+	return dir, func() {
+		os.RemoveAll(dir)
+		lock.Close()
+	}, nil
+}
+
+// removeLeftovers removes the folders of bakes that are no more.
+func (c *Config) removeLeftovers() error {
+	dirs, err := filepath.Glob(filepath.Join(c.CacheDir, "work", "bake-*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		lock, err := lockFile(filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			continue // somebody else's, at work
+		}
+		if err != nil {
+			return fmt.Errorf("remove what a killed bake left: %w", err)
+		}
+		err = errors.Join(detach(dir), os.RemoveAll(dir))
+		lock.Close()
+		if err != nil {
+			return fmt.Errorf("remove what a killed bake left: %w", err)
+		}
+	}
+	return nil
+}
+
+// detach frees the loop devices whose files are below dir.
+func detach(dir string) error {
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		backing, err := os.ReadFile(f)
+		if err != nil || !strings.HasPrefix(string(backing), dir+"/") {
+			continue // freed meanwhile, or another's
+		}
+		loop := "/dev/" + strings.Split(f, "/")[3]
+		if out, err := exec.Command("losetup", "--detach", loop).CombinedOutput(); err != nil {
+			return fmt.Errorf("free %s: %w: %s", loop, err, strings.TrimSpace(string(out)))
+		}
+	}
+	return nil
+}
+
+func lockFile(path string, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), how); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// eachExtent calls do for each part of a sparse file that holds data.
+func eachExtent(f *os.File, do func(start, end int64) error) error {
+	const seekData, seekHole = 3, 4 // lseek(2)
+	for pos := int64(0); ; {
+		start, err := f.Seek(pos, seekData)
+		if errors.Is(err, syscall.ENXIO) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		end, err := f.Seek(start, seekHole)
+		if err != nil {
+			return err
+		}
+		if err := do(start, end); err != nil {
+			return err
+		}
+		pos = end
+	}
+}
+
+// lastLines returns the last n lines of what r holds.
+func lastLines(r io.Reader, n int) string {
+	var lines []string
+	s := bufio.NewScanner(r)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		if strings.TrimSpace(s.Text()) == "" {
+			continue
+		}
+		if lines = append(lines, s.Text()); len(lines) > n {
+			lines = lines[1:]
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// watch shows the steps that a script reports until it ends, and returns the last one.
+func (b *bake) watch(r io.Reader) string {
+	at := "start"
+	s := bufio.NewScanner(r)
+	for s.Scan() {
+		if what, ok := strings.CutPrefix(s.Text(), "step: "); ok {
+			at = what
+			b.config.UI.Step(b.name, at)
+		}
+	}
+	return at
+}

@@ -1,0 +1,151 @@
+package images
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"imagegen/cluster"
+	"imagegen/roles"
+)
+
+// inputs is everything that an image depends on. Its hash is the image's identity, so a field that is added here
+// rebakes every image, and one that is missing lets a stale image pass for a new one.
+type inputs struct {
+	Base      baseInputs       `json:"base"`
+	Install   string           `json:"install"` // hash of the script
+	Agent     string           `json:"agent"`   // hash of the binary
+	Unit      string           `json:"unit"`    // the agent's
+	DiskBytes int64            `json:"disk_bytes"`
+	Packages  []string         `json:"packages"`
+	Local     []localPackage   `json:"local_packages,omitempty"`
+	Users     []roles.User     `json:"users,omitempty"`
+	Repos     []roles.Repo     `json:"repos,omitempty"`
+	Exclude   []string         `json:"exclude,omitempty"`
+	Downloads []roles.Download `json:"downloads,omitempty"`
+	Disable   []string         `json:"disable,omitempty"`
+	Remove    []string         `json:"remove,omitempty"`
+}
+
+// baseInputs is what the base of a distro depends on.
+type baseInputs struct {
+	Distro   string   `json:"distro"`
+	Sources  []string `json:"sources"` // one-line APT sources
+	Packages []string `json:"packages"`
+	Script   string   `json:"script"` // hash
+}
+
+// localPackage is a package file that the spec names.
+type localPackage struct {
+	path   string
+	Name   string `json:"name"`
+	SHA256 string `json:"sha256"`
+}
+
+func (in inputs) identity() string     { return hashJSON(in)[:32] }
+func (in baseInputs) identity() string { return hashJSON(in)[:32] }
+
+// hashJSON hashes the JSON of a struct, whose fields have one order.
+func hashJSON(v any) string {
+	data, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // structs of strings and numbers
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+func hashFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// inputs collects what the image of a role depends on.
+func (c *Config) inputs(name string, base baseInputs, agent string) (inputs, error) {
+	role, spec := c.Catalogue.Role(name), c.Spec.Role(name)
+	if role == nil || spec == nil {
+		return inputs{}, fmt.Errorf("there is no role %s", name)
+	}
+	d := role.Distros[c.Spec.Distro]
+	in := inputs{
+		Base: base, Install: hashJSON(installScript), Agent: agent, Unit: agentUnit, DiskBytes: int64(spec.Disk),
+		Packages: append([]string{}, d.Packages...), Users: d.Users, Repos: d.Repos, Exclude: d.Exclude,
+		Downloads: d.Downloads, Disable: d.Disable, Remove: d.Remove,
+	}
+	for _, p := range spec.Packages {
+		if !strings.HasSuffix(p, ".deb") {
+			in.Packages = append(in.Packages, p)
+			continue
+		}
+		path := p
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(filepath.Dir(c.Spec.File), path)
+		}
+		sum, err := hashFile(path)
+		if err != nil {
+			return inputs{}, err
+		}
+		in.Local = append(in.Local, localPackage{path, filepath.Base(p), sum})
+	}
+	return in, nil
+}
+
+// Manifest is written beside every image.
+type Manifest struct {
+	Schema   int       `json:"schema"` // 1
+	Role     string    `json:"role"`
+	Identity string    `json:"identity"` // hash of Inputs
+	Inputs   inputs    `json:"inputs"`
+	Packages []Package `json:"packages"` // sorted by name
+	Disk     Output    `json:"disk"`
+}
+
+// Package is an installed package.
+type Package struct {
+	Name         string `json:"name"`
+	Version      string `json:"version"`
+	Architecture string `json:"architecture"`
+}
+
+// Output is a file that a bake made.
+type Output struct {
+	Format string        `json:"format"` // raw
+	Bytes  cluster.Bytes `json:"bytes"`  // as the machine sees the disk; on this disk it takes less
+	SHA256 string        `json:"sha256"`
+}
+
+func (m Manifest) encode() ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	err := enc.Encode(m)
+	return b.Bytes(), err
+}
+
+// parsePackages reads what dpkg-query prints for "${Package}\t${Version}\t${Architecture}\n".
+func parsePackages(out string) ([]Package, error) {
+	var all []Package
+	for line := range strings.Lines(out) {
+		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if len(f) != 3 {
+			return nil, fmt.Errorf("dpkg-query printed %q", line)
+		}
+		all = append(all, Package{f[0], f[1], f[2]})
+	}
+	return all, nil
+}

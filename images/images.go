@@ -1,0 +1,291 @@
+// Package images bakes disk images: one per role and distro, every package preinstalled, nothing of any node inside.
+//
+// A bake is base → install → agent → seal → check → export. The base is made once per distro and copied. An image is
+// named by the hash of all that goes into it, so what is in the cache is never baked again. Templates and whatever else
+// differs between nodes are no inputs: they are in the seeds (package cloudinit).
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"imagegen/cluster"
+	"imagegen/roles"
+)
+
+// Config says what to bake and where to put it.
+type Config struct {
+	Spec      *cluster.Spec
+	Catalogue *roles.Catalogue
+	Roles     []string // of the spec; empty: all
+	CacheDir  string   // images, base and packages are kept here
+	OutDir    string   // images/ROLE.raw and images/ROLE.json are put here
+	Agent     string   // the imagegen-node binary, static and for Linux
+	Jobs      int      // bakes at once, at least 1
+	UI        Progress
+}
+
+// Progress is told how the bakes go. Its methods may be called at once by several goroutines.
+type Progress interface {
+	// Step says what the image (the base, or the names of the roles that share it) is at now.
+	Step(image, what string)
+	// Done says that the image is there; cached: it was before.
+	Done(image string, cached bool)
+}
+
+// Result is one role's image.
+type Result struct {
+	Role     string `json:"role"`
+	Identity string `json:"identity"`
+	Cached   bool   `json:"cached"` // nothing was baked for it
+	Path     string `json:"path"`
+	Manifest string `json:"manifest"`
+}
+
+// files of an image in the cache.
+const (
+	diskName     = "disk.raw"
+	manifestName = "manifest.json"
+)
+
+// Build bakes the images of the roles that are not in the cache and puts all of them into the output folder. On an
+// error, or when ctx ends, what was being baked is removed; images that were finished stay in the cache.
+func Build(ctx context.Context, c Config) ([]Result, error) {
+	if c.Spec.Distro != "debian12" {
+		return nil, fmt.Errorf("no image of %s can be baked yet; debian12 can", c.Spec.Distro)
+	}
+	names := c.Roles
+	if len(names) == 0 {
+		for _, r := range c.Spec.Roles {
+			names = append(names, r.Name)
+		}
+	}
+	plans, err := c.plan(names)
+	if err != nil {
+		return nil, err
+	}
+	var missing []*plan
+	for _, p := range plans {
+		if p.cached = complete(c.imageDir(p.identity)); !p.cached {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) > 0 {
+		if err := c.bakeAll(ctx, missing); err != nil {
+			return nil, err
+		}
+	}
+	var results []Result
+	for _, name := range names {
+		i := slices.IndexFunc(plans, func(p *plan) bool { return slices.Contains(p.roles, name) })
+		r, err := c.export(name, plans[i])
+		if err != nil {
+			return nil, fmt.Errorf("image of %s: %w", name, err)
+		}
+		results = append(results, r)
+	}
+	for _, p := range plans {
+		if p.cached {
+			c.UI.Done(p.name(), true)
+		}
+	}
+	return results, nil
+}
+
+// plan is an image that the spec needs.
+type plan struct {
+	roles    []string // that share it
+	inputs   inputs
+	identity string
+	cached   bool
+}
+
+func (p *plan) name() string { return strings.Join(p.roles, ", ") }
+
+// plan returns the images of the roles, each once.
+func (c *Config) plan(names []string) ([]*plan, error) {
+	base, err := c.baseInputs()
+	if err != nil {
+		return nil, err
+	}
+	agent, err := hashFile(c.Agent)
+	if err != nil {
+		return nil, fmt.Errorf("read the agent: %w", err)
+	}
+	var plans []*plan
+	for _, name := range names {
+		in, err := c.inputs(name, base, agent)
+		if err != nil {
+			return nil, fmt.Errorf("image of %s: %w", name, err)
+		}
+		id := in.identity()
+		if i := slices.IndexFunc(plans, func(p *plan) bool { return p.identity == id }); i >= 0 {
+			plans[i].roles = append(plans[i].roles, name)
+			continue
+		}
+		plans = append(plans, &plan{roles: []string{name}, inputs: in, identity: id})
+	}
+	return plans, nil
+}
+
+func (c *Config) imageDir(identity string) string {
+	return filepath.Join(c.CacheDir, "images", identity)
+}
+
+// complete tells whether a folder of the cache holds an image. Such folders are renamed into place when all of it is
+// on the disk, so one that exists is whole.
+func complete(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, manifestName))
+	return err == nil
+}
+
+// bakeAll bakes the base, if it is missing, and then the images, several at once.
+func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
+	if err := checkTools(); err != nil {
+		return err
+	}
+	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
+		if err := os.MkdirAll(filepath.Join(c.CacheDir, dir), 0o755); err != nil {
+			return fmt.Errorf("make the cache: %w", err)
+		}
+	}
+	if err := c.removeLeftovers(); err != nil {
+		return err
+	}
+	if err := c.checkSpace(len(plans)); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := c.bakeBase(ctx, plans[0].inputs.Base); err != nil {
+		return fmt.Errorf("bake the base of %s: %w", c.Spec.Distro, c.explain(err))
+	}
+	var (
+		wg    sync.WaitGroup
+		mu    sync.Mutex
+		first error
+		slots = make(chan struct{}, max(1, c.Jobs))
+	)
+	for _, p := range plans {
+		slots <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := c.bakeRole(ctx, p); err != nil {
+				mu.Lock()
+				if first == nil {
+					first = fmt.Errorf("bake %s: %w", p.name(), c.explain(err))
+				}
+				mu.Unlock()
+				stop() // one error is enough to read
+			}
+		})
+	}
+	wg.Wait()
+	if first == nil {
+		return ctx.Err()
+	}
+	return first
+}
+
+// export puts an image into the output folder. The file is the cache's own where both are on one file system, and
+// therefore read-only: machines get copies of it, or layers over it.
+func (c *Config) export(role string, p *plan) (Result, error) {
+	dir := filepath.Join(c.OutDir, "images")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Result{}, err
+	}
+	r := Result{Role: role, Identity: p.identity, Cached: p.cached, Path: filepath.Join(dir, role+".raw"), Manifest: filepath.Join(dir, role+".json")}
+	from := filepath.Join(c.imageDir(p.identity), diskName)
+	if err := place(from, r.Path); err != nil {
+		return r, err
+	}
+	data, err := os.ReadFile(filepath.Join(c.imageDir(p.identity), manifestName))
+	if err != nil {
+		return r, err
+	}
+	var m Manifest
+	if err := json.Unmarshal(data, &m); err != nil {
+		return r, fmt.Errorf("%s: %w; remove that folder and build again", c.imageDir(p.identity), err)
+	}
+	m.Role = role
+	if data, err = m.encode(); err != nil {
+		return r, err
+	}
+	if old, err := os.ReadFile(r.Manifest); err == nil && string(old) == string(data) {
+		return r, nil
+	}
+	return r, cluster.WriteFile(r.Manifest, data, 0o644)
+}
+
+// place makes path a hard link of from, or a copy where no link can be.
+func place(from, path string) error {
+	src, err := os.Stat(from)
+	if err != nil {
+		return err
+	}
+	if dst, err := os.Stat(path); err == nil && os.SameFile(src, dst) {
+		return nil
+	}
+	tmp := path + ".tmp"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Link(from, tmp); err != nil {
+		if err := copySparse(from, tmp); err != nil {
+			os.Remove(tmp)
+			return err
+		}
+	}
+	return os.Rename(tmp, path)
+}
+
+// explain adds to the error of a bake what the programs inside cannot know: that the disk outside is full.
+func (c *Config) explain(err error) error {
+	if free, ok := freeBytes(c.CacheDir); ok && free < 64<<20 && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("no space left in %s: %w", c.CacheDir, err)
+	}
+	return err
+}
+
+// copySparse copies a file's data and leaves its holes holes.
+func copySparse(from, to string) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	info, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	if err := dst.Truncate(info.Size()); err != nil {
+		return err
+	}
+	return eachExtent(src, func(start, end int64) error {
+		if _, err := src.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := dst.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		_, err := io.CopyN(dst, src, end-start)
+		return err
+	})
+}

@@ -1,0 +1,72 @@
+# Makes the base of debian12: a bootable disk (BIOS, MBR, extlinux, one ext4 partition) with Debian and cloud-init.
+# Runs as root in mount and process namespaces of its own, so nothing of it outlives it.
+#   DISK      file to make                       SOURCES   file of APT sources
+#   BYTES     its size                           PACKAGES  to install, comma-separated
+#   FS_UUID   of the file system                 WORK      empty folder to work in
+set -eu
+step() { echo "step: $*" >&3; }
+
+step 'make the disk'
+truncate -s "$BYTES" "$DISK"
+echo '2048,,L,*' | sfdisk -q --label dos "$DISK"
+dd if="$BOOT_SECTOR" of="$DISK" bs=440 count=1 conv=notrunc status=none
+mkfs.ext4 -q -F -L root -U "$FS_UUID" -E "offset=1048576,hash_seed=$FS_UUID,lazy_itable_init=0,lazy_journal_init=0" -O ^64bit \
+    "$DISK" "$(( (BYTES - 1048576) / 1024 ))k"
+mkdir "$WORK/root"
+# The loop device frees itself with the mount.
+mount -o loop,offset=1048576,noatime,barrier=0 "$DISK" "$WORK/root"
+
+# A virtual machine has no sound, radio or graphics card: two thirds of the kernel's modules stay out.
+step 'install Debian'
+mmdebstrap --quiet --variant=minbase --include="$PACKAGES" \
+    --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' --aptopt='Acquire::Languages "none"' \
+    --dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --dpkgopt='path-exclude=/lib/modules/*/kernel/sound/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/media/*' \
+    --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/net/wireless/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/bluetooth/*' \
+    --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/infiniband/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/gpu/drm/*/*' \
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+    bookworm "$WORK/root" - <"$SOURCES"
+
+step 'configure the base'
+cd "$WORK/root"
+
+kernel=$(basename boot/vmlinuz-*)
+version=${kernel#vmlinuz-}
+mkdir -p boot/extlinux
+cat >boot/extlinux/extlinux.conf <<CONF
+SERIAL 0 115200
+DEFAULT linux
+PROMPT 0
+TIMEOUT 1
+LABEL linux
+    LINUX /boot/vmlinuz-$version
+    INITRD /boot/initrd.img-$version
+    APPEND root=UUID=$FS_UUID ro net.ifnames=0 console=tty0 console=ttyS0,115200
+CONF
+extlinux --install boot/extlinux
+echo "UUID=$FS_UUID / ext4 errors=remount-ro 0 1" >etc/fstab
+
+cat >etc/cloud/cloud.cfg.d/90-imagegen.cfg <<'CONF'
+# Only the seed counts, and only what it can ask for is run: each module costs time at every boot.
+datasource_list: [NoCloud, None]
+system_info:
+  network:
+    renderers: [networkd]
+cloud_init_modules: [bootcmd, write-files, growpart, resizefs, set_hostname, users-groups, ssh]
+cloud_config_modules: [set-passwords, timezone, runcmd]
+cloud_final_modules: [scripts-user, final-message]
+CONF
+
+# sshd wants the host keys that cloud-init makes.
+mkdir -p etc/systemd/system/ssh.service.d
+printf '[Unit]\nAfter=cloud-init.service\n' >etc/systemd/system/ssh.service.d/90-imagegen.conf
+
+chroot . systemctl -q enable systemd-networkd.service ssh.service
+# An image does not change, so what tends a changing machine has nothing to do here.
+chroot . systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
+chroot . systemctl -q disable nftables.service 2>/dev/null || true # the agent loads the rules of the node
+ln -sf /usr/share/zoneinfo/UTC etc/localtime
+
+cd /
+fstrim "$WORK/root" || true # as in install.sh
+umount "$WORK/root"
