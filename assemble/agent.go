@@ -189,7 +189,7 @@ func (a *Agent) turn(ctx context.Context, r *runner) cluster.Status {
 		return a.setStatus(r.Name, cluster.Status{State: cluster.Failed, Detail: err.Error()})
 	}
 	a.publish(r.Name, report)
-	status, err := r.impl.Step(ctx, World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard()})
+	status, err := r.impl.Step(ctx, World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.report()})
 	if err != nil {
 		status = cluster.Status{State: cluster.Failed, Detail: err.Error()}
 	}

@@ -51,6 +51,8 @@ type World struct {
 	// Reports has what each peer that answered lately published, by node name. A peer that is not in it was not heard
 	// from, and nothing may be assumed about it.
 	Reports map[string]PeerReport
+	// Own is what this node publishes itself: components that run together decide with each other in view.
+	Own cluster.NodeReport
 }
 
 // PeerReport is one peer's answer.
@@ -74,6 +76,20 @@ func reportsOf[T any](w World, name string) map[string]T {
 		}
 	}
 	return m
+}
+
+// reportOfKind returns what a node's component of a kind observed. A node that has no such component has said all there
+// is to say: its report is the zero value, and known.
+func reportOfKind[T any](r cluster.NodeReport, kind string) (v T, known bool) {
+	if r.Components == nil {
+		return v, false
+	}
+	for _, c := range r.Components {
+		if c.Kind == kind {
+			return v, len(c.Report) > 0 && json.Unmarshal(c.Report, &v) == nil
+		}
+	}
+	return v, true
 }
 
 // peersIn returns the peers of w that have the role, in the spec's order.

@@ -126,16 +126,15 @@ type SentinelParams struct {
 
 // GaleraParams run a member of a Galera cluster (MariaDB or Percona XtraDB Cluster).
 type GaleraParams struct {
-	Unit       string   `json:"unit"`                  // joins a running cluster when started
-	Bootstrap  []string `json:"bootstrap"`             // command that starts a new cluster from this node; must not block for ever
-	BootUnit   string   `json:"boot_unit"`             // unit that runs mysqld after Bootstrap; often the same as Unit
-	InstallDB  []string `json:"install_db"`            // command that makes an empty data folder
-	Recover    []string `json:"recover"`               // command that prints the recovered position, "… Recovered position: UUID:SEQNO"
-	RecoverLog string   `json:"recover_log,omitempty"` // file that Recover writes to, when it does not print
-	DataDir    string   `json:"data_dir"`
-	Owner      string   `json:"owner"`
-	Client     []string `json:"client"`   // reads SQL on standard input, as root through the local socket, prints tab-separated rows without headers
-	InitSQL    string   `json:"init_sql"` // rendered; users and databases; run once per cluster, safe to repeat
+	Unit      string   `json:"unit"`       // joins a running cluster when started
+	Bootstrap []string `json:"bootstrap"`  // command that starts a new cluster from this node; must not block for ever
+	BootUnit  string   `json:"boot_unit"`  // unit that runs mysqld after Bootstrap; often the same as Unit
+	InstallDB []string `json:"install_db"` // command that makes an empty data folder
+	Recover   []string `json:"recover"`    // command that prints the recovered position, "… Recovered position: UUID:SEQNO"
+	DataDir   string   `json:"data_dir"`
+	Owner     string   `json:"owner"`
+	Client    []string `json:"client"`   // reads SQL on standard input, as root through the local socket, prints tab-separated rows without headers
+	InitSQL   string   `json:"init_sql"` // rendered; users and databases; run once per cluster, safe to repeat
 }
 
 // SiteParams install the site once: its files in the volume, its tables in the database.

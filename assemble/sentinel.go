@@ -1,0 +1,197 @@
+package assemble
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"imagegen/cluster"
+)
+
+// sentinel runs a Redis Sentinel. Its configuration is made once, when the node's Redis is part of the cluster, and
+// from then on is Sentinel's own: it holds the master of the day, the epoch, and its promises to other Sentinels.
+type sentinel struct {
+	node   Node
+	params *cluster.SentinelParams
+	seen   sentinelReport
+	unit   unit
+	failed string
+	retry  backoff
+}
+
+// sentinelReport is what a Sentinel knows, running or not.
+type sentinelReport struct {
+	Running bool   `json:"running"`          // it answers
+	Master  string `json:"master,omitempty"` // address; empty: it has never been set up
+	Epoch   int64  `json:"epoch,omitempty"`  // of the configuration that made that the master
+	Down    bool   `json:"down,omitempty"`   // it holds the master to be down
+	Others  int    `json:"others,omitempty"` // Sentinels that it knows
+	// Quorum says what keeps the Sentinels from choosing a master; empty: nothing does.
+	Quorum string `json:"quorum,omitempty"`
+}
+
+// follows tells whether the Sentinel agrees that a node is the master; one that was never set up does not object.
+func (s sentinelReport) follows(ip string) bool { return s.Master == "" || s.Master == ip }
+
+func newSentinel(n Node, _ string, p *cluster.SentinelParams) Component {
+	return &sentinel{node: n, params: p}
+}
+
+func (s *sentinel) Observe(ctx context.Context) (any, error) {
+	u, err := unitState(ctx, s.params.Unit)
+	if err != nil {
+		return nil, err
+	}
+	if u.Active == "failed" && s.unit.Active != "failed" {
+		s.failed = lastLine(ctx, s.params.Unit)
+	}
+	s.unit = u
+	text, err := os.ReadFile(s.params.RunConfig)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	seen := parseSentinelConfig(text, s.params.Master)
+	if u.Active == "active" {
+		if err := s.ask(ctx, &seen); err != nil {
+			return nil, err
+		}
+	}
+	s.seen = seen
+	return seen, nil
+}
+
+// parseSentinelConfig reads which master a Sentinel's configuration has, and of which epoch. Sentinel writes one
+// directive a line, in lower case; it may quote values.
+func parseSentinelConfig(text []byte, master string) sentinelReport {
+	var r sentinelReport
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(strings.ReplaceAll(line, `"`, ""))
+		if len(f) < 4 || f[0] != "sentinel" || f[2] != master {
+			continue
+		}
+		switch f[1] {
+		case "monitor":
+			r.Master = f[3]
+		case "config-epoch":
+			r.Epoch, _ = strconv.ParseInt(f[3], 10, 64)
+		}
+	}
+	return r
+}
+
+// ask fills in what the running Sentinel says.
+func (s *sentinel) ask(ctx context.Context, seen *sentinelReport) error {
+	ctx, cancel := context.WithTimeout(ctx, redisLimit)
+	defer cancel()
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.params.Port))
+	answers, err := askRedis(ctx, address, s.node.Secrets[s.params.Secret],
+		[]string{"SENTINEL", "MASTER", s.params.Master}, []string{"SENTINEL", "CKQUORUM", s.params.Master})
+	switch {
+	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("no answer from Sentinel within %v", redisLimit)
+	case err != nil:
+		var refused redisError
+		if errors.As(err, &refused) {
+			return err
+		}
+		return nil
+	}
+	if refused, ok := answers[0].(redisError); ok {
+		return fmt.Errorf("ask Sentinel for %s: %w", s.params.Master, refused)
+	}
+	m := pairs(answers[0])
+	seen.Running = true
+	seen.Master = m["ip"]
+	seen.Epoch, _ = strconv.ParseInt(m["config-epoch"], 10, 64)
+	seen.Others, _ = strconv.Atoi(m["num-other-sentinels"])
+	for flag := range strings.SplitSeq(m["flags"], ",") {
+		seen.Down = seen.Down || flag == "s_down" || flag == "o_down" || flag == "failover_in_progress"
+	}
+	if refused, ok := answers[1].(redisError); ok {
+		seen.Quorum = strings.TrimPrefix(refused.Error(), "NOQUORUM ")
+	}
+	return nil
+}
+
+// decideSentinel says whether to start, with a configuration for the given master if there is none yet, and where
+// things stand. server is the node's own Redis.
+func decideSentinel(seen sentinelReport, server redisReport, view redisView) (start bool, master string, status cluster.Status) {
+	me := view.members[view.self]
+	switch {
+	case seen.Running && seen.Down:
+		return false, "", waitf("for the master %s, or another", view.name(seen.Master))
+	case seen.Running && seen.Quorum != "":
+		return false, "", waitf("for the other Sentinels: %d of %d known; %s", seen.Others, len(view.members)-1, seen.Quorum)
+	case seen.Running:
+		return false, "", ready("the master is " + view.name(seen.Master))
+	case !server.Running || server.Loading:
+		// Sentinels without a Redis would choose a master where there is nothing to choose from.
+		return false, "", waitf("for Redis on this node")
+	case seen.Master != "":
+		return true, "", workf("starting Sentinel")
+	case server.Role == "master" && server.Member:
+		return true, me.ip, workf("setting up Sentinel with %s as the master", me.name)
+	case server.Role == "slave" && server.Synced:
+		return true, server.Master, workf("setting up Sentinel with %s as the master", view.name(server.Master))
+	}
+	return false, "", waitf("for Redis on this node to be in sync with a master")
+}
+
+func (s *sentinel) Step(ctx context.Context, w World) (cluster.Status, error) {
+	if s.unit.Load == "not-found" {
+		return stopf("the image has no unit %s", s.params.Unit), nil
+	}
+	server, _ := reportOfKind[redisReport](w.Own, "redis")
+	start, master, status := decideSentinel(s.seen, server, redisMembers(s.node, w, server))
+	if status.State == cluster.Ready && time.Since(s.retry.until) > maxPause {
+		s.retry.reset()
+	}
+	if !start {
+		return status, nil
+	}
+	if active := s.unit.Active; active != "inactive" && active != "failed" {
+		return workf("Sentinel is starting"), nil
+	}
+	if held := s.retry.left(); held > 0 {
+		if s.unit.Active == "failed" {
+			return cluster.Status{State: cluster.Failed, Detail: fmt.Sprintf("Sentinel stopped: %s; next start in %d s", s.failed, seconds(held))}, nil
+		}
+		return status, nil
+	}
+	s.retry.next()
+	if master != "" {
+		text, err := os.ReadFile(s.params.Config)
+		if err != nil {
+			return status, err
+		}
+		if err := cluster.WriteFile(s.params.RunConfig, sentinelConfig(text, s.params, master, s.node.Secrets[s.params.Secret]), 0o600); err != nil {
+			return status, err
+		}
+	}
+	// At every start: a node that died in between may have left a file of root's.
+	if err := chownTo(s.params.RunConfig, s.params.Owner); err != nil {
+		return status, err
+	}
+	return status, startUnit(ctx, s.params.Unit)
+}
+
+// sentinelConfig adds the master to the rendered configuration. From the first start on the file is Sentinel's.
+func sentinelConfig(text []byte, p *cluster.SentinelParams, master, password string) []byte {
+	b := bytes.NewBuffer(bytes.TrimRight(text, "\n"))
+	b.WriteString("\n\n")
+	fmt.Fprintf(b, "sentinel monitor %s %s %d %d\n", p.Master, master, p.RedisPort, p.Quorum)
+	if password != "" {
+		fmt.Fprintf(b, "sentinel auth-pass %s %s\n", p.Master, password)
+	}
+	fmt.Fprintf(b, "sentinel down-after-milliseconds %s %d\n", p.Master, p.DownAfter)
+	fmt.Fprintf(b, "sentinel failover-timeout %s %d\n", p.Master, p.FailoverTimeout)
+	fmt.Fprintf(b, "sentinel parallel-syncs %s %d\n", p.Master, p.ParallelSyncs)
+	return b.Bytes()
+}
