@@ -33,6 +33,8 @@ type bench struct {
 	output bytes.Buffer // all that the commands printed, to look for secrets in
 }
 
+const clusterName = "e2e"
+
 const readyIn = 4 * time.Minute // a whole cluster on two slow cores
 
 func newBench(t *testing.T) *bench {
@@ -51,6 +53,14 @@ func newBench(t *testing.T) *bench {
 	}
 	b := &bench{dir: dir, site: l.Addr().String()}
 	b.run(t, "init", "--distro", "debian12", dir)
+	// Under a name of its own it runs beside a demo.
+	spec, err := os.ReadFile(b.spec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(b.spec(), bytes.Replace(spec, []byte("cluster: otus"), []byte("cluster: "+clusterName), 1), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			b.explain(t)
@@ -200,7 +210,7 @@ func (b *bench) frontPage() error {
 	return err
 }
 
-const siteTitle = "otus"
+const siteTitle = "A site that stays up" // of the reference cluster
 
 // login returns a client with the session of the site's administrator.
 func (b *bench) login(t *testing.T) *http.Client {
@@ -430,13 +440,13 @@ func (b *bench) leftovers(t *testing.T) []string {
 			t.Fatalf("%s: %v", c, err)
 		}
 		for line := range strings.Lines(string(out)) {
-			if strings.Contains(line, "imagegen-otus") || strings.Contains(line, b.dir) {
+			if strings.Contains(line, "imagegen-"+clusterName) || strings.Contains(line, b.dir) {
 				left = append(left, c+": "+strings.TrimSpace(line))
 			}
 		}
 	}
 	for pid, cmdline := range processes() {
-		if strings.Contains(cmdline, b.dir) || strings.Contains(cmdline, "imagegen-otus") {
+		if strings.Contains(cmdline, b.dir) || strings.Contains(cmdline, "imagegen-"+clusterName) {
 			left = append(left, "process "+pid+": "+cmdline)
 		}
 	}
