@@ -364,6 +364,12 @@ func (l *Lab) Logs(ctx context.Context, w io.Writer, node string, follow bool) e
 	return copyConsole(ctx, w, l.paths, node, follow)
 }
 
+// Site returns the address on this machine that is forwarded to the cluster's site; empty: none is.
+func (l *Lab) Site() string {
+	site, _ := os.ReadFile(l.paths.site()) // none without a forward
+	return string(site)
+}
+
 // forwardFrom makes sure that connections to the address site on this machine reach the cluster's site.
 func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 	target, ok := siteAddress(l.spec)
@@ -374,8 +380,7 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		return nil
 	}
 	group := l.group.sub(ForwardCommand)
-	now, _ := os.ReadFile(l.paths.site()) // none yet
-	if group.busy() && (site == "" || site == string(now)) {
+	if group.busy() && (site == "" || site == l.Site()) {
 		return nil
 	}
 	if site == "" {
@@ -420,7 +425,6 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		return fmt.Errorf("forward the site: %w", err)
 	}
 	go cmd.Wait() // for as long as this process lives
-	l.log("the site is at http://%s", site)
 	return os.WriteFile(l.paths.site(), []byte(site), 0o600)
 }
 

@@ -19,6 +19,9 @@ func Open(Config) (*Lab, error) { return nil, errLinux }
 // Up fails.
 func (*Lab) Up(context.Context, []string, string) error { return errLinux }
 
+// Site returns the empty string.
+func (*Lab) Site() string { return "" }
+
 // Start fails.
 func (*Lab) Start(context.Context, ...string) error { return errLinux }
 

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/urfave/cli/v2"
 
@@ -116,8 +118,9 @@ func wait(c *cli.Context, b *block, l *lab.Lab, names []string) ([]lab.NodeStatu
 			if n.State != string(cluster.Ready) {
 				missing = append(missing, n)
 			}
-			if line := describe(n); !b.terminal && said[n.Node] != line {
-				said[n.Node] = line
+			// Without a terminal, a count that goes on is no line of its own.
+			if line := describe(n); !b.terminal && said[n.Node] != withoutDigits(line) {
+				said[n.Node] = withoutDigits(line)
 				b.say("%s", line)
 			}
 		}
@@ -148,4 +151,13 @@ func describe(n lab.NodeStatus) string {
 		return fmt.Sprintf("%s: %s", n.Node, n.State)
 	}
 	return fmt.Sprintf("%s: %s: %s", n.Node, n.State, n.Detail)
+}
+
+func withoutDigits(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsDigit(r) {
+			return -1
+		}
+		return r
+	}, s)
 }

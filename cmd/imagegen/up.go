@@ -40,15 +40,24 @@ func upCommand() *cli.Command {
 			}
 			if !c.Bool("wait") {
 				fmt.Fprintf(c.App.Writer, "%s started; imagegen status shows how the cluster assembles itself\n", count(len(names), "node"))
+				printSite(c, l)
 				return nil
 			}
+			start := time.Now()
 			nodes, err := wait(c, b, l, names)
 			b.clear()
 			if err != nil {
 				return errors.Join(printTable(c.App.Writer, nodes, time.Now()), err)
 			}
-			fmt.Fprintf(c.App.Writer, "%s ready\n", count(len(names), "node"))
+			fmt.Fprintf(c.App.Writer, "%s ready after %s\n", count(len(names), "node"), age(start, time.Now()))
+			printSite(c, l)
 			return nil
 		},
+	}
+}
+
+func printSite(c *cli.Context, l *lab.Lab) {
+	if site := l.Site(); site != "" {
+		fmt.Fprintf(c.App.Writer, "the site is at http://%s/\n", site)
 	}
 }
