@@ -33,10 +33,11 @@ const (
 	copyWorkers = 24
 	configName  = "wp-config.php"
 
-	lookLimit    = 8 * time.Second // one look at the database
-	installLimit = 3 * time.Minute
-	siteCalm     = 30 * time.Second // between two looks at an installed site's files
-	databaseCalm = 5 * time.Minute  // between two looks at its marker in the database
+	lookLimit     = 8 * time.Second // one look at the database
+	installLimit  = 3 * time.Minute
+	siteHeadStart = 10 * time.Second // for a lower node that is not able to copy yet
+	siteCalm      = 30 * time.Second // between two looks at an installed site's files
+	databaseCalm  = 5 * time.Minute  // between two looks at its marker in the database
 )
 
 //go:embed site.php
@@ -53,6 +54,7 @@ type site struct {
 	looked  time.Time // at the files
 	asked   time.Time // the database
 	retry   backoff   // of what failed
+	able    time.Time // since when this node could work on the site
 	greeted bool      // the database has answered; each greeting that is not followed by a login counts as an attack
 }
 
@@ -264,12 +266,10 @@ func decideSite(self, first, database string, seen siteSeen, held time.Duration)
 }
 
 func (s *site) Step(ctx context.Context, w World) (cluster.Status, error) {
-	first := w.Self
-	for _, p := range peersIn(w, w.Self.Role) {
-		if _, ok := siteReports(w)[p.Name]; ok && p.Index < first.Index {
-			first = p
-		}
+	if s.able.IsZero() {
+		s.able = time.Now()
 	}
+	first := s.first(w, time.Since(s.able))
 	do, status := decideSite(w.Self.Name, first.Name, s.params.Database, s.seen, s.retry.left())
 	if do == siteNothing {
 		return status, nil
@@ -283,6 +283,21 @@ func (s *site) Step(ctx context.Context, w World) (cluster.Status, error) {
 		s.retry.reset()
 	}
 	return status, err
+}
+
+// first returns the lowest node that takes part. One whose site component has not looked yet is probably just booting,
+// as this one was; it is waited for a while, because two copies take twice as long as one.
+func (s *site) first(w World, able time.Duration) cluster.Peer {
+	first := w.Self
+	reports := siteReports(w)
+	for _, p := range peersIn(w, w.Self.Role) {
+		_, takesPart := reports[p.Name]
+		_, heard := w.Reports[p.Name]
+		if (takesPart || heard && able < siteHeadStart) && p.Index < first.Index {
+			first = p
+		}
+	}
+	return first
 }
 
 // siteReports returns the reports of the peers that have a site component, whatever its name is there.

@@ -424,3 +424,28 @@ func TestSecretsStayOffTheCommandLine(t *testing.T) {
 		t.Error("the report holds the password")
 	}
 }
+
+// Backends that boot together agree on one to copy the site, and a lower one that never gets there holds nobody up.
+func TestSiteIsCopiedByOne(t *testing.T) {
+	self := cluster.Peer{Name: "backend2", Role: "backend", Index: 1}
+	lower := cluster.Peer{Name: "backend1", Role: "backend", Index: 0}
+	looked := cluster.ComponentReport{Kind: "site", Report: json.RawMessage(`{"files":false,"config":false,"staging":false,"database":""}`)}
+	for name, c := range map[string]struct {
+		components map[string]cluster.ComponentReport // of backend1; nil: not heard
+		able       time.Duration
+		want       string
+	}{
+		"alone":                    {nil, 0, "backend2"},
+		"the lower takes part":     {map[string]cluster.ComponentReport{"site": looked}, time.Hour, "backend1"},
+		"the lower is booting":     {map[string]cluster.ComponentReport{"site": {Kind: "site"}}, time.Second, "backend1"},
+		"the lower is stuck there": {map[string]cluster.ComponentReport{"site": {Kind: "site"}}, siteHeadStart, "backend2"},
+	} {
+		w := World{Self: self, Peers: []cluster.Peer{lower}, Reports: map[string]PeerReport{}}
+		if c.components != nil {
+			w.Reports["backend1"] = PeerReport{NodeReport: cluster.NodeReport{Node: lower, Components: c.components}}
+		}
+		if got := new(site).first(w, c.able).Name; got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
