@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,7 +75,7 @@ func (n needles) find(r io.Reader) ([]string, error) {
 				continue
 			}
 			for name, s := range n {
-				if bytes.HasPrefix(buf[i:], s) {
+				if bytes.HasPrefix(buf[i:], s) && !slices.Contains(found, name) {
 					found = append(found, name)
 				}
 			}

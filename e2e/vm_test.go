@@ -44,7 +44,8 @@ func (b *bench) bootsInVM(t *testing.T) {
 	go func() { exited <- vm.Wait() }()
 	defer vm.Process.Kill()
 
-	shown := func(want string) func() error {
+	shown := func(pattern string) func() error {
+		want := regexp.MustCompile(pattern)
 		return func() error {
 			select {
 			case err := <-exited:
@@ -52,7 +53,7 @@ func (b *bench) bootsInVM(t *testing.T) {
 			default:
 			}
 			data, _ := os.ReadFile(serial)
-			if !strings.Contains(string(data), want) {
+			if !want.Match(data) {
 				return fmt.Errorf("no %q on the serial console, which ends in\n%s", want, data[max(0, len(data)-1500):])
 			}
 			return nil
@@ -60,7 +61,7 @@ func (b *bench) bootsInVM(t *testing.T) {
 	}
 	eventually(t, 8*time.Minute, "agent in the VM", shown("imagegen: "+node+": ready"))
 	t.Logf("the VM of %s was ready %s after power-on (emulated)", node, time.Since(start).Round(time.Second))
-	eventually(t, 2*time.Minute, "cloud-init's end in the VM", shown("Cloud-init v. "))
+	eventually(t, 2*time.Minute, "cloud-init's end in the VM", shown(`Cloud-init v\. \S+ finished at`))
 
 	// Switched off in an orderly way, its disk tells how cloud-init fared.
 	if err := powerdown(monitor); err != nil {
