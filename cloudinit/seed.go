@@ -86,13 +86,10 @@ type networkConfig struct {
 }
 
 type physical struct {
-	Type       string `yaml:"type"`
-	Name       string `yaml:"name"`
-	MACAddress string `yaml:"mac_address"`
-	// Routers are in the spec or there are none. Where systemd-networkd is in use, it would hold up the boot for the
-	// 13 seconds in which one may announce itself.
-	AcceptRA bool     `yaml:"accept-ra"`
-	Subnets  []subnet `yaml:"subnets"`
+	Type       string   `yaml:"type"`
+	Name       string   `yaml:"name"`
+	MACAddress string   `yaml:"mac_address"`
+	Subnets    []subnet `yaml:"subnets"`
 }
 
 type subnet struct {
