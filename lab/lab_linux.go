@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"sync"
 	"syscall"
 
+	"imagegen/cloudinit"
 	"imagegen/cluster"
 )
 
@@ -259,20 +261,99 @@ func (l *Lab) Kill(ctx context.Context, names ...string) error {
 	var all sync.WaitGroup
 	errs := make([]error, len(nodes))
 	for i, n := range nodes {
-		all.Go(func() {
-			group := l.group.sub(n.Name)
-			if !group.busy() {
-				l.log("%s is off already", n.Name)
-			}
-			if err := group.kill(ctx); err != nil {
-				errs[i] = fmt.Errorf("kill %s: %w", n.Name, err)
-			} else if err := l.released(ctx, n.Name); err != nil {
-				errs[i] = err
-			}
-		})
+		all.Go(func() { errs[i] = l.powerOff(ctx, n.Name) })
 	}
 	all.Wait()
 	return errors.Join(errs...)
+}
+
+// powerOff kills a node and waits until its disks are free.
+func (l *Lab) powerOff(ctx context.Context, node string) error {
+	group := l.group.sub(node)
+	if !group.busy() {
+		l.log("%s is off already", node)
+	}
+	if err := group.kill(ctx); err != nil {
+		return fmt.Errorf("kill %s: %w", node, err)
+	}
+	return l.released(ctx, node)
+}
+
+// Replace cuts a node's power, takes its root disk away, and its data disk as well where blank is set, and turns on a new
+// one in its place: from the image and the seed that build has made last.
+func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
+	nodes, err := l.pick([]string{name})
+	if err != nil {
+		return err
+	}
+	if err := l.checkFiles(nodes); err != nil {
+		return err
+	}
+	c, err := l.claim(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	if !l.network.complete(l.operator) {
+		return fmt.Errorf("cluster %s is not up: imagegen up starts it", l.spec.Cluster)
+	}
+	if err := l.powerOff(ctx, name); err != nil {
+		return err
+	}
+	// Renamed at once, so that no node ever boots from half of its disk; what an earlier run left goes as well.
+	gone := l.paths.in(name, "gone")
+	if err := os.RemoveAll(gone); err != nil {
+		return err
+	}
+	if err := os.Rename(l.paths.in(name, "upper"), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	parts := []string{"gone", "work", imageFile}
+	if blank {
+		parts = append(parts, dataDisk)
+	}
+	for _, part := range parts {
+		if err := os.RemoveAll(l.paths.in(name, part)); err != nil {
+			return err
+		}
+	}
+	started, err := l.powerOn(ctx, nodes[0])
+	if err == nil {
+		err = started()
+	}
+	if err != nil {
+		return fmt.Errorf("turn on %s: %w", name, err)
+	}
+	return nil
+}
+
+// Current tells whether a node was made from the image and the seed that build has made last.
+func (l *Lab) Current(name string) (bool, error) {
+	nodes, err := l.pick([]string{name})
+	if err != nil {
+		return false, err
+	}
+	made, err := os.Stat(l.paths.in(name, imageFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	now, err := os.Stat(l.paths.image(nodes[0].Role))
+	if err != nil {
+		return false, err
+	}
+	seed, err := cloudinit.ReadISO(l.paths.seed(name))
+	if err != nil {
+		return false, err
+	}
+	metaData, err := os.ReadFile(l.paths.in(name, seedDir+"/meta-data"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	// The instance's id in the meta-data is derived from all that is on a seed.
+	return os.SameFile(made, now) && bytes.Equal(metaData, seed.MetaData), nil
 }
 
 // released waits until the kernel has let go of the disks of a node that is off.

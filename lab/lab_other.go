@@ -28,6 +28,12 @@ func (*Lab) Start(context.Context, ...string) error { return errLinux }
 // Kill fails.
 func (*Lab) Kill(context.Context, ...string) error { return errLinux }
 
+// Replace fails.
+func (*Lab) Replace(context.Context, string, bool) error { return errLinux }
+
+// Current fails.
+func (*Lab) Current(string) (bool, error) { return false, errLinux }
+
 // Down fails.
 func (*Lab) Down(context.Context) error { return errLinux }
 

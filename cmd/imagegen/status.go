@@ -18,8 +18,9 @@ import (
 	"imagegen/lab"
 )
 
-func timeoutFlag() cli.Flag {
-	return &cli.DurationFlag{Name: "timeout", Value: 10 * time.Minute, Usage: "with --wait: give up after `TIME`, such as 90s or 5m"}
+// timeoutFlag bounds a wait for nodes; what says what happens then.
+func timeoutFlag(what string) cli.Flag {
+	return &cli.DurationFlag{Name: "timeout", Value: 10 * time.Minute, Usage: what + " after `TIME`, such as 90s or 5m"}
 }
 
 func statusCommand() *cli.Command {
@@ -34,7 +35,7 @@ func statusCommand() *cli.Command {
 			"RFC 3339, by the node's clock; error says why an agent could not be asked.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), jsonFlag("the nodes"),
-			&cli.BoolFlag{Name: "wait", Usage: "wait until all nodes are ready"}, timeoutFlag(),
+			&cli.BoolFlag{Name: "wait", Usage: "wait until all nodes are ready"}, timeoutFlag("with --wait: give up"),
 		},
 		Action: func(c *cli.Context) error {
 			if err := noArguments(c); err != nil {

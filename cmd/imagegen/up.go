@@ -23,7 +23,7 @@ func upCommand() *cli.Command {
 			specFlag(), outFlag(),
 			&cli.StringFlag{Name: "site", DefaultText: lab.DefaultSite + ", or as before", Usage: "forward `HOST:PORT` of this machine to the site"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait until the started nodes are ready"},
-		}, timeoutFlag()),
+		}, timeoutFlag("with --wait: give up")),
 		Action: func(c *cli.Context) error {
 			site := c.String("site")
 			if _, port, err := net.SplitHostPort(site); c.IsSet("site") && (err != nil || port == "") {
