@@ -57,6 +57,7 @@ type gluster struct {
 	offline   time.Time // since when a brick that should run does not; zero: it runs, or should not
 	retry     backoff   // of starting the unit
 	healAsked time.Time
+	settled   bool              // see glusterView
 	applied   map[string]string // options that were set: glusterd may write a value differently than it was given
 }
 
@@ -156,6 +157,9 @@ type glusterView struct {
 	startHeld time.Duration // starting the unit, or the brick
 	healHeld  time.Duration
 	applied   map[string]string
+	// settled: since this node's agent started, nothing was left to heal at least once. Later there may well be, for
+	// a moment with each write, or while another server is away.
+	settled bool
 }
 
 // glusterStep is what to do next.
@@ -281,7 +285,7 @@ func decideVolume(v glusterView) (glusterStep, cluster.Status) {
 		return decideLost(v, index)
 	}
 	online, pending := 0, own.Pending
-	leader := true
+	leader, blamed := true, false
 	var away []string
 	for _, n := range v.nodes {
 		r, heard := v.heard[n]
@@ -292,6 +296,7 @@ func decideVolume(v glusterView) (glusterStep, cluster.Status) {
 			leader = false
 		}
 		pending = max(pending, r.Pending)
+		blamed = blamed || heard && slices.Contains(r.Blames, index)
 		if r.serves() {
 			online++
 		} else {
@@ -335,8 +340,12 @@ func decideVolume(v glusterView) (glusterStep, cluster.Status) {
 	if pending > 0 && leader && len(away) == 0 && v.healHeld == 0 {
 		step.do = glusterHeal
 	}
-	if online <= len(v.nodes)/2 {
+	switch {
+	case online <= len(v.nodes)/2:
 		return step, waitf("for a majority: %s", detail)
+	case blamed || pending > 0 && !v.settled:
+		// It serves; but as long as the copies differ, no other brick may be lost.
+		return step, workf("catching up: %s", detail)
 	}
 	return step, ready(detail)
 }
@@ -730,7 +739,7 @@ func (g *gluster) step(ctx context.Context, w World) (glusterDo, cluster.Status,
 	v := glusterView{
 		self: g.node.Facts.Node.Name, nodes: g.nodes, uuids: map[string]string{}, params: g.params, own: g.seen,
 		heard: glusterReports(w, g.node.Facts.Node.Role), unit: g.unit, applied: g.applied,
-		healHeld: max(0, healInterval-time.Since(g.healAsked)),
+		healHeld: max(0, healInterval-time.Since(g.healAsked)), settled: g.settled,
 	}
 	for _, n := range g.nodes {
 		v.uuids[n] = glusterUUID(g.node.Facts.ClusterID, n)
@@ -748,8 +757,11 @@ func (g *gluster) step(ctx context.Context, w World) (glusterDo, cluster.Status,
 		v.startHeld = g.retry.left()
 	}
 	step, status := decideGluster(v)
-	if status.State == cluster.Ready && time.Since(g.retry.until) > maxPause {
-		g.retry.reset()
+	if status.State == cluster.Ready {
+		g.settled = true
+		if time.Since(g.retry.until) > maxPause {
+			g.retry.reset()
+		}
 	}
 	if step.do == glusterNothing {
 		return step.do, status, nil

@@ -110,8 +110,10 @@ func TestGlusterDecisions(t *testing.T) {
 		"serving, one away":                  {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs3"] = nil }, glusterNothing, cluster.Ready, "2 of 3 bricks online, without glusterfs3"},
 		"serving, alone":                     {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs3"], a["glusterfs1"] = nil, nil }, glusterNothing, cluster.Waiting, "for a majority: 1 of 3"},
 		"brick down":                         {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Online = false }, glusterForce, cluster.Working, ""},
-		"to heal: lowest":                    {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Pending = 7 }, glusterHeal, cluster.Ready, "under 10 entries to heal"},
-		"to heal: others":                    {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Pending = 7 }, glusterNothing, cluster.Ready, "under 10 entries to heal"},
+		"to heal: lowest":                    {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Pending = 7 }, glusterHeal, cluster.Working, "catching up: 3 of 3 bricks online, under 10 entries to heal"},
+		"to heal: others":                    {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Pending = 7 }, glusterNothing, cluster.Working, "under 10 entries to heal"},
+		"blamed by another":                  {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Blames = []int{1} }, glusterNothing, cluster.Working, "catching up"},
+		"another is blamed":                  {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Blames = []int{2} }, glusterNothing, cluster.Ready, "3 of 3"},
 		"stopped by hand":                    {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Volume.Status = 2 }, glusterNothing, cluster.Stopped, "stopped by an operator"},
 		"two volumes of one name":            {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Volume.ID = "v2" }, glusterNothing, cluster.Stopped, "exists twice"},
 		"brick of another volume":            {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].BrickID = "v0" }, glusterNothing, cluster.Stopped, "another volume (v0"},
@@ -425,6 +427,15 @@ func (l *glusterLab) until(what string, limit time.Duration, fresh bool, done fu
 		time.Sleep(300 * time.Millisecond)
 	}
 	l.t.Logf("%s after %.1f s", what, time.Since(began).Seconds())
+}
+
+// Once all copies were the same, what a busy volume writes does not make a server unready.
+func TestGlusterOnceSettledStaysReady(t *testing.T) {
+	v := glusterCase("glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Pending = 7 })
+	v.settled = true
+	if _, status := decideGluster(v); status.State != cluster.Ready {
+		t.Errorf("%+v", status)
+	}
 }
 
 // serving tells whether n servers are ready and nothing is left to heal.
