@@ -47,6 +47,8 @@ type Agent struct {
 type runner struct {
 	cluster.Component
 	impl Component
+	// decision is the file that keeps an operator's cluster.Decision until the component is ready.
+	decision string
 }
 
 // New makes the agent of a node from what its seed says, below root (normally "/"). Every change of a component's
@@ -98,7 +100,7 @@ func New(root string, console func(line string)) (*Agent, error) {
 		if err != nil {
 			return nil, fmt.Errorf("component %s: %w", c.Name, err)
 		}
-		a.runners = append(a.runners, &runner{Component: c, impl: impl})
+		a.runners = append(a.runners, &runner{c, impl, filepath.Join(n.Dir, "decision.json")})
 		a.reports[c.Name] = cluster.ComponentReport{Kind: c.Kind, Status: waitf("the agent has just started"), Since: time.Now()}
 	}
 	return a, nil
@@ -189,11 +191,70 @@ func (a *Agent) turn(ctx context.Context, r *runner) cluster.Status {
 		return a.setStatus(r.Name, cluster.Status{State: cluster.Failed, Detail: err.Error()})
 	}
 	a.publish(r.Name, report)
-	status, err := r.impl.Step(ctx, World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.report()})
+	w := World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.report()}
+	var status cluster.Status
+	if w.Without, err = readDecision(r.decision); err == nil {
+		status, err = r.impl.Step(ctx, w)
+	}
+	if err == nil && status.State == cluster.Ready && w.Without != nil {
+		err = os.Remove(r.decision) // it has served its purpose, and must not serve another
+	}
 	if err != nil {
 		status = cluster.Status{State: cluster.Failed, Detail: err.Error()}
 	}
 	return a.setStatus(r.Name, status)
+}
+
+// readDecision returns the nodes that an operator has decided to go on without; nil: none.
+func readDecision(path string) ([]string, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var d cluster.Decision
+	if err := json.Unmarshal(data, &d); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return d.Without, nil
+}
+
+// decide takes an operator's decision, unless nothing needs to be decided.
+func (a *Agent) decide(d cluster.Decision) error {
+	i := slices.IndexFunc(a.runners, func(r *runner) bool { return r.Name == d.Component })
+	if i < 0 {
+		return fmt.Errorf("%s has no component %s", a.facts.Node.Name, d.Component)
+	}
+	a.mu.Lock()
+	status := a.reports[d.Component].Status
+	a.mu.Unlock()
+	if status.Missing == "" {
+		return fmt.Errorf("%s on %s does not wait for a decision: it is %s", d.Component, a.facts.Node.Name, describeStatus(status))
+	}
+	missing := strings.Split(status.Missing, ",")
+	for _, name := range d.Without {
+		if !slices.Contains(missing, name) {
+			return fmt.Errorf("%s on %s does not wait for %s, but for %s", d.Component, a.facts.Node.Name, name, strings.Join(missing, ", "))
+		}
+	}
+	if len(d.Without) == 0 {
+		return fmt.Errorf("%s on %s waits for %s: none of these is named", d.Component, a.facts.Node.Name, strings.Join(missing, ", "))
+	}
+	data, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	a.console(fmt.Sprintf("%s: %s: an operator has decided to go on without %s", a.facts.Node.Name, d.Component, strings.Join(d.Without, ", ")))
+	return cluster.WriteFile(a.runners[i].decision, data, 0o600)
+}
+
+func describeStatus(s cluster.Status) string {
+	if s.Detail == "" {
+		return string(s.State)
+	}
+	return string(s.State) + ": " + s.Detail
 }
 
 // missing returns those of the named components that are not ready.
@@ -243,11 +304,7 @@ func (a *Agent) setStatus(name string, s cluster.Status) cluster.Status {
 	if old.State == s.State && noDigits(old.Detail) == noDigits(s.Detail) {
 		return s // a count that goes on is for the status table
 	}
-	line := fmt.Sprintf("%s: %s: %s", a.facts.Node.Name, name, s.State)
-	if s.Detail != "" {
-		line += ": " + s.Detail
-	}
-	a.console(line)
+	a.console(fmt.Sprintf("%s: %s: %s", a.facts.Node.Name, name, describeStatus(s)))
 	if became {
 		a.console(a.facts.Node.Name + ": ready")
 	}

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -355,5 +356,74 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	p.answers["web2"] = answer{time.Now().Add(-2 * heardLimit), r}
 	if _, ok := p.heard()["web2"]; ok {
 		t.Error("an old answer counts")
+	}
+}
+
+// An operator's decision is taken from the operator alone, when there is something to decide; it reaches the component,
+// outlives the agent, and ends when the component is ready.
+func TestDecision(t *testing.T) {
+	waiting := cluster.Status{State: cluster.Waiting, Detail: "for percona2", Missing: "percona2,percona3"}
+	var without []string
+	state := waiting
+	galera := component("galera", nil, scripted{
+		observe: func() (any, error) { return nil, nil },
+		step:    func(w World) (cluster.Status, error) { without = w.Without; return state, nil },
+	})
+	galera.decision = filepath.Join(t.TempDir(), "decision.json")
+	var said lines
+	a := testAgent(said.add, galera)
+	ca := newAuthority(t)
+	later := time.Now().Add(time.Hour)
+	addr := serveAPI(t, a.apiHandler(), ca.issue(t, "web1", later))
+	decide := func(as, body string) (int, string) {
+		t.Helper()
+		c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: ca.issue(t, as, later).client("web1")}}
+		defer c.CloseIdleConnections()
+		resp, err := c.Post("https://"+addr+cluster.DecidePath, "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		answer, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(answer)
+	}
+	const good = `{"component":"galera","without":["percona2"]}`
+
+	if code, answer := decide("operator", good); code != http.StatusConflict || !strings.Contains(answer, "does not wait for a decision") {
+		t.Errorf("before it waits: %d %s", code, answer)
+	}
+	a.turn(t.Context(), galera)
+	for body, want := range map[string]string{
+		`{"component":"redis","without":["percona2"]}`:                                "no component redis",
+		`{"component":"galera","without":["percona1"]}`:                               "does not wait for percona1, but for percona2, percona3",
+		`{"component":"galera"}`:                                                      "none of these is named",
+		`{"component":"galera","without":["percona2"],"now":1}`:                       "unknown field",
+		`{"component":"galera","without":"` + strings.Repeat("x", maxDecision) + `"}`: "too large",
+	} {
+		if code, answer := decide("operator", body); code < 400 || !strings.Contains(answer, want) {
+			t.Errorf("%.60s: %d %s", body, code, answer)
+		}
+	}
+	if code, answer := decide("web2", good); code != http.StatusForbidden || !strings.Contains(answer, "only the operator decides") {
+		t.Errorf("a node: %d %s", code, answer)
+	}
+	if a.turn(t.Context(), galera); without != nil {
+		t.Errorf("refused, but taken: %q", without)
+	}
+
+	if code, answer := decide("operator", good); code != http.StatusNoContent {
+		t.Fatalf("%d %s", code, answer)
+	}
+	if a.turn(t.Context(), galera); !slices.Equal(without, []string{"percona2"}) {
+		t.Errorf("the component was told %q", without)
+	}
+	if !said.has("web1: galera: an operator has decided to go on without percona2") {
+		t.Errorf("console: %q", said.all)
+	}
+	state = ready("")
+	a.turn(t.Context(), galera)
+	state = waiting
+	if a.turn(t.Context(), galera); without != nil {
+		t.Errorf("decided again, by itself: %q", without)
 	}
 }

@@ -15,6 +15,9 @@ import (
 	"imagegen/cluster"
 )
 
+// maxDecision is the largest decision that is read, in bytes.
+const maxDecision = 64 << 10
+
 // serve answers on the agent's two ports until ctx ends: the peer API, with mutual TLS, and the health port, which
 // tells load balancers the little that they need and takes nothing in.
 func (a *Agent) serve(ctx context.Context, id identity) error {
@@ -63,6 +66,24 @@ func (a *Agent) apiHandler() http.Handler {
 	mux.HandleFunc("GET "+cluster.StatePath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(a.report()) // fails when the peer has gone, which is the peer's news
+	})
+	mux.HandleFunc("POST "+cluster.DecidePath, func(w http.ResponseWriter, r *http.Request) {
+		if who := r.TLS.PeerCertificates[0].Subject.CommonName; who != cluster.OperatorName {
+			http.Error(w, "only the operator decides, not "+who, http.StatusForbidden)
+			return
+		}
+		var d cluster.Decision
+		in := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxDecision))
+		in.DisallowUnknownFields()
+		if err := in.Decode(&d); err != nil {
+			http.Error(w, "this is no decision: "+err.Error(), http.StatusBadRequest)
+			return
+		}
+		if err := a.decide(d); err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
 	})
 	return mux
 }

@@ -53,6 +53,8 @@ type World struct {
 	Reports map[string]PeerReport
 	// Own is what this node publishes itself: components that run together decide with each other in view.
 	Own cluster.NodeReport
+	// Without has the nodes that the component is to go on without, by an operator's decision, should they be silent.
+	Without []string
 }
 
 // PeerReport is one peer's answer.

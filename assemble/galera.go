@@ -265,6 +265,7 @@ func parseStatus(out []byte) galeraReport {
 type galeraMember struct {
 	name  string
 	heard bool
+	lost  bool // an operator has decided to go on without it while it is silent
 	galeraReport
 }
 
@@ -297,7 +298,9 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 	for i, m := range v.members {
 		switch {
 		case i != v.self && !m.heard:
-			silent = append(silent, m.name)
+			if !m.lost {
+				silent = append(silent, m.name)
+			}
 		case m.State == galeraServing:
 			serving = append(serving, m.name)
 			primary = append(primary, m.name)
@@ -334,10 +337,12 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 		return galeraRecover, workf("determining how far its data goes")
 	}
 	if len(silent) > 0 {
-		if me.State == galeraEmpty {
-			return galeraWait, waitf("for %s, who may have data", strings.Join(silent, ", "))
+		status := waitf("for %s, who may have data", strings.Join(silent, ", "))
+		if me.State != galeraEmpty {
+			status = waitf("for %s, who may have newer data than %d", strings.Join(silent, ", "), me.Position.Seqno)
 		}
-		return galeraWait, waitf("for %s, who may have newer data than %d", strings.Join(silent, ", "), me.Position.Seqno)
+		status.Missing = strings.Join(silent, ",")
+		return galeraWait, status
 	}
 	if len(starting) > 0 {
 		return galeraWait, waitf("for %s to start", strings.Join(starting, ", "))
@@ -378,10 +383,14 @@ func decideJoin(v galeraView, primary []string) (galeraStep, cluster.Status) {
 	return galeraJoin, workf("joining %s", strings.Join(primary, ", "))
 }
 
-// decideStart is for when every member has answered and none is in a primary component.
+// decideStart is for when every member that counts has answered and none is in a primary component.
 func decideStart(v galeraView) (galeraStep, cluster.Status) {
-	var holding, unusable []galeraMember
-	for _, m := range v.members {
+	var present, holding, unusable []galeraMember
+	for i, m := range v.members {
+		if i != v.self && !m.heard {
+			continue // given up
+		}
+		present = append(present, m)
 		switch m.State {
 		case galeraMissing:
 			return galeraWait, waitf("for %s, whose image has no Galera server", m.name)
@@ -402,7 +411,7 @@ func decideStart(v galeraView) (galeraStep, cluster.Status) {
 		return galeraWait, stopf("the data of %s is not whole (a state transfer was interrupted), and nobody else has any: restore a backup", names(unusable))
 	}
 	if len(holding) == 0 { // a new cluster
-		if first := v.members[0]; first.name != me.name {
+		if first := present[0]; first.name != me.name {
 			return galeraWait, waitf("for %s to start the cluster", first.name)
 		}
 		return galeraFound, workf("making a new database")
@@ -453,7 +462,7 @@ func (g *galera) view(w World) galeraView {
 	peers := append(peersIn(w, w.Self.Role), w.Self)
 	slices.SortFunc(peers, func(a, b cluster.Peer) int { return cmp.Compare(a.Index, b.Index) })
 	for i, p := range peers {
-		m := galeraMember{name: p.Name}
+		m := galeraMember{name: p.Name, lost: slices.Contains(w.Without, p.Name)}
 		if p.Name == w.Self.Name {
 			v.self = i
 			m.heard, m.galeraReport = true, g.seen

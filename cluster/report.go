@@ -8,6 +8,15 @@ import (
 // StatePath is where an agent's peer API answers with a NodeReport, as JSON.
 const StatePath = "/v1/state"
 
+// DecidePath is where an agent takes an operator's Decision: POST, as JSON, with the operator's certificate.
+const DecidePath = "/v1/decide"
+
+// Decision lets a component go on without nodes on whose word it waits. What only those nodes have may then be lost.
+type Decision struct {
+	Component string   `json:"component"`
+	Without   []string `json:"without"` // names of nodes
+}
+
 // NodeReport is what an agent tells its peers and the operator about its node.
 type NodeReport struct {
 	Cluster    string                     `json:"cluster"`
@@ -32,6 +41,9 @@ type Status struct {
 	State State `json:"state"`
 	// Detail says what is waited for, done, or wrong, in a few words a person understands.
 	Detail string `json:"detail,omitempty"`
+	// Missing lists the silent nodes without whose word it does not go on, separated by commas, where an operator may
+	// decide that it shall (see Decision).
+	Missing string `json:"missing,omitempty"`
 }
 
 // State of a component.

@@ -44,7 +44,7 @@ const (
 	caYears   = 20
 	nodeYears = 10
 
-	operatorName = "operator"
+	OperatorName = "operator" // in the operator's certificate
 	passwordLen  = 24
 	vrrpLen      = 8 // keepalived cuts auth_pass to 8 characters
 	alphabet     = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -92,7 +92,7 @@ func LoadSecrets(dir string, spec *Spec, names []string) (*Secrets, error) {
 		return nil, err
 	}
 	s.CA = ca.pair
-	if s.Operator, err = v.issue(ca, operatorName, nil); err != nil {
+	if s.Operator, err = v.issue(ca, OperatorName, nil); err != nil {
 		return nil, err
 	}
 	if err := privateDir(filepath.Join(dir, "nodes")); err != nil {

@@ -3,11 +3,13 @@ package lab
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -435,6 +437,27 @@ func (l *Lab) Status(ctx context.Context) ([]NodeStatus, error) {
 	}
 	asking.Wait()
 	return all, ctx.Err()
+}
+
+// Decide tells a component of a node an operator's decision. The node's agent refuses one that is not needed.
+func (l *Lab) Decide(ctx context.Context, node string, d cluster.Decision) error {
+	nodes, err := l.pick([]string{node})
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	_, err = l.asker.request(ctx, node, nodes[0].IP, http.MethodPost, cluster.DecidePath, body)
+	var refused refusal
+	switch {
+	case errors.As(err, &refused):
+		return errors.New(refused.text)
+	case err != nil:
+		return fmt.Errorf("tell %s: %w", node, err)
+	}
+	return nil
 }
 
 // Logs writes a node's console to w: from its beginning to now or, when follow is set, until ctx ends.

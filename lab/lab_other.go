@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"io"
+
+	"imagegen/cluster"
 )
 
 var errLinux = errors.New("the lab runs on Linux alone: it is made of Linux namespaces")
@@ -33,6 +35,9 @@ func (*Lab) Replace(context.Context, string, bool) error { return errLinux }
 
 // Current fails.
 func (*Lab) Current(string) (bool, error) { return false, errLinux }
+
+// Decide fails.
+func (*Lab) Decide(context.Context, string, cluster.Decision) error { return errLinux }
 
 // Down fails.
 func (*Lab) Down(context.Context) error { return errLinux }

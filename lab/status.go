@@ -98,8 +98,9 @@ func newAsker(s *cluster.Secrets, dial func(context.Context, string, string) (ne
 	return &asker{clusterID: s.ClusterID, operator: cert, ca: ca, dial: dial}, nil
 }
 
-// ask returns what a node's agent reports.
-func (a *asker) ask(ctx context.Context, node string, ip netip.Addr) (cluster.NodeReport, error) {
+// request sends a request to a node's agent and returns its answer; one that is no success is an error, with what the
+// agent says.
+func (a *asker) request(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusLimit)
 	defer cancel()
 	transport := &http.Transport{
@@ -109,25 +110,41 @@ func (a *asker) ask(ctx context.Context, node string, ip netip.Addr) (cluster.No
 			Certificates: []tls.Certificate{a.operator}, RootCAs: a.ca, ServerName: node, MinVersion: tls.VersionTLS12,
 		},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
-		"https://"+net.JoinHostPort(ip.String(), strconv.Itoa(cluster.APIPort))+cluster.StatePath, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+net.JoinHostPort(ip.String(), strconv.Itoa(cluster.APIPort))+path, bytes.NewReader(body))
 	if err != nil {
-		return cluster.NodeReport{}, err
+		return nil, err
 	}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded {
 			err = fmt.Errorf("no answer within %s", statusLimit)
 		}
-		return cluster.NodeReport{}, err
+		return nil, err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReport))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxReport))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode >= 300 {
+		return nil, refusal{resp.StatusCode, string(bytes.TrimSpace(answer))}
+	}
+	return answer, nil
+}
+
+// refusal is an agent's answer that it does not do what it was asked.
+type refusal struct {
+	code int
+	text string
+}
+
+func (r refusal) Error() string { return fmt.Sprintf("%d %s: %.300s", r.code, http.StatusText(r.code), r.text) }
+
+// ask returns what a node's agent reports.
+func (a *asker) ask(ctx context.Context, node string, ip netip.Addr) (cluster.NodeReport, error) {
+	body, err := a.request(ctx, node, ip, http.MethodGet, cluster.StatePath, nil)
 	if err != nil {
 		return cluster.NodeReport{}, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return cluster.NodeReport{}, fmt.Errorf("%s: %.200s", resp.Status, bytes.TrimSpace(body))
 	}
 	var r cluster.NodeReport
 	if err := json.Unmarshal(body, &r); err != nil {

@@ -71,7 +71,13 @@ func printTable(w io.Writer, nodes []lab.NodeStatus, now time.Time) error {
 	for _, n := range nodes {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, n.Role, n.Address, n.State, age(n.Since, now), cmp.Or(n.Detail, n.Error, "-"))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, line := range undecided(nodes, now) {
+		fmt.Fprintf(w, "\n%s\n", line)
+	}
+	return nil
 }
 
 // age shows how long ago something was, as coarse as people say it.
