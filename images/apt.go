@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,20 +12,27 @@ import (
 )
 
 // sources returns the APT sources to bake from, as lines of sources.list: the spec's mirror, or what this machine
-// itself uses for bookworm. It reads APT's files, since asking apt-get takes longer than all else of a build that has
-// nothing to do.
+// itself uses for Debian 12. Its files are read here rather than asked of apt-get, which takes longer than all else of
+// a build that has nothing to do.
 func (c *Config) sources() ([]string, error) {
 	if m := c.Spec.Mirror; strings.HasPrefix(m, "deb ") {
 		return []string{m}, nil
 	} else if m != "" {
 		return []string{"deb " + strings.TrimSuffix(m, "/") + " bookworm main"}, nil
 	}
-	return hostSources("/")
+	lines, err := hostSources("/")
+	if err != nil {
+		return nil, fmt.Errorf("find the archive to bake from: %w", err)
+	}
+	return lines, nil
 }
 
-// hostSources returns the sources of Debian's bookworm among those of the machine whose file system is at root, sorted.
+// hostSources returns the sources of Debian 12 (bookworm, its updates and its security updates, as far as they are
+// configured) of the machine whose file system is at root, sorted. Other archives are left out: what this machine has
+// beside Debian is nothing that an image should get.
 func hostSources(root string) ([]string, error) {
-	var all []source
+	var lines []string
+	var main bool
 	for _, pattern := range []string{"sources.list", "sources.list.d/*.list", "sources.list.d/*.sources"} {
 		files, err := filepath.Glob(filepath.Join(root, "etc/apt", pattern))
 		if err != nil {
@@ -33,80 +41,124 @@ func hostSources(root string) ([]string, error) {
 		for _, file := range files {
 			data, err := os.ReadFile(file)
 			if err != nil {
-				return nil, fmt.Errorf("read this machine's APT sources: %w", err)
+				return nil, err
 			}
+			parse := parseList
 			if strings.HasSuffix(file, ".sources") {
-				all = append(all, parseDeb822(string(data))...)
-			} else {
-				all = append(all, parseList(string(data))...)
+				parse = parseDeb822
+			}
+			for _, s := range parse(string(data)) {
+				if !s.wanted() {
+					continue
+				}
+				if s.uri, err = reachable(root, s.uri); err != nil {
+					return nil, fmt.Errorf("%s: %w", file, err)
+				}
+				is, err := s.isDebian(root)
+				if err != nil {
+					return nil, err
+				}
+				if is {
+					lines = append(lines, s.line())
+					main = main || s.suite == "bookworm"
+				}
 			}
 		}
-	}
-	var lines []string
-	var main bool
-	for _, s := range all {
-		if !strings.HasPrefix(s.suite+"-", "bookworm-") || !slices.Contains(s.components, "main") || strings.HasPrefix(s.uri, "cdrom:") {
-			continue
-		}
-		if is, err := s.isDebian(root); err != nil || !is {
-			if err != nil {
-				return nil, fmt.Errorf("read this machine's APT lists: %w", err)
-			}
-			continue
-		}
-		switch s.suite {
-		case "bookworm":
-			main = true
-		case "bookworm-updates", "bookworm-security":
-		default:
-			continue // backports, proposed updates
-		}
-		lines = append(lines, s.line())
 	}
 	if !main {
-		return nil, errors.New("APT on this machine has no archive of Debian 12 (bookworm) to bake from; name one with `mirror: URL` in the spec")
+		return nil, errors.New("APT on this machine has no archive of Debian 12 (bookworm); name one in the spec: mirror: URL")
 	}
 	slices.Sort(lines)
 	return slices.Compact(lines), nil
 }
 
-// source is one archive, suite by suite.
+// source is one suite of one archive.
 type source struct {
 	uri, suite string
 	components []string
-	signedBy   string // path of a keyring, or empty
-	trusted    bool   // unsigned is good enough
+	archs      []string // empty: all
+	options    []string // name=value, those that a bake needs
+	key        string   // path of the keyring that has to have signed it; empty: any that APT knows
+}
+
+// sourceOptions are the options that a bake needs: those that say whether an archive is believed.
+var sourceOptions = []string{"allow-insecure", "allow-weak", "check-date", "check-valid-until", "trusted"}
+
+// option takes an option, if it matters. Keys that are written into the sources themselves, or named by fingerprint, are
+// left to the keyrings that APT always has.
+func (s *source) option(name, value string) {
+	switch name = strings.ToLower(name); {
+	case name == "arch" || name == "architectures":
+		s.archs = strings.FieldsFunc(value, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) })
+	case name == "signed-by" && strings.HasPrefix(value, "/") && len(strings.Fields(value)) == 1:
+		s.key, _, _ = strings.Cut(value, ",")
+		s.options = append(s.options, name+"="+value)
+	case slices.Contains(sourceOptions, name) && value != "":
+		s.options = append(s.options, name+"="+value)
+	}
+}
+
+func (s source) wanted() bool {
+	return slices.Contains([]string{"bookworm", "bookworm-updates", "bookworm-security"}, s.suite) &&
+		slices.Contains(s.components, "main") && (len(s.archs) == 0 || slices.Contains(s.archs, "amd64")) &&
+		!strings.HasPrefix(s.uri, "cdrom:")
 }
 
 func (s source) line() string {
-	var options []string
-	if s.signedBy != "" {
-		options = append(options, "signed-by="+s.signedBy)
+	options := ""
+	if len(s.options) > 0 {
+		slices.Sort(s.options)
+		options = "[" + strings.Join(s.options, " ") + "] "
 	}
-	if s.trusted {
-		options = append(options, "trusted=yes")
-	}
-	line := "deb "
-	if len(options) > 0 {
-		line += "[" + strings.Join(options, " ") + "] "
-	}
-	return line + s.uri + " " + s.suite + " main"
+	return "deb " + options + s.uri + " " + s.suite + " main"
 }
 
-// isDebian tells Debian's own archive from others that use its suites' names: by what the archive says of itself, or by
-// its key, as long as APT has not fetched its lists.
+// isDebian tells Debian's own archive from others that use its suites' names: by what the archive says of itself or, as
+// long as APT has not fetched that, by its key.
 func (s source) isDebian(root string) (bool, error) {
-	_, address, _ := strings.Cut(s.uri, "://")
-	name := strings.ReplaceAll(strings.Trim(address, "/"), "_", "%5f") + "/dists/" + s.suite
-	name = strings.ReplaceAll(name, "/", "_")
+	_, address, _ := strings.Cut(s.uri, ":")
+	name := strings.Trim(address, "/") + "/dists/" + s.suite
+	if strings.HasPrefix(s.uri, "file:") || strings.HasPrefix(s.uri, "copy:") {
+		name = "/" + name
+	}
+	name = strings.NewReplacer("_", "%5f", "~", "%7e", "/", "_").Replace(name) // as APT names its files
 	for _, file := range []string{"_InRelease", "_Release"} {
 		data, err := os.ReadFile(filepath.Join(root, "var/lib/apt/lists", name+file))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		return strings.Contains(string(data), "\nOrigin: Debian\n") || strings.HasPrefix(string(data), "Origin: Debian\n"), err
+		return strings.Contains("\n"+string(data), "\nOrigin: Debian\n"), err
 	}
-	return s.signedBy == "" || strings.HasPrefix(filepath.Base(s.signedBy), "debian-archive-"), nil
+	return s.key == "" || strings.HasPrefix(filepath.Base(s.key), "debian-archive-"), nil
+}
+
+// reachable returns the address that a source has inside an image. A list of mirrors in a file of this machine, as
+// Debian's cloud images have it, stands for the first of them.
+func reachable(root, uri string) (string, error) {
+	if file, ok := strings.CutPrefix(uri, "mirror+file:"); ok {
+		data, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			return "", err
+		}
+		uri = ""
+		for line := range strings.Lines(string(data)) {
+			if f := strings.Fields(line); len(f) > 0 && !strings.HasPrefix(f[0], "#") {
+				uri = f[0]
+				break
+			}
+		}
+		if uri == "" {
+			return "", fmt.Errorf("%s names no mirror", file)
+		}
+	}
+	u, err := url.Parse(uri)
+	if err != nil {
+		return "", errors.New("a source's address cannot be read") // it may hold a password, as may the error
+	}
+	if u.User != nil {
+		return "", fmt.Errorf("the address of %s has a password in it, which would be in every image; name another archive in the spec: mirror: URL", u.Host)
+	}
+	return uri, nil
 }
 
 // parseList reads a file like sources.list: deb [options] URI suite component….
@@ -142,12 +194,14 @@ func parseDeb822(text string) []source {
 	var all []source
 	stanza := map[string]string{}
 	end := func() {
-		if slices.Contains(strings.Fields(stanza["types"]), "deb") && strings.TrimSpace(stanza["enabled"]) != "no" {
+		off := slices.Contains([]string{"no", "false", "without", "off", "disable", "0"}, strings.TrimSpace(stanza["enabled"]))
+		if slices.Contains(strings.Fields(stanza["types"]), "deb") && !off {
 			for _, uri := range strings.Fields(stanza["uris"]) {
 				for _, suite := range strings.Fields(stanza["suites"]) {
 					s := source{uri: uri, suite: suite, components: strings.Fields(stanza["components"])}
-					s.option("signed-by", strings.TrimSpace(stanza["signed-by"]))
-					s.option("trusted", strings.TrimSpace(stanza["trusted"]))
+					for name, value := range stanza {
+						s.option(name, strings.TrimSpace(value))
+					}
 					all = append(all, s)
 				}
 			}
@@ -164,7 +218,7 @@ func parseDeb822(text string) []source {
 			stanza[key] += line
 		default:
 			name, value, _ := strings.Cut(line, ":")
-			key = strings.ToLower(name)
+			key = strings.ToLower(strings.TrimSpace(name))
 			stanza[key] = value
 		}
 	}
@@ -172,26 +226,42 @@ func parseDeb822(text string) []source {
 	return all
 }
 
-// option takes those options of a source that matter to whether it is believed. Keys that are written into the file
-// itself, or named by their fingerprint, are left to the keyrings that APT always has.
-func (s *source) option(name, value string) {
-	switch {
-	case name == "signed-by" && strings.HasPrefix(value, "/"):
-		s.signedBy = value
-	case name == "trusted":
-		s.trusted = value == "yes"
+// localFiles returns what sources name of this machine's own: keyrings, and the folders of archives.
+func localFiles(sources []string) (keys, folders []string) {
+	for _, s := range parseList(strings.Join(sources, "\n")) {
+		if s.key != "" {
+			keys = append(keys, s.key)
+		}
+		if scheme, path, _ := strings.Cut(s.uri, ":"); scheme == "file" || scheme == "copy" {
+			folders = append(folders, filepath.Clean(path))
+		}
 	}
+	slices.Sort(keys)
+	slices.Sort(folders)
+	return slices.Compact(keys), slices.Compact(folders)
 }
 
-// aptSettings picks from what apt-config dump prints the settings that say how this machine reaches its archives and
-// how strict it is about their age, in the syntax of apt.conf.
+// aptDefaults is how APT works in a bake.
+const aptDefaults = `APT::Install-Recommends "false";
+APT::Keep-Downloaded-Packages "true";
+Acquire::Languages "none";
+Acquire::Retries "3";
+DPkg::Options:: "--force-unsafe-io";
+Dpkg::Use-Pty "false";
+`
+
+// aptSettings picks from what apt-config dump prints the settings that say how this machine reaches its archives
+// (proxies above all) and how strict it is about their age, in the syntax of apt.conf.
 func aptSettings(dump string) string {
 	var b strings.Builder
 	for line := range strings.Lines(dump) {
-		name, _, _ := strings.Cut(line, " ")
-		for _, prefix := range []string{"Acquire::http", "Acquire::https", "Acquire::ftp", "Acquire::Retries", "Acquire::Check-Valid-Until", "Acquire::Check-Date"} {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		for _, prefix := range []string{
+			"Acquire::http", "Acquire::https", "Acquire::ftp", "Acquire::Retries", "Acquire::ForceIPv4", "Acquire::ForceIPv6",
+			"Acquire::Check-Valid-Until", "Acquire::Check-Date",
+		} {
 			// Files that are named here are not in the image.
-			if (name == prefix || strings.HasPrefix(name, prefix+"::")) && !strings.Contains(line, `"/`) && !strings.HasSuffix(strings.TrimSpace(line), `"";`) {
+			if (name == prefix || strings.HasPrefix(name, prefix+"::")) && !strings.HasPrefix(value, `"/`) && value != `"";` {
 				b.WriteString(line)
 			}
 		}

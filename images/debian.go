@@ -29,5 +29,5 @@ func (c *Config) baseInputs() (baseInputs, error) {
 	if err != nil {
 		return baseInputs{}, err
 	}
-	return baseInputs{Distro: c.Spec.Distro, Sources: sources, Packages: debianBase, Script: hashJSON(baseScript)}, nil
+	return baseInputs{Distro: c.Spec.Distro, Bytes: baseBytes, Sources: sources, Packages: debianBase, Script: hashJSON(baseScript)}, nil
 }

@@ -2,12 +2,14 @@ package images
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -22,14 +24,17 @@ var tools = []struct{ program, pkg string }{
 	{"unshare", "util-linux"},
 	{"losetup", "mount"},
 	{"mount", "mount"},
-	{"apt-get", "apt"},
+	{"apt-config", "apt"},
 }
+
+// toolPath is where the programs are looked for: sudo and su may leave a path without sbin.
+const toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // bootSector is the boot loader's first part; Debian has it in syslinux-common.
 const bootSector = "/usr/lib/syslinux/mbr/mbr.bin"
 
-// checkTools makes sure that a bake can run here, and names all that is missing at once.
-func checkTools() error {
+// checkTools makes sure that a bake can run here, with the programs in path, and names all that is missing at once.
+func checkTools(path string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("baking mounts disks and changes root, which only root may: run it with sudo")
 	}
@@ -41,7 +46,10 @@ func checkTools() error {
 		}
 	}
 	for _, t := range tools {
-		if _, err := exec.LookPath(t.program); err != nil {
+		if !slices.ContainsFunc(filepath.SplitList(path), func(dir string) bool {
+			_, err := exec.LookPath(filepath.Join(dir, t.program))
+			return err == nil
+		}) {
 			add(t.program, t.pkg)
 		}
 	}
@@ -60,13 +68,17 @@ const (
 )
 
 // checkSpace refuses to begin what cannot end.
-func (c *Config) checkSpace(images int) error {
-	need := int64(images) * imageSpace
-	if entries, _ := os.ReadDir(filepath.Join(c.CacheDir, "base")); len(entries) == 0 {
+func (c *Config) checkSpace(plans []*plan) error {
+	need := int64(len(plans)) * imageSpace
+	what := fmt.Sprintf("%d images", len(plans))
+	if len(plans) == 1 {
+		what = "an image"
+	}
+	if _, err := os.Stat(filepath.Join(c.baseDir(plans[0].inputs.Base), diskName)); err != nil {
 		need += baseSpace
 	}
 	if free, ok := freeBytes(c.CacheDir); ok && free < need {
-		return fmt.Errorf("baking %d images needs about %d MiB in %s and %d MiB are free; free some, or name another folder with --cache", images, need>>20, c.CacheDir, free>>20)
+		return fmt.Errorf("baking %s takes about %d MiB in %s, and %d MiB are free: free some space there, or name another folder with --cache", what, need>>20, c.CacheDir, free>>20)
 	}
 	return nil
 }
@@ -84,12 +96,17 @@ func freeBytes(dir string) (int64, bool) {
 // between attaching and mounting it.
 
 // workDir makes and locks a folder for a bake; release removes it.
-func (c *Config) workDir() (dir string, release func(), err error) {
+func (c *Config) workDir(ctx context.Context) (dir string, release func(), err error) {
+	making, err := c.lockWork(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	defer making.Close()
 	dir, err = os.MkdirTemp(filepath.Join(c.CacheDir, "work"), "bake-")
 	if err != nil {
 		return "", nil, err
 	}
-	lock, err := lockFile(filepath.Join(dir, "lock"), syscall.LOCK_EX)
+	lock, err := lockFile(ctx, filepath.Join(dir, "lock"), false)
 	if err != nil {
 		os.RemoveAll(dir)
 		return "", nil, err
@@ -100,14 +117,24 @@ func (c *Config) workDir() (dir string, release func(), err error) {
 	}, nil
 }
 
+// lockWork is held while folders are made and looked through, so that none is seen before it is locked.
+func (c *Config) lockWork(ctx context.Context) (*os.File, error) {
+	return lockFile(ctx, filepath.Join(c.CacheDir, "work", "lock"), true)
+}
+
 // removeLeftovers removes the folders of bakes that are no more.
-func (c *Config) removeLeftovers() error {
+func (c *Config) removeLeftovers(ctx context.Context) error {
+	looking, err := c.lockWork(ctx)
+	if err != nil {
+		return err
+	}
+	defer looking.Close()
 	dirs, err := filepath.Glob(filepath.Join(c.CacheDir, "work", "bake-*"))
 	if err != nil {
 		return err
 	}
 	for _, dir := range dirs {
-		lock, err := lockFile(filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
+		lock, err := lockFile(ctx, filepath.Join(dir, "lock"), false)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			continue // somebody else's, at work
 		}
@@ -142,12 +169,31 @@ func detach(dir string) error {
 	return nil
 }
 
-func lockFile(path string, how int) (*os.File, error) {
+// lockFile locks a file, which it makes; the lock ends with the process or when the file is closed. If another has it,
+// lockFile waits for it, or returns EWOULDBLOCK.
+func lockFile(ctx context.Context, path string, wait bool) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), how); err != nil {
+	locked := make(chan error, 1)
+	go func() {
+		how := syscall.LOCK_EX
+		if !wait {
+			how |= syscall.LOCK_NB
+		}
+		locked <- syscall.Flock(int(f.Fd()), how)
+	}()
+	select {
+	case err = <-locked:
+	case <-ctx.Done():
+		go func() {
+			<-locked
+			f.Close()
+		}()
+		return nil, ctx.Err()
+	}
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}

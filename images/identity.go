@@ -36,6 +36,7 @@ type inputs struct {
 // baseInputs is what the base of a distro depends on.
 type baseInputs struct {
 	Distro   string   `json:"distro"`
+	Bytes    int64    `json:"bytes"`   // of the disk; images are grown from there
 	Sources  []string `json:"sources"` // one-line APT sources
 	Packages []string `json:"packages"`
 	Script   string   `json:"script"` // hash
@@ -61,16 +62,37 @@ func hashJSON(v any) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// hashFile returns the SHA-256 of a file. The holes of a sparse one are hashed without being read.
 func hashFile(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
+	info, err := f.Stat()
+	if err != nil {
 		return "", err
 	}
+	h := sha256.New()
+	buf, zeros := make([]byte, 1<<20), make([]byte, 1<<20)
+	pos := int64(0)
+	hole := func(end int64) {
+		for pos < end {
+			n := min(end-pos, int64(len(zeros)))
+			h.Write(zeros[:n])
+			pos += n
+		}
+	}
+	err = eachExtent(f, func(start, end int64) error {
+		hole(start)
+		pos = end
+		_, err := io.CopyBuffer(h, io.NewSectionReader(f, start, end-start), buf)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", path, err)
+	}
+	hole(info.Size())
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 

@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"imagegen/cluster"
 	"imagegen/roles"
@@ -62,6 +61,13 @@ const (
 func Build(ctx context.Context, c Config) ([]Result, error) {
 	if c.Spec.Distro != "debian12" {
 		return nil, fmt.Errorf("no image of %s can be baked yet; debian12 can", c.Spec.Distro)
+	}
+	for _, path := range []*string{&c.CacheDir, &c.OutDir, &c.Agent} {
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return nil, err
+		}
+		*path = abs
 	}
 	names := c.Roles
 	if len(names) == 0 {
@@ -148,57 +154,6 @@ func complete(dir string) bool {
 	return err == nil
 }
 
-// bakeAll bakes the base, if it is missing, and then the images, several at once.
-func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
-	if err := checkTools(); err != nil {
-		return err
-	}
-	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
-		if err := os.MkdirAll(filepath.Join(c.CacheDir, dir), 0o755); err != nil {
-			return fmt.Errorf("make the cache: %w", err)
-		}
-	}
-	if err := c.removeLeftovers(); err != nil {
-		return err
-	}
-	if err := c.checkSpace(len(plans)); err != nil {
-		return err
-	}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	if err := c.bakeBase(ctx, plans[0].inputs.Base); err != nil {
-		return fmt.Errorf("bake the base of %s: %w", c.Spec.Distro, c.explain(err))
-	}
-	var (
-		wg    sync.WaitGroup
-		mu    sync.Mutex
-		first error
-		slots = make(chan struct{}, max(1, c.Jobs))
-	)
-	for _, p := range plans {
-		slots <- struct{}{}
-		if ctx.Err() != nil {
-			break
-		}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			if err := c.bakeRole(ctx, p); err != nil {
-				mu.Lock()
-				if first == nil {
-					first = fmt.Errorf("bake %s: %w", p.name(), c.explain(err))
-				}
-				mu.Unlock()
-				stop() // one error is enough to read
-			}
-		})
-	}
-	wg.Wait()
-	if first == nil {
-		return ctx.Err()
-	}
-	return first
-}
-
 // export puts an image into the output folder. The file is the cache's own where both are on one file system, and
 // therefore read-only: machines get copies of it, or layers over it.
 func (c *Config) export(role string, p *plan) (Result, error) {
@@ -235,7 +190,8 @@ func place(from, path string) error {
 	if err != nil {
 		return err
 	}
-	if dst, err := os.Stat(path); err == nil && os.SameFile(src, dst) {
+	// A copy has the time of what it was copied from.
+	if dst, err := os.Stat(path); err == nil && (os.SameFile(src, dst) || dst.Size() == src.Size() && dst.ModTime().Equal(src.ModTime())) {
 		return nil
 	}
 	tmp := path + ".tmp"
@@ -243,7 +199,12 @@ func place(from, path string) error {
 		return err
 	}
 	if err := os.Link(from, tmp); err != nil {
-		if err := copySparse(from, tmp); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("%w; is another build writing there?", err)
+		}
+		err = copySparse(from, tmp)
+		err = errors.Join(err, os.Chmod(tmp, 0o444), os.Chtimes(tmp, src.ModTime(), src.ModTime()))
+		if err != nil {
 			os.Remove(tmp)
 			return err
 		}
@@ -251,15 +212,7 @@ func place(from, path string) error {
 	return os.Rename(tmp, path)
 }
 
-// explain adds to the error of a bake what the programs inside cannot know: that the disk outside is full.
-func (c *Config) explain(err error) error {
-	if free, ok := freeBytes(c.CacheDir); ok && free < 64<<20 && !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("no space left in %s: %w", c.CacheDir, err)
-	}
-	return err
-}
-
-// copySparse copies a file's data and leaves its holes holes.
+// copySparse copies a file's data to a new file, leaves its holes holes.
 func copySparse(from, to string) (err error) {
 	src, err := os.Open(from)
 	if err != nil {
@@ -270,7 +223,7 @@ func copySparse(from, to string) (err error) {
 	if err != nil {
 		return err
 	}
-	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}

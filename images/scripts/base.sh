@@ -3,6 +3,8 @@
 #   DISK      file to make                       SOURCES   file of APT sources
 #   BYTES     its size                           PACKAGES  to install, comma-separated
 #   FS_UUID   of the file system                 WORK      empty folder to work in
+#   APT_CONF  file of APT settings               BOOT_SECTOR  extlinux's, 440 bytes
+#   ARCHIVES  folders of this machine that the sources name
 set -eu
 step() { echo "step: $*" >&3; }
 
@@ -18,9 +20,9 @@ mount -o loop,offset=1048576,noatime,barrier=0 "$DISK" "$WORK/root"
 
 # A virtual machine has no sound, radio or graphics card: two thirds of the kernel's modules stay out.
 step 'install Debian'
-mmdebstrap --quiet --variant=minbase --include="$PACKAGES" \
-    --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' --aptopt='Acquire::Languages "none"' \
-    --dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+mmdebstrap --quiet --variant=minbase --include="$PACKAGES" --aptopt="$APT_CONF" \
+    ${ARCHIVES:+--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount} \
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/sound/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/media/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/net/wireless/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/bluetooth/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/infiniband/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/gpu/drm/*/*' \
@@ -29,6 +31,7 @@ mmdebstrap --quiet --variant=minbase --include="$PACKAGES" \
 
 step 'configure the base'
 cd "$WORK/root"
+rm etc/apt/apt.conf.d/99mmdebstrap # APT_CONF: the build host's matter, a proxy's password perhaps
 
 kernel=$(basename boot/vmlinuz-*)
 version=${kernel#vmlinuz-}
@@ -73,4 +76,5 @@ ln -sf /usr/share/zoneinfo/UTC etc/localtime
 
 cd /
 fstrim "$WORK/root" || true # as in install.sh
+sync -f "$WORK/root"
 umount "$WORK/root"

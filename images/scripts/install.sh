@@ -5,7 +5,8 @@
 #   CACHE     folder of downloaded packages      DISABLE   units to disable
 #   AGENT     the agent's binary                 REMOVE    paths to remove, globs, below /
 #   UNIT      file with the agent's unit         FILES     folder with files to put in, as they are to lie below /
-#   SOURCES   file of APT sources
+#   SOURCES   file of APT sources                KEYS      keyrings that the sources name
+#   APT_CONF  file of APT settings               ARCHIVES  folders of this machine that the sources name
 set -eu
 step() { echo "step: $*" >&3; }
 
@@ -26,14 +27,16 @@ mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount --bind /dev "$root/dev"
 mount --bind "$CACHE" "$root/var/cache/apt/archives"
-in_root() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
+proxies=$(env | grep -i '^[a-z]*_proxy=' || true)
+# shellcheck disable=SC2086 # words
+in_root() { chroot "$root" env -i $proxies PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
 
 step 'make users'
 for u in $USERS; do
     name=${u%%:*} rest=${u#*:}
     uid=${rest%%:*} rest=${rest#*:}
     group=${rest%%:*} gid=${rest#*:}
-    in_root groupadd -f -g "$gid" "$group"
+    in_root getent group "$group" >/dev/null || in_root groupadd -g "$gid" "$group"
     in_root useradd -u "$uid" -g "$gid" -M -d /nonexistent -s /usr/sbin/nologin "$name"
 done
 
@@ -43,16 +46,18 @@ chmod 755 "$root/usr/sbin/policy-rc.d"
 
 step 'read the package lists'
 cp "$SOURCES" "$root/etc/apt/sources.list"
+cp "$APT_CONF" "$root/etc/apt/apt.conf.d/90bake"
+for k in $KEYS; do [ -e "$root$k" ] || install -D -m 0644 "$k" "$root$k"; done
+for a in $ARCHIVES; do mkdir -p "$root$a" && mount --bind "$a" "$root$a"; done
 cp /etc/resolv.conf "$root/etc/resolv.conf" 2>/dev/null || true
-in_root apt-get -qq -o Acquire::Retries=3 -o Acquire::Languages=none update
+in_root apt-get -qq update
 
 step 'install packages'
 mkdir "$root/tmp/local"
 cp -r "$LOCAL/." "$root/tmp/local/"
 files=$(cd "$root" && find tmp/local -name '*.deb' | sort | sed 's,^,/,')
 # shellcheck disable=SC2086 # lists of words
-in_root apt-get -qq -y -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 -o DPkg::Options::=--force-unsafe-io -o APT::Keep-Downloaded-Packages=true \
-    install --no-install-recommends $PACKAGES $files
+in_root apt-get -qq -y install $PACKAGES $files
 cp -r "$FILES/." "$root/"
 
 step 'install the agent'
@@ -63,9 +68,10 @@ for u in $DISABLE; do in_root systemctl -q disable "$u"; done
 
 step 'seal'
 in_root dpkg-query -W -f '${Package}\t${Version}\t${Architecture}\n' >"$WORK/packages"
+for a in $ARCHIVES; do umount "$root$a"; done
 umount "$root/var/cache/apt/archives" "$root/dev" "$root/sys" "$root/proc" "$root/tmp" "$root/run"
 cd "$root"
-rm -f usr/sbin/policy-rc.d etc/ssh/ssh_host_* var/lib/systemd/random-seed etc/hostname
+rm -f usr/sbin/policy-rc.d etc/apt/apt.conf.d/90bake etc/ssh/ssh_host_* var/lib/systemd/random-seed etc/hostname
 rm -f etc/udev/rules.d/70-persistent-net.rules var/lib/dbus/machine-id
 : >etc/machine-id
 : >etc/resolv.conf
@@ -74,9 +80,9 @@ rm -rf tmp/* var/tmp/* root/.bash_history root/.cache var/backups/*
 find var/log -type f -delete
 for p in $REMOVE; do rm -rf ".$p"; done # globs are wanted
 in_root passwd -q -l root
-# A file that was copied from the build host's clock is no older than what it caches.
 cd /
 fstrim "$root" || true # gives deleted blocks back to the file, where the host can
+sync -f "$root"        # a write that failed, for want of space outside, is an error here and nowhere else
 umount "$root"
 
 step 'check'

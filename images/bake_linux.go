@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -13,12 +14,70 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/hashicorp/packer-plugin-sdk/multistep"
 
 	"imagegen/cluster"
 )
+
+// bakeAll bakes the base, if it is missing, and then the images, several at once.
+func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
+	if err := checkTools(toolPath); err != nil {
+		return err
+	}
+	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
+		if err := os.MkdirAll(filepath.Join(c.CacheDir, dir), 0o755); err != nil {
+			return fmt.Errorf("make the cache: %w", err)
+		}
+	}
+	// The kernel tells the files of loop devices by their real paths.
+	real, err := filepath.EvalSymlinks(c.CacheDir)
+	if err != nil {
+		return err
+	}
+	c.CacheDir = real
+	if err := c.removeLeftovers(ctx); err != nil {
+		return err
+	}
+	if err := c.checkSpace(plans); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := c.bakeBase(ctx, plans[0].inputs.Base); err != nil {
+		return fmt.Errorf("bake the base of %s: %w", c.Spec.Distro, err)
+	}
+	var (
+		wg    sync.WaitGroup
+		mu    sync.Mutex
+		first error
+		slots = make(chan struct{}, max(1, c.Jobs))
+	)
+	for _, p := range plans {
+		slots <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := c.bakeRole(ctx, p); err != nil {
+				mu.Lock()
+				if first == nil {
+					first = fmt.Errorf("bake %s: %w", p.name(), err)
+				}
+				mu.Unlock()
+				stop() // one error is enough to read
+			}
+		})
+	}
+	wg.Wait()
+	if first == nil {
+		return ctx.Err()
+	}
+	return first
+}
 
 // bake is the state of one bake. It goes through the multistep runner under one key, so that the steps share a typed
 // struct.
@@ -54,7 +113,7 @@ func (step) Cleanup(multistep.StateBag) {}
 
 // run takes a bake through its steps in a folder of its own, which is gone afterwards.
 func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
-	work, release, err := b.config.workDir()
+	work, release, err := b.config.workDir(ctx)
 	if err != nil {
 		return err
 	}
@@ -68,16 +127,20 @@ func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
 	bag := new(multistep.BasicStateBag)
 	bag.Put(stateKey, b)
 	(&multistep.BasicRunner{Steps: steps}).Run(ctx, bag)
-	if b.err != nil && ctx.Err() == nil {
-		return b.err
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	return ctx.Err()
+	// What the programs inside cannot know: they see a disk that does not work. Looked at before anything is removed.
+	if free, ok := freeBytes(work); ok && b.err != nil && free < 16<<20 {
+		return fmt.Errorf("%s is full, %d MiB are free: free some space there, or name another folder with --cache: %w", b.config.CacheDir, free>>20, b.err)
+	}
+	return b.err
 }
 
 // bakeBase makes the base unless it is there. Of several imagegens that want it at once, one makes it.
 func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
 	dir := c.baseDir(in)
-	lock, err := lockFile(filepath.Join(c.CacheDir, "base", in.identity()+".lock"), syscall.LOCK_EX)
+	lock, err := c.lockResult(ctx, "base", dir)
 	if err != nil {
 		return err
 	}
@@ -95,6 +158,16 @@ func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
 	return err
 }
 
+// lockResult makes sure that of several imagegens that want one result, one makes it.
+func (c *Config) lockResult(ctx context.Context, image, dir string) (*os.File, error) {
+	lock, err := lockFile(ctx, dir+".lock", false)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		c.UI.Step(image, "wait for another imagegen, which is baking it")
+		lock, err = lockFile(ctx, dir+".lock", true)
+	}
+	return lock, err
+}
+
 func (c *Config) baseDir(in baseInputs) string {
 	return filepath.Join(c.CacheDir, "base", in.identity())
 }
@@ -102,7 +175,7 @@ func (c *Config) baseDir(in baseInputs) string {
 // bakeRole makes an image unless somebody else has meanwhile.
 func (c *Config) bakeRole(ctx context.Context, p *plan) error {
 	dir := c.imageDir(p.identity)
-	lock, err := lockFile(dir+".lock", syscall.LOCK_EX)
+	lock, err := c.lockResult(ctx, p.name(), dir)
 	if err != nil {
 		return err
 	}
@@ -128,19 +201,19 @@ func (b *bake) makeBase(ctx context.Context) error {
 	if err := os.Mkdir(filepath.Join(b.work, "result"), 0o755); err != nil {
 		return err
 	}
-	sources := filepath.Join(b.work, "sources")
-	if err := os.WriteFile(sources, []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644); err != nil {
+	vars, err := b.apt(ctx)
+	if err != nil {
 		return err
 	}
-	return b.script(ctx, baseScript, map[string]string{
+	maps.Copy(vars, map[string]string{
 		"DISK":        filepath.Join(b.work, "result", diskName),
-		"BYTES":       strconv.Itoa(baseBytes),
+		"BYTES":       strconv.FormatInt(b.base.Bytes, 10),
 		"FS_UUID":     nameUUID("base " + b.base.identity()),
 		"BOOT_SECTOR": bootSector,
-		"SOURCES":     sources,
 		"PACKAGES":    strings.Join(b.base.Packages, ","),
 		"WORK":        b.work,
 	})
+	return b.script(ctx, baseScript, vars)
 }
 
 // nameUUID derives a UUID from a name, so that the same inputs make the same disk.
@@ -214,14 +287,18 @@ func (b *bake) install(ctx context.Context) error {
 		}
 	}
 	for _, l := range in.Local {
-		if err := copySparse(l.path, filepath.Join(dir("local"), l.Name)); err != nil {
+		if err := copyAs(l.path, filepath.Join(dir("local"), l.Name), l.SHA256); err != nil {
 			return err
 		}
 	}
 	if err := os.WriteFile(dir("unit"), []byte(in.Unit), 0o644); err != nil {
 		return err
 	}
-	if err := os.WriteFile(dir("sources"), []byte(strings.Join(in.Base.Sources, "\n")+"\n"), 0o644); err != nil {
+	if err := copyAs(b.config.Agent, dir("agent"), in.Agent); err != nil {
+		return err
+	}
+	vars, err := b.apt(ctx)
+	if err != nil {
 		return err
 	}
 	// APT locks its folder of packages, so every bake has its own, of links to what all have downloaded.
@@ -237,13 +314,42 @@ func (b *bake) install(ctx context.Context) error {
 		}
 		users = append(users, fmt.Sprintf("%s:%d:%s:%d", u.Name, u.UID, group, u.GID))
 	}
-	err := b.script(ctx, installScript, map[string]string{
+	maps.Copy(vars, map[string]string{
 		"DISK": filepath.Join(dir("result"), diskName), "BYTES": strconv.FormatInt(in.DiskBytes, 10), "WORK": b.work,
-		"CACHE": dir("packages.d"), "LOCAL": dir("local"), "FILES": dir("files"), "AGENT": b.config.Agent, "UNIT": dir("unit"),
-		"SOURCES": dir("sources"), "PACKAGES": strings.Join(in.Packages, " "), "USERS": strings.Join(users, " "),
+		"CACHE": dir("packages.d"), "LOCAL": dir("local"), "FILES": dir("files"), "AGENT": dir("agent"), "UNIT": dir("unit"),
+		"PACKAGES": strings.Join(in.Packages, " "), "USERS": strings.Join(users, " "),
 		"DISABLE": strings.Join(in.Disable, " "), "REMOVE": strings.Join(in.Remove, " "),
 	})
-	return errors.Join(err, linkAll(dir("packages.d"), shared))
+	return errors.Join(b.script(ctx, installScript, vars), linkAll(dir("packages.d"), shared))
+}
+
+// copyAs copies a file that has to be the one whose hash is part of the image's identity.
+func copyAs(from, to, sum string) error {
+	if err := copySparse(from, to); err != nil {
+		return err
+	}
+	if got, err := hashFile(to); err != nil || got != sum {
+		return errors.Join(err, fmt.Errorf("%s has changed since the build began; build again", from))
+	}
+	return nil
+}
+
+// apt writes what APT needs to know into the bake's folder and returns the scripts' variables that say where it is. Of
+// all that, an image keeps the sources and the keys they name.
+func (b *bake) apt(ctx context.Context) (map[string]string, error) {
+	dump, err := exec.CommandContext(ctx, "apt-config", "dump").Output()
+	if err != nil {
+		return nil, fmt.Errorf("ask apt-config for this machine's settings: %w", err)
+	}
+	vars := map[string]string{
+		"SOURCES":  filepath.Join(b.work, "sources"),
+		"APT_CONF": filepath.Join(b.work, "apt.conf"),
+	}
+	keys, folders := localFiles(b.base.Sources)
+	vars["KEYS"], vars["ARCHIVES"] = strings.Join(keys, " "), strings.Join(folders, " ")
+	return vars, errors.Join(
+		os.WriteFile(vars["SOURCES"], []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644),
+		os.WriteFile(vars["APT_CONF"], []byte(aptDefaults+aptSettings(string(dump))), 0o644))
 }
 
 // linkAll makes hard links in to of the packages in from that to has not.
@@ -313,14 +419,14 @@ func (b *bake) script(ctx context.Context, text string, vars map[string]string) 
 	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
 		"sh", "-c", text)
-	cmd.Env = append([]string{"LC_ALL=C.UTF-8", "HOME=/root"}, proxyEnv()...)
-	cmd.Env = append(cmd.Env, "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.Env = append([]string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + toolPath}, proxyEnv()...)
 	for k, v := range vars {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = b.log, b.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// A Ctrl-C is for imagegen, which ends the script: the script would report it as a fault of its own.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	progress, report, err := os.Pipe()
 	if err != nil {
 		return err

@@ -1,0 +1,22 @@
+//go:build !linux
+
+package images
+
+import (
+	"context"
+	"errors"
+	"os"
+)
+
+func (c *Config) bakeAll(context.Context, []*plan) error {
+	return errors.New("images are baked on Linux only: baking mounts the disks that it makes")
+}
+
+// eachExtent calls do for the whole of a file: where its holes are is not known here.
+func eachExtent(f *os.File, do func(start, end int64) error) error {
+	info, err := f.Stat()
+	if err != nil || info.Size() == 0 {
+		return err
+	}
+	return do(0, info.Size())
+}
