@@ -36,6 +36,12 @@ func (*Lab) Replace(context.Context, string, bool) error { return errLinux }
 // Current fails.
 func (*Lab) Current(string) (bool, error) { return false, errLinux }
 
+// Cut fails.
+func (*Lab) Cut(context.Context, []string, []string, bool) error { return errLinux }
+
+// Mend fails.
+func (*Lab) Mend(context.Context) error { return errLinux }
+
 // Decide fails.
 func (*Lab) Decide(context.Context, string, cluster.Decision) error { return errLinux }
 

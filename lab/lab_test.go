@@ -290,6 +290,48 @@ func TestNodes(t *testing.T) {
 		}
 	})
 
+	t.Run("cut", func(t *testing.T) {
+		const reach = "timeout 2 bash -c 'exec 3<>/dev/tcp/192.168.10.45/7373'"
+		if err := b.Cut(ctx, []string{"store1"}, []string{"store2"}, false); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := b.in(t, "store1", reach); ok {
+			t.Error("store1 still reaches store2")
+		}
+		if s := b.status(t)["store1"]; s.State != "ready" {
+			t.Errorf("this machine no longer reaches store1: %+v", s)
+		}
+		if err := b.Mend(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if out, ok := b.in(t, "store1", reach); !ok {
+			t.Errorf("mended, store1 does not reach store2: %s", out)
+		}
+		if err := b.Mend(ctx); err != nil {
+			t.Errorf("nothing to mend: %v", err)
+		}
+	})
+
+	t.Run("replaced", func(t *testing.T) {
+		if err := b.Replace(ctx, "store1", false); err != nil {
+			t.Fatal(err)
+		}
+		b.waitReady(t)
+		if out, ok := b.in(t, "store1", "mkdir -p /data && mount /dev/imagegen-data /data && cat /data/file && ! test -e /root/file"); out != "kept\n" || !ok {
+			t.Errorf("on the disks of the new node: %q", out)
+		}
+		if current, err := b.Current("store1"); !current || err != nil {
+			t.Errorf("the new node is of the latest image: %v, %v", current, err)
+		}
+		if err := b.Replace(ctx, "store1", true); err != nil {
+			t.Fatal(err)
+		}
+		b.waitReady(t)
+		if out, ok := b.in(t, "store1", "! blkid /dev/imagegen-data"); !ok {
+			t.Errorf("the data disk is not blank: %s", out)
+		}
+	})
+
 	t.Run("it ends by itself", func(t *testing.T) {
 		b.in(t, "store2", "systemctl poweroff")
 		eventually(t, "power off", func() error {
@@ -306,8 +348,8 @@ func TestNodes(t *testing.T) {
 
 	t.Run("console", func(t *testing.T) {
 		var log bytes.Buffer
-		if err := b.Logs(ctx, &log, "store1", false); err != nil || strings.Count(log.String(), "imagegen: stub ready") != 2 {
-			t.Errorf("two boots are not on the console: %v\n%s", err, &log)
+		if err := b.Logs(ctx, &log, "store1", false); err != nil || strings.Count(log.String(), "imagegen: stub ready") != 4 {
+			t.Errorf("four boots are not on the console: %v\n%s", err, &log)
 		}
 		following, stop := context.WithCancel(ctx)
 		defer stop()

@@ -107,8 +107,7 @@ func (l *Lab) powerOn(ctx context.Context, n cluster.Node) (started func() error
 
 // powerOnArgs are the arguments of poweron.sh.
 func (l *Lab) powerOnArgs(n cluster.Node, image, data string) []string {
-	port := slices.IndexFunc(l.spec.Nodes(), func(m cluster.Node) bool { return m.Name == n.Name })
-	return []string{n.Name, n.MAC, string(l.network), "port" + strconv.Itoa(port), image, data}
+	return []string{n.Name, n.MAC, string(l.network), l.port(n.Name), image, data}
 }
 
 // makeNode makes a node's folder, with its disks if it has none yet, and its seed as it is now.

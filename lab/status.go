@@ -138,7 +138,9 @@ type refusal struct {
 	text string
 }
 
-func (r refusal) Error() string { return fmt.Sprintf("%d %s: %.300s", r.code, http.StatusText(r.code), r.text) }
+func (r refusal) Error() string {
+	return fmt.Sprintf("%d %s: %.300s", r.code, http.StatusText(r.code), r.text)
+}
 
 // ask returns what a node's agent reports.
 func (a *asker) ask(ctx context.Context, node string, ip netip.Addr) (cluster.NodeReport, error) {

@@ -86,7 +86,7 @@ func newApp() *cli.App {
 			"Exit codes: 0 done; 1 failed; 2 wrong usage or spec. exec ends with the code of the command that it ran.",
 		Commands: []*cli.Command{
 			initCommand(), validateCommand(), seedCommand(), buildCommand(),
-			upCommand(), statusCommand(), logsCommand(), execCommand(), killCommand(), startCommand(), replaceCommand(), rollCommand(), decideCommand(), downCommand(),
+			upCommand(), statusCommand(), logsCommand(), execCommand(), killCommand(), startCommand(), replaceCommand(), rollCommand(), decideCommand(), cutCommand(), mendCommand(), downCommand(),
 			forwardCommand(),
 		},
 		EnableBashCompletion: true,

@@ -78,20 +78,32 @@ func rollCommand() *cli.Command {
 				if err != nil {
 					return err
 				}
-				if !current {
-					if err := othersReady(c.Context, l, n.Name); err != nil {
-						return fmt.Errorf("%w; roll goes on when it is", err)
-					}
-					if err := replace(c, b, l, n.Name, false); err != nil {
-						return err
-					}
-					replaced++
+				if current {
+					continue
 				}
+				if _, err := wait(c, b, l, p.others(n)); err != nil {
+					return fmt.Errorf("%s is not replaced: %w", n.Name, err)
+				}
+				if err := replace(c, b, l, n.Name, false); err != nil {
+					return err
+				}
+				replaced++
 			}
 			fmt.Fprintf(c.App.Writer, "replaced %s; %d up to date already\n", count(replaced, "node"), len(nodes)-replaced)
 			return nil
 		},
 	}
+}
+
+// others returns the names of the other nodes of a node's role.
+func (p *project) others(n cluster.Node) []string {
+	var names []string
+	for _, other := range p.spec.Role(n.Role).Nodes {
+		if other.Name != n.Name {
+			names = append(names, other.Name)
+		}
+	}
+	return names
 }
 
 // othersReady fails while another node of the node's role is not ready.
