@@ -45,7 +45,7 @@ case 'prepare':
 case 'all':
 	header('Content-Type: application/json');
 	die(json_encode(['write' => array_map('intval', $wpdb->get_col('SELECT n FROM probe')),
-		'file' => array_map('intval', array_diff(scandir($dir), ['.', '..']))]));
+		'file' => array_map('intval', array_values(array_diff(scandir($dir), ['.', '..'])))]));
 default:
 	die('what?');
 }
