@@ -1,0 +1,279 @@
+package images
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// part is data on a test's disk; the rest is holes.
+type part struct{ start, size int64 }
+
+// testDisk makes a raw disk: noise and text in the parts, some of the text zeros, so that grains of all kinds are there.
+func testDisk(t testing.TB, size int64, parts ...part) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk.raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(uint64(size), uint64(len(parts))))
+	for _, p := range parts {
+		data := make([]byte, p.size)
+		for i := 0; i < len(data); {
+			run := data[i:min(len(data), i+1+rnd.IntN(100_000))]
+			switch rnd.IntN(4) {
+			case 0:
+				for j := range run {
+					run[j] = byte(rnd.Uint32())
+				}
+			case 1, 2:
+				for j := range run {
+					run[j] = "the quick brown fox "[rnd.IntN(20)]
+				}
+			}
+			i += len(run)
+		}
+		if _, err := f.WriteAt(data, p.start); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+// program returns the path of a program, and skips the test where it is missing.
+func program(t testing.TB, name, pkg string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("SKIPPED: %s is missing; apt-get install %s", name, pkg)
+	}
+	return path
+}
+
+func mustRun(t testing.TB, program string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(program, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// sameDisk reports where two raw disks differ. Where both have holes they are not read.
+func sameDisk(t testing.TB, got string, want *os.File) {
+	t.Helper()
+	f, err := os.Open(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	gi, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wi, err := want.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gi.Size() != wi.Size() {
+		t.Fatalf("the disk has %d bytes, want %d", gi.Size(), wi.Size())
+	}
+	a, b := make([]byte, 1<<20), make([]byte, 1<<20)
+	compare := func(start, end int64) error {
+		for pos := start; pos < end; pos += int64(len(a)) {
+			n := min(int64(len(a)), end-pos)
+			if _, err := f.ReadAt(a[:n], pos); err != nil {
+				return err
+			}
+			if _, err := want.ReadAt(b[:n], pos); err != nil {
+				return err
+			}
+			if !bytes.Equal(a[:n], b[:n]) {
+				t.Fatalf("the disks differ between %d and %d", pos, pos+n)
+			}
+		}
+		return nil
+	}
+	if err := errors.Join(eachExtent(want, compare), eachExtent(f, compare)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// vmdkDisks are the kinds of disks that there are.
+var vmdkDisks = []struct {
+	name  string
+	size  int64
+	parts []part
+}{
+	{"one sector", 512, []part{{0, 512}}},
+	{"one sector of zeros", 512, nil},
+	{"empty", 64 << 20, nil},
+	{"all data", 48 << 20, []part{{0, 48 << 20}}},
+	{"odd size", 5<<20 + 3*512, []part{{0, 5<<20 + 3*512}}},
+	{"odd size, hole at the end", 5<<20 + 512, []part{{70_000, 10}}},
+	{"a byte at the end", 33<<20 + 1024, []part{{33<<20 + 1023, 1}}},
+	{"many holes", 300 << 20, scattered(300<<20, 200)},
+	{"data at the end of 5 GiB", 5<<30 + 512, []part{{0, 1 << 20}, {5<<30 - 300_000, 300_512}}},
+	{"data behind 2 TiB", 3 << 40, []part{{3<<40 - 1<<20, 1 << 20}}},
+}
+
+func scattered(size int64, n int) (parts []part) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range n {
+		p := part{rnd.Int64N(size), 1 + rnd.Int64N(400_000)}
+		p.size = min(p.size, size-p.start)
+		parts = append(parts, p)
+	}
+	return parts
+}
+
+func TestVMDK(t *testing.T) {
+	qemu := program(t, "qemu-img", "qemu-utils")
+	for _, tt := range vmdkDisks {
+		t.Run(tt.name, func(t *testing.T) {
+			disk := testDisk(t, tt.size, tt.parts...)
+			var one, four bytes.Buffer
+			if err := WriteVMDK(t.Context(), &one, disk, "id", 1); err != nil {
+				t.Fatal(err)
+			}
+			if err := WriteVMDK(t.Context(), &four, disk, "id", 4); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(one.Bytes(), four.Bytes()) {
+				t.Error("four workers write other bytes than one")
+			}
+			dir := t.TempDir()
+			path, back := filepath.Join(dir, "disk.vmdk"), filepath.Join(dir, "back.raw")
+			if err := os.WriteFile(path, one.Bytes(), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			mustRun(t, qemu, "check", "-f", "vmdk", path)
+			info := mustRun(t, qemu, "info", "-f", "vmdk", path)
+			if !strings.Contains(info, "create type: streamOptimized") || !strings.Contains(info, "("+strconv.FormatInt(tt.size, 10)+" bytes)") {
+				t.Errorf("qemu-img info shows another disk:\n%s", info)
+			}
+			if tt.size > 1<<40 { // qemu-img would walk its zeros for minutes: the last MiB
+				from, tail := tt.size-1<<20, testDisk(t, 1<<20)
+				if _, err := io.Copy(tail, io.NewSectionReader(disk, from, 1<<20)); err != nil {
+					t.Fatal(err)
+				}
+				mustRun(t, qemu, "convert", "-O", "raw", fmt.Sprintf(`json:{"driver": "raw", "offset": %d,
+					"file": {"driver": "vmdk", "file": {"driver": "file", "filename": %q}}}`, from, path), back)
+				sameDisk(t, back, tail)
+				return
+			}
+			mustRun(t, qemu, "convert", "-f", "vmdk", "-O", "raw", path, back)
+			sameDisk(t, back, disk)
+		})
+	}
+}
+
+// Zeros that are written to a disk's file, and not left out, take no room either.
+func TestVMDKWithoutZeros(t *testing.T) {
+	disk := testDisk(t, 64<<20)
+	var holes, written bytes.Buffer
+	if err := WriteVMDK(t.Context(), &holes, disk, "id", 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := disk.WriteAt(make([]byte, 64<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteVMDK(t.Context(), &written, disk, "id", 0); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(holes.Bytes(), written.Bytes()) {
+		t.Errorf("zeros take %d bytes, holes %d", written.Len(), holes.Len())
+	}
+}
+
+func TestVMDKErrors(t *testing.T) {
+	for _, size := range []int64{0, 511, 1<<20 + 1} {
+		err := WriteVMDK(t.Context(), io.Discard, testDisk(t, size), "id", 0)
+		if err == nil || !strings.Contains(err.Error(), "disk.raw as VMDK: its size") {
+			t.Errorf("a disk of %d bytes: %v", size, err)
+		}
+	}
+
+	disk := testDisk(t, 64<<20, part{0, 64 << 20})
+	full := errors.New("no space left")
+	for _, room := range []int{0, 1, 20} {
+		if err := WriteVMDK(t.Context(), &failing{room, full}, disk, "id", 3); !errors.Is(err, full) {
+			t.Errorf("no room after %d writes: %v", room, err)
+		}
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	stop := writerFunc(func(p []byte) (int, error) {
+		cancel()
+		return len(p), nil
+	})
+	if err := WriteVMDK(ctx, stop, disk, "id", 3); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+
+	unreadable, err := os.OpenFile(disk.Name(), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unreadable.Close()
+	if err := WriteVMDK(t.Context(), io.Discard, unreadable, "id", 3); err == nil || !strings.Contains(err.Error(), "read at 0") {
+		t.Errorf("a disk that cannot be read: %v", err)
+	}
+}
+
+type failing struct {
+	writes int
+	err    error
+}
+
+func (f *failing) Write(p []byte) (int, error) {
+	if f.writes--; f.writes < 0 {
+		return 0, f.err
+	}
+	return len(p), nil
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// BenchmarkVMDK writes the disk that IMAGEGEN_DISK names, or one of its own. Bytes are those of data, not of the disk.
+func BenchmarkVMDK(b *testing.B) {
+	disk := testDisk(b, 1<<30, part{0, 64 << 20}, part{1 << 29, 64 << 20})
+	if path := os.Getenv("IMAGEGEN_DISK"); path != "" {
+		f, err := os.Open(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer f.Close()
+		disk = f
+	}
+	var data int64
+	if err := eachExtent(disk, func(start, end int64) error { data += end - start; return nil }); err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(data)
+	b.ReportAllocs()
+	var written int64
+	for b.Loop() {
+		written = 0
+		count := writerFunc(func(p []byte) (int, error) { written += int64(len(p)); return len(p), nil })
+		if err := WriteVMDK(b.Context(), count, disk, "id", 0); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(written)/float64(data), "written/data")
+}
