@@ -234,3 +234,28 @@ func BenchmarkRender(b *testing.B) {
 		}
 	}
 }
+
+// A tier's port is for the tier that uses it, and for the network when there is none in this cluster.
+func TestWhoMayReachAPort(t *testing.T) {
+	c := mustLoad(t, "")
+	const head = "cluster: part\ndistro: debian12\nnetwork: {cidr: 10.1.0.0/16}\nroles:\n  redis: {nodes: {r1: 10.1.0.1, r2: 10.1.0.2, r3: 10.1.0.3}}\n"
+	for spec, want := range map[string]string{
+		head: "ip saddr 10.1.0.0/16 tcp dport 6379 accept",
+		head + "  databalancer: {vip: 10.1.1.2, nodes: {d1: 10.1.0.12}}\n": "ip saddr { 10.1.0.1, 10.1.0.2, 10.1.0.3, 10.1.0.12 } tcp dport 6379 accept",
+	} {
+		s := parse(t, c, spec)
+		r, err := c.Render(s, testSecrets(c, s), "r1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules := ""
+		for _, f := range r.Files {
+			if f.Path == "/etc/nftables.conf" {
+				rules = string(f.Content)
+			}
+		}
+		if !strings.Contains(rules, want) {
+			t.Errorf("no %q in\n%s", want, rules)
+		}
+	}
+}

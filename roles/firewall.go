@@ -13,7 +13,7 @@ import (
 var everyNode = []Port{
 	{Port: "22", Proto: "tcp", From: []string{"any"}, Why: "SSH, for whom the spec gives a key"},
 	// The operator's machine is on the network, but no node; who has no certificate is turned away by the agent.
-	{Port: fmt.Sprint(cluster.APIPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: peers and operator, with certificates"},
+	{Port: fmt.Sprint(cluster.APIPort), Proto: "tcp", From: []string{"network"}, Why: "agent: peers and operator, with certificates"},
 	{Port: fmt.Sprint(cluster.HealthPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: health, for load balancers"},
 }
 
@@ -37,7 +37,7 @@ table inet imagegen {
 		meta l4proto { 1, 58 } accept comment "ICMP; images have no /etc/protocols"
 `)
 	for _, p := range slices.Concat(everyNode, r.role.Ports) {
-		from, ok := r.sources(p.From)
+		from, ok := r.sources(r.from(p))
 		if !ok {
 			fmt.Fprintf(&b, "\t\t# %s %s: %s: no node of %s in this cluster\n", p.Proto, p.Port, p.Why, strings.Join(p.From, ", "))
 			continue
@@ -52,6 +52,17 @@ table inet imagegen {
 	return b.Bytes()
 }
 
+// from lists where packets to a port may come from in this cluster.
+func (r *renderer) from(p Port) []string {
+	others := func(from string) bool {
+		return from != r.role.Name && (slices.Contains(everywhere, from) || len(r.ips(from)) > 0)
+	}
+	if p.Otherwise != "" && !slices.ContainsFunc(p.From, others) {
+		return []string{p.Otherwise}
+	}
+	return p.From
+}
+
 // sources is the part of a rule that says where packets may come from; false if nowhere in this cluster.
 func (r *renderer) sources(from []string) (string, bool) {
 	var addrs []string
@@ -59,8 +70,12 @@ func (r *renderer) sources(from []string) (string, bool) {
 		switch f {
 		case "any":
 			return "", true
-		case "cluster":
+		case "network":
 			return "ip saddr " + r.spec.Network.CIDR.Masked().String() + " ", true
+		case "cluster":
+			for _, n := range r.spec.Nodes() {
+				addrs = append(addrs, n.IP.String())
+			}
 		}
 		for _, ip := range r.ips(f) {
 			if !slices.Contains(addrs, ip) {

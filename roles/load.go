@@ -220,10 +220,13 @@ func (s *source) load() *Role {
 	return r
 }
 
+// everywhere are the words for where packets may come from that are no roles.
+var everywhere = []string{"any", "network", "cluster"}
+
 func (s *source) checkRole() {
 	r := s.role
-	if !roleName.MatchString(s.name) || s.name == commonDir || s.name == "any" || s.name == "cluster" {
-		s.fault("", "%q cannot be a role's name: use small letters, digits and hyphens, and none of any, cluster, common", s.name)
+	if !roleName.MatchString(s.name) || s.name == commonDir || slices.Contains(everywhere, s.name) {
+		s.fault("", "%q cannot be a role's name: use small letters, digits and hyphens, and none of any, cluster, common, network", s.name)
 	}
 	if r.Description == "" {
 		s.fault("description", "missing; say in a line what the role does")
@@ -479,9 +482,12 @@ func (s *source) checkNames(known map[string]*Role) {
 		}
 	}
 	for i, p := range s.role.Ports {
+		if p.Otherwise != "" && p.Otherwise != "any" && p.Otherwise != "network" {
+			s.fault(index("ports", i)+".otherwise", "%q is neither any nor network", p.Otherwise)
+		}
 		for j, n := range p.From {
-			if n != "any" && n != "cluster" && known[n] == nil {
-				s.fault(index(index("ports", i)+".from", j), "%q is neither any, cluster, nor a role; there are %s", n, names)
+			if !slices.Contains(everywhere, n) && known[n] == nil {
+				s.fault(index(index("ports", i)+".from", j), "%q is neither any, network, cluster, nor a role; there are %s", n, names)
 			}
 		}
 	}

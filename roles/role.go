@@ -44,8 +44,11 @@ type Role struct {
 type Port struct {
 	Port  string   `yaml:"port"`            // "80" or "49152-49160"; for protocol vrrp: empty
 	Proto string   `yaml:"proto,omitempty"` // tcp (default), udp or vrrp
-	From  []string `yaml:"from"`            // role names, "any" or "cluster"; a role that is not in the spec counts as none
-	Why   string   `yaml:"why"`
+	From  []string `yaml:"from"`            // role names, "cluster" (all nodes), "network" or "any"; a role that is not in the spec counts as none
+	// Otherwise, if set, is where packets come from when no other role of From is in the spec: a Redis for whoever is
+	// on the network, say.
+	Otherwise string `yaml:"otherwise,omitempty"` // "network" or "any"
+	Why       string `yaml:"why"`
 }
 
 // Distro is what a role's image holds on one distro: together with the base and the agent, all of its bake inputs.
