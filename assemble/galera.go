@@ -454,18 +454,25 @@ func names(members []galeraMember) string {
 
 // view puts together what is known now.
 func (g *galera) view(w World) galeraView {
-	v := galeraView{cluster: g.node.Facts.ClusterID}
+	v := galeraMembers(w, g.name, g.seen)
+	v.cluster = g.node.Facts.ClusterID
 	if !g.apart.IsZero() {
 		v.apart = time.Since(g.apart)
 	}
-	reports := reportsOf[galeraReport](w, g.name)
+	return v
+}
+
+// galeraMembers puts together what is known of the members. name is the component's, own is what this one observed.
+func galeraMembers(w World, name string, own galeraReport) galeraView {
+	var v galeraView
+	reports := reportsOf[galeraReport](w, name)
 	peers := append(peersIn(w, w.Self.Role), w.Self)
 	slices.SortFunc(peers, func(a, b cluster.Peer) int { return cmp.Compare(a.Index, b.Index) })
 	for i, p := range peers {
 		m := galeraMember{name: p.Name, lost: slices.Contains(w.Without, p.Name)}
 		if p.Name == w.Self.Name {
 			v.self = i
-			m.heard, m.galeraReport = true, g.seen
+			m.heard, m.galeraReport = true, own
 		} else {
 			m.galeraReport, m.heard = reports[p.Name]
 		}
