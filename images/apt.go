@@ -15,16 +15,23 @@ import (
 // itself uses for Debian 12. Its files are read here rather than asked of apt-get, which takes longer than all else of
 // a build that has nothing to do.
 func (c *Config) sources() ([]string, error) {
-	if m := c.Spec.Mirror; strings.HasPrefix(m, "deb ") {
-		return []string{m}, nil
-	} else if m != "" {
-		return []string{"deb " + strings.TrimSuffix(m, "/") + " bookworm main"}, nil
+	line := c.Spec.Mirror
+	if line == "" {
+		lines, err := hostSources("/")
+		if err != nil {
+			return nil, fmt.Errorf("find the archive to bake from: %w", err)
+		}
+		return lines, nil
 	}
-	lines, err := hostSources("/")
-	if err != nil {
-		return nil, fmt.Errorf("find the archive to bake from: %w", err)
+	if !strings.HasPrefix(line, "deb ") {
+		line = "deb " + strings.TrimSuffix(line, "/") + " bookworm main"
 	}
-	return lines, nil
+	for _, s := range parseList(line) {
+		if _, err := reachable("/", s.uri); err != nil {
+			return nil, fmt.Errorf("mirror in %s: %w", c.Spec.File, err)
+		}
+	}
+	return []string{line}, nil
 }
 
 // hostSources returns the sources of Debian 12 (bookworm, its updates and its security updates, as far as they are
@@ -88,9 +95,10 @@ var sourceOptions = []string{"allow-insecure", "allow-weak", "check-date", "chec
 // left to the keyrings that APT always has.
 func (s *source) option(name, value string) {
 	switch name = strings.ToLower(name); {
+	case name != "architectures" && strings.ContainsAny(value, "#[] \t\r\n"): // more than a word
 	case name == "arch" || name == "architectures":
 		s.archs = strings.FieldsFunc(value, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) })
-	case name == "signed-by" && strings.HasPrefix(value, "/") && len(strings.Fields(value)) == 1:
+	case name == "signed-by" && strings.HasPrefix(value, "/"):
 		s.key, _, _ = strings.Cut(value, ",")
 		s.options = append(s.options, name+"="+value)
 	case slices.Contains(sourceOptions, name) && value != "":
@@ -156,7 +164,7 @@ func reachable(root, uri string) (string, error) {
 		return "", errors.New("a source's address cannot be read") // it may hold a password, as may the error
 	}
 	if u.User != nil {
-		return "", fmt.Errorf("the address of %s has a password in it, which would be in every image; name another archive in the spec: mirror: URL", u.Host)
+		return "", fmt.Errorf("the address of the archive at %s has a password in it, which would be in every image; name one without in the spec: mirror: URL", u.Host)
 	}
 	return uri, nil
 }
@@ -246,7 +254,6 @@ const aptDefaults = `APT::Install-Recommends "false";
 APT::Keep-Downloaded-Packages "true";
 Acquire::Languages "none";
 Acquire::Retries "3";
-DPkg::Options:: "--force-unsafe-io";
 Dpkg::Use-Pty "false";
 `
 

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -88,7 +89,14 @@ type bake struct {
 	log    *os.File
 	plan   *plan // nil for the base
 	base   baseInputs
+	at     string // the step, for people
 	err    error
+}
+
+// begin tells of a step.
+func (b *bake) begin(what string) {
+	b.at = what
+	b.config.UI.Step(b.name, what)
 }
 
 // step adapts a function to the runner. Bakes have nothing to clean up step by step: their folder goes as a whole.
@@ -101,9 +109,9 @@ const stateKey = "bake"
 
 func (s step) Run(ctx context.Context, bag multistep.StateBag) multistep.StepAction {
 	b := bag.Get(stateKey).(*bake)
-	b.config.UI.Step(b.name, s.name)
+	b.begin(s.name)
 	if err := s.do(b, ctx); err != nil {
-		b.err = fmt.Errorf("%s: %w", s.name, err)
+		b.err = fmt.Errorf("%s: %w", b.at, err)
 		return multistep.ActionHalt
 	}
 	return multistep.ActionContinue
@@ -150,7 +158,7 @@ func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
 	}
 	b := &bake{config: c, name: "base", base: in}
 	err = b.run(ctx,
-		step{"install Debian", (*bake).makeBase},
+		step{"prepare", (*bake).makeBase},
 		step{"keep", func(b *bake, _ context.Context) error { return keep(filepath.Join(b.work, "result"), dir) }})
 	if err == nil {
 		c.UI.Done(b.name, false)
@@ -188,7 +196,7 @@ func (c *Config) bakeRole(ctx context.Context, p *plan) error {
 	err = b.run(ctx,
 		step{"copy the base", (*bake).copyBase},
 		step{"download files", (*bake).download},
-		step{"install", (*bake).install},
+		step{"prepare", (*bake).install},
 		step{"write the manifest", (*bake).writeManifest},
 		step{"keep", func(b *bake, _ context.Context) error { return keep(filepath.Join(b.work, "result"), dir) }})
 	if err == nil {
@@ -438,7 +446,11 @@ func (b *bake) script(ctx context.Context, text string, vars map[string]string) 
 		return err
 	}
 	report.Close()
-	at := b.watch(progress)
+	for s := bufio.NewScanner(progress); s.Scan(); {
+		if what, ok := strings.CutPrefix(s.Text(), "step: "); ok {
+			b.begin(what)
+		}
+	}
 	if err := cmd.Wait(); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -446,7 +458,10 @@ func (b *bake) script(ctx context.Context, text string, vars map[string]string) 
 		if _, err := b.log.Seek(0, io.SeekStart); err != nil {
 			return err
 		}
-		return fmt.Errorf("%s: %w; the log %s ends in\n%s", at, err, b.log.Name(), lastLines(b.log, 8))
+		if tail := lastLines(b.log, 8); tail != "" {
+			return fmt.Errorf("%w; the log %s ends in\n%s", err, b.log.Name(), tail)
+		}
+		return err
 	}
 	return nil
 }

@@ -237,16 +237,3 @@ func lastLines(r io.Reader, n int) string {
 	}
 	return strings.Join(lines, "\n")
 }
-
-// watch shows the steps that a script reports until it ends, and returns the last one.
-func (b *bake) watch(r io.Reader) string {
-	at := "start"
-	s := bufio.NewScanner(r)
-	for s.Scan() {
-		if what, ok := strings.CutPrefix(s.Text(), "step: "); ok {
-			at = what
-			b.config.UI.Step(b.name, at)
-		}
-	}
-	return at
-}

@@ -20,9 +20,9 @@ mount -o loop,offset=1048576,noatime,barrier=0 "$DISK" "$WORK/root"
 
 # A virtual machine has no sound, radio or graphics card: two thirds of the kernel's modules stay out.
 step 'install Debian'
-mmdebstrap --quiet --variant=minbase --include="$PACKAGES" --aptopt="$APT_CONF" \
+mmdebstrap --variant=minbase --include="$PACKAGES" --aptopt="$APT_CONF" \
     ${ARCHIVES:+--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount} \
-    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/sound/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/media/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/net/wireless/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/bluetooth/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/infiniband/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/gpu/drm/*/*' \

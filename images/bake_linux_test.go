@@ -1,0 +1,621 @@
+package images
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestMain lets the test binary run itself as a build that can be killed.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("IMAGES_TEST_BUILD"); dir != "" {
+		os.Exit(buildForTest(dir))
+	}
+	os.Exit(m.Run())
+}
+
+// buildForTest builds what the folder says, and prints each step.
+func buildForTest(dir string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	c, err := testConfig(dir, os.Getenv("IMAGES_TEST_CACHE"))
+	if err == nil {
+		c.UI = told(func(image, what string) { fmt.Printf("%s: %s\n", image, what) })
+		_, err = Build(ctx, c)
+	}
+	if err != nil {
+		fmt.Println("error:", err)
+		return 1
+	}
+	return 0
+}
+
+// told is a Progress that passes the steps on.
+type told func(image, what string)
+
+func (f told) Step(image, what string)      { f(image, what) }
+func (told) Done(image string, cached bool) {}
+
+// needBake skips what cannot run here, and says why.
+func needBake(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: bakes are NOT tested")
+	}
+	if err := checkTools(toolPath); err != nil {
+		t.Skipf("bakes are NOT tested: %v", err)
+	}
+	lines, err := hostSources("/")
+	if err != nil {
+		t.Skipf("bakes are NOT tested: %v", err)
+	}
+	for _, s := range parseList(strings.Join(lines, "\n")) {
+		if !strings.HasPrefix(s.uri, "http") {
+			continue
+		}
+		client := http.Client{Timeout: 20 * time.Second}
+		resp, err := client.Head(strings.TrimSuffix(s.uri, "/") + "/dists/" + s.suite + "/InRelease")
+		if err != nil {
+			t.Skipf("bakes are NOT tested: this machine's archive cannot be reached: %v", err)
+		}
+		resp.Body.Close()
+		return
+	}
+}
+
+// run is a build in a process of its own.
+type run struct {
+	cmd   *exec.Cmd
+	lines chan string
+}
+
+func startBuild(t *testing.T, dir, cache string) *run {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{cmd: exec.Command(self), lines: make(chan string, 1000)}
+	r.cmd.Env = append(os.Environ(), "IMAGES_TEST_BUILD="+dir, "IMAGES_TEST_CACHE="+cache)
+	// A process group as a shell gives to a command, for a Ctrl-C to go to all of.
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := r.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for s := bufio.NewScanner(out); s.Scan(); {
+			r.lines <- s.Text()
+		}
+		close(r.lines)
+	}()
+	t.Cleanup(func() { r.cmd.Process.Kill() })
+	return r
+}
+
+// until waits for a step.
+func (r *run) until(t *testing.T, step string) {
+	t.Helper()
+	for line := range r.lines {
+		t.Log(line)
+		if line == step {
+			return
+		}
+		if strings.HasPrefix(line, "error:") {
+			t.Fatal("the build failed")
+		}
+	}
+	t.Fatalf("the build ended without %q", step)
+}
+
+// eventually waits for a condition that the kernel brings about by itself.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Errorf("after 20 s it is still not so: %s", what)
+			return
+		}
+	}
+}
+
+// nothingRuns checks that nothing of a bake below dir is left in the kernel.
+func nothingRuns(t *testing.T, dir string) {
+	t.Helper()
+	eventually(t, "no loop device on "+dir, func() bool {
+		files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		return !slices.ContainsFunc(files, func(f string) bool {
+			backing, _ := os.ReadFile(f)
+			return strings.HasPrefix(string(backing), dir+"/work/")
+		})
+	})
+	eventually(t, "no process works in "+dir, func() bool {
+		links, _ := filepath.Glob("/proc/[0-9]*/root")
+		return !slices.ContainsFunc(links, func(l string) bool {
+			to, _ := os.Readlink(l)
+			return strings.HasPrefix(to, dir+"/work/")
+		})
+	})
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || bytes.Contains(mounts, []byte(dir+"/work/")) {
+		t.Errorf("mounts are left: %v\n%s", err, mounts)
+	}
+}
+
+// files lists what is in a folder, but for locks.
+func files(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.Name() != "lock" && !strings.HasSuffix(e.Name(), ".lock") {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// TestBake goes through the life of a cache: killed while the base is made, interrupted, killed while an image is made,
+// then done; after that what can go wrong with a base there.
+func TestBake(t *testing.T) {
+	needBake(t)
+	t.Parallel()
+	cache := t.TempDir()
+	dir := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
+	baseFiles := func() []string { return files(t, filepath.Join(cache, "base")) }
+	lap := time.Now()
+	took := func(what string) {
+		t.Logf("%s: %s", what, time.Since(lap).Round(10*time.Millisecond))
+		lap = time.Now()
+	}
+
+	r := startBuild(t, dir, cache)
+	r.until(t, "base: install Debian")
+	written := func() int64 {
+		disks, _ := filepath.Glob(filepath.Join(cache, "work", "*", "result", diskName))
+		var st syscall.Stat_t
+		if len(disks) != 1 || syscall.Stat(disks[0], &st) != nil {
+			t.Fatalf("which is the disk: %q", disks)
+		}
+		return st.Blocks * 512
+	}
+	before := written()
+	eventually(t, "Debian is being written", func() bool { return written() > before+30<<20 })
+	if err := r.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	r.cmd.Wait()
+	nothingRuns(t, cache)
+	if left := baseFiles(); len(left) > 0 {
+		t.Errorf("a killed bake has left a base: %q", left)
+	}
+	if left := files(t, filepath.Join(cache, "work")); len(left) != 1 {
+		t.Errorf("there should be the folder of the killed bake, and it is not tested otherwise: %q", left)
+	}
+	took("kill -9 in the base")
+
+	// Ctrl-C in a terminal goes to the programs that imagegen runs as well.
+	r = startBuild(t, dir, cache)
+	r.until(t, "base: install Debian")
+	interrupted := time.Now()
+	if err := syscall.Kill(-r.cmd.Process.Pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	var last string
+	for line := range r.lines {
+		last = line
+	}
+	r.cmd.Wait()
+	if since := time.Since(interrupted); since > 3*time.Second {
+		t.Errorf("it took %s to stop", since)
+	}
+	if last != "error: bake the base of debian12: context canceled" {
+		t.Errorf("Ctrl-C shows as %q", last)
+	}
+	nothingRuns(t, cache)
+	if left := append(baseFiles(), files(t, filepath.Join(cache, "work"))...); len(left) > 0 {
+		t.Errorf("an interrupted bake has left %q", left)
+	}
+	took("Ctrl-C in the base")
+
+	r = startBuild(t, dir, cache)
+	r.until(t, "base: keep")
+	took("base")
+	r.until(t, "tiny: install packages")
+	if err := r.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	r.cmd.Wait()
+	nothingRuns(t, cache)
+	if left := files(t, filepath.Join(cache, "images")); len(left) > 0 {
+		t.Errorf("a killed bake has left an image: %q", left)
+	}
+	took("kill -9 in an image")
+
+	c := mustConfig(t, dir, cache)
+	var steps []string
+	c.UI = told(func(image, what string) {
+		t.Logf("%6.2f s %s: %s", time.Since(lap).Seconds(), image, what)
+		steps = append(steps, image+": "+what)
+	})
+	results, err := Build(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	took("image")
+	if slices.ContainsFunc(steps, func(s string) bool { return strings.HasPrefix(s, "base") }) {
+		t.Errorf("the base was baked again: %q", steps)
+	}
+	if left := files(t, filepath.Join(cache, "work")); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	if len(results) != 1 || results[0].Cached {
+		t.Fatalf("%+v", results)
+	}
+
+	t.Run("sealed", func(t *testing.T) { sealed(t, results[0]) })
+	lap = time.Now()
+
+	t.Run("up to date", func(t *testing.T) {
+		quiet := mustConfig(t, dir, cache)
+		again, err := Build(t.Context(), quiet)
+		if err != nil || len(again) != 1 || !again[0].Cached || again[0].Identity != results[0].Identity {
+			t.Fatalf("%+v, %v", again, err)
+		}
+		since := time.Since(lap)
+		t.Logf("nothing to do: %s", since)
+		if since > 200*time.Millisecond {
+			t.Errorf("it took %s to find that there is nothing to do", since)
+		}
+	})
+
+	t.Run("unknown package", func(t *testing.T) {
+		role := strings.Replace(tinyRole, "cron]", "no-such-package]", 1)
+		c := mustConfig(t, testDir(t, tinySpec, map[string]string{"tiny": role}), cache)
+		_, err := Build(t.Context(), c)
+		wantError(t, err, "bake tiny: install packages:", "Unable to locate package no-such-package", filepath.Join(cache, "log", "tiny.log"))
+		if left := files(t, filepath.Join(cache, "work")); len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
+		nothingRuns(t, cache)
+	})
+	took("unknown package")
+
+	t.Run("disk full at work", func(t *testing.T) { fullAtWork(t, dir, cache) })
+	took("disk full at work")
+}
+
+func wantError(t *testing.T, err error, parts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	t.Log(err)
+	for _, p := range parts {
+		if !strings.Contains(err.Error(), p) {
+			t.Errorf("the error does not say %q:\n%v", p, err)
+		}
+	}
+}
+
+// sealed checks what an image holds, and that it holds nothing of the machine that made it.
+func sealed(t *testing.T, r Result) {
+	disk := r.Path
+	if info, err := os.Stat(disk); err != nil || info.Mode().Perm() != 0o444 || info.Size() != 4<<30 {
+		t.Errorf("%v, %v", info, err)
+	}
+	data, err := os.ReadFile(r.Manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m Manifest
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(m.Packages, func(p Package) bool { return p.Name == "cron" && p.Version != "" && p.Architecture == "amd64" }) {
+		t.Errorf("the manifest does not list cron: %v", m.Packages)
+	}
+	root := t.TempDir()
+	if out, err := exec.Command("mount", "-o", "ro,noload,loop,offset=1048576", disk, root).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v: %s", err, out)
+	}
+	defer func() {
+		if out, err := exec.Command("umount", root).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	}()
+	cat := func(path string) string {
+		data, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			t.Error(err)
+		}
+		return string(data)
+	}
+	exists := func(path string) bool {
+		_, err := os.Lstat(filepath.Join(root, path))
+		return err == nil
+	}
+	for _, path := range []string{"/etc/machine-id", "/etc/resolv.conf"} {
+		if got := cat(path); got != "" {
+			t.Errorf("%s should be there and empty: %q", path, got)
+		}
+	}
+	for _, path := range []string{
+		"/etc/hostname", "/usr/sbin/policy-rc.d", "/var/lib/systemd/random-seed", "/var/lib/dbus/machine-id", "/var/lib/cloud",
+		"/etc/apt/apt.conf.d/90bake", "/etc/apt/apt.conf.d/99mmdebstrap", "/var/cache/apt/pkgcache.bin",
+		"/etc/systemd/system/multi-user.target.wants/cron.service",
+	} {
+		if exists(path) {
+			t.Errorf("the image holds %s", path)
+		}
+	}
+	for _, path := range []string{"/var/lib/apt/lists", "/var/cache/apt/archives", "/tmp", "/var/tmp", "/run", "/etc/cron.daily", "/proc", "/dev/pts"} {
+		entries, err := os.ReadDir(filepath.Join(root, path))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, e := range entries {
+			if info, err := e.Info(); err != nil || info.Mode().IsRegular() && info.Size() > 0 {
+				t.Errorf("the image holds %s/%s", path, e.Name())
+			}
+		}
+	}
+	if keys, _ := filepath.Glob(filepath.Join(root, "etc/ssh/ssh_host_*")); len(keys) > 0 {
+		t.Errorf("the image holds host keys: %q", keys)
+	}
+	if got := cat("/etc/passwd"); !strings.Contains(got, "\napp:x:2000:3000::/nonexistent:/usr/sbin/nologin\n") {
+		t.Errorf("there is no user app: %s", got)
+	}
+	if got := cat("/etc/initramfs-tools/update-initramfs.conf"); !strings.Contains(got, "\nupdate_initramfs=yes\n") {
+		t.Errorf("a new kernel would get no initramfs: %s", got)
+	}
+	for line := range strings.Lines(cat("/etc/shadow")) {
+		if f := strings.Split(line, ":"); f[1] != "" && !strings.HasPrefix(f[1], "!") && f[1] != "*" || f[1] == "" {
+			t.Errorf("%s has a password, or needs none", f[0])
+		}
+	}
+	if got := cat("/usr/local/sbin/imagegen-node"); got != testAgent {
+		t.Errorf("the agent is %q", got)
+	}
+	if !exists("/etc/systemd/system/multi-user.target.wants/imagegen-node.service") {
+		t.Error("the agent does not start at boot")
+	}
+	// Boots: boot sector, one active partition from sector 2048 on to the end, the loader's configuration.
+	head := make([]byte, 512)
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Read(head); err != nil {
+		t.Fatal(err)
+	}
+	if sector, err := os.ReadFile(bootSector); err != nil || !bytes.Equal(head[:440], append(sector, make([]byte, 440)...)[:440]) {
+		t.Errorf("another boot sector: %v", err)
+	}
+	if entry := head[446:462]; entry[0] != 0x80 || !bytes.Equal(entry[8:12], []byte{0, 8, 0, 0}) || !bytes.Equal(entry[12:16], []byte{0, 0xf8, 0x7f, 0}) {
+		t.Errorf("partition: %x", entry)
+	}
+	conf := cat("/boot/extlinux/extlinux.conf")
+	for _, word := range []string{"LINUX", "INITRD"} {
+		_, rest, _ := strings.Cut(conf, word+" ")
+		path, _, _ := strings.Cut(rest, "\n")
+		if path == "" || !exists(path) {
+			t.Errorf("extlinux.conf names a %s that is not there: %s", word, conf)
+		}
+	}
+}
+
+// mountSmall mounts a new ext4 file system of a size and returns its folder.
+func mountSmall(t *testing.T, size int64) string {
+	t.Helper()
+	dir := t.TempDir()
+	file, at := filepath.Join(dir, "disk"), filepath.Join(dir, "small")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Truncate(size), f.Close(), os.Mkdir(at, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"mkfs.ext4", "-q", "-m", "0", file}, {"mount", "-o", "loop", file, at}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("a full disk is NOT tested: %s: %v: %s", args[0], err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", at).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	return at
+}
+
+// fullAtWork fills the disk with the cache in the middle of a bake.
+func fullAtWork(t *testing.T, dir, cache string) {
+	small := mountSmall(t, 3<<30)
+	if err := os.Symlink(filepath.Join(cache, "base"), filepath.Join(small, "base")); err != nil {
+		t.Fatal(err)
+	}
+	c := mustConfig(t, dir, small)
+	filler := filepath.Join(small, "filler")
+	var once sync.Once
+	c.UI = told(func(image, what string) {
+		if what != "install packages" {
+			return
+		}
+		once.Do(func() {
+			f, err := os.Create(filler)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			for step := int64(64 << 20); step >= 4096; step /= 2 {
+				for info, _ := f.Stat(); syscall.Fallocate(int(f.Fd()), 0, info.Size(), step) == nil; info, _ = f.Stat() {
+				}
+			}
+		})
+	})
+	_, err := Build(t.Context(), c)
+	wantError(t, err, "bake tiny: "+small+" is full, 0 MiB are free", "--cache")
+	if left := append(files(t, filepath.Join(small, "work")), files(t, filepath.Join(small, "images"))...); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	nothingRuns(t, small)
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	c.UI = told(func(string, string) {})
+	if _, err := Build(t.Context(), c); err != nil {
+		t.Errorf("with space again: %v", err)
+	}
+}
+
+// TestSmallDisk refuses to begin.
+func TestSmallDisk(t *testing.T) {
+	if err := checkTools(toolPath); err != nil {
+		t.Skipf("a small disk is NOT tested: %v", err)
+	}
+	small := mountSmall(t, 64<<20)
+	spec := tinySpec + "mirror: http://127.0.0.1:9/debian\n"
+	_, err := Build(t.Context(), mustConfig(t, testDir(t, spec, map[string]string{"tiny": tinyRole}), small))
+	wantError(t, err, "takes about 3648 MiB in "+small, "MiB are free", "--cache")
+	if left := files(t, filepath.Join(small, "work")); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+// TestNoBase has archives from which no base can be made.
+func TestNoBase(t *testing.T) {
+	if err := checkTools(toolPath); err != nil {
+		t.Skipf("bases that fail are NOT tested: %v", err)
+	}
+	t.Parallel()
+	empty := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(empty.Close)
+	for _, c := range []struct{ name, mirror, say string }{
+		{"no such folder", "deb [trusted=yes] file:///nonexistent/debian bookworm main", "/nonexistent/debian"},
+		{"unreachable", "http://127.0.0.1:9/debian", "Connection refused"},
+		{"unknown suite", "deb " + empty.URL + "/debian wormbook main", "wormbook"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			cache := t.TempDir()
+			spec := tinySpec + "mirror: '" + c.mirror + "'\n"
+			_, err := Build(t.Context(), mustConfig(t, testDir(t, spec, map[string]string{"tiny": tinyRole}), cache))
+			wantError(t, err, "bake the base of debian12: ", "install Debian: ", "the log "+filepath.Join(cache, "log", "base.log")+" ends in", c.say)
+			if left := append(files(t, filepath.Join(cache, "work")), files(t, filepath.Join(cache, "base"))...); len(left) > 0 {
+				t.Errorf("left: %q", left)
+			}
+			nothingRuns(t, cache)
+		})
+	}
+}
+
+func TestMissingTools(t *testing.T) {
+	if os.Geteuid() != 0 {
+		wantError(t, checkTools(toolPath), "only root may", "sudo")
+		t.Skip("not root: missing tools are NOT tested")
+	}
+	bin := t.TempDir()
+	for _, tool := range tools {
+		if tool.program != "mmdebstrap" && tool.program != "extlinux" && tool.program != "resize2fs" {
+			if err := os.WriteFile(filepath.Join(bin, tool.program), nil, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	wantError(t, checkTools("/nonexistent:"+bin), "baking needs mmdebstrap, extlinux, resize2fs", "apt-get install mmdebstrap extlinux e2fsprogs")
+}
+
+// TestLeftovers: folders of bakes that are at work stay, others go; so do loop devices.
+func TestLeftovers(t *testing.T) {
+	c := Config{CacheDir: t.TempDir()}
+	if err := os.Mkdir(filepath.Join(c.CacheDir, "work"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var dirs []string
+	var releases []func()
+	for range 2 {
+		dir, release, err := c.workDir(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		dirs, releases = append(dirs, filepath.Base(dir)), append(releases, release)
+	}
+	dead := filepath.Join(c.CacheDir, "work", "bake-dead")
+	if err := os.Mkdir(dead, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(dead, diskName)
+	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("/sbin/losetup", "--find", disk).CombinedOutput(); err != nil {
+		t.Logf("loop devices are NOT tested: %v: %s", err, out)
+	}
+	if err := c.removeLeftovers(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(dirs)
+	if got := files(t, filepath.Join(c.CacheDir, "work")); !slices.Equal(got, dirs) {
+		t.Errorf("%q are left, %q should be", got, dirs)
+	}
+	nothingRuns(t, c.CacheDir)
+	for _, release := range releases {
+		release()
+	}
+	if got := files(t, filepath.Join(c.CacheDir, "work")); len(got) != 0 {
+		t.Errorf("%q are left", got)
+	}
+}
+
+// TestLocks: who waits for a lock can be interrupted, and is told that there is one.
+func TestLocks(t *testing.T) {
+	var said []string
+	c := Config{CacheDir: t.TempDir(), UI: told(func(image, what string) { said = append(said, image+": "+what) })}
+	dir := filepath.Join(c.CacheDir, "x")
+	first, err := c.lockResult(t.Context(), "web", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	c.UI = told(func(image, what string) {
+		said = append(said, image+": "+what)
+		cancel()
+	})
+	if _, err := c.lockResult(ctx, "web", dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if want := []string{"web: wait for another imagegen, which is baking it"}; !slices.Equal(said, want) {
+		t.Errorf("%q", said)
+	}
+	first.Close()
+	second, err := c.lockResult(t.Context(), "web", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
+}

@@ -1,0 +1,475 @@
+package images
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"imagegen/cluster"
+	"imagegen/roles"
+)
+
+const testAgent = "#!/bin/sh\nexit 0\n"
+
+const tinyRole = `description: one small package with a service
+distros:
+  debian12:
+    packages: [cron]
+    disable: [cron.service]
+    users: [{name: app, uid: 2000, gid: 3000}]
+    remove: [/etc/cron.daily/*]
+`
+
+const tinySpec = `cluster: tiny
+distro: debian12
+network: {cidr: 192.168.10.0/24}
+roles:
+  tiny: {disk: 4GiB, nodes: {tiny1: 192.168.10.60}}
+`
+
+// testDir writes a project: cluster.yaml, roles/NAME/role.yaml and an agent.
+func testDir(t testing.TB, spec string, roles map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	files := map[string]string{"cluster.yaml": spec, "agent": testAgent}
+	for name, text := range roles {
+		files["roles/"+name+"/role.yaml"] = text
+	}
+	for name, text := range files {
+		write(t, filepath.Join(dir, name), text)
+	}
+	return dir
+}
+
+func write(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testConfig is the configuration of a build of the project in dir.
+func testConfig(dir, cache string) (Config, error) {
+	catalogue, err := roles.Load(filepath.Join(dir, "roles"))
+	if err != nil {
+		return Config{}, err
+	}
+	spec, err := cluster.Load(filepath.Join(dir, "cluster.yaml"), catalogue.Rules())
+	if err != nil {
+		return Config{}, err
+	}
+	return Config{
+		Spec: spec, Catalogue: catalogue, CacheDir: cache, OutDir: filepath.Join(dir, "dist"), Agent: filepath.Join(dir, "agent"), Jobs: 2,
+		UI: silent{},
+	}, nil
+}
+
+func mustConfig(t testing.TB, dir, cache string) Config {
+	t.Helper()
+	c, err := testConfig(dir, cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+type silent struct{}
+
+func (silent) Step(image, what string)        {}
+func (silent) Done(image string, cached bool) {}
+
+const twoRoles = `cluster: two
+distro: debian12
+network: {cidr: 192.168.10.0/24}
+mirror: http://archive.example.com/debian
+roles:
+  tiny: {disk: 4GiB, nodes: {tiny1: 192.168.10.60}}
+  small: {disk: 4GiB, nodes: {small1: 192.168.10.61}}
+`
+
+// TestIdentity changes one thing after the other: what goes into an image makes it another one, and nothing else does.
+func TestIdentity(t *testing.T) {
+	identity := func(t *testing.T, spec, role string, change func(dir string)) string {
+		t.Helper()
+		dir := testDir(t, spec, map[string]string{"tiny": role, "small": tinyRole})
+		write(t, filepath.Join(dir, "roles/tiny/tiny.conf"), "name {{.Node.Name}}\n")
+		write(t, filepath.Join(dir, "my.deb"), "a package")
+		if change != nil {
+			change(dir)
+		}
+		c := mustConfig(t, dir, "")
+		plans, err := c.plan([]string{"tiny"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return plans[0].identity
+	}
+	spec, role := twoRoles, tinyRole
+	first := identity(t, spec, role, nil)
+	if len(first) != 32 || identity(t, spec, role, nil) != first {
+		t.Fatalf("the identity is %q and then another", first)
+	}
+	seen := map[string]string{first: "nothing"}
+	in := func(text, old, new string) string {
+		t.Helper()
+		if !strings.Contains(text, old) {
+			t.Fatalf("%q is not in %q", old, text)
+		}
+		return strings.Replace(text, old, new, 1)
+	}
+	for _, c := range []struct {
+		what, spec, role string
+		change           func(dir string)
+		same             bool
+	}{
+		{what: "a package more", role: in(role, "[cron]", "[cron, less]")},
+		{what: "the packages in another order", role: in(role, "[cron]", "[less, cron]")},
+		{what: "a package from the spec", spec: in(spec, "tiny: {", "tiny: {packages: [htop], ")},
+		{what: "a package file", spec: in(spec, "tiny: {", "tiny: {packages: [my.deb], ")},
+		{what: "another package file of that name", spec: in(spec, "tiny: {", "tiny: {packages: [my.deb], "), change: func(dir string) { write(t, filepath.Join(dir, "my.deb"), "another") }},
+		{what: "the disk's size", spec: in(spec, "tiny: {disk: 4GiB", "tiny: {disk: 5GiB")},
+		{what: "the mirror", spec: in(spec, "archive.example.com", "mirror.example.com")},
+		{what: "a user's id", role: in(role, "uid: 2000", "uid: 2001")},
+		{what: "a unit to disable", role: in(role, "[cron.service]", "[cron.service, ssh.service]")},
+		{what: "a path to remove", role: in(role, "[/etc/cron.daily/*]", "[/etc/cron.daily]")},
+		{what: "a download", role: role + "    downloads: [{url: 'https://example.com/x', sha256: " + strings.Repeat("0a", 32) + ", path: /opt/x}]\n"},
+		{what: "the agent", change: func(dir string) { write(t, filepath.Join(dir, "agent"), "another") }},
+
+		{what: "the description", role: in(role, "one small", "a small"), same: true},
+		{what: "a template", role: role + "files: [{path: /etc/tiny.conf, template: tiny.conf}]\n", same: true},
+		{what: "a template's text", change: func(dir string) { write(t, filepath.Join(dir, "roles/tiny/tiny.conf"), "x") }, same: true},
+		{what: "a kernel parameter", role: role + "sysctl: {vm.swappiness: \"1\"}\n", same: true},
+		{what: "a node more", spec: in(spec, "tiny1: 192.168.10.60", "tiny1: 192.168.10.60, tiny2: 192.168.10.62"), same: true},
+		{what: "memory", spec: in(spec, "tiny: {", "tiny: {memory: 1GiB, "), same: true},
+		{what: "the cluster's name", spec: in(spec, "cluster: two", "cluster: three"), same: true},
+		{what: "another role", spec: in(spec, "small: {disk: 4GiB", "small: {disk: 8GiB"), same: true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			got := identity(t, cmp.Or(c.spec, spec), cmp.Or(c.role, role), c.change)
+			if c.same {
+				if got != first {
+					t.Error("the image is another one")
+				}
+				return
+			}
+			if other, ok := seen[got]; ok {
+				t.Errorf("the image is the same as with %s changed", other)
+			}
+			seen[got] = c.what
+		})
+	}
+}
+
+// TestInputsAreHashed: no field of the inputs is left out of the hash, nested ones included.
+func TestInputsAreHashed(t *testing.T) {
+	var in inputs
+	fill(reflect.ValueOf(&in).Elem())
+	first := in.identity()
+	var walk func(path string, v reflect.Value)
+	walk = func(path string, v reflect.Value) {
+		switch v.Kind() {
+		case reflect.Struct:
+			for i := range v.NumField() {
+				if f := v.Type().Field(i); f.IsExported() {
+					walk(path+"."+f.Name, v.Field(i))
+				}
+			}
+		case reflect.Slice:
+			walk(path+"[]", v.Index(0))
+		default:
+			old := reflect.New(v.Type()).Elem()
+			old.Set(v)
+			v.SetZero()
+			if in.identity() == first {
+				t.Errorf("inputs%s is not part of the identity", path)
+			}
+			v.Set(old)
+		}
+	}
+	walk("", reflect.ValueOf(&in).Elem())
+	if in.identity() != first {
+		t.Error("the test has changed the inputs")
+	}
+}
+
+// fill gives every exported field a value that is not zero, and every list one element.
+func fill(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Type().Field(i).IsExported() {
+				fill(v.Field(i))
+			}
+		}
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		fill(v.Index(0))
+	case reflect.String:
+		v.SetString("x")
+	case reflect.Int, reflect.Int64:
+		v.SetInt(7)
+	default:
+		panic("an input of kind " + v.Kind().String())
+	}
+}
+
+func TestPlanShares(t *testing.T) {
+	c := mustConfig(t, testDir(t, twoRoles, map[string]string{"tiny": tinyRole, "small": tinyRole}), "")
+	plans, err := c.plan([]string{"tiny", "small"})
+	if err != nil || len(plans) != 1 || plans[0].name() != "tiny, small" {
+		t.Fatalf("%v: %d plans", err, len(plans))
+	}
+	c = mustConfig(t, testDir(t, strings.Replace(twoRoles, "disk: 4GiB", "disk: 5GiB", 1), map[string]string{"tiny": tinyRole, "small": tinyRole}), "")
+	if plans, err = c.plan([]string{"tiny", "small"}); err != nil || len(plans) != 2 {
+		t.Fatalf("%v: %d plans", err, len(plans))
+	}
+}
+
+func TestMissingPackageFile(t *testing.T) {
+	spec := strings.Replace(tinySpec, "{disk", "{packages: [gone.deb], disk", 1) + "mirror: http://archive.example.com/debian\n"
+	dir := testDir(t, spec, map[string]string{"tiny": tinyRole})
+	write(t, filepath.Join(dir, "gone.deb"), "")
+	c := mustConfig(t, dir, t.TempDir())
+	if err := os.Remove(filepath.Join(dir, "gone.deb")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Build(t.Context(), c); err == nil || !strings.Contains(err.Error(), "image of tiny: open "+filepath.Join(dir, "gone.deb")) {
+		t.Errorf("%v", err)
+	}
+}
+
+// sparse writes a file of a size that has data in a few places, and returns its content.
+func sparse(t *testing.T, path string, size int64, data map[int64]string) []byte {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	content := make([]byte, size)
+	for at, text := range data {
+		copy(content[at:], text)
+		if _, err := f.WriteAt([]byte(text), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+var sparseFiles = []struct {
+	name string
+	size int64
+	data map[int64]string
+}{
+	{"empty", 0, nil},
+	{"a hole", 5<<20 + 17, nil},
+	{"data", 11, map[int64]string{0: "hello world"}},
+	{"data, hole", 8 << 20, map[int64]string{0: strings.Repeat("x", 70000)}},
+	{"hole, data", 8<<20 + 5, map[int64]string{8 << 20: "hello"}},
+	{"holes and data", 33 << 20, map[int64]string{1 << 20: "one", 9<<20 - 3: "two and over", 20 << 20: strings.Repeat("three", 1000)}},
+}
+
+func TestHashFile(t *testing.T) {
+	for _, c := range sparseFiles {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "x")
+			content := sparse(t, path, c.size, c.data)
+			got, err := hashFile(path)
+			if want := fmt.Sprintf("%x", sha256.Sum256(content)); err != nil || got != want {
+				t.Errorf("%v: %s, want %s", err, got, want)
+			}
+		})
+	}
+}
+
+func TestCopySparse(t *testing.T) {
+	for _, c := range sparseFiles {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+			content := sparse(t, from, c.size, c.data)
+			if err := copySparse(from, to); err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile(to)
+			if err != nil || !bytes.Equal(got, content) {
+				t.Errorf("%v: the copy has %d bytes and differs from %d", err, len(got), len(content))
+			}
+			if a, b := blocks(t, from), blocks(t, to); b > a+16 {
+				t.Errorf("the copy takes %d blocks, the original %d", b, a)
+			}
+			if err := copySparse(from, to); !errors.Is(err, fs.ErrExist) {
+				t.Errorf("a file was written over: %v", err)
+			}
+		})
+	}
+}
+
+// blocks is what a file takes on the disk, in units of 512 bytes.
+func blocks(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reflect.Indirect(reflect.ValueOf(info.Sys())).FieldByName("Blocks").Int()
+}
+
+func TestPlace(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+	write(t, from, "new")
+	write(t, to, "old, longer")
+	write(t, to+".tmp", "left over")
+	same := func(a, b string) bool {
+		ia, errA := os.Stat(a)
+		ib, errB := os.Stat(b)
+		return errA == nil && errB == nil && os.SameFile(ia, ib)
+	}
+	for range 2 {
+		if err := place(from, to); err != nil || !same(from, to) {
+			t.Fatalf("%v, linked: %v", err, same(from, to))
+		}
+	}
+	// Where no link can be there is a copy, which is made once.
+	other, err := os.MkdirTemp("/dev/shm", "images")
+	if err != nil {
+		t.Skipf("copies to another file system are NOT tested: %v", err)
+	}
+	defer os.RemoveAll(other)
+	to = filepath.Join(other, "to")
+	if err := os.Chtimes(from, time.Time{}, time.Unix(1700000000, 123456789)); err != nil {
+		t.Fatal(err)
+	}
+	if err := place(from, to); err != nil {
+		t.Fatal(err)
+	}
+	if same(from, to) {
+		t.Skip("/dev/shm is on the file system of the temporary folder: copies are NOT tested")
+	}
+	first, err := os.Stat(to)
+	if err != nil || first.Mode().Perm() != 0o444 {
+		t.Fatalf("%v, %v", first, err)
+	}
+	if err := place(from, to); err != nil {
+		t.Fatal(err)
+	}
+	if second, err := os.Stat(to); err != nil || !os.SameFile(first, second) {
+		t.Errorf("it was copied again: %v", err)
+	}
+	write(t, from, "newer")
+	if err := place(from, to); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(to); string(data) != "newer" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(other, "*.tmp")); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+// TestUpToDate builds from a cache that has the image: nothing is baked, both roles get it, and a second build touches
+// nothing. It needs no root.
+func TestUpToDate(t *testing.T) {
+	cache := t.TempDir()
+	c := mustConfig(t, testDir(t, twoRoles, map[string]string{"tiny": tinyRole, "small": tinyRole}), cache)
+	plans, err := c.plan([]string{"tiny", "small"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := c.imageDir(plans[0].identity)
+	write(t, filepath.Join(dir, diskName), "a disk")
+	data, err := Manifest{Schema: 1, Role: "tiny", Identity: plans[0].identity, Inputs: plans[0].inputs}.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, manifestName), string(data))
+	var stamps []time.Time
+	for range 2 {
+		results, err := Build(t.Context(), c)
+		if err != nil || len(results) != 2 {
+			t.Fatalf("%+v, %v", results, err)
+		}
+		for i, name := range []string{"tiny", "small"} {
+			r := results[i]
+			if r.Role != name || !r.Cached || r.Identity != plans[0].identity || filepath.Base(r.Path) != name+".raw" {
+				t.Errorf("%+v", r)
+			}
+			if got, err := os.ReadFile(r.Path); string(got) != "a disk" {
+				t.Errorf("%s: %q, %v", r.Path, got, err)
+			}
+			var m Manifest
+			if data, err := os.ReadFile(r.Manifest); err != nil || json.Unmarshal(data, &m) != nil || m.Role != name || m.Identity != r.Identity {
+				t.Errorf("%v, %+v", err, m)
+			}
+			info, err := os.Stat(r.Manifest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stamps = append(stamps, info.ModTime())
+		}
+	}
+	if !stamps[0].Equal(stamps[2]) || !stamps[1].Equal(stamps[3]) {
+		t.Errorf("manifests were written again: %v", stamps)
+	}
+
+	write(t, filepath.Join(dir, manifestName), "{")
+	if _, err := Build(t.Context(), c); err == nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "remove that folder") {
+		t.Errorf("a damaged manifest: %v", err)
+	}
+}
+
+func TestManifest(t *testing.T) {
+	packages, err := parsePackages("cron\t3.0pl1-162\tamd64\nlibc6\t2.36-9+deb12u10\tamd64\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := Manifest{Schema: 1, Role: "tiny", Identity: "0123", Packages: packages, Disk: Output{Format: "raw", Bytes: 4 << 30, SHA256: "abcd"}}
+	m.Inputs.Packages = []string{"cron"}
+	m.Inputs.Unit = "[Unit]\nDescription=<a> & b\n"
+	data, err := m.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"name": "cron",` + "\n      " + `"version": "3.0pl1-162",`, `"bytes": 4294967296`, `<a> & b`, `"sha256": "abcd"`} {
+		if !strings.Contains(string(data), want) {
+			t.Errorf("there is no %s in\n%s", want, data)
+		}
+	}
+	var back Manifest
+	if err := json.Unmarshal(data, &back); err != nil || !reflect.DeepEqual(back, m) {
+		t.Errorf("%v: read back as %+v", err, back)
+	}
+	for _, bad := range []string{"cron\t1\n", "cron\n", "a\tb\tc\td\n"} {
+		if _, err := parsePackages(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestOtherDistro(t *testing.T) {
+	c := mustConfig(t, testDir(t, strings.Replace(twoRoles, "debian12", "centos7", 1), map[string]string{
+		"tiny":  "description: x\ndistros: {centos7: {packages: [less]}}\n",
+		"small": "description: x\ndistros: {centos7: {packages: [less]}}\n",
+	}), t.TempDir())
+	if _, err := Build(t.Context(), c); err == nil || !strings.Contains(err.Error(), "no image of centos7") {
+		t.Errorf("%v", err)
+	}
+}
