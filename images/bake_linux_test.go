@@ -364,13 +364,13 @@ func sealed(t *testing.T, r Result) {
 	for _, path := range []string{
 		"/etc/hostname", "/usr/sbin/policy-rc.d", "/var/lib/systemd/random-seed", "/var/lib/dbus/machine-id", "/var/lib/cloud",
 		"/etc/apt/apt.conf.d/90bake", "/etc/apt/apt.conf.d/99mmdebstrap", "/var/cache/apt/pkgcache.bin",
-		"/etc/systemd/system/multi-user.target.wants/cron.service",
+		"/etc/systemd/system/multi-user.target.wants/cron.service", "/etc/cron.daily/dpkg",
 	} {
 		if exists(path) {
 			t.Errorf("the image holds %s", path)
 		}
 	}
-	for _, path := range []string{"/var/lib/apt/lists", "/var/cache/apt/archives", "/tmp", "/var/tmp", "/run", "/etc/cron.daily", "/proc", "/dev/pts"} {
+	for _, path := range []string{"/var/lib/apt/lists", "/var/cache/apt/archives", "/tmp", "/var/tmp", "/run", "/proc", "/dev/pts"} {
 		entries, err := os.ReadDir(filepath.Join(root, path))
 		if err != nil {
 			t.Error(err)
