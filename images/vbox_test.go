@@ -60,12 +60,15 @@ func TestVBoxVMDK(t *testing.T) {
 // VirtualBox makes of an OVA, and of a box twice, the machine that was meant, with the disk that was meant.
 func TestVBoxImport(t *testing.T) {
 	disk := testDisk(t, 40<<20, part{0, 5 << 20}, part{39 << 20, 1 << 20})
-	for _, tt := range []struct {
-		name  string
-		write string
-	}{
-		{"web.ova", "VBoxManage import /mnt/web.ova"},
-		{"web.box", "mkdir /mnt/box && tar -C /mnt/box -xf /mnt/web.box && VBoxManage import /mnt/box/box.ovf --vsys 0 --vmname other && VBoxManage import /mnt/box/box.ovf --vsys 0 --vmname web"},
+	for _, tt := range []struct{ name, bring string }{
+		{"web.ova", `VBoxManage import /mnt/web.ova`},
+		{"web.box", `# as Vagrant 2.3 does it
+mkdir /mnt/box
+tar -C /mnt/box -xf /mnt/web.box
+unit=$(VBoxManage import --dry-run /mnt/box/box.ovf | sed -n 's/^ *\([0-9]*\): Hard disk image: source image=.*/\1/p')
+for vm in other web; do
+	VBoxManage import /mnt/box/box.ovf --vsys 0 --vmname $vm --vsys 0 --unit $unit --disk /mnt/machines/$vm/box-disk001.vmdk
+done`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -76,7 +79,7 @@ func TestVBoxImport(t *testing.T) {
 					}
 				}
 			}
-			out, err := vbox(t, dir, tt.write+`
+			out, err := vbox(t, dir, tt.bring+`
 VBoxManage showvminfo web --machinereadable
 disk=$(VBoxManage showvminfo web --machinereadable | sed -n 's/^"SATA-ImageUUID-0-0"="\(.*\)"$/\1/p')
 VBoxManage clonemedium disk "$disk" /mnt/back.raw --format RAW`)
