@@ -30,8 +30,8 @@ case 'read':
 	if ($wpdb->get_var('SELECT COUNT(*) FROM probe') === null) die($wpdb->last_error);
 	break;
 case 'file':
-	$f = fopen("$dir/$n", 'w');
-	if (!$f || fwrite($f, "$n") === false || !fsync($f) || !fclose($f)) die('not written');
+	$f = fopen("$dir/" . $n % 100, 'c');
+	if (!$f || fwrite($f, sprintf('%012d', $n)) !== 12 || !fsync($f) || !fclose($f)) die('not written');
 	break;
 case 'session':
 	if (!session_start()) die('no session');
@@ -45,7 +45,7 @@ case 'prepare':
 case 'all':
 	header('Content-Type: application/json');
 	die(json_encode(['write' => array_map('intval', $wpdb->get_col('SELECT n FROM probe')),
-		'file' => array_map('intval', array_values(array_diff(scandir($dir), ['.', '..'])))]));
+		'file' => array_map(fn($f) => (int)file_get_contents($f), glob("$dir/*"))]));
 default:
 	die('what?');
 }
@@ -160,6 +160,9 @@ func (l *load) lost(t *testing.T) int {
 	for kind, ns := range acked {
 		for _, n := range all[kind] {
 			delete(ns, n)
+			if kind == "file" { // a hundred files, written again and again
+				maps.DeleteFunc(ns, func(old int, _ bool) bool { return old%100 == n%100 && old < n })
+			}
 		}
 		if len(ns) > 0 {
 			t.Errorf("%d acknowledged %ss are lost: %v", len(ns), kind, slices.Sorted(maps.Keys(ns)))
