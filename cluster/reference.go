@@ -4,7 +4,9 @@ import (
 	"bytes"
 	_ "embed"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"text/template"
 )
 
@@ -31,3 +33,12 @@ func Reference(distro string) []byte {
 	}
 	return b.Bytes()
 }
+
+// Renumber gives the reference cluster's nodes the addresses in another IPv4 network with a 24-bit prefix: 192.168.10.41
+// becomes the address that ends in 41 there.
+func Renumber(reference []byte, network netip.Prefix) []byte {
+	prefix := func(a netip.Addr) []byte { s := a.String(); return []byte(s[:strings.LastIndexByte(s, '.')+1]) }
+	return bytes.ReplaceAll(reference, prefix(referenceNetwork), prefix(network.Addr()))
+}
+
+var referenceNetwork = netip.MustParseAddr("192.168.10.0")

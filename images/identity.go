@@ -134,6 +134,7 @@ type Manifest struct {
 	Inputs   inputs    `json:"inputs"`
 	Packages []Package `json:"packages"` // sorted by name
 	Disk     Output    `json:"disk"`
+	Outputs  []Output  `json:"outputs,omitempty"` // the same in other formats, sorted by format
 }
 
 // Package is an installed package.
@@ -145,8 +146,8 @@ type Package struct {
 
 // Output is a file that a bake made.
 type Output struct {
-	Format string        `json:"format"` // raw
-	Bytes  cluster.Bytes `json:"bytes"`  // as the machine sees the disk; on this disk it takes less
+	Format string        `json:"format"` // one of Formats
+	Bytes  cluster.Bytes `json:"bytes"`  // of a raw one, as the machine sees the disk: the file has holes
 	SHA256 string        `json:"sha256"`
 }
 

@@ -30,6 +30,7 @@ type Config struct {
 	OutDir    string   // images/ROLE.raw and images/ROLE.json are put here
 	Agent     string   // the imagegen-node binary, static and for Linux
 	Jobs      int      // bakes at once, at least 1
+	Formats   []string // to write the images in, beside raw
 	UI        Progress
 }
 
@@ -93,7 +94,7 @@ func Build(ctx context.Context, c Config) ([]Result, error) {
 	var results []Result
 	for _, name := range names {
 		i := slices.IndexFunc(plans, func(p *plan) bool { return slices.Contains(p.roles, name) })
-		r, err := c.export(name, plans[i])
+		r, err := c.export(ctx, name, plans[i])
 		if err != nil {
 			return nil, fmt.Errorf("image of %s: %w", name, err)
 		}
@@ -105,6 +106,25 @@ func Build(ctx context.Context, c Config) ([]Result, error) {
 		}
 	}
 	return results, nil
+}
+
+// Identities returns the identity of every role's image, baked or not.
+func Identities(c Config) (map[string]string, error) {
+	var names []string
+	for _, r := range c.Spec.Roles {
+		names = append(names, r.Name)
+	}
+	plans, err := c.plan(names)
+	if err != nil {
+		return nil, err
+	}
+	ids := map[string]string{}
+	for _, p := range plans {
+		for _, role := range p.roles {
+			ids[role] = p.identity
+		}
+	}
+	return ids, nil
 }
 
 // plan is an image that the spec needs.
@@ -156,12 +176,11 @@ func complete(dir string) bool {
 
 // export puts an image into the output folder. The file is the cache's own where both are on one file system, and
 // therefore read-only: machines get copies of it, or layers over it.
-func (c *Config) export(role string, p *plan) (Result, error) {
-	dir := filepath.Join(c.OutDir, "images")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+func (c *Config) export(ctx context.Context, role string, p *plan) (Result, error) {
+	if err := os.MkdirAll(filepath.Join(c.OutDir, "images"), 0o755); err != nil {
 		return Result{}, err
 	}
-	r := Result{Role: role, Identity: p.identity, Cached: p.cached, Path: filepath.Join(dir, role+".raw"), Manifest: filepath.Join(dir, role+".json")}
+	r := Result{Role: role, Identity: p.identity, Cached: p.cached, Path: c.file(role, "raw"), Manifest: c.file(role, "json")}
 	from := filepath.Join(c.imageDir(p.identity), diskName)
 	if err := place(from, r.Path); err != nil {
 		return r, err
@@ -175,10 +194,31 @@ func (c *Config) export(role string, p *plan) (Result, error) {
 		return r, fmt.Errorf("%s: %w; remove that folder and build again", c.imageDir(p.identity), err)
 	}
 	m.Role = role
+	before, err := os.ReadFile(r.Manifest)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	var old Manifest
+	json.Unmarshal(before, &old) // none, or not one of ours: nothing is known of what is there
+	if m.Outputs, err = c.dropStale(role, old, m); err != nil {
+		return r, err
+	}
+	for _, format := range c.Formats {
+		if format == "raw" {
+			continue
+		}
+		out, err := c.convert(ctx, role, p, format)
+		if err != nil {
+			return r, fmt.Errorf("write as %s: %w", format, err)
+		}
+		m.Outputs = slices.DeleteFunc(m.Outputs, func(o Output) bool { return o.Format == format })
+		m.Outputs = append(m.Outputs, out)
+	}
+	slices.SortFunc(m.Outputs, func(a, b Output) int { return strings.Compare(a.Format, b.Format) })
 	if data, err = m.encode(); err != nil {
 		return r, err
 	}
-	if old, err := os.ReadFile(r.Manifest); err == nil && string(old) == string(data) {
+	if string(before) == string(data) {
 		return r, nil
 	}
 	return r, cluster.WriteFile(r.Manifest, data, 0o644)

@@ -14,6 +14,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/images"
+	"imagegen/vagrant"
 )
 
 func buildCommand() *cli.Command {
@@ -26,6 +27,7 @@ func buildCommand() *cli.Command {
 			"the same things share one. Baking needs Linux and root.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
+			&cli.StringSliceFlag{Name: "format", Usage: "write the images in `FORMAT`,… too: " + strings.Join(images.Formats, ", ") + "; with box, DIR/Vagrantfile as well"},
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: runtime.NumCPU(), DefaultText: "number of CPUs", Usage: "bake up to `N` images at once"},
 			&cli.StringFlag{Name: "cache", EnvVars: []string{"IMAGEGEN_CACHE"}, Usage: "keep baked images in `DIR` (default: imagegen in the user's cache folder)"},
 			&cli.StringFlag{Name: "agent", Usage: "put the agent in `FILE` into the images (default: imagegen-node beside imagegen)"},
@@ -48,6 +50,12 @@ func build(c *cli.Context) error {
 	if c.Int("jobs") < 1 {
 		return wrongf("--jobs %d: at least one at once", c.Int("jobs"))
 	}
+	formats := c.StringSlice("format")
+	for _, f := range formats {
+		if !slices.Contains(images.Formats, f) {
+			return wrongf("--format %s: there are %s", f, strings.Join(images.Formats, ", "))
+		}
+	}
 	agent, err := agentPath(c)
 	if err != nil {
 		return err
@@ -67,20 +75,51 @@ func build(c *cli.Context) error {
 	}
 	b := newBlock(c)
 	defer b.clear()
-	results, err := images.Build(c.Context, images.Config{
-		Spec: p.spec, Catalogue: p.catalogue, Roles: names,
+	config := images.Config{
+		Spec: p.spec, Catalogue: p.catalogue, Roles: names, Formats: formats,
 		CacheDir: cache, OutDir: p.out, Agent: agent, Jobs: c.Int("jobs"), UI: &bakes{block: b, now: time.Now},
-	})
+	}
+	results, err := images.Build(c.Context, config)
 	if err != nil {
 		return err
 	}
 	b.clear()
+	if slices.Contains(formats, "box") {
+		if err := p.writeVagrantfile(config); err != nil {
+			return err
+		}
+		defer fmt.Fprint(c.App.ErrWriter, vagrantNote(p.spec))
+	}
 	if c.Bool("json") {
 		return printJSON(c.App.Writer, results)
 	}
 	fmt.Fprintln(c.App.Writer, summary(filepath.Join(p.out, "images"), results))
 	fmt.Fprintln(c.App.Writer, seeds)
+	if slices.Contains(formats, "box") {
+		fmt.Fprintf(c.App.Writer, "%s: %s\n", filepath.Join(p.out, "Vagrantfile"), count(len(p.spec.Nodes()), "machine"))
+	}
 	return nil
+}
+
+// writeVagrantfile writes the Vagrantfile of all nodes beside the folder of their boxes.
+func (p *project) writeVagrantfile(config images.Config) error {
+	ids, err := images.Identities(config)
+	if err != nil {
+		return err
+	}
+	text, err := vagrant.Write(p.spec, ids)
+	if err != nil {
+		return err
+	}
+	return cluster.WriteFile(filepath.Join(p.out, "Vagrantfile"), text, 0o644)
+}
+
+// vagrantNote says what VirtualBox needs before it takes the spec's network; empty: nothing.
+func vagrantNote(spec *cluster.Spec) string {
+	if problem := vagrant.HostOnlyProblem(spec); problem != "" {
+		return "note: " + problem + "\n"
+	}
+	return ""
 }
 
 // summary says in one line what was baked.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ func initCommand() *cli.Command {
 		Description: "Writes DIR/cluster.yaml (DIR is made when it is not there; default: this folder), commented. A spec that is\n" +
 			"there already is never overwritten.",
 		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "network", Usage: "give the nodes addresses in `CIDR`, an IPv4 network of 256 addresses (default: 192.168.10.0/24)"},
 			&cli.StringFlag{Name: "distro", Value: "debian12", Usage: "make the cluster of `DISTRO`: " + strings.Join(cluster.Distros, " or ")},
 		},
 		Action: func(c *cli.Context) error {
@@ -32,12 +34,20 @@ func initCommand() *cli.Command {
 			if !slices.Contains(cluster.Distros, distro) {
 				return wrongf("there is no distro %s; take %s", distro, strings.Join(cluster.Distros, " or "))
 			}
+			spec := cluster.Reference(distro)
+			if network := c.String("network"); network != "" {
+				cidr, err := netip.ParsePrefix(network)
+				if err != nil || !cidr.Addr().Is4() || cidr.Bits() != 24 || cidr != cidr.Masked() {
+					return wrongf("--network %s is no IPv4 network of 256 addresses, such as 192.168.56.0/24", network)
+				}
+				spec = cluster.Renumber(spec, cidr)
+			}
 			dir := c.Args().First()
 			if err := os.MkdirAll(dir, 0o755); dir != "" && err != nil {
 				return fmt.Errorf("make the folder of the spec: %w", err)
 			}
 			path := filepath.Join(dir, "cluster.yaml")
-			if err := writeNew(path, cluster.Reference(distro)); err != nil {
+			if err := writeNew(path, spec); err != nil {
 				return fmt.Errorf("write the spec: %w", err)
 			}
 			at := ""

@@ -48,6 +48,7 @@ func validateCommand() *cli.Command {
 			}
 			fmt.Fprintf(c.App.Writer, "%s: %s in %s on %s, no faults\n", p.spec.File,
 				count(len(p.spec.Nodes()), "node"), count(len(p.spec.Roles), "role"), p.spec.Distro)
+			fmt.Fprint(c.App.Writer, vagrantNote(p.spec))
 			return nil
 		},
 	}
