@@ -2,6 +2,7 @@ package images
 
 import (
 	"bytes"
+	"cmp"
 	"compress/zlib"
 	"context"
 	"crypto/sha256"
@@ -78,17 +79,18 @@ type vmdkHeader struct {
 // The bytes written depend on the disk, id and the version of Go; not on the number of workers (0: one a core), which
 // compress at once and take about 2 MiB each.
 func WriteVMDK(ctx context.Context, w io.Writer, disk *os.File, id string, workers int) error {
-	info, err := disk.Stat()
-	if err != nil {
-		return err
-	}
-	if err := writeVMDK(ctx, w, disk, info.Size(), id, workers); err != nil {
+	if err := writeVMDK(ctx, w, disk, id, workers); err != nil {
 		return fmt.Errorf("write %s as VMDK: %w", disk.Name(), err)
 	}
 	return nil
 }
 
-func writeVMDK(ctx context.Context, w io.Writer, disk *os.File, size int64, id string, workers int) error {
+func writeVMDK(ctx context.Context, w io.Writer, disk *os.File, id string, workers int) error {
+	info, err := disk.Stat()
+	if err != nil {
+		return err
+	}
+	size := info.Size()
 	if size == 0 || size%sector != 0 {
 		return fmt.Errorf("its size of %d bytes is no disk's, which is a multiple of %d; is it a raw disk, and whole?", size, sector)
 	}
@@ -214,7 +216,7 @@ func (v *vmdkWriter) grains(ctx context.Context, disk *os.File, workers int) err
 	running.Go(func() {
 		defer close(work)
 		defer close(ready)
-		planErr = eachChunk(disk, func(first int64, n int) error {
+		planErr = eachChunk(disk, v.capacity*sector, func(first int64, n int) error {
 			select {
 			case c := <-free:
 				c.first, c.n = first, n
@@ -228,8 +230,8 @@ func (v *vmdkWriter) grains(ctx context.Context, disk *os.File, workers int) err
 	})
 	for c := range ready {
 		<-c.done
-		if c.err != nil {
-			return c.err
+		if err := cmp.Or(c.err, ctx.Err()); err != nil {
+			return err
 		}
 		if err := v.put(c); err != nil {
 			return err
@@ -243,10 +245,11 @@ func (v *vmdkWriter) grains(ctx context.Context, disk *os.File, workers int) err
 }
 
 // eachChunk calls do for the grains that may hold data, in order: n of them, at most chunkGrains, from the first on.
-func eachChunk(disk *os.File, do func(first int64, n int) error) error {
+// What the file has beyond size, since it began to grow, is left out.
+func eachChunk(disk *os.File, size int64, do func(first int64, n int) error) error {
 	next := int64(0) // extents may begin in the grain in which the one before them ended
 	return eachExtent(disk, func(start, end int64) error {
-		last := (end + grainBytes - 1) / grainBytes
+		last := (min(end, size) + grainBytes - 1) / grainBytes
 		for next = max(next, start/grainBytes); next < last; {
 			n := min(chunkGrains, last-next)
 			if err := do(next, int(n)); err != nil {

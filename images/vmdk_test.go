@@ -199,6 +199,27 @@ func TestVMDKWithoutZeros(t *testing.T) {
 	}
 }
 
+// A disk that grows while it is read is written as it was.
+func TestVMDKOfGrowingDisk(t *testing.T) {
+	disk := testDisk(t, 8<<20, part{0, 1 << 20})
+	var before, during bytes.Buffer
+	if err := WriteVMDK(t.Context(), &before, disk, "id", 2); err != nil {
+		t.Fatal(err)
+	}
+	grow := writerFunc(func(p []byte) (int, error) {
+		if _, err := disk.WriteAt([]byte("data"), 100<<20); err != nil {
+			return 0, err
+		}
+		return during.Write(p)
+	})
+	if err := WriteVMDK(t.Context(), grow, disk, "id", 2); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(before.Bytes(), during.Bytes()) {
+		t.Error("the VMDK is another")
+	}
+}
+
 func TestVMDKErrors(t *testing.T) {
 	for _, size := range []int64{0, 511, 1<<20 + 1} {
 		err := WriteVMDK(t.Context(), io.Discard, testDisk(t, size), "id", 0)
