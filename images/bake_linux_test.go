@@ -129,9 +129,9 @@ func (r *run) until(t *testing.T, step string) {
 // eventually waits for a condition that the kernel brings about by itself.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Errorf("after 20 s it is still not so: %s", what)
+			t.Errorf("after two minutes it is still not so: %s", what)
 			return
 		}
 	}
