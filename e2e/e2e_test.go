@@ -320,6 +320,7 @@ func TestReferenceCluster(t *testing.T) {
 	t.Run("VIP moves", b.vipMoves)
 	t.Run("a post outlives every tier", b.postOutlives)
 	t.Run("sessions outlive the Redis master", b.sessionsOutlive)
+	t.Run("ports are locked down", b.lockedDown)
 	t.Run("no secret leaks", b.noSecretLeaks)
 	t.Run("down leaves nothing", b.downLeavesNothing)
 	t.Run("one real VM", b.bootsInVM)

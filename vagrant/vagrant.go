@@ -39,20 +39,20 @@ func Write(spec *cluster.Spec, identities map[string]string) ([]byte, error) {
 	for _, r := range spec.Roles {
 		id := identities[r.Name]
 		if !identity.MatchString(id) {
-			return nil, fmt.Errorf("Vagrantfile: role %s: %q is not the identity of an image", r.Name, id)
+			return nil, fmt.Errorf("write the Vagrantfile: role %s: %q is not the identity of an image", r.Name, id)
 		}
 		boxes[r.Name] = fmt.Sprintf("%s/%s-%s", spec.Cluster, r.Name, id[:12])
 	}
 	host, err := hostAddr(spec)
 	if err != nil {
-		return nil, fmt.Errorf("Vagrantfile: %w", err)
+		return nil, fmt.Errorf("write the Vagrantfile: %w", err)
 	}
 	var b bytes.Buffer
 	err = vagrantfile.Execute(&b, map[string]any{
 		"Spec": spec, "Boxes": boxes, "Host": host, "Netmask": netmask(spec.Network.CIDR), "NATNet": natNet(spec), "Keys": keys(spec),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("Vagrantfile: %w", err)
+		return nil, fmt.Errorf("write the Vagrantfile: %w", err)
 	}
 	return b.Bytes(), nil
 }

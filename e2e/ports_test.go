@@ -1,0 +1,103 @@
+package e2e
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// open lists what a machine on the cluster's network that is no node of it may reach, by role.
+var open = map[string][]int{
+	"balancer":     {22, 80, 7373},
+	"web":          {22, 7373},
+	"glusterfs":    {22, 7373},
+	"backend":      {22, 7373},
+	"databalancer": {22, 80, 7373},
+	"redis":        {22, 7373},
+	"percona":      {22, 7373},
+}
+
+// lockedDown tries every port that something listens on, from a machine that is no node, and some from nodes whose role
+// has no business there.
+func (b *bench) lockedDown(t *testing.T) {
+	var targets []string
+	listening := 0
+	for _, n := range b.nodes(t) {
+		out, err := b.in(n.Node, "ss -Hltn")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ports []int
+		for line := range strings.Lines(out) {
+			local := strings.Fields(line)[3]
+			if strings.HasPrefix(local, "127.") || strings.HasPrefix(local, "[::1]") {
+				continue
+			}
+			port, err := strconv.Atoi(local[strings.LastIndexByte(local, ':')+1:])
+			if err != nil {
+				t.Fatalf("ss printed %q", line)
+			}
+			if !slices.Contains(ports, port) {
+				ports = append(ports, port)
+			}
+		}
+		listening += len(ports)
+		for _, p := range append(ports, open[n.Role]...) {
+			targets = append(targets, fmt.Sprintf("%s %s %s %d", n.Node, n.Role, n.Address, p))
+		}
+	}
+	if listening < 60 {
+		t.Errorf("only %d ports are listened on in the whole cluster: the test looks in the wrong place", listening)
+	}
+	// All at once: what is dropped takes its time.
+	script := `while read node role ip port; do
+	(timeout 2 bash -c "</dev/tcp/$ip/$port" 2>/dev/null && echo "$node $role $port") &
+done; wait`
+	scan := exec.Command("nsenter", "--net=/run/netns/imagegen-"+clusterName, "bash", "-c", script)
+	scan.Stdin = strings.NewReader(strings.Join(targets, "\n") + "\n")
+	out, err := scan.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reached := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		port, _ := strconv.Atoi(f[2])
+		reached[f[0]+":"+f[2]] = true
+		if !slices.Contains(open[f[1]], port) {
+			t.Errorf("a machine that is no node reaches port %d of %s", port, f[0])
+		}
+	}
+	for _, n := range b.nodes(t) {
+		for _, p := range open[n.Role] {
+			if !reached[fmt.Sprintf("%s:%d", n.Node, p)] {
+				t.Errorf("port %d of %s cannot be reached", p, n.Node)
+			}
+		}
+	}
+	t.Logf("tried %d ports from outside, reached %d", len(targets), len(reached))
+
+	for _, c := range []struct {
+		from, address string
+		reaches       bool
+	}{
+		{"backend1", "192.168.10.53/3306", true},
+		{"backend1", "192.168.10.53/6379", true},
+		{"web1", "192.168.10.47/9000", true},
+		{"web1", "192.168.10.53/3306", false},
+		{"web1", "192.168.10.55/3306", false},
+		{"web1", "192.168.10.49/6379", false},
+		{"balancer1", "192.168.10.47/9000", false},
+		{"balancer1", "192.168.10.44/24007", false},
+		{"redis1", "192.168.10.55/4567", false},
+		{"backend1", "192.168.10.49/26379", false},
+	} {
+		_, err := b.in(c.from, "timeout 2 bash -c '</dev/tcp/"+c.address+"'")
+		if reached := err == nil; reached != c.reaches {
+			t.Errorf("%s reaches %s: %v", c.from, c.address, reached)
+		}
+	}
+}
