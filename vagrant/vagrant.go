@@ -11,7 +11,6 @@ import (
 	_ "embed"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 	"text/template"
@@ -28,20 +27,17 @@ var vagrantfile = template.Must(template.New("Vagrantfile").Option("missingkey=e
 	"mib":  func(b cluster.Bytes) int64 { return int64((b + cluster.MiB - 1) / cluster.MiB) },
 }).Parse(templateText))
 
-// identity is how package images names what is in an image.
-var identity = regexp.MustCompile(`^[0-9a-f]{12,}$`)
-
 // Write makes the Vagrantfile of all nodes of the spec. Identities holds each role's image's identity
 // (images.Result.Identity). It is part of the box's name: Vagrant keeps a copy of every box that it has seen, by name, and
 // would go on using the old one when boxes/ROLE.box has become another image. The same input gives the same bytes.
 func Write(spec *cluster.Spec, identities map[string]string) ([]byte, error) {
 	boxes := map[string]string{}
 	for _, r := range spec.Roles {
-		id := identities[r.Name]
-		if !identity.MatchString(id) {
-			return nil, fmt.Errorf("write the Vagrantfile: role %s: %q is not the identity of an image", r.Name, id)
+		id, ok := identities[r.Name]
+		if !ok {
+			return nil, fmt.Errorf("write the Vagrantfile: role %s: there is no image", r.Name)
 		}
-		boxes[r.Name] = fmt.Sprintf("%s/%s-%s", spec.Cluster, r.Name, id[:12])
+		boxes[r.Name] = fmt.Sprintf("%s/%s-%.12s", spec.Cluster, r.Name, id)
 	}
 	host, err := hostAddr(spec)
 	if err != nil {

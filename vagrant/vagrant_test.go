@@ -2,7 +2,9 @@ package vagrant
 
 import (
 	"flag"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -62,5 +64,114 @@ func TestWrite(t *testing.T) {
 				t.Errorf("the Vagrantfile differs from %s; go test ./vagrant -update shows how", path)
 			}
 		})
+	}
+}
+
+// Each of these makes another part of the template.
+var specs = map[string]string{
+	"centos7":  string(cluster.Reference("centos7")),
+	"debian12": string(cluster.Reference("debian12")),
+	"ssh": `{cluster: small, distro: debian12, network: {cidr: 10.0.0.0/8}, roles: {web: {nodes: {web1: 10.0.0.1}}, glusterfs: {nodes: {g1: 10.0.0.2, g2: 10.0.0.4, g3: 10.0.0.5}},
+backend: {nodes: {b1: 10.0.0.6}}, percona: {nodes: {p1: 10.0.0.7, p2: 10.0.0.8, p3: 10.0.0.9}}, redis: {nodes: {r1: 10.0.0.10, r2: 10.0.0.11, r3: 10.0.0.12}}, databalancer: {vip: 10.0.0.3, nodes: {d1: 10.0.0.13}}},
+ssh: {user: jane, keys: ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0S3FzxWr4H0OIqZ3DZ5z7fSgqBpB9GYf2dq3dmJ3cW j#{ane}@\"desk"]}}`,
+}
+
+func TestRuby(t *testing.T) {
+	if _, err := exec.LookPath("ruby"); err != nil {
+		t.Skip("SKIPPED: no ruby; apt-get install ruby")
+	}
+	for name, text := range specs {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "Vagrantfile")
+			put(t, path, write(t, parse(t, text)), 0o644)
+			if out, err := exec.Command("ruby", "-wc", path).CombinedOutput(); err != nil || string(out) != "Syntax OK\n" {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// Vagrant itself finds nothing wrong, and would log in as the spec says.
+func TestVagrantValidate(t *testing.T) {
+	if _, err := exec.LookPath("vagrant"); err != nil {
+		t.Skip("SKIPPED: no vagrant; apt-get install vagrant")
+	}
+	for name, text := range specs {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			put(t, filepath.Join(dir, "Vagrantfile"), write(t, parse(t, text)), 0o644)
+			cmd := exec.Command("vagrant", "validate", "--ignore-provider")
+			cmd.Dir = dir
+			cmd.Env = append(os.Environ(), "HOME="+dir, "VAGRANT_HOME="+dir+"/vagrant.d")
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "validated successfully") {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+func TestWriteRefuses(t *testing.T) {
+	s := parse(t, specs["debian12"])
+	ids := identities(s)
+	delete(ids, "web")
+	if _, err := Write(s, ids); err == nil || !strings.Contains(err.Error(), "role web: there is no image") {
+		t.Errorf("a role without an image: %v", err)
+	}
+	s = parse(t, `{cluster: full, distro: debian12, network: {cidr: 10.9.9.0/29}, roles: {
+redis: {nodes: {r1: 10.9.9.1, r2: 10.9.9.2, r3: 10.9.9.3}}, glusterfs: {nodes: {g1: 10.9.9.4, g2: 10.9.9.5, g3: 10.9.9.6}}}}`)
+	if _, err := Write(s, identities(s)); err == nil || !strings.Contains(err.Error(), "10.9.9.0/29 has no address left") {
+		t.Errorf("a network without room: %v", err)
+	}
+}
+
+// The host's address is no node's, and adapter 1's network is not the cluster's.
+func TestAddresses(t *testing.T) {
+	got := string(write(t, parse(t, specs["ssh"])))
+	for _, want := range []string{`netmask: "255.0.0.0", adapter_ip: "10.0.0.14"`, `"--natnet1", "172.31.254.0/24"`, `config.ssh.username = "jane"`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in\n%s", want, got)
+		}
+	}
+	if strings.Contains(string(write(t, parse(t, specs["debian12"]))), "natnet") {
+		t.Error("adapter 1's network is changed for nothing")
+	}
+}
+
+// Another image in boxes/ROLE.box has another name, or Vagrant would take the old one from its own copy.
+func TestBoxFollowsImage(t *testing.T) {
+	s := parse(t, specs["debian12"])
+	ids := identities(s)
+	old := string(write(t, s))
+	ids["web"] = strings.Repeat("f", 32)
+	next, err := Write(s, ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Replace(old, "otus/web-111111111111", "otus/web-ffffffffffff", 1); string(next) != want || old == want {
+		t.Errorf("got\n%s", next)
+	}
+}
+
+func TestHostOnlyProblem(t *testing.T) {
+	for _, tt := range []struct{ cidr, line string }{
+		{"192.168.56.0/24", ""},
+		{"192.168.56.0/21", ""},
+		{"192.168.63.128/25", ""},
+		{"192.168.10.0/24", "* 192.168.10.0/24 192.168.56.0/21"},
+		{"192.168.64.0/24", "* 192.168.64.0/24 192.168.56.0/21"},
+		{"192.168.48.0/20", "* 192.168.48.0/20 192.168.56.0/21"},
+		{"10.0.0.0/8", "* 10.0.0.0/8 192.168.56.0/21"},
+	} {
+		got := HostOnlyProblem(&cluster.Spec{Network: cluster.Network{CIDR: netip.MustParsePrefix(tt.cidr)}})
+		if tt.line == "" && got != "" || !strings.Contains(got+"\n", tt.line+"\n") {
+			t.Errorf("%s: %q", tt.cidr, got)
+		}
+	}
+}
+
+func put(t *testing.T, path string, data []byte, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, data, mode); err != nil {
+		t.Fatal(err)
 	}
 }
