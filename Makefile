@@ -46,7 +46,7 @@ test: ## formatting, vet, staticcheck, unit tests, golden files, the real progra
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
-	$(GO) test ./...
+	$(GO) test -timeout 20m ./...
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (default 60s)
@@ -57,7 +57,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 
 .PHONY: e2e
 e2e: tools build ## the reference cluster in the lab: bake, boot in three orders, faults, a VM (root)
-	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./e2e ./images ./lab
+	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./e2e ./lab
 
 .PHONY: e2e-faults
 e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under load; IMAGEGEN_FAULTS=WORDS picks some (root)

@@ -110,7 +110,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"network.ping-timeout": "5", "performance.quick-read": "on", "nfs.disable": "on",
+		"network.ping-timeout": "5", "performance.quick-read": "on", "nfs.disable": "on", "cluster.shd-max-threads": "8",
 		"cluster.quorum-type": "fixed", "cluster.quorum-count": "1", "cluster.server-quorum-type": "none",
 	}
 	if got := params[cluster.GlusterParams](t, r, "gluster").Options; !reflect.DeepEqual(got, want) {
