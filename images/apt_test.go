@@ -19,36 +19,36 @@ func TestHostSources(t *testing.T) {
 	}{
 		{"the installer's sources.list", map[string]string{"etc/apt/sources.list": `#deb cdrom:[Debian GNU/Linux 12.0.0 _Bookworm_ - Official amd64 NETINST with firmware 20230610-10:21]/ bookworm main non-free-firmware
 
-deb http://deb.debian.org/debian/ bookworm main non-free-firmware
-deb-src http://deb.debian.org/debian/ bookworm main non-free-firmware
+deb http://debian.example.org/debian/ bookworm main non-free-firmware
+deb-src http://debian.example.org/debian/ bookworm main non-free-firmware
 
-deb http://security.debian.org/debian-security bookworm-security main non-free-firmware
-deb-src http://security.debian.org/debian-security bookworm-security main non-free-firmware
+deb http://security.example.org/debian-security bookworm-security main non-free-firmware
+deb-src http://security.example.org/debian-security bookworm-security main non-free-firmware
 
 # bookworm-updates, to get updates before a point release is made;
-deb http://deb.debian.org/debian/ bookworm-updates main non-free-firmware
+deb http://debian.example.org/debian/ bookworm-updates main non-free-firmware
 `}, []string{
-			"deb http://deb.debian.org/debian/ bookworm main",
-			"deb http://deb.debian.org/debian/ bookworm-updates main",
-			"deb http://security.debian.org/debian-security bookworm-security main",
+			"deb http://debian.example.org/debian/ bookworm main",
+			"deb http://debian.example.org/debian/ bookworm-updates main",
+			"deb http://security.example.org/debian-security bookworm-security main",
 		}},
 		{"the container image's debian.sources", map[string]string{"etc/apt/sources.list.d/debian.sources": `Types: deb
 # http://snapshot.debian.org/archive/debian/20250520T000000Z
-URIs: http://deb.debian.org/debian
+URIs: http://debian.example.org/debian
 Suites: bookworm bookworm-updates
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 Types: deb
 # http://snapshot.debian.org/archive/debian-security/20250520T000000Z
-URIs: http://deb.debian.org/debian-security
+URIs: http://debian.example.org/debian-security
 Suites: bookworm-security
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 `}, []string{
-			"deb [signed-by=" + debianKey + "] http://deb.debian.org/debian bookworm main",
-			"deb [signed-by=" + debianKey + "] http://deb.debian.org/debian bookworm-updates main",
-			"deb [signed-by=" + debianKey + "] http://deb.debian.org/debian-security bookworm-security main",
+			"deb [signed-by=" + debianKey + "] http://debian.example.org/debian bookworm main",
+			"deb [signed-by=" + debianKey + "] http://debian.example.org/debian bookworm-updates main",
+			"deb [signed-by=" + debianKey + "] http://debian.example.org/debian-security bookworm-security main",
 		}},
 		{"the cloud image's lists of mirrors", map[string]string{
 			"etc/apt/sources.list": "# See /etc/apt/sources.list.d/debian.sources\n",
@@ -62,12 +62,12 @@ URIs: mirror+file:///etc/apt/mirrors/debian-security.list
 Suites: bookworm-security
 Components: main
 `,
-			"etc/apt/mirrors/debian.list":          "# nearest first\nhttps://deb.debian.org/debian\tpriority:1\nhttps://other.example.com/debian\n",
-			"etc/apt/mirrors/debian-security.list": "https://deb.debian.org/debian-security\n",
+			"etc/apt/mirrors/debian.list":          "# nearest first\nhttps://debian.example.org/debian\tpriority:1\nhttps://other.example.com/debian\n",
+			"etc/apt/mirrors/debian-security.list": "https://debian.example.org/debian-security\n",
 		}, []string{
-			"deb https://deb.debian.org/debian bookworm main",
-			"deb https://deb.debian.org/debian bookworm-updates main",
-			"deb https://deb.debian.org/debian-security bookworm-security main",
+			"deb https://debian.example.org/debian bookworm main",
+			"deb https://debian.example.org/debian bookworm-updates main",
+			"deb https://debian.example.org/debian-security bookworm-security main",
 		}},
 		{"options", map[string]string{"etc/apt/sources.list": `
 deb	[arch=amd64,arm64 trusted=yes lang=en]   http://a.example.com/debian	bookworm	contrib main # here
@@ -108,7 +108,7 @@ Components: main
 			"deb [check-valid-until=no trusted=yes] http://b.example.com/debian bookworm main",
 		}},
 		{"others that call their suites so", map[string]string{
-			"etc/apt/sources.list":                      "deb http://deb.debian.org/debian bookworm main\ndeb http://deb.debian.org/debian bookworm main contrib\n",
+			"etc/apt/sources.list":                      "deb http://debian.example.org/debian bookworm main\ndeb http://debian.example.org/debian bookworm main contrib\n",
 			"etc/apt/sources.list.d/docker.list":        "deb [arch=amd64 signed-by=/etc/apt/keyrings/docker.asc] https://download.docker.com/linux/debian bookworm stable\n",
 			"etc/apt/sources.list.d/hashicorp.list":     "deb [signed-by=/usr/share/keyrings/hashicorp-archive-keyring.gpg] https://apt.releases.hashicorp.com bookworm main\n",
 			"etc/apt/sources.list.d/pgdg.list":          "deb http://apt.postgresql.org/pub/repos/apt bookworm-pgdg main\n",
@@ -116,18 +116,18 @@ Components: main
 			// An old entry, without a key: what the archive says of itself tells.
 			"etc/apt/sources.list.d/sury.list":                                     "deb https://packages.sury.org/php_x/ bookworm main\n",
 			"var/lib/apt/lists/packages.sury.org_php%5fx_dists_bookworm_InRelease": "Hash: SHA256\n\nOrigin: deb.sury.org\nLabel: php\n",
-			"var/lib/apt/lists/deb.debian.org_debian_dists_bookworm_InRelease":     "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nOrigin: Debian\nSuite: oldstable\n",
+			"var/lib/apt/lists/debian.example.org_debian_dists_bookworm_InRelease":     "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nOrigin: Debian\nSuite: oldstable\n",
 			"etc/apt/sources.list.d/backup.list.save":                              "deb http://old.example.com/debian bookworm main\n",
-			"etc/apt/sources.list.d/trixie.list":                                   "deb http://deb.debian.org/debian trixie main\n",
+			"etc/apt/sources.list.d/trixie.list":                                   "deb http://debian.example.org/debian trixie main\n",
 			"etc/apt/sources.list.d/company.list":                                  "deb [signed-by=/etc/apt/keyrings/company.gpg] http://apt.example.com:8080/debian/ bookworm main\n",
 			"var/lib/apt/lists/apt.example.com:8080_debian_dists_bookworm_Release": "Origin: Debian\nLabel: Debian\n",
 			"etc/apt/sources.list.d/local.list":                                    "deb file:/srv/x bookworm main\n",
 			"var/lib/apt/lists/_srv_x_dists_bookworm_Release":                      "Origin: ours\n",
 		}, []string{
 			"deb [signed-by=/etc/apt/keyrings/company.gpg] http://apt.example.com:8080/debian/ bookworm main",
-			"deb http://deb.debian.org/debian bookworm main",
+			"deb http://debian.example.org/debian bookworm main",
 		}},
-		{"another release", map[string]string{"etc/apt/sources.list": "deb http://deb.debian.org/debian trixie main\ndeb http://deb.debian.org/debian bookworm-updates main\n"},
+		{"another release", map[string]string{"etc/apt/sources.list": "deb http://debian.example.org/debian trixie main\ndeb http://debian.example.org/debian bookworm-updates main\n"},
 			[]string{"error", "no archive of Debian 12 (bookworm)", "mirror: URL"}},
 		{"nothing", nil, []string{"error", "no archive of Debian 12"}},
 		{"a password", map[string]string{"etc/apt/sources.list": "deb http://me:secret@apt.example.com/debian bookworm main\n"},
@@ -163,7 +163,7 @@ Components: main
 
 // FuzzSources: whatever is in the files, what comes out is lines that mean the same when they are read again.
 func FuzzSources(f *testing.F) {
-	f.Add("deb [arch=amd64 signed-by=/a,/b] http://deb.debian.org/debian bookworm main contrib # x\n")
+	f.Add("deb [arch=amd64 signed-by=/a,/b] http://debian.example.org/debian bookworm main contrib # x\n")
 	f.Add("Types: deb\nURIs: http://a b\nSuites: bookworm bookworm-updates\nComponents: main\nSigned-By: /k\nTrusted: yes\n\n")
 	f.Add("deb cdrom:[Debian 12]/ bookworm main\ndeb [")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -221,7 +221,7 @@ Acquire "";
 Acquire::Check-Valid-Until "false";
 Acquire::http "";
 Acquire::http::Proxy "http://proxy.example.com:3128/";
-Acquire::http::Proxy::deb.debian.org "DIRECT";
+Acquire::http::Proxy::debian.example.org "DIRECT";
 Acquire::http::Proxy-Auto-Detect "/usr/bin/auto-apt-proxy";
 Acquire::https::CaInfo "/etc/ssl/ours.pem";
 Acquire::httpx::Proxy "none";
@@ -231,7 +231,7 @@ DPkg::Post-Invoke:: "rm -f /var/cache/apt/archives/*.deb || true";
 `)
 	want := `Acquire::Check-Valid-Until "false";
 Acquire::http::Proxy "http://proxy.example.com:3128/";
-Acquire::http::Proxy::deb.debian.org "DIRECT";
+Acquire::http::Proxy::debian.example.org "DIRECT";
 Acquire::Retries "7";
 `
 	if got != want {
