@@ -116,7 +116,7 @@ Components: main
 			// An old entry, without a key: what the archive says of itself tells.
 			"etc/apt/sources.list.d/sury.list":                                     "deb https://packages.sury.org/php_x/ bookworm main\n",
 			"var/lib/apt/lists/packages.sury.org_php%5fx_dists_bookworm_InRelease": "Hash: SHA256\n\nOrigin: deb.sury.org\nLabel: php\n",
-			"var/lib/apt/lists/debian.example.org_debian_dists_bookworm_InRelease":     "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nOrigin: Debian\nSuite: oldstable\n",
+			"var/lib/apt/lists/debian.example.org_debian_dists_bookworm_InRelease": "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nOrigin: Debian\nSuite: oldstable\n",
 			"etc/apt/sources.list.d/backup.list.save":                              "deb http://old.example.com/debian bookworm main\n",
 			"etc/apt/sources.list.d/trixie.list":                                   "deb http://debian.example.org/debian trixie main\n",
 			"etc/apt/sources.list.d/company.list":                                  "deb [signed-by=/etc/apt/keyrings/company.gpg] http://apt.example.com:8080/debian/ bookworm main\n",

@@ -60,21 +60,9 @@ const (
 // Build bakes the images of the roles that are not in the cache and puts all of them into the output folder. On an
 // error, or when ctx ends, what was being baked is removed; images that were finished stay in the cache.
 func Build(ctx context.Context, c Config) ([]Result, error) {
-	if c.Spec.Distro != "debian12" {
-		return nil, fmt.Errorf("no image of %s can be baked yet; debian12 can", c.Spec.Distro)
-	}
-	for _, path := range []*string{&c.CacheDir, &c.OutDir, &c.Agent} {
-		abs, err := filepath.Abs(*path)
-		if err != nil {
-			return nil, err
-		}
-		*path = abs
-	}
-	names := c.Roles
-	if len(names) == 0 {
-		for _, r := range c.Spec.Roles {
-			names = append(names, r.Name)
-		}
+	names, err := c.prepare()
+	if err != nil {
+		return nil, err
 	}
 	plans, err := c.plan(names)
 	if err != nil {
@@ -110,9 +98,10 @@ func Build(ctx context.Context, c Config) ([]Result, error) {
 
 // Identities returns the identity of every role's image, baked or not.
 func Identities(c Config) (map[string]string, error) {
-	var names []string
-	for _, r := range c.Spec.Roles {
-		names = append(names, r.Name)
+	c.Roles = nil
+	names, err := c.prepare()
+	if err != nil {
+		return nil, err
 	}
 	plans, err := c.plan(names)
 	if err != nil {

@@ -29,12 +29,19 @@ func buildCommand() *cli.Command {
 			specFlag(), outFlag(),
 			&cli.StringSliceFlag{Name: "format", Usage: "write the images in `FORMAT`,… too: " + strings.Join(images.Formats, ", ") + "; with box, DIR/Vagrantfile as well"},
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: runtime.NumCPU(), DefaultText: "number of CPUs", Usage: "bake up to `N` images at once"},
-			&cli.StringFlag{Name: "cache", EnvVars: []string{"IMAGEGEN_CACHE"}, Usage: "keep baked images in `DIR` (default: imagegen in the user's cache folder)"},
-			&cli.StringFlag{Name: "agent", Usage: "put the agent in `FILE` into the images (default: imagegen-node beside imagegen)"},
+			cacheFlag(), agentFlag(),
 			jsonFlag("the images"),
 		},
 		Action: build,
 	}
+}
+
+func cacheFlag() cli.Flag {
+	return &cli.StringFlag{Name: "cache", EnvVars: []string{"IMAGEGEN_CACHE"}, Usage: "keep baked images in `DIR` (default: imagegen in the user's cache folder)"}
+}
+
+func agentFlag() cli.Flag {
+	return &cli.StringFlag{Name: "agent", Usage: "put the agent in `FILE` into the images (default: imagegen-node beside imagegen)"}
 }
 
 func build(c *cli.Context) error {

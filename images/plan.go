@@ -1,0 +1,151 @@
+package images
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"imagegen/cluster"
+)
+
+// Planned is what Build would do for an image.
+type Planned struct {
+	Roles    []string `json:"roles"` // that share it
+	Identity string   `json:"identity"`
+	Cached   bool     `json:"cached"` // it is there, and not baked again
+	// Because says why it is to be baked: what goes into it that did not go into the image in the output folder.
+	Because []string `json:"because,omitempty"`
+}
+
+// Plan returns what Build would do, and does nothing.
+func Plan(c Config) ([]Planned, error) {
+	names, err := c.prepare()
+	if err != nil {
+		return nil, err
+	}
+	plans, err := c.plan(names)
+	if err != nil {
+		return nil, err
+	}
+	var all []Planned
+	for _, p := range plans {
+		planned := Planned{Roles: p.roles, Identity: p.identity, Cached: complete(c.imageDir(p.identity))}
+		if !planned.Cached {
+			if planned.Because, err = c.because(p); err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, planned)
+	}
+	return all, nil
+}
+
+// because compares what goes into an image with what went into the one in the output folder.
+func (c *Config) because(p *plan) ([]string, error) {
+	path := c.file(p.roles[0], "json")
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []string{"there is no image yet"}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var old Manifest
+	if err := json.Unmarshal(data, &old); err != nil {
+		return nil, fmt.Errorf("%s: %w; remove that file", path, err)
+	}
+	why := differences(old.Inputs, p.inputs)
+	if why == nil {
+		why = []string{"it is no longer in the cache"}
+	}
+	return why, nil
+}
+
+// differences lists in words how the inputs of two images differ.
+func differences(old, now inputs) []string {
+	var why []string
+	add := func(what, change string) {
+		if change != "" {
+			why = append(why, what+": "+change)
+		}
+	}
+	changed := func(what string, differs bool) {
+		if differs {
+			why = append(why, what+" has changed")
+		}
+	}
+	add("archives", listChange(old.Base.Sources, now.Base.Sources))
+	add("base packages", listChange(old.Base.Packages, now.Base.Packages))
+	changed("imagegen's script for the base", old.Base.Script != now.Base.Script || old.Base.Bytes != now.Base.Bytes || old.Base.Distro != now.Base.Distro)
+	changed("imagegen's script for images", old.Install != now.Install)
+	changed("the agent", old.Agent != now.Agent)
+	changed("the agent's unit", old.Unit != now.Unit)
+	if old.DiskBytes != now.DiskBytes {
+		add("disk", fmt.Sprintf("%v instead of %v", cluster.Bytes(now.DiskBytes), cluster.Bytes(old.DiskBytes)))
+	}
+	add("package list", listChange(old.Packages, now.Packages))
+	local := func(all []localPackage) (names []string) {
+		for _, l := range all {
+			names = append(names, l.Name+" "+l.SHA256[:12])
+		}
+		return names
+	}
+	add("package files", listChange(local(old.Local), local(now.Local)))
+	changed("the list of users", !equal(old.Users, now.Users))
+	changed("the list of repositories", !equal(old.Repos, now.Repos))
+	changed("the list of downloads", !equal(old.Downloads, now.Downloads))
+	add("excluded packages", listChange(old.Exclude, now.Exclude))
+	add("disabled units", listChange(old.Disable, now.Disable))
+	add("removed paths", listChange(old.Remove, now.Remove))
+	return why
+}
+
+// equal takes no list for an empty one.
+func equal[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || reflect.DeepEqual(a, b)) }
+
+// listChange says what a list has gained (+) and lost (-); empty: nothing.
+func listChange(old, now []string) string {
+	var change []string
+	for _, s := range now {
+		if !slices.Contains(old, s) {
+			change = append(change, "+ "+s)
+		}
+	}
+	for _, s := range old {
+		if !slices.Contains(now, s) {
+			change = append(change, "- "+s)
+		}
+	}
+	if change == nil && !slices.Equal(old, now) {
+		return "another order"
+	}
+	return strings.Join(change, ", ")
+}
+
+// prepare makes paths absolute, since programs run elsewhere, and returns the roles to bake.
+func (c *Config) prepare() ([]string, error) {
+	if c.Spec.Distro != "debian12" {
+		return nil, fmt.Errorf("no image of %s can be baked yet; debian12 can", c.Spec.Distro)
+	}
+	for _, path := range []*string{&c.CacheDir, &c.OutDir, &c.Agent} {
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return nil, err
+		}
+		*path = abs
+	}
+	if len(c.Roles) > 0 {
+		return c.Roles, nil
+	}
+	var names []string
+	for _, r := range c.Spec.Roles {
+		names = append(names, r.Name)
+	}
+	return names, nil
+}

@@ -1,0 +1,39 @@
+package images
+
+import (
+	"slices"
+	"testing"
+
+	"imagegen/roles"
+)
+
+func TestDifferences(t *testing.T) {
+	old := inputs{
+		Base:  baseInputs{Distro: "debian12", Sources: []string{"deb a"}, Packages: []string{"udev"}, Script: "1"},
+		Agent: "1", DiskBytes: 4 << 30, Packages: []string{"nginx", "curl"}, Disable: []string{"nginx.service"},
+		Local: []localPackage{{Name: "a.deb", SHA256: "0123456789abcdef"}}, Users: []roles.User{{Name: "nginx"}},
+	}
+	if why := differences(old, old); why != nil {
+		t.Errorf("nothing has changed: %q", why)
+	}
+	now := old
+	now.Base.Sources = []string{"deb b"}
+	now.Agent = "2"
+	now.DiskBytes = 8 << 30
+	now.Packages = []string{"nginx", "php8.2-gd"}
+	now.Local = []localPackage{{Name: "a.deb", SHA256: "fedcba9876543210"}}
+	now.Disable = nil
+	now.Users = nil
+	want := []string{
+		"archives: + deb b, - deb a", "the agent has changed", "disk: 8GiB instead of 4GiB", "package list: + php8.2-gd, - curl",
+		"package files: + a.deb fedcba987654, - a.deb 0123456789ab", "the list of users has changed", "disabled units: - nginx.service",
+	}
+	if why := differences(old, now); !slices.Equal(why, want) {
+		t.Errorf("%q\nwant\n%q", why, want)
+	}
+	now = old
+	now.Packages = []string{"curl", "nginx"}
+	if why := differences(old, now); !slices.Equal(why, []string{"package list: another order"}) {
+		t.Errorf("%q", why)
+	}
+}
