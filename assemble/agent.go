@@ -193,7 +193,7 @@ func (a *Agent) turn(ctx context.Context, r *runner) cluster.Status {
 	a.publish(r.Name, report)
 	w := World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.report()}
 	var status cluster.Status
-	if w.Without, err = readDecision(r.decision); err == nil {
+	if w.Without, err = r.without(w.Reports); err == nil {
 		status, err = r.impl.Step(ctx, w)
 	}
 	if err == nil && status.State == cluster.Ready && w.Without != nil {
@@ -203,6 +203,31 @@ func (a *Agent) turn(ctx context.Context, r *runner) cluster.Status {
 		status = cluster.Status{State: cluster.Failed, Detail: err.Error()}
 	}
 	return a.setStatus(r.Name, status)
+}
+
+// without returns the nodes that an operator has decided to go on without. The decision about one that is heard again
+// has ended: what it has counts, now and if it falls silent once more.
+func (r *runner) without(heard map[string]PeerReport) ([]string, error) {
+	names, err := readDecision(r.decision)
+	if err != nil || names == nil {
+		return nil, err
+	}
+	silent := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return len(heard[n].Components[r.Name].Report) > 0 })
+	switch len(silent) {
+	case len(names):
+		return names, nil
+	case 0:
+		return nil, os.Remove(r.decision)
+	}
+	return silent, writeDecision(r.decision, cluster.Decision{Component: r.Name, Without: silent})
+}
+
+func writeDecision(path string, d cluster.Decision) error {
+	data, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	return cluster.WriteFile(path, data, 0o600)
 }
 
 // readDecision returns the nodes that an operator has decided to go on without; nil: none.
@@ -242,12 +267,15 @@ func (a *Agent) decide(d cluster.Decision) error {
 	if len(d.Without) == 0 {
 		return fmt.Errorf("%s on %s waits for %s: none of these is named", d.Component, a.facts.Node.Name, strings.Join(missing, ", "))
 	}
-	data, err := json.Marshal(d)
+	// Who was named before is not missing any more, and this decision must not take that one back.
+	before, err := readDecision(a.runners[i].decision)
 	if err != nil {
 		return err
 	}
+	all := slices.Concat(before, d.Without)
+	slices.Sort(all)
 	a.console(fmt.Sprintf("%s: %s: an operator has decided to go on without %s", a.facts.Node.Name, d.Component, strings.Join(d.Without, ", ")))
-	return cluster.WriteFile(a.runners[i].decision, data, 0o600)
+	return writeDecision(a.runners[i].decision, cluster.Decision{Component: d.Component, Without: slices.Compact(all)})
 }
 
 func describeStatus(s cluster.Status) string {

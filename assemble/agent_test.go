@@ -420,6 +420,22 @@ func TestDecision(t *testing.T) {
 	if !said.has("web1: galera: an operator has decided to go on without percona2") {
 		t.Errorf("console: %q", said.all)
 	}
+	// Then it waits for another one only, and that is decided later: the two decisions add up.
+	state.Missing = "percona3"
+	a.turn(t.Context(), galera)
+	if code, answer := decide("operator", strings.ReplaceAll(good, "percona2", "percona3")); code != http.StatusNoContent {
+		t.Fatalf("%d %s", code, answer)
+	}
+	if a.turn(t.Context(), galera); !slices.Equal(without, []string{"percona2", "percona3"}) {
+		t.Errorf("after two decisions the component was told %q", without)
+	}
+	// One of them is heard again, and then falls silent.
+	a.peers.answers["percona2"] = answer{time.Now(), cluster.NodeReport{Components: map[string]cluster.ComponentReport{"galera": {Report: []byte("{}")}}}}
+	a.turn(t.Context(), galera)
+	delete(a.peers.answers, "percona2")
+	if a.turn(t.Context(), galera); !slices.Equal(without, []string{"percona3"}) {
+		t.Errorf("after percona2 was heard, the component was told %q", without)
+	}
 	state = ready("")
 	a.turn(t.Context(), galera)
 	state = waiting

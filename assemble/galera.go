@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,8 +27,12 @@ const (
 	recoverLimit = time.Hour        // InnoDB reads all of its log again
 	// A group that lost its quorum for a moment comes together by itself; only then a hand is lent.
 	apartLimit = 15 * time.Second
-	// A member that stays apart while the others have a primary component is started anew.
+	// A member that stays apart while the others have a primary component is started anew, and so is one that was
+	// joining a component that is no more.
 	astrayLimit = 60 * time.Second
+	// Who starts a cluster without a silent member first says so for long enough that this one, should it come back just
+	// then, knows of it, and that its own answers get through a network that loses many.
+	announceLimit = 4 * heardLimit
 )
 
 // foundingName is a file in a data folder that the agent has made and in which no cluster has begun yet. As long as it
@@ -47,7 +53,10 @@ type galera struct {
 	running string    // the unit that ran when it was last looked at; empty: none
 	known   *position // recovered since the server stopped
 	failed  string    // the last line of a server that stopped
+	going   time.Time // since when the others have been told that this member is about to start a cluster
+	goes    bool      // it is
 	apart   time.Time // since when the server has run outside a primary component
+	alone   time.Time // since when the server has been starting while nobody was in a primary component
 	retry   backoff
 }
 
@@ -58,6 +67,26 @@ type position struct {
 }
 
 const nullUUID = "00000000-0000-0000-0000-000000000000"
+
+// forkOf names a history that goes on from another one, without what an operator has decided may be lost. A server that
+// has that too and comes back would else be brought up to date as if it had not, and would differ from the others from
+// then on; as one of another history it is given everything anew. The first 12 digits tell where the fork comes from.
+func forkOf(history string) string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return forkPrefix(history) + uuidText(b[:])[13:]
+}
+
+func forkPrefix(history string) string {
+	sum := sha256.Sum256([]byte(history))
+	return uuidText(sum[:16])[:13]
+}
+
+// goesOn tells whether a history is a fork of another one.
+func goesOn(history, from string) bool {
+	return from != "" && from != nullUUID && strings.HasPrefix(history, forkPrefix(from))
+}
 
 // valid tells whether data may be started from: a position that is not known never wins.
 func (p position) valid() bool { return p.UUID != "" && p.UUID != nullUUID && p.Seqno >= 0 }
@@ -82,6 +111,8 @@ type galeraReport struct {
 	State    galeraState `json:"state"`
 	Position position    `json:"position"`
 	Size     int         `json:"size,omitempty"` // members of the component, while the server runs
+	// Going: it is about to start a cluster without silent members, or does it. While it does it, it does not look.
+	Going bool `json:"going,omitempty"`
 	// Cluster is the id of the cluster whose users and databases have been made; empty: nobody's.
 	Cluster string `json:"cluster,omitempty"`
 }
@@ -105,6 +136,11 @@ func (g *galera) Observe(ctx context.Context) (any, error) {
 		g.apart = time.Time{}
 	} else if g.apart.IsZero() {
 		g.apart = time.Now()
+	}
+	if seen.Going = g.goes; !g.goes {
+		g.going = time.Time{}
+	} else if g.going.IsZero() {
+		g.going = time.Now()
 	}
 	g.seen = seen
 	return seen, nil
@@ -274,9 +310,11 @@ type galeraStep int
 
 const (
 	galeraWait       galeraStep = iota
+	galeraAnnounce              // tell the others that it is going to start a cluster without the silent ones
 	galeraRecover               // determine the position of the data
 	galeraFound                 // make an empty database and start a cluster with it
 	galeraBootstrap             // start a cluster from the data
+	galeraFork                  // the same, without what others may have of the history (see forkOf)
 	galeraJoin                  // start the server, which joins the others
 	galeraStop                  // stop a server that does not find back to the others
 	galeraPromote               // make the component in which the running server is the primary one
@@ -289,6 +327,15 @@ type galeraView struct {
 	self    int
 	cluster string        // id
 	apart   time.Duration // how long self has run outside a primary component
+	alone   time.Duration // how long self has been starting while nobody was in a primary component
+	going   time.Duration // how long self has announced that it starts a cluster
+}
+
+// primary tells whether anybody who was heard is in a primary component.
+func (v galeraView) primary() bool {
+	return slices.ContainsFunc(v.members, func(m galeraMember) bool {
+		return m.heard && (m.State == galeraServing || m.State == galeraJoining)
+	})
 }
 
 // decideGalera says what a member does now, and where things stand.
@@ -306,7 +353,7 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 			primary = append(primary, m.name)
 		case m.State == galeraJoining:
 			primary = append(primary, m.name)
-		case m.State == galeraStarting:
+		case m.State == galeraStarting, i != v.self && m.Going:
 			starting = append(starting, m.name)
 		}
 	}
@@ -321,7 +368,16 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 		if len(primary) > 0 {
 			return galeraWait, workf("the server is starting, and joins %s", strings.Join(primary, ", "))
 		}
-		return galeraWait, workf("the server is starting")
+		// One that is let into a component that then falls apart asks for its data for ever, and the others wait for it.
+		if v.alone < astrayLimit {
+			return galeraWait, workf("the server is starting")
+		}
+		if len(silent) > 0 {
+			status := waitf("for %s, whom the server may be joining", strings.Join(silent, ", "))
+			status.Missing = strings.Join(silent, ",")
+			return galeraWait, status
+		}
+		return galeraStop, workf("starting anew: there is no primary component to join")
 	case galeraApart:
 		if len(primary) > 0 {
 			if v.apart >= astrayLimit {
@@ -338,7 +394,7 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 	}
 	if len(silent) > 0 {
 		status := waitf("for %s, who may have data", strings.Join(silent, ", "))
-		if me.State != galeraEmpty {
+		if me.Position.valid() {
 			status = waitf("for %s, who may have newer data than %d", strings.Join(silent, ", "), me.Position.Seqno)
 		}
 		status.Missing = strings.Join(silent, ",")
@@ -372,10 +428,13 @@ func decideJoin(v galeraView, primary []string) (galeraStep, cluster.Status) {
 		return galeraRecover, workf("determining how far its data goes")
 	}
 	for _, m := range v.members {
-		if m.name == me.name || !slices.Contains(primary, m.name) {
+		if m.name == me.name || !slices.Contains(primary, m.name) || me.State == galeraEmpty || me.State == galeraUnusable {
 			continue
 		}
-		if me.State != galeraEmpty && me.State != galeraUnusable && m.Position.UUID != "" && me.Position.UUID != m.Position.UUID {
+		switch {
+		case m.Position.UUID == "":
+			return galeraWait, waitf("for %s to say of which history its data is", m.name)
+		case me.Position.UUID != m.Position.UUID && !goesOn(m.Position.UUID, me.Position.UUID):
 			return galeraWait, stopf("its data is of the history %s, and that of %s is %s: joining would destroy it; remove the data disk if it may be lost",
 				me.Position.UUID, m.name, m.Position.UUID)
 		}
@@ -385,12 +444,16 @@ func decideJoin(v galeraView, primary []string) (galeraStep, cluster.Status) {
 
 // decideStart is for when every member that counts has answered and none is in a primary component.
 func decideStart(v galeraView) (galeraStep, cluster.Status) {
-	var present, holding, unusable []galeraMember
+	var present, gone, apart, all, unusable []galeraMember
 	for i, m := range v.members {
 		if i != v.self && !m.heard {
-			continue // given up
+			gone = append(gone, m) // given up
+			continue
 		}
 		present = append(present, m)
+		if m.State == galeraApart {
+			apart = append(apart, m)
+		}
 		switch m.State {
 		case galeraMissing:
 			return galeraWait, waitf("for %s, whose image has no Galera server", m.name)
@@ -403,6 +466,12 @@ func decideStart(v galeraView) (galeraStep, cluster.Status) {
 				unusable = append(unusable, m)
 				continue
 			}
+			all = append(all, m)
+		}
+	}
+	var holding []galeraMember
+	for _, m := range all { // with a fork there, what it was made from counts no more
+		if !slices.ContainsFunc(all, func(o galeraMember) bool { return goesOn(o.Position.UUID, m.Position.UUID) }) {
 			holding = append(holding, m)
 		}
 	}
@@ -414,6 +483,9 @@ func decideStart(v galeraView) (galeraStep, cluster.Status) {
 		if first := present[0]; first.name != me.name {
 			return galeraWait, waitf("for %s to start the cluster", first.name)
 		}
+		if len(gone) > 0 && v.going < announceLimit {
+			return galeraAnnounce, workf("about to make a new database, without %s", names(gone))
+		}
 		return galeraFound, workf("making a new database")
 	}
 	for _, m := range holding {
@@ -421,16 +493,34 @@ func decideStart(v galeraView) (galeraStep, cluster.Status) {
 			return galeraWait, stopf("%s and %s have data of different histories: remove the data disk of the one that may be lost", holding[0].name, m.name)
 		}
 	}
-	winner := slices.MinFunc(holding, func(a, b galeraMember) int { // the first of the most advanced
-		return cmp.Compare(b.Position.Seqno, a.Position.Seqno)
+	// The first of the most advanced. One that runs goes first: running members may come together by themselves at any
+	// time, and must not do so beside a cluster that another one has started.
+	winner := slices.MinFunc(holding, func(a, b galeraMember) int {
+		return cmp.Or(cmp.Compare(b.Position.Seqno, a.Position.Seqno), cmp.Compare(a.State, b.State)) // apart, holds
 	})
+	scattered := me.State == galeraApart && me.Size < len(apart)
 	switch {
+	case me.State == galeraApart && v.apart < apartLimit:
+		return galeraWait, waitf("for the members to come together again")
+	case me.State == galeraApart && len(gone) > 0:
+		// The others will have a history of their own, which a running server cannot take over.
+		return galeraStop, workf("stopping, to go on without %s", names(gone))
+	case me.State == galeraApart && winner.State == galeraHolds:
+		return galeraStop, workf("stopping, so that %s can start the cluster: its data is the newest (%d)", winner.name, winner.Position.Seqno)
+	case scattered && v.apart >= astrayLimit:
+		return galeraStop, workf("starting anew: it does not find back to %s", others(memberNames(apart), me.name))
+	case scattered:
+		return galeraWait, waitf("to find back to %s", others(memberNames(apart), me.name))
 	case winner.name != me.name:
 		return galeraWait, waitf("for %s to start the cluster: its data is the newest (%d)", winner.name, winner.Position.Seqno)
+	case me.State == galeraHolds && len(apart) > 0:
+		return galeraWait, waitf("for %s to stop", names(apart))
+	case me.State == galeraHolds && len(gone) > 0 && v.going < announceLimit:
+		return galeraAnnounce, workf("about to start the cluster without %s", names(gone))
+	case me.State == galeraHolds && len(gone) > 0:
+		return galeraFork, workf("starting the cluster without %s: of the others, its data is the newest (%d)", names(gone), me.Position.Seqno)
 	case me.State == galeraHolds:
 		return galeraBootstrap, workf("starting the cluster: its data is the newest (%d)", me.Position.Seqno)
-	case v.apart < apartLimit:
-		return galeraWait, waitf("for the members to come together again")
 	}
 	return galeraPromote, workf("starting the cluster again: its data is the newest (%d)", me.Position.Seqno)
 }
@@ -444,12 +534,14 @@ func others(list []string, self string) string {
 	return strings.Join(list, ", ")
 }
 
-func names(members []galeraMember) string {
+func names(members []galeraMember) string { return strings.Join(memberNames(members), ", ") }
+
+func memberNames(members []galeraMember) []string {
 	var list []string
 	for _, m := range members {
 		list = append(list, m.name)
 	}
-	return strings.Join(list, ", ")
+	return list
 }
 
 // view puts together what is known now.
@@ -458,6 +550,16 @@ func (g *galera) view(w World) galeraView {
 	v.cluster = g.node.Facts.ClusterID
 	if !g.apart.IsZero() {
 		v.apart = time.Since(g.apart)
+	}
+	if g.seen.State != galeraStarting || v.primary() {
+		g.alone = time.Time{}
+	} else if g.alone.IsZero() {
+		g.alone = time.Now()
+	} else {
+		v.alone = time.Since(g.alone)
+	}
+	if !g.going.IsZero() {
+		v.going = time.Since(g.going)
 	}
 	return v
 }
@@ -483,6 +585,7 @@ func galeraMembers(w World, name string, own galeraReport) galeraView {
 
 func (g *galera) Step(ctx context.Context, w World) (cluster.Status, error) {
 	step, status := decideGalera(g.view(w))
+	g.goes = step == galeraAnnounce || g.goes && (step == galeraFork || step == galeraFound)
 	if g.seen.State == galeraServing && g.seen.Cluster != "" {
 		if err := g.founded(); err != nil {
 			return status, err
@@ -492,9 +595,9 @@ func (g *galera) Step(ctx context.Context, w World) (cluster.Status, error) {
 		}
 	}
 	switch step {
-	case galeraWait:
+	case galeraWait, galeraAnnounce:
 		return status, nil
-	case galeraJoin, galeraBootstrap, galeraFound:
+	case galeraJoin, galeraBootstrap, galeraFork, galeraFound:
 		if held := g.retry.left(); held > 0 {
 			if g.failed == "" {
 				return status, nil
@@ -515,7 +618,10 @@ func (g *galera) do(ctx context.Context, step galeraStep) error {
 		return g.found(ctx)
 	case galeraBootstrap:
 		return g.bootstrap(ctx)
+	case galeraFork:
+		return g.fork(ctx)
 	case galeraJoin:
+		g.known = nil
 		return startUnit(ctx, g.params.Unit)
 	case galeraStop:
 		for _, u := range g.units {
@@ -611,11 +717,35 @@ func (g *galera) bootstrap(ctx context.Context) error {
 }
 
 func (g *galera) start(ctx context.Context) error {
+	g.known = nil                                                 // the server may be gone again before it is next looked for
 	run(ctx, nil, "systemctl", "reset-failed", g.params.BootUnit) // fails where nothing had failed
 	if _, err := run(ctx, nil, g.params.Bootstrap...); err != nil {
 		return fmt.Errorf("start the cluster: %w", err)
 	}
 	return nil
+}
+
+// fork starts a cluster from the node's data, as a history of its own. Interrupted or failing before the server has
+// noted that in its data, it goes on with the name that it has chosen.
+func (g *galera) fork(ctx context.Context) error {
+	if err := g.recover(ctx); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(g.grastate())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	history := parseGrastate(data).UUID
+	if !goesOn(history, g.known.UUID) {
+		history = forkOf(g.known.UUID)
+	}
+	state := fmt.Appendf(nil, "# GALERA saved state\nversion: 2.1\nuuid:    %s\nseqno:   %d\nsafe_to_bootstrap: 1\n", history, g.known.Seqno)
+	if err := writeOwned(g.grastate(), state, g.params.Owner); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, foundLimit)
+	defer cancel()
+	return g.start(ctx)
 }
 
 // safeToBootstrap changes Galera's note so that it lets a cluster be started from this node. Galera itself sets it on
