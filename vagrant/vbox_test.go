@@ -106,7 +106,8 @@ func TestVagrantUp(t *testing.T) {
 		t.Skip("SKIPPED: changing root to the VirtualBox in IMAGEGEN_VBOX needs root")
 	}
 	spec := parse(t, `{cluster: otus, distro: debian12, network: {cidr: 192.168.10.0/24}, roles: {redis: {data: 64MiB,
-nodes: {redis1: 192.168.10.49, redis2: 192.168.10.50, redis3: 192.168.10.51}}}}`)
+nodes: {redis1: 192.168.10.49, redis2: 192.168.10.50, redis3: 192.168.10.51}}},
+ssh: {user: jane, keys: ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0S3FzxWr4H0OIqZ3DZ5z7fSgqBpB9GYf2dq3dmJ3cW jane@desk"]}}`)
 	// In the chroot, /tmp is VirtualBox's own: it finds its server through it.
 	dir, err := os.MkdirTemp("/var/tmp", "imagegen-vagrant-")
 	if err != nil {
@@ -127,6 +128,12 @@ nodes: {redis1: 192.168.10.49, redis2: 192.168.10.50, redis3: 192.168.10.51}}}}`
 	for _, n := range spec.Nodes() {
 		put(t, filepath.Join(dir, "dist/seeds", n.Name+".iso"), make([]byte, 64<<10), 0o600)
 	}
+	if err := os.Mkdir(filepath.Join(dir, ".ssh"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	put(t, filepath.Join(dir, ".ssh/a.pub"), []byte("ssh-ed25519 AAAAanother\n"), 0o644)
+	put(t, filepath.Join(dir, ".ssh/b.pub"), []byte(spec.SSH.Keys[0]+"\n"), 0o644)
+	put(t, filepath.Join(dir, ".ssh/b"), nil, 0o600)
 	disk := filepath.Join(dir, "disk.raw")
 	boot := make([]byte, 16<<20)
 	copy(boot, []byte{0xfb, 0xf4, 0xeb, 0xfd}) // sti; hlt; and again
@@ -158,6 +165,7 @@ vagrant up redis1 >../redis1.log 2>&1 & one=$!
 vagrant up redis2 >../redis2.log 2>&1 || { cat ../redis2.log; false; }
 wait $one || { cat ../redis1.log; false; }
 info redis1
+vagrant ssh-config redis1
 before=$(uuid redis1)
 
 mark refused while snapshots hold the disk
@@ -204,6 +212,7 @@ mark end
 		`memory=256`, `cpus=2`, `nic1="nat"`, `nic2="null"`, `macaddress2="` + mac + `"`,
 		`"SATA-1-0"="` + dir + `/dist/seeds/redis1.iso"`, `"SATA-2-0"="` + dir + `/dist/disks/redis1.vdi"`,
 		`uartmode1="file,` + dir + `/dist/consoles/redis1.log"`, "redis1.vdi\nredis2.vdi\nredis3.vdi",
+		`  HostName 192.168.10.49`, `  Port 22`, `  User jane`, `  IdentityFile ` + dir + `/.ssh/b`,
 		"Timed out while waiting for the machine to boot. This means that",
 	} {
 		if !strings.Contains(out, "\n"+want+"\n") {
