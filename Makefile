@@ -14,10 +14,11 @@ CHECKERS := haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql re
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
+# The commit is left out of the binaries: every commit would make a new agent, and thereby all images anew.
 .PHONY: build
 build: ## bin/imagegen and bin/imagegen-node
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/...
+	$(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o bin/ ./cmd/...
 
 # $(call install,PACKAGES): with APT, those that are missing.
 define install

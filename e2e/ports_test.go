@@ -11,7 +11,7 @@ import (
 
 // open lists what a machine on the cluster's network that is no node of it may reach, by role.
 var open = map[string][]int{
-	"balancer":     {22, 80, 7373},
+	"balancer":     {22, 7373}, // HAProxy listens on the virtual address alone
 	"web":          {22, 7373},
 	"glusterfs":    {22, 7373},
 	"backend":      {22, 7373},
