@@ -61,5 +61,5 @@ e2e: tools build ## the reference cluster in the lab: bake, boot in three orders
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./e2e ./lab
 
 .PHONY: e2e-faults
-e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under load; IMAGEGEN_FAULTS=WORDS picks some (root)
+e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under load; IMAGEGEN_FAULTS=REGEXP picks some (root)
 	IMAGEGEN_E2E=faults $(GO) test -count=1 -timeout 90m -run TestFaults -v ./e2e

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/cookiejar"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -346,10 +347,11 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 		all = append(all, fault{d.process + " hangs on " + d.node, sh(d.node, "pkill -STOP "+d.process), nil, sh(d.node, "pkill -CONT "+d.process)})
 	}
 	all = append(all, fault{"the data disk of percona1 is full", sh("percona1", "dd if=/dev/zero of=/data/full bs=1M 2>/dev/null; true"), nil, sh("percona1", "rm /data/full")})
-	for range 10 {
+	for i := range 10 {
 		order := slices.Clone(nodes)
 		random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
-		all = append(all, fault{name: "all lose power, started " + strings.Join(order, " "), do: func() error {
+		all = append(all, fault{name: fmt.Sprintf("all lose power, and start in random order (%d)", i+1), do: func() error {
+			t.Logf("start %s", strings.Join(order, " "))
 			if err := run("kill", nodes...)(); err != nil {
 				return err
 			}
@@ -368,7 +370,8 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 		return nil
 	}})
 	if only := os.Getenv("IMAGEGEN_FAULTS"); only != "" {
-		all = slices.DeleteFunc(all, func(f fault) bool { return !strings.Contains(f.name, only) })
+		wanted := regexp.MustCompile(only)
+		all = slices.DeleteFunc(all, func(f fault) bool { return !wanted.MatchString(f.name) })
 	}
 	return all
 }
