@@ -259,3 +259,14 @@ func TestWhoMayReachAPort(t *testing.T) {
 		}
 	}
 }
+
+// What a role cannot work without is said in the words of the role.
+func TestRoleRefusesASpec(t *testing.T) {
+	c := mustLoad(t, "")
+	s := parse(t, c, "cluster: part\ndistro: debian12\nsql: balancer\nnetwork: {cidr: 10.1.0.0/16}\nroles:\n"+
+		"  glusterfs: {nodes: {g1: 10.1.0.4, g2: 10.1.0.5, g3: 10.1.0.6}}\n  percona: {nodes: {p1: 10.1.0.7, p2: 10.1.0.8, p3: 10.1.0.9}}\n  backend: {nodes: {k1: 10.1.0.14}}\n")
+	_, err := c.Render(s, testSecrets(c, s), "k1")
+	if want := ": sql: balancer needs the role databalancer; add it, or say sql: proxysql"; err == nil || !strings.HasSuffix(err.Error(), want) || strings.Contains(err.Error(), "executing") {
+		t.Errorf("%v", err)
+	}
+}

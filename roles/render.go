@@ -3,6 +3,7 @@ package roles
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -183,6 +184,10 @@ func (r *renderer) execute(name string) ([]byte, error) {
 	r.buf.Reset()
 	if err := r.set.ExecuteTemplate(&r.buf, name, r.data); err != nil {
 		line, col, msg := templateFault(err)
+		var refused refusal
+		if errors.As(err, &refused) {
+			msg = refused.Error() // which is for people; where in the template it is said is not
+		}
 		if at, ok := strings.CutPrefix(name, inline); ok {
 			return nil, fmt.Errorf("%s: %s: %s", r.role.file, at, msg)
 		}

@@ -44,7 +44,7 @@ func (v *view) funcs() template.FuncMap {
 		"has":        func(role string) bool { return len(v.nodes(role)) > 0 },
 		"vip":        v.vip,
 		"secret":     v.secret,
-		"fail":       func(msg string) (string, error) { return "", errors.New(msg) },
+		"fail":       func(msg string) (string, error) { return "", refusal(msg) },
 		"healthPort": func() int { return cluster.HealthPort },
 		"join":       func(sep string, list []string) string { return strings.Join(list, sep) },
 		"add":        func(a, b int) int { return a + b },
@@ -113,3 +113,8 @@ func (v *view) secret(name string) (string, error) {
 	v.used = true
 	return s, nil
 }
+
+// refusal is what a template says of a spec that it cannot be rendered for.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
