@@ -144,18 +144,18 @@ func nothingRuns(t *testing.T, dir string) {
 		files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 		return !slices.ContainsFunc(files, func(f string) bool {
 			backing, _ := os.ReadFile(f)
-			return strings.HasPrefix(string(backing), dir+"/work/")
+			return strings.HasPrefix(string(backing), filepath.Join(dir, "work")+"/")
 		})
 	})
 	eventually(t, "no process works in "+dir, func() bool {
 		links, _ := filepath.Glob("/proc/[0-9]*/root")
 		return !slices.ContainsFunc(links, func(l string) bool {
 			to, _ := os.Readlink(l)
-			return strings.HasPrefix(to, dir+"/work/")
+			return strings.HasPrefix(to, filepath.Join(dir, "work")+"/")
 		})
 	})
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil || bytes.Contains(mounts, []byte(dir+"/work/")) {
+	if err != nil || bytes.Contains(mounts, []byte(filepath.Join(dir, "work")+"/")) {
 		t.Errorf("mounts are left: %v\n%s", err, mounts)
 	}
 }
