@@ -182,7 +182,7 @@ func decideRedis(v redisView) (step redisStep, master string, status cluster.Sta
 		return redisWait, "", waitf("for the Sentinel of this node")
 	}
 	var silent []string
-	formed := false
+	formed, data := false, false
 	for _, m := range v.members {
 		switch {
 		case !m.heard:
@@ -190,6 +190,7 @@ func decideRedis(v redisView) (step redisStep, master string, status cluster.Sta
 		case m.Member || m.sentinel.Master != "":
 			formed = true
 		}
+		data = data || m.Member
 	}
 	if !formed {
 		switch first := v.members[0]; {
@@ -209,6 +210,9 @@ func decideRedis(v redisView) (step redisStep, master string, status cluster.Sta
 		return redisWait, "", waitf("for the others to have a master")
 	case master != me.ip:
 		return redisFollow, master, workf("starting as a replica of %s", v.name(master))
+	case !me.Member && !data && len(silent) == 0:
+		// The first master was replaced before it had a replica. All have answered, and nobody has anything.
+		return redisFound, "", workf("starting as the first master again: nobody has data")
 	case !me.Member:
 		return redisWait, "", waitf("for the others to choose another master: the disk of this one is empty")
 	case beingReplaced(v):
@@ -336,11 +340,9 @@ func (r *redis) mark(m member) error {
 	return cluster.WriteFile(filepath.Join(r.params.Dir, memberName), append(data, '\n'), 0o600)
 }
 
-// belongs notes that the node has the cluster's data, and lets Sentinel choose it.
+// belongs lets Sentinel choose the node, and notes that it has the cluster's data. In this order: what is noted is not
+// done again, and Sentinel would pass over a node that died in between for as long as its server runs.
 func (r *redis) belongs(ctx context.Context) error {
-	if err := r.mark(member{Cluster: r.node.Facts.ClusterID}); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
 	answers, err := askRedis(ctx, r.address(), r.node.Secrets[r.params.Secret], []string{"CONFIG", "SET", "replica-priority", "100"})
@@ -350,7 +352,7 @@ func (r *redis) belongs(ctx context.Context) error {
 	if refused, ok := answers[0].(redisError); ok {
 		return fmt.Errorf("let Sentinel choose this node: %w", refused)
 	}
-	return nil
+	return r.mark(member{Cluster: r.node.Facts.ClusterID})
 }
 
 // configure writes what the server starts with. master is empty for a master.

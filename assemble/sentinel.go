@@ -3,6 +3,7 @@ package assemble
 import (
 	"bytes"
 	"context"
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -131,6 +132,12 @@ func decideSentinel(seen sentinelReport, server redisReport, view redisView) (st
 		return false, "", waitf("for the other Sentinels: %d of %d known; %s", seen.Others, len(view.members)-1, seen.Quorum)
 	case seen.Running:
 		return false, "", ready("the master is " + view.name(seen.Master))
+	case !server.Running && !server.Member && believedMaster(view) == me.ip && (seen.Master == me.ip || othersHave(view, me.ip)):
+		// Redis cannot start before the Sentinels have chosen another master, and they may need this one's vote for it.
+		if seen.Master != "" {
+			me.ip = ""
+		}
+		return true, me.ip, workf("starting Sentinel, to choose another master: the disk of this one is empty")
 	case !server.Running || server.Loading:
 		// Sentinels without a Redis would choose a master where there is nothing to choose from.
 		return false, "", waitf("for Redis on this node")
@@ -140,8 +147,21 @@ func decideSentinel(seen sentinelReport, server redisReport, view redisView) (st
 		return true, me.ip, workf("setting up Sentinel with %s as the master", me.name)
 	case server.Role == "slave" && server.Synced:
 		return true, server.Master, workf("setting up Sentinel with %s as the master", view.name(server.Master))
+	case server.Role == "slave" && othersHave(view, server.Master):
+		// Should that one die before its data has come, the Sentinels need this one's vote to choose another.
+		return true, server.Master, workf("setting up Sentinel with %s as the master, as on the others", view.name(server.Master))
 	}
 	return false, "", waitf("for Redis on this node to be in sync with a master")
+}
+
+// othersHave tells whether the Sentinel of another node has the master.
+func othersHave(view redisView, master string) bool {
+	for i, m := range view.members {
+		if i != view.self && m.heard && m.sentinel.Master == master {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *sentinel) Step(ctx context.Context, w World) (cluster.Status, error) {
@@ -149,7 +169,8 @@ func (s *sentinel) Step(ctx context.Context, w World) (cluster.Status, error) {
 		return stopf("the image has no unit %s", s.params.Unit), nil
 	}
 	server, _ := reportOfKind[redisReport](w.Own, "redis")
-	start, master, status := decideSentinel(s.seen, server, redisMembers(s.node, w, server))
+	view := redisMembers(s.node, w, server)
+	start, master, status := decideSentinel(s.seen, server, view)
 	if status.State == cluster.Ready && time.Since(s.retry.until) > maxPause {
 		s.retry.reset()
 	}
@@ -171,7 +192,9 @@ func (s *sentinel) Step(ctx context.Context, w World) (cluster.Status, error) {
 		if err != nil {
 			return status, err
 		}
-		if err := cluster.WriteFile(s.params.RunConfig, sentinelConfig(text, s.params, master, s.node.Secrets[s.params.Secret]), 0o600); err != nil {
+		text = sentinelConfig(text, s.params, master, s.node.Secrets[s.params.Secret])
+		text = append(text, sentinelPeers(s.params, s.node.Facts.ClusterID, master, view)...)
+		if err := cluster.WriteFile(s.params.RunConfig, text, 0o600); err != nil {
 			return status, err
 		}
 	}
@@ -194,4 +217,25 @@ func sentinelConfig(text []byte, p *cluster.SentinelParams, master, password str
 	fmt.Fprintf(b, "sentinel failover-timeout %s %d\n", p.Master, p.FailoverTimeout)
 	fmt.Fprintf(b, "sentinel parallel-syncs %s %d\n", p.Master, p.ParallelSyncs)
 	return b.Bytes()
+}
+
+// sentinelPeers is what a new Sentinel is told of the others. By itself it would learn of them through the master; should
+// that die before, they would never find each other, and choose nobody.
+func sentinelPeers(p *cluster.SentinelParams, clusterID, master string, view redisView) []byte {
+	b := fmt.Appendf(nil, "sentinel myid %s\n", sentinelID(clusterID, view.members[view.self].name))
+	for i, m := range view.members {
+		if m.ip != master {
+			b = fmt.Appendf(b, "sentinel known-replica %s %s %d\n", p.Master, m.ip, p.RedisPort)
+		}
+		if i != view.self {
+			b = fmt.Appendf(b, "sentinel known-sentinel %s %s %d %s\n", p.Master, m.ip, p.Port, sentinelID(clusterID, m.name))
+		}
+	}
+	return b
+}
+
+// sentinelID is the same for a node and for the one that replaces it: Sentinels never forget another one, and count
+// those that are no more when they need a majority.
+func sentinelID(clusterID, node string) string {
+	return fmt.Sprintf("%x", sha1.Sum([]byte(clusterID+" sentinel "+node)))
 }

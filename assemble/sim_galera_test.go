@@ -485,6 +485,8 @@ func (g *galeraModel) settled() error {
 	return nil
 }
 
+func (g *galeraModel) patient() bool { return false }
+
 // excused: data of another cluster is for the operator, and so is data that nobody has whole; and data
 // of which an operator has decided, more than once, that others need not have it.
 func (g *galeraModel) excused(n *machine) bool {

@@ -62,6 +62,7 @@ type simModel interface {
 	lie(n *machine, name string) any // the report of a peer that falsely calls itself ready
 	check() error                    // the invariants
 	settled() error                  // nil: all nodes that are on are ready, and rightly so
+	patient() bool                   // the design has it wait for nodes that stay away, and asks no operator
 	excused(n *machine) bool         // the design makes it wait or stop, for a reason other than a silent node
 }
 
@@ -382,6 +383,9 @@ func (w *simWorld) start(f fault) {
 	var end func()
 	switch f.kind {
 	case gone:
+		if n.gone {
+			return
+		}
 		n.gone = true
 		n.powerOff(false)
 	case lateBoot, crash, stepCrash:
@@ -594,16 +598,21 @@ func (a *simAgent) poll(i int) {
 	a.after(there+back+pause, func() { a.poll(i) })
 }
 
-// published is Agent.report.
-func (a *simAgent) published() *cluster.NodeReport {
+// truth is Agent.report.
+func (a *simAgent) truth() *cluster.NodeReport {
 	if a.report == nil {
 		a.report = &cluster.NodeReport{Cluster: "sim", ClusterID: simCluster, Node: a.n.peer, Ready: a.ready, Components: map[string]cluster.ComponentReport{}}
 		for _, c := range a.parts {
 			a.report.Components[c.name] = cluster.ComponentReport{Kind: c.name, Status: c.status, Report: c.raw}
 		}
 	}
+	return a.report
+}
+
+// published is what the peers are told.
+func (a *simAgent) published() *cluster.NodeReport {
 	if a.n.liar > 0 {
-		lie := *a.report
+		lie := *a.truth()
 		lie.Ready = true
 		lie.Components = map[string]cluster.ComponentReport{}
 		for _, c := range a.parts {
@@ -612,7 +621,7 @@ func (a *simAgent) published() *cluster.NodeReport {
 		}
 		return &lie
 	}
-	return a.report
+	return a.truth()
 }
 
 const simCluster = "7b6b5b4b-0000-4000-8000-000000000001"
@@ -657,7 +666,7 @@ func (a *simAgent) turn(c *simComponent) {
 	}
 	act := func() {
 		a.publish(c, report)
-		w := World{Self: n.peer, Peers: n.peers, Reports: a.heard(), Own: *a.published()}
+		w := World{Self: n.peer, Peers: n.peers, Reports: a.heard(), Own: *a.truth()}
 		n.without[c.name] = slices.DeleteFunc(n.without[c.name], func(name string) bool { return len(w.Reports[name].Components[c.name].Report) > 0 })
 		w.Without = n.without[c.name]
 		status := c.step(w, c)
@@ -796,7 +805,7 @@ func simulate(k *simKind, h history, change func(w *simWorld), tell func(string,
 	if w.err != nil || err == nil && !slices.ContainsFunc(w.nodes, func(n *machine) bool { return n.gone }) {
 		return cmp.Or(w.err, err)
 	}
-	for tries := 0; err != nil; tries++ {
+	for tries := 0; err != nil && !w.model.patient(); tries++ {
 		// Waiting for a node that stays away is right where its word counts. Then an operator may decide.
 		if wrong := w.decide(); wrong != nil || tries == 3 {
 			return fmt.Errorf("%w; %w", err, cmp.Or(wrong, errors.New("the operator's decisions do not help")))
