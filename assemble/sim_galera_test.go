@@ -508,6 +508,7 @@ type galeraPart struct {
 	g     *galeraModel
 	a     *simAgent
 	seen  galeraReport
+	view  galeraView
 	known *position
 	apart time.Duration // since when, by the node's clock; negative: not apart
 	alone time.Duration // likewise
@@ -581,7 +582,10 @@ func (p *galeraPart) look(s *galeraServer, d *galeraDisk) galeraReport {
 func (p *galeraPart) step(w World, c *simComponent) cluster.Status {
 	n, g := p.a.n, p.g
 	d := g.disks[n.index]
-	v := galeraMembers(w, c.name, p.seen)
+	if c.fresh {
+		p.view = galeraMembers(w, c.name, p.seen)
+	}
+	v := p.view
 	v.cluster = simCluster
 	if p.apart >= 0 {
 		v.apart = n.clock() - p.apart

@@ -486,14 +486,17 @@ type redisPart struct {
 	r     *redisModel
 	a     *simAgent
 	seen  redisReport
+	view  redisView
 	retry simBackoff
 }
 
 type sentinelPart struct {
-	r     *redisModel
-	a     *simAgent
-	seen  sentinelReport
-	retry simBackoff
+	r      *redisModel
+	a      *simAgent
+	seen   sentinelReport
+	server redisReport
+	view   redisView
+	retry  simBackoff
 }
 
 func (r *redisModel) part(a *simAgent, name string) simPart {
@@ -527,7 +530,10 @@ func (p *redisPart) observe() (any, error) {
 func (p *redisPart) step(w World, c *simComponent) cluster.Status {
 	n, r := p.a.n, p.r
 	d := r.disks[n.index]
-	step, master, status := r.decide(redisMembers(Node{}, w, p.seen))
+	if c.fresh {
+		p.view = redisMembers(Node{}, w, p.seen)
+	}
+	step, master, status := r.decide(p.view)
 	if status.State == cluster.Ready && n.clock()-p.retry.until > maxPause {
 		p.retry = simBackoff{}
 	}
@@ -613,8 +619,11 @@ func (p *sentinelPart) observe() (any, error) {
 
 func (p *sentinelPart) step(w World, c *simComponent) cluster.Status {
 	n, r := p.a.n, p.r
-	server, _ := reportOfKind[redisReport](w.Own, "redis")
-	start, master, status := r.decideSentinel(p.seen, server, redisMembers(Node{}, w, server))
+	if c.fresh {
+		p.server, _ = reportOfKind[redisReport](w.Own, "redis")
+		p.view = redisMembers(Node{}, w, p.server)
+	}
+	start, master, status := r.decideSentinel(p.seen, p.server, p.view)
 	if status.State == cluster.Ready && n.clock()-p.retry.until > maxPause {
 		p.retry = simBackoff{}
 	}

@@ -545,7 +545,11 @@ type simComponent struct {
 	raw    json.RawMessage
 	status cluster.Status
 	busy   bool // a step is being taken
-	until  func() bool
+	// What the last view was put together from: reports by node, nil for those not heard, and whom to go on without.
+	reports []*cluster.NodeReport
+	without []string
+	fresh   bool // the view must be put together anew
+	until   func() bool
 }
 
 func newSimAgent(n *machine) {
@@ -669,6 +673,7 @@ func (a *simAgent) turn(c *simComponent) {
 		w := World{Self: n.peer, Peers: n.peers, Reports: a.heard(), Own: *a.truth()}
 		n.without[c.name] = slices.DeleteFunc(n.without[c.name], func(name string) bool { return len(w.Reports[name].Components[c.name].Report) > 0 })
 		w.Without = n.without[c.name]
+		c.fresh = a.news(c)
 		status := c.step(w, c)
 		a.set(c, status)
 		if status.State == cluster.Ready {
@@ -684,6 +689,26 @@ func (a *simAgent) turn(c *simComponent) {
 	} else {
 		act()
 	}
+}
+
+// news tells whether anything has changed of what a component's view is put together from. Doing that anew each time is
+// most of what a history costs.
+func (a *simAgent) news(c *simComponent) bool {
+	changed := len(c.reports) == 0 || !slices.Equal(c.without, a.n.without[c.name])
+	if changed {
+		c.reports, c.without = make([]*cluster.NodeReport, len(a.n.w.nodes)), slices.Clone(a.n.without[c.name])
+	}
+	for i, n := range a.n.w.nodes {
+		var report *cluster.NodeReport
+		if r := a.answers[n.peer.Name]; n == a.n {
+			report = a.truth()
+		} else if a.n.clock()-r.asked <= a.n.w.heard {
+			report = r.report
+		}
+		changed = changed || c.reports[i] != report
+		c.reports[i] = report
+	}
+	return changed
 }
 
 func (a *simAgent) publish(c *simComponent, report any) {
