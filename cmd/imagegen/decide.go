@@ -22,7 +22,7 @@ func decideCommand() *cli.Command {
 		Description: "After an outage of all members, a database does not start while one of them is silent: that one may have the newest\n" +
 			"data. If it will never come back, there are two ways on: imagegen replace --blank NODE, if there is a machine to put\n" +
 			"in its place, or imagegen decide galera --without NODE. Either way, what only that node has is lost.\n\n" +
-			"A decision that is not needed is refused. It holds until the component is ready.",
+			"A decision that is not needed is refused. It holds until the component is ready, or the node is heard again.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
 			&cli.StringFlag{Name: "without", Required: true, Usage: "the silent `NODE`, or NODE,NODE, of which all data that no other node has may be lost"},
