@@ -876,8 +876,9 @@ func (w *simWorld) settle() error {
 			w.tell("settled after %v", w.now-start)
 			return nil
 		}
-		// Where a node has gone, the others wait for good; that is seen sooner.
-		if err != nil && w.now-start > 3*time.Minute && slices.ContainsFunc(w.nodes, func(n *machine) bool { return n.gone }) {
+		// Where the agents ask for a decision about a node that has gone, they wait for good; that is seen sooner.
+		// Sentinels who have nobody to ask may need several elections until the one who can promote a replica wins.
+		if err != nil && w.now-start > 3*time.Minute && slices.ContainsFunc(w.nodes, (*machine).undecided) {
 			return err
 		}
 	}
@@ -909,6 +910,11 @@ func (w *simWorld) rest() error {
 		return err
 	}
 	return w.model.settled()
+}
+
+// undecided tells whether the agent waits for a decision about a node that does not answer.
+func (n *machine) undecided() bool {
+	return n.agent != nil && slices.ContainsFunc(n.agent.parts, func(c *simComponent) bool { return c.status.Missing != "" })
 }
 
 // decide has an operator go on without the nodes that have gone, wherever the agents say that this is the question.
