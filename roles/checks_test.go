@@ -25,6 +25,8 @@ var checkers = map[string]checker{
 	"keepalived": {"keepalived", `keepalived -t -f $F >out 2>&1 || { cat out; exit 1; }; not grep . out`},
 	"nginx":      {"nginx", `nginx -t -q -c $F`},
 	"nft":        {"nft", `nft -c -f $F; nft -f $F; nft list ruleset | grep -q 'policy drop'`},
+	"iptables":   {"iptables-restore", `iptables-restore <$F; iptables -S INPUT | grep -x -e '-P INPUT DROP'; [ $(iptables -S INPUT | wc -l) = $(grep -c -e '^-A' -e '^:INPUT' $F) ]`},
+	"ip6tables":  {"ip6tables-restore", `ip6tables-restore <$F; ip6tables -S INPUT | grep -x -e '-P INPUT DROP'; [ $(ip6tables -S INPUT | wc -l) = $(grep -c -e '^-A' -e '^:INPUT' $F) ]`},
 	"php":        {"php8.2", `php8.2 -l $F`},
 	"php-fpm":    {"php-fpm8.2", `printf '[global]\nerror_log = /dev/stderr\ninclude = %s\n' $F >fpm.conf; php-fpm8.2 -t -y fpm.conf`},
 	"php-ini":    {"php8.2", `php8.2 -c $F -r 'exit(ini_get("upload_max_filesize") == "64M" && ini_get("opcache.revalidate_freq") == "10" ? 0 : 1);' 2>&1`},

@@ -17,11 +17,29 @@ var everyNode = []Port{
 	{Port: fmt.Sprint(cluster.HealthPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: health, for load balancers"},
 }
 
-// filtered tells whether the node gets a packet filter; CentOS 7 has no nftables service.
-func (r *renderer) filtered() bool { return r.spec.Distro == "debian12" }
+// filter is a table of rules that a unit loads from a file.
+type filter struct {
+	component, unit string
+	path            string
+	mode            uint32
+	check           string
+	rules           func(*renderer) []byte
+}
 
-// firewall makes the node's nftables ruleset from the ports of its role: what is not declared does not come in.
-func (r *renderer) firewall() []byte {
+// filters says what loads the packet filter on each distro. CentOS 7 has no service for nftables, and its iptables has a
+// table, a file and a unit for each of IPv4 and IPv6.
+var filters = map[string][]filter{
+	"debian12": {
+		{firewall, "nftables.service", "/etc/nftables.conf", 0o644, "nft", (*renderer).nftables},
+	},
+	"centos7": {
+		{firewall, "iptables.service", "/etc/sysconfig/iptables", 0o600, "iptables", func(r *renderer) []byte { return r.iptables(false) }},
+		{firewall6, "ip6tables.service", "/etc/sysconfig/ip6tables", 0o600, "ip6tables", func(r *renderer) []byte { return r.iptables(true) }},
+	},
+}
+
+// nftables makes the node's ruleset from the ports of its role: what is not declared does not come in.
+func (r *renderer) nftables() []byte {
 	var b bytes.Buffer
 	b.WriteString(`#!/usr/sbin/nft -f
 
@@ -37,41 +55,92 @@ table inet imagegen {
 		meta l4proto { 1, 58 } accept comment "ICMP; images have no /etc/protocols"
 `)
 	for _, p := range slices.Concat(everyNode, r.role.Ports) {
-		from, ok := r.sources(r.from(p))
-		if !ok {
-			fmt.Fprintf(&b, "\t\t# %s %s: %s: no node of %s in this cluster\n", p.Proto, p.Port, p.Why, strings.Join(p.From, ", "))
-			continue
-		}
+		from := r.sources(p)
 		what := "ip protocol 112"
 		if p.Proto != "vrrp" {
 			what = p.Proto + " dport " + p.Port
 		}
-		fmt.Fprintf(&b, "\t\t%s%s accept comment \"%s\"\n", from, what, p.Why)
+		switch {
+		case len(from) == 0:
+			fmt.Fprintf(&b, "\t\t%s\n", r.nowhere(p))
+			continue
+		case from[0] == anywhere:
+		case len(from) == 1 && strings.Contains(from[0], "/"):
+			what = "ip saddr " + from[0] + " " + what
+		default:
+			what = "ip saddr { " + strings.Join(from, ", ") + " } " + what
+		}
+		fmt.Fprintf(&b, "\t\t%s accept comment \"%s\"\n", what, p.Why)
 	}
 	b.WriteString("\t}\n}\n")
 	return b.Bytes()
 }
 
-// from lists where packets to a port may come from in this cluster.
-func (r *renderer) from(p Port) []string {
+// iptables makes the same rules for iptables-restore, for IPv4 or for IPv6. The cluster's addresses are IPv4, so what
+// may come from some of them alone does not come over IPv6 at all.
+func (r *renderer) iptables(v6 bool) []byte {
+	var b bytes.Buffer
+	icmp := "icmp"
+	if v6 {
+		icmp = "ipv6-icmp"
+	}
+	fmt.Fprintf(&b, `*filter
+:INPUT DROP [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -m conntrack --ctstate INVALID -j DROP
+-A INPUT -i lo -j ACCEPT
+-A INPUT -p %s -j ACCEPT
+`, icmp)
+	for _, p := range slices.Concat(everyNode, r.role.Ports) {
+		what := "-p 112"
+		if p.Proto != "vrrp" {
+			what = "-p " + p.Proto + " --dport " + strings.Replace(p.Port, "-", ":", 1)
+		}
+		from := r.sources(p)
+		if len(from) == 0 {
+			fmt.Fprintln(&b, r.nowhere(p))
+		}
+		for _, f := range from {
+			if f != anywhere {
+				if v6 {
+					continue
+				}
+				f = "-s " + f + " "
+			}
+			fmt.Fprintf(&b, "-A INPUT %s%s -m comment --comment \"%s\" -j ACCEPT\n", f, what, p.Why)
+		}
+	}
+	b.WriteString("COMMIT\n")
+	return b.Bytes()
+}
+
+// nowhere is the comment in place of the rule for a port that nobody may reach.
+func (r *renderer) nowhere(p Port) string {
+	return fmt.Sprintf("# %s %s: %s: no node of %s in this cluster", p.Proto, p.Port, p.Why, strings.Join(p.From, ", "))
+}
+
+// anywhere is the source of a port that everybody may reach.
+const anywhere = ""
+
+// sources lists where packets to a port may come from in this cluster: addresses, the cluster's network, or anywhere
+// alone; nothing if from nowhere.
+func (r *renderer) sources(p Port) []string {
 	others := func(from string) bool {
 		return from != r.role.Name && (slices.Contains(everywhere, from) || len(r.ips(from)) > 0)
 	}
+	from := p.From
 	if p.Otherwise != "" && !slices.ContainsFunc(p.From, others) {
-		return []string{p.Otherwise}
+		from = []string{p.Otherwise}
 	}
-	return p.From
-}
-
-// sources is the part of a rule that says where packets may come from; false if nowhere in this cluster.
-func (r *renderer) sources(from []string) (string, bool) {
 	var addrs []string
 	for _, f := range from {
 		switch f {
 		case "any":
-			return "", true
+			return []string{anywhere}
 		case "network":
-			return "ip saddr " + r.spec.Network.CIDR.Masked().String() + " ", true
+			return []string{r.spec.Network.CIDR.Masked().String()}
 		case "cluster":
 			for _, n := range r.spec.Nodes() {
 				addrs = append(addrs, n.IP.String())
@@ -83,8 +152,5 @@ func (r *renderer) sources(from []string) (string, bool) {
 			}
 		}
 	}
-	if len(addrs) == 0 {
-		return "", false
-	}
-	return "ip saddr { " + strings.Join(addrs, ", ") + " } ", true
+	return addrs
 }

@@ -191,7 +191,7 @@ var (
 )
 
 // Checks are the programs that the tests can run over a rendered file.
-var Checks = []string{"glusterd", "haproxy", "keepalived", "mariadb", "nft", "nginx", "php", "php-fpm", "php-ini", "proxysql", "redis", "sentinel", "sql", "systemd"}
+var Checks = []string{"glusterd", "haproxy", "ip6tables", "iptables", "keepalived", "mariadb", "nft", "nginx", "php", "php-fpm", "php-ini", "proxysql", "redis", "sentinel", "sql", "systemd"}
 
 // load reads and checks the role; nil when it is too broken to be used.
 func (s *source) load() *Role {
@@ -371,6 +371,7 @@ func (s *source) checkDistros() {
 				s.fault(at+".keys", "missing; packages are taken from signed repositories only")
 			}
 		}
+		s.checkSELinux(at, name, d.SELinux)
 		ids := map[int]string{}
 		for i, u := range d.Users {
 			at := index(at+".users", i)
@@ -400,6 +401,36 @@ func (s *source) checkDistros() {
 			if !path.IsAbs(dl.Path) {
 				s.fault(at+".path", "%q is not an absolute path", dl.Path)
 			}
+		}
+	}
+}
+
+// checkSELinux checks what a role wants of SELinux on a distro.
+func (s *source) checkSELinux(at, distro string, want SELinux) {
+	if distro != "centos7" && len(want.Booleans)+len(want.Ports)+len(want.Permissive) > 0 {
+		s.fault(at+".selinux", "%s has no SELinux; remove it", distro)
+	}
+	for _, list := range []struct {
+		key    string
+		values []string
+	}{{"booleans", want.Booleans}, {"permissive", want.Permissive}} {
+		for i, v := range list.values {
+			if !secretName.MatchString(v) {
+				s.fault(index(at+".selinux."+list.key, i), "%q is not a name of SELinux's policy, such as httpd_use_fusefs or mysqld_t", v)
+			}
+		}
+	}
+	for i, p := range want.Ports {
+		at := index(at+".selinux.ports", i)
+		want.Ports[i].Proto = cmp.Or(p.Proto, "tcp")
+		if !secretName.MatchString(p.Type) {
+			s.fault(at+".type", "%q is not a type of port, such as mysqld_port_t", p.Type)
+		}
+		if !isPorts(p.Port) {
+			s.fault(at+".port", "%q is not a port or a range such as 49152-49160", p.Port)
+		}
+		if !slices.Contains([]string{"tcp", "udp"}, want.Ports[i].Proto) {
+			s.fault(at+".proto", "%q is not one of tcp, udp", p.Proto)
 		}
 	}
 }
@@ -440,8 +471,8 @@ func (s *source) checkComponents() {
 		switch {
 		case !roleName.MatchString(c.Name):
 			s.fault(at+".name", "%q cannot be a component's name: use small letters, digits and hyphens", c.Name)
-		case c.Name == firewall:
-			s.fault(at+".name", "every node has a component %s already, made from the role's ports", firewall)
+		case c.Name == firewall || c.Name == firewall6:
+			s.fault(at+".name", "every node has a component %s already, made from the role's ports", c.Name)
 		case before[c.Name]:
 			s.fault(at+".name", "there are two components %s", c.Name)
 		}

@@ -18,13 +18,15 @@ import (
 
 // Paths of the files that every node gets besides its role's.
 const (
-	hostsPath    = "/etc/hosts"
-	sysctlPath   = "/etc/sysctl.d/90-imagegen.conf"
-	firewallPath = "/etc/nftables.conf"
+	hostsPath  = "/etc/hosts"
+	sysctlPath = "/etc/sysctl.d/90-imagegen.conf"
 )
 
-// firewall is the name of the component that loads the node's packet filter.
-const firewall = "firewall"
+// The components that load the node's packet filter; on a distro that has one for both, the first is for IPv6 as well.
+const (
+	firewall  = "firewall"
+	firewall6 = "firewall6"
+)
 
 // Render returns everything node-specific about a node. The same spec and secrets give the same bytes.
 func (c *Catalogue) Render(spec *cluster.Spec, secrets *cluster.Secrets, node string) (Rendered, error) {
@@ -90,8 +92,8 @@ func (r *renderer) node() (Rendered, error) {
 	if len(r.role.Sysctl) > 0 {
 		file(sysctlPath, 0o644, r.sysctl(), false, "")
 	}
-	if r.filtered() {
-		file(firewallPath, 0o644, r.firewall(), false, "nft")
+	for _, f := range filters[r.spec.Distro] {
+		file(f.path, f.mode, f.rules(r), false, f.check)
 	}
 	passwords := map[string]string{}
 	for _, name := range r.role.Secrets {
@@ -213,12 +215,12 @@ func (r *renderer) facts() (cluster.Facts, error) {
 			}
 		}
 	}
-	if r.filtered() {
-		params, err := json.Marshal(cluster.ServiceParams{Unit: "nftables.service"})
+	for _, filter := range filters[r.spec.Distro] {
+		params, err := json.Marshal(cluster.ServiceParams{Unit: filter.unit})
 		if err != nil {
 			return f, err
 		}
-		f.Components = append(f.Components, cluster.Component{Name: firewall, Kind: "service", Params: params})
+		f.Components = append(f.Components, cluster.Component{Name: filter.component, Kind: "service", Params: params})
 	}
 	present := map[string]bool{}
 	for i, c := range r.role.Components {

@@ -105,9 +105,6 @@ func TestGolden(t *testing.T) {
 		s := reference(t, c, distro)
 		sec := testSecrets(c, s)
 		for _, n := range s.Nodes() {
-			if distro == "centos7" && n.Index > 0 {
-				continue
-			}
 			t.Run(distro+"/"+n.Name, func(t *testing.T) {
 				r, err := c.Render(s, sec, n.Name)
 				if err != nil {

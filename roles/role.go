@@ -60,7 +60,23 @@ type Distro struct {
 	Downloads []Download        `yaml:"downloads,omitempty"`
 	Disable   []string          `yaml:"disable,omitempty"` // units that packages enable and the agent starts instead
 	Remove    []string          `yaml:"remove,omitempty"`  // paths (globs) that packages make and an image must not hold
+	SELinux   SELinux           `yaml:"selinux,omitempty"` // centos7
 	Vars      map[string]string `yaml:"vars,omitempty"`    // not a bake input: paths and names for templates
+}
+
+// SELinux is what a role's daemons need of SELinux's policy. It is set in every image, whether the policy is enforced or
+// only watched.
+type SELinux struct {
+	Booleans   []string      `yaml:"booleans,omitempty" json:"booleans,omitempty"` // to switch on
+	Ports      []SELinuxPort `yaml:"ports,omitempty" json:"ports,omitempty"`
+	Permissive []string      `yaml:"permissive,omitempty" json:"permissive,omitempty"` // domains that are watched, not held back, even when the rest is
+}
+
+// SELinuxPort lets the daemons that may use a type of port use this one.
+type SELinuxPort struct {
+	Type  string `yaml:"type" json:"type"`
+	Port  string `yaml:"port" json:"port"`
+	Proto string `yaml:"proto,omitempty" json:"proto"` // tcp (default) or udp
 }
 
 // Repo is a package repository beside the distro's own.
