@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -69,7 +70,7 @@ func TestRealPrograms(t *testing.T) {
 	c := mustLoad(t, "")
 	for _, distro := range cluster.Distros {
 		s := reference(t, c, distro)
-		sec := testSecrets(c, s)
+		sec := realSecrets(t, c, s)
 		for _, n := range s.Nodes() {
 			r, err := c.Render(s, sec, n.Name)
 			if err != nil {
@@ -96,6 +97,16 @@ func TestRealPrograms(t *testing.T) {
 			}
 		}
 	}
+}
+
+// realSecrets has certificates and keys that programs can read.
+func realSecrets(t *testing.T, c *Catalogue, s *cluster.Spec) *cluster.Secrets {
+	t.Helper()
+	sec, err := cluster.LoadSecrets(filepath.Join(t.TempDir(), "secrets"), s, c.SecretNames(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sec
 }
 
 func needSandbox(t *testing.T) {
@@ -185,7 +196,7 @@ func TestGaleraLife(t *testing.T) {
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
 	n, _ := s.Node("percona1")
-	r, err := c.Render(s, testSecrets(c, s), n.Name)
+	r, err := c.Render(s, realSecrets(t, c, s), n.Name)
 	if err != nil {
 		t.Fatal(err)
 	}

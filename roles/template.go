@@ -44,6 +44,7 @@ func (v *view) funcs() template.FuncMap {
 		"has":        func(role string) bool { return len(v.nodes(role)) > 0 },
 		"vip":        v.vip,
 		"secret":     v.secret,
+		"nodeKey":    v.nodeKey,
 		"fail":       func(msg string) (string, error) { return "", refusal(msg) },
 		"healthPort": func() int { return cluster.HealthPort },
 		"join":       func(sep string, list []string) string { return strings.Join(list, sep) },
@@ -112,6 +113,15 @@ func (v *view) secret(name string) (string, error) {
 	}
 	v.used = true
 	return s, nil
+}
+
+// nodeKey returns the private key of the node's certificate, for daemons that may not read root's copy.
+func (v *view) nodeKey() (string, error) {
+	if v.inFacts {
+		return "", errors.New("facts hold no secrets; only files do")
+	}
+	v.used = true
+	return string(v.secrets.Nodes[v.node.Name].Key), nil
 }
 
 // refusal is what a template says of a spec that it cannot be rendered for.
