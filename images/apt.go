@@ -234,24 +234,19 @@ func parseDeb822(text string) []source {
 	return all
 }
 
-// localFiles returns what sources name of this machine's own: keyrings, and the folders of archives.
-func localFiles(sources []string) (keys, folders []string) {
+// keyrings returns the files of this machine's that sources name to be believed by.
+func keyrings(sources []string) (keys []string) {
 	for _, s := range parseList(strings.Join(sources, "\n")) {
 		if s.key != "" {
 			keys = append(keys, s.key)
 		}
-		if scheme, path, _ := strings.Cut(s.uri, ":"); scheme == "file" || scheme == "copy" {
-			folders = append(folders, filepath.Clean(path))
-		}
 	}
 	slices.Sort(keys)
-	slices.Sort(folders)
-	return slices.Compact(keys), slices.Compact(folders)
+	return slices.Compact(keys)
 }
 
 // aptDefaults is how APT works in a bake.
 const aptDefaults = `APT::Install-Recommends "false";
-APT::Keep-Downloaded-Packages "true";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Dpkg::Use-Pty "false";

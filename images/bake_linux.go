@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -209,7 +208,7 @@ func (b *bake) makeBase(ctx context.Context) error {
 	if err := os.Mkdir(filepath.Join(b.work, "result"), 0o755); err != nil {
 		return err
 	}
-	vars, err := b.apt(ctx)
+	vars, err := b.apt(ctx, b.base.Pinned)
 	if err != nil {
 		return err
 	}
@@ -218,7 +217,7 @@ func (b *bake) makeBase(ctx context.Context) error {
 		"BYTES":       strconv.FormatInt(b.base.Bytes, 10),
 		"FS_UUID":     nameUUID("base " + b.base.identity()),
 		"BOOT_SECTOR": bootSector,
-		"PACKAGES":    strings.Join(b.base.Packages, ","),
+		"PACKAGES":    strings.Join(names(b.base.Pinned), ","),
 		"WORK":        b.work,
 	})
 	return b.script(ctx, baseScript, vars)
@@ -250,38 +249,9 @@ func (b *bake) download(ctx context.Context) error {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		if err := fetch(ctx, d.URL, d.SHA256, path); err != nil {
+		if err := b.config.store().take(d.SHA256, path, d.URL); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// fetch downloads a file and believes it when its SHA-256 is right.
-func fetch(ctx context.Context, url, sum, path string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", url, resp.Status)
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	h := sha256.New()
-	_, err = io.Copy(io.MultiWriter(f, h), resp.Body)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("%s: %w", url, err)
-	}
-	if got := fmt.Sprintf("%x", h.Sum(nil)); got != sum {
-		return fmt.Errorf("%s: its SHA-256 is %s and should be %s", url, got, sum)
 	}
 	return nil
 }
@@ -289,10 +259,8 @@ func fetch(ctx context.Context, url, sum, path string) error {
 func (b *bake) install(ctx context.Context) error {
 	in := b.plan.inputs
 	dir := func(name string) string { return filepath.Join(b.work, name) }
-	for _, d := range []string{"local", "packages.d", filepath.Join("packages.d", "partial")} {
-		if err := os.Mkdir(dir(d), 0o755); err != nil {
-			return err
-		}
+	if err := os.Mkdir(dir("local"), 0o755); err != nil {
+		return err
 	}
 	for _, l := range in.Local {
 		if err := copyAs(l.path, filepath.Join(dir("local"), l.Name), l.SHA256); err != nil {
@@ -305,13 +273,8 @@ func (b *bake) install(ctx context.Context) error {
 	if err := copyAs(b.config.Agent, dir("agent"), in.Agent); err != nil {
 		return err
 	}
-	vars, err := b.apt(ctx)
+	vars, err := b.apt(ctx, in.Pinned)
 	if err != nil {
-		return err
-	}
-	// APT locks its folder of packages, so every bake has its own, of links to what all have downloaded.
-	shared := filepath.Join(b.config.CacheDir, "packages")
-	if err := linkAll(shared, dir("packages.d")); err != nil {
 		return err
 	}
 	var users []string
@@ -324,11 +287,11 @@ func (b *bake) install(ctx context.Context) error {
 	}
 	maps.Copy(vars, map[string]string{
 		"DISK": filepath.Join(dir("result"), diskName), "BYTES": strconv.FormatInt(in.DiskBytes, 10), "WORK": b.work,
-		"CACHE": dir("packages.d"), "LOCAL": dir("local"), "FILES": dir("files"), "AGENT": dir("agent"), "UNIT": dir("unit"),
+		"LOCAL": dir("local"), "FILES": dir("files"), "AGENT": dir("agent"), "UNIT": dir("unit"),
 		"PACKAGES": strings.Join(in.Packages, " "), "USERS": strings.Join(users, " "),
 		"DISABLE": strings.Join(in.Disable, " "), "REMOVE": strings.Join(in.Remove, " "),
 	})
-	return errors.Join(b.script(ctx, installScript, vars), linkAll(dir("packages.d"), shared))
+	return b.script(ctx, installScript, vars)
 }
 
 // copyAs copies a file that has to be the one whose hash is part of the image's identity.
@@ -342,36 +305,19 @@ func copyAs(from, to, sum string) error {
 	return nil
 }
 
-// apt writes what APT needs to know into the bake's folder and returns the scripts' variables that say where it is. Of
-// all that, an image keeps the sources and the keys they name.
-func (b *bake) apt(ctx context.Context) (map[string]string, error) {
-	dump, err := exec.CommandContext(ctx, "apt-config", "dump").Output()
-	if err != nil {
-		return nil, fmt.Errorf("ask apt-config for this machine's settings: %w", err)
-	}
+// apt writes what APT needs to know into the bake's folder, with an archive of just the packages to install, and returns
+// the scripts' variables that say where it is. Of all that, an image keeps the sources and the keys they name.
+func (b *bake) apt(ctx context.Context, packages []Pin) (map[string]string, error) {
 	vars := map[string]string{
 		"SOURCES":  filepath.Join(b.work, "sources"),
 		"APT_CONF": filepath.Join(b.work, "apt.conf"),
+		"ARCHIVE":  filepath.Join(b.work, "archive"),
+		"KEYS":     strings.Join(keyrings(b.base.Sources), " "),
 	}
-	keys, folders := localFiles(b.base.Sources)
-	vars["KEYS"], vars["ARCHIVES"] = strings.Join(keys, " "), strings.Join(folders, " ")
 	return vars, errors.Join(
+		b.config.repository(ctx, vars["ARCHIVE"], packages),
 		os.WriteFile(vars["SOURCES"], []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644),
-		os.WriteFile(vars["APT_CONF"], []byte(aptDefaults+aptSettings(string(dump))), 0o644))
-}
-
-// linkAll makes hard links in to of the packages in from that to has not.
-func linkAll(from, to string) error {
-	debs, err := filepath.Glob(filepath.Join(from, "*.deb"))
-	if err != nil {
-		return err
-	}
-	for _, d := range debs {
-		if err := os.Link(d, filepath.Join(to, filepath.Base(d))); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
-		}
-	}
-	return nil
+		os.WriteFile(vars["APT_CONF"], []byte(aptDefaults), 0o644))
 }
 
 func (b *bake) writeManifest(context.Context) error {
@@ -419,15 +365,15 @@ func keep(result, dir string) error {
 }
 
 // script runs one of the embedded scripts with the variables in its environment, in namespaces that end with it: no
-// mount and no process of it outlives it, or imagegen, however either ends. Lines that it writes to descriptor 3 as
+// mount and no process of it outlives it, or imagegen, however either ends, and there is no network. Lines that it writes to descriptor 3 as
 // "step: …" are shown as progress; all else goes to the log.
 func (b *bake) script(ctx context.Context, text string, vars map[string]string) error {
 	// The kernel ends the child when the thread that started it ends, so that has to be one that stays.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
+	cmd := exec.CommandContext(ctx, "unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
 		"sh", "-c", text)
-	cmd.Env = append([]string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + toolPath}, proxyEnv()...)
+	cmd.Env = []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + toolPath}
 	for k, v := range vars {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
@@ -464,15 +410,4 @@ func (b *bake) script(ctx context.Context, text string, vars map[string]string) 
 		return err
 	}
 	return nil
-}
-
-// proxyEnv passes on how this machine reaches its archives.
-func proxyEnv() []string {
-	var env []string
-	for _, kv := range os.Environ() {
-		if name, _, _ := strings.Cut(kv, "="); strings.HasSuffix(strings.ToLower(name), "_proxy") {
-			env = append(env, kv)
-		}
-	}
-	return env
 }

@@ -36,6 +36,8 @@ func buildForTest(dir string) int {
 	c, err := testConfig(dir, os.Getenv("IMAGES_TEST_CACHE"))
 	if err == nil {
 		c.UI = told(func(image, what string) { fmt.Printf("%s: %s\n", image, what) })
+		c.Offline = os.Getenv("IMAGES_TEST_OFFLINE") != ""
+		c.Locked = c.Offline
 		_, err = Build(ctx, c)
 	}
 	if err != nil {
@@ -50,6 +52,7 @@ type told func(image, what string)
 
 func (f told) Step(image, what string)      { f(image, what) }
 func (told) Done(image string, cached bool) {}
+func (told) Note(text string)               {}
 
 // needBake skips what cannot run here, and says why.
 func needBake(t *testing.T) {
@@ -290,11 +293,14 @@ func TestBake(t *testing.T) {
 		}
 	})
 
+	t.Run("offline", func(t *testing.T) { bakedOffline(t, dir, cache) })
+	took("offline")
+
 	t.Run("unknown package", func(t *testing.T) {
 		role := strings.Replace(tinyRole, "cron]", "no-such-package]", 1)
 		c := mustConfig(t, testDir(t, tinySpec, map[string]string{"tiny": role}), cache)
 		_, err := Build(t.Context(), c)
-		wantError(t, err, "bake tiny: install packages:", "Unable to locate package no-such-package", filepath.Join(cache, "log", "tiny.log"))
+		wantError(t, err, "packages of tiny: ", "Unable to locate package no-such-package")
 		if left := files(t, filepath.Join(cache, "work")); len(left) > 0 {
 			t.Errorf("left: %q", left)
 		}
@@ -427,6 +433,53 @@ func sealed(t *testing.T, r Result) {
 	}
 }
 
+// bakedOffline bakes another image with the network taken away, and then with a package that is no longer what it was.
+func bakedOffline(t *testing.T, dir, cache string) {
+	role := filepath.Join(dir, "roles/tiny/role.yaml")
+	write(t, role, strings.Replace(tinyRole, "cron.daily/*", "cron.weekly/*", 1))
+	defer write(t, role, tinyRole)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	offline := func() (string, error) {
+		cmd := exec.Command("unshare", "--net", self)
+		cmd.Env = append(os.Environ(), "IMAGES_TEST_BUILD="+dir, "IMAGES_TEST_CACHE="+cache, "IMAGES_TEST_OFFLINE=1")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	c := mustConfig(t, dir, cache)
+	l, err := c.readLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cron Pin
+	for _, p := range l.Roles["tiny"].Packages {
+		if p.Name == "cron" {
+			cron = p
+		}
+	}
+	whole, err := os.ReadFile(c.store().path(cron.SHA256))
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(data []byte) {
+		if err := errors.Join(os.Remove(c.store().path(cron.SHA256)), os.WriteFile(c.store().path(cron.SHA256), data, 0o444)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damaged := bytes.Clone(whole)
+	damaged[len(damaged)/2] ^= 1
+	replace(damaged)
+	if out, err := offline(); err == nil || !strings.Contains(out, "package "+cron.String()+" is damaged in the cache") {
+		t.Errorf("a damaged package: %v\n%s", err, out)
+	}
+	replace(whole)
+	if out, err := offline(); err != nil || !strings.Contains(out, "tiny: keep\n") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // mountSmall mounts a new ext4 file system of a size and returns its folder.
 func mountSmall(t *testing.T, size int64) string {
 	t.Helper()
@@ -455,8 +508,10 @@ func mountSmall(t *testing.T, size int64) string {
 // fullAtWork fills the disk with the cache in the middle of a bake.
 func fullAtWork(t *testing.T, dir, cache string) {
 	small := mountSmall(t, 3<<30)
-	if err := os.Symlink(filepath.Join(cache, "base"), filepath.Join(small, "base")); err != nil {
-		t.Fatal(err)
+	for _, shared := range []string{"base", "packages", "archive"} {
+		if err := os.Symlink(filepath.Join(cache, shared), filepath.Join(small, shared)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	c := mustConfig(t, dir, small)
 	filler := filepath.Join(small, "filler")
@@ -502,7 +557,7 @@ func TestSmallDisk(t *testing.T) {
 	spec := tinySpec + "mirror: http://127.0.0.1:9/debian\n"
 	_, err := Build(t.Context(), mustConfig(t, testDir(t, spec, map[string]string{"tiny": tinyRole}), small))
 	wantError(t, err, "takes about 3648 MiB in "+small, "MiB are free", "--cache")
-	if left := files(t, filepath.Join(small, "work")); len(left) > 0 {
+	if left := files(t, filepath.Join(small, "packages")); len(left) > 0 {
 		t.Errorf("left: %q", left)
 	}
 }
@@ -525,11 +580,10 @@ func TestNoBase(t *testing.T) {
 			cache := t.TempDir()
 			spec := tinySpec + "mirror: '" + c.mirror + "'\n"
 			_, err := Build(t.Context(), mustConfig(t, testDir(t, spec, map[string]string{"tiny": tinyRole}), cache))
-			wantError(t, err, "bake the base of debian12: ", "install Debian: ", "the log "+filepath.Join(cache, "log", "base.log")+" ends in", c.say)
-			if left := append(files(t, filepath.Join(cache, "work")), files(t, filepath.Join(cache, "base"))...); len(left) > 0 {
+			wantError(t, err, "read the archive's lists: ", c.say)
+			if left := files(t, filepath.Join(cache, "packages")); len(left) > 0 {
 				t.Errorf("left: %q", left)
 			}
-			nothingRuns(t, cache)
 		})
 	}
 }

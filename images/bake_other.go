@@ -12,6 +12,14 @@ func (c *Config) bakeAll(context.Context, []*plan) error {
 	return errors.New("images are baked on Linux only: baking mounts the disks that it makes")
 }
 
+func (c *Config) stock(context.Context, []string, bool) ([]*plan, error) {
+	return nil, errors.New("images are baked on Linux only: baking mounts the disks that it makes")
+}
+
+func (c *Config) pin(context.Context, []string, bool) error {
+	return errors.New("packages are pinned on Linux only, by APT")
+}
+
 // eachExtent calls do for the whole of a file: where its holes are is not known here.
 func eachExtent(f *os.File, do func(start, end int64) error) error {
 	info, err := f.Stat()

@@ -24,7 +24,8 @@ var tools = []struct{ program, pkg string }{
 	{"unshare", "util-linux"},
 	{"losetup", "mount"},
 	{"mount", "mount"},
-	{"apt-config", "apt"},
+	{"apt-get", "apt"},
+	{"dpkg-deb", "dpkg"},
 }
 
 // toolPath is where the programs are looked for: sudo and su may leave a path without sbin.

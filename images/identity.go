@@ -24,6 +24,7 @@ type inputs struct {
 	Unit      string           `json:"unit"`    // the agent's
 	DiskBytes int64            `json:"disk_bytes"`
 	Packages  []string         `json:"packages"`
+	Pinned    []Pin            `json:"pinned,omitempty"` // what of the lock is installed, beside the base's
 	Local     []localPackage   `json:"local_packages,omitempty"`
 	Users     []roles.User     `json:"users,omitempty"`
 	Repos     []roles.Repo     `json:"repos,omitempty"`
@@ -39,7 +40,8 @@ type baseInputs struct {
 	Bytes    int64    `json:"bytes"`   // of the disk; images are grown from there
 	Sources  []string `json:"sources"` // one-line APT sources
 	Packages []string `json:"packages"`
-	Script   string   `json:"script"` // hash
+	Pinned   []Pin    `json:"pinned,omitempty"` // what of the lock is installed
+	Script   string   `json:"script"`           // hash
 }
 
 // localPackage is a package file that the spec names.
@@ -96,8 +98,8 @@ func hashFile(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// inputs collects what the image of a role depends on.
-func (c *Config) inputs(name string, base baseInputs, agent string) (inputs, error) {
+// inputs collects what the image of a role depends on. The lock counts as far as it fits; nil: there is none.
+func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (inputs, error) {
 	role, spec := c.Catalogue.Role(name), c.Spec.Role(name)
 	if role == nil || spec == nil {
 		return inputs{}, fmt.Errorf("there is no role %s", name)
@@ -122,6 +124,11 @@ func (c *Config) inputs(name string, base baseInputs, agent string) (inputs, err
 			return inputs{}, err
 		}
 		in.Local = append(in.Local, localPackage{path, filepath.Base(p), sum})
+	}
+	if base.Pinned != nil {
+		if p := l.Roles[name].fit(in.requested()); p != nil {
+			in.Pinned = p.Packages
+		}
 	}
 	return in, nil
 }

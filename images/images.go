@@ -31,6 +31,8 @@ type Config struct {
 	Agent     string   // the imagegen-node binary, static and for Linux
 	Jobs      int      // bakes at once, at least 1
 	Formats   []string // to write the images in, beside raw
+	Locked    bool     // the lock is not to change: what does not fit it is an error
+	Offline   bool     // bake from what is in the cache alone
 	UI        Progress
 }
 
@@ -40,6 +42,8 @@ type Progress interface {
 	Step(image, what string)
 	// Done says that the image is there; cached: it was before.
 	Done(image string, cached bool)
+	// Note tells something that is worth knowing afterwards.
+	Note(text string)
 }
 
 // Result is one role's image.
@@ -64,7 +68,7 @@ func Build(ctx context.Context, c Config) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	plans, err := c.plan(names)
+	plans, err := c.stock(ctx, names, false)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +98,38 @@ func Build(ctx context.Context, c Config) ([]Result, error) {
 		}
 	}
 	return results, nil
+}
+
+// Fetch brings everything that the images of the roles are baked from into the cache, their base included.
+func Fetch(ctx context.Context, c Config) error {
+	names, err := c.prepare()
+	if err != nil {
+		return err
+	}
+	c.Agent = "" // no part of it
+	_, err = c.stock(ctx, names, true)
+	return err
+}
+
+// Renew pins the packages of all images to what the archive has today, and says whether that has changed the lock.
+func Renew(ctx context.Context, c Config) (changed bool, err error) {
+	c.Roles = nil
+	names, err := c.prepare()
+	if err != nil {
+		return false, err
+	}
+	if !c.pinned() {
+		return false, fmt.Errorf("packages of %s cannot be pinned; those of debian12 can", c.Spec.Distro)
+	}
+	before, err := os.ReadFile(c.LockPath())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	if err := c.pin(ctx, names, true); err != nil {
+		return false, err
+	}
+	after, err := os.ReadFile(c.LockPath())
+	return string(before) != string(after), err
 }
 
 // Identities returns the identity of every role's image, baked or not.
@@ -132,13 +168,22 @@ func (c *Config) plan(names []string) ([]*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	agent, err := hashFile(c.Agent)
+	agent := ""
+	if c.Agent != "" {
+		if agent, err = hashFile(c.Agent); err != nil {
+			return nil, fmt.Errorf("read the agent: %w", err)
+		}
+	}
+	l, err := c.readLock()
 	if err != nil {
-		return nil, fmt.Errorf("read the agent: %w", err)
+		return nil, err
+	}
+	if p := l.Base.fit(base.Packages); p != nil && c.pinned() {
+		base.Pinned = p.Packages
 	}
 	var plans []*plan
 	for _, name := range names {
-		in, err := c.inputs(name, base, agent)
+		in, err := c.inputs(name, base, agent, l)
 		if err != nil {
 			return nil, fmt.Errorf("image of %s: %w", name, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +91,7 @@ type silent struct{}
 
 func (silent) Step(image, what string)        {}
 func (silent) Done(image string, cached bool) {}
+func (silent) Note(text string)               {}
 
 const twoRoles = `cluster: two
 distro: debian12
@@ -99,6 +101,13 @@ roles:
   tiny: {disk: 4GiB, nodes: {tiny1: 192.168.10.60}}
   small: {disk: 4GiB, nodes: {small1: 192.168.10.61}}
 `
+
+// lockText is a lock with a package in the base, and one for the role tiny that is asked for by this name.
+func lockText(version, requested string) string {
+	sum := strings.Repeat("0a", 32)
+	return "schema: 1\ndistro: debian12\nbase:\n  requested: [" + strings.Join(debianBase, ", ") + "]\n  packages: [udev " + version + " amd64 " + sum + "]\n" +
+		"roles:\n  tiny:\n    requested: [" + requested + "]\n    packages: [cron 1.0 amd64 " + sum + "]\n"
+}
 
 // TestIdentity changes one thing after the other: what goes into an image makes it another one, and nothing else does.
 func TestIdentity(t *testing.T) {
@@ -147,6 +156,9 @@ func TestIdentity(t *testing.T) {
 		{what: "a path to remove", role: in(role, "[/etc/cron.daily/*]", "[/etc/cron.daily]")},
 		{what: "a download", role: role + "    downloads: [{url: 'https://example.com/x', sha256: " + strings.Repeat("0a", 32) + ", path: /opt/x}]\n"},
 		{what: "the agent", change: func(dir string) { write(t, filepath.Join(dir, "agent"), "another") }},
+		{what: "what the base's packages are pinned to", change: func(dir string) { write(t, filepath.Join(dir, LockName), lockText("1.0", "")) }},
+		{what: "that to another version", change: func(dir string) { write(t, filepath.Join(dir, LockName), lockText("2.0", "")) }},
+		{what: "what the role's packages are pinned to", change: func(dir string) { write(t, filepath.Join(dir, LockName), lockText("1.0", "cron")) }},
 
 		{what: "the description", role: in(role, "one small", "a small"), same: true},
 		{what: "a template", role: role + "files: [{path: /etc/tiny.conf, template: tiny.conf}]\n", same: true},
@@ -390,9 +402,14 @@ func TestPlace(t *testing.T) {
 func TestUpToDate(t *testing.T) {
 	cache := t.TempDir()
 	c := mustConfig(t, testDir(t, twoRoles, map[string]string{"tiny": tinyRole, "small": tinyRole}), cache)
-	plans, err := c.plan([]string{"tiny", "small"})
-	if err != nil {
+	pinned := &pins{Requested: []string{"cron"}, Packages: []Pin{{"cron", "1.0", "amd64", strings.Repeat("0a", 32)}}}
+	base := &pins{Requested: debianBase, Packages: []Pin{{"udev", "1.0", "amd64", strings.Repeat("0b", 32)}}}
+	if err := c.writeLock(&lock{Schema: 1, Distro: "debian12", Base: base, Roles: map[string]*pins{"tiny": pinned, "small": pinned}}); err != nil {
 		t.Fatal(err)
+	}
+	plans, err := c.plan([]string{"tiny", "small"})
+	if err != nil || !slices.Equal(plans[0].inputs.Pinned, pinned.Packages) || !slices.Equal(plans[0].inputs.Base.Pinned, base.Packages) {
+		t.Fatalf("%v, %+v", err, plans)
 	}
 	dir := c.imageDir(plans[0].identity)
 	write(t, filepath.Join(dir, diskName), "a disk")

@@ -61,6 +61,9 @@ func (c *Config) because(p *plan) ([]string, error) {
 		return nil, fmt.Errorf("%s: %w; remove that file", path, err)
 	}
 	why := differences(old.Inputs, p.inputs)
+	if why == nil && c.pinned() && p.inputs.Base.Pinned == nil {
+		why = []string{"no packages are pinned for it yet"}
+	}
 	if why == nil {
 		why = []string{"it is no longer in the cache"}
 	}
@@ -90,6 +93,12 @@ func differences(old, now inputs) []string {
 		add("disk", fmt.Sprintf("%v instead of %v", cluster.Bytes(now.DiskBytes), cluster.Bytes(old.DiskBytes)))
 	}
 	add("package list", listChange(old.Packages, now.Packages))
+	if now.Base.Pinned != nil {
+		add("pinned packages of the base", pinChange(old.Base.Pinned, now.Base.Pinned))
+	}
+	if now.Pinned != nil {
+		add("pinned packages", pinChange(old.Pinned, now.Pinned))
+	}
 	local := func(all []localPackage) (names []string) {
 		for _, l := range all {
 			names = append(names, l.Name+" "+l.SHA256[:12])
@@ -134,6 +143,9 @@ func (c *Config) prepare() ([]string, error) {
 		return nil, fmt.Errorf("no image of %s can be baked yet; debian12 can", c.Spec.Distro)
 	}
 	for _, path := range []*string{&c.CacheDir, &c.OutDir, &c.Agent} {
+		if *path == "" {
+			continue
+		}
 		abs, err := filepath.Abs(*path)
 		if err != nil {
 			return nil, err

@@ -32,6 +32,15 @@ func TestDifferences(t *testing.T) {
 		t.Errorf("%q\nwant\n%q", why, want)
 	}
 	now = old
+	old.Base.Pinned = []Pin{{"udev", "1.0", "amd64", "a"}, {"zlib1g", "1.0", "amd64", "a"}}
+	now.Base.Pinned = []Pin{{"udev", "1.1", "amd64", "b"}, {"zlib1g", "1.0", "amd64", "b"}}
+	old.Pinned = []Pin{{"curl", "1.0", "amd64", "a"}, {"nginx", "1.0", "amd64", "a"}}
+	now.Pinned = []Pin{{"nginx", "1.0", "amd64", "a"}, {"php8.2-gd", "8.2", "amd64", "a"}}
+	want = []string{"pinned packages of the base: udev 1.0 → 1.1, zlib1g 1.0 with another content", "pinned packages: + php8.2-gd 8.2, - curl 1.0"}
+	if why := differences(old, now); !slices.Equal(why, want) {
+		t.Errorf("%q\nwant\n%q", why, want)
+	}
+	now = old
 	now.Packages = []string{"curl", "nginx"}
 	if why := differences(old, now); !slices.Equal(why, []string{"package list: another order"}) {
 		t.Errorf("%q", why)

@@ -24,16 +24,24 @@ func buildCommand() *cli.Command {
 		ArgsUsage: "[ROLE…]",
 		Description: "Writes DIR/images/ROLE.raw, a manifest ROLE.json beside it, and the seeds of the roles' nodes (see imagegen seed).\n" +
 			"An image is baked when something that goes into it has changed, and comes from the cache otherwise; roles that need\n" +
-			"the same things share one. Baking needs Linux and root.",
+			"the same things share one. Baking needs Linux and root.\n\n" +
+			"Every package is pinned in imagegen.lock beside the spec, by version and SHA-256. What is pinned is baked from; what is\n" +
+			"not pinned yet, or can no longer be had, is pinned to what the archive has today, and said. With --locked that is an\n" +
+			"error.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
 			&cli.StringSliceFlag{Name: "format", Usage: "write the images in `FORMAT`,… too: " + strings.Join(images.Formats, ", ") + "; with box, DIR/Vagrantfile as well"},
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: runtime.NumCPU(), DefaultText: "number of CPUs", Usage: "bake up to `N` images at once"},
-			cacheFlag(), agentFlag(),
+			&cli.BoolFlag{Name: "locked", Usage: "bake exactly what imagegen.lock pins, or fail and say what differs"},
+			offlineFlag(), cacheFlag(), agentFlag(),
 			jsonFlag("the images"),
 		},
 		Action: build,
 	}
+}
+
+func offlineFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "offline", Usage: "use no network, only what is in the cache (imagegen fetch fills it)"}
 }
 
 func cacheFlag() cli.Flag {
@@ -84,7 +92,8 @@ func build(c *cli.Context) error {
 	defer b.clear()
 	config := images.Config{
 		Spec: p.spec, Catalogue: p.catalogue, Roles: names, Formats: formats,
-		CacheDir: cache, OutDir: p.out, Agent: agent, Jobs: c.Int("jobs"), UI: &bakes{block: b, now: time.Now},
+		CacheDir: cache, OutDir: p.out, Agent: agent, Jobs: c.Int("jobs"),
+		Locked: c.Bool("locked"), Offline: c.Bool("offline"), UI: &bakes{block: b, now: time.Now},
 	}
 	results, err := images.Build(c.Context, config)
 	if err != nil {
@@ -185,6 +194,14 @@ func (p *bakes) Done(image string, cached bool) {
 		p.block.say("%s: done in %s", image, age(p.running[i].began, p.now()))
 		p.running = slices.Delete(p.running, i, i+1)
 	}
+	p.show()
+}
+
+// Note is called by [images.Build].
+func (p *bakes) Note(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.block.say("%s", text)
 	p.show()
 }
 

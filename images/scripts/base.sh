@@ -1,10 +1,9 @@
 # Makes the base of debian12: a bootable disk (BIOS, MBR, extlinux, one ext4 partition) with Debian and cloud-init.
 # Runs as root in mount and process namespaces of its own, so nothing of it outlives it.
-#   DISK      file to make                       SOURCES   file of APT sources
+#   DISK      file to make                       ARCHIVE   folder with the packages, and APT's lists of them
 #   BYTES     its size                           PACKAGES  to install, comma-separated
 #   FS_UUID   of the file system                 WORK      empty folder to work in
 #   APT_CONF  file of APT settings               BOOT_SECTOR  extlinux's, 440 bytes
-#   ARCHIVES  folders of this machine that the sources name
 set -eu
 step() { echo "step: $*" >&3; }
 
@@ -21,17 +20,17 @@ mount -o loop,offset=1048576,noatime,barrier=0 "$DISK" "$WORK/root"
 # A virtual machine has no sound, radio or graphics card: two thirds of the kernel's modules stay out.
 step 'install Debian'
 mmdebstrap --variant=minbase --include="$PACKAGES" --aptopt="$APT_CONF" \
-    ${ARCHIVES:+--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount} \
     --dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/sound/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/media/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/net/wireless/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/bluetooth/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/infiniband/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/gpu/drm/*/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-    bookworm "$WORK/root" - <"$SOURCES"
+    bookworm "$WORK/root" "deb [trusted=yes] copy:$ARCHIVE ./"
 
 step 'configure the base'
 cd "$WORK/root"
-rm etc/apt/apt.conf.d/99mmdebstrap # APT_CONF: the build host's matter, a proxy's password perhaps
+rm etc/apt/apt.conf.d/99mmdebstrap # APT_CONF: the bake's matter
+: >etc/apt/sources.list
 
 kernel=$(basename boot/vmlinuz-*)
 version=${kernel#vmlinuz-}

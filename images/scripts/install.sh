@@ -2,11 +2,11 @@
 #   DISK      copy of the base                   PACKAGES  to install, space-separated
 #   BYTES     size that the disk is to have      LOCAL     folder of package files to install as well
 #   WORK      empty folder to work in            USERS     name:uid:group:gid …
-#   CACHE     folder of downloaded packages      DISABLE   units to disable
-#   AGENT     the agent's binary                 REMOVE    paths to remove, globs, below /
-#   UNIT      file with the agent's unit         FILES     folder with files to put in, as they are to lie below /
-#   SOURCES   file of APT sources                KEYS      keyrings that the sources name
-#   APT_CONF  file of APT settings               ARCHIVES  folders of this machine that the sources name
+#   ARCHIVE   folder with the packages, and      DISABLE   units to disable
+#             APT's lists of them                REMOVE    paths to remove, globs, below /
+#   AGENT     the agent's binary                 FILES     folder with files to put in, as they are to lie below /
+#   UNIT      file with the agent's unit         APT_CONF  file of APT settings for the bake
+#   SOURCES   file of APT sources to leave       KEYS      keyrings that the sources name
 set -eu
 step() { echo "step: $*" >&3; }
 
@@ -26,10 +26,9 @@ mount -t sysfs -o ro sysfs "$root/sys"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount --bind /dev "$root/dev"
-mount --bind "$CACHE" "$root/var/cache/apt/archives"
-proxies=$(env | grep -i '^[a-z]*_proxy=' || true)
-# shellcheck disable=SC2086 # words
-in_root() { chroot "$root" env -i $proxies PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
+mkdir "$root/tmp/archive" "$root/tmp/local"
+mount --bind "$ARCHIVE" "$root/tmp/archive"
+in_root() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
 
 step 'make users'
 for u in $USERS; do
@@ -49,15 +48,11 @@ initramfs=$root/etc/initramfs-tools/update-initramfs.conf
 sed -i 's/^update_initramfs=yes/update_initramfs=no/' "$initramfs"
 
 step 'read the package lists'
-cp "$SOURCES" "$root/etc/apt/sources.list"
+echo 'deb [trusted=yes] file:/tmp/archive ./' >"$root/etc/apt/sources.list"
 cp "$APT_CONF" "$root/etc/apt/apt.conf.d/90bake"
-for k in $KEYS; do [ -e "$root$k" ] || install -D -m 0644 "$k" "$root$k"; done
-for a in $ARCHIVES; do mkdir -p "$root$a" && mount --bind "$a" "$root$a"; done
-cp /etc/resolv.conf "$root/etc/resolv.conf" 2>/dev/null || true
 in_root apt-get -qq update
 
 step 'install packages'
-mkdir "$root/tmp/local"
 cp -r "$LOCAL/." "$root/tmp/local/"
 files=$(cd "$root" && find tmp/local -name '*.deb' | sort | sed 's,^,/,')
 # shellcheck disable=SC2086 # lists of words
@@ -73,8 +68,9 @@ for u in $DISABLE; do in_root systemctl -q disable "$u"; done
 step 'seal'
 sed -i 's/^update_initramfs=no/update_initramfs=yes/' "$initramfs"
 in_root dpkg-query -W -f '${Package}\t${Version}\t${Architecture}\n' >"$WORK/packages"
-for a in $ARCHIVES; do umount "$root$a"; done
-umount "$root/var/cache/apt/archives" "$root/dev" "$root/sys" "$root/proc" "$root/tmp" "$root/run"
+cp "$SOURCES" "$root/etc/apt/sources.list"
+for k in $KEYS; do [ -e "$root$k" ] || install -D -m 0644 "$k" "$root$k"; done
+umount "$root/tmp/archive" "$root/dev" "$root/sys" "$root/proc" "$root/tmp" "$root/run"
 cd "$root"
 rm -f usr/sbin/policy-rc.d etc/apt/apt.conf.d/90bake etc/ssh/ssh_host_* var/lib/systemd/random-seed etc/hostname
 rm -f etc/udev/rules.d/70-persistent-net.rules var/lib/dbus/machine-id

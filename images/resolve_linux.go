@@ -1,0 +1,608 @@
+package images
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"imagegen/roles"
+)
+
+// archive asks APT on this machine about the sources that images are baked from. It has a folder of its own in the
+// cache, with the archive's lists; what this machine has installed, and where else it gets packages, is nothing to it.
+type archive struct {
+	dir  string
+	lock *os.File
+}
+
+// openArchive makes an archive ready. Its lists are fetched unless the bake is offline. Others who want it wait until it
+// is closed.
+func (c *Config) openArchive(ctx context.Context) (_ *archive, err error) {
+	sources, err := c.sources()
+	if err != nil {
+		return nil, err
+	}
+	a := &archive{dir: filepath.Join(c.CacheDir, "archive", hashJSON(sources)[:32])}
+	for _, d := range []string{"state/lists/partial", "cache/archives/partial", "trusted"} {
+		if err := os.MkdirAll(filepath.Join(a.dir, d), 0o755); err != nil {
+			return nil, fmt.Errorf("make the cache: %w", err)
+		}
+	}
+	if a.lock, err = lockFile(ctx, filepath.Join(a.dir, "lock"), true); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	dump, err := exec.CommandContext(ctx, "apt-config", "dump").Output()
+	if err != nil {
+		return nil, fmt.Errorf("ask apt-config, of the package apt, for this machine's settings: %w", err)
+	}
+	err = errors.Join(a.trust(),
+		os.WriteFile(filepath.Join(a.dir, "sources.list"), []byte(strings.Join(sources, "\n")+"\n"), 0o644),
+		os.WriteFile(filepath.Join(a.dir, "empty"), nil, 0o644),
+		os.WriteFile(filepath.Join(a.dir, "apt.conf"), []byte(aptDefaults+aptSettings(string(dump))+fmt.Sprintf(`Dir %[1]q;
+Dir::State "state/";
+Dir::Cache "cache/";
+Dir::Etc %[1]q;
+Dir::Etc::sourcelist "sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::parts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::Etc::trusted "/dev/null";
+Dir::Etc::trustedparts "trusted/";
+Acquire::GzipIndexes "false";
+APT::Architecture "amd64";
+APT::Architectures "amd64";
+APT::Sandbox::User "root";
+`, a.dir+"/")), 0o644))
+	if err != nil {
+		return nil, err
+	}
+	if c.Offline {
+		if lists, _ := filepath.Glob(filepath.Join(a.dir, "state/lists/*_Packages")); len(lists) == 0 {
+			return nil, errors.New("what the archive holds is not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network")
+		}
+		return a, nil
+	}
+	c.UI.Step(packagesName, "read the archive's lists")
+	if _, err := a.run(ctx, a.dir, "", "apt-get", "-qq", "--error-on=any", "update"); err != nil {
+		return nil, fmt.Errorf("read the archive's lists: %w", err)
+	}
+	return a, nil
+}
+
+// packagesName is what the progress calls the work on packages of all images.
+const packagesName = "packages"
+
+func (a *archive) close() { a.lock.Close() }
+
+// trust makes the folder of keys that sources are believed by which name none: those of this machine's APT, and Debian's own, which
+// other distributions keep aside.
+func (a *archive) trust() error {
+	keys, err := filepath.Glob("/etc/apt/trusted.gpg.d/*")
+	if err != nil {
+		return err
+	}
+	for _, key := range append(keys, "/usr/share/keyrings/debian-archive-keyring.gpg") {
+		to := filepath.Join(a.dir, "trusted", filepath.Base(key))
+		if err := os.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if _, err := os.Stat(key); err != nil {
+			continue
+		}
+		if err := os.Symlink(key, to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run runs one of APT's programs in a folder. The status is a file of what counts as installed; empty: nothing.
+func (a *archive) run(ctx context.Context, dir, status string, program string, args ...string) (string, error) {
+	args = append([]string{"-o", "Dir::State::status=" + cmp.Or(status, filepath.Join(a.dir, "empty"))}, args...)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir = dir
+	cmd.Env = append([]string{"LC_ALL=C.UTF-8", "PATH=" + toolPath, "APT_CONFIG=" + filepath.Join(a.dir, "apt.conf")}, proxyEnv()...)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		return "", fmt.Errorf("%s: %w\n%s", program, err, lastLines(&said, 8))
+	}
+	return out.String(), nil
+}
+
+// status writes the file by which APT takes packages for installed, and returns its path; empty: of one of them, neither
+// the archive nor the store knows anything.
+func (a *archive) status(ctx context.Context, s store, packages []Pin) (string, error) {
+	stanzas, err := a.show(ctx, packages)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for _, p := range packages {
+		text := stanzas[p.String()].text
+		if text == "" {
+			if !s.has(p.SHA256) {
+				return "", nil
+			}
+			if text, err = control(ctx, s.path(p.SHA256)); err != nil {
+				return "", fmt.Errorf("read package %s: %w", p, err)
+			}
+		}
+		b.WriteString(text + "Status: install ok installed\n\n")
+	}
+	path := filepath.Join(a.dir, "installed")
+	return path, os.WriteFile(path, []byte(b.String()), 0o644)
+}
+
+// control returns what a package file says of itself.
+func control(ctx context.Context, path string) (string, error) {
+	out, err := exec.CommandContext(ctx, "dpkg-deb", "--field", path).Output()
+	return strings.TrimSpace(string(out)) + "\n", err
+}
+
+// resolve returns what APT would install for names of packages and paths of package files, with those in the file status
+// installed. The files themselves are left out.
+func (a *archive) resolve(ctx context.Context, status string, names []string) ([]Pin, error) {
+	out, err := a.run(ctx, a.dir, status, "apt-get", append([]string{"-qq", "-s", "-y", "install"}, names...)...)
+	if err != nil {
+		return nil, err
+	}
+	var all []Pin
+	for line := range strings.Lines(out) {
+		// Inst NAME [OLD VERSION] (VERSION ARCHIVE… [ARCHITECTURE]) …
+		rest, ok := strings.CutPrefix(line, "Inst ")
+		if !ok {
+			continue
+		}
+		name, rest, _ := strings.Cut(rest, " ")
+		_, rest, _ = strings.Cut(rest, "(")
+		inside, _, _ := strings.Cut(rest, ")")
+		f := strings.Fields(inside)
+		if len(f) < 2 {
+			return nil, fmt.Errorf("apt-get printed %q", line)
+		}
+		if f[1] != "local-deb" {
+			all = append(all, Pin{Name: name, Version: f[0], Architecture: strings.Trim(f[len(f)-1], "[]")})
+		}
+	}
+	stanzas, err := a.show(ctx, all)
+	if err != nil {
+		return nil, err
+	}
+	for i, p := range all {
+		s, ok := stanzas[p.String()]
+		if !ok || !isSHA256(s.sha256) {
+			return nil, fmt.Errorf("the archive does not say what the SHA-256 of %s is", p)
+		}
+		all[i].SHA256 = s.sha256
+	}
+	slices.SortFunc(all, func(a, b Pin) int { return strings.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+// stanza is what the archive says of a package.
+type stanza struct{ text, sha256 string }
+
+// show returns what the archive says of packages, of those that it has, by "NAME VERSION".
+func (a *archive) show(ctx context.Context, packages []Pin) (map[string]stanza, error) {
+	all := map[string]stanza{}
+	if len(packages) == 0 {
+		return all, nil
+	}
+	args := []string{"show", "--no-all-versions"}
+	for _, p := range packages {
+		args = append(args, p.Name+"="+p.Version)
+	}
+	out, err := a.run(ctx, a.dir, "", "apt-cache", args...)
+	if err != nil && strings.Contains(err.Error(), "No packages found") {
+		return all, nil // not one of them
+	}
+	if err != nil {
+		return nil, err
+	}
+	for text := range strings.SplitSeq(out, "\n\n") {
+		var name, version, sum string
+		for line := range strings.Lines(text) {
+			field, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
+			switch field {
+			case "Package":
+				name = value
+			case "Version":
+				version = value
+			case "SHA256":
+				sum = value
+			}
+		}
+		if name != "" {
+			all[name+" "+version] = stanza{strings.TrimSuffix(text, "\n") + "\n", sum}
+		}
+	}
+	return all, nil
+}
+
+// download brings packages into the store.
+func (a *archive) download(ctx context.Context, s store, packages []Pin) error {
+	dir, err := os.MkdirTemp(string(s), "fetch-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	args := []string{"-qq", "download"}
+	for _, p := range packages {
+		args = append(args, p.Name+"="+p.Version)
+	}
+	if _, err := a.run(ctx, dir, "", "apt-get", args...); err != nil {
+		return err
+	}
+	for _, p := range packages {
+		if err := s.add(filepath.Join(dir, p.file()), p.SHA256, p.String()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// file is the name that APT gives to a package's file.
+func (p Pin) file() string {
+	return p.Name + "_" + strings.ReplaceAll(p.Version, ":", "%3a") + "_" + p.Architecture + ".deb"
+}
+
+// pinned says whether this build's images are baked from pinned packages.
+func (c *Config) pinned() bool { return c.Spec.Distro == "debian12" }
+
+// stock brings all that the named roles' images are baked from into the cache, and returns the images. Of those that are
+// baked already nothing is needed, unless everything is asked for.
+func (c *Config) stock(ctx context.Context, names []string, everything bool) ([]*plan, error) {
+	if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
+		return nil, fmt.Errorf("make the cache: %w", err)
+	}
+	if !everything {
+		// Better refused now than after all has been fetched.
+		plans, err := c.plan(names)
+		if err != nil {
+			return nil, err
+		}
+		plans = slices.DeleteFunc(plans, func(p *plan) bool { return complete(c.imageDir(p.identity)) })
+		if len(plans) > 0 {
+			if err := errors.Join(checkTools(toolPath), c.checkSpace(plans)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	defer c.UI.Done(packagesName, true)
+	for renew := false; ; renew = true {
+		if c.pinned() {
+			if err := c.pin(ctx, names, renew); err != nil {
+				return nil, err
+			}
+		}
+		plans, err := c.plan(names)
+		if err != nil {
+			return nil, err
+		}
+		gone, err := c.gather(ctx, plans, everything)
+		if err != nil || gone == nil {
+			return plans, err
+		}
+		if c.Locked || renew {
+			return nil, c.goneError(ctx, gone, names)
+		}
+	}
+}
+
+// pin makes sure that there is a lock that fits the named roles: it is written when it had to be changed, and what has
+// changed is told.
+func (c *Config) pin(ctx context.Context, names []string, renew bool) error {
+	old, err := c.readLock()
+	if err != nil {
+		return err
+	}
+	now, err := c.repin(ctx, old, names, renew)
+	if err != nil || now == old {
+		return err
+	}
+	if err := c.writeLock(now); err != nil {
+		return err
+	}
+	if old.Base == nil {
+		c.UI.Note(fmt.Sprintf("%s: the packages are pinned", c.LockPath()))
+	}
+	for _, line := range now.moved(old, names) {
+		if old.Base != nil {
+			c.UI.Note(fmt.Sprintf("%s: %s", c.LockPath(), line))
+		}
+	}
+	return nil
+}
+
+// repin returns a lock that fits the named roles: old, when it does; else one in which what does not fit, or with renew
+// everything, is pinned to what the archive has today.
+func (c *Config) repin(ctx context.Context, old *lock, names []string, renew bool) (*lock, error) {
+	requests := map[string]inputs{}
+	for _, name := range names {
+		in, err := c.inputs(name, baseInputs{}, "", nil)
+		if err != nil {
+			return nil, fmt.Errorf("image of %s: %w", name, err)
+		}
+		requests[name] = in
+	}
+	now := old.clone()
+	for name := range now.Roles {
+		if c.Spec.Role(name) == nil {
+			delete(now.Roles, name)
+		}
+	}
+	if renew || now.Base.fit(debianBase) == nil {
+		now.dropBase()
+	}
+	misfits := func() (missing []string) {
+		for _, name := range names {
+			if now.Roles[name].fit(requests[name].requested()) == nil {
+				missing = append(missing, name)
+			}
+		}
+		return missing
+	}
+	if now.Base != nil && misfits() == nil {
+		return old, nil
+	}
+	if c.Locked && !renew {
+		return nil, c.unfit(old, requests, names)
+	}
+	a, err := c.openArchive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer a.close()
+	c.UI.Step(packagesName, "find out which are needed")
+	var installed string
+	if now.Base != nil {
+		if installed, err = a.status(ctx, c.store(), now.Base.Packages); err != nil {
+			return nil, err
+		}
+		if installed == "" {
+			now.dropBase() // nobody knows any more what it was made of
+		}
+	}
+	if now.Base == nil {
+		now.Base = &pins{Requested: debianBase}
+		all := append([]string{"?essential", "?priority(required)", "apt"}, debianBase...)
+		if now.Base.Packages, err = a.resolve(ctx, "", all); err != nil {
+			return nil, fmt.Errorf("packages of the base: %w", err)
+		}
+		if installed, err = a.status(ctx, c.store(), now.Base.Packages); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range misfits() {
+		in := requests[name]
+		all := slices.Clone(in.Packages)
+		for _, l := range in.Local {
+			all = append(all, l.path)
+		}
+		p := &pins{Requested: in.requested()}
+		if len(all) > 0 {
+			if p.Packages, err = a.resolve(ctx, installed, all); err != nil {
+				return nil, fmt.Errorf("packages of %s: %w", name, err)
+			}
+		}
+		now.Roles[name] = p
+	}
+	return now, nil
+}
+
+// dropBase forgets the base, and with it the roles: what they get beside it depends on what is in it.
+func (l *lock) dropBase() {
+	l.Base, l.Roles = nil, map[string]*pins{}
+}
+
+// unfit says what the spec asks for that the lock does not have.
+func (c *Config) unfit(l *lock, requests map[string]inputs, names []string) error {
+	var lines []string
+	add := func(name string, p *pins, now []string) {
+		if p == nil {
+			lines = append(lines, "  "+name+": nothing is pinned")
+		} else if change := listChange(p.Requested, now); change != "" {
+			lines = append(lines, "  "+name+": package list: "+change)
+		}
+	}
+	add("base", l.Base, debianBase)
+	for _, name := range names {
+		add(name, l.Roles[name], requests[name].requested())
+	}
+	return fmt.Errorf("%s does not fit %s, and may not change:\n%s\nwithout --locked, build pins what is missing", c.LockPath(), c.Spec.File, strings.Join(lines, "\n"))
+}
+
+// gather brings the packages and downloads of images into the store. Packages that the archive no longer has are
+// returned, and then nothing is fetched.
+func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (gone []Pin, err error) {
+	var missing []Pin
+	for _, p := range plans {
+		if !everything && complete(c.imageDir(p.identity)) {
+			continue
+		}
+		all := p.inputs.Pinned
+		if _, err := os.Stat(c.baseDir(p.inputs.Base)); err != nil || everything {
+			all = append(slices.Clone(all), p.inputs.Base.Pinned...)
+		}
+		for _, pin := range all {
+			if !c.store().has(pin.SHA256) && !slices.Contains(missing, pin) {
+				missing = append(missing, pin)
+			}
+		}
+		for _, d := range p.inputs.Downloads {
+			if err := c.fetch(ctx, d); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if len(missing) == 0 {
+		return nil, nil
+	}
+	if c.Offline {
+		return nil, fmt.Errorf("%s not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", listed(missing))
+	}
+	a, err := c.openArchive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer a.close()
+	have, err := a.show(ctx, missing)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range missing {
+		if have[p.String()].sha256 != p.SHA256 {
+			gone = append(gone, p)
+		}
+	}
+	if gone != nil {
+		return gone, nil
+	}
+	c.UI.Step(packagesName, fmt.Sprintf("fetch %d", len(missing)))
+	return nil, a.download(ctx, c.store(), missing)
+}
+
+// listed names packages, the first of many.
+func listed(all []Pin) string {
+	var names []string
+	for _, p := range all[:min(len(all), 5)] {
+		names = append(names, p.String())
+	}
+	switch n := len(all) - len(names); {
+	case n > 0:
+		return fmt.Sprintf("%s and %d more packages are", strings.Join(names, ", "), n)
+	case len(all) == 1:
+		return "package " + names[0] + " is"
+	}
+	return "packages " + strings.Join(names, ", ") + " are"
+}
+
+// goneError says that packages cannot be had, and what the archive has today.
+func (c *Config) goneError(ctx context.Context, gone []Pin, names []string) error {
+	old, err := c.readLock()
+	if err != nil {
+		return err
+	}
+	today, err := c.repin(ctx, old, names, true)
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%s pinned in %s, and neither in the cache nor in the archive any more, which has:\n  %s\nimagegen lock pins what the archive has today",
+		listed(gone), c.LockPath(), strings.Join(today.moved(old, names), "\n  "))
+}
+
+// repository makes an archive of pinned packages in a folder: the packages, and the files by which APT knows them.
+func (c *Config) repository(ctx context.Context, dir string, packages []Pin) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	stanzas := make([]string, len(packages))
+	errs := make([]error, len(packages))
+	slots := make(chan struct{}, max(1, c.Jobs))
+	var wg sync.WaitGroup
+	for i, p := range packages {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			stanzas[i], errs[i] = c.enter(ctx, dir, p)
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	index := strings.Join(stanzas, "\n")
+	sum := sha256.Sum256([]byte(index))
+	release := fmt.Sprintf("Suite: bookworm\nCodename: bookworm\nArchitectures: amd64\nSHA256:\n %s %d Packages\n", hex.EncodeToString(sum[:]), len(index))
+	return errors.Join(os.WriteFile(filepath.Join(dir, "Packages"), []byte(index), 0o644), os.WriteFile(filepath.Join(dir, "Release"), []byte(release), 0o644))
+}
+
+// enter puts a package into a folder and returns its entry in the list of packages.
+func (c *Config) enter(ctx context.Context, dir string, p Pin) (string, error) {
+	path := filepath.Join(dir, p.file())
+	if err := c.store().take(p.SHA256, path, "package "+p.String()); err != nil {
+		return "", err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	text, err := control(ctx, path)
+	if err != nil {
+		return "", fmt.Errorf("read package %s: %w", p, err)
+	}
+	return fmt.Sprintf("%sFilename: ./%s\nSize: %d\nSHA256: %s\n", text, p.file(), info.Size(), p.SHA256), nil
+}
+
+func names(packages []Pin) (all []string) {
+	for _, p := range packages {
+		all = append(all, p.Name)
+	}
+	return all
+}
+
+// fetch brings a role's download into the store.
+func (c *Config) fetch(ctx context.Context, d roles.Download) (err error) {
+	if c.store().has(d.SHA256) {
+		return nil
+	}
+	if c.Offline {
+		return fmt.Errorf("%s is not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", d.URL)
+	}
+	c.UI.Step(packagesName, "fetch "+d.URL)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.URL, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", d.URL, resp.Status)
+	}
+	f, err := os.CreateTemp(string(c.store()), "fetch-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // where it was not renamed
+	_, err = io.Copy(f, resp.Body)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("%s: %w", d.URL, err)
+	}
+	return c.store().add(f.Name(), d.SHA256, d.URL)
+}
+
+// proxyEnv passes on how this machine reaches its archives.
+func proxyEnv() []string {
+	var env []string
+	for _, kv := range os.Environ() {
+		if name, _, _ := strings.Cut(kv, "="); strings.HasSuffix(strings.ToLower(name), "_proxy") {
+			env = append(env, kv)
+		}
+	}
+	return env
+}

@@ -1,0 +1,272 @@
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// testArchive is an archive of empty packages that the test changes.
+type testArchive struct {
+	t   *testing.T
+	dir string
+	all map[string]string // file → its entry in the list
+}
+
+// newTestArchive has what the base needs, and cron with what that depends on.
+func newTestArchive(t *testing.T) *testArchive {
+	t.Helper()
+	for _, program := range []string{"apt-get", "apt-cache", "apt-config", "dpkg-deb"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("locks are NOT tested: %v", err)
+		}
+	}
+	a := &testArchive{t: t, dir: t.TempDir(), all: map[string]string{}}
+	for _, name := range append([]string{"apt", "dpkg"}, debianBase...) {
+		a.put(Pin{Name: name, Version: "1:1.0-1"}, "Essential: yes\n")
+	}
+	a.put(Pin{Name: "libcron", Version: "1.0"}, "")
+	a.put(Pin{Name: "cron", Version: "1.0"}, "Depends: libcron (>= 1.0)\n")
+	return a
+}
+
+// put puts a package into the archive, in place of others of its name.
+func (a *testArchive) put(p Pin, fields string) {
+	a.t.Helper()
+	p.Architecture = "all"
+	tree := a.t.TempDir()
+	write(a.t, filepath.Join(tree, "DEBIAN/control"), fmt.Sprintf("Package: %s\nVersion: %s\nArchitecture: all\nMaintainer: Nobody <nobody@example.com>\n%sDescription: nothing\n", p.Name, p.Version, fields))
+	for file := range a.all {
+		if strings.HasPrefix(file, p.Name+"_") {
+			delete(a.all, file)
+		}
+	}
+	path := filepath.Join(a.dir, p.file())
+	if out, err := exec.Command("dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, path).CombinedOutput(); err != nil {
+		a.t.Fatalf("dpkg-deb: %v: %s", err, out)
+	}
+	sum, err := hashFile(path)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	text, err := control(a.t.Context(), path)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.all[p.file()] = fmt.Sprintf("%sFilename: ./%s\nSize: %d\nSHA256: %s\n", text, p.file(), info.Size(), sum)
+}
+
+// config is a build of the role tiny, with these packages, from the archive as it is now.
+func (a *testArchive) config(dir, cache, packages string) (Config, *[]string) {
+	a.t.Helper()
+	var index strings.Builder
+	for _, text := range a.all {
+		index.WriteString(text + "\n")
+	}
+	dists := filepath.Join(a.dir, "dists/bookworm")
+	write(a.t, filepath.Join(dists, "main/binary-amd64/Packages"), index.String())
+	write(a.t, filepath.Join(dists, "Release"), fmt.Sprintf("Suite: bookworm\nCodename: bookworm\nArchitectures: amd64\nComponents: main\nSHA256:\n %x %d main/binary-amd64/Packages\n",
+		sha256.Sum256([]byte(index.String())), index.Len()))
+	write(a.t, filepath.Join(dir, "cluster.yaml"), tinySpec+"mirror: 'deb [trusted=yes] file://"+a.dir+" bookworm main'\n")
+	write(a.t, filepath.Join(dir, "roles/tiny/role.yaml"), strings.Replace(tinyRole, "[cron]", "["+packages+"]", 1))
+	c := mustConfig(a.t, dir, cache)
+	said := &[]string{}
+	c.UI = noted{said}
+	return c, said
+}
+
+// noted is a Progress that keeps the notes.
+type noted struct{ all *[]string }
+
+func (noted) Step(image, what string)        {}
+func (noted) Done(image string, cached bool) {}
+func (n noted) Note(text string) {
+	_, text, _ = strings.Cut(text, LockName+": ")
+	*n.all = append(*n.all, text)
+}
+
+// TestLock goes through the life of a lock while the archive moves on.
+func TestLock(t *testing.T) {
+	t.Parallel()
+	a := newTestArchive(t)
+	dir, cache := t.TempDir(), t.TempDir()
+	lock := func() string {
+		data, err := os.ReadFile(filepath.Join(dir, LockName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	fetch := func(what, packages string, change func(*Config), notes ...string) {
+		t.Helper()
+		c, said := a.config(dir, cache, packages)
+		if change != nil {
+			change(&c)
+		}
+		if err := Fetch(t.Context(), c); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		t.Logf("%s: %q", what, *said)
+		if !slices.Equal(*said, notes) {
+			t.Errorf("%s: said %q, want %q", what, *said, notes)
+		}
+	}
+	locked := func(c *Config) { c.Locked = true }
+	offline := func(c *Config) { c.Offline = true }
+	fails := func(packages string, change func(*Config), parts ...string) {
+		t.Helper()
+		c, _ := a.config(dir, cache, packages)
+		change(&c)
+		before := ""
+		if _, err := os.Stat(c.LockPath()); err == nil {
+			before = lock()
+		}
+		wantError(t, Fetch(t.Context(), c), parts...)
+		if before != "" && lock() != before {
+			t.Error("it has changed the lock")
+		}
+	}
+	forget := func(name string) {
+		t.Helper()
+		c, _ := a.config(dir, cache, "cron")
+		l, err := c.readLock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range append(l.Base.Packages, l.Roles["tiny"].Packages...) {
+			if p.Name == name {
+				if err := os.Remove(c.store().path(p.SHA256)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+
+	fails("cron", locked, LockName+" does not fit", "  base: nothing is pinned", "  tiny: nothing is pinned", "without --locked")
+	fails("cron", offline, "what the archive holds is not in the cache", "imagegen fetch")
+	fetch("first", "cron", nil, "the packages are pinned")
+	first := lock()
+	for _, line := range []string{"\ndistro: debian12\n", " - apt 1:1.0-1 all ", " - cron 1.0 all ", " - libcron 1.0 all "} {
+		if !strings.Contains(first, line) {
+			t.Errorf("the lock lacks %q:\n%s", line, first)
+		}
+	}
+	stored := func() int {
+		all, _ := filepath.Glob(filepath.Join(cache, "packages", "*"))
+		return len(all)
+	}
+	if want := len(debianBase) + 4; stored() != want {
+		t.Errorf("%d packages in the cache, want %d", stored(), want)
+	}
+
+	// The archive moves on, and nobody cares as long as the cache has what is pinned.
+	a.put(Pin{Name: "cron", Version: "2.0"}, "Depends: libcron2\n")
+	a.put(Pin{Name: "libcron2", Version: "2.0"}, "")
+	a.put(Pin{Name: "udev", Version: "1:1.0-2"}, "Essential: yes\n")
+	fetch("moved on", "cron", nil)
+	fetch("moved on, locked", "cron", locked)
+	fetch("moved on, offline", "cron", offline)
+	if lock() != first {
+		t.Error("the lock has changed by itself")
+	}
+
+	// Another package for the role: what is pinned of the base stays, also where the archive has it no more.
+	fails("cron, libcron", locked, "  tiny: package list: + libcron\n")
+	fetch("a package more", "cron, libcron", nil, "tiny: cron 1.0 → 2.0, + libcron2 2.0")
+	fetch("a package less", "cron", nil, "tiny: - libcron 1.0")
+	if !strings.Contains(lock(), " - udev 1:1.0-1 all ") {
+		t.Errorf("the base has changed:\n%s", lock())
+	}
+
+	// What is pinned can no longer be had.
+	forget("udev")
+	gone := []string{"package udev 1:1.0-1 is pinned", "neither in the cache nor in the archive", "\n  base: udev 1:1.0-1 → 1:1.0-2\n", "imagegen lock"}
+	fails("cron", locked, gone...)
+	fails("cron", offline, "package udev 1:1.0-1 is not in the cache", "imagegen fetch")
+	fetch("pinned anew", "cron", nil, "base: udev 1:1.0-1 → 1:1.0-2")
+
+	// The same version with another content is another package.
+	a.put(Pin{Name: "cron", Version: "2.0"}, "Depends: libcron2\nSection: admin\n")
+	forget("cron")
+	fails("cron", locked, "package cron 2.0 is pinned", "tiny: cron 2.0 with another content")
+
+	c, said := a.config(dir, cache, "cron")
+	if changed, err := Renew(t.Context(), c); err != nil || !changed || !slices.Equal(*said, []string{"tiny: cron 2.0 with another content"}) {
+		t.Errorf("renewed: %v, %v, %q", changed, err, *said)
+	}
+	if changed, err := Renew(t.Context(), c); err != nil || changed {
+		t.Errorf("renewed again: %v, %v", changed, err)
+	}
+	fetch("at last", "cron", locked)
+
+	c, _ = a.config(dir, cache, "no-such-package")
+	wantError(t, Fetch(t.Context(), c), "packages of tiny: ", "Unable to locate package no-such-package")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Fetch(ctx, c); err != context.Canceled {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestDamagedPackage: a package of the cache that is not what it was is named, and not used.
+func TestDamagedPackage(t *testing.T) {
+	t.Parallel()
+	a := newTestArchive(t)
+	c, _ := a.config(t.TempDir(), t.TempDir(), "cron")
+	if err := Fetch(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	l, err := c.readLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := l.Roles["tiny"].Packages
+	if err := c.repository(t.Context(), filepath.Join(t.TempDir(), "whole"), all); err != nil {
+		t.Fatal(err)
+	}
+	path := c.store().path(all[0].SHA256)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, string(data))
+	err = c.repository(t.Context(), filepath.Join(t.TempDir(), "damaged"), all)
+	wantError(t, err, "package cron 1.0 is damaged in the cache", path, "remove that file", "imagegen fetch")
+}
+
+// TestLockFile: a lock that cannot be believed is refused.
+func TestLockFile(t *testing.T) {
+	sum := strings.Repeat("0a", 32)
+	for _, c := range []struct{ text, say string }{
+		{"schema: 1\ndistro: debian12\nroles:\n  tiny:\n    packages: [\"cron 1.0 all " + sum + "\"]\n", ""},
+		{"schema: 2\n", "schema 1, not 2"},
+		{"schema: 1\ndistro: debian12\nbases: {}\n", "field bases not found"},
+		{"schema: 1\ndistro: debian12\nbase: {packages: [cron 1.0 all]}\n", "is not a package's name"},
+		{"schema: 1\ndistro: debian12\nbase: {packages: ['-oX 1.0 all " + sum + "']}\n", "is not a package's name"},
+		{"schema: 1\ndistro: debian12\nbase: {packages: ['../x 1.0 all " + sum + "']}\n", "is not a package's name"},
+	} {
+		dir := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
+		write(t, filepath.Join(dir, LockName), c.text)
+		config := mustConfig(t, dir, "")
+		l, err := config.readLock()
+		if c.say != "" {
+			wantError(t, err, filepath.Join(dir, LockName), c.say)
+		} else if err != nil || len(l.Roles["tiny"].Packages) != 1 {
+			t.Errorf("%+v, %v", l, err)
+		}
+	}
+}

@@ -1,0 +1,71 @@
+package images
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// store is the folder of packages and downloads that all bakes share. A file is named by the SHA-256 of its content, and
+// renamed there when all of it is on the disk.
+type store string
+
+func (c *Config) store() store { return store(filepath.Join(c.CacheDir, "packages")) }
+
+func (s store) path(sum string) string { return filepath.Join(string(s), sum) }
+
+func (s store) has(sum string) bool {
+	_, err := os.Stat(s.path(sum))
+	return err == nil
+}
+
+// add moves a file of the same file system into the store, if it is what it should be; what is said in the error.
+func (s store) add(path, sum, what string) error {
+	if got, err := hashFile(path); err != nil || got != sum {
+		return errors.Join(err, fmt.Errorf("%s: its SHA-256 is %s and should be %s", what, got, sum))
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Chmod(0o444), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path, s.path(sum))
+}
+
+// take puts what is in the store at path, if it still is what it was. It is copied: programs of a bake have no way to the
+// store itself. What it is, is said in the error.
+func (s store) take(sum, path, what string) (err error) {
+	from, err := os.Open(s.path(sum))
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, to.Close()) }()
+	got, err := hashCopy(to, from)
+	if err != nil {
+		return fmt.Errorf("copy %s from the cache: %w", what, err)
+	}
+	if got != sum {
+		return fmt.Errorf("%s is damaged in the cache: the SHA-256 of %s is %s; remove that file, and imagegen fetch gets it anew", what, s.path(sum), got)
+	}
+	return nil
+}
+
+// hashCopy copies, and returns the SHA-256 of what it copied.
+func hashCopy(to io.Writer, from io.Reader) (string, error) {
+	h := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(to, h), from); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
