@@ -144,7 +144,7 @@ var haproxy15 = words{
 	"server": `addr agent-check agent-inter agent-port backup ca-file check check-send-proxy check-ssl ciphers cookie crl-file crt disabled
 		downinter error-limit fall fastinter id inter maxconn maxqueue minconn non-stick observe on-error on-marked-down
 		on-marked-up port redir rise send-proxy send-proxy-v2 slowstart source ssl track verify verifyhost weight
-		shutdown-sessions shutdown-backup-sessions`,
+		layer4 mark-down shutdown-sessions shutdown-backup-sessions`,
 }
 
 // haproxySince are words that a writer of today's configurations is likely to use (the manuals of 1.6 to 2.8).
