@@ -1,0 +1,90 @@
+package images
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// QEMU is the program that an image's machine runs in; Debian's package qemu-system-x86 brings it.
+const QEMU = "qemu-system-x86_64"
+
+// probeLimit is how long a guest may take to its first process on a processor that really runs it: three seconds on an
+// idle machine.
+const probeLimit = 20 * time.Second
+
+// Accelerator returns what QEMU is to run guests with on this machine: "kvm" where a guest has been seen to boot with it,
+// else "tcg", emulation; why says what was found, for people. That there is a /dev/kvm proves little: where it is itself
+// emulated or nested, QEMU starts and the guest hangs. So the disk, of an image or a base and in the format raw or qcow2,
+// is booted as far as its first process. Nothing is written to it.
+func Accelerator(ctx context.Context, disk, format string) (accel, why string, err error) {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return "tcg", fmt.Sprintf("emulated, without KVM: %v", err), nil
+	}
+	f.Close()
+	err = bootsWith(ctx, "kvm", disk, format, probeLimit)
+	if ctx.Err() != nil {
+		return "", "", ctx.Err()
+	}
+	if err != nil {
+		return "tcg", fmt.Sprintf("emulated, since a guest does not boot with KVM here: %v", err), nil
+	}
+	return "kvm", "KVM, with which a guest has been booted", nil
+}
+
+// Signs of what became of a guest: on its serial console, and in what QEMU says.
+const (
+	firstProcess = "systemd[1]: "
+	kvmBroken    = "KVM internal error" // after which QEMU keeps the guest stopped, for debuggers
+)
+
+var errBooted = errors.New("booted")
+
+// bootsWith boots a disk until its first process speaks; the error says why it has not.
+func bootsWith(ctx context.Context, accel, disk, format string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("its first process has said nothing within %s", limit))
+	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, QEMU, "-accel", accel, "-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-drive", "file="+strings.ReplaceAll(disk, ",", ",,")+",format="+format+",if=virtio,snapshot=on", "-serial", "stdio")
+	cmd.Stdout = &sign{text: firstProcess, seen: func() { end(errBooted) }}
+	cmd.Stderr = &sign{text: kvmBroken, seen: func() { end(errors.New(kvmBroken)) }, all: &said}
+	err := cmd.Run()
+	switch cause := context.Cause(ctx); {
+	case cause == errBooted:
+		return nil
+	case cause != nil:
+		return cause
+	case err == nil:
+		return errors.New("the guest has ended by itself")
+	}
+	return fmt.Errorf("%w: %s", err, bytes.TrimSpace(said.Bytes()))
+}
+
+// sign is a writer that calls seen when text has been written.
+type sign struct {
+	text string
+	seen func()
+	all  *bytes.Buffer // if not nil: keeps everything
+	tail []byte
+}
+
+func (s *sign) Write(p []byte) (int, error) {
+	if s.all != nil {
+		s.all.Write(p)
+	}
+	s.tail = append(s.tail, p...)
+	if bytes.Contains(s.tail, []byte(s.text)) {
+		s.seen()
+	}
+	s.tail = bytes.Clone(s.tail[max(0, len(s.tail)-len(s.text)):])
+	return len(p), nil
+}

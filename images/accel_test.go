@@ -1,0 +1,74 @@
+package images
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// speaker is a disk whose boot sector writes text to the first serial port and halts.
+func speaker(t *testing.T, text string) string {
+	t.Helper()
+	code := []byte{
+		0xfc,                   // cld
+		0x31, 0xc0, 0x8e, 0xd8, // xor ax, ax; mov ds, ax
+		0xbe, 0x15, 0x7c, // mov si, the text
+		0xba, 0xf8, 0x03, // mov dx, COM1
+		0xac,       // next: lodsb
+		0x84, 0xc0, // test al, al
+		0x74, 0x03, // jz end
+		0xee,       // out dx, al
+		0xeb, 0xf8, // jmp next
+		0xf4, // end: hlt
+		0xf4,
+	}
+	disk := make([]byte, 1<<20)
+	copy(disk, append(code, text...))
+	disk[510], disk[511] = 0x55, 0xaa
+	path := filepath.Join(t.TempDir(), "a,disk.raw") // the comma would end QEMU's option
+	if err := os.WriteFile(path, disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestBootsWith(t *testing.T) {
+	if _, err := exec.LookPath(QEMU); err != nil {
+		t.Skipf("SKIPPED: %s is missing: make checkers", QEMU)
+	}
+	boots := speaker(t, "1 systemd[1]: hello\n")
+	if err := bootsWith(t.Context(), "tcg", boots, "raw", time.Minute); err != nil {
+		t.Errorf("a guest that boots: %v", err)
+	}
+	for what, c := range map[string]struct{ disk, accel, want string }{
+		"a guest that hangs":           {speaker(t, "systemd[2]: nearly\n"), "tcg", "said nothing within 3s"},
+		"an accelerator that is not":   {boots, "warp", "warp"},
+		"a disk that cannot be opened": {boots + "x", "tcg", "No such file"},
+	} {
+		if err := bootsWith(t.Context(), c.accel, c.disk, "raw", 3*time.Second); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", what, err, c.want)
+		}
+	}
+}
+
+func TestSign(t *testing.T) {
+	for pieces := 1; pieces < 12; pieces++ {
+		seen := 0
+		var all bytes.Buffer
+		s := sign{text: "KVM internal error", seen: func() { seen++ }, all: &all}
+		text := "warning\nKVM internal errors"
+		for rest := text; rest != ""; {
+			n := min(pieces, len(rest))
+			fmt.Fprint(&s, rest[:n])
+			rest = rest[n:]
+		}
+		if seen == 0 || all.String() != text {
+			t.Errorf("written %d bytes at a time: seen %d times, kept %q", pieces, seen, &all)
+		}
+	}
+}
