@@ -53,6 +53,9 @@ type redisReport struct {
 	Synced   bool   `json:"synced,omitempty"`   // a replica that has all of its master's data
 	Replicas int    `json:"replicas,omitempty"` // that follow a master
 	Loading  bool   `json:"loading,omitempty"`  // it reads its data from the disk
+	// Eligible says that Sentinel may choose the running server. One that started without the cluster's data is not,
+	// until it has been in sync with a master.
+	Eligible bool `json:"eligible,omitempty"`
 }
 
 // member is what memberName holds.
@@ -113,7 +116,7 @@ func (r *redis) address() string { return net.JoinHostPort("127.0.0.1", strconv.
 func (r *redis) ask(ctx context.Context, seen *redisReport) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
-	answers, err := askRedis(ctx, r.address(), r.node.Secrets[r.params.Secret], []string{"INFO"})
+	answers, err := askRedis(ctx, r.address(), r.node.Secrets[r.params.Secret], []string{"INFO"}, []string{"CONFIG", "GET", "replica-priority"})
 	switch {
 	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("no answer from Redis within %v", redisLimit)
@@ -128,6 +131,8 @@ func (r *redis) ask(ctx context.Context, seen *redisReport) error {
 	seen.Running = true
 	seen.Role = info["role"]
 	seen.Loading = info["loading"] == "1"
+	priority := pairs(answers[1])["replica-priority"]
+	seen.Eligible = priority != "" && priority != "0"
 	if seen.Role == "slave" {
 		seen.Master = info["master_host"]
 		seen.Synced = info["master_link_status"] == "up" && info["master_sync_in_progress"] == "0"
@@ -227,6 +232,9 @@ func decideRunning(v redisView) (redisStep, cluster.Status) {
 	switch {
 	case me.Loading:
 		return redisWait, workf("reading its data from the disk")
+	case me.Role == "master" && !me.Member && me.Eligible:
+		// Sentinel chose it in the moment between letting it and noting why.
+		return redisBelongs, workf("noting that the data is complete")
 	case me.Role == "master" && !me.Member:
 		return redisWait, waitf("to be made a replica: it is a master without data")
 	case me.Role == "master":

@@ -22,7 +22,7 @@ import (
 //     is left cannot be used. A server that is ahead of the group refuses to join.
 //   - The seqno is in grastate.dat after a clean stop alone.
 const (
-	suspectTimeout  = 5 * time.Second  // evs.suspect_timeout
+	suspectTimeout  = 4 * time.Second  // evs.suspect_timeout
 	waitPrimTimeout = 30 * time.Second // pc.wait_prim_timeout
 )
 

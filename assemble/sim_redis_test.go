@@ -513,7 +513,7 @@ func (p *redisPart) observe() (any, error) {
 	if s == nil || !s.up {
 		return p.seen, nil
 	}
-	p.seen.Running, p.seen.Loading = true, s.loading
+	p.seen.Running, p.seen.Loading, p.seen.Eligible = true, s.loading, s.priority != 0
 	if s.follows >= 0 {
 		p.seen.Role, p.seen.Master, p.seen.Synced = "slave", p.r.ip(s.follows), s.linked
 		return p.seen, nil
@@ -685,6 +685,13 @@ func TestSimMasterReplacedAndOneGone(t *testing.T) {
 	scenario(t, simRedis, 3,
 		fault{at: 80 * time.Second, kind: blankDisk, node: 0, lasts: 30 * time.Second},
 		fault{at: 85 * time.Second, kind: gone, node: 1, lasts: forever})
+}
+
+// The agent dies between letting Sentinel choose its node and noting why, and Sentinel chooses it.
+func TestSimChosenBeforeItIsNoted(t *testing.T) {
+	scenario(t, simRedis, 3,
+		fault{at: 0, kind: stepAgent, node: 1, arg: 4, lasts: 20 * time.Second},
+		fault{at: 20 * time.Second, kind: crash, node: 0, lasts: 20 * time.Second})
 }
 
 // The first master was lost before the Sentinels knew each other, or before anybody else had data.

@@ -169,47 +169,6 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	}
 }
 
-// TestOldPrograms looks for what CentOS 7's HAProxy 1.5.18 and keepalived 1.3.5 do not have; there are only newer ones
-// to try the files with.
-func TestOldPrograms(t *testing.T) {
-	known := map[string]string{
-		"/etc/haproxy/haproxy.cfg": `global defaults frontend backend listen log chroot user group maxconn mode option retries timeout bind
-			stats default_backend balance server monitor-uri tcp-check`,
-		"/etc/keepalived/keepalived.conf": `global_defs router_id enable_script_security script_user vrrp_script script interval timeout fall
-			rise init_fail vrrp_instance state nopreempt interface virtual_router_id priority advert_int garp_master_delay garp_master_refresh
-			authentication auth_type auth_pass unicast_src_ip unicast_peer virtual_ipaddress track_script haproxy }`,
-	}
-	options := strings.Fields("httplog dontlognull redispatch forwardfor httpchk dontlog-normal tcplog clitcpka srvtcpka tcp-check")
-	serverWords := strings.Fields("check port inter fall rise backup on-marked-down shutdown-sessions on-marked-up shutdown-backup-sessions")
-	number := regexp.MustCompile(`^[0-9.]+s?$`)
-	c := mustLoad(t, "")
-	s := reference(t, c, "centos7")
-	for _, node := range []string{"balancer1", "balancer3"} {
-		for path, words := range known {
-			for line := range strings.Lines(content(t, c, s, node, path)) {
-				line, _, _ = strings.Cut(line, "#")
-				f := strings.Fields(line)
-				if len(f) == 0 || number.MatchString(f[0]) || strings.Contains(f[0], "/32") {
-					continue
-				}
-				if !slices.Contains(strings.Fields(words), f[0]) {
-					t.Errorf("%s: %s: is %q known to the old version? %s", node, path, f[0], line)
-				}
-				if f[0] == "option" && !slices.Contains(options, f[1]) {
-					t.Errorf("%s: is option %q known to the old version?", node, f[1])
-				}
-				if f[0] == "server" {
-					for _, w := range f[3:] {
-						if !slices.Contains(serverWords, w) && !number.MatchString(w) {
-							t.Errorf("%s: is %q known to the old version? %s", node, w, line)
-						}
-					}
-				}
-			}
-		}
-	}
-}
-
 // BenchmarkRender renders all nodes of a cluster of a thousand; ns/op is for the whole cluster.
 func BenchmarkRender(b *testing.B) {
 	c := mustLoad(b, "")
