@@ -97,7 +97,7 @@ const rolesExample = "web: {nodes: {web1: 192.168.10.42}}"
 
 func (p *parser) root(v value) {
 	get, ok := p.object(v, "cluster: otus, distro: debian12, …",
-		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "roles")
+		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "base", "repos", "selinux", "roles")
 	if !ok {
 		return
 	}
@@ -109,6 +109,9 @@ func (p *parser) root(v value) {
 	p.site(get("site"))
 	p.ssh(get("ssh"))
 	p.mirror(get("mirror"))
+	p.base(get("base"))
+	p.repos(get("repos"))
+	p.selinux(get("selinux"))
 	p.roles(p.required(get("roles"), "{"+rolesExample+"}"))
 }
 
@@ -609,14 +612,15 @@ func (p *parser) packages(r *Role, v value) {
 		case isFile && wants != "" && format != wants:
 			p.faultf(e, "%s cannot be installed on %s; a package file ends in .%s there", quote(s), p.spec.Distro, wants)
 		case isFile:
-			p.packageFile(e, s)
+			p.fileThere(e, s, "a package")
 		}
 		seen[s] = true
 		r.Packages = append(r.Packages, s)
 	}
 }
 
-func (p *parser) packageFile(v value, path string) {
+// fileThere reports when path, relative to the spec's folder, is no file that can be what is said.
+func (p *parser) fileThere(v value, path, what string) {
 	full := path
 	if !filepath.IsAbs(path) {
 		full = filepath.Join(filepath.Dir(p.file), path)
@@ -630,7 +634,7 @@ func (p *parser) packageFile(v value, path string) {
 		}
 		p.faultf(v, "%s cannot be read: %v", quote(full), err)
 	case !info.Mode().IsRegular():
-		p.faultf(v, "%s is not a file; write the path of a package file", quote(full))
+		p.faultf(v, "%s is not a file; write the path of %s", quote(full), what)
 	}
 }
 

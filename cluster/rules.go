@@ -10,7 +10,9 @@ type Rules struct {
 	// Needs lists the roles that this role cannot work without; a node of each must be in the spec.
 	Needs []string
 	// Distros are the distributions that the role can be baked for.
-	Distros  []string
+	Distros []string
+	// Repos names the repositories that the role's packages come from, by distro.
+	Repos    map[string][]string
 	CPUs     int
 	Memory   Bytes
 	Disk     Bytes

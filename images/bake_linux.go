@@ -24,7 +24,7 @@ import (
 
 // bakeAll bakes the base, if it is missing, and then the images, several at once.
 func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
-	if err := checkTools(toolPath); err != nil {
+	if err := checkTools(toolPath, c.Spec.Distro); err != nil {
 		return err
 	}
 	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
@@ -208,6 +208,9 @@ func (b *bake) makeBase(ctx context.Context) error {
 	if err := os.Mkdir(filepath.Join(b.work, "result"), 0o755); err != nil {
 		return err
 	}
+	if b.base.SHA256 != "" {
+		return b.unpackBase(ctx)
+	}
 	vars, err := b.apt(ctx, b.base.Pinned)
 	if err != nil {
 		return err
@@ -221,6 +224,20 @@ func (b *bake) makeBase(ctx context.Context) error {
 		"WORK":        b.work,
 	})
 	return b.script(ctx, baseScript, vars)
+}
+
+// unpackBase makes the base of a disk that was made elsewhere.
+func (b *bake) unpackBase(ctx context.Context) error {
+	b.begin("check the disk")
+	from, wrong := b.base.file, "name another file in the spec, or correct base.sha256 there"
+	if from == "" {
+		from, wrong = b.config.store().path(b.base.SHA256), "remove that file, and imagegen gets it anew"
+	}
+	if err := hasSum(from, b.base.SHA256); err != nil {
+		return fmt.Errorf("%s: %w; %s", from, err, wrong)
+	}
+	b.begin("unpack the disk")
+	return unpack(ctx, from, filepath.Join(b.work, "result", diskName))
 }
 
 // nameUUID derives a UUID from a name, so that the same inputs make the same disk.
@@ -258,6 +275,9 @@ func (b *bake) download(ctx context.Context) error {
 
 func (b *bake) install(ctx context.Context) error {
 	in := b.plan.inputs
+	if in.Base.Distro == "centos7" {
+		return b.installCentOS(ctx)
+	}
 	dir := func(name string) string { return filepath.Join(b.work, name) }
 	if err := os.Mkdir(dir("local"), 0o755); err != nil {
 		return err
@@ -277,21 +297,44 @@ func (b *bake) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var users []string
-	for _, u := range in.Users {
-		group := u.Group
-		if group == "" {
-			group = u.Name
-		}
-		users = append(users, fmt.Sprintf("%s:%d:%s:%d", u.Name, u.UID, group, u.GID))
-	}
 	maps.Copy(vars, map[string]string{
 		"DISK": filepath.Join(dir("result"), diskName), "BYTES": strconv.FormatInt(in.DiskBytes, 10), "WORK": b.work,
 		"LOCAL": dir("local"), "FILES": dir("files"), "AGENT": dir("agent"), "UNIT": dir("unit"),
-		"PACKAGES": strings.Join(in.Packages, " "), "USERS": strings.Join(users, " "),
+		"PACKAGES": strings.Join(in.Packages, " "), "USERS": userList(in.Users),
 		"DISABLE": strings.Join(in.Disable, " "), "REMOVE": strings.Join(in.Remove, " "),
 	})
 	return b.script(ctx, installScript, vars)
+}
+
+// installCentOS does for centos7 what install does for debian12.
+func (b *bake) installCentOS(ctx context.Context) error {
+	in := b.plan.inputs
+	dir := filepath.Join(b.work, "bake")
+	if err := os.MkdirAll(filepath.Join(dir, "local"), 0o755); err != nil {
+		return err
+	}
+	for _, l := range in.Local {
+		if err := copyAs(l.path, filepath.Join(dir, "local", l.Name), l.SHA256); err != nil {
+			return err
+		}
+	}
+	err := errors.Join(
+		os.Rename(filepath.Join(b.work, "files"), filepath.Join(dir, "files")),
+		os.WriteFile(filepath.Join(dir, "repos"), []byte(repoFile(in.Repos)), 0o644),
+		os.WriteFile(filepath.Join(dir, "unit"), []byte(in.Unit), 0o644),
+		copyAs(b.config.Agent, filepath.Join(dir, "agent"), in.Agent))
+	if err != nil {
+		return err
+	}
+	vars := centosVars(in)
+	maps.Copy(vars, map[string]string{
+		"DISK": filepath.Join(b.work, "result", diskName), "BYTES": strconv.FormatInt(in.DiskBytes, 10), "WORK": b.work,
+		"BAKE": dir, "SCRIPT": centosScript,
+	})
+	if err := b.script(ctx, centosChrootScript, vars); err != nil {
+		return err
+	}
+	return os.Rename(filepath.Join(dir, "packages"), filepath.Join(b.work, "packages"))
 }
 
 // copyAs copies a file that has to be the one whose hash is part of the image's identity.
@@ -365,15 +408,21 @@ func keep(result, dir string) error {
 }
 
 // script runs one of the embedded scripts with the variables in its environment, in namespaces that end with it: no
-// mount and no process of it outlives it, or imagegen, however either ends, and there is no network. Lines that it writes to descriptor 3 as
-// "step: …" are shown as progress; all else goes to the log.
+// mount and no process of it outlives it, or imagegen, however either ends. There is no network, unless packages are not pinned
+// and have to come from somewhere. Lines that it writes to descriptor 3 as "step: …" are shown as progress; all else goes to the log.
 func (b *bake) script(ctx context.Context, text string, vars map[string]string) error {
 	// The kernel ends the child when the thread that started it ends, so that has to be one that stays.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd := exec.CommandContext(ctx, "unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
-		"sh", "-c", text)
-	cmd.Env = []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + toolPath}
+	args := []string{"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"}
+	env := []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + toolPath}
+	if b.config.pinned() {
+		args = append(args, "--net")
+	} else {
+		env = append(env, proxyEnv()...)
+	}
+	cmd := exec.CommandContext(ctx, "unshare", append(args, "sh", "-c", text)...)
+	cmd.Env = env
 	for k, v := range vars {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}

@@ -60,7 +60,7 @@ func needBake(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: bakes are NOT tested")
 	}
-	if err := checkTools(toolPath); err != nil {
+	if err := checkTools(toolPath, "debian12"); err != nil {
 		t.Skipf("bakes are NOT tested: %v", err)
 	}
 	lines, err := hostSources("/")
@@ -550,7 +550,7 @@ func fullAtWork(t *testing.T, dir, cache string) {
 
 // TestSmallDisk refuses to begin.
 func TestSmallDisk(t *testing.T) {
-	if err := checkTools(toolPath); err != nil {
+	if err := checkTools(toolPath, "debian12"); err != nil {
 		t.Skipf("a small disk is NOT tested: %v", err)
 	}
 	small := mountSmall(t, 64<<20)
@@ -564,7 +564,7 @@ func TestSmallDisk(t *testing.T) {
 
 // TestNoBase has archives from which no base can be made.
 func TestNoBase(t *testing.T) {
-	if err := checkTools(toolPath); err != nil {
+	if err := checkTools(toolPath, "debian12"); err != nil {
 		t.Skipf("bases that fail are NOT tested: %v", err)
 	}
 	t.Parallel()
@@ -590,7 +590,7 @@ func TestNoBase(t *testing.T) {
 
 func TestMissingTools(t *testing.T) {
 	if os.Geteuid() != 0 {
-		wantError(t, checkTools(toolPath), "only root may", "sudo")
+		wantError(t, checkTools(toolPath, "debian12"), "only root may", "sudo")
 		t.Skip("not root: missing tools are NOT tested")
 	}
 	bin := t.TempDir()
@@ -601,7 +601,8 @@ func TestMissingTools(t *testing.T) {
 			}
 		}
 	}
-	wantError(t, checkTools("/nonexistent:"+bin), "baking needs mmdebstrap, extlinux, resize2fs", "apt-get install mmdebstrap extlinux e2fsprogs")
+	wantError(t, checkTools("/nonexistent:"+bin, "debian12"), "baking needs mmdebstrap, extlinux, resize2fs", "apt-get install mmdebstrap extlinux e2fsprogs")
+	wantError(t, checkTools("/nonexistent", "centos7"), "xfs_growfs, xfs_repair, qemu-img: ", "xfsprogs qemu-utils")
 }
 
 // TestLeftovers: folders of bakes that are at work stay, others go; so do loop devices.

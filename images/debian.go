@@ -25,6 +25,9 @@ var debianBase = []string{
 const baseBytes = 3 << 30
 
 func (c *Config) baseInputs() (baseInputs, error) {
+	if c.Spec.Distro == "centos7" {
+		return c.centosInputs(), nil
+	}
 	sources, err := c.sources()
 	if err != nil {
 		return baseInputs{}, err

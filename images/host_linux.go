@@ -14,18 +14,23 @@ import (
 	"syscall"
 )
 
-// tools are the programs that a bake runs on this machine, and the Debian packages that have them.
-var tools = []struct{ program, pkg string }{
-	{"mmdebstrap", "mmdebstrap"},
-	{"extlinux", "extlinux"},
-	{"sfdisk", "fdisk"},
-	{"mkfs.ext4", "e2fsprogs"},
-	{"resize2fs", "e2fsprogs"},
-	{"unshare", "util-linux"},
-	{"losetup", "mount"},
-	{"mount", "mount"},
-	{"apt-get", "apt"},
-	{"dpkg-deb", "dpkg"},
+// tools are the programs that a bake runs on this machine, the Debian packages that have them, and the distro that needs
+// them, if not all do.
+var tools = []struct{ program, pkg, distro string }{
+	{"mmdebstrap", "mmdebstrap", "debian12"},
+	{"extlinux", "extlinux", "debian12"},
+	{"sfdisk", "fdisk", ""},
+	{"mkfs.ext4", "e2fsprogs", "debian12"},
+	{"resize2fs", "e2fsprogs", ""},
+	{"unshare", "util-linux", ""},
+	{"losetup", "mount", ""},
+	{"mount", "mount", ""},
+	{"apt-get", "apt", "debian12"},
+	{"dpkg-deb", "dpkg", "debian12"},
+	{"blkid", "util-linux", "centos7"},
+	{"xfs_growfs", "xfsprogs", "centos7"},
+	{"xfs_repair", "xfsprogs", "centos7"},
+	{"qemu-img", "qemu-utils", "centos7"},
 }
 
 // toolPath is where the programs are looked for: sudo and su may leave a path without sbin.
@@ -34,8 +39,9 @@ const toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // bootSector is the boot loader's first part; Debian has it in syslinux-common.
 const bootSector = "/usr/lib/syslinux/mbr/mbr.bin"
 
-// checkTools makes sure that a bake can run here, with the programs in path, and names all that is missing at once.
-func checkTools(path string) error {
+// checkTools makes sure that a distro's images can be baked here, with the programs in path, and names all that is
+// missing at once.
+func checkTools(path, distro string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("baking mounts disks and changes root, which only root may: run it with sudo")
 	}
@@ -47,6 +53,9 @@ func checkTools(path string) error {
 		}
 	}
 	for _, t := range tools {
+		if t.distro != "" && t.distro != distro {
+			continue
+		}
 		if !slices.ContainsFunc(filepath.SplitList(path), func(dir string) bool {
 			_, err := exec.LookPath(filepath.Join(dir, t.program))
 			return err == nil
@@ -54,7 +63,7 @@ func checkTools(path string) error {
 			add(t.program, t.pkg)
 		}
 	}
-	if _, err := os.Stat(bootSector); err != nil {
+	if _, err := os.Stat(bootSector); err != nil && distro == "debian12" {
 		add(bootSector, "syslinux-common")
 	}
 	if len(missing) > 0 {
@@ -63,20 +72,21 @@ func checkTools(path string) error {
 	return nil
 }
 
-const (
-	baseSpace  = 2 << 30    // bytes that making the base takes at most
-	imageSpace = 1600 << 20 // bytes that an image takes at most
+// Bytes that making the base and an image take at most. A base that is downloaded is there packed as well.
+var (
+	baseSpace  = map[string]int64{"debian12": 2 << 30, "centos7": 4 << 30}
+	imageSpace = map[string]int64{"debian12": 1600 << 20, "centos7": 3 << 30}
 )
 
 // checkSpace refuses to begin what cannot end.
 func (c *Config) checkSpace(plans []*plan) error {
-	need := int64(len(plans)) * imageSpace
+	need := int64(len(plans)) * imageSpace[c.Spec.Distro]
 	what := fmt.Sprintf("%d images", len(plans))
 	if len(plans) == 1 {
 		what = "an image"
 	}
 	if _, err := os.Stat(filepath.Join(c.baseDir(plans[0].inputs.Base), diskName)); err != nil {
-		need += baseSpace
+		need += baseSpace[c.Spec.Distro]
 	}
 	if free, ok := freeBytes(c.CacheDir); ok && free < need {
 		return fmt.Errorf("baking %s takes about %d MiB in %s, and %d MiB are free: free some space there, or name another folder with --cache", what, need>>20, c.CacheDir, free>>20)

@@ -32,6 +32,7 @@ type inputs struct {
 	Downloads []roles.Download `json:"downloads,omitempty"`
 	Disable   []string         `json:"disable,omitempty"`
 	Remove    []string         `json:"remove,omitempty"`
+	SELinux   *selinux         `json:"selinux,omitempty"` // centos7
 }
 
 // baseInputs is what the base of a distro depends on.
@@ -42,6 +43,9 @@ type baseInputs struct {
 	Packages []string `json:"packages"`
 	Pinned   []Pin    `json:"pinned,omitempty"` // what of the lock is installed
 	Script   string   `json:"script"`           // hash
+	SHA256   string   `json:"sha256,omitempty"` // of a disk that is not made here but taken as it is
+	// Where it is taken from; the same disk from elsewhere is the same.
+	url, file string
 }
 
 // localPackage is a package file that the spec names.
@@ -110,8 +114,13 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 		Packages: append([]string{}, d.Packages...), Users: d.Users, Repos: d.Repos, Exclude: d.Exclude,
 		Downloads: d.Downloads, Disable: d.Disable, Remove: d.Remove,
 	}
+	if c.Spec.Distro == "centos7" {
+		in.Install = hashJSON(centosChrootScript + centosScript)
+		in.Repos = centosRepos(c.Spec, d)
+		in.SELinux = &selinux{c.Spec.SELinux, d.SELinux}
+	}
 	for _, p := range spec.Packages {
-		if !strings.HasSuffix(p, ".deb") {
+		if !strings.HasSuffix(p, ".deb") && !strings.HasSuffix(p, ".rpm") {
 			in.Packages = append(in.Packages, p)
 			continue
 		}
@@ -167,13 +176,13 @@ func (m Manifest) encode() ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// parsePackages reads what dpkg-query prints for "${Package}\t${Version}\t${Architecture}\n".
+// parsePackages reads what the scripts have dpkg-query or rpm print: name, version and architecture a line.
 func parsePackages(out string) ([]Package, error) {
 	var all []Package
 	for line := range strings.Lines(out) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		if len(f) != 3 {
-			return nil, fmt.Errorf("dpkg-query printed %q", line)
+			return nil, fmt.Errorf("the list of packages has a line %q", line)
 		}
 		all = append(all, Package{f[0], f[1], f[2]})
 	}

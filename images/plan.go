@@ -83,6 +83,7 @@ func differences(old, now inputs) []string {
 			why = append(why, what+" has changed")
 		}
 	}
+	changed("the disk that images start from", old.Base.SHA256 != now.Base.SHA256)
 	add("archives", listChange(old.Base.Sources, now.Base.Sources))
 	add("base packages", listChange(old.Base.Packages, now.Base.Packages))
 	changed("imagegen's script for the base", old.Base.Script != now.Base.Script || old.Base.Bytes != now.Base.Bytes || old.Base.Distro != now.Base.Distro)
@@ -111,6 +112,7 @@ func differences(old, now inputs) []string {
 	changed("the list of downloads", !equal(old.Downloads, now.Downloads))
 	add("excluded packages", listChange(old.Exclude, now.Exclude))
 	add("disabled units", listChange(old.Disable, now.Disable))
+	changed("what is set of SELinux", hashJSON(old.SELinux) != hashJSON(now.SELinux))
 	add("removed paths", listChange(old.Remove, now.Remove))
 	return why
 }
@@ -139,9 +141,6 @@ func listChange(old, now []string) string {
 
 // prepare makes paths absolute, since programs run elsewhere, and returns the roles to bake.
 func (c *Config) prepare() ([]string, error) {
-	if c.Spec.Distro != "debian12" {
-		return nil, fmt.Errorf("no image of %s can be baked yet; debian12 can", c.Spec.Distro)
-	}
 	for _, path := range []*string{&c.CacheDir, &c.OutDir, &c.Agent} {
 		if *path == "" {
 			continue

@@ -8,16 +8,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-
-	"imagegen/roles"
 )
 
 // archive asks APT on this machine about the sources that images are baked from. It has a folder of its own in the
@@ -271,6 +267,18 @@ func (p Pin) file() string {
 // pinned says whether this build's images are baked from pinned packages.
 func (c *Config) pinned() bool { return c.Spec.Distro == "debian12" }
 
+// unpinned refuses what cannot be kept where packages are not pinned: yum gets them while it bakes.
+func (c *Config) unpinned() error {
+	switch {
+	case c.pinned():
+	case c.Offline:
+		return fmt.Errorf("images of %s are not baked offline: yum gets the packages from the repositories; name ones that this machine can reach in the spec, as docs/centos7.md says", c.Spec.Distro)
+	case c.Locked:
+		return fmt.Errorf("packages of %s are not pinned, so nothing of them can be locked", c.Spec.Distro)
+	}
+	return nil
+}
+
 // stock brings all that the named roles' images are baked from into the cache, and returns the images. Of those that are
 // baked already nothing is needed, unless everything is asked for.
 func (c *Config) stock(ctx context.Context, names []string, everything bool) ([]*plan, error) {
@@ -285,7 +293,7 @@ func (c *Config) stock(ctx context.Context, names []string, everything bool) ([]
 		}
 		plans = slices.DeleteFunc(plans, func(p *plan) bool { return complete(c.imageDir(p.identity)) })
 		if len(plans) > 0 {
-			if err := errors.Join(checkTools(toolPath), c.checkSpace(plans)); err != nil {
+			if err := errors.Join(checkTools(toolPath, c.Spec.Distro), c.unpinned(), c.checkSpace(plans)); err != nil {
 				return nil, err
 			}
 		}
@@ -438,13 +446,21 @@ func (c *Config) unfit(l *lock, requests map[string]inputs, names []string) erro
 // returned, and then nothing is fetched.
 func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (gone []Pin, err error) {
 	var missing []Pin
+	seen := map[string]bool{} // bases that are there
 	for _, p := range plans {
 		if !everything && complete(c.imageDir(p.identity)) {
 			continue
 		}
 		all := p.inputs.Pinned
-		if _, err := os.Stat(c.baseDir(p.inputs.Base)); err != nil || everything {
-			all = append(slices.Clone(all), p.inputs.Base.Pinned...)
+		base := p.inputs.Base
+		if _, err := os.Stat(c.baseDir(base)); err != nil || everything {
+			all = append(slices.Clone(all), base.Pinned...)
+			if base.url != "" && !seen[base.url] {
+				if err := c.fetch(ctx, base.url, base.SHA256); err != nil {
+					return nil, fmt.Errorf("download the base of %s: %w\nif it is no longer there, name another place in the spec, base: {url: …, sha256: …}, or a file of this machine, base: {file: …, sha256: …}", base.Distro, err)
+				}
+				seen[base.url] = true
+			}
 		}
 		for _, pin := range all {
 			if !c.store().has(pin.SHA256) && !slices.Contains(missing, pin) {
@@ -452,8 +468,8 @@ func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (go
 			}
 		}
 		for _, d := range p.inputs.Downloads {
-			if err := c.fetch(ctx, d); err != nil {
-				return nil, err
+			if err := c.fetch(ctx, d.URL, d.SHA256); err != nil {
+				return nil, fmt.Errorf("download %w\nif it is no longer there, a role of your own may name another place: see docs/roles.md", err)
 			}
 		}
 	}
@@ -563,37 +579,25 @@ func names(packages []Pin) (all []string) {
 	return all
 }
 
-// fetch brings a role's download into the store.
-func (c *Config) fetch(ctx context.Context, d roles.Download) (err error) {
-	if c.store().has(d.SHA256) {
-		return nil
-	}
+// fetch brings a file from outside any package into the store. What is there is looked at: a corrupt file is got anew.
+func (c *Config) fetch(ctx context.Context, url, sum string) error {
 	if c.Offline {
-		return fmt.Errorf("%s is not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", d.URL)
+		if c.store().has(sum) {
+			return nil
+		}
+		return fmt.Errorf("%s is not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", url)
 	}
-	c.UI.Step(packagesName, "fetch "+d.URL)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.URL, nil)
+	lock, err := lockFile(ctx, c.store().path(sum)+".lock", true)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
+	defer lock.Close()
+	c.UI.Step(packagesName, "fetch "+url)
+	_, err = newFetcher(string(c.store()), func(what string) { c.UI.Step(packagesName, what) }).fetch(ctx, url, sum)
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", d.URL, resp.Status)
-	}
-	f, err := os.CreateTemp(string(c.store()), "fetch-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // where it was not renamed
-	_, err = io.Copy(f, resp.Body)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("%s: %w", d.URL, err)
-	}
-	return c.store().add(f.Name(), d.SHA256, d.URL)
+	return err
 }
 
 // proxyEnv passes on how this machine reaches its archives.

@@ -376,12 +376,17 @@ func TestCentOSKnows(t *testing.T) {
 			}
 		}
 	}
-	unit, err := os.ReadFile("../images/scripts/imagegen-node.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range systemd219("imagegen-node.service", string(unit)) {
-		t.Error(f)
+	for name, check := range map[string]func(path, text string) []string{
+		"imagegen-node.service": systemd219,
+		"centos7.sh":            func(path, text string) []string { return shellFaults(t, path, text) },
+	} {
+		text, err := os.ReadFile(filepath.Join("../images/scripts", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range check(name, string(text)) {
+			t.Error(f)
+		}
 	}
 	for _, what := range []string{"unit", "haproxy", "keepalived", "shell"} {
 		if checked[what] == 0 {

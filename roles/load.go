@@ -104,6 +104,12 @@ func (c *Catalogue) Rules() map[string]cluster.Rules {
 			MinNodes: r.MinNodes,
 			MaxNodes: r.MaxNodes,
 			Options:  r.Options,
+			Repos:    map[string][]string{},
+		}
+		for distro, d := range r.Distros {
+			for _, repo := range d.Repos {
+				m[name].Repos[distro] = append(m[name].Repos[distro], repo.Name)
+			}
 		}
 	}
 	return m

@@ -33,7 +33,11 @@ func fetchCommand() *cli.Command {
 				return err
 			}
 			done()
-			fmt.Fprintf(c.App.Writer, "%s: all that is needed to build offline is there\n", config.CacheDir)
+			what := "all that is needed to build offline is"
+			if config.Spec.Distro != "debian12" {
+				what = "base and downloads are"
+			}
+			fmt.Fprintf(c.App.Writer, "%s: %s there\n", config.CacheDir, what)
 			return nil
 		},
 	}

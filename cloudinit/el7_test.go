@@ -1,0 +1,181 @@
+package cloudinit
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"gopkg.in/yaml.v3"
+
+	"imagegen/cluster"
+	"imagegen/roles"
+)
+
+// What cloud-init 19.4, CentOS 7's, reads of what we could write: the examples and module pages of its documentation.
+// A key that is in no list is a fault; so is a value that it takes for something else.
+var (
+	userDataKeys = []string{"hostname", "fqdn", "preserve_hostname", "manage_etc_hosts", "timezone", "package_update", "package_upgrade",
+		"users", "disable_root", "ssh_pwauth", "ssh_deletekeys", "ssh_genkeytypes", "write_files", "bootcmd", "runcmd", "growpart", "resize_rootfs"}
+	userKeys = []string{"name", "gecos", "groups", "homedir", "lock_passwd", "no_create_home", "no_user_group", "passwd", "primary_group",
+		"shell", "ssh_authorized_keys", "sudo", "system", "uid"}
+	fileKeys   = []string{"path", "owner", "permissions", "encoding", "content", "append"} // no defer, no source
+	encodings  = []string{"b64", "gz+b64"}
+	nicKeys    = []string{"type", "name", "mac_address", "mtu", "subnets"}
+	subnetKeys = []string{"type", "address", "netmask", "gateway", "dns_nameservers", "dns_search"}
+)
+
+// faults194 lists what cloud-init 19.4 would not do with a seed.
+func faults194(s Seed) []string {
+	var faults []string
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
+	keys := func(where string, m map[string]any, known []string) {
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			if !slices.Contains(known, k) {
+				fault("%s: %s is not in the table", where, k)
+			}
+		}
+	}
+	read := func(name string, data []byte) map[string]any {
+		var m map[string]any
+		if err := yaml.Unmarshal(data, &m); err != nil {
+			fault("%s: %v", name, err)
+		}
+		// Its Python is 2.7, whose text is ASCII.
+		if i := bytes.IndexFunc(data, func(r rune) bool { return r > '~' }); i >= 0 {
+			fault("%s: has more than ASCII", name)
+		}
+		return m
+	}
+	list := func(v any) (all []map[string]any) {
+		for _, e := range v.([]any) {
+			all = append(all, e.(map[string]any))
+		}
+		return all
+	}
+	if !bytes.HasPrefix(s.UserData, []byte("#cloud-config\n")) {
+		fault("user-data: does not begin with #cloud-config")
+	}
+	ud := read("user-data", s.UserData)
+	keys("user-data", ud, userDataKeys)
+	for _, u := range list(ud["users"]) {
+		keys("users", u, userKeys)
+	}
+	for _, f := range list(ud["write_files"]) {
+		keys("write_files", f, fileKeys)
+		if e, ok := f["encoding"]; ok && !slices.Contains(encodings, e.(string)) {
+			fault("write_files: encoding %v", e)
+		}
+		if p, ok := f["permissions"].(string); !ok || len(p) != 4 || p[0] != '0' {
+			fault("write_files: permissions %v are not an octal text", f["permissions"])
+		}
+	}
+	md := read("meta-data", s.MetaData)
+	keys("meta-data", md, []string{"instance-id", "local-hostname"})
+	if md["instance-id"] == nil {
+		fault("meta-data: no instance-id")
+	}
+	nc := read("network-config", s.NetworkConfig)
+	keys("network-config", nc, []string{"version", "config"})
+	if nc["version"] != 1 {
+		fault("network-config: version %v, which loses NICs", nc["version"])
+		return faults
+	}
+	for _, n := range list(nc["config"]) {
+		keys("network-config", n, nicKeys)
+		if mac, _ := n["mac_address"].(string); n["type"] != "physical" || mac == "" || mac != strings.ToLower(mac) {
+			fault("network-config: %v with address %v", n["type"], n["mac_address"])
+		}
+		for _, sub := range list(n["subnets"]) {
+			keys("network-config", sub, subnetKeys)
+			if sub["type"] != "static" && sub["type"] != "dhcp" {
+				fault("network-config: subnet of type %v", sub["type"])
+			}
+		}
+	}
+	return faults
+}
+
+// TestCentOSSeeds: the seeds of all nodes of the reference cluster on CentOS 7. What the files on them hold is in the
+// golden files of package roles.
+func TestCentOSSeeds(t *testing.T) {
+	catalogue, err := roles.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := cluster.Parse("cluster.yaml", cluster.Reference("centos7"), catalogue.Rules())
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Site.Title = "Сайт" // which a careless hand would put into the seed as it is
+	spec.SSH.Keys = example().SSH.Keys
+	pair := cluster.KeyPair{Cert: []byte("certificate\n"), Key: []byte("key\n")}
+	secrets := &cluster.Secrets{ClusterID: "7f1b9a5e-0c56-4c7e-8a52-3f6d3c1c8e11", Passwords: map[string]string{}, Nodes: map[string]cluster.KeyPair{}, CA: pair}
+	for _, name := range catalogue.SecretNames(spec) {
+		secrets.Passwords[name] = "password"
+	}
+	var all strings.Builder
+	for _, n := range spec.Nodes() {
+		secrets.Nodes[n.Name] = pair
+		r, err := catalogue.Render(spec, secrets, n.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var files []File
+		for _, f := range r.Files {
+			files = append(files, File{Path: f.Path, Mode: f.Mode, Owner: f.Owner, Content: f.Content, Secret: f.Secret})
+		}
+		s, err := New(spec, n, files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range faults194(s) {
+			t.Errorf("%s: %s", n.Name, f)
+		}
+		for i := range files {
+			files[i].Content = []byte("(in the golden files of package roles)")
+		}
+		shown, err := New(spec, n, files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, host, _ := strings.Cut(string(s.MetaData), "\n") // the instance-id changes with every word of every file
+		fmt.Fprintf(&all, "==> %s: meta-data\n%s==> network-config\n%s==> user-data\n%s\n", n.Name, host, shown.NetworkConfig, shown.UserData)
+	}
+	golden(t, "centos7.txt", []byte(all.String()))
+}
+
+func TestFaults194(t *testing.T) {
+	spec := example()
+	good, err := New(spec, spec.Nodes()[0], awkward())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if faults := faults194(good); len(faults) > 0 {
+		t.Errorf("a good seed has the faults %q", faults)
+	}
+	change := func(data []byte, old, new string) []byte {
+		changed := bytes.Replace(data, []byte(old), []byte(new), 1)
+		if bytes.Equal(changed, data) {
+			t.Fatalf("%q is not in the seed", old)
+		}
+		return changed
+	}
+	for want, s := range map[string]Seed{
+		"user-data: ntp is not in the table":                                 {change(good.UserData, "timezone:", "ntp:"), good.MetaData, good.NetworkConfig},
+		"write_files: defer is not in the table":                             {change(good.UserData, "    owner: root:root\n", "    owner: root:root\n    defer: true\n"), good.MetaData, good.NetworkConfig},
+		"write_files: permissions 420 are not an octal text":                 {change(good.UserData, `"0644"`, "0644"), good.MetaData, good.NetworkConfig},
+		"user-data: has more than ASCII":                                     {change(good.UserData, "me@desk", "ich@büro"), good.MetaData, good.NetworkConfig},
+		"user-data: does not begin with #cloud-config":                       {change(good.UserData, "#cloud-config", "# cloud-config"), good.MetaData, good.NetworkConfig},
+		"network-config: version 2, which loses NICs":                        {good.UserData, good.MetaData, change(good.NetworkConfig, "version: 1", "version: 2")},
+		"network-config: physical with address 52:54:00:9E:0A:01":            {good.UserData, good.MetaData, change(good.NetworkConfig, "52:54:00:9e:0a:01", "52:54:00:9E:0A:01")},
+		"network-config: subnet of type static6":                             {good.UserData, good.MetaData, change(good.NetworkConfig, "type: static", "type: static6")},
+		"meta-data: hostname is not in the table\nmeta-data: no instance-id": {good.UserData, change(good.MetaData, "instance-id", "hostname"), good.NetworkConfig},
+	} {
+		if got := strings.Join(faults194(s), "\n"); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

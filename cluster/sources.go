@@ -1,0 +1,185 @@
+package cluster
+
+import (
+	"maps"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// BaseRepos are the repositories of CentOS 7 itself, which every image of it is made from.
+var BaseRepos = []string{"base", "updates", "extras"}
+
+// Base is the disk that images are made from, in place of the distro's own.
+type Base struct {
+	URL    string // empty: it is a file
+	File   string // of the build host; relative to the spec's folder
+	SHA256 string // of what is there: of the compressed file, if it is one
+}
+
+// Repo is a package repository. One that has the name of a repository of the roles changes what it says; empty fields
+// leave that as it is.
+type Repo struct {
+	Name     string
+	URLs     []string // tried in order; $basearch and $releasever as yum has them
+	Keys     []string
+	Exclude  []string
+	Priority int
+}
+
+const (
+	baseExample = "{url: https://mirror.example.com/CentOS-7.qcow2, sha256: …}"
+	repoExample = "{urls: [https://mirror.example.com/epel/7/$basearch/]}"
+)
+
+var sum256 = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+func (p *parser) base(v value) {
+	if v.node == nil {
+		return
+	}
+	if p.spec.Distro == "debian12" {
+		p.faultf(v, "a base of debian12 is not downloaded, but made from its archive; remove it, or write mirror")
+		return
+	}
+	get, ok := p.object(v, baseExample, "url", "file", "sha256")
+	if !ok {
+		return
+	}
+	var b Base
+	at, file := get("url"), get("file")
+	switch {
+	case at.given() && file.given():
+		p.faultf(file, "the base is either downloaded or a file; remove url or file")
+	case at.missing && file.missing:
+		p.faultf(v, "where is it? write url: and an address, or file: and a path")
+	}
+	if s, ok := p.text(at, "an address such as https://mirror.example.com/CentOS-7.qcow2"); ok && p.archiveURL(at, s, "http", "https") {
+		b.URL = s
+	}
+	if s, ok := p.text(file, "the path of a disk's file"); ok {
+		p.fileThere(file, s, "a disk")
+		b.File = s
+	}
+	sum := p.required(get("sha256"), "its SHA-256, as sha256sum prints it")
+	if s, ok := p.text(sum, "a SHA-256, 64 hexadecimal digits"); ok {
+		if !sum256.MatchString(s) {
+			p.faultf(sum, "%s is not a SHA-256: 64 hexadecimal digits in small letters, as sha256sum prints them", quote(s))
+		}
+		b.SHA256 = s
+	}
+	p.spec.Base = &b
+}
+
+var repoName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}$`)
+
+func (p *parser) repos(v value) {
+	if v.node == nil {
+		return
+	}
+	if p.spec.Distro == "debian12" {
+		p.faultf(v, "debian12 takes its packages from one archive; write it as mirror, and remove repos")
+		return
+	}
+	known := slices.Clone(BaseRepos)
+	for _, name := range slices.Sorted(maps.Keys(p.rules)) {
+		for _, repo := range p.rules[name].Repos[p.spec.Distro] {
+			if !slices.Contains(known, repo) {
+				known = append(known, repo)
+			}
+		}
+	}
+	entries, _ := p.mapping(v, "epel: "+repoExample)
+	for _, e := range entries {
+		p.repo(e, known)
+	}
+}
+
+func (p *parser) repo(e entry, known []string) {
+	isKnown := slices.Contains(known, e.key)
+	if !repoName.MatchString(e.key) {
+		p.faultf(e.at, "%s cannot be a repository's name: up to 31 small letters, digits and hyphens, a letter first", quote(e.key))
+	}
+	get, ok := p.object(e.value, repoExample, "urls", "keys", "exclude", "priority")
+	if !ok {
+		return
+	}
+	r := Repo{Name: e.key}
+	for _, f := range []struct {
+		list    *[]string
+		key     string
+		example string
+	}{
+		{&r.URLs, "urls", "[https://mirror.example.com/epel/7/$basearch/]"},
+		{&r.Keys, "keys", "[https://mirror.example.com/RPM-GPG-KEY]"},
+	} {
+		at := get(f.key)
+		if at.missing && !isKnown {
+			p.faultf(e.at, "no role has such a repository, and a new one needs %s: %s%s", f.key, f.example, hint(e.key, "there are", known))
+			return
+		}
+		for _, u := range p.list(at, f.example) {
+			if s, ok := p.text(u, "an address"); ok && p.archiveURL(u, s, "http", "https", "ftp", "file") {
+				*f.list = append(*f.list, s)
+			}
+		}
+		if at.given() && at.node.Kind == yaml.SequenceNode && len(at.node.Content) == 0 {
+			p.faultf(at, "is empty; write %s, or remove it", f.example)
+		}
+	}
+	for _, x := range p.list(get("exclude"), "[kernel*]") {
+		if s, ok := p.text(x, "a package's name, with * for any letters"); ok {
+			if strings.ContainsAny(s, " ,") {
+				p.faultf(x, "%s: write one name an entry", quote(s))
+			}
+			r.Exclude = append(r.Exclude, s)
+		}
+	}
+	if at := get("priority"); at.given() {
+		r.Priority, _ = p.number(at, 1, 99)
+	}
+	if isKnown && !slices.ContainsFunc([]string{"urls", "keys", "exclude", "priority"}, func(k string) bool { return !get(k).missing }) {
+		p.faultf(e.value, "changes nothing; write such as %s, or remove it", repoExample)
+	}
+	p.spec.Repos = append(p.spec.Repos, r)
+}
+
+// archiveURL reports whether s is an address that packages or disks can be had from, and that may be known to all.
+func (p *parser) archiveURL(v value, s string, schemes ...string) bool {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || !slices.Contains(schemes, u.Scheme) || u.Host == "" && u.Scheme != "file" || strings.ContainsAny(s, " \"'"):
+		if err == nil && u.User == nil { // an address that cannot be read may have a password in it
+			p.faultf(v, "%s is not an address; write one such as https://mirror.example.com/centos/", quote(s))
+			return false
+		}
+		p.faultf(v, "this is not an address; write one such as https://mirror.example.com/centos/")
+	case u.User != nil:
+		p.faultf(v, "there is a password in the address of %s, which every image's manifest would show; write an address without", quote(u.Host))
+	default:
+		return true
+	}
+	return false
+}
+
+func (p *parser) selinux(v value) {
+	modes := []string{"permissive", "enforcing"}
+	if p.spec.Distro == "centos7" {
+		p.spec.SELinux = modes[0]
+	}
+	s, ok := p.text(v, join(modes, "or"))
+	switch {
+	case !ok:
+	case p.spec.Distro == "debian12":
+		p.faultf(v, "debian12 has no SELinux; remove it")
+	case s == "disabled" || s == "off":
+		p.faultf(v, "SELinux is not switched off; permissive, the default, lets everything pass and writes down what it would not")
+	case !slices.Contains(modes, s):
+		p.faultf(v, "there is no mode %s%s", quote(s), hint(s, "it may be", modes))
+	default:
+		p.spec.SELinux = s
+	}
+}

@@ -1,0 +1,176 @@
+package images
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// unpack writes the disk in the file at from to a new raw file. What a file is, is told by how it begins: qcow2 or raw,
+// bare or packed with gzip, xz, tar, or several of them.
+func unpack(ctx context.Context, from, to string) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unpackStream(ctx, f, from, to, 0)
+}
+
+// maxWraps is how many layers of packing are taken off.
+const maxWraps = 4
+
+// unpackStream does that with a stream, whose bytes are the file at from; empty: of no file.
+func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps int) error {
+	if wraps > maxWraps {
+		return errors.New("it is packed too many times over")
+	}
+	r := bufio.NewReaderSize(ctxReader{ctx, stream}, 1<<20)
+	head, err := r.Peek(512)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte("QFI\xfb")):
+		if from == "" {
+			from = to + ".qcow2"
+			defer os.Remove(from)
+			if err := writeStream(r, from); err != nil {
+				return err
+			}
+		}
+		return runTool(ctx, "qemu-utils", "qemu-img", "convert", "-f", "qcow2", "-O", "raw", from, to)
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(r)
+		if err != nil {
+			return err
+		}
+		return errors.Join(unpackStream(ctx, z, "", to, wraps+1), z.Close())
+	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
+		return unxz(ctx, r, func(out io.Reader) error { return unpackStream(ctx, out, "", to, wraps+1) })
+	case len(head) == 512 && string(head[257:262]) == "ustar":
+		archive := tar.NewReader(r)
+		for {
+			h, err := archive.Next()
+			if err == io.EOF {
+				return errors.New("the archive holds no disk")
+			}
+			if err != nil {
+				return err
+			}
+			if h.Typeflag == tar.TypeReg && h.Size >= 1<<20 { // not a checksum or a note
+				return unpackStream(ctx, archive, "", to, wraps+1)
+			}
+		}
+	case len(head) == 512 && head[510] == 0x55 && head[511] == 0xaa:
+		return writeStream(r, to)
+	}
+	return errors.New("it is neither a qcow2 nor a raw disk with a boot sector, nor one of them packed with gzip, xz or tar")
+}
+
+// ctxReader ends when its context does.
+type ctxReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c ctxReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// writeStream writes a new file, in which blocks of zeros are holes.
+func writeStream(r io.Reader, path string) (err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var size int64
+	buf, zeros := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		// Not io.ReadFull, whose error for a short read is that of a packed file which ends too early.
+		n, err := 0, error(nil)
+		for n < len(buf) && err == nil {
+			var m int
+			m, err = r.Read(buf[n:])
+			n += m
+		}
+		if n > 0 && !bytes.Equal(buf[:n], zeros[:n]) {
+			if _, err := f.WriteAt(buf[:n], size); err != nil {
+				return err
+			}
+		}
+		size += int64(n)
+		switch err {
+		case nil:
+		case io.EOF:
+			return f.Truncate(size)
+		default:
+			return err
+		}
+	}
+}
+
+// unxz hands on what xz makes of a stream; Go's library cannot read it.
+func unxz(ctx context.Context, r io.Reader, use func(io.Reader) error) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	cmd, err := tool(ctx, "xz-utils", "xz", "-dc")
+	if err != nil {
+		return err
+	}
+	var said bytes.Buffer
+	cmd.Stdin, cmd.Stderr = r, &said
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	err = use(out)
+	if err != nil {
+		stop() // it may be waiting for somebody to read
+	}
+	wait := cmd.Wait()
+	if err == nil && wait != nil {
+		err = fmt.Errorf("xz: %w: %s", wait, strings.TrimSpace(said.String()))
+	} else if said.Len() > 0 {
+		err = errors.Join(err, fmt.Errorf("xz: %s", strings.TrimSpace(said.String())))
+	}
+	return err
+}
+
+// tool prepares a program that the Debian package pkg brings.
+func tool(ctx context.Context, pkg, program string, args ...string) (*exec.Cmd, error) {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return nil, fmt.Errorf("there is no %s on this machine: apt-get install %s", program, pkg)
+	}
+	return exec.CommandContext(ctx, path, args...), nil
+}
+
+func runTool(ctx context.Context, pkg, program string, args ...string) error {
+	cmd, err := tool(ctx, pkg, program, args...)
+	if err != nil {
+		return err
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

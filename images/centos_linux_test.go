@@ -1,0 +1,375 @@
+package images
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"imagegen/cluster"
+	"imagegen/roles"
+)
+
+// The packages of CentOS are not here. What stands in for them has their names and, of their content, what the script
+// touches; the repositories, signatures, dependencies and the tools that read them are real.
+
+// rpmFixture is a package of ours.
+type rpmFixture struct {
+	name, version string
+	requires      string
+	files         map[string]string // path: content
+}
+
+func unitFile(name string) (string, string) {
+	return "/usr/lib/systemd/system/" + name, "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+}
+
+// takesNote is a program that notes how it was called.
+func takesNote(name string) string {
+	return fmt.Sprintf("#!/bin/sh\necho %s \"$@\" >>/noted\n", name)
+}
+
+func fixtures() map[string][]rpmFixture {
+	with := func(kv ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(kv); i += 2 {
+			m[kv[i]] = kv[i+1]
+		}
+		return m
+	}
+	unit := func(names ...string) map[string]string {
+		m := map[string]string{}
+		for _, n := range names {
+			path, text := unitFile(n)
+			m[path] = text
+		}
+		return m
+	}
+	// Repositories that packages bring are dead, and enabled.
+	dead := "[dead]\nname=dead\nbaseurl=http://127.0.0.1:1/\nenabled=1\ngpgcheck=0\nskip_if_unavailable=0\n"
+	base := []rpmFixture{
+		{"ca-certificates", "2023", "", with("/etc/yum.repos.d/CentOS-Base.repo", dead)},
+		{"yum-plugin-priorities", "1.1", "", with("/etc/yum/pluginconf.d/priorities.conf", "[main]\nenabled=1\n")},
+		{"cloud-init", "19.4", "", with("/etc/cloud/cloud.cfg.d/05_logging.cfg", "")},
+		{"chrony", "3.4", "", unit("chronyd.service")},
+		{"openssh-server", "7.4", "", unit("sshd.service")},
+		{"iptables-services", "1.4.21", "", unit("iptables.service", "ip6tables.service")},
+		{"policycoreutils", "2.5", "", with("/usr/sbin/setfiles", takesNote("setfiles"))},
+		{"policycoreutils-python", "2.5", "", with("/usr/sbin/semanage", "#!/bin/sh\necho semanage \"$@\" >>/noted\ncase \"$*\" in 'port -a '*4567*) exit 1;; esac\n")},
+		{"selinux-policy-targeted", "3.13.1", "", with("/etc/selinux/config", "# modes\nSELINUX=enforcing\nSELINUXTYPE=targeted\n")},
+		{"Percona-XtraDB-Cluster-57", "5.7.44", "socat", unit("mysql.service", "mysql@.service")},
+		{"percona-xtrabackup-24", "2.4.29", "", nil},
+		{"socat", "1.7.3.2", "", nil},
+	}
+	for _, p := range centosPackages {
+		if !slices.ContainsFunc(base, func(f rpmFixture) bool { return f.name == p }) {
+			base = append(base, rpmFixture{name: p, version: "1"})
+		}
+	}
+	return map[string][]rpmFixture{
+		"base": base,
+		"epel": {
+			{"nginx", "1.20.1", "", unit("nginx.service")},
+			{"userspace-rcu", "0.99", "", nil}, // newer, so that only the exclusion keeps it out
+		},
+		"gluster": {
+			{"userspace-rcu", "0.10.0", "", nil},
+			{"glusterfs-fuse", "9.6", "userspace-rcu >= 0.10", nil},
+		},
+	}
+}
+
+// buildRPMs builds packages with rpmbuild and signs them with the key of a name in home; empty: not at all.
+func buildRPMs(t *testing.T, dir, home, key string, all []rpmFixture) {
+	t.Helper()
+	var head, install, files strings.Builder
+	head.WriteString("Name: fixtures\nVersion: 1\nRelease: 1\nSummary: x\nLicense: x\nAutoReqProv: no\n%global __os_install_post %{nil}\n%global debug_package %{nil}\n%description\nx\n")
+	for i, p := range all {
+		fmt.Fprintf(&head, "%%package -n %s\nVersion: %s\nRelease: 1.el7\nSummary: x\nAutoReqProv: no\n", p.name, p.version)
+		if p.requires != "" {
+			fmt.Fprintf(&head, "Requires: %s\n", p.requires)
+		}
+		fmt.Fprintf(&head, "%%description -n %s\nx\n", p.name)
+		fmt.Fprintf(&files, "%%files -n %s\n", p.name)
+		n := 0
+		for path, content := range p.files {
+			source := filepath.Join(dir, fmt.Sprintf("source-%d-%d", i, n))
+			n++
+			write(t, source, content)
+			mode := "0644"
+			if strings.HasPrefix(content, "#!") {
+				mode = "0755"
+			}
+			fmt.Fprintf(&install, "install -D -m %s %s %%{buildroot}%s\n", mode, source, path)
+			fmt.Fprintf(&files, "%s\n", path)
+		}
+	}
+	spec := filepath.Join(dir, "fixtures.spec")
+	write(t, spec, head.String()+"%install\n"+install.String()+files.String())
+	must(t, exec.Command("rpmbuild", "-bb", "--quiet", "--target", "x86_64", "--define", "_topdir "+dir, "--define", "_rpmdir "+dir, "--define", "_build_id_links none", spec))
+	if key != "" {
+		gpg, err := exec.LookPath("gpg")
+		if err != nil {
+			t.Fatal(err)
+		}
+		rpms, _ := filepath.Glob(filepath.Join(dir, "x86_64", "*.rpm"))
+		cmd := exec.Command("rpmsign", append([]string{"--addsign", "--define", "_gpg_name " + key, "--define", "__gpg " + gpg}, rpms...)...)
+		cmd.Env = append(os.Environ(), "GNUPGHOME="+home)
+		must(t, cmd)
+	}
+	must(t, exec.Command("createrepo_c", "-q", filepath.Join(dir, "x86_64")))
+}
+
+func must(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args[:min(4, len(cmd.Args))], err, out)
+	}
+	return string(out)
+}
+
+// TestCentOSBaseFails: what a person has to see when the base cannot be had, and that nothing of it is kept.
+func TestCentOSBaseFails(t *testing.T) {
+	if err := checkTools(toolPath, "centos7"); err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	data := disk()
+	server := newServer(t, data)
+	server.handle = func(_ int, w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != "/disk" {
+			http.NotFound(w, r)
+		}
+		return r.URL.Path != "/disk"
+	}
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "disk"), string(data))
+	write(t, filepath.Join(dir, "page"), "<html>")
+	other := sumOf([]byte("<html>"))
+	for base, want := range map[string][]string{
+		"{url: " + server.URL + "/gone, sha256: " + other + "}": {
+			"download the base of centos7: " + server.URL + "/gone: the server answers 404 Not Found\n", "base: {url: …, sha256: …}", "base: {file: …, sha256: …}"},
+		"{url: " + server.URL + "/disk, sha256: " + other + "}": {server.URL + "/disk: its SHA-256 is " + sumOf(data) + " and should be " + other},
+		"{file: disk, sha256: " + other + "}":                   {"check the disk: " + dir + "/disk: its SHA-256 is " + sumOf(data), "correct base.sha256"},
+		"{file: page, sha256: " + other + "}":                   {"unpack the disk: it is neither a qcow2 nor a raw disk"},
+		"{file: disk, sha256: " + sumOf(data) + "}":             {"bake tiny: grow the disk", "no partition table"},
+	} {
+		spec := strings.Replace(tinySpec, "debian12", "centos7", 1) + "base: " + base + "\n"
+		write(t, filepath.Join(dir, "cluster.yaml"), spec)
+		write(t, filepath.Join(dir, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [less]}}\n")
+		write(t, filepath.Join(dir, "agent"), "agent")
+		c := mustConfig(t, dir, filepath.Join(t.TempDir(), "cache"))
+		_, err := Build(t.Context(), c)
+		wantError(t, err, want...)
+		for _, kind := range []string{"images", "work"} {
+			left, _ := filepath.Glob(filepath.Join(c.CacheDir, kind, "*"))
+			for _, path := range left {
+				if !strings.HasSuffix(path, "lock") {
+					t.Errorf("%s: %s is left", base, path)
+				}
+			}
+		}
+	}
+}
+
+// centosBakeRoot makes a root of its own, this machine's under a layer that is gone afterwards, and runs a script in it.
+const centosBakeRoot = `
+set -eu
+mount -t tmpfs tmpfs "$DIR"
+mkdir "$DIR/up" "$DIR/work" "$DIR/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$DIR/up,workdir=$DIR/work" "$DIR/root"
+cp -r "$FROM" "$DIR/root/bake"
+cd "$DIR/root"
+mount -t proc proc proc
+mount --rbind /dev dev
+mount -t tmpfs tmpfs tmp
+mount -t tmpfs tmpfs run
+# Of this machine's own nothing that the script or the packages are to make.
+rm -rf root/.rpmdb var/lib/rpm var/lib/dnf var/cache/dnf etc/yum.repos.d etc/yum etc/selinux etc/cloud noted
+sed -i '/^nginx:/d' etc/passwd etc/group etc/shadow
+mkdir -p etc/yum.repos.d etc/yum/pluginconf.d etc/sysconfig/network-scripts var/lib/redis var/cache/yum root/.ssh
+printf '[main]\nenabled=1\n' >etc/yum/pluginconf.d/fastestmirror.conf
+printf '[old]\nname=old\nbaseurl=http://127.0.0.1:1/\nenabled=1\n' >etc/yum.repos.d/old.repo
+printf 'DEVICE=eth0\nHWADDR=00:11:22:33:44:55\nBOOTPROTO=dhcp\n' >etc/sysconfig/network-scripts/ifcfg-eth0
+echo old >var/log/mysqld.log
+echo 0123456789abcdef0123456789abcdef >etc/machine-id
+echo key >etc/ssh/ssh_host_rsa_key
+# dnf is what yum has become, and reads the same files.
+printf '#!/bin/sh\nexec /usr/bin/dnf "$@"\n' >usr/local/bin/yum
+chmod 755 usr/local/bin/yum
+exec chroot . /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 BAKE=/bake \
+    BASE="$BASE" PACKAGES="$PACKAGES" USERS="$USERS" DISABLE="$DISABLE" REMOVE="$REMOVE" SELINUX="$SELINUX" \
+    BOOLEANS="$BOOLEANS" PORTS="$PORTS" DOMAINS="$DOMAINS" bash --posix -c "$SCRIPT" 3>&1
+`
+
+// TestCentOSScript takes packages through the script for images of CentOS 7 with real rpm and dnf.
+func TestCentOSScript(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("NOT TESTED: it needs root, for namespaces")
+	}
+	for program, pkg := range map[string]string{"dnf": "dnf", "rpmbuild": "rpm", "createrepo_c": "createrepo-c", "gpg": "gnupg", "unshare": "util-linux"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("NOT TESTED: no %s on this machine (package %s; make checkers installs it)", program, pkg)
+		}
+	}
+	dir := t.TempDir()
+	home := filepath.Join(dir, "gnupg")
+	if err := os.Mkdir(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() })
+	for _, name := range []string{"right", "wrong"} {
+		must(t, exec.Command("gpg", "--homedir", home, "--batch", "--quiet", "--passphrase", "", "--quick-gen-key", name, "rsa2048", "sign", "never"))
+		write(t, filepath.Join(dir, "keys", name), must(t, exec.Command("gpg", "--homedir", home, "--armor", "--export", name)))
+	}
+	for name, all := range fixtures() {
+		buildRPMs(t, filepath.Join(dir, name), home, "right", all)
+	}
+	write(t, filepath.Join(dir, "empty", "x86_64", "README"), "")
+	must(t, exec.Command("createrepo_c", "-q", filepath.Join(dir, "empty", "x86_64")))
+	buildRPMs(t, filepath.Join(dir, "unsigned"), home, "", []rpmFixture{{"extra", "1", "", nil}})
+	buildRPMs(t, filepath.Join(dir, "foreign"), home, "wrong", []rpmFixture{{"extra", "1", "", nil}})
+	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	t.Cleanup(server.Close)
+
+	catalogue, err := roles.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(repo string) string {
+		return "urls: [" + server.URL + "/" + repo + "/$basearch/], keys: [" + server.URL + "/keys/right]"
+	}
+	repos := "  base: {" + at("base") + "}\n  epel: {" + at("epel") + "}\n  gluster: {" + at("gluster") + "}\n"
+	for _, name := range []string{"updates", "extras", "pxc-57", "pxb-24"} {
+		repos += "  " + name + ": {" + at("empty") + "}\n"
+	}
+	bake := func(t *testing.T, role, repos, packages, check string) (string, error) {
+		t.Helper()
+		text := strings.Replace(string(cluster.Reference("centos7")), "\nroles:", "\nselinux: enforcing\nrepos:\n"+repos+"\nroles:", 1)
+		spec, err := cluster.Parse(filepath.Join(dir, "cluster.yaml"), []byte(text), catalogue.Rules())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &Config{Spec: spec, Catalogue: catalogue}
+		in, err := c.inputs(role, c.centosInputs(), "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range in.Repos {
+			for _, u := range r.URLs {
+				if !strings.HasPrefix(u, server.URL) && !strings.HasPrefix(u, "http://127.0.0.1:1/") {
+					t.Fatalf("%s is at %s, which is not here", r.Name, u)
+				}
+			}
+		}
+		in.Packages = append(in.Packages, strings.Fields(packages)...)
+		from := filepath.Join(t.TempDir(), "bake")
+		for name, text := range map[string]string{"repos": repoFile(in.Repos), "agent": "#!/bin/sh\n", "unit": agentUnit, "files/usr/share/wordpress.tar.gz": "x", "local/README": ""} {
+			write(t, filepath.Join(from, name), text)
+		}
+		if role == "percona" { // with a package file of the spec's
+			file := filepath.Join("unsigned", "x86_64", "extra-1-1.el7.x86_64.rpm")
+			if err := copySparse(filepath.Join(dir, file), filepath.Join(from, "local", filepath.Base(file))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", centosBakeRoot)
+		cmd.Env = append(os.Environ(), "DIR="+t.TempDir(), "FROM="+from, "SCRIPT="+centosScript+check)
+		for k, v := range centosVars(in) {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+		cmd.WaitDelay = time.Second
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+
+	t.Run("good", func(t *testing.T) {
+		t.Parallel()
+		out, err := bake(t, "web", strings.Replace(repos, "[", "[http://127.0.0.1:1/dead/, ", 1), "", `
+echo '# state'
+cat /bake/packages
+cat /noted
+for p in /etc/yum.repos.d/*.repo /etc/ssh/ssh_host_* /root/.ssh; do [ ! -e "$p" ] || echo "left: $p"; done
+[ ! -s /etc/machine-id ] || echo left: machine-id
+[ ! -s /var/log/mysqld.log ] && [ -e /var/log/mysqld.log ] || echo left: log
+grep -H HWADDR /etc/sysconfig/network-scripts/* || true
+grep ^SELINUX= /etc/selinux/config
+cat /etc/yum/pluginconf.d/fastestmirror.conf
+getent passwd nginx
+stat -c '%a %n' /usr/local/sbin/imagegen-node /usr/share/wordpress.tar.gz
+for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(systemctl is-enabled $u.service)"; done
+`)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		steps, state, _ := strings.Cut(out, "# state\n")
+		for _, step := range []string{"make users", "read the package lists", "install packages", "configure", "install the agent", "set SELinux", "seal", "label files"} {
+			if !strings.Contains(steps, "step: "+step+"\n") {
+				t.Errorf("no step %q in\n%s", step, steps)
+			}
+		}
+		for _, want := range []string{
+			"glusterfs-fuse\t9.6-1.el7\tx86_64\n", "nginx\t1.20.1-1.el7\tx86_64\n", "userspace-rcu\t0.10.0-1.el7\tx86_64\n", "chrony\t3.4-1.el7\tx86_64\n",
+			"semanage boolean -m --on httpd_can_network_connect\n", "semanage boolean -m --on httpd_use_fusefs\n",
+			"setfiles -F -e /proc -e /sys -e /dev -e /run -e /tmp -e /bake /etc/selinux/targeted/contexts/files/file_contexts /\n",
+			"SELINUX=enforcing\n", "enabled=0\n", "nginx:x:2000:3000::/nonexistent:/sbin/nologin\n", "755 /usr/local/sbin/imagegen-node\n",
+			"chronyd enabled\n", "sshd enabled\n", "imagegen-node enabled\n", "nginx disabled\n", "iptables disabled\n", "ip6tables disabled\n",
+		} {
+			if !strings.Contains(state, want) {
+				t.Errorf("no %q in\n%s", want, state)
+			}
+		}
+		for _, bad := range []string{"left: ", "HWADDR", "0.99", "gpg-pubkey"} {
+			if strings.Contains(state, bad) {
+				t.Errorf("%q in\n%s", bad, state)
+			}
+		}
+	})
+	t.Run("database", func(t *testing.T) {
+		t.Parallel()
+		out, err := bake(t, "percona", repos, "", "\necho '# state'; cat /noted /bake/packages; systemctl is-enabled mysql.service || true\n")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		_, state, _ := strings.Cut(out, "# state\n")
+		for _, want := range []string{
+			"semanage boolean -m --on mysql_connect_any\n", "semanage port -a -t mysqld_port_t -p tcp 4444\nsemanage port -a -t mysqld_port_t -p tcp 4567\n",
+			// what the policy has given to others is taken from them
+			"semanage port -a -t mysqld_port_t -p tcp 4567\nsemanage port -m -t mysqld_port_t -p tcp 4567\n",
+			"semanage port -m -t mysqld_port_t -p udp 4567\n", "semanage permissive -a mysqld_t\n",
+			"Percona-XtraDB-Cluster-57\t5.7.44-1.el7\tx86_64\n", "extra\t1-1.el7\tx86_64\n", "\ndisabled\n",
+		} {
+			if !strings.Contains(state, want) {
+				t.Errorf("no %q in\n%s", want, state)
+			}
+		}
+	})
+	for name, c := range map[string]struct{ repos, packages, want string }{
+		"every mirror dead":          {strings.Replace(repos, at("base"), "urls: [http://127.0.0.1:1/a/, http://127.0.0.1:1/b/], keys: ["+server.URL+"/keys/right]", 1), "", "repo 'base'"},
+		"one repository dead":        {strings.Replace(repos, at("epel"), "urls: [http://127.0.0.1:1/epel/]", 1), "", "repo 'epel'"},
+		"key that is not theirs":     {strings.Replace(repos, server.URL+"/keys/right", server.URL+"/keys/wrong", 1), "", "GPG"},
+		"key that cannot be had":     {strings.Replace(repos, server.URL+"/keys/right", server.URL+"/keys/none", 1), "", "/keys/none"},
+		"package signed by another":  {repos + "  foreign: {" + at("foreign") + "}\n", "extra", "extra"},
+		"package signed by nobody":   {repos + "  unsigned: {" + at("unsigned") + "}\n", "extra", "not signed"},
+		"package that nobody has":    {repos, "no-such-package", "no-such-package"},
+		"package that all exclude":   {strings.Replace(repos, at("epel"), at("epel")+", exclude: [nginx]", 1), "", "nginx"},
+		"needed package is excluded": {strings.Replace(repos, at("gluster"), at("gluster")+", exclude: [userspace-rcu]", 1), "", "userspace-rcu"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			out, err := bake(t, "web", c.repos, c.packages, "")
+			if err == nil || !strings.Contains(out, c.want) || strings.Contains(out, "step: configure") {
+				t.Errorf("%v; want %q in\n%s", err, c.want, out)
+			}
+		})
+	}
+}

@@ -1,0 +1,233 @@
+package images
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Files from outside any package, bases above all, are downloaded with net/http. packer-plugin-sdk's StepDownload can
+// resume as well, but brings 25 MB of clients for S3 and Google's storage with it, waits for its lock without looking
+// at the context, and halts on a corrupt file in its cache instead of getting it again.
+
+// A fetcher downloads files whose SHA-256 is known into a folder, and goes on where an earlier one was cut off.
+type fetcher struct {
+	dir    string
+	client *http.Client
+	pause  time.Duration // after a first failure; twice as long after each further one
+	stall  time.Duration // without a byte, a connection is taken for dead
+	say    func(what string)
+}
+
+// fetchTries is how often in a row a download may fail without a byte of progress.
+const fetchTries = 4
+
+func newFetcher(dir string, say func(string)) *fetcher {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.ResponseHeaderTimeout = time.Minute
+	transport.DisableCompression = true // it is the file's bytes that are hashed
+	return &fetcher{dir: dir, client: &http.Client{Transport: transport}, pause: time.Second, stall: time.Minute, say: say}
+}
+
+// fetch returns the path of the file with this SHA-256, which is at the address from if it is not in the folder yet.
+func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
+	path := filepath.Join(f.dir, sum)
+	switch err := hasSum(path, sum); {
+	case err == nil:
+		return path, nil
+	case errors.Is(err, fs.ErrNotExist):
+	case errors.As(err, new(wrongSum)): // a disk that lost something, or a hand that touched it
+		if err := os.Remove(path); err != nil {
+			return "", err
+		}
+	default:
+		return "", err
+	}
+	part := path + ".part"
+	// What an earlier run left may be of another file that was at this address then. It gets one chance.
+	_, err := os.Stat(part)
+	resumed := err == nil
+	for {
+		if err := f.download(ctx, from, part); err != nil {
+			return "", fmt.Errorf("%s: %w", from, err)
+		}
+		err := hasSum(part, sum)
+		if err == nil {
+			break
+		}
+		if rmErr := os.Remove(part); rmErr != nil || !errors.As(err, new(wrongSum)) {
+			return "", errors.Join(err, rmErr)
+		}
+		if !resumed {
+			return "", fmt.Errorf("%s: %w", from, err)
+		}
+		resumed = false
+	}
+	file, err := os.Open(part)
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(file.Chmod(0o444), file.Sync(), file.Close()); err != nil {
+		return "", err
+	}
+	return path, os.Rename(part, path)
+}
+
+// wrongSum is the error of a file that is not what it should be.
+type wrongSum struct{ got, want string }
+
+func (w wrongSum) Error() string {
+	return fmt.Sprintf("its SHA-256 is %s and should be %s", w.got, w.want)
+}
+
+func hasSum(path, sum string) error {
+	got, err := hashFile(path)
+	if err == nil && got != sum {
+		err = wrongSum{got, sum}
+	}
+	return err
+}
+
+// refused is the answer of a server that will not be another one when asked again.
+type refused string
+
+func (r refused) Error() string { return string(r) }
+
+// download completes the file at part, trying again as long as that leads anywhere.
+func (f *fetcher) download(ctx context.Context, from, part string) error {
+	pause, failures := f.pause, 0
+	for {
+		before := size(part)
+		err := f.attempt(ctx, from, part)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return cmp.Or(ctx.Err(), err)
+		case errors.As(err, new(refused)), isGone(err):
+			return err
+		case size(part) > before:
+			pause, failures = f.pause, 0
+		}
+		if failures++; failures == fetchTries {
+			return err
+		}
+		f.say(fmt.Sprintf("try again, after %v", err))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+			pause *= 2
+		}
+	}
+}
+
+// isGone tells whether there is no such host.
+func isGone(err error) bool {
+	var dns *net.DNSError
+	return errors.As(err, &dns) && dns.IsNotFound
+}
+
+func size(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// attempt asks once for what is missing of the file at part.
+func (f *fetcher) attempt(ctx context.Context, from, part string) (err error) {
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+	if err != nil {
+		return refused(err.Error())
+	}
+	file, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return refused(err.Error())
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	have, err := file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if have > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", have))
+	}
+	dead := time.AfterFunc(f.stall, func() { cut(fmt.Errorf("nothing arrived for %v", f.stall)) })
+	defer dead.Stop()
+	resp, err := f.client.Do(req)
+	if err != nil {
+		var told *url.Error // says the address once more
+		if errors.As(err, &told) {
+			err = told.Err
+		}
+		return cmp.Or(stalled(ctx), err)
+	}
+	defer resp.Body.Close()
+	total := have + resp.ContentLength
+	switch {
+	case resp.StatusCode == http.StatusPartialContent && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", have)):
+	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusPartialContent:
+		// It sends the whole file, or a part that was not asked for.
+		have, total = 0, resp.ContentLength
+		if err := file.Truncate(0); err != nil {
+			return err
+		}
+		if _, err := file.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		if resp.StatusCode == http.StatusPartialContent {
+			return fmt.Errorf("the server sent %s instead of what was asked for", resp.Header.Get("Content-Range"))
+		}
+	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && have > 0:
+		if resp.Header.Get("Content-Range") == fmt.Sprintf("bytes */%d", have) {
+			return nil // all of it is here
+		}
+		return errors.Join(errors.New("the file there is shorter than what is here of it"), file.Truncate(0))
+	case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusRequestTimeout:
+		return fmt.Errorf("the server answers %s", resp.Status)
+	default:
+		return refused("the server answers " + resp.Status)
+	}
+	buf := make([]byte, 1<<20)
+	shown := time.Now()
+	for {
+		n, err := resp.Body.Read(buf)
+		if _, err := file.Write(buf[:n]); err != nil {
+			return refused(err.Error())
+		}
+		have += int64(n)
+		dead.Reset(f.stall)
+		switch {
+		case err == io.EOF:
+			return nil
+		case errors.Is(err, io.ErrUnexpectedEOF) && resp.ContentLength >= 0:
+			return fmt.Errorf("the connection ended after %d of %d bytes", have, total)
+		case err != nil:
+			return cmp.Or(stalled(ctx), err)
+		}
+		if time.Since(shown) > time.Second && resp.ContentLength > 0 {
+			shown = time.Now()
+			f.say(fmt.Sprintf("download, %d of %d MiB", have>>20, total>>20))
+		}
+	}
+}
+
+// stalled is the reason for which an attempt was cut, if it was.
+func stalled(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+# Makes a role's image of CentOS 7, from within: as root in a root file system that is to become one, chrooted or booted.
+# For sh, which is bash 4.2 there.
+#   BAKE      folder with: repos, our .repo file; local/, package files; files/, to put in as they are to lie below /;
+#             agent, the agent's binary; unit, its unit. The list of packages is left there as packages
+#   BASE      packages that every image has       DISABLE     units to disable
+#   PACKAGES  of the role                         REMOVE      paths to remove, globs
+#   USERS     name:uid:group:gid …                SELINUX     enforcing or permissive
+#   BOOLEANS  of SELinux, to switch on            PORTS       for SELinux, type:protocol:port …
+#   DOMAINS   of SELinux, never held back
+set -eu
+step() { echo "step: $*" >&3; }
+
+# Packages that bring repositories (centos-release-*, epel-release) bring dead ones, and a single dead one that is enabled
+# ends every run of yum. Dead too is the list of mirrors that the fastestmirror plugin would measure.
+only_ours() {
+    find /etc/yum.repos.d -name '*.repo' ! -name imagegen.repo -exec rm -f {} +
+    cp "$BAKE/repos" /etc/yum.repos.d/imagegen.repo
+    conf=/etc/yum/pluginconf.d/fastestmirror.conf
+    [ ! -e $conf ] || sed -i 's/^enabled *=.*/enabled=0/' $conf
+}
+
+# yum ends well when it could install some of what was asked for.
+install_all() {
+    yum -y -q install "$@"
+    only_ours
+    for p in "$@"; do
+        case $p in
+        /*) p=$(rpm -qp --queryformat '%{NAME}' "$p") ;;
+        esac
+        rpm -q --quiet "$p" || rpm -q --quiet --whatprovides "$p" || { echo "no repository has $p"; exit 1; }
+    done
+}
+
+step 'make users'
+for u in $USERS; do
+    name=${u%%:*} rest=${u#*:}
+    uid=${rest%%:*} rest=${rest#*:}
+    group=${rest%%:*} gid=${rest#*:}
+    getent group "$group" >/dev/null || groupadd -g "$gid" "$group"
+    useradd -u "$uid" -g "$gid" -M -d /nonexistent -s /sbin/nologin "$name"
+done
+
+# Certificates first: those of the base are too old for some mirrors.
+step 'read the package lists'
+only_ours
+# Where that cannot be had, what follows says so better.
+yum -y -q install ca-certificates yum-plugin-priorities
+only_ours
+
+step 'install packages'
+# shellcheck disable=SC2046,SC2086 # lists of words
+install_all $BASE $PACKAGES $(find "$BAKE/local" -name '*.rpm' | sort)
+cp -r "$BAKE/files/." /
+
+step 'configure'
+cat >/etc/cloud/cloud.cfg.d/90-imagegen.cfg <<'CONF'
+# Only the seed counts, and only what it can ask for is run: each module costs time at every boot.
+datasource_list: [NoCloud, None]
+cloud_init_modules: [bootcmd, write-files, growpart, resizefs, set_hostname, users-groups, ssh]
+cloud_config_modules: [set-passwords, timezone, runcmd]
+cloud_final_modules: [scripts-user, final-message]
+CONF
+systemctl -q enable chronyd.service sshd.service
+systemctl -q disable iptables.service ip6tables.service # the agent loads the rules of the node
+for u in $DISABLE; do systemctl -q disable "$u"; done
+
+step 'install the agent'
+mkdir -p /usr/local/sbin
+cp "$BAKE/agent" /usr/local/sbin/imagegen-node
+chmod 755 /usr/local/sbin/imagegen-node
+cp "$BAKE/unit" /etc/systemd/system/imagegen-node.service
+chmod 644 /etc/systemd/system/imagegen-node.service
+systemctl -q enable imagegen-node.service
+
+step 'set SELinux'
+sed -i "s/^SELINUX=.*/SELINUX=$SELINUX/" /etc/selinux/config
+grep -qx "SELINUX=$SELINUX" /etc/selinux/config || { echo 'there is no SELINUX= in /etc/selinux/config'; exit 1; }
+for b in $BOOLEANS; do semanage boolean -m --on "$b"; done
+for p in $PORTS; do
+    type=${p%%:*} rest=${p#*:}
+    # One that the policy has given to others already is taken from them.
+    semanage port -a -t "$type" -p "${rest%%:*}" "${rest#*:}" 2>/dev/null || semanage port -m -t "$type" -p "${rest%%:*}" "${rest#*:}"
+done
+for d in $DOMAINS; do semanage permissive -a "$d"; done
+
+step 'seal'
+rpm -qa --queryformat '%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\n' | grep -v '^gpg-pubkey' | LC_ALL=C sort >"$BAKE/packages"
+yum -q clean all
+rm -rf /var/cache/yum/* /etc/yum.repos.d/*.repo
+rm -f /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /etc/hostname /etc/udev/rules.d/70-persistent-*.rules /var/lib/dbus/machine-id
+for f in /etc/sysconfig/network-scripts/ifcfg-*; do [ ! -e "$f" ] || sed -i '/^HWADDR=/d; /^UUID=/d' "$f"; done
+: >/etc/machine-id
+: >/etc/resolv.conf
+rm -rf /var/lib/cloud /var/lib/mysql/* /var/lib/glusterd/* /var/lib/redis/* /var/lib/proxysql/* /var/lib/dhclient/* /var/tmp/*
+rm -rf /root/.bash_history /root/.ssh /root/anaconda-ks.cfg /root/original-ks.cfg
+# Emptied rather than removed: mysqld may write to its log, and not make it.
+find /var/log -type f -exec truncate -s 0 {} +
+for p in $REMOVE; do rm -rf "$p"; done # globs are wanted
+passwd -l root >/dev/null
+
+# What was written without SELinux has no label, and an enforced policy lets nobody read it. Last, therefore.
+step 'label files'
+setfiles -F -e /proc -e /sys -e /dev -e /run -e /tmp -e "$BAKE" /etc/selinux/targeted/contexts/files/file_contexts /
