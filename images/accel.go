@@ -3,10 +3,12 @@ package images
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -21,21 +23,71 @@ const probeLimit = 20 * time.Second
 // Accelerator returns what QEMU is to run guests with on this machine: "kvm" where a guest has been seen to boot with it,
 // else "tcg", emulation; why says what was found, for people. That there is a /dev/kvm proves little: where it is itself
 // emulated or nested, QEMU starts and the guest hangs. So the disk, of an image or a base and in the format raw or qcow2,
-// is booted as far as its first process. Nothing is written to it.
+// is booted as far as its first process. Nothing is written to it. What was found is noted in the user's cache folder and
+// holds until the machine is booted anew.
 func Accelerator(ctx context.Context, disk, format string) (accel, why string, err error) {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
 		return "tcg", fmt.Sprintf("emulated, without KVM: %v", err), nil
 	}
 	f.Close()
-	err = bootsWith(ctx, "kvm", disk, format, probeLimit)
-	if ctx.Err() != nil {
-		return "", "", ctx.Err()
-	}
+	return probeOnce(probeNote(), func() error { return bootsWith(ctx, "kvm", disk, format, probeLimit) }, ctx.Err)
+}
+
+// probe is what a boot with KVM has shown, in the note of it.
+type probe struct {
+	Boot   string `json:"boot"`             // the machine's, as the kernel names it
+	Broken string `json:"broken,omitempty"` // why KVM is of no use; empty: it works
+}
+
+// probeNote returns the file of the note; empty when there is no place for one.
+func probeNote() string {
+	dir, err := os.UserCacheDir()
 	if err != nil {
-		return "tcg", fmt.Sprintf("emulated, since a guest does not boot with KVM here: %v", err), nil
+		return ""
 	}
-	return "kvm", "KVM, with which a guest has been booted", nil
+	return filepath.Join(dir, "imagegen", "kvm.json")
+}
+
+// probeOnce says what note has of this boot of the machine, or else runs boots and notes what that has shown, unless
+// stopped says that it was not left to its end. Without a note the next call boots again, which costs time alone.
+func probeOnce(note string, boots, stopped func() error) (accel, why string, err error) {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot := string(bytes.TrimSpace(id))
+	var p probe
+	earlier := ""
+	if data, err := os.ReadFile(note); err == nil && json.Unmarshal(data, &p) == nil && boot != "" && p.Boot == boot {
+		earlier = fmt.Sprintf(" (found earlier; without %s it is tried again)", note)
+	} else {
+		p = probe{Boot: boot}
+		if err := boots(); err != nil {
+			p.Broken = err.Error()
+		}
+		if err := stopped(); err != nil {
+			return "", "", err
+		}
+		p.write(note)
+	}
+	if p.Broken != "" {
+		return "tcg", fmt.Sprintf("emulated, since a guest does not boot with KVM here: %s%s", p.Broken, earlier), nil
+	}
+	return "kvm", "with KVM, with which a guest has been booted" + earlier, nil
+}
+
+// write replaces the note, if it can.
+func (p probe) write(note string) {
+	data, err := json.Marshal(p)
+	if err != nil || note == "" || os.MkdirAll(filepath.Dir(note), 0o755) != nil {
+		return
+	}
+	f, err := os.CreateTemp(filepath.Dir(note), ".kvm-")
+	if err != nil {
+		return
+	}
+	_, err = f.Write(data)
+	if errors.Join(err, f.Close()) != nil || os.Rename(f.Name(), note) != nil {
+		os.Remove(f.Name())
+	}
 }
 
 // Signs of what became of a guest: on its serial console, and in what QEMU says.

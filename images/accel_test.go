@@ -2,6 +2,7 @@ package images
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -71,4 +72,34 @@ func TestSign(t *testing.T) {
 			t.Errorf("written %d bytes at a time: seen %d times, kept %q", pieces, seen, &all)
 		}
 	}
+}
+
+func TestProbeOnce(t *testing.T) {
+	note := filepath.Join(t.TempDir(), "imagegen", "kvm.json")
+	booted := 0
+	var fate, stop error
+	ask := func(wantAccel, wantWhy string, wantBooted int) {
+		t.Helper()
+		accel, why, err := probeOnce(note, func() error { booted++; return fate }, func() error { return stop })
+		if accel != wantAccel || !strings.Contains(why, wantWhy) || !errors.Is(err, stop) || booted != wantBooted {
+			t.Errorf("%q, %q, %v after %d boots; want %q, %q after %d", accel, why, err, booted, wantAccel, wantWhy, wantBooted)
+		}
+	}
+	stop = errors.New("interrupted")
+	ask("", "", 1) // tells nothing, and is not noted
+	fate, stop = errors.New("it hangs"), nil
+	ask("tcg", "it hangs", 2)
+	fate = nil
+	ask("tcg", "it hangs (found earlier", 2)
+	for _, other := range []string{`{"boot":"another"}`, `{"boot":""}`, `{"bo`, ""} { // of an earlier boot of the machine, or broken
+		if err := os.WriteFile(note, []byte(other), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		booted = 0
+		ask("kvm", "has been booted", 1)
+		ask("kvm", "found earlier", 1)
+	}
+	note, booted = "", 0
+	ask("kvm", "has been booted", 1)
+	ask("kvm", "has been booted", 2)
 }
