@@ -2,6 +2,7 @@ package assemble
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -295,6 +296,9 @@ func (d *disk) take(ctx context.Context, step diskStep, status cluster.Status) (
 			if err := makeDir(dir); err != nil {
 				return status, err
 			}
+		}
+		if err := d.label(ctx); err != nil {
+			return status, err
 		}
 		d.settled = true
 	case diskRelease:
@@ -596,6 +600,22 @@ func makeDir(dir cluster.Dir) error {
 	}
 	if err := syscall.Mount(dir.Path, dir.Bind, "", syscall.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s to %s: %w", dir.Path, dir.Bind, err)
+	}
+	return nil
+}
+
+// label gives the mount point and the folders the labels that SELinux's policy has for the places where they appear. A new
+// file system has none, and an enforced policy keeps daemons out of it; what is made in a labelled folder takes after it.
+func (d *disk) label(ctx context.Context) error {
+	if _, err := os.Stat(filepath.Join(d.sys, "fs/selinux/enforce")); err != nil {
+		return nil // a kernel without SELinux, or one that has it off
+	}
+	argv := []string{"restorecon", "-F", d.params.Mount}
+	for _, dir := range d.params.Dirs {
+		argv = append(argv, cmp.Or(dir.Bind, dir.Path))
+	}
+	if _, err := run(ctx, nil, argv...); err != nil {
+		return fmt.Errorf("label %s for SELinux: %w", d.params.Mount, err)
 	}
 	return nil
 }

@@ -274,3 +274,39 @@ func TestDiskForeignFilesystemIsNotTouched(t *testing.T) {
 	}
 	sh(t, `m=$(mktemp -d); mount $1 $m; grep -q mine $m/file; umount $m; rmdir $m`, dev)
 }
+
+// TestDiskLabels: where SELinux is on, and only there, the folders get their labels.
+func TestDiskLabels(t *testing.T) {
+	dir := t.TempDir()
+	noted := filepath.Join(dir, "noted")
+	if err := os.WriteFile(filepath.Join(dir, "restorecon"), []byte("#!/bin/sh\necho \"$@\" >>"+noted+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	d := newDisk(Node{}, "disk", &cluster.DiskParams{Mount: "/data", Dirs: []cluster.Dir{{Path: "/data/brick"}, {Path: "/data/mysql", Bind: "/var/lib/mysql"}}}).(*disk)
+	d.sys = filepath.Join(dir, "sys")
+	for _, on := range []bool{false, true} {
+		want := ""
+		if on {
+			want = "-F /data /data/brick /var/lib/mysql\n"
+			if err := os.MkdirAll(filepath.Join(d.sys, "fs/selinux"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(d.sys, "fs/selinux/enforce"), []byte("1"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.label(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := os.ReadFile(noted); string(got) != want {
+			t.Errorf("SELinux %v: restorecon was called as %q, want %q", on, got, want)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "restorecon"), []byte("#!/bin/sh\necho no policy >&2; exit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.label(t.Context()); err == nil || !strings.Contains(err.Error(), "no policy") {
+		t.Errorf("a label that fails: %v", err)
+	}
+}

@@ -97,7 +97,7 @@ const rolesExample = "web: {nodes: {web1: 192.168.10.42}}"
 
 func (p *parser) root(v value) {
 	get, ok := p.object(v, "cluster: otus, distro: debian12, …",
-		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "base", "repos", "selinux", "roles")
+		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "base", "repos", "downloads", "selinux", "roles")
 	if !ok {
 		return
 	}
@@ -111,6 +111,7 @@ func (p *parser) root(v value) {
 	p.mirror(get("mirror"))
 	p.base(get("base"))
 	p.repos(get("repos"))
+	p.downloads(get("downloads"))
 	p.selinux(get("selinux"))
 	p.roles(p.required(get("roles"), "{"+rolesExample+"}"))
 }

@@ -33,7 +33,7 @@ func testRules() map[string]Rules {
 	rules := map[string]Rules{}
 	for name, r := range map[string]Rules{
 		"balancer":     {VIP: VIPRequired, VRRPID: 51, Needs: []string{"web"}},
-		"web":          {Needs: []string{"glusterfs"}, Repos: map[string][]string{"centos7": {"epel", "gluster"}}},
+		"web":          {Needs: []string{"glusterfs"}, Repos: map[string][]string{"centos7": {"epel", "gluster"}}, Downloads: map[string][]string{"centos7": {"wordpress"}}},
 		"glusterfs":    {Quorum: true, Data: 10 * GiB, Options: map[string]Option{"quorum": {Default: "auto", OneOf: []string{"auto", "fixed"}, Help: "who decides"}}},
 		"backend":      {Needs: []string{"glusterfs", "percona"}, Options: map[string]Option{"children": {Default: "10", Pattern: "[1-9][0-9]{0,2}", Help: "PHP processes at most"}}},
 		"databalancer": {VIP: VIPRequired, VRRPID: 52, MaxNodes: 4},

@@ -11,15 +11,16 @@ type Rules struct {
 	Needs []string
 	// Distros are the distributions that the role can be baked for.
 	Distros []string
-	// Repos names the repositories that the role's packages come from, by distro.
-	Repos    map[string][]string
-	CPUs     int
-	Memory   Bytes
-	Disk     Bytes
-	Data     Bytes // default size; 0: the role has no data disk and the spec may not give it one
-	MinNodes int   // at least 1
-	MaxNodes int   // 0: no limit
-	Options  map[string]Option
+	// Repos and Downloads name the repositories that the role's packages come from, and its downloads, by distro.
+	Downloads map[string][]string
+	Repos     map[string][]string
+	CPUs      int
+	Memory    Bytes
+	Disk      Bytes
+	Data      Bytes // default size; 0: the role has no data disk and the spec may not give it one
+	MinNodes  int   // at least 1
+	MaxNodes  int   // 0: no limit
+	Options   map[string]Option
 }
 
 // VIPRule says whether a role has a virtual address.

@@ -30,9 +30,17 @@ type Repo struct {
 	Priority int
 }
 
+// Download is where one of the roles' downloads is instead.
+type Download struct {
+	Name   string
+	URL    string
+	SHA256 string // empty: it is the same file
+}
+
 const (
 	baseExample = "{url: https://mirror.example.com/CentOS-7.qcow2, sha256: …}"
 	repoExample = "{urls: [https://mirror.example.com/epel/7/$basearch/]}"
+	fileExample = "{url: https://mirror.example.com/wordpress.tar.gz}"
 )
 
 var sum256 = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -64,14 +72,54 @@ func (p *parser) base(v value) {
 		p.fileThere(file, s, "a disk")
 		b.File = s
 	}
-	sum := p.required(get("sha256"), "its SHA-256, as sha256sum prints it")
-	if s, ok := p.text(sum, "a SHA-256, 64 hexadecimal digits"); ok {
-		if !sum256.MatchString(s) {
-			p.faultf(sum, "%s is not a SHA-256: 64 hexadecimal digits in small letters, as sha256sum prints them", quote(s))
-		}
-		b.SHA256 = s
-	}
+	b.SHA256 = p.sum(p.required(get("sha256"), "its SHA-256, as sha256sum prints it"))
 	p.spec.Base = &b
+}
+
+// sum returns the SHA-256 at v, if there is one.
+func (p *parser) sum(v value) string {
+	s, ok := p.text(v, "a SHA-256, 64 hexadecimal digits")
+	if ok && !sum256.MatchString(s) {
+		p.faultf(v, "%s is not a SHA-256: 64 hexadecimal digits in small letters, as sha256sum prints them", quote(s))
+	}
+	return s
+}
+
+func (p *parser) downloads(v value) {
+	if v.node == nil {
+		return
+	}
+	var known []string
+	for _, name := range slices.Sorted(maps.Keys(p.rules)) {
+		for _, d := range p.rules[name].Downloads[p.spec.Distro] {
+			if !slices.Contains(known, d) {
+				known = append(known, d)
+			}
+		}
+	}
+	entries, _ := p.mapping(v, "wordpress: "+fileExample)
+	for _, e := range entries {
+		if !slices.Contains(known, e.key) {
+			if p.spec.Distro != "" {
+				lead := ", nor any other; remove it"
+				if len(known) > 0 {
+					lead = hint(e.key, "it may be", known)
+				}
+				p.faultf(e.at, "no role downloads such a file on %s%s", p.spec.Distro, lead)
+			}
+			continue
+		}
+		get, ok := p.object(e.value, fileExample, "url", "sha256")
+		if !ok {
+			continue
+		}
+		d := Download{Name: e.key, SHA256: p.sum(get("sha256"))}
+		at := p.required(get("url"), "https://mirror.example.com/wordpress.tar.gz")
+		if s, ok := p.text(at, "an address such as https://mirror.example.com/wordpress.tar.gz"); ok && p.archiveURL(at, s, "http", "https") {
+			d.URL = s
+		}
+		p.spec.Downloads = append(p.spec.Downloads, d)
+	}
 }
 
 var repoName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}$`)

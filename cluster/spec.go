@@ -24,11 +24,13 @@ type Spec struct {
 	SSH      SSH
 	// Mirror is the archive that images are baked from, as the distro's package manager writes it; empty means the
 	// build host's own configuration (debian12) or the role catalogue's URLs (centos7).
-	Mirror  string
-	Base    *Base  // nil: the distro's own
-	Repos   []Repo // in the spec's order; centos7
-	SELinux string // centos7: "permissive" or "enforcing"
-	Roles   []Role // in the spec's order
+	Mirror string
+	Base   *Base  // nil: the distro's own
+	Repos  []Repo // in the spec's order; centos7
+	// Downloads are files of the roles that come from elsewhere than role.yaml says.
+	Downloads []Download
+	SELinux   string // centos7: "permissive" or "enforcing"
+	Roles     []Role // in the spec's order
 }
 
 // Network is the one network that all nodes share.

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"path/filepath"
@@ -101,6 +102,19 @@ func repoFile(repos []roles.Repo) string {
 		}
 	}
 	return b.String()
+}
+
+// downloads returns a role's downloads, from where the spec says they are.
+func downloads(spec *cluster.Spec, d roles.Distro) []roles.Download {
+	all := slices.Clone(d.Downloads)
+	for i, dl := range all {
+		for _, s := range spec.Downloads {
+			if s.Name == dl.Name {
+				all[i].URL, all[i].SHA256 = s.URL, cmp.Or(s.SHA256, dl.SHA256)
+			}
+		}
+	}
+	return all
 }
 
 // selinux is what an image of centos7 is told about SELinux.

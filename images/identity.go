@@ -112,7 +112,7 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 	in := inputs{
 		Base: base, Install: hashJSON(installScript), Agent: agent, Unit: agentUnit, DiskBytes: int64(spec.Disk),
 		Packages: append([]string{}, d.Packages...), Users: d.Users, Repos: d.Repos, Exclude: d.Exclude,
-		Downloads: d.Downloads, Disable: d.Disable, Remove: d.Remove,
+		Downloads: downloads(c.Spec, d), Disable: d.Disable, Remove: d.Remove,
 	}
 	if c.Spec.Distro == "centos7" {
 		in.Install = hashJSON(centosChrootScript + centosScript)

@@ -469,7 +469,7 @@ func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (go
 		}
 		for _, d := range p.inputs.Downloads {
 			if err := c.fetch(ctx, d.URL, d.SHA256); err != nil {
-				return nil, fmt.Errorf("download %w\nif it is no longer there, a role of your own may name another place: see docs/roles.md", err)
+				return nil, fmt.Errorf("download %w\nif it is no longer there, name another place in the spec, downloads: {%s: {url: …}}", err, cmp.Or(d.Name, "NAME"))
 			}
 		}
 	}

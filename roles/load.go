@@ -104,9 +104,14 @@ func (c *Catalogue) Rules() map[string]cluster.Rules {
 			MinNodes: r.MinNodes,
 			MaxNodes: r.MaxNodes,
 			Options:  r.Options,
-			Repos:    map[string][]string{},
+			Repos:    map[string][]string{}, Downloads: map[string][]string{},
 		}
 		for distro, d := range r.Distros {
+			for _, dl := range d.Downloads {
+				if dl.Name != "" {
+					m[name].Downloads[distro] = append(m[name].Downloads[distro], dl.Name)
+				}
+			}
 			for _, repo := range d.Repos {
 				m[name].Repos[distro] = append(m[name].Repos[distro], repo.Name)
 			}
@@ -398,6 +403,9 @@ func (s *source) checkDistros() {
 		}
 		for i, dl := range d.Downloads {
 			at := index(at+".downloads", i)
+			if dl.Name != "" && !roleName.MatchString(dl.Name) {
+				s.fault(at+".name", "%q cannot be a download's name: use small letters, digits and hyphens", dl.Name)
+			}
 			if !strings.HasPrefix(dl.URL, "https://") && !strings.HasPrefix(dl.URL, "http://") {
 				s.fault(at+".url", "%q is not a http or https URL", dl.URL)
 			}

@@ -99,6 +99,7 @@ type User struct {
 
 // Download is a file from outside any package, put into the image.
 type Download struct {
+	Name   string `yaml:"name,omitempty"` // by which the spec may name another place
 	URL    string `yaml:"url"`
 	SHA256 string `yaml:"sha256"`
 	Path   string `yaml:"path"`

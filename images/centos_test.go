@@ -1,0 +1,101 @@
+package images
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"imagegen/cluster"
+	"imagegen/roles"
+)
+
+func referenceCentOS(t *testing.T, more string) (*cluster.Spec, *roles.Catalogue) {
+	t.Helper()
+	catalogue, err := roles.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(cluster.Reference("centos7")), "\nroles:", "\n"+more+"\nroles:", 1)
+	spec, err := cluster.Parse("/spec/cluster.yaml", []byte(text), catalogue.Rules())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec, catalogue
+}
+
+// TestCentOSRepos compares the repositories of all roles with a golden .repo file, and asks for what the spec can change.
+func TestCentOSRepos(t *testing.T) {
+	spec, catalogue := referenceCentOS(t, "")
+	var repos []roles.Repo
+	for _, role := range spec.Roles {
+		for _, r := range centosRepos(spec, catalogue.Role(role.Name).Distros["centos7"]) {
+			if i := slices.IndexFunc(repos, func(o roles.Repo) bool { return o.Name == r.Name }); i < 0 {
+				repos = append(repos, r)
+			} else if !reflect.DeepEqual(repos[i], r) {
+				t.Errorf("%s is another %s than that of other roles", role.Name, r.Name)
+			}
+		}
+	}
+	all := repoFile(repos)
+	path := filepath.Join("testdata", "centos7.repos")
+	if *update {
+		if err := os.WriteFile(path, []byte(all), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want, err := os.ReadFile(path); err != nil || all != string(want) {
+		t.Errorf("%s is not as before (%v; go test ./images -update accepts it); now:\n%s", path, err, all)
+	}
+
+	spec, _ = referenceCentOS(t, `mirror: https://mirror.example.com/vault/
+repos:
+  updates: {urls: [https://mirror.example.com/u/]}
+  epel: {exclude: [a, "b*"], priority: 5}
+  remi: {urls: [https://mirror.example.com/remi/]}
+  ours: {urls: ["file:///srv/ours"], keys: [https://mirror.example.com/KEY]}
+downloads: {wordpress: {url: https://mirror.example.com/w.tgz}}
+`)
+	web := catalogue.Role("web").Distros["centos7"]
+	got := repoFile(centosRepos(spec, web))
+	for _, want := range []string{
+		"[base]\nname=base\nbaseurl=https://mirror.example.com/vault/7.9.2009/os/$basearch/\n", "[updates]\nname=updates\nbaseurl=https://mirror.example.com/u/\n",
+		"priority=5\nexclude=a b*\n", "[ours]\nname=ours\nbaseurl=file:///srv/ours\n", "gpgkey=https://mirror.example.com/KEY\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "remi") {
+		t.Errorf("a repository of another role, changed in the spec, is one of this role's:\n%s", got)
+	}
+	backend := catalogue.Role("backend").Distros["centos7"]
+	before := slices.Clone(backend.Downloads)
+	if d := downloads(spec, backend); len(d) != 1 || d[0].URL != "https://mirror.example.com/w.tgz" || d[0].SHA256 != before[0].SHA256 || d[0].Path != before[0].Path {
+		t.Errorf("downloads are %+v", d)
+	}
+	if !slices.Equal(backend.Downloads, before) {
+		t.Error("the spec has changed the catalogue")
+	}
+}
+
+// TestCentOSBase: an image is the same wherever its disk comes from.
+func TestCentOSBase(t *testing.T) {
+	in := func(more string) baseInputs {
+		spec, catalogue := referenceCentOS(t, more)
+		return (&Config{Spec: spec, Catalogue: catalogue}).centosInputs()
+	}
+	first := in("")
+	same := in("base: {url: https://mirror.example.com/x, sha256: " + centosBase.SHA256 + "}")
+	if first.identity() != same.identity() || same.url != "https://mirror.example.com/x" || same.file != "" {
+		t.Errorf("%+v", same)
+	}
+	if other := in("base: {url: https://mirror.example.com/x, sha256: " + strings.Repeat("0", 64) + "}"); other.identity() == first.identity() {
+		t.Error("another disk makes the same base")
+	}
+	if in("selinux: enforcing").identity() != first.identity() {
+		t.Error("SELinux is nothing to the base")
+	}
+}
