@@ -370,6 +370,9 @@ func (s *source) checkDistros() {
 				s.fault(index(at+".disable", i), "%q is not a unit such as nginx.service", unit)
 			}
 		}
+		if name == "debian12" && len(d.Repos)+len(d.Exclude) > 0 {
+			s.fault(at, "debian12 takes its packages from one archive, the spec's mirror; remove repos and exclude")
+		}
 		for i, repo := range d.Repos {
 			at := index(at+".repos", i)
 			if !roleName.MatchString(repo.Name) {
