@@ -43,7 +43,6 @@ done
 # Certificates first: those of the base are too old for some mirrors.
 step 'read the package lists'
 only_ours
-# Where that cannot be had, what follows says so better.
 yum -y -q install ca-certificates yum-plugin-priorities
 only_ours
 
