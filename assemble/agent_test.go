@@ -309,6 +309,8 @@ func TestHostileRequestsEnd(t *testing.T) {
 	for name, request := range map[string]string{
 		"header of a megabyte": "GET " + cluster.StatePath + " HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 1<<20) + "\r\n\r\n",
 		"not HTTP":             "\x00\x01\x02\r\n\r\n",
+		"length that is none":  "GET " + cluster.StatePath + " HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+		"two lengths":          "POST " + cluster.DecidePath + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
 		"other method":         "DELETE " + cluster.StatePath + " HTTP/1.1\r\nHost: x\r\n\r\n",
 		"other path":           "GET /../../etc/imagegen/secrets.json HTTP/1.1\r\nHost: x\r\n\r\n",
 	} {
@@ -330,8 +332,12 @@ func TestHostileRequestsEnd(t *testing.T) {
 func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	ca := newAuthority(t)
 	later := time.Now().Add(time.Hour)
-	var name = "web2"
+	name, body := "web2", ""
 	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if body != "" {
+			io.WriteString(w, body)
+			return
+		}
 		json.NewEncoder(w).Encode(cluster.NodeReport{Node: cluster.Peer{Name: name}})
 	})
 	addr := serveAPI(t, handler, ca.issue(t, "web2", later))
@@ -344,7 +350,18 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	if err != nil || r.Node.Name != "web2" {
 		t.Fatalf("%v, %v", r, err)
 	}
-	name = "web3"
+	for what, text := range map[string]string{
+		"not JSON":                "<html>",
+		"half an answer":          `{"node":{"name":"web2"`,
+		"more than is read":       `{"node":{"name":"web2"},"x":"` + strings.Repeat("a", maxReport) + `"}`,
+		"a number where words go": `{"node":{"name":2}}`,
+	} {
+		body = text
+		if _, err := p.ask(t.Context(), cluster.Peer{Name: "web2", IP: "127.0.0.1"}); err == nil {
+			t.Errorf("believed: %s", what)
+		}
+	}
+	body, name = "", "web3"
 	if _, err := p.ask(t.Context(), cluster.Peer{Name: "web2", IP: "127.0.0.1"}); err == nil {
 		t.Error("an answer in another node's name was believed")
 	}
@@ -357,6 +374,62 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	if _, ok := p.heard()["web2"]; ok {
 		t.Error("an old answer counts")
 	}
+}
+
+// FuzzPeerReport: whatever a peer answers, every decision that reads it ends in a state that there is, of one line of text.
+func FuzzPeerReport(f *testing.F) {
+	report := func(kind string, r any) []byte {
+		raw, _ := json.Marshal(r)
+		data, _ := json.Marshal(cluster.NodeReport{Node: cluster.Peer{Name: "node2"}, Components: map[string]cluster.ComponentReport{kind: {Kind: kind, Report: raw}}})
+		return data
+	}
+	f.Add(report("galera", galeraReport{}), report("galera", galeraReport{State: galeraServing, Size: -1, Going: true, Cluster: simCluster}))
+	f.Add(report("redis", redisReport{Running: true, Role: "master", Founder: true}), report("sentinel", sentinelReport{Running: true, Master: "10.0.0.1", Epoch: -1}))
+	f.Add(report("gluster", glusterReport{Running: true, Brick: brickData, Blames: []int{-1, 0, 7}, Pending: -3, Volume: &glusterVolume{ID: "v", Status: 9}}), []byte(`{"components":{"gluster":null}}`))
+	f.Add([]byte(`{"components":{"a":{"kind":"redis","report":[]}}}`), []byte(`{`))
+	nodes := []cluster.Peer{{Name: "node1", IP: "10.0.0.1"}, {Name: "node2", IP: "10.0.0.2", Index: 1}, {Name: "node3", IP: "10.0.0.3", Index: 2}}
+	f.Fuzz(func(t *testing.T, second, third []byte) {
+		w := World{Self: nodes[0], Peers: nodes[1:], Reports: map[string]PeerReport{}}
+		for i, data := range [][]byte{second, third} {
+			var r cluster.NodeReport
+			if json.Unmarshal(data, &r) == nil {
+				w.Reports[nodes[i+1].Name] = PeerReport{NodeReport: r}
+			}
+		}
+		right := func(what string, s cluster.Status) {
+			if !slices.Contains([]cluster.State{cluster.Ready, cluster.Waiting, cluster.Working, cluster.Failed, cluster.Stopped}, s.State) {
+				t.Errorf("%s: state %q", what, s.State)
+			}
+		}
+		for _, own := range []galeraReport{{}, {State: galeraEmpty}, {State: galeraServing, Size: 3}, {State: galeraApart, Size: 1}} {
+			_, s := decideGalera(galeraMembers(w, "galera", own))
+			right("galera", s)
+		}
+		for _, own := range []redisReport{{}, {Member: true}, {Running: true, Role: "master"}, {Running: true, Role: "slave", Master: "10.0.0.2"}} {
+			view := redisMembers(Node{}, w, own)
+			_, _, s := decideRedis(view)
+			right("redis", s)
+			for _, seen := range []sentinelReport{{}, {Running: true, Master: "10.0.0.2"}} {
+				_, _, s := decideSentinel(seen, own, view)
+				right("sentinel", s)
+			}
+		}
+		v := glusterView{self: "node1", uuids: map[string]string{}, params: glusterParams(), heard: glusterReports(w, ""), unit: "active"}
+		bricks := []string{}
+		for _, n := range nodes {
+			v.nodes = append(v.nodes, n.Name)
+			v.uuids[n.Name] = glusterUUID(simCluster, n.Name)
+			bricks = append(bricks, n.Name+":"+v.params.Brick)
+		}
+		volume := &glusterVolume{ID: "v", Status: volumeStarted, Bricks: bricks}
+		for _, own := range []glusterReport{{}, {Running: true, Brick: brickBare}, {Running: true, Volume: volume, Brick: brickNone}, {Running: true, Volume: volume, Brick: brickData, BrickID: "v", Online: true}} {
+			v.own = own
+			_, s := decideGluster(v)
+			right("gluster", s)
+		}
+		_, s := decideMount(&cluster.MountParams{}, mountSeen{}, serversOf(w, ""), 0)
+		right("mount", s)
+	})
 }
 
 // An operator's decision is taken from the operator alone, when there is something to decide; it reaches the component,

@@ -27,7 +27,7 @@ const (
 )
 
 var simGalera = &simKind{
-	name: "galera", role: "percona", share: 50,
+	name: "galera", role: "percona", share: 45,
 	build: func(w *simWorld) simModel { return newGaleraModel(w) },
 	faults: []faultKind{lateBoot, lateBoot, gone, crash, crash, crash, reboot, outage, outage, blankDisk, blankDisk, foreignDisk, agentDies,
 		daemonDies, daemonDies, cutOneWay, isolated, split, split, slowNet, paused, frozen, lying, noStart, slowStart, givenUp, stepCrash, stepCrash, stepAgent},

@@ -31,7 +31,7 @@ const (
 )
 
 var simRedis = &simKind{
-	name: "redis", role: "redis", share: 50,
+	name: "redis", role: "redis", share: 45,
 	build: func(w *simWorld) simModel { return newRedisModel(w) },
 	faults: []faultKind{lateBoot, lateBoot, gone, crash, crash, crash, reboot, outage, outage, blankDisk, blankDisk, agentDies,
 		daemonDies, daemonDies, cutOneWay, isolated, split, split, slowNet, paused, frozen, lying, noStart, slowStart, stepCrash, stepCrash, stepAgent},

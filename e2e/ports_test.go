@@ -80,6 +80,17 @@ done; wait`
 	}
 	t.Logf("tried %d ports from outside, reached %d", len(targets), len(reached))
 
+	// Who reaches SSH needs a key; and no account has a password, for the console either.
+	for _, n := range b.nodes(t) {
+		out, err := b.in(n.Node, `mkdir -p /run/sshd && sshd -T | grep -xE '(passwordauthentication|kbdinteractiveauthentication|permitemptypasswords) yes|permitrootlogin yes'; awk -F: '$2 !~ /^[!*]/' /etc/shadow`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out != "" {
+			t.Errorf("%s: sshd takes more than keys, or an account has a password:\n%s", n.Node, out)
+		}
+	}
+
 	for _, c := range []struct {
 		from, address string
 		reaches       bool

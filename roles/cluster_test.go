@@ -88,6 +88,40 @@ func TestPartialClusters(t *testing.T) {
 	}
 }
 
+// TestBalancersKnowEachOther: openshift's baremetal-runtimecfg 136 had two holders of one address, since each balancer made its
+// list of peers from what it happened to see, and that was empty. Here the list is in the seed: all others, and not itself.
+func TestBalancersKnowEachOther(t *testing.T) {
+	c := mustLoad(t, "")
+	for count := 2; count <= 4; count++ {
+		var nodes []string
+		for i := range count {
+			nodes = append(nodes, fmt.Sprintf("d%d: 10.1.0.%d", i+1, 12+i))
+		}
+		s := parse(t, c, "cluster: part\ndistro: debian12\nnetwork: {cidr: 10.1.0.0/16}\nroles:\n  databalancer: {vip: 10.1.1.2, nodes: {"+strings.Join(nodes, ", ")+"}}\n")
+		priorities := map[string]bool{}
+		for _, n := range s.Nodes() {
+			conf := content(t, c, s, n.Name, "/etc/keepalived/keepalived.conf")
+			block := regexp.MustCompile(`unicast_peer \{([^}]*)\}`).FindStringSubmatch(conf)
+			if block == nil {
+				t.Fatalf("%s of %d: no list of peers:\n%s", n.Name, count, conf)
+			}
+			var want []string
+			for _, other := range s.Nodes() {
+				if other.Name != n.Name {
+					want = append(want, other.IP.String())
+				}
+			}
+			if got := strings.Fields(block[1]); !slices.Equal(got, want) {
+				t.Errorf("%s of %d: peers %v, want %v", n.Name, count, got, want)
+			}
+			priorities[regexp.MustCompile(`priority \d+`).FindString(conf)] = true
+		}
+		if len(priorities) != count {
+			t.Errorf("%d balancers have the priorities %v", count, priorities)
+		}
+	}
+}
+
 // TestSettings has what the spec may set and what the reference cluster demands, as a node sees it.
 func TestSettings(t *testing.T) {
 	c := mustLoad(t, "")
