@@ -81,7 +81,7 @@ func New(root string, console func(line string)) (*Agent, error) {
 		console:  console,
 		reports:  map[string]cluster.ComponentReport{},
 		identity: id,
-		peers:    newPeers(id, watched(facts)),
+		peers:    newPeers(id, facts.Peers),
 	}
 	for _, c := range facts.Components {
 		n := Node{
@@ -131,20 +131,6 @@ func newComponent(n Node, c cluster.Component) (Component, error) {
 		return newSite(n, c.Name, p), nil
 	}
 	return nil, fmt.Errorf("this agent has no component of kind %q: bake the image anew", c.Kind)
-}
-
-// watched returns the peers whose state this node's components decide on: those of its own role, and of the roles
-// that its components name. Asking all would cost the square of the cluster's size for nothing.
-func watched(f cluster.Facts) []cluster.Peer {
-	roles := map[string]bool{f.Node.Role: true}
-	for _, c := range f.Components {
-		if p, err := cluster.DecodeParams(c.Kind, c.Params); err == nil {
-			if m, ok := p.(*cluster.MountParams); ok {
-				roles[m.Role] = true
-			}
-		}
-	}
-	return slices.DeleteFunc(slices.Clone(f.Peers), func(p cluster.Peer) bool { return !roles[p.Role] })
 }
 
 // Run serves the peer API and the health port and drives the components until ctx ends.

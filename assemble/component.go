@@ -47,7 +47,7 @@ func ready(detail string) cluster.Status {
 // World is what a component may base a decision on, beside its own observation.
 type World struct {
 	Self  cluster.Peer
-	Peers []cluster.Peer // of the whole cluster, self excluded
+	Peers []cluster.Peer // that the node knows (cluster.PeerRoles), self excluded
 	// Reports has what each peer that answered lately published, by node name. A peer that is not in it was not heard
 	// from, and nothing may be assumed about it.
 	Reports map[string]PeerReport

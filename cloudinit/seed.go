@@ -8,12 +8,14 @@ package cloudinit
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"path"
 	"reflect"
 	"strings"
+	"sync"
 
 	"gopkg.in/yaml.v3"
 
@@ -201,10 +203,36 @@ func newWriteFile(f File) (writeFile, error) {
 	if w.Owner == "" {
 		w.Owner = "root:root"
 	}
-	if !plain(f.Content) {
+	switch {
+	case len(f.Content) > maxReadable:
+		packed, err := pack(f.Content)
+		if err != nil {
+			return writeFile{}, err
+		}
+		w.Encoding, w.Content = "gz+b64", base64.StdEncoding.EncodeToString(packed)
+	case !plain(f.Content):
 		w.Encoding, w.Content = "b64", base64.StdEncoding.EncodeToString(f.Content)
 	}
 	return w, nil
+}
+
+// maxReadable is the size, in bytes, above which a file is packed. Only clusters of hundreds of nodes have such files,
+// and nearly as many in each seed as there are nodes.
+const maxReadable = 16 << 10
+
+// packers are used again, since making one costs more than packing a file.
+var packers = sync.Pool{New: func() any { return gzip.NewWriter(nil) }}
+
+func pack(content []byte) ([]byte, error) {
+	var b bytes.Buffer
+	z := packers.Get().(*gzip.Writer)
+	defer packers.Put(z)
+	z.Reset(&b)
+	if _, err := z.Write(content); err != nil {
+		return nil, err
+	}
+	err := z.Close()
+	return b.Bytes(), err
 }
 
 const worldReadable = 0o004

@@ -1,6 +1,9 @@
 package cluster
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"fmt"
+)
 
 // Where a seed puts things on a node, and where the agent looks for them.
 const (
@@ -28,7 +31,7 @@ type Facts struct {
 	ClusterID  string      `json:"cluster_id"` // UUID, made with the secrets: two clusters of one name differ
 	Distro     string      `json:"distro"`
 	Node       Peer        `json:"node"`
-	Peers      []Peer      `json:"peers"` // every other node of the cluster, in the spec's order
+	Peers      []Peer      `json:"peers"` // the other nodes of PeerRoles, in the spec's order
 	Components []Component `json:"components"`
 }
 
@@ -47,6 +50,25 @@ type Component struct {
 	// After lists components of this node that must be ready before this one takes a step.
 	After  []string        `json:"after,omitempty"`
 	Params json.RawMessage `json:"params"`
+}
+
+// PeerRoles returns the roles whose nodes the components of a node of role own decide on. Facts hold no others, and the
+// agent asks no others: all would cost the square of the cluster's size for nothing.
+func PeerRoles(own string, components []Component) (map[string]bool, error) {
+	roles := map[string]bool{}
+	for _, c := range components {
+		params, err := DecodeParams(c.Kind, c.Params)
+		if err != nil {
+			return nil, fmt.Errorf("component %s: %w", quote(c.Name), err)
+		}
+		switch p := params.(type) {
+		case *MountParams:
+			roles[p.Role] = true
+		case *GaleraParams, *GlusterParams, *RedisParams, *SentinelParams, *SiteParams:
+			roles[own] = true
+		}
+	}
+	return roles, nil
 }
 
 // ServiceParams run a systemd unit whose configuration needs no decisions (nginx, haproxy, php-fpm, …).

@@ -207,14 +207,6 @@ func (r *renderer) facts() (cluster.Facts, error) {
 		Node:      peer(r.view.node),
 		Peers:     []cluster.Peer{},
 	}
-	for _, sr := range r.spec.Roles {
-		f.Peers = slices.Grow(f.Peers, len(sr.Nodes))
-		for _, n := range sr.Nodes {
-			if n.Name != r.view.node.Name {
-				f.Peers = append(f.Peers, peer(n))
-			}
-		}
-	}
 	for _, filter := range filters[r.spec.Distro] {
 		params, err := json.Marshal(cluster.ServiceParams{Unit: filter.unit})
 		if err != nil {
@@ -244,6 +236,17 @@ func (r *renderer) facts() (cluster.Facts, error) {
 		// A component that this node does not have holds nothing up.
 		after := slices.DeleteFunc(slices.Clone(c.After), func(name string) bool { return !present[name] })
 		f.Components = append(f.Components, cluster.Component{Name: c.Name, Kind: c.Kind, After: after, Params: raw})
+	}
+	known, err := cluster.PeerRoles(r.role.Name, f.Components)
+	if err != nil {
+		return f, fmt.Errorf("%s: %w", r.role.file, err)
+	}
+	for _, sr := range r.spec.Roles {
+		for _, n := range sr.Nodes {
+			if known[sr.Name] && n.Name != r.view.node.Name {
+				f.Peers = append(f.Peers, peer(n))
+			}
+		}
 	}
 	return f, nil
 }

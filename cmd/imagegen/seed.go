@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/urfave/cli/v2"
 
@@ -61,30 +64,20 @@ func (p *project) writeSeeds(secrets *cluster.Secrets, nodes []cluster.Node) (st
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("make the folder of the seeds: %w", err)
 	}
-	var wg sync.WaitGroup
-	wrote, errs := make([]bool, len(nodes)), make([]error, len(nodes))
-	for i, n := range nodes {
-		files, err := p.files(secrets, n)
-		if err != nil {
-			errs[i] = err
-			break
+	wrote := make([]bool, len(nodes))
+	err := eachNode(nodes, func(i int, n cluster.Node) error {
+		s, err := p.seed(secrets, n)
+		if err != nil || s.IsAt(p.seedPath(n.Name)) {
+			return err
 		}
-		// Together, since nearly all of the time is writing YAML and waiting for the disk.
-		wg.Go(func() {
-			s, err := cloudinit.New(p.spec, n, files)
-			if err == nil && !s.IsAt(p.seedPath(n.Name)) {
-				wrote[i] = true
-				err = s.WriteISO(p.seedPath(n.Name))
-			}
-			errs[i] = err
-		})
+		wrote[i] = true
+		return s.WriteISO(p.seedPath(n.Name))
+	})
+	if err != nil {
+		return "", err
 	}
-	wg.Wait()
 	var written []string
 	for i, n := range nodes {
-		if errs[i] != nil {
-			return "", errs[i] // the first says enough: a disk that is full is full for all
-		}
 		if wrote[i] {
 			written = append(written, n.Name)
 		}
@@ -96,6 +89,23 @@ func (p *project) writeSeeds(secrets *cluster.Secrets, nodes []cluster.Node) (st
 		return fmt.Sprintf("%s: wrote %s", dir, count(len(nodes), "seed")), nil
 	}
 	return fmt.Sprintf("%s: wrote %s (%s), %d up to date", dir, count(len(written), "seed"), strings.Join(written, ", "), len(nodes)-len(written)), nil
+}
+
+// eachNode calls do for all nodes, several at once, since nearly all of the time is writing YAML and waiting for the
+// disk. It returns the error of the first in the list that failed, which says enough: a disk that is full is full for all.
+func eachNode(nodes []cluster.Node, do func(i int, n cluster.Node) error) error {
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	errs := make([]error, len(nodes))
+	for range min(len(nodes), 16*runtime.NumCPU()) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(nodes); i = int(next.Add(1)) - 1 {
+				errs[i] = do(i, nodes[i])
+			}
+		})
+	}
+	wg.Wait()
+	return cmp.Or(errs...)
 }
 
 // printSeeds prints the files on the seeds, with a remark in place of each secret. The rest is as it is on the seed, the

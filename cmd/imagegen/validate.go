@@ -61,11 +61,15 @@ func (p *project) renderAll() error {
 	for _, name := range p.catalogue.SecretNames(p.spec) {
 		s.Passwords[name] = "password"
 	}
-	for _, n := range p.spec.Nodes() {
+	nodes := p.spec.Nodes()
+	for _, n := range nodes {
 		s.Nodes[n.Name] = stand
-		if _, err := p.seed(s, n); err != nil {
-			return wrongError{err}
-		}
+	}
+	if err := eachNode(nodes, func(_ int, n cluster.Node) error {
+		_, err := p.seed(s, n)
+		return err
+	}); err != nil {
+		return wrongError{err}
 	}
 	return nil
 }
