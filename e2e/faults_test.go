@@ -164,37 +164,46 @@ func (l *load) steady(kinds []string) error {
 	return nil
 }
 
-// lost returns what was acknowledged and is not there.
+// lost returns what was acknowledged and is not there. A client of the volume may show what it saw a second ago, so what
+// seems to be missing is looked for again.
 func (l *load) lost(t *testing.T) int {
 	t.Helper()
-	l.mu.Lock()
 	acked := map[string]map[int]bool{}
+	l.mu.Lock()
 	for _, kind := range []string{"write", "post", "file"} {
 		acked[kind] = maps.Clone(l.acked[kind])
 	}
 	l.mu.Unlock()
-	var all map[string][]int
-	eventually(t, time.Minute, "the list of what was written", func() error {
-		body, err := l.bench.get(&http.Client{Timeout: 30 * time.Second}, "/probe.php?op=all")
-		if err == nil {
-			err = json.Unmarshal([]byte(body), &all)
-		}
-		return err
-	})
-	lost := 0
-	for kind, ns := range acked {
-		for _, n := range all[kind] {
-			delete(ns, n)
-			if kind == "file" { // a hundred files, written again and again
-				maps.DeleteFunc(ns, func(old int, _ bool) bool { return old%100 == n%100 && old < n })
+	missing := 0
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Second) {
+		var all map[string][]int
+		eventually(t, time.Minute, "the list of what was written", func() error {
+			body, err := l.bench.get(&http.Client{Timeout: 30 * time.Second}, "/probe.php?op=all")
+			if err == nil {
+				err = json.Unmarshal([]byte(body), &all)
 			}
+			return err
+		})
+		missing = 0
+		for kind, ns := range acked {
+			for _, n := range all[kind] {
+				delete(ns, n)
+				if kind == "file" { // a hundred files, written again and again
+					maps.DeleteFunc(ns, func(old int, _ bool) bool { return old%100 == n%100 && old < n })
+				}
+			}
+			missing += len(ns)
 		}
+		if missing == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	for kind, ns := range acked {
 		if len(ns) > 0 {
 			t.Errorf("%d acknowledged %ss are lost: %v", len(ns), kind, slices.Sorted(maps.Keys(ns)))
 		}
-		lost += len(ns)
 	}
-	return lost
+	return missing
 }
 
 // fault is one line of the matrix.
