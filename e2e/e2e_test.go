@@ -323,7 +323,7 @@ func TestReferenceCluster(t *testing.T) {
 	t.Run("ports are locked down", b.lockedDown)
 	t.Run("no secret leaks", b.noSecretLeaks)
 	t.Run("down leaves nothing", b.downLeavesNothing)
-	t.Run("one real VM", b.bootsInVM)
+	t.Run("Redis in virtual machines", b.redisInVMs)
 }
 
 func (b *bench) vipMoves(t *testing.T) {
@@ -376,6 +376,9 @@ func (b *bench) postOutlives(t *testing.T) {
 	}
 }
 
+// redisRole is a shell line that prints what the Redis of a node is.
+const redisRole = `REDISCLI_AUTH=$(sed -n 's/.*"redis": *"\([^"]*\)".*/\1/p' /etc/imagegen/secrets.json) redis-cli role | head -n 1`
+
 func (b *bench) sessionsOutlive(t *testing.T) {
 	admin := b.login(t)
 	page := `<?php session_start(); $_SESSION["n"] = ($_SESSION["n"] ?? 0) + 1; echo "visit ", $_SESSION["n"], ".";`
@@ -394,10 +397,9 @@ func (b *bench) sessionsOutlive(t *testing.T) {
 	eventually(t, 30*time.Second, "first visit", visit("visit 1."))
 	eventually(t, 10*time.Second, "second visit", visit("visit 2."))
 
-	role := `REDISCLI_AUTH=$(sed -n 's/.*"redis": *"\([^"]*\)".*/\1/p' /etc/imagegen/secrets.json) redis-cli role | head -n 1`
 	master := ""
 	for _, n := range []string{"redis1", "redis2", "redis3"} {
-		if out, _ := b.in(n, role); strings.TrimSpace(out) == "master" {
+		if out, _ := b.in(n, redisRole); strings.TrimSpace(out) == "master" {
 			if master != "" {
 				t.Fatalf("two masters: %s and %s", master, n)
 			}

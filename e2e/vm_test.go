@@ -1,10 +1,8 @@
 package e2e
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,74 +12,114 @@ import (
 	"time"
 )
 
-// bootsInVM boots the image file of balancer1 with its seed ISO as a CD-ROM in an emulated PC, as any hypervisor
-// would, and waits for the agent's own line on the serial console. keepalived and HAProxy need no peer to be ready.
-func (b *bench) bootsInVM(t *testing.T) {
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		t.Skip("no qemu-system-x86_64 on this machine (package qemu-system-x86): the VM boot is NOT tested")
+// Emulated on two slow cores.
+const (
+	threeVMsIn = 8 * time.Minute
+	allVMsIn   = 60 * time.Minute
+)
+
+// TestVirtualMachines runs the whole reference cluster in QEMU, each node from its image's file and its seed's ISO. It
+// takes long where that means emulation, so it runs only where IMAGEGEN_E2E=vm says so (make e2e-vm).
+func TestVirtualMachines(t *testing.T) {
+	if os.Getenv("IMAGEGEN_E2E") != "vm" {
+		t.Skip("the cluster of virtual machines runs with IMAGEGEN_E2E=vm, as root: make e2e-vm")
 	}
-	const node = "balancer1"
-	dir := t.TempDir()
-	disk, serial, monitor := filepath.Join(dir, "disk.qcow2"), filepath.Join(dir, "serial.log"), filepath.Join(dir, "qmp")
-	image, err := filepath.Abs(filepath.Join(b.dist(), "images", "balancer.raw"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image, disk).CombinedOutput(); err != nil {
-		t.Fatalf("qemu-img: %v: %s", err, out)
-	}
-	vm := exec.Command("qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-display", "none", "-no-reboot",
-		"-drive", "file="+disk+",format=qcow2,if=ide", "-cdrom", filepath.Join(b.dist(), "seeds", node+".iso"),
-		"-netdev", "user,id=n,net=192.168.10.0/24,host=192.168.10.2,restrict=on", "-device", "virtio-net-pci,netdev=n,mac="+b.mac(t, node),
-		"-serial", "file:"+serial, "-qmp", "unix:"+monitor+",server=on,wait=off")
-	var stderr strings.Builder
-	vm.Stderr = &stderr
+	b := newBench(t)
+	b.letIn(t)
+	b.lab(t, "build")
 	start := time.Now()
-	if err := vm.Start(); err != nil {
-		t.Fatal(err)
+	b.lab(t, "up", "--site", b.site, "--provider", "qemu")
+	t.Logf("the last machine was turned on after %s", time.Since(start).Round(time.Second))
+	eventually(t, allVMsIn, "front page", b.frontPage)
+	t.Logf("page after %s", time.Since(start).Round(time.Second))
+	b.lab(t, "status", "--wait", "--timeout", allVMsIn.String())
+	t.Logf("all ready after %s", time.Since(start).Round(time.Second))
+	nodes := b.nodes(t)
+	if len(nodes) != 17 {
+		t.Errorf("%d nodes", len(nodes))
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- vm.Wait() }()
-	defer vm.Process.Kill()
+	for _, n := range nodes {
+		b.cloudInitDone(t, n.Node)
+	}
+	t.Run("down leaves nothing", b.downLeavesNothing)
+}
 
-	shown := func(pattern string) func() error {
-		want := regexp.MustCompile(pattern)
-		return func() error {
-			select {
-			case err := <-exited:
-				t.Fatalf("qemu ended: %v: %s", err, stderr.String())
-			default:
-			}
-			data, _ := os.ReadFile(serial)
-			if !want.Match(data) {
-				return fmt.Errorf("no %q on the serial console, which ends in\n%s", want, data[max(0, len(data)-1500):])
-			}
-			return nil
-		}
+// redisInVMs runs the Redis tier in virtual machines: three nodes that find each other, from the files that build made.
+func (b *bench) redisInVMs(t *testing.T) {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("SKIPPED: no qemu-system-x86_64 on this machine (package qemu-system-x86): virtual machines are NOT tested")
 	}
-	eventually(t, 8*time.Minute, "agent in the VM", shown("imagegen: "+node+": ready"))
-	t.Logf("the VM of %s was ready %s after power-on (emulated)", node, time.Since(start).Round(time.Second))
-	eventually(t, 2*time.Minute, "cloud-init's end in the VM", shown(`Cloud-init v\. \S+ finished at`))
-
-	// Switched off in an orderly way, its disk tells how cloud-init fared.
-	if err := powerdown(monitor); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-exited:
-	case <-time.After(3 * time.Minute):
-		t.Fatal("the VM does not power off")
-	}
-	raw := filepath.Join(dir, "disk.raw")
-	if out, err := exec.Command("qemu-img", "convert", "-O", "raw", disk, raw).CombinedOutput(); err != nil {
-		t.Fatalf("qemu-img: %v: %s", err, out)
-	}
-	cat := func(path string) string {
-		out, err := exec.Command("debugfs", "-R", "cat "+path, raw+"?offset=1048576").Output()
+	b.letIn(t)
+	b.lab(t, "seed")
+	names := []string{"redis1", "redis2", "redis3"}
+	start := time.Now()
+	b.lab(t, "up", append([]string{"--site", b.site, "--provider", "qemu", "--wait", "--timeout", threeVMsIn.String()}, names...)...)
+	t.Logf("three virtual machines were ready %s after power-on", time.Since(start).Round(time.Second))
+	var masters []string
+	for _, n := range names {
+		b.cloudInitDone(t, n)
+		out, err := b.in(n, redisRole)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return string(out)
+		switch strings.TrimSpace(out) {
+		case "master":
+			masters = append(masters, n)
+		case "slave":
+		default:
+			t.Errorf("%s is %q", n, out)
+		}
+	}
+	if len(masters) != 1 {
+		t.Errorf("masters: %q", masters)
+	}
+	t.Run("down leaves nothing", b.downLeavesNothing)
+}
+
+// letIn puts a key into the spec, which is the way into a virtual machine, and into an SSH agent of the test's own.
+func (b *bench) letIn(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	key, socket := filepath.Join(dir, "key"), filepath.Join(dir, "agent")
+	run := func(name string, args ...string) {
+		t.Helper()
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", name, err, out)
+		}
+	}
+	run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", key)
+	agent := exec.Command("ssh-agent", "-D", "-a", socket)
+	if err := agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { agent.Process.Kill(); agent.Wait() })
+	eventually(t, 10*time.Second, "ssh-agent", func() error { _, err := os.Stat(socket); return err })
+	t.Setenv("SSH_AUTH_SOCK", socket)
+	run("ssh-add", "-q", key)
+	public, err := os.ReadFile(key + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := os.ReadFile(b.spec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec = fmt.Appendf(spec, "\nssh: {user: jane, keys: [%q]}\n", strings.TrimSpace(string(public)))
+	if err := os.WriteFile(b.spec(), spec, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// cloudInitDone waits for cloud-init's end on a node, and makes sure that it has read the CD-ROM and complained of nothing.
+func (b *bench) cloudInitDone(t *testing.T, node string) {
+	t.Helper()
+	eventually(t, 5*time.Minute, "cloud-init's end on "+node, func() error {
+		_, err := b.in(node, "test -e /run/cloud-init/result.json")
+		return err
+	})
+	out, err := b.in(node, "cat /run/cloud-init/result.json")
+	if err != nil {
+		t.Fatal(err)
 	}
 	var result struct {
 		V1 struct {
@@ -89,47 +127,19 @@ func (b *bench) bootsInVM(t *testing.T) {
 			Errors     []string
 		}
 	}
-	if err := json.Unmarshal([]byte(cat("/var/lib/cloud/data/result.json")), &result); err != nil {
+	if err := json.Unmarshal([]byte(out), &result); err != nil {
+		t.Fatalf("%s: %v: %s", node, err, out)
+	}
+	if len(result.V1.Errors) > 0 || !strings.Contains(result.V1.Datasource, "NoCloud [seed=/dev/sr0]") {
+		t.Errorf("cloud-init on %s: %+v", node, result.V1)
+	}
+	log, err := b.in(node, "cat /var/log/cloud-init.log")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if len(result.V1.Errors) > 0 || !strings.Contains(result.V1.Datasource, "NoCloud") {
-		t.Errorf("cloud-init: %+v", result.V1)
-	}
-	for line := range strings.Lines(cat("/var/log/cloud-init.log")) {
+	for line := range strings.Lines(log) {
 		if regexp.MustCompile(`WARNING|ERROR|Traceback`).MatchString(line) {
-			t.Errorf("cloud-init.log: %s", line)
+			t.Errorf("cloud-init.log of %s: %s", node, line)
 		}
 	}
-}
-
-// mac reads the node's MAC out of its seed, where the agent's host gets it from.
-func (b *bench) mac(t *testing.T, node string) string {
-	t.Helper()
-	out := b.lab(t, "seed", "--print", node)
-	m := regexp.MustCompile(`mac_address: "?([0-9a-f:]{17})`).FindStringSubmatch(out)
-	if m == nil {
-		t.Fatalf("no MAC in the seed of %s:\n%s", node, out)
-	}
-	return m[1]
-}
-
-// powerdown presses the VM's power button.
-func powerdown(monitor string) error {
-	conn, err := net.Dial("unix", monitor)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	r := bufio.NewReader(conn)
-	if _, err := r.ReadString('\n'); err != nil { // the greeting
-		return err
-	}
-	for _, command := range []string{"qmp_capabilities", "system_powerdown"} {
-		fmt.Fprintf(conn, "{\"execute\": %q}\n", command)
-		if _, err := r.ReadString('\n'); err != nil {
-			return err
-		}
-	}
-	return nil
 }

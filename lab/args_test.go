@@ -22,7 +22,7 @@ func TestPowerOnArgs(t *testing.T) {
 		if data == "x" {
 			data = ""
 		}
-		if got := strings.Join(l.powerOnArgs(nodes[i], "/dev/loop3", data), " "); got != want {
+		if got := strings.Join(nspawn{l}.powerOnArgs(nodes[i], "/dev/loop3", data), " "); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}

@@ -1,9 +1,9 @@
-// Package lab runs a cluster on this machine, each node in a system container (systemd-nspawn) that boots from what
-// build made: OUTDIR/images/ROLE.raw and OUTDIR/seeds/NODE.iso.
+// Package lab runs a cluster on this machine, from what build made: OUTDIR/images/ROLE.raw and OUTDIR/seeds/NODE.iso.
 //
-// A node is as much of a machine as a container can be: the image read-only below, the node's own changes laid over it,
-// a data disk, a network card, a console. Turning it on is cheap, and killing it is a power cut: all its processes end
-// at once. Its disks survive that, until Down.
+// A provider makes a node run: in a system container (systemd-nspawn), which is as much of a machine as a container can
+// be, or as a virtual machine (QEMU). Either way it has the image, read-only, with the node's own changes laid over it, a
+// data disk, a network card, a console. Killing it is a power cut: all its processes end at once. Its disks survive
+// that, until Down.
 //
 // Everything that runs is kept where the kernel itself cleans up. A node's mounts and network card are in namespaces of
 // its own, and go with its last process; loop devices clear themselves; and every process is in a cgroup of the
@@ -28,6 +28,18 @@ import (
 // DefaultSite is where Up forwards the site to when it is not told.
 const DefaultSite = "127.0.0.1:8080"
 
+// Names of providers.
+const (
+	Nspawn = "nspawn" // system containers
+	Qemu   = "qemu"   // virtual machines
+)
+
+// UpOptions is what Up may be told.
+type UpOptions struct {
+	Site     string // address on this machine that is forwarded to the site; empty: as before, or else DefaultSite
+	Provider string // name of the provider; empty: as before, or else Nspawn
+}
+
 // Config is what a lab is made of.
 type Config struct {
 	Spec    *cluster.Spec
@@ -43,6 +55,7 @@ func (p paths) image(role string) string    { return filepath.Join(p.out, "image
 func (p paths) seed(node string) string     { return filepath.Join(p.out, "seeds", node+".iso") }
 func (p paths) lab() string                 { return filepath.Join(p.out, "lab") }
 func (p paths) site() string                { return filepath.Join(p.lab(), "site") }
+func (p paths) provider() string            { return filepath.Join(p.lab(), "provider") }
 func (p paths) forwardLog() string          { return filepath.Join(p.lab(), "forward.log") }
 func (p paths) node(node string) string     { return filepath.Join(p.lab(), "nodes", node) }
 func (p paths) in(node, name string) string { return filepath.Join(p.node(node), name) }

@@ -15,10 +15,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
@@ -34,12 +34,17 @@ type Lab struct {
 	operator netip.Prefix
 	network  netns
 	group    cgroup // forward, and one for each node
+	// bootLimit is how long others wait for a node's boot when not all may boot at once.
+	bootLimit time.Duration
 }
 
 // Open returns the lab of a cluster, and starts nothing. It fails where a lab cannot be: without root or without a
 // program that it needs.
 func Open(c Config) (*Lab, error) {
-	if err := checkHost(); err != nil {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("the lab needs root: it makes namespaces, mounts and devices (run it with sudo)")
+	}
+	if err := lacks([][2]string{{"ip", "iproute2"}}, nil); err != nil {
 		return nil, err
 	}
 	dir, err := filepath.Abs(c.Dir)
@@ -51,7 +56,7 @@ func Open(c Config) (*Lab, error) {
 		return nil, err
 	}
 	name := "imagegen-" + c.Spec.Cluster
-	l := &Lab{spec: c.Spec, paths: paths{dir}, log: c.Log, network: netns(name), group: root.sub(name)}
+	l := &Lab{spec: c.Spec, paths: paths{dir}, log: c.Log, network: netns(name), group: root.sub(name), bootLimit: 5 * time.Minute}
 	if l.log == nil {
 		l.log = func(string, ...any) {}
 	}
@@ -61,81 +66,22 @@ func Open(c Config) (*Lab, error) {
 	if l.asker, err = newAsker(c.Secrets, l.network.dial); err != nil {
 		return nil, err
 	}
-	return l, nil
+	return l, l.bePatient()
 }
 
-// needs are the programs that the lab runs and the Debian packages that bring them.
-var needs = []struct{ program, pkg string }{
-	{"systemd-nspawn", "systemd-container"}, {"ip", "iproute2"}, {"nsenter", "util-linux"}, {"setpriv", "util-linux"}, {"mount", "mount"},
-}
-
-// checkHost finds all that this machine lacks.
-func checkHost() error {
-	if os.Geteuid() != 0 {
-		return errors.New("the lab needs root: it makes namespaces, mounts and loop devices (run it with sudo)")
+// bePatient gives agents on emulated processors more time to answer.
+func (l *Lab) bePatient() error {
+	_, accel, err := l.record()
+	if accel == "tcg" {
+		l.asker.limit = emulatedLimit
 	}
-	var programs, packages []string
-	for _, n := range needs {
-		if _, err := exec.LookPath(n.program); err != nil {
-			programs, packages = append(programs, n.program), append(packages, n.pkg)
-		}
-	}
-	var errs []error
-	if programs != nil {
-		errs = append(errs, fmt.Errorf("the lab needs %s, which this machine lacks: apt-get install %s", strings.Join(programs, ", "), strings.Join(slices.Compact(packages), " ")))
-	}
-	for _, d := range []struct{ device, module string }{{"/dev/fuse", "fuse"}, {loopControl, "loop"}} {
-		if _, err := os.Stat(d.device); err != nil {
-			errs = append(errs, fmt.Errorf("the lab needs %s: modprobe %s", d.device, d.module))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// inotifyPerNode is how many inotify instances a node keeps: systemd 3, D-Bus 1, and one for a role's own daemon.
-const inotifyPerNode = 5
-
-// checkInotify makes sure that the kernel has inotify instances left for that many nodes. They are counted for each
-// user of the machine, and nodes have no users of their own; without one, a node's systemd hangs.
-func checkInotify(nodes int) error {
-	const file = "/proc/sys/fs/inotify/max_user_instances"
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	limit, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
-	}
-	used := inotifyInUse()
-	if used+nodes*inotifyPerNode <= limit {
-		return nil
-	}
-	return fmt.Errorf("%d nodes need %d inotify instances; of the %d that this machine allows, %d are in use: allow more with sysctl -w fs.inotify.max_user_instances=%d",
-		nodes, nodes*inotifyPerNode, limit, used, 1024)
-}
-
-// inotifyInUse counts root's inotify instances.
-func inotifyInUse() (n int) {
-	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed
-	for _, p := range processes {
-		if info, err := os.Stat(p); err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 {
-			continue
-		}
-		fds, _ := os.ReadDir(p + "/fd") // it may have ended
-		for _, fd := range fds {
-			if target, _ := os.Readlink(p + "/fd/" + fd.Name()); target == "anon_inode:inotify" {
-				n++
-			}
-		}
-	}
-	return n
+	return err
 }
 
 // Up turns on the nodes with these names in this order, all nodes in the spec's order when there are no names. What is
-// on already is left alone. It makes the cluster's network and forwards the site, where the cluster has one, from the
-// address site on this machine (DefaultSite if empty) to its virtual address.
-func (l *Lab) Up(ctx context.Context, names []string, site string) error {
+// on already is left alone. It makes the cluster's network and forwards the site, where the cluster has one, to its
+// virtual address.
+func (l *Lab) Up(ctx context.Context, names []string, with UpOptions) error {
 	nodes, err := l.pick(names)
 	if err != nil {
 		return err
@@ -144,12 +90,15 @@ func (l *Lab) Up(ctx context.Context, names []string, site string) error {
 		nodes = l.spec.Nodes()
 	}
 	return l.turnOn(ctx, nodes, func() error {
+		if err := l.choose(ctx, with.Provider, nodes[0]); err != nil {
+			return err
+		}
 		if !l.network.complete(l.operator) { // not there, or half made
 			if err := l.network.create(l.operator); err != nil {
 				return err
 			}
 		}
-		return l.forwardFrom(ctx, site)
+		return l.forwardFrom(ctx, with.Site)
 	})
 }
 
@@ -161,7 +110,7 @@ func (l *Lab) Start(ctx context.Context, names ...string) error {
 	}
 	return l.turnOn(ctx, nodes, func() error {
 		if !l.network.complete(l.operator) {
-			return fmt.Errorf("cluster %s is not up: imagegen up starts it", l.spec.Cluster)
+			return l.notUp()
 		}
 		return nil
 	})
@@ -183,24 +132,31 @@ func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() e
 		}
 		return on
 	})
-	if err := checkInotify(len(nodes)); err != nil {
-		return err
-	}
 	if err := c.take(); err != nil {
 		return err
 	}
 	if err := prepare(); err != nil {
 		return err
 	}
+	p, err := l.provider()
+	if err != nil {
+		return err
+	}
+	if err := p.check(len(nodes)); err != nil {
+		return err
+	}
 	// Each is started before the one before is known to be on: a boot takes all the processors that there are.
 	var starting []func() error
 	var errs []error
-	for _, n := range nodes {
+	for i, n := range nodes {
+		if most := p.atOnce(); most > 0 && i >= most {
+			l.booted(ctx, nodes[i-most])
+		}
 		if ctx.Err() != nil {
 			errs = append(errs, ctx.Err())
 			break
 		}
-		started, err := l.powerOn(ctx, n)
+		started, err := l.powerOn(ctx, p, n)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("turn on %s: %w", n.Name, err))
 			continue
@@ -297,9 +253,13 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 	}
 	defer c.release()
 	if !l.network.complete(l.operator) {
-		return fmt.Errorf("cluster %s is not up: imagegen up starts it", l.spec.Cluster)
+		return l.notUp()
 	}
 	if err := l.powerOff(ctx, name); err != nil {
+		return err
+	}
+	p, err := l.provider()
+	if err != nil {
 		return err
 	}
 	// Renamed at once, so that no node ever boots from half of its disk; what an earlier run left goes as well.
@@ -307,10 +267,11 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 	if err := os.RemoveAll(gone); err != nil {
 		return err
 	}
-	if err := os.Rename(l.paths.in(name, "upper"), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	changes := p.changes()
+	if err := os.Rename(l.paths.in(name, changes[0]), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	parts := []string{"gone", "work", imageFile}
+	parts := slices.Concat([]string{"gone", imageFile}, changes[1:])
 	if blank {
 		parts = append(parts, dataDisk)
 	}
@@ -319,7 +280,7 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 			return err
 		}
 	}
-	started, err := l.powerOn(ctx, nodes[0])
+	started, err := l.powerOn(ctx, p, nodes[0])
 	if err == nil {
 		err = started()
 	}
@@ -350,12 +311,12 @@ func (l *Lab) Current(name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	metaData, err := os.ReadFile(l.paths.in(name, seedDir+"/meta-data"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	had, err := cloudinit.ReadISO(l.paths.in(name, seedFile))
+	if err != nil {
 		return false, err
 	}
 	// The instance's id in the meta-data is derived from all that is on a seed.
-	return os.SameFile(made, now) && bytes.Equal(metaData, seed.MetaData), nil
+	return os.SameFile(made, now) && bytes.Equal(had.MetaData, seed.MetaData), nil
 }
 
 // released waits until the kernel has let go of the disks of a node that is off.

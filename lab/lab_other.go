@@ -19,7 +19,7 @@ type Lab struct{}
 func Open(Config) (*Lab, error) { return nil, errLinux }
 
 // Up fails.
-func (*Lab) Up(context.Context, []string, string) error { return errLinux }
+func (*Lab) Up(context.Context, []string, UpOptions) error { return errLinux }
 
 // Site returns the empty string.
 func (*Lab) Site() string { return "" }

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	case len(os.Args) > 1 && os.Args[1] == "test-up":
 		l, err := openTest(os.Args[2], os.Args[3])
 		if err == nil {
-			err = l.Up(context.Background(), nil, os.Args[4])
+			err = l.Up(context.Background(), nil, UpOptions{Site: os.Args[4], Provider: os.Args[5]})
 		}
 		fatal(err)
 	}
@@ -74,9 +74,13 @@ func openTest(dir, name string) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Open(Config{Spec: spec, Secrets: secrets, Dir: filepath.Join(dir, "dist"), Log: func(format string, args ...any) {
+	l, err := Open(Config{Spec: spec, Secrets: secrets, Dir: filepath.Join(dir, "dist"), Log: func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", name, fmt.Sprintf(format, args...))
 	}})
+	if err == nil {
+		l.bootLimit = 100 * time.Millisecond // the machines of the tests have no agent
+	}
+	return l, err
 }
 
 // bench is a lab that can be brought up.
@@ -208,7 +212,7 @@ func TestNodes(t *testing.T) {
 	if err := b.Start(ctx, "store1"); err == nil || !strings.Contains(err.Error(), "imagegen up") {
 		t.Errorf("start before up: %v", err)
 	}
-	if err := b.Up(ctx, nil, b.site); err != nil {
+	if err := b.Up(ctx, nil, UpOptions{Site: b.site}); err != nil {
 		t.Fatal(err)
 	}
 	b.waitReady(t)
@@ -218,11 +222,11 @@ func TestNodes(t *testing.T) {
 
 	t.Run("the other lab", func(t *testing.T) {
 		other := newBench(t, "labtest2", image)
-		if err := other.Up(ctx, nil, other.site); err != nil {
+		if err := other.Up(ctx, nil, UpOptions{Site: other.site}); err != nil {
 			t.Fatal(err)
 		}
 		other.waitReady(t)
-		if err := other.Up(ctx, nil, b.site); err == nil || !strings.Contains(err.Error(), "in use") {
+		if err := other.Up(ctx, nil, UpOptions{Site: b.site}); err == nil || !strings.Contains(err.Error(), "in use") {
 			t.Errorf("up with the other lab's address: %v", err)
 		}
 		if err := other.Down(ctx); err != nil {
@@ -234,7 +238,7 @@ func TestNodes(t *testing.T) {
 			t.Fatal(err)
 		}
 		for what, do := range map[string]func() error{
-			"up":   func() error { return namesake.Up(ctx, nil, "") },
+			"up":   func() error { return namesake.Up(ctx, nil, UpOptions{}) },
 			"kill": func() error { return namesake.Kill(ctx, "store1") },
 			"down": func() error { return namesake.Down(ctx) },
 		} {
@@ -340,7 +344,7 @@ func TestNodes(t *testing.T) {
 			}
 			return nil
 		})
-		if err := b.Up(ctx, nil, b.site); err != nil {
+		if err := b.Up(ctx, nil, UpOptions{Site: b.site}); err != nil {
 			t.Fatal(err)
 		}
 		b.waitReady(t)
@@ -397,13 +401,29 @@ var machineChecks = []struct{ what, script string }{
 func TestKilledUp(t *testing.T) {
 	image := testImage(t)
 	b := newBench(t, "labtest3", image)
+	b.killedUp(t, Nspawn, 4*time.Millisecond)
+	if err := b.Up(t.Context(), nil, UpOptions{Site: b.site}); err != nil {
+		t.Fatal(err)
+	}
+	b.waitReady(t)
+	b.page(t)
+	if err := b.Down(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.nothingLeft(t)
+}
+
+// killedUp kills up after no time, then after step more each time, until it is done before that.
+func (b *bench) killedUp(t *testing.T, provider string, step time.Duration) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	finished := false
-	for after := time.Duration(0); !finished; after += 4 * time.Millisecond {
-		cmd := exec.Command(self, "test-up", b.dir, b.name, b.site)
+	for after := time.Duration(0); !finished; after += step {
+		b.chosen(t, provider)
+		cmd := exec.Command(self, "test-up", b.dir, b.name, b.site, provider)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -419,15 +439,20 @@ func TestKilledUp(t *testing.T) {
 			b.nothingLeft(t)
 		}
 	}
-	if err := b.Up(t.Context(), nil, b.site); err != nil {
+}
+
+// chosen keeps up from booting a guest to find out whether KVM works: the test's machines are emulated everywhere.
+func (b *bench) chosen(t *testing.T, provider string) {
+	t.Helper()
+	if provider != Qemu {
+		return
+	}
+	if err := os.MkdirAll(b.paths.lab(), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	b.waitReady(t)
-	b.page(t)
-	if err := b.Down(t.Context()); err != nil {
+	if err := os.WriteFile(b.paths.provider(), []byte("qemu tcg\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.nothingLeft(t)
 }
 
 // nothingLeft looks for everything that a lab could leave on this machine.
@@ -474,6 +499,12 @@ func (b *bench) nothingLeft(t *testing.T) {
 		cmdline, _ := os.ReadFile(p + "/cmdline")
 		if strings.HasPrefix(cwd, b.dir) || p != fmt.Sprint("/proc/", os.Getpid()) && bytes.Contains(cmdline, []byte(b.dir)) {
 			t.Errorf("process left: %s %q", p, cmdline)
+		}
+		fds, _ := os.ReadDir(p + "/fd")
+		for _, fd := range fds {
+			if file, _ := os.Readlink(p + "/fd/" + fd.Name()); strings.HasPrefix(file, b.dir) && p != fmt.Sprint("/proc/", os.Getpid()) {
+				t.Errorf("process left with %s open: %s %q", file, p, cmdline)
+			}
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"unsafe"
 )
 
 // netns is a network namespace with a name, as `ip netns` knows them.
@@ -121,6 +122,44 @@ func (n netns) delete() error {
 	}
 	os.Remove(netnsDir) // unless others have one
 	return nil
+}
+
+// From linux/if_tun.h.
+const (
+	tunDevice = "/dev/net/tun"
+	tunSetIff = 0x400454ca
+
+	tunTap, tunNoInfo, tunOffloads = 2, 0x1000, 0x4000
+)
+
+// plug makes a port of this name on the bridge and returns the cable to it: what is written there is frames that come in
+// at the port. The port goes with the last user of the cable.
+func (n netns) plug(port string) (cable *os.File, err error) {
+	err = n.do(func() error {
+		fd, err := syscall.Open(tunDevice, syscall.O_RDWR|syscall.O_CLOEXEC, 0) // belongs to the network that it is opened in
+		if err != nil {
+			return fmt.Errorf("open %s: %w", tunDevice, err)
+		}
+		cable = os.NewFile(uintptr(fd), port)
+		var request struct {
+			name  [16]byte
+			flags uint16
+			_     [22]byte
+		}
+		copy(request.name[:15], port)
+		request.flags = tunTap | tunNoInfo | tunOffloads
+		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), tunSetIff, uintptr(unsafe.Pointer(&request))); errno != 0 {
+			return fmt.Errorf("make %s in the cluster's network: %w", port, errno)
+		}
+		if out, err := exec.Command("ip", "link", "set", port, "master", bridge, "up").CombinedOutput(); err != nil {
+			return fmt.Errorf("plug %s into the cluster's network: ip: %w: %s", port, err, strings.TrimSpace(string(out)))
+		}
+		return nil
+	})
+	if err != nil && cable != nil {
+		cable.Close()
+	}
+	return cable, err
 }
 
 // dial connects from inside the namespace to an IP address and port.

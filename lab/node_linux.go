@@ -1,9 +1,7 @@
 package lab
 
 import (
-	"bytes"
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -11,31 +9,115 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
-	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/images"
 )
 
-// A node's folder, beside its console's log.
+// A node's folder, beside its console's log and what its provider keeps there.
 const (
 	imageFile = "image.raw" // hard link: the node keeps the image that it was made from
+	seedFile  = "seed.iso"  // hard link: the seed that the node was last turned on with
 	dataDisk  = "data.img"
-	seedDir   = "seed"
 	turnedOn  = "turned-on" // empty; its time says when
 )
 
-// rootOffset is where the root partition of an image begins, in bytes.
-const rootOffset = 1 << 20
+// provider is how the nodes of a lab are made to run.
+type provider interface {
+	// check finds what this machine lacks for turning on that many more nodes.
+	check(nodes int) error
+	// atOnce is how many nodes had better boot at the same time; 0: all.
+	atOnce() int
+	// makeNode adds to a node's folder, which has the image, the seed and the data disk, what else it takes.
+	makeNode(ctx context.Context, n cluster.Node) error
+	// changes are the parts of a node's folder that hold what the node has changed on its root disk. A node is turned on
+	// without any of them after the first is gone.
+	changes() []string
+	// start starts a node that is off, in its cgroup, which is open as in, and returns without waiting. The function that
+	// it returns waits until the node is on, or tells why it is not.
+	start(n cluster.Node, in *os.File) (started func() error, err error)
+	// exec is the command, to be run in the node's cgroup, that runs argv as root on a node that is on.
+	exec(n cluster.Node, argv []string) (*exec.Cmd, error)
+}
 
-//go:embed poweron.sh
-var powerOnScript string
+// record is what the lab's file about its provider says.
+func (l *Lab) record() (name, accel string, err error) {
+	data, err := os.ReadFile(l.paths.provider())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", "", err
+	}
+	name, accel, _ = strings.Cut(strings.TrimSpace(string(data)), " ")
+	return name, accel, nil
+}
+
+// provider returns the provider that Up has chosen. It is kept until Down: the disks of one are nothing to another.
+func (l *Lab) provider() (provider, error) {
+	name, accel, err := l.record()
+	if err != nil {
+		return nil, err
+	}
+	switch name {
+	case Nspawn:
+		return nspawn{l}, nil
+	case Qemu:
+		return qemu{l, accel}, nil
+	}
+	return nil, l.notUp()
+}
+
+func (l *Lab) notUp() error {
+	return fmt.Errorf("cluster %s is not up: imagegen up starts it", l.spec.Cluster)
+}
+
+// choose makes sure that there is a provider: the one called name, or with an empty name the one that the nodes have
+// already, or else nspawn. A guest that is booted to see what works is n's.
+func (l *Lab) choose(ctx context.Context, name string, n cluster.Node) error {
+	have, _, err := l.record()
+	if err != nil {
+		return err
+	}
+	if have != "" {
+		if name != "" && name != have {
+			return fmt.Errorf("the nodes of cluster %s have been made for %s and cannot run with %s: imagegen down removes them", l.spec.Cluster, have, name)
+		}
+		return nil
+	}
+	record := name
+	switch name {
+	case "", Nspawn:
+		record = Nspawn
+		if err := (nspawn{l}).check(1); err != nil {
+			return err
+		}
+	case Qemu:
+		if err := (qemu{Lab: l}).check(1); err != nil {
+			return err
+		}
+		accel, why, err := images.Accelerator(ctx, l.paths.image(n.Role), "raw")
+		if err != nil {
+			return err
+		}
+		l.log("virtual machines run %s", why)
+		record += " " + accel
+	default:
+		return fmt.Errorf("there is no provider %s; there are %s and %s", name, Nspawn, Qemu)
+	}
+	aside := l.paths.provider() + ".new"
+	if err := os.WriteFile(aside, []byte(record+"\n"), 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(aside, l.paths.provider()); err != nil {
+		return err
+	}
+	return l.bePatient()
+}
 
 // powerOn starts a node that is off, and returns without waiting. The function that it returns waits until the node is
-// on, which means that its init is about to run, or tells why it is not.
-func (l *Lab) powerOn(ctx context.Context, n cluster.Node) (started func() error, err error) {
+// on, or tells why it is not.
+func (l *Lab) powerOn(ctx context.Context, p provider, n cluster.Node) (started func() error, err error) {
 	group := l.group.sub(n.Name)
 	if err := group.remove(); err != nil { // of the last time
 		return nil, err
@@ -46,102 +128,47 @@ func (l *Lab) powerOn(ctx context.Context, n cluster.Node) (started func() error
 	if err := l.makeNode(n); err != nil {
 		return nil, err
 	}
-	image, err := openLoop(l.paths.in(n.Name, imageFile), rootOffset, true)
-	if err != nil {
+	if err := p.makeNode(ctx, n); err != nil {
 		return nil, err
 	}
-	defer image.Close()
-	disks, data := []*os.File{image}, ""
-	if l.spec.Role(n.Role).Data > 0 {
-		d, err := openLoop(l.paths.in(n.Name, dataDisk), 0, false)
-		if err != nil {
-			return nil, err
-		}
-		defer d.Close()
-		disks, data = append(disks, d), d.Name()
-	}
-	console, err := os.OpenFile(l.paths.console(n.Name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer console.Close()
 	in, err := group.open()
 	if err != nil {
 		return nil, err
 	}
 	defer in.Close()
-	messages, stderr, err := os.Pipe()
-	if err != nil {
+	if started, err = p.start(n, in); err != nil {
 		return nil, err
 	}
-	defer stderr.Close()
-	cmd := exec.Command("/bin/sh", slices.Concat([]string{"-c", powerOnScript, "poweron"}, l.powerOnArgs(n, image.Name(), data))...)
-	cmd.Dir = l.paths.node(n.Name)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	cmd.Stdout, cmd.Stderr = console, stderr
-	cmd.ExtraFiles = disks // until they are in use
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid: true, UseCgroupFD: true, CgroupFD: int(in.Fd()),
-		Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
-	}
-	if err := cmd.Start(); err != nil {
-		messages.Close()
-		return nil, err
-	}
-	go cmd.Wait() // for as long as this process lives
 	if err := os.WriteFile(l.paths.in(n.Name, turnedOn), nil, 0o600); err != nil {
 		l.log("%s: %v", n.Name, err) // for status alone
 	}
-	return func() error {
-		defer messages.Close()
-		said, err := io.ReadAll(messages) // ends when the script does, or hands over to nspawn
-		if err != nil {
-			return err
-		}
-		if why, failed := strings.CutSuffix(strings.TrimSpace(string(said)), "not on"); failed {
-			return errors.New(strings.TrimSpace(why))
-		}
-		return nil
-	}, nil
-}
-
-// powerOnArgs are the arguments of poweron.sh.
-func (l *Lab) powerOnArgs(n cluster.Node, image, data string) []string {
-	return []string{n.Name, n.MAC, string(l.network), l.port(n.Name), image, data}
+	return started, nil
 }
 
 // makeNode makes a node's folder, with its disks if it has none yet, and its seed as it is now.
 func (l *Lab) makeNode(n cluster.Node) error {
-	for _, dir := range []string{"image", "upper", "work", "root", seedDir} {
-		if err := os.MkdirAll(l.paths.in(n.Name, dir), 0o700); err != nil {
-			return err
-		}
-	}
-	// The node's root folder shows the mode of this one.
-	if err := os.Chmod(l.paths.in(n.Name, "upper"), 0o755); err != nil {
+	if err := os.MkdirAll(l.paths.node(n.Name), 0o700); err != nil {
 		return err
 	}
 	if err := os.Link(l.paths.image(n.Role), l.paths.in(n.Name, imageFile)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if size := l.spec.Role(n.Role).Data; size > 0 {
-		if err := growFile(l.paths.in(n.Name, dataDisk), int64(size)); err != nil {
-			return err
-		}
-	}
-	seed, err := cloudinit.ReadISO(l.paths.seed(n.Name))
-	if err != nil {
+	aside := l.paths.in(n.Name, seedFile+".new")
+	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) { // an interrupted run's
 		return err
 	}
-	for name, data := range map[string][]byte{"user-data": seed.UserData, "meta-data": seed.MetaData, "network-config": seed.NetworkConfig} {
-		path := l.paths.in(n.Name, seedDir+"/"+name)
-		// A file that an interrupted run left short is different, too.
-		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
-			continue
-		}
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			return err
-		}
+	if err := os.Link(l.paths.seed(n.Name), aside); err != nil {
+		return err
+	}
+	if err := os.Rename(aside, l.paths.in(n.Name, seedFile)); err != nil {
+		return err
+	}
+	// Renaming a file to another name of itself does nothing.
+	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if size := l.spec.Role(n.Role).Data; size > 0 {
+		return growFile(l.paths.in(n.Name, dataDisk), int64(size))
 	}
 	return nil
 }
@@ -163,9 +190,29 @@ func growFile(path string, size int64) error {
 	return f.Truncate(size)
 }
 
+// booted waits until a node's agent answers or the node is off again, but no longer than bootLimit.
+func (l *Lab) booted(ctx context.Context, n cluster.Node) {
+	ctx, cancel := context.WithTimeout(ctx, l.bootLimit)
+	defer cancel()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for l.group.sub(n.Name).busy() {
+		if _, err := l.asker.ask(ctx, n.Name, n.IP); err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			l.log("%s has not booted within %s; the next is turned on all the same", n.Name, l.bootLimit)
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // Exec runs a command on a node and returns its exit code: 128 and the signal's number when a signal ended it.
 func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
-	if _, err := l.pick([]string{node}); err != nil {
+	nodes, err := l.pick([]string{node})
+	if err != nil {
 		return 0, err
 	}
 	if len(argv) == 0 {
@@ -179,9 +226,13 @@ func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Rea
 	if owner != l.paths.lab() || !group.busy() {
 		return 0, fmt.Errorf("%s is off: imagegen start %s turns it on", node, node)
 	}
-	init, ok := initOf(group)
-	if !ok {
-		return 0, fmt.Errorf("%s has only just been turned on: try again", node)
+	p, err := l.provider()
+	if err != nil {
+		return 0, err
+	}
+	cmd, err := p.exec(nodes[0], argv)
+	if err != nil {
+		return 0, err
 	}
 	// In a cgroup of the node's, so that a power cut ends the command, too.
 	in, err := group.sub("exec").open()
@@ -189,15 +240,14 @@ func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Rea
 		return 0, err
 	}
 	defer in.Close()
-	bound, err := boundingSet(init)
-	if err != nil {
-		return 0, fmt.Errorf("%s has just gone off: %w", node, err)
-	}
-	cmd := exec.CommandContext(ctx, "setpriv", execArgs(init, bound, argv)...)
-	cmd.Env = execEnv(os.Getenv("TERM"))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(in.Fd())}
-	err = cmd.Run()
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+	defer stop()
+	err = cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		if status := exit.Sys().(syscall.WaitStatus); status.Signaled() {
@@ -208,52 +258,23 @@ func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Rea
 	return 0, err
 }
 
-// initOf returns the first process of the container in a node's cgroup, by its process id on this machine.
-func initOf(group cgroup) (pid int, ok bool) {
-	for _, c := range group.below() {
-		for _, pid := range c.pids() {
-			status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // it may have ended
-			for line := range strings.Lines(string(status)) {
-				if ids, is := strings.CutPrefix(line, "NSpid:"); is {
-					if f := strings.Fields(ids); len(f) == 2 && f[1] == "1" {
-						return pid, true
-					}
-				}
-			}
+// lacks finds which programs, and the Debian packages that bring them, and which devices this machine lacks.
+func lacks(programs, devices [][2]string) error {
+	var names, packages []string
+	for _, p := range programs {
+		if _, err := exec.LookPath(p[0]); err != nil {
+			names, packages = append(names, p[0]), append(packages, p[1])
 		}
 	}
-	return 0, false
-}
-
-// execArgs are the arguments of setpriv for running a command as the node's own root, who may do less than ours.
-func execArgs(init int, bound uint64, argv []string) []string {
-	caps := "-all"
-	for n := range 64 {
-		if bound>>n&1 != 0 {
-			caps += ",+cap_" + strconv.Itoa(n)
+	var errs []error
+	if names != nil {
+		slices.Sort(packages)
+		errs = append(errs, fmt.Errorf("the lab needs %s, which this machine lacks: apt-get install %s", strings.Join(names, ", "), strings.Join(slices.Compact(packages), " ")))
+	}
+	for _, d := range devices {
+		if _, err := os.Stat(d[0]); err != nil {
+			errs = append(errs, fmt.Errorf("the lab needs %s: modprobe %s", d[0], d[1]))
 		}
 	}
-	return append([]string{"--bounding-set=" + caps, "nsenter", "--target=" + strconv.Itoa(init), "--all", "--root", "--wd", "--"}, argv...)
-}
-
-// boundingSet returns the capabilities that a process and its children can have at most, a bit each.
-func boundingSet(pid int) (uint64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if hex, is := strings.CutPrefix(line, "CapBnd:"); is {
-			return strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
-		}
-	}
-	return 0, errors.New("no CapBnd in its status")
-}
-
-func execEnv(term string) []string {
-	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root", "LANG=C.UTF-8"}
-	if term != "" {
-		env = append(env, "TERM="+term)
-	}
-	return env
+	return errors.Join(errs...)
 }

@@ -19,8 +19,11 @@ import (
 	"imagegen/cluster"
 )
 
-// statusLimit is how long a node's agent may take to answer.
-const statusLimit = 2 * time.Second
+// statusLimit is how long a node's agent may take to answer; emulatedLimit: where the node's processor is emulated.
+const (
+	statusLimit   = 2 * time.Second
+	emulatedLimit = 15 * time.Second
+)
 
 // maxReport is the largest answer that is read from an agent, in bytes.
 const maxReport = 1 << 20
@@ -83,6 +86,7 @@ type asker struct {
 	clusterID string
 	operator  tls.Certificate
 	ca        *x509.CertPool
+	limit     time.Duration // for an answer
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -95,13 +99,13 @@ func newAsker(s *cluster.Secrets, dial func(context.Context, string, string) (ne
 	if !ca.AppendCertsFromPEM(s.CA.Cert) {
 		return nil, errors.New("the cluster's authority has no certificate")
 	}
-	return &asker{clusterID: s.ClusterID, operator: cert, ca: ca, dial: dial}, nil
+	return &asker{clusterID: s.ClusterID, operator: cert, ca: ca, limit: statusLimit, dial: dial}, nil
 }
 
 // request sends a request to a node's agent and returns its answer; one that is no success is an error, with what the
 // agent says.
 func (a *asker) request(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, statusLimit)
+	ctx, cancel := context.WithTimeout(ctx, a.limit)
 	defer cancel()
 	transport := &http.Transport{
 		DialContext:       a.dial,
@@ -117,7 +121,7 @@ func (a *asker) request(ctx context.Context, node string, ip netip.Addr, method,
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded {
-			err = fmt.Errorf("no answer within %s", statusLimit)
+			err = fmt.Errorf("no answer within %s", a.limit)
 		}
 		return nil, err
 	}

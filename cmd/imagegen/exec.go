@@ -4,12 +4,13 @@ import "github.com/urfave/cli/v2"
 
 func execCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "exec",
-		Category:    labCategory,
-		Usage:       "run a command on a node, as root",
-		ArgsUsage:   "NODE -- COMMAND [ARGUMENT…]",
-		Description: "Ends with the command's exit code. Standard input, output and error are the command's.",
-		Flags:       []cli.Flag{specFlag(), outFlag()},
+		Name:      "exec",
+		Category:  labCategory,
+		Usage:     "run a command on a node, as root",
+		ArgsUsage: "NODE -- COMMAND [ARGUMENT…]",
+		Description: "Ends with the command's exit code. Standard input, output and error are the command's. In a virtual machine it is run by\n" +
+			"SSH and sudo, for which the spec must have a key of yours (ssh), in ~/.ssh or in ssh-agent.",
+		Flags: []cli.Flag{specFlag(), outFlag()},
 		Action: func(c *cli.Context) error {
 			args := c.Args().Slice()
 			if len(args) < 3 || args[1] != "--" {
