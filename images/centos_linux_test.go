@@ -482,7 +482,7 @@ func standIn(t *testing.T, dir, path string) {
 		t.Skipf("NOT TESTED: %v", err)
 	}
 	must(t, exec.Command("mmdebstrap", append([]string{
-		"--variant=minbase", "--include=dnf,rpm,systemd-sysv,passwd", "--dpkgopt=path-exclude=/usr/share/man/*", "bookworm", filepath.Join(dir, "root"),
+		"--variant=minbase", "--include=dnf,rpm,systemd-sysv,passwd", "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*", "bookworm", filepath.Join(dir, "root"),
 	}, sources...)...))
 	must(t, exec.Command("unshare", "--mount", "sh", "-euc", `
 root=$1/root disk=$1/disk
