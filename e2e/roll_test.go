@@ -1,0 +1,82 @@
+package e2e
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestRoll has a roll refuse to begin, stop half-way, and go on, with three nodes that are a cluster of their own.
+func TestRoll(t *testing.T) {
+	b := newBench(t)
+	spec := func(maxmemory string) {
+		t.Helper()
+		text := "cluster: roll\ndistro: debian12\nnetwork: {cidr: 10.99.0.0/24}\nroles:\n  redis:\n    options: {maxmemory: \"" + maxmemory + "\"}\n" +
+			"    nodes: {r1: 10.99.0.11, r2: 10.99.0.12, r3: 10.99.0.13}\n"
+		if err := os.WriteFile(b.spec(), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		b.lab(t, "build")
+	}
+	// on returns what each node has had since it was made, and since its disk was.
+	on := func(script string) map[string]string {
+		t.Helper()
+		m := map[string]string{}
+		for _, n := range []string{"r1", "r2", "r3"} {
+			out, err := b.in(n, script)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m[n] = strings.TrimSpace(out)
+		}
+		return m
+	}
+	roll := func(args ...string) (string, error) {
+		return b.try(append([]string{"roll", "-f", b.spec(), "-o", b.dist()}, args...)...)
+	}
+	const started = "cut -d' ' -f22 /proc/1/stat"
+
+	spec("50")
+	b.lab(t, "up")
+	b.waitReady(t)
+	if out, err := roll(); err != nil || !strings.Contains(out, "replaced 0 nodes; 3 up to date already") {
+		t.Errorf("nothing to do: %v %s", err, out)
+	}
+	on("echo kept >/data/kept")
+	before := on(started)
+
+	spec("45")
+	b.lab(t, "kill", "r3")
+	if _, err := roll("--timeout", "5s"); err == nil || !strings.Contains(err.Error(), "r1 is not replaced") {
+		t.Errorf("another node is down: %v", err)
+	}
+	b.lab(t, "start", "r3")
+	b.waitReady(t)
+	if now := on(started); now["r1"] != before["r1"] || now["r2"] != before["r2"] {
+		t.Errorf("another node was down, and a node was replaced: %v, %v", before, now)
+	}
+
+	// No node is ready within a second. (A start takes the latest seed, so r3 would be up to date already.)
+	spec("40")
+	before = on(started)
+	if out, err := roll("--timeout", "1s"); err == nil {
+		t.Errorf("it did not stop: %s", out)
+	}
+	half := on(started)
+	if half["r1"] == before["r1"] || half["r2"] != before["r2"] || half["r3"] != before["r3"] {
+		t.Errorf("it should have stopped at r1: %v, %v", before, half)
+	}
+	if out, err := roll(); err != nil || !strings.Contains(out, "replaced 2 nodes; 1 up to date already") {
+		t.Errorf("going on: %v %s", err, out)
+	}
+	b.waitReady(t)
+	now := on(started)
+	if now["r1"] != half["r1"] || now["r2"] == half["r2"] || now["r3"] == half["r3"] {
+		t.Errorf("going on from r1: %v, %v", half, now)
+	}
+	for n, kept := range on("cat /data/kept; grep -c '^maxmemory ' /var/lib/redis/redis.conf") {
+		if kept != "kept\n1" {
+			t.Errorf("%s: %q", n, kept)
+		}
+	}
+}
