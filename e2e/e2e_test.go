@@ -376,8 +376,11 @@ func (b *bench) postOutlives(t *testing.T) {
 	}
 }
 
+// redisCLI is the beginning of a shell line that asks the Redis of a node, or with -p 26379 its Sentinel.
+const redisCLI = `REDISCLI_AUTH=$(sed -n 's/.*"redis": *"\([^"]*\)".*/\1/p' /etc/imagegen/secrets.json) redis-cli `
+
 // redisRole is a shell line that prints what the Redis of a node is.
-const redisRole = `REDISCLI_AUTH=$(sed -n 's/.*"redis": *"\([^"]*\)".*/\1/p' /etc/imagegen/secrets.json) redis-cli role | head -n 1`
+const redisRole = redisCLI + "role | head -n 1"
 
 func (b *bench) sessionsOutlive(t *testing.T) {
 	admin := b.login(t)

@@ -56,8 +56,14 @@ func (b *bench) redisInVMs(t *testing.T) {
 	b.lab(t, "up", append([]string{"--site", b.site, "--provider", "qemu", "--wait", "--timeout", threeVMsIn.String()}, names...)...)
 	t.Logf("three virtual machines were ready %s after power-on", time.Since(start).Round(time.Second))
 	var masters []string
+	watched := map[string]bool{} // addresses of masters, as the Sentinels have it
 	for _, n := range names {
 		b.cloudInitDone(t, n)
+		master, err := b.in(n, redisCLI+"-p 26379 sentinel get-master-addr-by-name mymaster | head -n 1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		watched[strings.TrimSpace(master)] = true
 		out, err := b.in(n, redisRole)
 		if err != nil {
 			t.Fatal(err)
@@ -71,7 +77,12 @@ func (b *bench) redisInVMs(t *testing.T) {
 		}
 	}
 	if len(masters) != 1 {
-		t.Errorf("masters: %q", masters)
+		t.Fatalf("masters: %q", masters)
+	}
+	for _, n := range b.nodes(t) {
+		if n.Node == masters[0] && (len(watched) != 1 || !watched[n.Address]) {
+			t.Errorf("the master is %s, %s; for the Sentinels it is %v", n.Node, n.Address, watched)
+		}
 	}
 	t.Run("down leaves nothing", b.downLeavesNothing)
 }
