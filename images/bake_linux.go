@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,7 +64,7 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if err := c.bakeRole(ctx, p); err != nil {
+			if err := c.bakeRole(ctx, p, chrootBuilder{}); err != nil {
 				mu.Lock()
 				if first == nil {
 					first = fmt.Errorf("bake %s: %w", p.name(), err)
@@ -82,14 +84,15 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 // bake is the state of one bake. It goes through the multistep runner under one key, so that the steps share a typed
 // struct.
 type bake struct {
-	config *Config
-	name   string // for people: the roles, or the base
-	work   string // folder of its own
-	log    *os.File
-	plan   *plan // nil for the base
-	base   baseInputs
-	at     string // the step, for people
-	err    error
+	config  *Config
+	name    string // for people: the roles, or the base
+	work    string // folder of its own
+	log     *os.File
+	plan    *plan // nil for the base
+	builder builder
+	base    baseInputs
+	at      string // the step, for people
+	err     error
 }
 
 // begin tells of a step.
@@ -180,7 +183,7 @@ func (c *Config) baseDir(in baseInputs) string {
 }
 
 // bakeRole makes an image unless somebody else has meanwhile.
-func (c *Config) bakeRole(ctx context.Context, p *plan) error {
+func (c *Config) bakeRole(ctx context.Context, p *plan, by builder) error {
 	dir := c.imageDir(p.identity)
 	lock, err := c.lockResult(ctx, p.name(), dir)
 	if err != nil {
@@ -191,7 +194,7 @@ func (c *Config) bakeRole(ctx context.Context, p *plan) error {
 		c.UI.Done(p.name(), true)
 		return nil
 	}
-	b := &bake{config: c, name: p.name(), plan: p, base: p.inputs.Base}
+	b := &bake{config: c, name: p.name(), plan: p, builder: by, base: p.inputs.Base}
 	err = b.run(ctx,
 		step{"copy the base", (*bake).copyBase},
 		step{"download files", (*bake).download},
@@ -211,18 +214,22 @@ func (b *bake) makeBase(ctx context.Context) error {
 	if b.base.SHA256 != "" {
 		return b.unpackBase(ctx)
 	}
-	vars, err := b.apt(ctx, b.base.Pinned)
-	if err != nil {
-		return err
-	}
-	maps.Copy(vars, map[string]string{
+	vars := map[string]string{
 		"DISK":        filepath.Join(b.work, "result", diskName),
 		"BYTES":       strconv.FormatInt(b.base.Bytes, 10),
 		"FS_UUID":     nameUUID("base " + b.base.identity()),
 		"BOOT_SECTOR": bootSector,
 		"PACKAGES":    strings.Join(names(b.base.Pinned), ","),
 		"WORK":        b.work,
-	})
+		"ARCHIVE":     filepath.Join(b.work, "archive"),
+		"APT_CONF":    filepath.Join(b.work, "apt.conf"),
+	}
+	err := errors.Join(
+		b.config.repository(ctx, vars["ARCHIVE"], b.base.Pinned),
+		os.WriteFile(vars["APT_CONF"], []byte(aptDefaults), 0o644))
+	if err != nil {
+		return err
+	}
 	return b.script(ctx, baseScript, vars)
 }
 
@@ -273,68 +280,73 @@ func (b *bake) download(ctx context.Context) error {
 	return nil
 }
 
+// install makes the image of the copy of the base.
 func (b *bake) install(ctx context.Context) error {
-	in := b.plan.inputs
-	if in.Base.Distro == "centos7" {
-		return b.installCentOS(ctx)
-	}
-	dir := func(name string) string { return filepath.Join(b.work, name) }
-	if err := os.Mkdir(dir("local"), 0o755); err != nil {
+	if err := b.lay(ctx); err != nil {
 		return err
 	}
-	for _, l := range in.Local {
-		if err := copyAs(l.path, filepath.Join(dir("local"), l.Name), l.SHA256); err != nil {
-			return err
-		}
-	}
-	if err := os.WriteFile(dir("unit"), []byte(in.Unit), 0o644); err != nil {
+	if err := b.builder.install(ctx, b); err != nil {
 		return err
 	}
-	if err := copyAs(b.config.Agent, dir("agent"), in.Agent); err != nil {
-		return err
-	}
-	vars, err := b.apt(ctx, in.Pinned)
-	if err != nil {
-		return err
-	}
-	maps.Copy(vars, map[string]string{
-		"DISK": filepath.Join(dir("result"), diskName), "BYTES": strconv.FormatInt(in.DiskBytes, 10), "WORK": b.work,
-		"LOCAL": dir("local"), "FILES": dir("files"), "AGENT": dir("agent"), "UNIT": dir("unit"),
-		"PACKAGES": strings.Join(in.Packages, " "), "USERS": userList(in.Users),
-		"DISABLE": strings.Join(in.Disable, " "), "REMOVE": strings.Join(in.Remove, " "),
-	})
-	return b.script(ctx, installScript, vars)
+	return os.Rename(b.inputs("packages"), filepath.Join(b.work, "packages"))
 }
 
-// installCentOS does for centos7 what install does for debian12.
-func (b *bake) installCentOS(ctx context.Context) error {
+// inputs is the path of one of the things that the script in the image is given.
+func (b *bake) inputs(name string) string { return filepath.Join(b.work, "bake", name) }
+
+// lay makes the folder that the script in the image reads, the same for every builder. The script is in it, and knows of
+// all else by the folder's path alone, in BAKE.
+func (b *bake) lay(ctx context.Context) error {
 	in := b.plan.inputs
-	dir := filepath.Join(b.work, "bake")
-	if err := os.MkdirAll(filepath.Join(dir, "local"), 0o755); err != nil {
+	if err := os.MkdirAll(b.inputs("local"), 0o755); err != nil {
 		return err
 	}
 	for _, l := range in.Local {
-		if err := copyAs(l.path, filepath.Join(dir, "local", l.Name), l.SHA256); err != nil {
+		if err := copyAs(l.path, filepath.Join(b.inputs("local"), l.Name), l.SHA256); err != nil {
 			return err
 		}
 	}
 	err := errors.Join(
-		os.Rename(filepath.Join(b.work, "files"), filepath.Join(dir, "files")),
-		os.WriteFile(filepath.Join(dir, "repos"), []byte(repoFile(in.Repos)), 0o644),
-		os.WriteFile(filepath.Join(dir, "unit"), []byte(in.Unit), 0o644),
-		copyAs(b.config.Agent, filepath.Join(dir, "agent"), in.Agent))
+		os.Rename(filepath.Join(b.work, "files"), b.inputs("files")),
+		os.WriteFile(b.inputs("unit"), []byte(in.Unit), 0o644),
+		copyAs(b.config.Agent, b.inputs("agent"), in.Agent))
 	if err != nil {
 		return err
 	}
-	vars := centosVars(in)
-	maps.Copy(vars, map[string]string{
-		"DISK": filepath.Join(b.work, "result", diskName), "BYTES": strconv.FormatInt(in.DiskBytes, 10), "WORK": b.work,
-		"BAKE": dir, "SCRIPT": centosScript,
-	})
-	if err := b.script(ctx, centosChrootScript, vars); err != nil {
-		return err
+	var vars map[string]string
+	var script string
+	if b.config.pinned() {
+		vars, script = debianVars(in), debianScript
+		err = b.layAPT(ctx)
+	} else {
+		vars, script = centosVars(in), centosScript
+		err = os.WriteFile(b.inputs("repos"), []byte(repoFile(in.Repos)), 0o644)
 	}
-	return os.Rename(filepath.Join(dir, "packages"), filepath.Join(b.work, "packages"))
+	return errors.Join(err, os.WriteFile(b.inputs("script"), []byte(assignments(vars)+script), 0o644))
+}
+
+// layAPT lays what APT in the image needs to know.
+func (b *bake) layAPT(ctx context.Context) error {
+	for _, k := range keyrings(b.base.Sources) {
+		path := filepath.Join(b.inputs("keys"), k)
+		err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), copySparse(k, path))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // the base may have it
+			return fmt.Errorf("copy the archive's keys: %w", err)
+		}
+	}
+	return errors.Join(
+		b.config.repository(ctx, b.inputs("archive"), b.plan.inputs.Pinned),
+		os.WriteFile(b.inputs("sources"), []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644),
+		os.WriteFile(b.inputs("apt.conf"), []byte(aptDefaults), 0o644))
+}
+
+// assignments writes variables as a shell reads them.
+func assignments(vars map[string]string) string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(vars)) {
+		fmt.Fprintf(&b, "%s='%s'\n", name, strings.ReplaceAll(vars[name], "'", `'\''`))
+	}
+	return b.String()
 }
 
 // copyAs copies a file that has to be the one whose hash is part of the image's identity.
@@ -346,21 +358,6 @@ func copyAs(from, to, sum string) error {
 		return errors.Join(err, fmt.Errorf("%s has changed since the build began; build again", from))
 	}
 	return nil
-}
-
-// apt writes what APT needs to know into the bake's folder, with an archive of just the packages to install, and returns
-// the scripts' variables that say where it is. Of all that, an image keeps the sources and the keys they name.
-func (b *bake) apt(ctx context.Context, packages []Pin) (map[string]string, error) {
-	vars := map[string]string{
-		"SOURCES":  filepath.Join(b.work, "sources"),
-		"APT_CONF": filepath.Join(b.work, "apt.conf"),
-		"ARCHIVE":  filepath.Join(b.work, "archive"),
-		"KEYS":     strings.Join(keyrings(b.base.Sources), " "),
-	}
-	return vars, errors.Join(
-		b.config.repository(ctx, vars["ARCHIVE"], packages),
-		os.WriteFile(vars["SOURCES"], []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644),
-		os.WriteFile(vars["APT_CONF"], []byte(aptDefaults), 0o644))
 }
 
 func (b *bake) writeManifest(context.Context) error {
@@ -450,13 +447,18 @@ func (b *bake) script(ctx context.Context, text string, vars map[string]string) 
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if _, err := b.log.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		if tail := lastLines(b.log, 8); tail != "" {
-			return fmt.Errorf("%w; the log %s ends in\n%s", err, b.log.Name(), tail)
-		}
-		return err
+		return b.withLog(err)
 	}
 	return nil
+}
+
+// withLog adds the last lines of the log to an error.
+func (b *bake) withLog(err error) error {
+	if _, err := b.log.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if tail := lastLines(b.log, 8); tail != "" {
+		return fmt.Errorf("%w; the log %s ends in\n%s", err, b.log.Name(), tail)
+	}
+	return err
 }

@@ -2,10 +2,14 @@ package images
 
 import (
 	_ "embed"
+	"strings"
 )
 
 //go:embed scripts/base.sh
 var baseScript string
+
+//go:embed scripts/debian12.sh
+var debianScript string
 
 //go:embed scripts/install.sh
 var installScript string
@@ -33,4 +37,12 @@ func (c *Config) baseInputs() (baseInputs, error) {
 		return baseInputs{}, err
 	}
 	return baseInputs{Distro: c.Spec.Distro, Bytes: baseBytes, Sources: sources, Packages: debianBase, Script: hashJSON(baseScript)}, nil
+}
+
+// debianVars are the script's variables.
+func debianVars(in inputs) map[string]string {
+	return map[string]string{
+		"PACKAGES": strings.Join(in.Packages, " "), "USERS": userList(in.Users), "DISABLE": strings.Join(in.Disable, " "),
+		"REMOVE": strings.Join(in.Remove, " "), "KEYS": strings.Join(keyrings(in.Base.Sources), " "),
+	}
 }

@@ -110,7 +110,7 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 	}
 	d := role.Distros[c.Spec.Distro]
 	in := inputs{
-		Base: base, Install: hashJSON(installScript), Agent: agent, Unit: agentUnit, DiskBytes: int64(spec.Disk),
+		Base: base, Install: hashJSON(installScript + debianScript), Agent: agent, Unit: agentUnit, DiskBytes: int64(spec.Disk),
 		Packages: append([]string{}, d.Packages...), Users: d.Users, Repos: d.Repos, Exclude: d.Exclude,
 		Downloads: downloads(c.Spec, d), Disable: d.Disable, Remove: d.Remove,
 	}

@@ -1,7 +1,7 @@
 # Runs the script for an image of centos7 in the root of a copy of the base. Runs as root in mount and process namespaces
 # of its own. The disk has one partition (MBR), or the root in the last of several, with XFS or ext4.
 #   DISK      copy of the base                   BAKE      folder that the script reads, and writes its list of packages to
-#   BYTES     size that the disk is to have      SCRIPT    the script's text; its variables are those of the environment
+#   BYTES     size that the disk is to have                the script is there, too
 #   WORK      empty folder to work in
 set -eu
 step() { echo "step: $*" >&3; }
@@ -39,17 +39,15 @@ mount -t sysfs -o ro sysfs "$root/sys"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount --bind /dev "$root/dev"
-mkdir "$root/tmp/bake"
-mount --bind "$BAKE" "$root/tmp/bake"
+mkdir "$root/run/bake"
+mount --bind "$BAKE" "$root/run/bake"
 cp /etc/resolv.conf "$root/etc/resolv.conf" 2>/dev/null || true
 
 proxies=$(env | grep -i '^[a-z]*_proxy=' || true)
 # shellcheck disable=SC2086 # words
-chroot "$root" env -i $proxies PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C BAKE=/tmp/bake BASE="$BASE" PACKAGES="$PACKAGES" \
-    USERS="$USERS" DISABLE="$DISABLE" REMOVE="$REMOVE" SELINUX="$SELINUX" BOOLEANS="$BOOLEANS" PORTS="$PORTS" DOMAINS="$DOMAINS" \
-    sh -c "$SCRIPT"
+chroot "$root" env -i $proxies PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C BAKE=/run/bake sh /run/bake/script
 
-umount "$root/tmp/bake" "$root/dev" "$root/sys" "$root/proc" "$root/tmp" "$root/run"
+umount "$root/run/bake" "$root/dev" "$root/sys" "$root/proc" "$root/tmp" "$root/run"
 fstrim "$root" || true # as in install.sh
 sync -f "$root"
 umount "$root"

@@ -1,0 +1,58 @@
+# Makes a role's image of Debian 12, from within: as root in a root file system that is to become one, chrooted or booted.
+#   BAKE      folder with: archive/, the packages, and APT's lists of them; local/, package files; files/, to put in as
+#             they are to lie below /; agent, the agent's binary; unit, its unit; apt.conf, settings for the bake; sources,
+#             to leave as sources.list; keys/, keyrings below their paths. The list of packages is left there as packages
+#   PACKAGES  to install                          DISABLE     units to disable
+#   USERS     name:uid:group:gid …                REMOVE      paths to remove, globs
+#   KEYS      paths of the keyrings
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+step() { echo "step: $*" >&3; }
+
+step 'make users'
+for u in $USERS; do
+    name=${u%%:*} rest=${u#*:}
+    uid=${rest%%:*} rest=${rest#*:}
+    group=${rest%%:*} gid=${rest#*:}
+    getent group "$group" >/dev/null || groupadd -g "$gid" "$group"
+    useradd -u "$uid" -g "$gid" -M -d /nonexistent -s /usr/sbin/nologin "$name"
+done
+
+# Nothing that a package brings may start here, nor at boot before the agent says so.
+printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+chmod 755 /usr/sbin/policy-rc.d
+
+# Some packages bring hooks for the initramfs, none of which this disk's root needs: making it anew takes as long as all else.
+initramfs=/etc/initramfs-tools/update-initramfs.conf
+sed -i 's/^update_initramfs=yes/update_initramfs=no/' $initramfs
+
+step 'read the package lists'
+echo "deb [trusted=yes] file:$BAKE/archive ./" >/etc/apt/sources.list
+cp "$BAKE/apt.conf" /etc/apt/apt.conf.d/90bake
+apt-get -qq update
+
+step 'install packages'
+# shellcheck disable=SC2046,SC2086 # lists of words
+apt-get -qq -y install $PACKAGES $(find "$BAKE/local" -name '*.deb' | sort)
+cp -r "$BAKE/files/." /
+
+step 'install the agent'
+install -D -m 0755 "$BAKE/agent" /usr/local/sbin/imagegen-node
+install -D -m 0644 "$BAKE/unit" /etc/systemd/system/imagegen-node.service
+systemctl -q enable imagegen-node.service
+for u in $DISABLE; do systemctl -q disable "$u"; done
+
+step 'seal'
+sed -i 's/^update_initramfs=no/update_initramfs=yes/' $initramfs
+dpkg-query -W -f '${Package}\t${Version}\t${Architecture}\n' >"$BAKE/packages"
+cp "$BAKE/sources" /etc/apt/sources.list
+for k in $KEYS; do [ -e "$k" ] || install -D -m 0644 "$BAKE/keys$k" "$k"; done
+rm -f /usr/sbin/policy-rc.d /etc/apt/apt.conf.d/90bake /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /etc/hostname
+rm -f /etc/udev/rules.d/70-persistent-net.rules /var/lib/dbus/machine-id
+: >/etc/machine-id
+: >/etc/resolv.conf
+rm -rf /var/lib/cloud /var/lib/mysql/* /var/lib/glusterd/* /var/lib/redis/* /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/debconf/*-old
+rm -rf /tmp/* /var/tmp/* /root/.bash_history /root/.cache /var/backups/*
+find /var/log -type f -delete
+for p in $REMOVE; do rm -rf "$p"; done # globs are wanted
+passwd -q -l root
