@@ -50,8 +50,18 @@ func (q qemu) makeNode(ctx context.Context, n cluster.Node) error {
 		return nil
 	}
 	const aside = changesDisk + ".new"
+	group := q.group.sub("qemu-img")
+	if err := group.kill(ctx); err != nil { // what a killed imagegen has left at work
+		return err
+	}
+	in, err := group.open()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
 	cmd := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", imageFile, aside)
 	cmd.Dir = q.paths.node(n.Name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(in.Fd())}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("make its disk: qemu-img: %w: %s", err, bytes.TrimSpace(out))
 	}
