@@ -12,6 +12,8 @@ CHECKERS := haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql re
 	dnf rpm createrepo-c gnupg xz-utils xfsprogs
 # What the lab needs for virtual machines, and their tests to log in.
 VM_TOOLS := qemu-system-x86 qemu-utils openssh-client
+# What make bench compares with.
+BENCHERS := cloud-image-utils genisoimage qemu-utils
 
 .PHONY: help
 help: ## this list
@@ -73,3 +75,8 @@ e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under lo
 e2e-vm: tools build ## the reference cluster in virtual machines, emulated where KVM does not work: up to an hour (root)
 	$(call install,$(VM_TOOLS))
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -run TestVirtualMachines -v ./e2e
+
+.PHONY: bench
+bench: build ## beside other tools: BENCH=seeds,vmdk,scale (all), BENCH_DISK=IMAGE.raw for vmdk, BENCH_REPEAT=3 (root)
+	$(call install,$(BENCHERS))
+	BENCH=$${BENCH:-seeds,vmdk,scale} BENCH_DISK='$(abspath $(BENCH_DISK))' $(GO) test -count=1 -timeout 60m -v ./bench
