@@ -6,6 +6,7 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -252,10 +253,23 @@ func (c *Config) export(ctx context.Context, role string, p *plan) (Result, erro
 	if data, err = m.encode(); err != nil {
 		return r, err
 	}
-	if string(before) == string(data) {
-		return r, nil
+	materials, err := m.sbom()
+	if err != nil {
+		return r, err
 	}
-	return r, cluster.WriteFile(r.Manifest, data, 0o644)
+	return r, errors.Join(writeChanged(c.file(role, "spdx.json"), materials), writeChanged(r.Manifest, data))
+}
+
+// writeChanged writes a file, unless it has that content already.
+func writeChanged(path string, data []byte) error {
+	before, err := os.ReadFile(path)
+	if err == nil && bytes.Equal(before, data) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return cluster.WriteFile(path, data, 0o644)
 }
 
 // place makes path a hard link of from, or a copy where no link can be.

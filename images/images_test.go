@@ -441,6 +441,10 @@ func TestUpToDate(t *testing.T) {
 			if data, err := os.ReadFile(r.Manifest); err != nil || json.Unmarshal(data, &m) != nil || m.Role != name || m.Identity != r.Identity {
 				t.Errorf("%v, %+v", err, m)
 			}
+			var d spdxDocument
+			if data, err := os.ReadFile(filepath.Join(filepath.Dir(r.Path), name+".spdx.json")); err != nil || json.Unmarshal(data, &d) != nil || d.Name != name {
+				t.Errorf("%v, %+v", err, d)
+			}
 			info, err := os.Stat(r.Manifest)
 			if err != nil {
 				t.Fatal(err)

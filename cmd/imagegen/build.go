@@ -22,7 +22,7 @@ func buildCommand() *cli.Command {
 		Name:      "build",
 		Usage:     "make the images and seeds of all roles, or of the named ones",
 		ArgsUsage: "[ROLE…]",
-		Description: "Writes DIR/images/ROLE.raw, a manifest ROLE.json beside it, and the seeds of the roles' nodes (see imagegen seed).\n" +
+		Description: "Writes DIR/images/ROLE.raw, a manifest ROLE.json and an SBOM ROLE.spdx.json beside it, and the seeds of the roles' nodes (see imagegen seed).\n" +
 			"An image is baked when something that goes into it has changed, and comes from the cache otherwise; roles that need\n" +
 			"the same things share one. Baking needs Linux and root.\n\n" +
 			"Every package is pinned in imagegen.lock beside the spec, by version and SHA-256. What is pinned is baked from; what is\n" +
