@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -98,10 +99,24 @@ func LoadSecrets(dir string, spec *Spec, names []string) (*Secrets, error) {
 	if err := privateDir(filepath.Join(dir, "nodes")); err != nil {
 		return nil, err
 	}
-	for _, n := range spec.Nodes() {
-		if s.Nodes[n.Name], err = v.issue(ca, "nodes/"+n.Name, net.IP(n.IP.AsSlice())); err != nil {
-			return nil, err
+	// Some at once: nearly all of the time is waiting for the disk, which brings what it gets together down together.
+	nodes := spec.Nodes()
+	pairs, errs := make([]KeyPair, len(nodes)), make([]error, len(nodes))
+	var wg sync.WaitGroup
+	turn := make(chan struct{}, 32)
+	for i, n := range nodes {
+		turn <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turn }()
+			pairs[i], errs[i] = v.issue(ca, "nodes/"+n.Name, net.IP(n.IP.AsSlice()))
+		})
+	}
+	wg.Wait()
+	for i, n := range nodes {
+		if errs[i] != nil {
+			return nil, errs[i]
 		}
+		s.Nodes[n.Name] = pairs[i]
 	}
 	return s, nil
 }
