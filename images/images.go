@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -54,6 +55,27 @@ type Result struct {
 	Cached   bool   `json:"cached"` // nothing was baked for it
 	Path     string `json:"path"`
 	Manifest string `json:"manifest"`
+}
+
+// bakeMemory is what a bake needs: APT and dpkg, and what the kernel keeps of the files they write.
+const bakeMemory = 512 << 20
+
+// DefaultJobs is how many bakes at once this machine has cores and free memory for.
+func DefaultJobs() int {
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return runtime.NumCPU() // not Linux: nothing is baked here
+	}
+	return jobs(runtime.NumCPU(), string(meminfo))
+}
+
+func jobs(cores int, meminfo string) int {
+	_, rest, _ := strings.Cut(meminfo, "MemAvailable:")
+	var kib int64
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		return cores
+	}
+	return max(1, min(cores, int(kib<<10/bakeMemory)))
 }
 
 // files of an image in the cache.

@@ -489,3 +489,20 @@ func TestManifest(t *testing.T) {
 		}
 	}
 }
+
+func TestJobs(t *testing.T) {
+	for _, c := range []struct {
+		cores   int
+		meminfo string
+		want    int
+	}{
+		{8, "MemTotal:       16384000 kB\nMemFree:          100000 kB\nMemAvailable:    8388608 kB\n", 8},
+		{8, "MemTotal:        2048000 kB\nMemAvailable:    1572864 kB\n", 3},
+		{8, "MemAvailable:     100000 kB\n", 1},
+		{2, "nothing\n", 2},
+	} {
+		if got := jobs(c.cores, c.meminfo); got != c.want {
+			t.Errorf("%d cores, %q: %d, want %d", c.cores, c.meminfo, got, c.want)
+		}
+	}
+}

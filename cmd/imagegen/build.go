@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -31,7 +30,7 @@ func buildCommand() *cli.Command {
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
 			&cli.StringSliceFlag{Name: "format", Usage: "write the images in `FORMAT`,… too: " + strings.Join(images.Formats, ", ") + "; with box, DIR/Vagrantfile as well"},
-			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: runtime.NumCPU(), DefaultText: "number of CPUs", Usage: "bake up to `N` images at once"},
+			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: images.DefaultJobs(), DefaultText: "what cores and free memory allow", Usage: "bake up to `N` images at once"},
 			&cli.BoolFlag{Name: "locked", Usage: "bake exactly what imagegen.lock pins, or fail and say what differs"},
 			offlineFlag(), cacheFlag(), agentFlag(),
 			jsonFlag("the images"),
