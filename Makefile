@@ -48,9 +48,10 @@ demo: tools build ## the reference cluster, from nothing to the WordPress page (
 	@bin/imagegen status -f demo/cluster.yaml -o demo/dist
 
 .PHONY: test
-test: ## formatting, vet, staticcheck, unit tests, golden files, the real programs' checks
+test: ## formatting, vet, staticcheck, a build for macOS, unit tests, golden files, the real programs' checks
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
+	GOOS=darwin $(GO) build -o /dev/null ./cmd/imagegen
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) test -timeout 20m ./...
 

@@ -16,6 +16,9 @@ import (
 	"imagegen/cluster"
 )
 
+// pinned says whether this build's images are baked from pinned packages.
+func (c *Config) pinned() bool { return c.Spec.Distro == "debian12" }
+
 // LockName is the file beside the spec that pins the packages of all images.
 const LockName = "imagegen.lock"
 

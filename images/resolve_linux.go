@@ -264,9 +264,6 @@ func (p Pin) file() string {
 	return p.Name + "_" + strings.ReplaceAll(p.Version, ":", "%3a") + "_" + p.Architecture + ".deb"
 }
 
-// pinned says whether this build's images are baked from pinned packages.
-func (c *Config) pinned() bool { return c.Spec.Distro == "debian12" }
-
 // unpinned refuses what cannot be kept where packages are not pinned: yum gets them while it bakes.
 func (c *Config) unpinned() error {
 	switch {
