@@ -66,7 +66,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 e2e: tools build ## the reference cluster in the lab: bake, boot in three orders, faults, three VMs (root)
 	$(call install,$(VM_TOOLS))
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./e2e ./lab
-	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 20m -run TestCentOSBake -v ./images
+	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestCentOSBake|TestReproducible' -v ./images
 
 .PHONY: e2e-faults
 e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under load; IMAGEGEN_FAULTS=REGEXP picks some (root)

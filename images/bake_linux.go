@@ -2,6 +2,7 @@ package images
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -155,7 +156,7 @@ func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
 		return err
 	}
 	defer lock.Close()
-	if _, err := os.Stat(filepath.Join(dir, diskName)); err == nil {
+	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
 	b := &bake{config: c, name: "base", base: in}
@@ -195,12 +196,25 @@ func (c *Config) bakeRole(ctx context.Context, p *plan, by builder) error {
 		return nil
 	}
 	b := &bake{config: c, name: p.name(), plan: p, builder: by, base: p.inputs.Base}
-	err = b.run(ctx,
-		step{"copy the base", (*bake).copyBase},
+	keep := step{"keep", func(b *bake, _ context.Context) error { return keep(filepath.Join(b.work, "result"), dir) }}
+	steps := []multistep.Step{
 		step{"download files", (*bake).download},
 		step{"prepare", (*bake).install},
+		step{"write the disk", (*bake).writeDisk},
+		step{"check", (*bake).check},
 		step{"write the manifest", (*bake).writeManifest},
-		step{"keep", func(b *bake, _ context.Context) error { return keep(filepath.Join(b.work, "result"), dir) }})
+		keep,
+	}
+	if b.base.SHA256 != "" { // the base is a disk, and the programs write to a copy of it
+		steps = []multistep.Step{
+			step{"copy the base", (*bake).copyBase},
+			step{"download files", (*bake).download},
+			step{"prepare", (*bake).install},
+			step{"write the manifest", (*bake).writeManifest},
+			keep,
+		}
+	}
+	err = b.run(ctx, steps...)
 	if err == nil {
 		c.UI.Done(b.name, false)
 	}
@@ -208,21 +222,20 @@ func (c *Config) bakeRole(ctx context.Context, p *plan, by builder) error {
 }
 
 func (b *bake) makeBase(ctx context.Context) error {
-	if err := os.Mkdir(filepath.Join(b.work, "result"), 0o755); err != nil {
+	result := filepath.Join(b.work, "result")
+	if err := os.Mkdir(result, 0o755); err != nil {
 		return err
 	}
 	if b.base.SHA256 != "" {
 		return b.unpackBase(ctx)
 	}
 	vars := map[string]string{
-		"DISK":        filepath.Join(b.work, "result", diskName),
-		"BYTES":       strconv.FormatInt(b.base.Bytes, 10),
-		"FS_UUID":     nameUUID("base " + b.base.identity()),
-		"BOOT_SECTOR": bootSector,
-		"PACKAGES":    strings.Join(names(b.base.Pinned), ","),
-		"WORK":        b.work,
-		"ARCHIVE":     filepath.Join(b.work, "archive"),
-		"APT_CONF":    filepath.Join(b.work, "apt.conf"),
+		"RESULT":   result,
+		"FS_UUID":  b.base.uuid(),
+		"PACKAGES": strings.Join(names(b.base.Pinned), ","),
+		"WORK":     b.work,
+		"ARCHIVE":  filepath.Join(b.work, "archive"),
+		"APT_CONF": filepath.Join(b.work, "apt.conf"),
 	}
 	err := errors.Join(
 		b.config.repository(ctx, vars["ARCHIVE"], b.base.Pinned),
@@ -262,6 +275,59 @@ func (b *bake) copyBase(context.Context) error {
 	return copySparse(filepath.Join(b.config.baseDir(b.base), diskName), filepath.Join(b.work, "result", diskName))
 }
 
+// uuid is that of the file systems of all images of a base.
+func (in baseInputs) uuid() string { return nameUUID("base " + in.identity()) }
+
+// upper is the folder for what the image's tree has besides the base's.
+func (b *bake) upper() string { return filepath.Join(b.work, "upper") }
+
+// writeDisk makes the disk of the tree.
+func (b *bake) writeDisk(ctx context.Context) error {
+	t := layers{lower: filepath.Join(b.config.baseDir(b.base), treeName), upper: b.upper()}
+	if _, err := os.Stat(filepath.Join(b.work, "whole")); err == nil {
+		t.lower = filepath.Join(b.work, "nothing") // which is not there
+	}
+	result := filepath.Join(b.work, "result")
+	if err := os.Mkdir(result, 0o755); err != nil {
+		return err
+	}
+	e, err := newDisk(ctx, filepath.Join(result, diskName), b.plan.inputs.DiskBytes, b.base.uuid())
+	if err != nil {
+		return err
+	}
+	defer e.disk.Close()
+	if err := e.fill(ctx, t); err != nil {
+		return err
+	}
+	boot, err := os.ReadFile(filepath.Join(b.config.baseDir(b.base), "boot"))
+	if err != nil {
+		return err
+	}
+	if err := e.install(boot); err != nil {
+		return err
+	}
+	code, err := os.ReadFile(bootSector)
+	if err != nil {
+		return err
+	}
+	id, err := strconv.ParseUint(b.base.identity()[:8], 16, 32)
+	if err != nil {
+		return err
+	}
+	_, err = e.disk.WriteAt(partition(code, b.plan.inputs.DiskBytes, uint32(id)), 0)
+	return errors.Join(err, e.disk.Close())
+}
+
+// check has the file system looked at by the program that repairs it.
+func (b *bake) check(ctx context.Context) error {
+	disk := filepath.Join(b.work, "result", diskName)
+	out, err := exec.CommandContext(ctx, "e2fsck", "-f", "-n", fmt.Sprintf("%s?offset=%d", disk, partitionStart)).CombinedOutput()
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("e2fsck: %w\n%s", err, lastLines(bytes.NewReader(out), 8))
+	}
+	return ctx.Err()
+}
+
 // download puts the role's files from outside any package into the folder files/, as they are to lie in the image.
 func (b *bake) download(ctx context.Context) error {
 	files := filepath.Join(b.work, "files")
@@ -280,7 +346,7 @@ func (b *bake) download(ctx context.Context) error {
 	return nil
 }
 
-// install makes the image of the copy of the base.
+// install has the builder install everything.
 func (b *bake) install(ctx context.Context) error {
 	if err := b.lay(ctx); err != nil {
 		return err
@@ -392,6 +458,9 @@ func keep(result, dir string) error {
 		return err
 	}
 	for _, e := range entries {
+		if e.IsDir() {
+			continue // the base's tree, which its script has brought to the disk
+		}
 		f, err := os.Open(filepath.Join(result, e.Name()))
 		if err != nil {
 			return err
@@ -412,7 +481,7 @@ func (b *bake) script(ctx context.Context, text string, vars map[string]string) 
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	args := []string{"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"}
-	env := []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + toolPath}
+	env := []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + toolPath, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", newest)}
 	if b.config.pinned() {
 		args = append(args, "--net")
 	} else {

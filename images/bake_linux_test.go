@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,6 +40,9 @@ func buildForTest(dir string) int {
 		c.UI = told(func(image, what string) { fmt.Printf("%s: %s\n", image, what) })
 		c.Offline = os.Getenv("IMAGES_TEST_OFFLINE") != ""
 		c.Locked = c.Offline
+		if jobs, err := strconv.Atoi(os.Getenv("IMAGES_TEST_JOBS")); err == nil {
+			c.Jobs, c.Formats = jobs, Formats
+		}
 		_, err = Build(ctx, c)
 	}
 	if err != nil {
@@ -195,13 +200,20 @@ func TestBake(t *testing.T) {
 
 	r := startBuild(t, dir, cache)
 	r.until(t, "base: install Debian")
-	written := func() int64 {
-		disks, _ := filepath.Glob(filepath.Join(cache, "work", "*", "result", diskName))
-		var st syscall.Stat_t
-		if len(disks) != 1 || syscall.Stat(disks[0], &st) != nil {
-			t.Fatalf("which is the disk: %q", disks)
+	written := func() (bytes int64) {
+		trees, _ := filepath.Glob(filepath.Join(cache, "work", "*", "result", treeName))
+		if len(trees) == 0 {
+			return 0
 		}
-		return st.Blocks * 512
+		filepath.WalkDir(trees[0], func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() {
+				if info, err := d.Info(); err == nil {
+					bytes += info.Size()
+				}
+			}
+			return nil // files come and go
+		})
+		return bytes
 	}
 	before := written()
 	eventually(t, "Debian is being written", func() bool { return written() > before+30<<20 })
@@ -595,13 +607,13 @@ func TestMissingTools(t *testing.T) {
 	}
 	bin := t.TempDir()
 	for _, tool := range tools {
-		if tool.program != "mmdebstrap" && tool.program != "extlinux" && tool.program != "resize2fs" {
+		if tool.program != "mmdebstrap" && tool.program != "extlinux" && tool.program != "e2fsck" {
 			if err := os.WriteFile(filepath.Join(bin, tool.program), nil, 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	wantError(t, checkTools("/nonexistent:"+bin, "debian12"), "baking needs mmdebstrap, extlinux, resize2fs", "apt-get install mmdebstrap extlinux e2fsprogs")
+	wantError(t, checkTools("/nonexistent:"+bin, "debian12"), "baking needs mmdebstrap, extlinux, e2fsck", "apt-get install mmdebstrap extlinux e2fsprogs")
 	wantError(t, checkTools("/nonexistent", "centos7"), "xfs_growfs, xfs_repair, qemu-img: ", "xfsprogs qemu-utils")
 }
 
@@ -673,4 +685,62 @@ func TestLocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	second.Close()
+}
+
+// TestReproducible bakes an image twice, from nothing but a lock and its packages: at different times, in different
+// folders, time zones, languages and umasks, with other numbers of jobs. Not a bit may differ, in any format.
+func TestReproducible(t *testing.T) {
+	if os.Getenv("IMAGEGEN_E2E") == "" {
+		t.Skip("IMAGEGEN_E2E is not set: that bakes are repeatable is NOT tested")
+	}
+	needBake(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
+	stock := t.TempDir()
+	if err := Fetch(t.Context(), mustConfig(t, first, stock)); err != nil {
+		t.Fatal(err)
+	}
+	second := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
+	if err := copySparse(filepath.Join(first, LockName), filepath.Join(second, LockName)); err != nil {
+		t.Fatal(err)
+	}
+	build := func(dir, umask string, env ...string) {
+		t.Helper()
+		cache := filepath.Join(t.TempDir(), "a", "cache")
+		if err := os.MkdirAll(cache, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		mustRun(t, "cp", "-r", filepath.Join(stock, "packages"), cache)
+		cmd := exec.Command("unshare", "--net", "sh", "-c", "umask "+umask+"; exec "+self)
+		cmd.Env = append(append(os.Environ(), "IMAGES_TEST_BUILD="+dir, "IMAGES_TEST_CACHE="+cache, "IMAGES_TEST_OFFLINE=1"), env...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	build(first, "022", "TZ=UTC", "LANG=C", "GOMAXPROCS=1", "IMAGES_TEST_JOBS=1")
+	build(second, "077", "TZ=Pacific/Kiritimati", "LANG=de_DE.UTF-8", "LC_ALL=de_DE.UTF-8", "IMAGES_TEST_JOBS=7", "TMPDIR="+t.TempDir(), "HOME=/nonexistent")
+	sums := func(dir string) map[string]string {
+		data, err := os.ReadFile(filepath.Join(dir, "dist/images/tiny.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var m Manifest
+		if err := json.Unmarshal(data, &m); err != nil {
+			t.Fatal(err)
+		}
+		all := map[string]string{"raw": m.Disk.SHA256}
+		for _, o := range m.Outputs {
+			all[o.Format] = o.SHA256
+		}
+		return all
+	}
+	a, b := sums(first), sums(second)
+	for _, format := range Formats {
+		if a[format] == "" || a[format] != b[format] {
+			t.Errorf("%s: %q and %q", format, a[format], b[format])
+		}
+	}
 }

@@ -2,26 +2,31 @@ package images
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"strconv"
 )
 
-// A builder runs the script that makes an image in the copy of the base, with what was laid for it, and leaves the list of
-// packages where the script does.
+// A builder runs the script that makes an image, on the copy of the base or in a tree on top of it, with what was laid for
+// it, and leaves the list of packages where the script does.
 type builder interface {
 	install(context.Context, *bake) error
 }
 
-// chrootBuilder mounts the disk on this machine.
+// chrootBuilder works in a root file system that is mounted on this machine.
 type chrootBuilder struct{}
 
 func (chrootBuilder) install(ctx context.Context, b *bake) error {
-	text := centosChrootScript
-	if b.config.pinned() {
-		text = installScript
+	vars := map[string]string{"WORK": b.work, "BAKE": filepath.Join(b.work, "bake")}
+	if b.base.SHA256 != "" {
+		vars["DISK"] = filepath.Join(b.work, "result", diskName)
+		vars["BYTES"] = strconv.FormatInt(b.plan.inputs.DiskBytes, 10)
+		return b.script(ctx, centosChrootScript, vars)
 	}
-	return b.script(ctx, text, map[string]string{
-		"DISK": filepath.Join(b.work, "result", diskName), "BYTES": strconv.FormatInt(b.plan.inputs.DiskBytes, 10),
-		"WORK": b.work, "BAKE": filepath.Join(b.work, "bake"),
-	})
+	vars["BASE"] = filepath.Join(b.config.baseDir(b.base), treeName)
+	vars["UPPER"] = b.upper()
+	if err := os.Mkdir(vars["UPPER"], 0o755); err != nil {
+		return err
+	}
+	return b.script(ctx, installScript, vars)
 }

@@ -25,9 +25,6 @@ var debianBase = []string{
 	"cloud-init", "cloud-guest-utils", "fdisk", "e2fsprogs", "openssh-server", "sudo", "ca-certificates", "procps", "less",
 }
 
-// baseBytes is the size of the base's disk; images are grown from there.
-const baseBytes = 3 << 30
-
 func (c *Config) baseInputs() (baseInputs, error) {
 	if c.Spec.Distro == "centos7" {
 		return c.centosInputs(), nil
@@ -36,7 +33,7 @@ func (c *Config) baseInputs() (baseInputs, error) {
 	if err != nil {
 		return baseInputs{}, err
 	}
-	return baseInputs{Distro: c.Spec.Distro, Bytes: baseBytes, Sources: sources, Packages: debianBase, Script: hashJSON(baseScript)}, nil
+	return baseInputs{Distro: c.Spec.Distro, Sources: sources, Packages: debianBase, Script: hashJSON(baseScript)}, nil
 }
 
 // debianVars are the script's variables.
@@ -46,3 +43,6 @@ func debianVars(in inputs) map[string]string {
 		"REMOVE": strings.Join(in.Remove, " "), "KEYS": strings.Join(keyrings(in.Base.Sources), " "),
 	}
 }
+
+// diskVersion is raised when the same tree is to make another disk.
+const diskVersion = 1

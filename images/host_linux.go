@@ -19,9 +19,10 @@ import (
 var tools = []struct{ program, pkg, distro string }{
 	{"mmdebstrap", "mmdebstrap", "debian12"},
 	{"extlinux", "extlinux", "debian12"},
-	{"sfdisk", "fdisk", ""},
+	{"sfdisk", "fdisk", "centos7"},
 	{"mkfs.ext4", "e2fsprogs", "debian12"},
-	{"resize2fs", "e2fsprogs", ""},
+	{"e2fsck", "e2fsprogs", ""},
+	{"resize2fs", "e2fsprogs", "centos7"},
 	{"unshare", "util-linux", ""},
 	{"losetup", "mount", ""},
 	{"mount", "mount", ""},
@@ -85,7 +86,7 @@ func (c *Config) checkSpace(plans []*plan) error {
 	if len(plans) == 1 {
 		what = "an image"
 	}
-	if _, err := os.Stat(filepath.Join(c.baseDir(plans[0].inputs.Base), diskName)); err != nil {
+	if _, err := os.Stat(c.baseDir(plans[0].inputs.Base)); err != nil {
 		need += baseSpace[c.Spec.Distro]
 	}
 	if free, ok := freeBytes(c.CacheDir); ok && free < need {

@@ -38,7 +38,6 @@ type inputs struct {
 // baseInputs is what the base of a distro depends on.
 type baseInputs struct {
 	Distro   string   `json:"distro"`
-	Bytes    int64    `json:"bytes"`   // of the disk; images are grown from there
 	Sources  []string `json:"sources"` // one-line APT sources
 	Packages []string `json:"packages"`
 	Pinned   []Pin    `json:"pinned,omitempty"` // what of the lock is installed
@@ -110,7 +109,7 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 	}
 	d := role.Distros[c.Spec.Distro]
 	in := inputs{
-		Base: base, Install: hashJSON(installScript + debianScript), Agent: agent, Unit: agentUnit, DiskBytes: int64(spec.Disk),
+		Base: base, Install: hashJSON([]any{installScript, debianScript, diskVersion}), Agent: agent, Unit: agentUnit, DiskBytes: int64(spec.Disk),
 		Packages: append([]string{}, d.Packages...), Users: d.Users, Repos: d.Repos, Exclude: d.Exclude,
 		Downloads: downloads(c.Spec, d), Disable: d.Disable, Remove: d.Remove,
 	}

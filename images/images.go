@@ -82,6 +82,7 @@ func jobs(cores int, meminfo string) int {
 const (
 	diskName     = "disk.raw"
 	manifestName = "manifest.json"
+	treeName     = "root" // of a base
 )
 
 // Build bakes the images of the roles that are not in the cache and puts all of them into the output folder. On an

@@ -86,7 +86,7 @@ func differences(old, now inputs) []string {
 	changed("the disk that images start from", old.Base.SHA256 != now.Base.SHA256)
 	add("archives", listChange(old.Base.Sources, now.Base.Sources))
 	add("base packages", listChange(old.Base.Packages, now.Base.Packages))
-	changed("imagegen's script for the base", old.Base.Script != now.Base.Script || old.Base.Bytes != now.Base.Bytes || old.Base.Distro != now.Base.Distro)
+	changed("imagegen's script for the base", old.Base.Script != now.Base.Script || old.Base.Distro != now.Base.Distro)
 	changed("imagegen's script for images", old.Install != now.Install)
 	changed("the agent", old.Agent != now.Agent)
 	changed("the agent's unit", old.Unit != now.Unit)

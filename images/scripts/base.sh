@@ -1,21 +1,12 @@
-# Makes the base of debian12: a bootable disk (BIOS, MBR, extlinux, one ext4 partition) with Debian and cloud-init.
-# Runs as root in mount and process namespaces of its own, so nothing of it outlives it.
-#   DISK      file to make                       ARCHIVE   folder with the packages, and APT's lists of them
-#   BYTES     its size                           PACKAGES  to install, comma-separated
-#   FS_UUID   of the file system                 WORK      empty folder to work in
-#   APT_CONF  file of APT settings               BOOT_SECTOR  extlinux's, 440 bytes
+# Makes the base of debian12: a tree with Debian and cloud-init, and a boot loader (extlinux) to go with it.
+# Runs as root in namespaces of its own for mounts, processes and the network, so nothing of it outlives it.
+#   RESULT    folder for the results             ARCHIVE   folder with the packages, and APT's lists of them
+#   FS_UUID   that disks' file systems will have PACKAGES  to install, comma-separated
+#   APT_CONF  file of APT settings               WORK      empty folder to work in
 set -eu
+umask 022
 step() { echo "step: $*" >&3; }
-
-step 'make the disk'
-truncate -s "$BYTES" "$DISK"
-echo '2048,,L,*' | sfdisk -q --label dos "$DISK"
-dd if="$BOOT_SECTOR" of="$DISK" bs=440 count=1 conv=notrunc status=none
-mkfs.ext4 -q -F -L root -U "$FS_UUID" -E "offset=1048576,hash_seed=$FS_UUID,lazy_itable_init=0,lazy_journal_init=0" -O ^64bit \
-    "$DISK" "$(( (BYTES - 1048576) / 1024 ))k"
-mkdir "$WORK/root"
-# The loop device frees itself with the mount.
-mount -o loop,offset=1048576,noatime,barrier=0 "$DISK" "$WORK/root"
+root=$RESULT/root
 
 # A virtual machine has no sound, radio or graphics card: two thirds of the kernel's modules stay out.
 step 'install Debian'
@@ -25,10 +16,10 @@ mmdebstrap --variant=minbase --include="$PACKAGES" --aptopt="$APT_CONF" \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/net/wireless/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/bluetooth/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/infiniband/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/gpu/drm/*/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-    bookworm "$WORK/root" "deb [trusted=yes] copy:$ARCHIVE ./"
+    bookworm "$root" "deb [trusted=yes] copy:$ARCHIVE ./"
 
 step 'configure the base'
-cd "$WORK/root"
+cd "$root"
 rm etc/apt/apt.conf.d/99mmdebstrap # APT_CONF: the bake's matter
 : >etc/apt/sources.list
 
@@ -45,7 +36,6 @@ LABEL linux
     INITRD /boot/initrd.img-$version
     APPEND root=UUID=$FS_UUID ro net.ifnames=0 console=tty0 console=ttyS0,115200
 CONF
-extlinux --install boot/extlinux
 echo "UUID=$FS_UUID / ext4 errors=remount-ro 0 1" >etc/fstab
 
 cat >etc/cloud/cloud.cfg.d/90-imagegen.cfg <<'CONF'
@@ -73,7 +63,16 @@ chroot . systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backu
 chroot . systemctl -q disable nftables.service 2>/dev/null || true # the agent loads the rules of the node
 ln -sf /usr/share/zoneinfo/UTC etc/localtime
 
+# extlinux installs itself on file systems that are mounted. Disks are not, so it is taken from one that is.
+step 'take the boot loader'
 cd /
-fstrim "$WORK/root" || true # as in install.sh
-sync -f "$WORK/root"
-umount "$WORK/root"
+truncate -s 16M "$WORK/loader"
+mkfs.ext4 -q -F -O ^64bit,^metadata_csum "$WORK/loader"
+mkdir "$WORK/mounted"
+mount -o loop "$WORK/loader" "$WORK/mounted" # the loop device frees itself with the mount
+mkdir -p "$WORK/mounted/boot/extlinux"
+extlinux --install "$WORK/mounted/boot/extlinux"
+cp "$WORK/mounted/boot/extlinux/ldlinux.sys" "$WORK/mounted/boot/extlinux/ldlinux.c32" "$root/boot/extlinux/"
+umount "$WORK/mounted"
+dd if="$WORK/loader" of="$RESULT/boot" bs=512 count=1 status=none
+sync -f "$RESULT" # a write that failed is an error here at the latest

@@ -6,6 +6,7 @@
 #   USERS     name:uid:group:gid …                REMOVE      paths to remove, globs
 #   KEYS      paths of the keyrings
 set -eu
+umask 022
 export DEBIAN_FRONTEND=noninteractive
 step() { echo "step: $*" >&3; }
 
@@ -51,7 +52,7 @@ rm -f /usr/sbin/policy-rc.d /etc/apt/apt.conf.d/90bake /etc/ssh/ssh_host_* /var/
 rm -f /etc/udev/rules.d/70-persistent-net.rules /var/lib/dbus/machine-id
 : >/etc/machine-id
 : >/etc/resolv.conf
-rm -rf /var/lib/cloud /var/lib/mysql/* /var/lib/glusterd/* /var/lib/redis/* /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/debconf/*-old
+rm -rf /var/lib/cloud /var/lib/mysql/* /var/lib/glusterd/* /var/lib/redis/* /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/cache/debconf/*-old
 rm -rf /tmp/* /var/tmp/* /root/.bash_history /root/.cache /var/backups/*
 find /var/log -type f -delete
 for p in $REMOVE; do rm -rf "$p"; done # globs are wanted
