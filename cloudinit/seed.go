@@ -12,8 +12,10 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"path"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -214,6 +216,38 @@ func newWriteFile(f File) (writeFile, error) {
 		w.Encoding, w.Content = "b64", base64.StdEncoding.EncodeToString(f.Content)
 	}
 	return w, nil
+}
+
+// Files returns the files that the seed has cloud-init write.
+func (s Seed) Files() ([]File, error) {
+	ud, err := unmarshal(s.UserData)
+	if err != nil {
+		return nil, fmt.Errorf("user-data: %w", err)
+	}
+	var files []File
+	for _, w := range ud.WriteFiles {
+		mode, err := strconv.ParseUint(w.Permissions, 8, 32)
+		if err != nil {
+			return nil, fmt.Errorf("user-data: %s: %w", w.Path, err)
+		}
+		content := []byte(w.Content)
+		if w.Encoding != "" {
+			if content, err = base64.StdEncoding.DecodeString(w.Content); err != nil {
+				return nil, fmt.Errorf("user-data: %s: %w", w.Path, err)
+			}
+		}
+		if w.Encoding == "gz+b64" {
+			z, err := gzip.NewReader(bytes.NewReader(content))
+			if err == nil {
+				content, err = io.ReadAll(z)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("user-data: %s: %w", w.Path, err)
+			}
+		}
+		files = append(files, File{Path: w.Path, Mode: uint32(mode), Owner: w.Owner, Content: content})
+	}
+	return files, nil
 }
 
 // maxReadable is the size, in bytes, above which a file is packed. Only clusters of hundreds of nodes have such files,

@@ -85,7 +85,7 @@ func newApp() *cli.App {
 			"and one seed ISO per node of it; imagegen up runs all of it on this machine.\n\n" +
 			"Exit codes: 0 done; 1 failed; 2 wrong usage or spec. exec ends with the code of the command that it ran.",
 		Commands: []*cli.Command{
-			initCommand(), validateCommand(), seedCommand(), planCommand(), lockCommand(), fetchCommand(), buildCommand(),
+			initCommand(), validateCommand(), seedCommand(), planCommand(), lockCommand(), fetchCommand(), buildCommand(), inspectCommand(),
 			upCommand(), statusCommand(), logsCommand(), execCommand(), killCommand(), startCommand(), replaceCommand(), rollCommand(), decideCommand(), cutCommand(), mendCommand(), downCommand(),
 			forwardCommand(),
 		},

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"imagegen/cloudinit"
+	"imagegen/images"
+)
+
+func inspectCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "inspect",
+		Usage:     "show what is in an image, a box or a seed, or how two of them differ",
+		ArgsUsage: "FILE [FILE]",
+		Description: "An image or box is shown by the manifest that build wrote with it, after the file's SHA-256 was compared: its identity\n" +
+			"and packages. A seed is shown by its files, without their contents, some of which are secret.\n\n" +
+			"--json prints the manifest, the list of files, or, of two, the list of differences.",
+		Flags: []cli.Flag{jsonFlag("it")},
+		Action: func(c *cli.Context) error {
+			paths := c.Args().Slice()
+			if len(paths) != 1 && len(paths) != 2 {
+				return wrongf("inspect takes one file, or two to compare: imagegen inspect FILE [FILE]")
+			}
+			seeds := 0
+			for _, p := range paths {
+				if filepath.Ext(p) == ".iso" {
+					seeds++
+				}
+			}
+			switch seeds {
+			case 0:
+				return inspectImages(c, paths)
+			case len(paths):
+				return inspectSeeds(c, paths)
+			}
+			return wrongf("inspect compares two seeds or two images, not one with the other")
+		},
+	}
+}
+
+func inspectImages(c *cli.Context, paths []string) error {
+	var manifests []images.Manifest
+	for _, p := range paths {
+		m, err := images.Inspect(p)
+		if err != nil {
+			return err
+		}
+		manifests = append(manifests, m)
+	}
+	m := manifests[0]
+	if len(manifests) == 2 {
+		return printDifferences(c, m.Changes(manifests[1]))
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, m)
+	}
+	fmt.Fprintf(c.App.Writer, "image of %s, identity %s\n%s is as the manifest says\n", m.Role, m.Identity, paths[0])
+	t := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "PACKAGE\tVERSION\tARCHITECTURE")
+	for _, p := range m.Packages {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", p.Name, p.Version, p.Architecture)
+	}
+	return t.Flush()
+}
+
+// seedFile is a file on a seed, as inspect shows it.
+type seedFile struct {
+	Path  string `json:"path"`
+	Mode  string `json:"mode"`
+	Owner string `json:"owner"`
+	Bytes int    `json:"bytes"`
+}
+
+func inspectSeeds(c *cli.Context, paths []string) error {
+	var seeds [][]cloudinit.File
+	for _, p := range paths {
+		s, err := cloudinit.ReadISO(p)
+		if err != nil {
+			return err
+		}
+		files, err := s.Files()
+		if err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		seeds = append(seeds, files)
+	}
+	if len(seeds) == 2 {
+		return printDifferences(c, fileChanges(seeds[0], seeds[1]))
+	}
+	list := []seedFile{}
+	for _, f := range seeds[0] {
+		list = append(list, seedFile{f.Path, fmt.Sprintf("%04o", f.Mode), f.Owner, len(f.Content)})
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, list)
+	}
+	t := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "FILE\tMODE\tOWNER\tBYTES")
+	for _, f := range list {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\n", f.Path, f.Mode, f.Owner, f.Bytes)
+	}
+	return t.Flush()
+}
+
+// fileChanges lists which files differ, and in what, but not how: they may hold secrets.
+func fileChanges(old, now []cloudinit.File) []string {
+	var changes []string
+	find := func(files []cloudinit.File, path string) int {
+		return slices.IndexFunc(files, func(f cloudinit.File) bool { return f.Path == path })
+	}
+	for _, f := range now {
+		i := find(old, f.Path)
+		if i < 0 {
+			changes = append(changes, "+ "+f.Path)
+			continue
+		}
+		var what []string
+		if string(old[i].Content) != string(f.Content) {
+			what = append(what, "content")
+		}
+		if old[i].Mode != f.Mode {
+			what = append(what, fmt.Sprintf("mode %04o instead of %04o", f.Mode, old[i].Mode))
+		}
+		if old[i].Owner != f.Owner {
+			what = append(what, "owner "+f.Owner+" instead of "+old[i].Owner)
+		}
+		if what != nil {
+			changes = append(changes, f.Path+": "+strings.Join(what, ", "))
+		}
+	}
+	for _, f := range old {
+		if find(now, f.Path) < 0 {
+			changes = append(changes, "- "+f.Path)
+		}
+	}
+	return changes
+}
+
+func printDifferences(c *cli.Context, changes []string) error {
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, append([]string{}, changes...))
+	}
+	if len(changes) == 0 {
+		fmt.Fprintln(c.App.Writer, "no difference")
+	}
+	for _, s := range changes {
+		fmt.Fprintln(c.App.Writer, s)
+	}
+	return nil
+}

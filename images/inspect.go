@@ -1,0 +1,73 @@
+package images
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Inspect returns the manifest of an image file in any format, which lies where Build put it, and makes sure that the
+// file is what the manifest says.
+func Inspect(path string) (Manifest, error) {
+	format := strings.TrimPrefix(filepath.Ext(path), ".")
+	if !slices.Contains(Formats, format) {
+		return Manifest{}, fmt.Errorf("%s: an image's name ends in .%s", path, strings.Join(Formats, ", ."))
+	}
+	if _, err := os.Stat(path); err != nil {
+		return Manifest{}, err
+	}
+	dir := filepath.Dir(path)
+	if format == "box" {
+		dir = filepath.Join(filepath.Dir(dir), "images")
+	}
+	beside := filepath.Join(dir, strings.TrimSuffix(filepath.Base(path), "."+format)+".json")
+	data, err := os.ReadFile(beside)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Manifest{}, fmt.Errorf("%s: its manifest %s is not there; imagegen build writes both", path, beside)
+	}
+	if err != nil {
+		return Manifest{}, err
+	}
+	var m Manifest
+	if err := json.Unmarshal(data, &m); err != nil {
+		return m, fmt.Errorf("%s: %w", beside, err)
+	}
+	want, ok := m.output(format)
+	if !ok {
+		return m, fmt.Errorf("%s: the manifest %s does not know it: it is of an earlier image; imagegen build --format %s writes it anew", path, beside, format)
+	}
+	if err := hasSum(path, want.SHA256); err != nil {
+		return m, fmt.Errorf("%s: %w; it is not what imagegen wrote", path, err)
+	}
+	return m, nil
+}
+
+// output returns what the manifest says of a format.
+func (m Manifest) output(format string) (Output, bool) {
+	for _, o := range append([]Output{m.Disk}, m.Outputs...) {
+		if o.Format == format {
+			return o, true
+		}
+	}
+	return Output{}, false
+}
+
+// Changes lists in words what another image has, or lacks, beside this one.
+func (m Manifest) Changes(now Manifest) []string {
+	changes := differences(m.Inputs, now.Inputs)
+	installed := func(m Manifest) (all []string) {
+		for _, p := range m.Packages {
+			all = append(all, p.Name+" "+p.Version)
+		}
+		return all
+	}
+	if c := listChange(installed(m), installed(now)); c != "" {
+		changes = append(changes, "installed packages: "+c)
+	}
+	return changes
+}
