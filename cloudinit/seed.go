@@ -254,19 +254,23 @@ func (s Seed) Files() ([]File, error) {
 // and nearly as many in each seed as there are nodes.
 const maxReadable = 16 << 10
 
-// packers are used again, since making one costs more than packing a file.
-var packers = sync.Pool{New: func() any { return gzip.NewWriter(nil) }}
+// packed has files as they were packed: the large ones, such as /etc/hosts, are mostly the same on all nodes.
+var packed sync.Map // string to []byte
 
 func pack(content []byte) ([]byte, error) {
+	if p, ok := packed.Load(string(content)); ok {
+		return p.([]byte), nil
+	}
 	var b bytes.Buffer
-	z := packers.Get().(*gzip.Writer)
-	defer packers.Put(z)
-	z.Reset(&b)
+	z := gzip.NewWriter(&b)
 	if _, err := z.Write(content); err != nil {
 		return nil, err
 	}
-	err := z.Close()
-	return b.Bytes(), err
+	if err := z.Close(); err != nil {
+		return nil, err
+	}
+	packed.Store(string(content), b.Bytes())
+	return b.Bytes(), nil
 }
 
 const worldReadable = 0o004

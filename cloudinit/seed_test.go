@@ -237,3 +237,39 @@ func FuzzNew(f *testing.F) {
 		}
 	})
 }
+
+// What New puts in, Files takes out, whatever the encoding; a large file, as a cluster of a thousand nodes has, is small on
+// the seed.
+func TestFiles(t *testing.T) {
+	spec := example()
+	files := append(awkward(), File{Path: "/etc/hosts", Mode: 0o644, Content: bytes.Repeat([]byte("10.0.0.1 web1\n"), 2000)})
+	s, err := New(spec, spec.Roles[0].Nodes[0], files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := s.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(back) != len(files) {
+		t.Fatalf("%d files of %d", len(back), len(files))
+	}
+	for i, f := range files {
+		if b := back[i]; b.Path != f.Path || b.Mode != f.Mode || !bytes.Equal(b.Content, f.Content) {
+			t.Errorf("%s came back as %s, mode %04o, %d bytes instead of %d", f.Path, b.Path, b.Mode, len(b.Content), len(f.Content))
+		}
+	}
+	if len(s.UserData) > 20_000 {
+		t.Errorf("the user-data has %d bytes: the large file was not packed", len(s.UserData))
+	}
+	if _, err := exec.LookPath("cloud-init"); err != nil {
+		t.Skip("NOT TESTED: no cloud-init on this machine (make checkers installs it)")
+	}
+	path := filepath.Join(t.TempDir(), "user-data")
+	if err := os.WriteFile(path, s.UserData, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("cloud-init", "schema", "-c", path).CombinedOutput(); err != nil {
+		t.Errorf("cloud-init schema: %v: %s", err, out)
+	}
+}
