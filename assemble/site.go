@@ -32,6 +32,7 @@ const (
 	// how many are under way at once.
 	copyWorkers = 24
 	configName  = "wp-config.php"
+	dropInName  = "wp-content/db.php" // WordPress's name for a database connection that is not its own
 
 	lookLimit     = 8 * time.Second // one look at the database
 	installLimit  = 3 * time.Minute
@@ -88,15 +89,19 @@ func (s *site) staging() string {
 func (s *site) Observe(ctx context.Context) (any, error) {
 	if done := s.seen.Files && s.seen.Config && !s.seen.Staging; !done || time.Since(s.looked) > siteCalm {
 		seen := siteSeen{Database: s.seen.Database, Detail: s.seen.Detail}
-		want, err := os.ReadFile(s.params.Config)
+		want, err := s.seedFiles()
 		if err != nil {
 			return nil, err
 		}
-		have, err := os.ReadFile(filepath.Join(s.params.Target, configName))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
+		seen.Config = true
+		for name, data := range want {
+			have, err := os.ReadFile(filepath.Join(s.params.Target, name))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			seen.Files = seen.Files || name == configName && err == nil
+			seen.Config = seen.Config && err == nil && bytes.Equal(data, have)
 		}
-		seen.Files, seen.Config = err == nil, err == nil && bytes.Equal(want, have)
 		if _, err := os.Lstat(s.staging()); err == nil {
 			seen.Staging = true
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -109,6 +114,22 @@ func (s *site) Observe(ctx context.Context) (any, error) {
 		s.asked = time.Now()
 	}
 	return s.seen, nil
+}
+
+// seedFiles returns the site's files that come from the seed, by their names in the site.
+func (s *site) seedFiles() (map[string][]byte, error) {
+	files := map[string][]byte{}
+	for name, path := range map[string]string{configName: s.params.Config, dropInName: s.params.DropIn} {
+		if path == "" {
+			continue
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		files[name] = data
+	}
+	return files, nil
 }
 
 // askDatabase looks whether the site is installed.
@@ -240,9 +261,9 @@ func decideSite(self, first, database string, seen siteSeen, held time.Duration)
 	case !seen.Files:
 		return siteCopy, workf("copying the site")
 	case !seen.Config && !mine:
-		return siteNothing, waitf("for %s to renew %s", first, configName)
+		return siteNothing, waitf("for %s to renew the configuration", first)
 	case !seen.Config:
-		return siteConfig, workf("renewing %s", configName)
+		return siteConfig, workf("renewing the configuration")
 	}
 	switch seen.Database {
 	case dbInstalled:
@@ -337,24 +358,30 @@ func (s *site) take(ctx context.Context, do siteDo) error {
 	return nil
 }
 
-// configure replaces the configuration of a site whose seed has changed.
+// configure replaces what a new seed has changed.
 func (s *site) configure() error {
 	uid, gid, err := lookupOwner(s.params.Owner)
 	if err != nil {
 		return err
 	}
-	data, err := os.ReadFile(s.params.Config)
+	files, err := s.seedFiles()
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(s.params.Target, ".imagegen-"+configName+"."+s.node.Facts.Node.Name)
-	if err := os.WriteFile(tmp, data, 0o640); err != nil {
-		return err
+	for name, data := range files {
+		path := filepath.Join(s.params.Target, name)
+		tmp := filepath.Join(filepath.Dir(path), ".imagegen-"+filepath.Base(name)+"."+s.node.Facts.Node.Name)
+		if err := os.WriteFile(tmp, data, 0o640); err != nil {
+			return err
+		}
+		if err := os.Chown(tmp, uid, gid); err != nil {
+			return err
+		}
+		if err := os.Rename(tmp, path); err != nil {
+			return err
+		}
 	}
-	if err := os.Chown(tmp, uid, gid); err != nil {
-		return err
-	}
-	return os.Rename(tmp, filepath.Join(s.params.Target, configName))
+	return nil
 }
 
 // clear removes this node's unfinished copy. A folder's files are removed at once, not one after the other.
@@ -388,7 +415,7 @@ func (s *site) copy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	config, err := os.ReadFile(s.params.Config)
+	seed, err := s.seedFiles()
 	if err != nil {
 		return err
 	}
@@ -401,14 +428,16 @@ func (s *site) copy(ctx context.Context) error {
 	}
 	pool := newWorkers(ctx, copyWorkers, uid, gid)
 	stop := s.progress(&pool.done)
-	out := siteWriter{root: staging, pool: pool}
+	out := siteWriter{root: staging, pool: pool, without: seed}
 	if strings.HasSuffix(s.params.Source, ".tar.gz") {
 		err = out.unpack(s.params.Source)
 	} else {
 		err = out.folder(s.params.Source)
 	}
-	if err == nil {
-		err = out.file(configName, 0o640, io.NopCloser(bytes.NewReader(config)))
+	for name, data := range seed {
+		if err == nil {
+			err = out.file(name, 0o640, io.NopCloser(bytes.NewReader(data)))
+		}
 	}
 	err = errors.Join(err, pool.wait())
 	stop()
@@ -449,8 +478,14 @@ func (s *site) progress(done *atomic.Int64) (stop func()) {
 
 // siteWriter writes a tree below root, the folders at once, the files by a pool of workers.
 type siteWriter struct {
-	root string
-	pool *workers
+	root    string
+	pool    *workers
+	without map[string][]byte // files of the source that are left out
+}
+
+func (w siteWriter) skips(name string) bool {
+	_, ok := w.without[name]
+	return ok
 }
 
 // dir makes a folder. It is there before anything in it is written.
@@ -490,7 +525,7 @@ func (w siteWriter) file(name string, mode fs.FileMode, r io.ReadCloser) error {
 }
 
 // folder copies a folder. Packages put links to files of other packages into it; they are followed, and those that
-// lead nowhere are left out. A configuration of the folder's own is, too: the seed's takes its place.
+// lead nowhere are left out.
 func (w siteWriter) folder(source string) error {
 	var walk func(name string, above []string) error
 	walk = func(name string, above []string) error {
@@ -513,7 +548,7 @@ func (w siteWriter) folder(source string) error {
 			child := filepath.Join(name, e.Name())
 			info, err := os.Stat(filepath.Join(source, child))
 			switch {
-			case errors.Is(err, fs.ErrNotExist) || child == configName:
+			case errors.Is(err, fs.ErrNotExist) || w.skips(child):
 				continue
 			case err != nil:
 				return err
@@ -571,7 +606,7 @@ func (w siteWriter) unpack(source string) error {
 			return fmt.Errorf("%s: %s leads out of the archive", source, h.Name)
 		}
 		_, name, ok := strings.Cut(filepath.Clean(h.Name), "/")
-		if !ok || name == configName {
+		if !ok || w.skips(name) {
 			continue
 		}
 		switch h.Typeflag {

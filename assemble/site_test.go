@@ -2,6 +2,7 @@ package assemble
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,8 +33,8 @@ func TestSiteIsInstalledByOne(t *testing.T) {
 		"nothing there, second":   {"backend2", siteSeen{}, 0, siteNothing, waitf("for backend1 to copy the site")},
 		"died while copying":      {"backend1", siteSeen{Staging: true}, 0, siteClear, workf("removing an unfinished copy")},
 		"the other was faster":    {"backend2", siteSeen{Files: true, Config: true, Staging: true, Database: dbEmpty}, 0, siteClear, workf("removing an unfinished copy")},
-		"other seed":              {"backend1", siteSeen{Files: true}, 0, siteConfig, workf("renewing wp-config.php")},
-		"other seed, second":      {"backend2", siteSeen{Files: true}, 0, siteNothing, waitf("for backend1 to renew wp-config.php")},
+		"other seed":              {"backend1", siteSeen{Files: true}, 0, siteConfig, workf("renewing the configuration")},
+		"other seed, second":      {"backend2", siteSeen{Files: true}, 0, siteNothing, waitf("for backend1 to renew the configuration")},
 		"database not asked":      {"backend1", siteSeen{Files: true, Config: true}, 0, siteNothing, workf("asking the database at db:3306")},
 		"database down":           {"backend1", siteSeen{Files: true, Config: true, Database: dbSilent, Detail: "connection refused"}, 0, siteNothing, waitf("for the database at db:3306: connection refused")},
 		"database empty":          {"backend1", siteSeen{Files: true, Config: true, Database: dbEmpty}, 0, siteInstall, workf("installing the site")},
@@ -125,11 +127,13 @@ func writeTree(t *testing.T, root string, files map[string]string) {
 func TestSiteFilesAreCopiedWhole(t *testing.T) {
 	volume := sharedVolume(t)
 	source, elsewhere := t.TempDir(), t.TempDir()
-	writeTree(t, source, map[string]string{"wp-load.php": "load", "wp-config.php": "the package's own", "a/b/c.php": "c"})
+	writeTree(t, source, map[string]string{"wp-load.php": "load", "wp-config.php": "the package's own", "a/b/c.php": "c", "wp-content/db.php": "the package's own"})
 	writeTree(t, elsewhere, map[string]string{"lib/x.js": "x"})
 	os.Symlink(filepath.Join(elsewhere, "lib"), filepath.Join(source, "a/lib"))
 	os.Symlink("/nowhere/htaccess", filepath.Join(source, ".htaccess"))
 	s := testSite(t, "backend1", source, volume, "127.0.0.1:1")
+	s.params.DropIn = filepath.Join(t.TempDir(), "db.php")
+	os.WriteFile(s.params.DropIn, []byte("<?php // ours"), 0o644)
 
 	// A copy that was interrupted.
 	writeTree(t, s.staging(), map[string]string{"old/left.php": "half"})
@@ -155,21 +159,24 @@ func TestSiteFilesAreCopiedWhole(t *testing.T) {
 	})
 	config, _ := os.ReadFile(s.params.Config)
 	want := map[string]string{
-		"wordpress/wp-load.php":   "-rw-r--r-- load",
-		"wordpress/wp-config.php": "-rw-r----- " + string(config),
-		"wordpress/a/b/c.php":     "-rw-r--r-- c",
-		"wordpress/a/lib/x.js":    "-rw-r--r-- x",
+		"wordpress/wp-load.php":       "-rw-r--r-- load",
+		"wordpress/wp-config.php":     "-rw-r----- " + string(config),
+		"wordpress/wp-content/db.php": "-rw-r----- <?php // ours",
+		"wordpress/a/b/c.php":         "-rw-r--r-- c",
+		"wordpress/a/lib/x.js":        "-rw-r--r-- x",
 	}
 	if fmt.Sprint(have) != fmt.Sprint(want) {
 		t.Errorf("have %v\nwant %v", have, want)
 	}
 
 	// A new seed brings another configuration.
-	os.WriteFile(s.params.Config, []byte("<?php // new"), 0o600)
-	again := newSite(s.node, "site", s.params)
-	drive(t, again, w, 20*time.Second)
-	if data, _ := os.ReadFile(filepath.Join(s.params.Target, "wp-config.php")); string(data) != "<?php // new" {
-		t.Errorf("configuration: %q", data)
+	for name, path := range map[string]string{"wp-config.php": s.params.Config, "wp-content/db.php": s.params.DropIn} {
+		os.WriteFile(path, []byte("<?php // new"), 0o600)
+		again := newSite(s.node, "site", s.params)
+		drive(t, again, w, 20*time.Second)
+		if data, _ := os.ReadFile(filepath.Join(s.params.Target, name)); string(data) != "<?php // new" {
+			t.Errorf("%s: %q", name, data)
+		}
 	}
 }
 
@@ -283,6 +290,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 	addr, sql := mariadb(t)
 	volume := sharedVolume(t)
 	s := testSite(t, "backend1", "/usr/share/wordpress", volume, addr)
+	s.params.DropIn = "../roles/backend/db.php"
 	w := World{Self: s.node.Facts.Node}
 
 	// Before the database has its user, the reason is shown.
@@ -356,6 +364,104 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 	if err := foreign.take(t.Context(), siteInstall); err != nil || foreign.seen.Database != dbForeign {
 		t.Errorf("installing over another cluster's site: %v, %q", err, foreign.seen.Database)
 	}
+}
+
+// TestDatabaseNodeDies cuts WordPress's connections as a balancer does when the server behind it is gone.
+func TestDatabaseNodeDies(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: -short")
+	}
+	server, sql := mariadb(t)
+	sql("CREATE DATABASE wordpress; CREATE TABLE wordpress.t (n INT); CREATE USER wordpress@localhost IDENTIFIED BY 'pw'; CREATE USER wordpress@'127.0.0.1' IDENTIFIED BY 'pw'; GRANT ALL ON wordpress.* TO wordpress@localhost; GRANT ALL ON wordpress.* TO wordpress@'127.0.0.1'")
+	dropIn, err := os.ReadFile("../roles/backend/db.php")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		greetings int    // connections that end before the server's greeting
+		cut       string // the first packet that holds this is passed on, and its connection ends without the answer
+		php       string
+		want      string
+	}{
+		"connecting":     {greetings: 3, php: `echo $wpdb->get_var('SELECT 42');`, want: "42"},
+		"read":           {cut: "SELECT 42", php: `echo $wpdb->get_var('SELECT 42');`, want: "42"},
+		"nobody answers": {greetings: 1000, php: `echo 'not reached';`, want: "Error establishing a database connection"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sql("TRUNCATE wordpress.t")
+			proxy := cuttingProxy(t, server, c.greetings, c.cut)
+			host, port, _ := net.SplitHostPort(proxy)
+			dir := t.TempDir()
+			writeTree(t, dir, map[string]string{"db.php": string(dropIn), "ask.php": fmt.Sprintf(`<?php
+define('DB_NAME', 'wordpress'); define('DB_USER', 'wordpress'); define('DB_PASSWORD', 'pw'); define('DB_HOST', '%s:%s');
+define('WP_DEBUG', false); define('WP_CONTENT_DIR', __DIR__); define('ABSPATH', '/usr/share/wordpress/'); define('SHORTINIT', true);
+$table_prefix = 'wp_';
+require ABSPATH . 'wp-settings.php';
+%s`, host, port, c.php)})
+			start := time.Now()
+			out, err := exec.Command("php", "-d", "error_log="+filepath.Join(dir, "log"), filepath.Join(dir, "ask.php")).Output()
+			if !strings.Contains(string(out), c.want) {
+				t.Errorf("%v: %s\nwant %s", err, out, c.want)
+			}
+			if took := time.Since(start); took > 10*time.Second {
+				t.Errorf("after %v", took)
+			}
+		})
+	}
+}
+
+// cuttingProxy stands in front of a server: see TestDatabaseNodeDies.
+func cuttingProxy(t *testing.T, server string, greetings int, cut string) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	var once sync.Once
+	serve := func(client net.Conn) {
+		defer client.Close()
+		upstream, err := net.Dial("tcp", server)
+		if err != nil {
+			return
+		}
+		defer upstream.Close()
+		var mute atomic.Bool
+		go func() {
+			defer client.Close()
+			for buf := make([]byte, 64<<10); ; {
+				n, err := upstream.Read(buf)
+				if err != nil || mute.Load() {
+					return
+				}
+				client.Write(buf[:n])
+			}
+		}()
+		for buf := make([]byte, 64<<10); ; {
+			n, err := client.Read(buf)
+			if err != nil {
+				return
+			}
+			if cut != "" && bytes.Contains(buf[:n], []byte(cut)) {
+				once.Do(func() { mute.Store(true) })
+			}
+			upstream.Write(buf[:n])
+		}
+	}
+	go func() {
+		for i := 0; ; i++ {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if i < greetings {
+				client.Close()
+				continue
+			}
+			go serve(client)
+		}
+	}()
+	return l.Addr().String()
 }
 
 func TestGreet(t *testing.T) {

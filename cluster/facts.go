@@ -161,12 +161,13 @@ type GaleraParams struct {
 
 // SiteParams install the site once: its files in the volume, its tables in the database.
 type SiteParams struct {
-	Source      string   `json:"source"`   // folder or .tar.gz in the image that holds WordPress
-	Target      string   `json:"target"`   // folder on the volume
-	Config      string   `json:"config"`   // rendered wp-config.php
-	Owner       string   `json:"owner"`    // user:group of the files
-	PHP         []string `json:"php"`      // the command-line interpreter
-	Database    string   `json:"database"` // host:port
+	Source      string   `json:"source"`            // folder or .tar.gz in the image that holds WordPress
+	Target      string   `json:"target"`            // folder on the volume
+	Config      string   `json:"config"`            // rendered wp-config.php
+	DropIn      string   `json:"drop_in,omitempty"` // rendered wp-content/db.php; empty: none
+	Owner       string   `json:"owner"`             // user:group of the files
+	PHP         []string `json:"php"`               // the command-line interpreter
+	Database    string   `json:"database"`          // host:port
 	Title       string   `json:"title"`
 	URL         string   `json:"url"`
 	AdminUser   string   `json:"admin_user"`
