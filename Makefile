@@ -7,9 +7,12 @@ export CGO_ENABLED := 0
 # Packages that baking and the lab need; no daemon among them.
 TOOLS := mmdebstrap extlinux syslinux-common fdisk e2fsprogs systemd-container iproute2 util-linux
 # Programs that the tests run generated files through, and real daemons that the agent is tested on.
-CHECKERS := haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql redis-server redis-sentinel \
+# php and a web server come before wordpress, which would otherwise bring Apache.
+CHECKERS := haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql php wordpress redis-server redis-sentinel \
 	mariadb-server galera-4 mariadb-backup cloud-init nftables iptables shellcheck qemu-system-x86 qemu-utils curl faketime \
 	dnf rpm createrepo-c gnupg xz-utils xfsprogs
+# Servers that the agent builds its volume on, in network namespaces.
+GLUSTER := glusterfs-server glusterfs-client
 # What the lab needs for virtual machines, and their tests to log in.
 VM_TOOLS := qemu-system-x86 qemu-utils openssh-client
 # What make bench compares with.
@@ -64,8 +67,9 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 
 .PHONY: e2e
 e2e: tools build ## the reference cluster in the lab: bake, boot in three orders, faults, three VMs (root)
-	$(call install,$(VM_TOOLS))
+	$(call install,$(VM_TOOLS) $(GLUSTER))
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./e2e ./lab
+	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run TestGlusterForReal -v ./assemble
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestCentOSBake|TestReproducible' -v ./images
 
 .PHONY: e2e-faults

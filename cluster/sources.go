@@ -89,14 +89,7 @@ func (p *parser) downloads(v value) {
 	if v.node == nil {
 		return
 	}
-	var known []string
-	for _, name := range slices.Sorted(maps.Keys(p.rules)) {
-		for _, d := range p.rules[name].Downloads[p.spec.Distro] {
-			if !slices.Contains(known, d) {
-				known = append(known, d)
-			}
-		}
-	}
+	known := p.ofRoles(nil, func(r Rules) []string { return r.Downloads[p.spec.Distro] })
 	entries, _ := p.mapping(v, "wordpress: "+fileExample)
 	for _, e := range entries {
 		if !slices.Contains(known, e.key) {
@@ -122,6 +115,19 @@ func (p *parser) downloads(v value) {
 	}
 }
 
+// ofRoles returns known and the names that the roles bring, each once.
+func (p *parser) ofRoles(known []string, names func(Rules) []string) []string {
+	known = slices.Clone(known)
+	for _, role := range slices.Sorted(maps.Keys(p.rules)) {
+		for _, name := range names(p.rules[role]) {
+			if !slices.Contains(known, name) {
+				known = append(known, name)
+			}
+		}
+	}
+	return known
+}
+
 var repoName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}$`)
 
 func (p *parser) repos(v value) {
@@ -132,14 +138,7 @@ func (p *parser) repos(v value) {
 		p.faultf(v, "debian12 takes its packages from one archive; write it as mirror, and remove repos")
 		return
 	}
-	known := slices.Clone(BaseRepos)
-	for _, name := range slices.Sorted(maps.Keys(p.rules)) {
-		for _, repo := range p.rules[name].Repos[p.spec.Distro] {
-			if !slices.Contains(known, repo) {
-				known = append(known, repo)
-			}
-		}
-	}
+	known := p.ofRoles(BaseRepos, func(r Rules) []string { return r.Repos[p.spec.Distro] })
 	entries, _ := p.mapping(v, "epel: "+repoExample)
 	for _, e := range entries {
 		p.repo(e, known)

@@ -80,10 +80,12 @@ func TestRealPrograms(t *testing.T) {
 				if untested[f.Check] {
 					continue
 				}
+				// Of centos7's programs there are only newer ones here, and its units are not here at all: el7_test.go
+				// compares them with what the old ones know.
+				if distro == "centos7" && (n.Index > 0 || f.Check == "systemd") {
+					continue
+				}
 				t.Run(path.Join(distro, n.Name, path.Base(f.Path)), func(t *testing.T) {
-					if distro == "centos7" && (n.Index > 0 || f.Check == "systemd") {
-						t.SkipNow() // of its programs there are only newer ones here, and its units are not here at all
-					}
 					ck, ok := checkers[f.Check]
 					if !ok {
 						t.Fatalf("no checker for %q", f.Check)

@@ -73,6 +73,9 @@ curl -s -H 'Accept-Encoding: gzip' $vip/a.css | gzip -t
 is 401 "$vip/haproxy?stats"
 pw=$(sed -n 's/ *stats auth admin://p' /etc/haproxy/haproxy.cfg)
 is 200 -u "admin:$pw" "$vip/haproxy?stats"
+ip addr add 10.1.1.1/32 dev eth0 # from outside
+is 200 --interface 10.1.1.1 $vip/
+is 403 --interface 10.1.1.1 -u "admin:$pw" "$vip/haproxy?stats"
 is 200 http://127.0.0.1:8404/alive
 not ask http://192.168.10.40/
 for i in $(seq 20); do is 200 $vip/; done # half of them meet the dead backend first
