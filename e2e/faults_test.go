@@ -209,6 +209,7 @@ func (l *load) lost(t *testing.T) int {
 // fault is one line of the matrix.
 type fault struct {
 	name string
+	node nodeStatus // that has it; empty: several
 	do   func() error
 	// stays lists the kinds of requests that come back while the fault lasts; nil: all.
 	stays []string
@@ -233,6 +234,7 @@ var (
 // result of a fault.
 type result struct {
 	name  string
+	seen  time.Duration            // from the fault until another node noticed it; 0: none did, or had to
 	back  map[string]time.Duration // by kind: from the fault to the end of the last request that failed
 	fails map[string]int
 	older int           // sessions that went back a step
@@ -312,6 +314,7 @@ func (l *load) suffer(t *testing.T, f fault) result {
 		}
 	}
 	l.mu.Unlock()
+	r.seen = l.bench.noticed(t, f.node, start)
 	back := time.Now()
 	if err := undo(); err != nil {
 		t.Fatal(err)
@@ -325,6 +328,45 @@ func (l *load) suffer(t *testing.T, f fault) result {
 	r.older = l.older
 	l.mu.Unlock()
 	return r
+}
+
+// traces are what the journals of other nodes say when a node of a role is missed; NAME and IP are the node's.
+var traces = map[string]string{
+	"balancer":     `\(balancer\) Entering MASTER STATE`,
+	"web":          `Server web/NAME is DOWN`,
+	"backend":      `fastcgi://IP:9000`, // an error of nginx
+	"glusterfs":    `bricks online, without .*NAME`,
+	"databalancer": `\(databalancer\) Entering MASTER STATE`,
+	"redis":        `Server redis/NAME is DOWN|\+sdown [a-z]+ .*\bIP\b`,
+	"percona":      `Server mysql/NAME is DOWN|suspecting node`,
+}
+
+// noticed returns how long after start the first of the other nodes missed node; 0: none did. All share this machine's clock.
+func (b *bench) noticed(t *testing.T, node nodeStatus, start time.Time) time.Duration {
+	t.Helper()
+	if node.Node == "" {
+		return 0
+	}
+	pattern := strings.NewReplacer("NAME", node.Node, "IP", regexp.QuoteMeta(node.Address)).Replace(traces[node.Role])
+	var first time.Duration
+	for _, n := range b.nodes(t) {
+		if n.Node == node.Node {
+			continue
+		}
+		out, err := b.in(n.Node, fmt.Sprintf("journalctl -q --no-pager -o short-unix --since @%d.%06d | grep -m1 -E '%s'", start.Unix(), start.Nanosecond()/1000, pattern))
+		if err != nil {
+			continue // nothing found
+		}
+		var at float64
+		if _, err := fmt.Sscan(out, &at); err != nil {
+			t.Errorf("journal of %s: %v: %q", n.Node, err, out)
+			continue
+		}
+		if seen := time.UnixMicro(int64(at * 1e6)).Sub(start); first == 0 || seen < first {
+			first = seen
+		}
+	}
+	return first
 }
 
 // oneHolder is content when each virtual address is held by one node.
@@ -357,19 +399,26 @@ func (r result) String() string {
 	if parts == nil {
 		parts = []string{"nothing failed"}
 	}
+	if r.seen > 0 {
+		parts = append(parts, fmt.Sprintf("noticed after %.1f s", r.seen.Seconds()))
+	}
 	return fmt.Sprintf("%s; %d sessions a step back; all well %.0f s after it was undone; %d lost", strings.Join(parts, "; "), r.older, r.whole.Seconds(), r.lost)
 }
 
 // table prints the matrix as docs have it.
 func table(results []result) string {
 	var b strings.Builder
-	b.WriteString("| fault |")
+	b.WriteString("| fault | noticed after |")
 	for _, k := range kinds {
 		fmt.Fprintf(&b, " %ss failed, for |", k)
 	}
-	b.WriteString(" sessions a step back | whole again after | writes lost |\n|---|" + strings.Repeat("---|", len(kinds)+3) + "\n")
+	b.WriteString(" sessions a step back | whole again after | writes lost |\n|---|" + strings.Repeat("---|", len(kinds)+4) + "\n")
 	for _, r := range results {
-		fmt.Fprintf(&b, "| %s |", r.name)
+		seen := "–"
+		if r.seen > 0 {
+			seen = fmt.Sprintf("%.1f s", r.seen.Seconds())
+		}
+		fmt.Fprintf(&b, "| %s | %s |", r.name, seen)
 		for _, k := range kinds {
 			if r.fails[k] == 0 {
 				b.WriteString(" 0 |")
@@ -395,12 +444,14 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 		return func() error { _, err := b.in(node, script); return err }
 	}
 	var nodes []string
+	known := map[string]nodeStatus{}
 	for _, n := range b.nodes(t) {
 		nodes = append(nodes, n.Node)
+		known[n.Node] = n
 	}
 	var all []fault
 	for _, n := range nodes {
-		f := fault{name: n + " loses power", do: run("kill", n), undo: run("start", n)}
+		f := fault{name: n + " loses power", node: known[n], do: run("kill", n), undo: run("start", n)}
 		switch {
 		case n == "balancer1" || n == "balancer2":
 			f.goal = vipGoal
@@ -414,9 +465,9 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 	for _, n := range nodes {
 		// Only some have a data disk, which a blank one could take the place of.
 		if strings.HasPrefix(n, "glusterfs") || strings.HasPrefix(n, "redis") || strings.HasPrefix(n, "percona") {
-			all = append(all, fault{name: n + " is replaced, with a blank disk", do: run("replace", "--blank", n)})
+			all = append(all, fault{name: n + " is replaced, with a blank disk", node: known[n], do: run("replace", "--blank", n)})
 		} else {
-			all = append(all, fault{name: n + " is replaced", do: run("replace", n)})
+			all = append(all, fault{name: n + " is replaced", node: known[n], do: run("replace", n)})
 		}
 	}
 	// Without a majority a tier refuses; what does not need it goes on. WordPress needs the database for everything.
@@ -429,14 +480,14 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 		{"balancer1", "balancer2"}, {"web1", "web2"}, {"backend1", "backend2"}, {"balancer3", "balancer4"},
 		{"percona1", "percona2,percona3"}, {"glusterfs1", "glusterfs2,glusterfs3"}, {"redis1", "redis2,redis3"},
 	} {
-		all = append(all, fault{name: c.node + " is cut off from " + strings.ReplaceAll(c.from, ",", " and "), do: run("cut", c.node, "--from", c.from), undo: run("mend")})
+		all = append(all, fault{name: c.node + " is cut off from " + strings.ReplaceAll(c.from, ",", " and "), node: known[c.node], do: run("cut", c.node, "--from", c.from), undo: run("mend")})
 	}
 	tiers := []string{"balancer1", "web1", "glusterfs1", "backend1", "balancer3", "redis1", "percona1"}
 	for _, n := range tiers {
-		all = append(all, fault{name: n + " is cut off from everything", do: run("cut", n), undo: run("mend")})
+		all = append(all, fault{name: n + " is cut off from everything", node: known[n], do: run("cut", n), undo: run("mend")})
 	}
 	for _, n := range tiers {
-		all = append(all, fault{name: n + " hears, and is not heard", do: run("cut", "--one-way", n), undo: run("mend")})
+		all = append(all, fault{name: n + " hears, and is not heard", node: known[n], do: run("cut", "--one-way", n), undo: run("mend")})
 	}
 	daemons := []struct{ node, process, pattern string }{
 		{"balancer1", "haproxy", "haproxy"}, {"balancer1", "keepalived", "keepalived"}, {"web1", "nginx", "nginx"},
@@ -449,17 +500,17 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 		return sh(node, "pkill -"+sig+" -f '^([^ ]*/)?"+pattern+"'")
 	}
 	for _, d := range daemons {
-		all = append(all, fault{name: d.process + " is killed on " + d.node, do: signal(d.node, "KILL", d.pattern)})
+		all = append(all, fault{name: d.process + " is killed on " + d.node, node: known[d.node], do: signal(d.node, "KILL", d.pattern)})
 	}
 	for _, d := range daemons {
-		all = append(all, fault{name: d.process + " hangs on " + d.node, do: signal(d.node, "STOP", d.pattern), undo: signal(d.node, "CONT", d.pattern)})
+		all = append(all, fault{name: d.process + " hangs on " + d.node, node: known[d.node], do: signal(d.node, "STOP", d.pattern), undo: signal(d.node, "CONT", d.pattern)})
 	}
 	for _, n := range []string{"percona1", "redis1", "glusterfs1"} {
-		all = append(all, fault{name: "the data disk of " + n + " is full", do: sh(n, "dd if=/dev/zero of=/data/full bs=1M 2>/dev/null; true"), undo: sh(n, "rm /data/full")})
+		all = append(all, fault{name: "the data disk of " + n + " is full", node: known[n], do: sh(n, "dd if=/dev/zero of=/data/full bs=1M 2>/dev/null; true"), undo: sh(n, "rm /data/full")})
 	}
 	for _, n := range []string{"percona1", "redis1"} {
 		do, undo := b.anHourOff(t, n)
-		all = append(all, fault{name: "the daemons of " + n + " are an hour ahead", do: do, undo: undo})
+		all = append(all, fault{name: "the daemons of " + n + " are an hour ahead", node: known[n], do: do, undo: undo})
 	}
 	for i := range 10 {
 		order := slices.Clone(nodes)
