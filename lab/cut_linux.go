@@ -15,18 +15,23 @@ import (
 // cutTable is the nftables table, in the cluster's namespace, that has what is cut.
 const cutTable = "imagegen-cut"
 
-// Cut drops all packets between nodes and others, all other nodes when there are no others; with oneWay only those that
-// nodes send. What was cut before stays so. This machine still reaches all of them.
+// Cut drops all packets between nodes and others; when there are no others, between nodes and everybody, visitors of the
+// site among them; with oneWay only those that nodes send. What was cut before stays so. Status and Exec still reach all nodes.
 func (l *Lab) Cut(ctx context.Context, nodes, others []string, oneWay bool) error {
 	if _, err := l.pick(slices.Concat(nodes, others)); err != nil {
 		return err
 	}
+	var rules string
 	if len(others) == 0 {
+		var addresses []string
 		for _, n := range l.spec.Nodes() {
-			if !slices.Contains(nodes, n.Name) {
+			if slices.Contains(nodes, n.Name) {
+				addresses = append(addresses, n.IP.String())
+			} else {
 				others = append(others, n.Name)
 			}
 		}
+		rules = visitorRules(l.ports(nodes), addresses, oneWay)
 	}
 	for _, n := range nodes {
 		if slices.Contains(others, n) {
@@ -36,7 +41,7 @@ func (l *Lab) Cut(ctx context.Context, nodes, others []string, oneWay bool) erro
 	if len(others) == 0 {
 		return errors.New("there is no other node to cut from")
 	}
-	return l.filter(ctx, cutRules(l.ports(nodes), l.ports(others), oneWay))
+	return l.filter(ctx, cutRules(l.ports(nodes), l.ports(others), oneWay)+rules)
 }
 
 // Mend undoes every Cut.
@@ -80,6 +85,24 @@ func cutRules(ports, others []string, oneWay bool) string {
 	rule(ports, others)
 	if !oneWay {
 		rule(others, ports)
+	}
+	return b.String()
+}
+
+// visitorRules cut nodes off from this machine, which is the bridge itself: what visitors ask, and who says that he has a
+// virtual address. The agents' answers and SSH at the nodes' own addresses remain.
+func visitorRules(ports, addresses []string, oneWay bool) string {
+	var b strings.Builder
+	chain := func(hook, port, own, service string) {
+		fmt.Fprintf(&b, "add chain bridge %s %s { type filter hook %[2]s priority 0; }\n", cutTable, hook)
+		for _, what := range []string{"ip " + own + " { %s } tcp " + service + " { 22, " + strconv.Itoa(cluster.APIPort) + " } accept", "arp " + own + " ip { %s } accept"} {
+			fmt.Fprintf(&b, "add rule bridge %s %s %s { %s } "+what+"\n", cutTable, hook, port, strings.Join(ports, ", "), strings.Join(addresses, ", "))
+		}
+		fmt.Fprintf(&b, "add rule bridge %s %s %s { %s } drop\n", cutTable, hook, port, strings.Join(ports, ", "))
+	}
+	chain("input", "iifname", "saddr", "sport")
+	if !oneWay {
+		chain("output", "oifname", "daddr", "dport")
 	}
 	return b.String()
 }

@@ -314,6 +314,38 @@ func TestNodes(t *testing.T) {
 		if err := b.Mend(ctx); err != nil {
 			t.Errorf("nothing to mend: %v", err)
 		}
+
+		// From everybody: visitors too, who ask at a virtual address.
+		visit := func() error {
+			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			conn, err := b.network.dial(ctx, "tcp", "192.168.10.99:7373")
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		}
+		if out, ok := b.in(t, "store1", "ip address add 192.168.10.99/32 dev $(ls /sys/class/net | grep -vx lo)"); !ok {
+			t.Fatal(out)
+		}
+		if err := visit(); err != nil {
+			t.Fatalf("before the cut: %v", err)
+		}
+		if err := b.Cut(ctx, []string{"store1"}, nil, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := visit(); err == nil {
+			t.Error("a visitor still reaches store1")
+		}
+		if s := b.status(t)["store1"]; s.State != "ready" {
+			t.Errorf("status no longer reaches store1: %+v", s)
+		}
+		if err := b.Mend(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := visit(); err != nil {
+			t.Errorf("mended: %v", err)
+		}
 	})
 
 	t.Run("replaced", func(t *testing.T) {

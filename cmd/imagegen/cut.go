@@ -13,8 +13,8 @@ func cutCommand() *cli.Command {
 		Category:  labCategory,
 		Usage:     "cut nodes off from the network",
 		ArgsUsage: "NODE…",
-		Description: "Drops all packets between the named nodes and the others: all other nodes, or those of --from. The named nodes still\n" +
-			"reach each other. Cuts add up until imagegen mend. This machine still reaches all nodes.",
+		Description: "Drops all packets between the named nodes and the others: everybody, visitors of the site included, or the nodes of\n" +
+			"--from. The named nodes still reach each other. Cuts add up until imagegen mend. status and exec still reach all nodes.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
 			&cli.StringFlag{Name: "from", Usage: "cut off from `NODE`,NODE… alone"},
