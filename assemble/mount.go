@@ -20,6 +20,7 @@ type glusterMount struct {
 	params *cluster.MountParams
 	retry  backoff
 	seen   mountSeen
+	asked  time.Time  // when seen.Unit was last asked for
 	probe  chan error // a question to the file system that has not been answered yet; nil: none
 }
 
@@ -48,10 +49,15 @@ func (m *glusterMount) Observe(ctx context.Context) (any, error) {
 			seen.Fault = netFault(err)
 			seen.Broken = errors.Is(err, syscall.ENOTCONN)
 		}
+	} else if idle := m.seen.Unit.Active == "inactive" && m.retry.left() == 0; idle && time.Since(m.asked) < calmUnit {
+		// Systemd reads the file of a unit that is not in use for each question about it, and forgets it again: while
+		// there are no servers to mount from, that was most of what a node did.
+		seen.Unit = m.seen.Unit
 	} else {
 		if seen.Unit, err = unitState(ctx, m.params.Unit); err != nil {
 			return nil, err
 		}
+		m.asked = time.Now()
 		if seen.Unit.Active == "failed" {
 			if seen.Log = m.seen.Log; m.seen.Unit.Active != "failed" {
 				seen.Log = lastLine(ctx, m.params.Unit)
@@ -96,6 +102,7 @@ func (m *glusterMount) Step(ctx context.Context, w World) (cluster.Status, error
 	switch do {
 	case mountStart:
 		m.retry.next()
+		m.asked = time.Time{}
 		return status, startUnit(ctx, m.params.Unit)
 	case mountDetach:
 		if err := syscall.Unmount(m.params.Path, syscall.MNT_DETACH); err != nil {

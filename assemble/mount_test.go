@@ -113,9 +113,10 @@ func TestMountFollowsItsUnit(t *testing.T) {
 	os.Mkdir(path, 0o755)
 	m := newMount(Node{}, "mount", &cluster.MountParams{Unit: "imagegen-test.mount", Path: path, Role: "glusterfs"}).(*glusterMount)
 	data, _ := json.Marshal(glusterReport{Running: true, Online: true, Volume: &glusterVolume{ID: "v", Status: volumeStarted}})
-	w := World{Peers: []cluster.Peer{{Name: "gl1", Role: "glusterfs"}}, Reports: map[string]PeerReport{
+	alone := World{Peers: []cluster.Peer{{Name: "gl1", Role: "glusterfs"}}}
+	w := World{Peers: alone.Peers, Reports: map[string]PeerReport{
 		"gl1": {NodeReport: cluster.NodeReport{Components: map[string]cluster.ComponentReport{"gluster": {Kind: "gluster", Report: data}}}}}}
-	turn := func() cluster.Status {
+	turn := func(w World) cluster.Status {
 		t.Helper()
 		if _, err := m.Observe(t.Context()); err != nil {
 			t.Fatal(err)
@@ -126,15 +127,32 @@ func TestMountFollowsItsUnit(t *testing.T) {
 		}
 		return status
 	}
-	turn()
+	questions := func() int {
+		did, _ := os.ReadFile(asked)
+		return strings.Count(string(did), "show ")
+	}
+	for range 5 {
+		turn(alone)
+	}
+	if n := questions(); n != 1 {
+		t.Errorf("waiting for its servers it has asked systemd %d times", n)
+	}
+	m.asked = time.Now().Add(-2 * calmUnit)
+	if turn(alone); questions() != 2 {
+		t.Error("it never asks again")
+	}
+	turn(w)
 	if did, _ := os.ReadFile(asked); !strings.Contains(string(did), "start --no-block imagegen-test.mount") {
 		t.Fatalf("systemd was asked: %s", did)
+	}
+	if turn(w); questions() != 3 {
+		t.Error("what became of the start is not looked at")
 	}
 	if err := syscall.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
 	defer syscall.Unmount(path, syscall.MNT_DETACH)
-	if got := turn(); got != ready("") {
+	if got := turn(w); got != ready("") {
 		t.Errorf("%+v", got)
 	}
 }

@@ -96,7 +96,7 @@ func TestCheck(t *testing.T) {
 }
 
 // fakeSystemd puts a systemctl into PATH that knows one unit, whose state is in the returned file, and that notes what
-// it was asked to do in another.
+// it was asked in another.
 func fakeSystemd(t *testing.T) (state, asked string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -104,8 +104,8 @@ func fakeSystemd(t *testing.T) (state, asked string) {
 	script := `#!/bin/sh
 case $1 in
 show) cat ` + state + `;;
-*) echo "$@" >>` + asked + `;;
 esac
+echo "$@" >>` + asked + `
 `
 	for name, text := range map[string]string{"systemctl": script, "journalctl": "#!/bin/sh\necho 'nginx: [emerg] no such directive'\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
