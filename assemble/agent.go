@@ -85,10 +85,11 @@ func New(root string, console func(line string)) (*Agent, error) {
 	}
 	for _, c := range facts.Components {
 		n := Node{
-			Facts:   facts,
-			Secrets: secrets,
-			Dir:     filepath.Join(root, cluster.StateDir, c.Name),
-			Log:     func(format string, args ...any) { log.Printf(c.Name+": "+format, args...) },
+			Facts:    facts,
+			Secrets:  secrets,
+			Identity: id,
+			Dir:      filepath.Join(root, cluster.StateDir, c.Name),
+			Log:      func(format string, args ...any) { log.Printf(c.Name+": "+format, args...) },
 			Working: func(detail string) {
 				a.setStatus(c.Name, cluster.Status{State: cluster.Working, Detail: detail})
 			},

@@ -109,6 +109,8 @@ func peersIn(w World, role string) []cluster.Peer {
 type Node struct {
 	Facts   cluster.Facts
 	Secrets map[string]string
+	// Identity is for asking the node's own daemons.
+	Identity identity
 	// Dir is a folder of the component's own that survives reboots (on the root disk).
 	Dir string
 	Log func(format string, args ...any)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -110,19 +109,21 @@ func (r *redis) member() (m member, err error) {
 	return m, nil
 }
 
-func (r *redis) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.params.Port)) }
+func (r *redis) server() respServer {
+	return r.node.respServer(r.params.Port, r.params.TLS, r.params.Secret)
+}
 
 // ask fills in what the running server says. One that takes no connections yet is not running.
 func (r *redis) ask(ctx context.Context, seen *redisReport) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
-	answers, err := askRedis(ctx, r.address(), r.node.Secrets[r.params.Secret], []string{"INFO"}, []string{"CONFIG", "GET", "replica-priority"})
+	answers, err := r.server().ask(ctx, []string{"INFO"}, []string{"CONFIG", "GET", "replica-priority"})
 	switch {
 	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("no answer from Redis within %v", redisLimit)
 	case err != nil:
 		var refused redisError
-		if errors.As(err, &refused) {
+		if errors.As(err, &refused) || errors.Is(err, errTLS) {
 			return err
 		}
 		return nil
@@ -353,7 +354,7 @@ func (r *redis) mark(m member) error {
 func (r *redis) belongs(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
-	answers, err := askRedis(ctx, r.address(), r.node.Secrets[r.params.Secret], []string{"CONFIG", "SET", "replica-priority", "100"})
+	answers, err := r.server().ask(ctx, []string{"CONFIG", "SET", "replica-priority", "100"})
 	if err != nil {
 		return err
 	}

@@ -3,11 +3,15 @@ package assemble
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -75,12 +79,90 @@ func TestRedisConfigurations(t *testing.T) {
 	}
 }
 
-// A real Redis is asked with its password, with a wrong one, and not at all.
+// A real Redis is asked with its password and with a wrong one, over TLS and in the clear; and over TLS one that is not
+// who it should be and one that does not trust the agent.
 func TestAskRedis(t *testing.T) {
 	program, err := exec.LookPath("redis-server")
 	if err != nil {
 		t.Skip("SKIPPED: no redis-server on this machine (package redis-server)")
 	}
+	dir := t.TempDir()
+	ca, foreign := newAuthority(t), newAuthority(t)
+	write := func(name, kind string, der []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tomorrow := time.Now().Add(24 * time.Hour)
+	redis1 := ca.issue(t, "redis1", tomorrow)
+	key, err := x509.MarshalPKCS8PrivateKey(redis1.cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("ca.crt", "CERTIFICATE", ca.cert.Raw)
+	write("node.crt", "CERTIFICATE", redis1.cert.Certificate[0])
+	write("node.key", "PRIVATE KEY", key)
+	const encrypted = "port 0\ntls-port %d\ntls-cert-file node.crt\ntls-key-file node.key\ntls-ca-cert-file ca.crt\n"
+	node := func(name string, id identity, password string) Node {
+		return Node{Facts: cluster.Facts{Node: cluster.Peer{Name: name}}, Identity: id, Secrets: map[string]string{"redis": password}}
+	}
+	plainPort := serveRedis(t, program, dir, "port %d\n")
+	tlsPort := serveRedis(t, program, dir, encrypted)
+	ask := func(n Node, port int, encrypted bool) ([]any, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		return n.respServer(port, encrypted, "redis").ask(ctx, []string{"PING"}, []string{"INFO"}, []string{"NONSENSE"})
+	}
+	good := node("redis1", redis1, "secret")
+	for _, encrypted := range []bool{false, true} {
+		port := plainPort
+		if encrypted {
+			port = tlsPort
+		}
+		var answers []any
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if answers, err = ask(good, port, encrypted); err == nil || errors.Is(err, errTLS) || time.Now().After(end) {
+				break
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answers[0] != "PONG" || infoFields(answers[1])["role"] != "master" {
+			t.Errorf("%.200v", answers)
+		}
+		if _, is := answers[2].(redisError); !is {
+			t.Errorf("NONSENSE: %v", answers[2])
+		}
+		var refused redisError
+		if _, err := ask(node("redis1", redis1, "wrong"), port, encrypted); !errors.As(err, &refused) || strings.Contains(err.Error(), "wrong\"") {
+			t.Errorf("a wrong password: %v", err)
+		}
+	}
+	for what, n := range map[string]Node{
+		"another node's name":              node("redis2", redis1, "secret"),
+		"a server of an unknown authority": node("redis1", identity{redis1.cert, foreign.issue(t, "redis1", tomorrow).ca}, "secret"),
+		"an agent of an unknown authority": node("redis1", identity{foreign.issue(t, "redis1", tomorrow).cert, redis1.ca}, "secret"),
+		"an agent without a certificate":   node("redis1", identity{ca: redis1.ca}, "secret"),
+		"an agent with an expired one":     node("redis1", identity{ca.issue(t, "redis1", time.Now().Add(-time.Hour)).cert, redis1.ca}, "secret"),
+	} {
+		_, err := ask(n, tlsPort, true)
+		if err == nil {
+			t.Errorf("%s: answered", what)
+		}
+		// Why the server closes is not always read before the next write finds it closed.
+		if !strings.HasPrefix(what, "an agent") && !errors.Is(err, errTLS) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := ask(good, tlsPort, false); err == nil {
+		t.Error("a server with TLS answers in the clear")
+	}
+}
+
+// serveRedis starts a Redis in dir, whose directives have a verb for its port, and returns that.
+func serveRedis(t *testing.T, program, dir, directives string) int {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -88,36 +170,11 @@ func TestAskRedis(t *testing.T) {
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
 	server := exec.Command(program, "-")
-	server.Dir = t.TempDir()
-	server.Stdin = strings.NewReader("port " + strconv.Itoa(port) + "\nbind 127.0.0.1\nrequirepass secret\nsave \"\"\n")
+	server.Dir = dir
+	server.Stdin = strings.NewReader(fmt.Sprintf(directives, port) + "bind 127.0.0.1\nrequirepass secret\nsave \"\"\n")
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Process.Kill(); server.Wait() })
-
-	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	ask := func(password string) ([]any, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		return askRedis(ctx, addr, password, []string{"PING"}, []string{"INFO"}, []string{"NONSENSE"})
-	}
-	var answers []any
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if answers, err = ask("secret"); err == nil || time.Now().After(end) {
-			break
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if answers[0] != "PONG" || infoFields(answers[1])["role"] != "master" {
-		t.Errorf("%.200v", answers)
-	}
-	if _, is := answers[2].(redisError); !is {
-		t.Errorf("NONSENSE: %v", answers[2])
-	}
-	var refused redisError
-	if _, err := ask("wrong"); !errors.As(err, &refused) || strings.Contains(err.Error(), "wrong\"") {
-		t.Errorf("a wrong password: %v", err)
-	}
+	return port
 }

@@ -3,6 +3,7 @@ package assemble
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -22,11 +23,46 @@ type redisError string
 
 func (e redisError) Error() string { return string(e) }
 
-// askRedis authenticates at a Redis or Sentinel and sends it commands, one after the other, in the RESP protocol
+// respServer is a Redis or a Sentinel.
+type respServer struct {
+	addr     string
+	tls      *tls.Config // nil: it speaks in the clear
+	password string
+}
+
+// respServer returns the server of this node that listens on a port.
+func (n Node) respServer(port int, encrypted bool, secret string) respServer {
+	s := respServer{addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), password: n.Secrets[secret]}
+	if encrypted {
+		s.tls = n.Identity.client(n.Facts.Node.Name)
+	}
+	return s
+}
+
+// errTLS is that of a server with which no trust could be established.
+var errTLS = errors.New("no TLS")
+
+// distrusted tells whether TLS failed for a reason that time does not mend: what the other side says, or is.
+func distrusted(err error) bool {
+	var certificate *tls.CertificateVerificationError
+	var header tls.RecordHeaderError
+	var op *net.OpError // how package tls hands on the other side's alert
+	return errors.As(err, &certificate) || errors.As(err, &header) || errors.As(err, &op) && op.Op == "remote error"
+}
+
+// ask authenticates at a Redis or Sentinel and sends it commands, one after the other, in the RESP protocol
 // (https://redis.io/docs/latest/develop/reference/protocol-spec/). An answer is a string, an int64, a redisError, nil,
 // or a []any of these. An error means that there are not as many answers as commands.
-func askRedis(ctx context.Context, addr, password string, commands ...[]string) ([]any, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+func (s respServer) ask(ctx context.Context, commands ...[]string) ([]any, error) {
+	answers, err := s.exchange(ctx, commands)
+	if s.tls != nil && distrusted(err) {
+		return nil, fmt.Errorf("%w with %s: %w", errTLS, s.addr, err)
+	}
+	return answers, err
+}
+
+func (s respServer) exchange(ctx context.Context, commands [][]string) ([]any, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.addr)
 	if err != nil {
 		return nil, err
 	}
@@ -34,9 +70,12 @@ func askRedis(ctx context.Context, addr, password string, commands ...[]string) 
 	if deadline, ok := ctx.Deadline(); ok {
 		conn.SetDeadline(deadline)
 	}
+	if s.tls != nil {
+		conn = tls.Client(conn, s.tls) // shakes hands with the first command
+	}
 	r := bufio.NewReader(conn)
-	if password != "" {
-		if _, err := conn.Write(encodeCommand([]string{"AUTH", password})); err != nil {
+	if s.password != "" {
+		if _, err := conn.Write(encodeCommand([]string{"AUTH", s.password})); err != nil {
 			return nil, err
 		}
 		answer, err := readRESP(r, 0)
@@ -44,7 +83,7 @@ func askRedis(ctx context.Context, addr, password string, commands ...[]string) 
 			return nil, err
 		}
 		if refused, ok := answer.(redisError); ok {
-			return nil, fmt.Errorf("%s refuses the password: %w", addr, refused)
+			return nil, fmt.Errorf("%s refuses the password: %w", s.addr, refused)
 		}
 	}
 	var answers []any

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -91,15 +90,14 @@ func parseSentinelConfig(text []byte, master string) sentinelReport {
 func (s *sentinel) ask(ctx context.Context, seen *sentinelReport) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.params.Port))
-	answers, err := askRedis(ctx, address, s.node.Secrets[s.params.Secret],
+	answers, err := s.node.respServer(s.params.Port, s.params.TLS, s.params.Secret).ask(ctx,
 		[]string{"SENTINEL", "MASTER", s.params.Master}, []string{"SENTINEL", "CKQUORUM", s.params.Master})
 	switch {
 	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("no answer from Sentinel within %v", redisLimit)
 	case err != nil:
 		var refused redisError
-		if errors.As(err, &refused) {
+		if errors.As(err, &refused) || errors.Is(err, errTLS) {
 			return err
 		}
 		return nil

@@ -121,8 +121,9 @@ type MountParams struct {
 type RedisParams struct {
 	Unit   string `json:"unit"`
 	Port   int    `json:"port"`
-	Dir    string `json:"dir"`    // its data, on the data disk
-	Config string `json:"config"` // rendered; the agent copies it to RunConfig and adds the replication role
+	TLS    bool   `json:"tls,omitempty"` // with the node's certificate, on Port; nothing is plain then
+	Dir    string `json:"dir"`           // its data, on the data disk
+	Config string `json:"config"`        // rendered; the agent copies it to RunConfig and adds the replication role
 	// RunConfig is what the unit starts Redis with; Redis may rewrite it.
 	RunConfig string `json:"run_config"`
 	Owner     string `json:"owner"`  // user:group of RunConfig
@@ -133,8 +134,9 @@ type RedisParams struct {
 type SentinelParams struct {
 	Unit      string `json:"unit"`
 	Port      int    `json:"port"`
-	Config    string `json:"config"`     // rendered, without a monitored master
-	RunConfig string `json:"run_config"` // Sentinel's own state; on the data disk, kept for ever
+	TLS       bool   `json:"tls,omitempty"` // of Redis and Sentinel alike
+	Config    string `json:"config"`        // rendered, without a monitored master
+	RunConfig string `json:"run_config"`    // Sentinel's own state; on the data disk, kept for ever
 	Owner     string `json:"owner"`
 	Master    string `json:"master"` // name of the monitored master
 	RedisPort int    `json:"redis_port"`

@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -63,7 +64,7 @@ const (
 //	  passwords.json         name to password
 //	  ca.crt ca.key          the cluster's authority, P-256
 //	  operator.crt .key      for imagegen status; a client's certificate
-//	  nodes/web1.crt .key    name and address; a server's and a client's certificate
+//	  nodes/web1.crt .key    name, address and the role's virtual address; a server's and a client's certificate
 func LoadSecrets(dir string, spec *Spec, names []string) (*Secrets, error) {
 	if err := privateDir(dir); err != nil {
 		return nil, err
@@ -93,7 +94,7 @@ func LoadSecrets(dir string, spec *Spec, names []string) (*Secrets, error) {
 		return nil, err
 	}
 	s.CA = ca.pair
-	if s.Operator, err = v.issue(ca, OperatorName, nil); err != nil {
+	if s.Operator, err = v.issue(ca, OperatorName); err != nil {
 		return nil, err
 	}
 	if err := privateDir(filepath.Join(dir, "nodes")); err != nil {
@@ -108,7 +109,11 @@ func LoadSecrets(dir string, spec *Spec, names []string) (*Secrets, error) {
 		turn <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-turn }()
-			pairs[i], errs[i] = v.issue(ca, "nodes/"+n.Name, net.IP(n.IP.AsSlice()))
+			addrs := []net.IP{n.IP.AsSlice()}
+			if vip := spec.Role(n.Role).VIP; vip.IsValid() {
+				addrs = append(addrs, vip.AsSlice())
+			}
+			pairs[i], errs[i] = v.issue(ca, "nodes/"+n.Name, addrs...)
 		})
 	}
 	wg.Wait()
@@ -289,8 +294,8 @@ func (v vault) authority(cluster string) (authority, error) {
 }
 
 // issue returns the key pair in the files name.key and name.crt, and makes what is missing. A certificate that
-// has expired or is for another address is made anew, for the same key.
-func (v vault) issue(ca authority, name string, ip net.IP) (KeyPair, error) {
+// has expired or is for other addresses is made anew, for the same key. The operator's has no address.
+func (v vault) issue(ca authority, name string, addrs ...net.IP) (KeyPair, error) {
 	pair, key, err := v.key(name)
 	if err != nil {
 		return KeyPair{}, err
@@ -303,9 +308,7 @@ func (v vault) issue(ca authority, name string, ip net.IP) (KeyPair, error) {
 		if err := cert.CheckSignatureFrom(ca.cert); err != nil {
 			return KeyPair{}, fmt.Errorf("%s.crt is not signed by ca.crt beside it: put the files back from one copy", filepath.Join(v.dir, name))
 		}
-		// The operator's certificate has no address.
-		here := ip == nil || len(cert.IPAddresses) == 1 && cert.IPAddresses[0].Equal(ip)
-		if here && time.Now().Before(cert.NotAfter) {
+		if slices.EqualFunc(cert.IPAddresses, addrs, net.IP.Equal) && time.Now().Before(cert.NotAfter) {
 			return pair, nil
 		}
 	}
@@ -315,9 +318,9 @@ func (v vault) issue(ca authority, name string, ip net.IP) (KeyPair, error) {
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
-	if ip != nil {
+	if len(addrs) > 0 {
 		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
-		tmpl.DNSNames, tmpl.IPAddresses = []string{filepath.Base(name)}, []net.IP{ip}
+		tmpl.DNSNames, tmpl.IPAddresses = []string{filepath.Base(name)}, addrs
 	}
 	if pair.Cert, err = sign(tmpl, key.Public(), ca); err != nil {
 		return KeyPair{}, err

@@ -125,7 +125,11 @@ func TestCertificates(t *testing.T) {
 		return err
 	}
 	for _, n := range spec.Nodes() {
-		for _, name := range []string{n.Name, n.IP.String()} {
+		names := []string{n.Name, n.IP.String()}
+		if vip := spec.Role(n.Role).VIP; vip.IsValid() {
+			names = append(names, vip.String())
+		}
+		for _, name := range names {
 			for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
 				// A node whose clock stands years behind must be able to join.
 				for _, at := range []time.Time{now, validFrom.AddDate(0, 0, 1), now.AddDate(9, 11, 0)} {
@@ -139,6 +143,9 @@ func TestCertificates(t *testing.T) {
 	if verify(s.Nodes["web1"], "web2", x509.ExtKeyUsageServerAuth, now) == nil {
 		t.Error("web1 can pass for web2")
 	}
+	if verify(s.Nodes["redis1"], spec.Role("databalancer").VIP.String(), x509.ExtKeyUsageServerAuth, now) == nil {
+		t.Error("redis1 can pass for the data balancer")
+	}
 	if err := verify(s.Operator, "", x509.ExtKeyUsageClientAuth, now); err != nil {
 		t.Error(err)
 	}
@@ -150,20 +157,27 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// A node that moves keeps its key and gets a certificate for its new address; the others keep theirs.
+// A node that moves, or whose role's virtual address does, keeps its key and gets a certificate for its new address; the
+// others keep theirs.
 func TestNewAddress(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "secrets")
 	spec := testSpec(t)
 	before := load(t, dir, spec, nil)
 	spec.Role("web").Nodes[0].IP = netip.MustParseAddr("192.168.10.142")
+	spec.Role("balancer").VIP = netip.MustParseAddr("192.168.10.139")
 	after := load(t, dir, spec, nil)
-	if string(after.Nodes["web1"].Key) != string(before.Nodes["web1"].Key) {
-		t.Error("web1 has another key")
-	}
-	block, _ := pem.Decode(after.Nodes["web1"].Cert)
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil || cert.VerifyHostname("192.168.10.142") != nil || cert.VerifyHostname("192.168.10.42") == nil {
-		t.Errorf("the certificate is for %v (%v)", cert.IPAddresses, err)
+	for node, address := range map[string]struct{ old, new string }{
+		"web1":      {"192.168.10.42", "192.168.10.142"},
+		"balancer2": {"192.168.10.39", "192.168.10.139"},
+	} {
+		if string(after.Nodes[node].Key) != string(before.Nodes[node].Key) {
+			t.Errorf("%s has another key", node)
+		}
+		block, _ := pem.Decode(after.Nodes[node].Cert)
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil || cert.VerifyHostname(address.new) != nil || cert.VerifyHostname(address.old) == nil {
+			t.Errorf("%s: the certificate is for %v (%v)", node, cert.IPAddresses, err)
+		}
 	}
 	if !reflect.DeepEqual(after.Nodes["web2"], before.Nodes["web2"]) {
 		t.Error("web2 has changed")

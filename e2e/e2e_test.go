@@ -376,8 +376,9 @@ func (b *bench) postOutlives(t *testing.T) {
 	}
 }
 
-// redisCLI is the beginning of a shell line that asks the Redis of a node, or with -p 26379 its Sentinel.
-const redisCLI = `REDISCLI_AUTH=$(sed -n 's/.*"redis": *"\([^"]*\)".*/\1/p' /etc/imagegen/secrets.json) redis-cli `
+// redisCLI is the beginning of a shell line that asks the Redis of a node, or with -p 26379 its Sentinel, with the node's
+// certificate.
+const redisCLI = `REDISCLI_AUTH=$(sed -n 's/.*"redis": *"\([^"]*\)".*/\1/p' /etc/imagegen/secrets.json) redis-cli --tls --cacert /etc/imagegen/pki/ca.crt --cert /etc/imagegen/pki/node.crt --key /etc/imagegen/pki/node.key `
 
 // redisRole is a shell line that prints what the Redis of a node is.
 const redisRole = redisCLI + "role | head -n 1"

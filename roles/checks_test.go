@@ -15,6 +15,14 @@ import (
 	"imagegen/cluster"
 )
 
+// redisClient is a client with (ask) and without (cli) the password of the Redis or Sentinel whose file is $F.
+const redisClient = `
+pw=$(sed -n 's/^requirepass //p' $F); tls=
+if grep -q '^tls-port ' $F; then tls="--tls --cacert /etc/imagegen/pki/ca.crt --cert /etc/imagegen/pki/node.crt --key /etc/imagegen/pki/node.key"; fi
+cli() { redis-cli $tls "$@"; }
+ask() { REDISCLI_AUTH=$pw redis-cli $tls "$@"; }
+`
+
 // checker runs a real program over a rendered file, at its own path, on a machine that looks like the node.
 type checker struct {
 	program string
@@ -31,24 +39,22 @@ var checkers = map[string]checker{
 	"php":        {"php8.2", `php8.2 -l $F`},
 	"php-fpm":    {"php-fpm8.2", `printf '[global]\nerror_log = /dev/stderr\ninclude = %s\n' $F >fpm.conf; php-fpm8.2 -t -y fpm.conf`},
 	"php-ini":    {"php8.2", `php8.2 -c $F -r 'exit(ini_get("upload_max_filesize") == "64M" && ini_get("opcache.revalidate_freq") == "10" ? 0 : 1);' 2>&1`},
-	"redis": {"redis-server", `
+	"redis": {"redis-server", redisClient + `
 cp $F /var/lib/redis/redis.conf; chown redis /var/lib/redis/redis.conf
 setpriv --reuid redis --regid redis --clear-groups redis-server /var/lib/redis/redis.conf >log 2>&1 &
-pw=$(sed -n 's/^requirepass //p' $F)
-for i in $(seq 100); do REDISCLI_AUTH=$pw redis-cli -h $IP ping 2>/dev/null | grep -q PONG && break; sleep 0.05; done
-redis-cli -h $IP ping | grep NOAUTH || { cat log; exit 1; }
-[ "$(REDISCLI_AUTH=$pw redis-cli config get appendfsync | tail -n 1)" = everysec ]
-[ "$(REDISCLI_AUTH=$pw redis-cli config get maxmemory | tail -n 1)" = 134217700 ]
-REDISCLI_AUTH=$pw redis-cli set k v | grep OK
-REDISCLI_AUTH=$pw redis-cli config rewrite | grep OK`},
-	"sentinel": {"redis-server", `
+for i in $(seq 100); do ask -h $IP ping 2>/dev/null | grep -q PONG && break; sleep 0.05; done
+cli -h $IP ping | grep NOAUTH || { cat log; exit 1; }
+[ "$(ask config get appendfsync | tail -n 1)" = everysec ]
+[ "$(ask config get maxmemory | tail -n 1)" = 134217700 ]
+ask set k v | grep OK
+ask config rewrite | grep OK`},
+	"sentinel": {"redis-server", redisClient + `
 f=/var/lib/redis/sentinel.conf
-pw=$(sed -n 's/^requirepass //p' $F)
 { cat $F; echo "sentinel monitor mymaster $IP 6379 2"; echo "sentinel auth-pass mymaster $pw"; } >$f; chown redis $f
 setpriv --reuid redis --regid redis --clear-groups redis-server $f --sentinel >log 2>&1 &
-for i in $(seq 100); do REDISCLI_AUTH=$pw redis-cli -p 26379 ping 2>/dev/null | grep -q PONG && break; sleep 0.05; done
-redis-cli -h $IP -p 26379 ping | grep NOAUTH || { cat log; exit 1; }
-REDISCLI_AUTH=$pw redis-cli -p 26379 sentinel get-master-addr-by-name mymaster | grep -x "$IP"
+for i in $(seq 100); do ask -p 26379 ping 2>/dev/null | grep -q PONG && break; sleep 0.05; done
+cli -h $IP -p 26379 ping | grep NOAUTH || { cat log; exit 1; }
+ask -p 26379 sentinel get-master-addr-by-name mymaster | grep -x "$IP"
 grep -q 'sentinel myid' $f # it can rewrite its file`},
 	"mariadb": {"mariadbd", `
 mariadbd --user=mysql --verbose --help >out 2>err || { cat err; exit 1; }

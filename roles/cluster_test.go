@@ -31,10 +31,11 @@ func content(t *testing.T, c *Catalogue, s *cluster.Spec, node, path string) str
 // TestBalancersShareAnImage: equal bake inputs are one image.
 func TestBalancersShareAnImage(t *testing.T) {
 	c := mustLoad(t, "")
-	a, b := c.Role("balancer").Distros, c.Role("databalancer").Distros
 	for _, d := range cluster.Distros {
-		if len(a[d].Packages) == 0 || !reflect.DeepEqual(a[d], b[d]) {
-			t.Errorf("%s: %+v and %+v", d, a[d], b[d])
+		a, b := c.Role("balancer").Distros[d], c.Role("databalancer").Distros[d]
+		a.Vars, b.Vars = nil, nil // no part of an image
+		if len(a.Packages) == 0 || !reflect.DeepEqual(a, b) {
+			t.Errorf("%s: %+v and %+v", d, a, b)
 		}
 	}
 }

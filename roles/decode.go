@@ -60,7 +60,7 @@ func (s *source) syntaxFault(err error) {
 }
 
 // shape compares a YAML value with the Go type that it becomes; tag is the struct tag that names a struct's keys. A
-// number may be a template in parameters (tag json), where the field's type tells what its result must be.
+// number or a truth may be a template in parameters (tag json), where the field's type tells what its result must be.
 func (s *source) shape(n *yaml.Node, t reflect.Type, path, tag string) {
 	s.at[path] = position{n.Line, n.Column}
 	if t.Kind() == reflect.Pointer {
@@ -124,9 +124,10 @@ func (s *source) shape(n *yaml.Node, t reflect.Type, path, tag string) {
 		}
 		wrong("a whole number")
 	case reflect.Bool:
-		if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" {
-			wrong("true or false")
+		if n.Kind == yaml.ScalarNode && (n.Tag == "!!bool" || tag == "json" && strings.Contains(n.Value, "{{")) {
+			break
 		}
+		wrong("true or false")
 	default:
 		panic("role.yaml: no rule for a " + t.String())
 	}

@@ -267,7 +267,14 @@ func (r *renderer) value(at string, v any, t reflect.Type) (out any, keep bool, 
 		if err != nil || s == "" && v != "" {
 			return nil, false, err
 		}
-		if t.Kind() == reflect.Int {
+		switch t.Kind() {
+		case reflect.Bool:
+			b, err := strconv.ParseBool(s)
+			if err != nil {
+				return nil, false, fmt.Errorf("%s: %s: %q is neither true nor false", r.role.file, at, s)
+			}
+			return b, true, nil
+		case reflect.Int:
 			n, err := strconv.Atoi(s)
 			if err != nil {
 				return nil, false, fmt.Errorf("%s: %s: %q is not a whole number", r.role.file, at, s)

@@ -1,6 +1,7 @@
 package roles
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -8,12 +9,12 @@ import (
 )
 
 // together is what several nodes get, on one machine; the first one's file wins where two have the same.
-func together(t *testing.T, c *Catalogue, s *cluster.Spec, nodes ...string) []RenderedFile {
+func together(t *testing.T, c *Catalogue, s *cluster.Spec, sec *cluster.Secrets, nodes ...string) []RenderedFile {
 	t.Helper()
 	var files []RenderedFile
 	seen := map[string]bool{}
 	for _, n := range nodes {
-		r, err := c.Render(s, testSecrets(c, s), n)
+		r, err := c.Render(s, sec, n)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,7 +38,7 @@ func TestPagesAreServed(t *testing.T) {
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
 	n, _ := s.Node("web1")
-	out, err := inSandbox(t, n, together(t, c, s, "web1", "backend1", "balancer1"), `
+	out, err := inSandbox(t, n, together(t, c, s, testSecrets(c, s), "web1", "backend1", "balancer1"), `
 # balancer1's, backend1's and the virtual address; backend2 and web2 are down
 for a in 39 40 47; do ip addr add 192.168.10.$a/32 dev eth0; done
 site=/mnt/gluster/wordpress
@@ -63,7 +64,7 @@ seq 1000 >$site/a.css
 is 200 http://192.168.10.42/nginx-health
 until_is 200 $vip/
 is 200 $vip/some/post/?p=1
-grep -F '/some/post/?p=1 redis tcp://192.168.10.53:6379?auth=' body
+grep -F '/some/post/?p=1 redis tls://192.168.10.53:6379?auth=' body
 is 200 --interface 192.168.10.40 -H 'X-Forwarded-For: 6.6.6.6, 1.2.3.4' http://192.168.10.42/; grep 'page of 1.2.3.4 ' body
 is 200 --interface 192.168.10.47 -H 'X-Forwarded-For: 1.2.3.4' http://192.168.10.42/; grep 'page of 192.168.10.47 ' body
 for path in /wp-config.php /.htpasswd /wp-content/uploads/x.php; do is 403 $vip$path; not grep -q password body; done
@@ -85,6 +86,33 @@ for i in $(seq 20); do is 200 $vip/; done # half of them meet the dead backend f
 	}
 }
 
+// redisOf is the Redis of a node with its certificate, each file in /etc/NODE and its data in /tmp/NODE, so that several
+// fit on one machine.
+func redisOf(t *testing.T, c *Catalogue, s *cluster.Spec, sec *cluster.Secrets, node string) []RenderedFile {
+	t.Helper()
+	r, err := c.Render(s, sec, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	move := strings.NewReplacer("/etc/imagegen/", "/etc/"+node+"/", "/etc/redis/imagegen-", "/etc/"+node+"/", "/var/lib/redis", "/tmp/"+node, " 127.0.0.1\n", "\n")
+	var files []RenderedFile
+	for _, f := range r.Files {
+		if strings.HasPrefix(f.Path, "/etc/imagegen/") || strings.HasPrefix(f.Path, "/etc/redis/") {
+			f.Path, f.Content = move.Replace(f.Path), []byte(move.Replace(string(f.Content)))
+			files = append(files, f)
+		}
+	}
+	return files
+}
+
+// redisShell starts the Redis of a node (serve NODE DIRECTIVES) and talks to one with the certificate of a node (as NODE ARGUMENTS).
+const redisShell = `
+export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis1/redis.conf)
+serve() { node=$1; shift; mkdir -p /tmp/$node; { cat /etc/$node/redis.conf; printf '%s\n' "$@"; } >/tmp/$node.conf; redis-server /tmp/$node.conf >/tmp/$node.log 2>&1 & }
+as() { node=$1; shift; redis-cli --tls --cacert /etc/$node/pki/ca.crt --cert /etc/$node/pki/node.crt --key /etc/$node/pki/node.key "$@"; }
+program() { redis-cli --tls --cacert /etc/imagegen/pki/ca.crt -h 192.168.10.53 "$@"; } # it has a password, and no certificate
+`
+
 // TestRedisMasterIsFound asks the data balancer for Redis while the first server is a replica and the second one the
 // master, then after they have changed places.
 func TestRedisMasterIsFound(t *testing.T) {
@@ -95,37 +123,131 @@ func TestRedisMasterIsFound(t *testing.T) {
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
+	sec := realSecrets(t, c, s)
 	n, _ := s.Node("redis1")
-	files := together(t, c, s, "redis1", "balancer3")
-	r2, err := c.Render(s, testSecrets(c, s), "redis2")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range r2.Files {
-		if strings.HasSuffix(f.Path, "redis.conf") {
-			f.Path = "/etc/redis/second.conf"
-			f.Content = []byte(strings.NewReplacer("127.0.0.1", "", "/var/lib/redis", "/tmp/second").Replace(string(f.Content)))
-			files = append(files, f)
-		}
-	}
-	out, err := inSandbox(t, n, files, `
+	files := together(t, c, s, sec, "balancer3")
+	files = append(files, redisOf(t, c, s, sec, "redis1")...)
+	files = append(files, redisOf(t, c, s, sec, "redis2")...)
+	out, err := inSandbox(t, n, files, redisShell+`
 for a in 50 53; do ip addr add 192.168.10.$a/32 dev eth0; done
-mkdir -p /var/lib/haproxy second
-pw=$(sed -n 's/^requirepass //p' /etc/redis/second.conf)
-{ cat /etc/redis/imagegen-redis.conf; echo replicaof 192.168.10.50 6379; } >one.conf
-redis-server one.conf >one.log 2>&1 & redis-server /etc/redis/second.conf >two.log 2>&1 &
+mkdir -p /var/lib/haproxy
+serve redis1 'replicaof 192.168.10.50 6379'; serve redis2
 haproxy -D -f /etc/haproxy/haproxy.cfg
-export REDISCLI_AUTH=$pw
-served_by() { for i in $(seq 150); do redis-cli -h 192.168.10.53 set k v 2>/dev/null | grep -q OK && [ "$(redis-cli -h $1 role | head -n 1)" = master ] && return; sleep 0.1; done; cat one.log two.log; exit 1; }
+served_by() { for i in $(seq 150); do program set k v 2>/dev/null | grep -q OK && [ "$(as redis1 -h $1 role | head -n 1)" = master ] && return; sleep 0.1; done; cat redis1.log redis2.log; exit 1; }
 served_by 192.168.10.50
 # A client that is connected when its server stops being the master is cut off, not left with a replica.
-(echo 'client setname old'; sleep 20) | redis-cli -h 192.168.10.53 >/dev/null 2>&1 &
-for i in $(seq 100); do redis-cli -h 192.168.10.50 client list | grep -q name=old && break; sleep 0.1; done
-redis-cli -h 192.168.10.49 replicaof no one
-redis-cli -h 192.168.10.50 replicaof 192.168.10.49 6379
+(echo 'client setname old'; sleep 20) | program >/dev/null 2>&1 &
+for i in $(seq 100); do as redis1 -h 192.168.10.50 client list | grep -q name=old && break; sleep 0.1; done
+as redis1 -h 192.168.10.49 replicaof no one
+as redis1 -h 192.168.10.50 replicaof 192.168.10.49 6379
 served_by 192.168.10.49
-for i in $(seq 50); do redis-cli -h 192.168.10.50 client list | grep -q name=old || exit 0; sleep 0.1; done
+for i in $(seq 50); do as redis1 -h 192.168.10.50 client list | grep -q name=old || exit 0; sleep 0.1; done
 echo 'the old client is still there'; exit 1
+`)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestRedisIsEncrypted: nobody speaks to Redis or Sentinel in the clear or without a certificate of the cluster, replicas
+// included, and the data balancer to no server that has another one's name.
+func TestRedisIsEncrypted(t *testing.T) {
+	t.Parallel()
+	needSandbox(t)
+	for _, p := range []string{"haproxy", "redis-server", "curl"} {
+		needProgram(t, p)
+	}
+	c := mustLoad(t, "")
+	s := reference(t, c, "debian12")
+	sec := realSecrets(t, c, s)
+	n, _ := s.Node("redis1")
+	files := together(t, c, s, sec, "balancer3")
+	files = append(files, redisOf(t, c, s, sec, "redis1")...)
+	files = append(files, redisOf(t, c, s, sec, "redis2")...)
+	stranger := realSecrets(t, c, s) // of another cluster with the same names and, as the worst comes, the same passwords
+	stranger.Passwords = sec.Passwords
+	files = append(files, redisOf(t, c, s, stranger, "redis3")...)
+	out, err := inSandbox(t, n, files, redisShell+`
+for a in 50 51 53; do ip addr add 192.168.10.$a/32 dev eth0; done
+mkdir -p /var/lib/haproxy
+serve redis1
+cp /etc/redis1/sentinel.conf sentinel.conf
+redis-server sentinel.conf --sentinel >sentinel.log 2>&1 &
+for port in 6379 26379; do
+  for i in $(seq 100); do as redis1 -h $IP -p $port ping 2>/dev/null | grep -q PONG && break; sleep 0.05; done
+  as redis2 -h $IP -p $port ping | grep PONG
+  refused() { if timeout 10 "$@" -h $IP -p $port ping >out 2>&1; then echo "$port: $*: not refused"; cat out; exit 1; fi; not grep PONG out; }
+  refused redis-cli
+  refused redis-cli --tls --cacert /etc/redis1/pki/ca.crt
+  refused redis-cli --tls --cacert /etc/redis1/pki/ca.crt --cert /etc/redis3/pki/node.crt --key /etc/redis3/pki/node.key
+  refused redis-cli --tls --cacert /etc/redis3/pki/ca.crt --cert /etc/redis1/pki/node.crt --key /etc/redis1/pki/node.key
+done
+# Nor does the stranger get the data as a replica, while the peer does.
+as redis1 -h $IP set k v
+serve redis3 "replicaof $IP 6379"
+serve redis2 "replicaof $IP 6379"
+for i in $(seq 100); do as redis2 -h 192.168.10.50 get k 2>/dev/null | grep -qx v && break; sleep 0.05; done
+as redis2 -h 192.168.10.50 get k | grep -x v
+for i in $(seq 100); do grep -q 'certificate verify failed' redis3.log && break; sleep 0.05; done
+grep -q 'certificate verify failed' redis3.log
+as redis3 -h 192.168.10.51 info replication | grep master_link_status:down
+# The data balancer finds redis2 in redis1's place, then redis1.
+as redis1 -h $IP config set tls-cert-file /etc/redis2/pki/node.crt tls-key-file /etc/redis2/redis.key
+haproxy -D -f /etc/haproxy/haproxy.cfg
+pw=$(sed -n 's/ *stats auth admin://p' /etc/haproxy/haproxy.cfg)
+row() { curl -sf -u "admin:$pw" 'http://192.168.10.49/haproxy?stats;csv' | grep '^redis,redis1,'; }
+for i in $(seq 100); do row | grep -q ',DOWN,.*L6RSP' && break; sleep 0.1; done
+row | grep ',DOWN,.*L6RSP'
+not program ping
+as redis2 -h $IP config set tls-cert-file /etc/redis1/pki/node.crt tls-key-file /etc/redis1/redis.key
+for i in $(seq 100); do program ping 2>/dev/null | grep -q PONG && exit; sleep 0.1; done
+row; cat redis1.log; exit 1
+`)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestSessionsAreEncrypted has nginx and PHP-FPM keep a session in Redis behind the data balancer, and then none behind
+// one that cannot show that it may have the address.
+func TestSessionsAreEncrypted(t *testing.T) {
+	t.Parallel()
+	needSandbox(t)
+	for _, p := range []string{"haproxy", "redis-server", "nginx", "php-fpm8.2", "curl"} {
+		needProgram(t, p)
+	}
+	if out, err := exec.Command("php8.2", "--ri", "redis").CombinedOutput(); err != nil {
+		t.Skipf("NOT TESTED: no php8.2-redis on this machine (make checkers installs it): %s", out)
+	}
+	c := mustLoad(t, "")
+	s := reference(t, c, "debian12")
+	sec := realSecrets(t, c, s)
+	n, _ := s.Node("web1")
+	files := append(together(t, c, s, sec, "balancer3", "backend1", "web1"), redisOf(t, c, s, sec, "redis1")...)
+	out, err := inSandbox(t, n, files, redisShell+`
+for a in 47 48 49 53; do ip addr add 192.168.10.$a/32 dev eth0; done
+site=/mnt/gluster/wordpress
+mkdir -p /var/log /var/lib/nginx /var/lib/haproxy /run/php $site
+sed -i "s/listen 80 /listen $IP:8080 /" /etc/nginx/nginx.conf # elsewhere, HAProxy has a machine of its own
+for a in 47 48; do ip route replace local 192.168.10.$a dev eth0 src $IP table local; done # and PHP-FPM is asked by nginx's address
+echo '<?php session_start(); $_SESSION["n"] = ($_SESSION["n"] ?? 0) + 1; echo "visit ", $_SESSION["n"];' >$site/index.php
+serve redis1
+haproxy -D -p pid -f /etc/haproxy/haproxy.cfg
+nginx 2>nginx.log
+php-fpm8.2 --daemonize --fpm-config /etc/php/8.2/fpm/php-fpm.conf
+visit() { curl -s -b jar -c jar http://$IP:8080/ 2>&1 || true; }
+visits() { for i in $(seq 100); do rm -f jar; visit | grep -q '^visit 1$' && visit | grep -q '^visit 2$' && return; sleep 0.1; done; cat redis1.log; visit; exit 1; }
+visits
+as redis1 -h 192.168.10.49 --scan | grep PHPREDIS_SESSION
+as redis1 -h 192.168.10.49 flushall
+kill $(cat pid)
+while kill -0 $(cat pid) 2>/dev/null; do sleep 0.05; done
+sed 's|:6379 ssl crt /etc/imagegen/pki/node.crt|:6379 ssl crt /etc/redis1/pki/node.crt|' /etc/haproxy/haproxy.cfg >impostor.cfg
+haproxy -D -f impostor.cfg
+for i in $(seq 100); do program ping 2>/dev/null | grep -q PONG && break; sleep 0.1; done
+program ping
+visit
+[ -z "$(as redis1 -h 192.168.10.49 --scan)" ]
 `)
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
@@ -143,7 +265,7 @@ func TestVIPMoves(t *testing.T) {
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
 	n, _ := s.Node("balancer1")
-	files := together(t, c, s, "balancer1")
+	files := together(t, c, s, testSecrets(c, s), "balancer1")
 	second, err := c.Render(s, testSecrets(c, s), "balancer2")
 	if err != nil {
 		t.Fatal(err)
