@@ -57,9 +57,14 @@ type userData struct {
 	DisableRoot      bool   `yaml:"disable_root"`
 	SSHPwauth        bool   `yaml:"ssh_pwauth"`
 	// An image has no host keys. One kind is enough, and making an RSA key would cost seconds on every first boot.
-	SSHDeletekeys  bool        `yaml:"ssh_deletekeys"`
-	SSHGenkeytypes []string    `yaml:"ssh_genkeytypes"`
-	WriteFiles     []writeFile `yaml:"write_files,omitempty"`
+	SSHDeletekeys  bool     `yaml:"ssh_deletekeys"`
+	SSHGenkeytypes []string `yaml:"ssh_genkeytypes"`
+	writeFiles     `yaml:",inline"`
+}
+
+// writeFiles is the rest of it.
+type writeFiles struct {
+	WriteFiles []writeFile `yaml:"write_files,omitempty"`
 }
 
 type user struct {
@@ -137,9 +142,16 @@ func (s *Seed) make(spec *cluster.Spec, node cluster.Node, files []File) error {
 		}
 		ud.Users = []user{u}
 	}
+	var err error
+	if s.UserData, err = marshal("#cloud-config\n", ud); err != nil {
+		return err
+	}
+	if back, err := unmarshal(s.UserData); err != nil || !reflect.DeepEqual(back, ud) {
+		return fmt.Errorf("user-data does not read as it was written (%v)", err)
+	}
 	seen := map[string]bool{}
-	for _, f := range files {
-		w, err := newWriteFile(f)
+	for i, f := range files {
+		item, err := newItem(f)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.Path, err)
 		}
@@ -147,7 +159,10 @@ func (s *Seed) make(spec *cluster.Spec, node cluster.Node, files []File) error {
 			return fmt.Errorf("%s is there twice", f.Path)
 		}
 		seen[f.Path] = true
-		ud.WriteFiles = append(ud.WriteFiles, w)
+		if i == 0 {
+			s.UserData = append(s.UserData, listHead...)
+		}
+		s.UserData = append(s.UserData, item...)
 	}
 
 	sub := subnet{Type: "static", Address: fmt.Sprintf("%s/%d", node.IP, spec.Network.CIDR.Bits())}
@@ -161,13 +176,6 @@ func (s *Seed) make(spec *cluster.Spec, node cluster.Node, files []File) error {
 		Type: "physical", Name: Interface, MACAddress: strings.ToLower(node.MAC), Subnets: []subnet{sub},
 	}}}
 
-	var err error
-	if s.UserData, err = marshal("#cloud-config\n", ud); err != nil {
-		return err
-	}
-	if back, err := unmarshal(s.UserData); err != nil || !reflect.DeepEqual(back, ud) {
-		return fmt.Errorf("user-data does not read as it was written (%v)", err)
-	}
 	if s.NetworkConfig, err = marshal("", nc); err != nil {
 		return err
 	}
@@ -188,6 +196,45 @@ func instanceID(cluster, node string, content ...[]byte) string {
 		h.Write(c)
 	}
 	return fmt.Sprintf("%s-%s-%x", cluster, node, h.Sum(nil)[:8])
+}
+
+// listHead begins the list of files in user-data.
+const listHead = "write_files:\n"
+
+// items has, for each path, the file that was last made there: most files, and all large ones, are the same on all nodes
+// of a role, and writing YAML is most of the work of a seed.
+var items sync.Map // path to *item
+
+// item is a file and its entry in the list.
+type item struct {
+	file File
+	yaml []byte
+}
+
+func newItem(f File) ([]byte, error) {
+	if v, ok := items.Load(f.Path); ok {
+		last := v.(*item)
+		if f.Mode == last.file.Mode && f.Owner == last.file.Owner && f.Secret == last.file.Secret && bytes.Equal(f.Content, last.file.Content) {
+			return last.yaml, nil
+		}
+	}
+	w, err := newWriteFile(f)
+	if err != nil {
+		return nil, err
+	}
+	list := writeFiles{[]writeFile{w}}
+	text, err := marshal("", list)
+	if err != nil {
+		return nil, err
+	}
+	back, err := unmarshal(text)
+	entry, ok := bytes.CutPrefix(text, []byte(listHead))
+	if err != nil || !ok || !reflect.DeepEqual(back.writeFiles, list) {
+		return nil, fmt.Errorf("does not read as it was written (%v)", err)
+	}
+	f.Content = bytes.Clone(f.Content) // which is the caller's
+	items.Store(f.Path, &item{f, entry})
+	return entry, nil
 }
 
 func newWriteFile(f File) (writeFile, error) {
@@ -254,13 +301,7 @@ func (s Seed) Files() ([]File, error) {
 // and nearly as many in each seed as there are nodes.
 const maxReadable = 16 << 10
 
-// packed has files as they were packed: the large ones, such as /etc/hosts, are mostly the same on all nodes.
-var packed sync.Map // string to []byte
-
 func pack(content []byte) ([]byte, error) {
-	if p, ok := packed.Load(string(content)); ok {
-		return p.([]byte), nil
-	}
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
 	if _, err := z.Write(content); err != nil {
@@ -269,7 +310,6 @@ func pack(content []byte) ([]byte, error) {
 	if err := z.Close(); err != nil {
 		return nil, err
 	}
-	packed.Store(string(content), b.Bytes())
 	return b.Bytes(), nil
 }
 

@@ -225,15 +225,26 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
-// FuzzNew: whatever is in a file, New finds it in the seed when it reads that back.
+// FuzzNew: whatever is in a file, it is found in the seed when that is read back, and so is the file after it.
 func FuzzNew(f *testing.F) {
 	for _, file := range awkward() {
 		f.Add(file.Content[:min(len(file.Content), 100)]) // long inputs slow the fuzzer down
 	}
 	f.Fuzz(func(t *testing.T, content []byte) {
 		spec := example()
-		if _, err := New(spec, spec.Nodes()[0], []File{{Path: "/x", Mode: 0o644, Content: content}}); err != nil {
+		files := []File{{Path: "/x", Mode: 0o644, Owner: "root:root", Content: content}, {Path: "/y", Mode: 0o600, Owner: "root:root", Content: content}}
+		s, err := New(spec, spec.Nodes()[0], files)
+		if err != nil {
 			t.Fatal(err)
+		}
+		back, err := s.Files()
+		if err != nil || len(back) != len(files) {
+			t.Fatalf("%d files (%v)", len(back), err)
+		}
+		for i, f := range files {
+			if b := back[i]; b.Path != f.Path || b.Mode != f.Mode || b.Owner != f.Owner || !bytes.Equal(b.Content, content) {
+				t.Errorf("read back: %+v", b)
+			}
 		}
 	})
 }

@@ -103,9 +103,11 @@ func (s *Spec) Nodes() []Node {
 
 // Node returns the node called name, and whether there is one.
 func (s *Spec) Node(name string) (Node, bool) {
-	for _, n := range s.Nodes() {
-		if n.Name == name {
-			return n, true
+	for _, r := range s.Roles {
+		for _, n := range r.Nodes {
+			if n.Name == name {
+				return n, true
+			}
 		}
 	}
 	return Node{}, false

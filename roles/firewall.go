@@ -128,13 +128,23 @@ const anywhere = ""
 // alone; nothing if from nowhere.
 func (r *renderer) sources(p Port) []string {
 	others := func(from string) bool {
-		return from != r.role.Name && (slices.Contains(everywhere, from) || len(r.ips(from)) > 0)
+		return from != r.role.Name && (slices.Contains(everywhere, from) || len(r.nodes(from)) > 0)
 	}
 	from := p.From
 	if p.Otherwise != "" && !slices.ContainsFunc(p.From, others) {
 		from = []string{p.Otherwise}
 	}
 	var addrs []string
+	var listed []string // roles
+	add := func(role string) {
+		if slices.Contains(listed, role) {
+			return
+		}
+		listed = append(listed, role)
+		for _, n := range r.nodes(role) {
+			addrs = append(addrs, n.IP.String())
+		}
+	}
 	for _, f := range from {
 		switch f {
 		case "any":
@@ -142,14 +152,11 @@ func (r *renderer) sources(p Port) []string {
 		case "network":
 			return []string{r.spec.Network.CIDR.Masked().String()}
 		case "cluster":
-			for _, n := range r.spec.Nodes() {
-				addrs = append(addrs, n.IP.String())
+			for _, role := range r.spec.Roles {
+				add(role.Name)
 			}
-		}
-		for _, ip := range r.ips(f) {
-			if !slices.Contains(addrs, ip) {
-				addrs = append(addrs, ip)
-			}
+		default:
+			add(f)
 		}
 	}
 	return addrs
