@@ -86,10 +86,11 @@ func (s Seed) WriteISO(path string) (err error) {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return err
+	written := make([]byte, len(image))
+	if _, err := f.ReadAt(written, 0); err != nil {
+		return fmt.Errorf("reading it back: %w", err)
 	}
-	back, err := readISO(f)
+	back, err := decode(written)
 	if err != nil {
 		return fmt.Errorf("reading it back: %w", err)
 	}
@@ -226,7 +227,7 @@ func record(name string, at, size int, flags byte) *iso9660.DirectoryEntry {
 	}
 }
 
-// decode returns what is on an ISO image. It trusts nothing in it.
+// decode returns what is on an ISO image, as parts of it. It trusts nothing in it.
 func decode(image []byte) (Seed, error) {
 	volume, err := extent(image, volumeSector, sector)
 	if err != nil || string(volume[:7]) != "\x01CD001\x01" {
@@ -273,7 +274,7 @@ func decode(image []byte) (Seed, error) {
 		if err != nil {
 			return Seed{}, fmt.Errorf("%q: %w", r.Identifier, err)
 		}
-		*into = bytes.Clone(content)
+		*into = content
 	}
 	for _, c := range s.contents() {
 		if !seen[c.name+";1"] {

@@ -15,6 +15,7 @@ import (
 	"io"
 	"path"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -150,7 +151,8 @@ func (s *Seed) make(spec *cluster.Spec, node cluster.Node, files []File) error {
 		return fmt.Errorf("user-data does not read as it was written (%v)", err)
 	}
 	seen := map[string]bool{}
-	for i, f := range files {
+	parts := [][]byte{s.UserData}
+	for _, f := range files {
 		item, err := newItem(f)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.Path, err)
@@ -159,11 +161,12 @@ func (s *Seed) make(spec *cluster.Spec, node cluster.Node, files []File) error {
 			return fmt.Errorf("%s is there twice", f.Path)
 		}
 		seen[f.Path] = true
-		if i == 0 {
-			s.UserData = append(s.UserData, listHead...)
+		if len(parts) == 1 {
+			parts = append(parts, []byte(listHead))
 		}
-		s.UserData = append(s.UserData, item...)
+		parts = append(parts, item)
 	}
+	s.UserData = slices.Concat(parts...)
 
 	sub := subnet{Type: "static", Address: fmt.Sprintf("%s/%d", node.IP, spec.Network.CIDR.Bits())}
 	if spec.Network.Gateway.IsValid() {
