@@ -27,9 +27,11 @@ import (
 
 // bakeAll bakes the base, if it is missing, and then the images, several at once.
 func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
-	if err := checkTools(toolPath, c.Spec.Distro); err != nil {
+	by, why, err := c.chooseBuilder()
+	if err != nil {
 		return err
 	}
+	c.UI.Note("builder: " + why)
 	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
 		if err := os.MkdirAll(filepath.Join(c.CacheDir, dir), 0o755); err != nil {
 			return fmt.Errorf("make the cache: %w", err)
@@ -65,7 +67,7 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if err := c.bakeRole(ctx, p, chrootBuilder{}); err != nil {
+			if err := c.bakeRole(ctx, p, by); err != nil {
 				mu.Lock()
 				if first == nil {
 					first = fmt.Errorf("bake %s: %w", p.name(), err)
@@ -291,7 +293,12 @@ func (b *bake) writeDisk(ctx context.Context) error {
 	if err := os.Mkdir(result, 0o755); err != nil {
 		return err
 	}
-	e, err := newDisk(ctx, filepath.Join(result, diskName), b.plan.inputs.DiskBytes, b.base.uuid())
+	return b.putTree(ctx, t, filepath.Join(result, diskName), b.plan.inputs.DiskBytes, b.base.uuid())
+}
+
+// putTree makes a disk that boots of a tree on top of the base.
+func (b *bake) putTree(ctx context.Context, t layers, path string, bytes int64, uuid string) error {
+	e, err := newDisk(ctx, path, bytes, uuid)
 	if err != nil {
 		return err
 	}
@@ -314,7 +321,7 @@ func (b *bake) writeDisk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = e.disk.WriteAt(partition(code, b.plan.inputs.DiskBytes, uint32(id)), 0)
+	_, err = e.disk.WriteAt(partition(code, bytes, uint32(id)), 0)
 	return errors.Join(err, e.disk.Close())
 }
 

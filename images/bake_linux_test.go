@@ -40,6 +40,7 @@ func buildForTest(dir string) int {
 		c.UI = told(func(image, what string) { fmt.Printf("%s: %s\n", image, what) })
 		c.Offline = os.Getenv("IMAGES_TEST_OFFLINE") != ""
 		c.Locked = c.Offline
+		c.Builder = os.Getenv("IMAGES_TEST_BUILDER")
 		if jobs, err := strconv.Atoi(os.Getenv("IMAGES_TEST_JOBS")); err == nil {
 			c.Jobs, c.Formats = jobs, Formats
 		}

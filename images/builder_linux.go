@@ -1,10 +1,14 @@
 package images
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 // A builder runs the script that makes an image, on the copy of the base or in a tree on top of it, with what was laid for
@@ -29,4 +33,50 @@ func (chrootBuilder) install(ctx context.Context, b *bake) error {
 		return err
 	}
 	return b.script(ctx, installScript, vars)
+}
+
+// chooseBuilder returns the builder that was asked for, or the first of Builders that can be used here, and for people
+// which and why.
+func (c *Config) chooseBuilder() (_ builder, why string, err error) {
+	var not []string
+	for _, name := range Builders {
+		if c.Builder != "" && c.Builder != name {
+			continue
+		}
+		by, err := c.builder(name)
+		if err == nil {
+			switch {
+			case c.Builder != "":
+				why = "as asked for"
+			case name == "chroot":
+				why = "root on Linux, with all programs that it needs"
+			default:
+				why = strings.Join(not, "; ")
+			}
+			return by, fmt.Sprintf("%s (%s)", name, why), nil
+		}
+		if c.Builder != "" {
+			return nil, "", fmt.Errorf("builder %s: %w", name, err)
+		}
+		not = append(not, fmt.Sprintf("not %s: %v", name, err))
+	}
+	return nil, "", errors.New("no builder can be used here: " + strings.Join(not, "; "))
+}
+
+// builder returns a builder if it can be used here. The base and the disks of debian12 are made on this machine in any
+// case.
+func (c *Config) builder(name string) (builder, error) {
+	if name == "chroot" {
+		return chrootBuilder{}, checkTools(toolPath, c.Spec.Distro)
+	}
+	v := vmBuilder{hypervisor: &qemu{}, limit: cmp.Or(c.Limit, BakeLimit)}
+	if name == "virtualbox" {
+		v.hypervisor = virtualBox{}
+	}
+	if c.pinned() {
+		if err := checkTools(toolPath, c.Spec.Distro); err != nil {
+			return nil, err
+		}
+	}
+	return v, v.check()
 }

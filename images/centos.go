@@ -18,6 +18,9 @@ var centosScript string
 //go:embed scripts/centos7-chroot.sh
 var centosChrootScript string
 
+//go:embed scripts/vm.sh
+var vmScript string
+
 // centosBase is the last disk that CentOS 7 was published as, and its sum from the sha256sum.txt beside it. It holds
 // 8 GiB, which an image cannot be smaller than.
 var centosBase = cluster.Base{

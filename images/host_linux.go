@@ -153,7 +153,11 @@ func (c *Config) removeLeftovers(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("remove what a killed bake left: %w", err)
 		}
-		err = errors.Join(detach(dir), os.RemoveAll(dir))
+		err = detach(dir)
+		if _, statErr := os.Stat(filepath.Join(dir, vboxFolder)); statErr == nil {
+			err = errors.Join(err, virtualBox{}.forget(ctx, dir))
+		}
+		err = errors.Join(err, os.RemoveAll(dir))
 		lock.Close()
 		if err != nil {
 			return fmt.Errorf("remove what a killed bake left: %w", err)

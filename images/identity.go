@@ -114,7 +114,7 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 		Downloads: downloads(c.Spec, d), Disable: d.Disable, Remove: d.Remove,
 	}
 	if c.Spec.Distro == "centos7" {
-		in.Install = hashJSON(centosChrootScript + centosScript)
+		in.Install = hashJSON(centosChrootScript + vmScript + centosScript)
 		in.Repos = centosRepos(c.Spec, d)
 		in.SELinux = &selinux{c.Spec.SELinux, d.SELinux}
 	}

@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"imagegen/cluster"
 	"imagegen/roles"
@@ -27,16 +28,24 @@ import (
 type Config struct {
 	Spec      *cluster.Spec
 	Catalogue *roles.Catalogue
-	Roles     []string // of the spec; empty: all
-	CacheDir  string   // images, base and packages are kept here
-	OutDir    string   // images/ROLE.raw and images/ROLE.json are put here
-	Agent     string   // the imagegen-node binary, static and for Linux
-	Jobs      int      // bakes at once, at least 1
-	Formats   []string // to write the images in, beside raw
-	Locked    bool     // the lock is not to change: what does not fit it is an error
-	Offline   bool     // bake from what is in the cache alone
+	Roles     []string      // of the spec; empty: all
+	CacheDir  string        // images, base and packages are kept here
+	OutDir    string        // images/ROLE.raw and images/ROLE.json are put here
+	Agent     string        // the imagegen-node binary, static and for Linux
+	Jobs      int           // bakes at once, at least 1
+	Builder   string        // one of Builders; empty: the first of them that can be used here
+	Limit     time.Duration // for a bake in a VM; 0: BakeLimit
+	Formats   []string      // to write the images in, beside raw
+	Locked    bool          // the lock is not to change: what does not fit it is an error
+	Offline   bool          // bake from what is in the cache alone
 	UI        Progress
 }
+
+// Builders are the ways of baking, the quickest first.
+var Builders = []string{"chroot", "qemu", "virtualbox"}
+
+// BakeLimit is how long a bake in a VM may take unless the configuration says otherwise. An emulated one takes minutes.
+const BakeLimit = time.Hour
 
 // Progress is told how the bakes go. Its methods may be called at once by several goroutines.
 type Progress interface {

@@ -290,7 +290,8 @@ func (c *Config) stock(ctx context.Context, names []string, everything bool) ([]
 		}
 		plans = slices.DeleteFunc(plans, func(p *plan) bool { return complete(c.imageDir(p.identity)) })
 		if len(plans) > 0 {
-			if err := errors.Join(checkTools(toolPath, c.Spec.Distro), c.unpinned(), c.checkSpace(plans)); err != nil {
+			_, _, err := c.chooseBuilder()
+			if err := errors.Join(err, c.unpinned(), c.checkSpace(plans)); err != nil {
 				return nil, err
 			}
 		}

@@ -23,13 +23,16 @@ func buildCommand() *cli.Command {
 		ArgsUsage: "[ROLE…]",
 		Description: "Writes DIR/images/ROLE.raw, a manifest ROLE.json and an SBOM ROLE.spdx.json beside it, and the seeds of the roles' nodes (see imagegen seed).\n" +
 			"An image is baked when something that goes into it has changed, and comes from the cache otherwise; roles that need\n" +
-			"the same things share one. Baking needs Linux and root.\n\n" +
+			"the same things share one. Baking needs Linux. The builder chroot installs into a tree on this machine, which takes root;\n" +
+			"qemu and virtualbox boot the base in a VM and install there. All make the same image of debian12, whose base takes root to make.\n\n" +
 			"Every package is pinned in imagegen.lock beside the spec, by version and SHA-256. What is pinned is baked from; what is\n" +
 			"not pinned yet, or can no longer be had, is pinned to what the archive has today, and said. With --locked that is an\n" +
 			"error.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
 			&cli.StringSliceFlag{Name: "format", Usage: "write the images in `FORMAT`,… too: " + strings.Join(images.Formats, ", ") + "; with box, DIR/Vagrantfile as well"},
+			&cli.StringFlag{Name: "builder", Usage: "bake with `BUILDER`: " + strings.Join(images.Builders, ", "), DefaultText: "the first that can be used here"},
+			&cli.DurationFlag{Name: "time-limit", Value: images.BakeLimit, DefaultText: "1h", Usage: "a bake in a VM may take `TIME`"},
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: images.DefaultJobs(), DefaultText: "what cores and free memory allow", Usage: "bake up to `N` images at once"},
 			&cli.BoolFlag{Name: "locked", Usage: "bake exactly what imagegen.lock pins, or fail and say what differs"},
 			offlineFlag(), cacheFlag(), agentFlag(),
@@ -70,6 +73,12 @@ func build(c *cli.Context) error {
 			return wrongf("--format %s: there are %s", f, strings.Join(images.Formats, ", "))
 		}
 	}
+	if by := c.String("builder"); by != "" && !slices.Contains(images.Builders, by) {
+		return wrongf("--builder %s: there are %s", by, strings.Join(images.Builders, ", "))
+	}
+	if limit := c.Duration("time-limit"); limit <= 0 {
+		return wrongf("--time-limit %s: nothing is baked in no time", limit)
+	}
 	agent, err := agentPath(c)
 	if err != nil {
 		return err
@@ -92,6 +101,7 @@ func build(c *cli.Context) error {
 	config := images.Config{
 		Spec: p.spec, Catalogue: p.catalogue, Roles: names, Formats: formats,
 		CacheDir: cache, OutDir: p.out, Agent: agent, Jobs: c.Int("jobs"),
+		Builder: c.String("builder"), Limit: c.Duration("time-limit"),
 		Locked: c.Bool("locked"), Offline: c.Bool("offline"), UI: &bakes{block: b, now: time.Now},
 	}
 	results, err := images.Build(c.Context, config)

@@ -106,7 +106,7 @@ func TestMistakes(t *testing.T) {
 		"init a b", "init --distro gentoo", "init --distro",
 		"validate web1", "validate --jso", "validate -f nowhere.yaml",
 		"seed web9", "seed web1 web1", "seed --out", "seed web1 --prnt",
-		"build webb", "build web web", "build --jobs 0", "build --jobs many",
+		"build webb", "build web web", "build --jobs 0", "build --jobs many", "build --builder lxc", "build --time-limit 0s",
 		"up web9", "up --site 8080", "up --timeout soon",
 		"status web1", "logs", "logs web1 web2", "logs web9 -F",
 		"exec", "exec web1", "exec web1 ls", "exec web1 ls -l", "exec web9 -- ls", "exec -- web1 ls",

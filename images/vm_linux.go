@@ -1,0 +1,188 @@
+package images
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"imagegen/cloudinit"
+)
+
+// A bake in a VM boots the base with a seed of its own, whose cloud-init runs the script that the chroot builder runs.
+//
+// Where the base is a tree, the VM boots from a disk that is made of it and thrown away afterwards. The image's tree is
+// made on top of another, untouched copy, as an upper layer, which comes back in an archive: of that this machine makes the
+// disk as it makes all others. So nothing that a boot leaves behind can get into the image, and both builders make the
+// same one, to the bit. Where the base is a disk, the VM boots from the image's disk itself.
+
+// hypervisor runs VMs.
+type hypervisor interface {
+	// check says what is missing here.
+	check() error
+	// prepare is told of a disk that boots before any VM is run. The first time it notes how VMs are run, for people.
+	prepare(ctx context.Context, disk string, note func(string)) error
+	// run runs a VM until it is off or ctx ends. What it says on its serial ports is written to console and bake.
+	run(ctx context.Context, m vm, console, bake io.Writer) error
+}
+
+// vm is what a VM is made of. All disks are raw.
+type vm struct {
+	work    string   // folder for what the hypervisor keeps of it
+	disks   []string // it boots from the first; those after it that the VM does not write to are read-only for it
+	made    string   // disk for what comes back
+	seed    string   // ISO
+	memory  int64    // MiB
+	network bool     // it may reach what this machine can reach
+}
+
+// The VM's only NIC, in the network that NAT makes, in QEMU as well as in VirtualBox.
+const (
+	vmMAC     = "52:54:00:12:34:56"
+	vmNetwork = "version: 1\nconfig:\n  - type: physical\n    name: eth0\n    mac_address: '" + vmMAC + "'\n" +
+		"    subnets: [{type: static, address: 10.0.2.15/24, gateway: 10.0.2.2, dns_nameservers: [10.0.2.3]}]\n"
+)
+
+// seedName is in the folder of a bake.
+const seedName = "seed.iso"
+
+// How archives begin, so that the VM knows them.
+const (
+	inputsMark = "imagegen-bake"
+	madeMark   = "imagegen-made"
+)
+
+// vmBuilder has the script run in a VM.
+type vmBuilder struct {
+	hypervisor
+	limit time.Duration // for a VM
+}
+
+func (v vmBuilder) install(ctx context.Context, b *bake) error {
+	path := func(name string) string { return filepath.Join(b.work, name) }
+	m := vm{work: b.work, disks: []string{path("result/" + diskName)}, made: path("made"), seed: path(seedName), network: !b.config.pinned()}
+	env := map[string]string{}
+	stage := "runcmd" // after the file system has grown
+	if b.base.SHA256 == "" {
+		b.begin("make the VM's disks")
+		stage = "bootcmd" // as soon as there are disks
+		m.disks = []string{path("boot"), path("base")}
+		size := b.plan.inputs.DiskBytes + 1<<30 // what is unpacked, and the log of the boot
+		lower := nameUUID("below " + b.base.identity())
+		tree := layers{lower: filepath.Join(b.config.baseDir(b.base), treeName), upper: path("nothing")}
+		for i, uuid := range []string{b.base.uuid(), lower} {
+			if err := b.putTree(ctx, tree, m.disks[i], size, uuid); err != nil {
+				return err
+			}
+		}
+		env["LOWER"], env["SOURCE_DATE_EPOCH"] = lower, fmt.Sprint(newest)
+		if err := os.WriteFile(b.inputs("layer"), []byte(installScript), 0o644); err != nil {
+			return err
+		}
+	} else if info, err := os.Stat(m.disks[0]); err != nil {
+		return err
+	} else if info.Size() < b.plan.inputs.DiskBytes { // cloud-init grows what is on it
+		if err := os.Truncate(m.disks[0], b.plan.inputs.DiskBytes); err != nil {
+			return err
+		}
+	}
+	if m.network {
+		for _, kv := range proxyEnv() { // in the folder, of which nothing stays in the image
+			name, value, _ := strings.Cut(kv, "=")
+			env[name] = fromVM(name, value)
+		}
+	}
+	if err := os.WriteFile(b.inputs("env"), []byte(assignments(env)), 0o600); err != nil {
+		return err
+	}
+	inputs := path("inputs.tar")
+	size, err := writeTar(b.inputs(""), inputs)
+	if err != nil {
+		return fmt.Errorf("pack what is to go in: %w", err)
+	}
+	m.disks = append(m.disks, inputs)
+	m.memory = 1024 + size>>20 // it is unpacked into memory
+	err = errors.Join(
+		os.WriteFile(m.made, []byte(madeMark), 0o600),
+		os.Truncate(m.made, b.plan.inputs.DiskBytes+1<<30),
+		bakeSeed(b.plan.identity, stage).WriteISO(m.seed))
+	if err != nil {
+		return err
+	}
+	b.begin("find out how to run a VM")
+	if err := v.prepare(ctx, m.disks[0], b.config.UI.Note); err != nil {
+		return err
+	}
+	b.begin("boot the VM")
+	limited, cancel := context.WithTimeoutCause(ctx, v.limit, fmt.Errorf("the VM is not done after %s, which is its limit (--time-limit)", v.limit))
+	defer cancel()
+	r := newReport(b.log, b.begin)
+	err = r.end(v.run(limited, m, &lines{pass: r.consoleLine}, &lines{pass: r.bakeLine}))
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return b.withLog(err)
+	}
+	if err := runTool(ctx, "tar", "tar", "-C", b.work, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-x", "-f", m.made); err != nil {
+		return fmt.Errorf("unpack what was made: %w; the cache has to be on a file system that can hold what overlayfs makes, such as ext4 or XFS", err)
+	}
+	for _, used := range append(m.disks, m.made) { // of no use any more, and space may be scarce
+		if filepath.Dir(used) == b.work {
+			if err := os.Remove(used); err != nil {
+				return err
+			}
+		}
+	}
+	return os.Rename(path("packages"), b.inputs("packages"))
+}
+
+// bakeSeed is what cloud-init in the VM is told: to run the script in one of its stages.
+func bakeSeed(id, stage string) cloudinit.Seed {
+	data, err := yaml.Marshal(map[string]any{
+		"preserve_hostname": true, "users": []string{}, "ssh_genkeytypes": []string{"ed25519"},
+		stage: [][]string{{"sh", "-c", vmScript}},
+	})
+	if err != nil {
+		panic(err) // strings
+	}
+	return cloudinit.Seed{
+		UserData: append([]byte("#cloud-config\n"), data...), NetworkConfig: []byte(vmNetwork),
+		MetaData: []byte("instance-id: bake-" + id + "\nlocal-hostname: bake\n"),
+	}
+}
+
+// fromVM returns the value of a proxy's variable as it is right in a VM, where this machine's loopback address is another.
+func fromVM(name, value string) string {
+	if strings.EqualFold(name, "no_proxy") {
+		return value
+	}
+	return strings.NewReplacer("//127.0.0.1:", "//10.0.2.2:", "//localhost:", "//10.0.2.2:", "//[::1]:", "//10.0.2.2:").Replace(value)
+}
+
+// writeTar packs a folder, behind an empty file by which the archive is known, and returns the archive's size.
+func writeTar(dir, path string) (size int64, err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	t := tar.NewWriter(f)
+	if err := t.WriteHeader(&tar.Header{Name: inputsMark, Mode: 0o644}); err != nil {
+		return 0, err
+	}
+	if err := t.AddFS(os.DirFS(dir)); err != nil {
+		return 0, err
+	}
+	if err := t.Close(); err != nil {
+		return 0, err
+	}
+	return f.Seek(0, io.SeekEnd)
+}

@@ -1,0 +1,341 @@
+package images
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func needQEMU(t *testing.T) {
+	t.Helper()
+	if err := (&qemu{}).check(); err != nil {
+		t.Skipf("VMs are NOT tested: %v", err)
+	}
+}
+
+// bareVM is a VM with a disk and nothing of use beside it.
+func bareVM(t *testing.T, disk string) vm {
+	t.Helper()
+	dir := t.TempDir()
+	m := vm{work: dir, disks: []string{disk, filepath.Join(dir, "inputs,tar")}, made: filepath.Join(dir, "made"), seed: filepath.Join(dir, "seed.iso"), memory: 64}
+	for _, path := range []string{m.disks[1], m.made, m.seed} {
+		write(t, path, strings.Repeat("\x00", 1<<20))
+	}
+	return m
+}
+
+// TestRunQEMU: what a real QEMU passes on of a VM's two serial ports, and how it ends.
+func TestRunQEMU(t *testing.T) {
+	needQEMU(t)
+	q := &qemu{accel: "tcg"}
+	stop := errors.New("enough")
+	for _, tt := range []struct{ port, disk string }{{"console", speaker(t, "hello\n")}, {"bake", speakerAt(t, 0x2f8, "hello\n")}} {
+		ctx, end := context.WithCancelCause(t.Context())
+		defer end(nil)
+		ends := &sign{text: "hello\n", seen: func() { end(stop) }}
+		ports := map[string]io.Writer{"console": io.Discard, "bake": io.Discard}
+		ports[tt.port] = ends
+		if err := q.run(ctx, bareVM(t, tt.disk), ports["console"], ports["bake"]); err != stop {
+			t.Errorf("%s: %v", tt.port, err)
+		}
+	}
+	if err := q.run(t.Context(), bareVM(t, "/nonexistent/disk"), io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "No such file") {
+		t.Errorf("a disk that is not there: %v", err)
+	}
+}
+
+// TestInputs: the archive that a VM gets is one that tar reads, and begins with what the script in the VM looks for.
+func TestInputs(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "bake", "archive", "a_1%3a2~x+y_all.deb"), "deb")
+	write(t, filepath.Join(dir, "bake", "script"), "echo")
+	path := filepath.Join(dir, "inputs.tar")
+	size, err := writeTar(filepath.Join(dir, "bake"), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil || int64(len(data)) != size || size%512 != 0 || !strings.HasPrefix(string(data), inputsMark+"\x00") {
+		t.Errorf("%d bytes, said to be %d: %v", len(data), size, err)
+	}
+	for _, mark := range []string{inputsMark, madeMark} {
+		if !strings.Contains(vmScript, "find_disk "+mark+")") || len(mark) != 13 {
+			t.Errorf("the script in the VM does not look for %s", mark)
+		}
+	}
+	var names []string
+	for r := tar.NewReader(strings.NewReader(string(data))); ; {
+		h, err := r.Next()
+		if err != nil {
+			break
+		}
+		names = append(names, h.Name)
+	}
+	if want := []string{inputsMark, "archive/", "archive/a_1%3a2~x+y_all.deb", "script"}; !slices.Equal(names, want) {
+		t.Errorf("%q, want %q", names, want)
+	}
+}
+
+// TestFromVM: what is on this machine's loopback is where a VM finds it, and nothing else is changed.
+func TestFromVM(t *testing.T) {
+	for _, tt := range []struct{ name, value, want string }{
+		{"http_proxy", "http://127.0.0.1:3128/", "http://10.0.2.2:3128/"},
+		{"https_proxy", "http://[::1]:3128", "http://10.0.2.2:3128"},
+		{"HTTPS_PROXY", "http://proxy.example.org:1/", "http://proxy.example.org:1/"},
+		{"no_proxy", "localhost,127.0.0.1", "localhost,127.0.0.1"},
+	} {
+		if got := fromVM(tt.name, tt.value); got != tt.want {
+			t.Errorf("%s=%s: %s, want %s", tt.name, tt.value, got, tt.want)
+		}
+	}
+}
+
+// TestVMScript: the script in the VM is one that sh reads.
+func TestVMScript(t *testing.T) {
+	for _, argv := range [][]string{{"sh", "-n"}, {"bash", "-n"}, {"shellcheck", "-s", "sh", "-"}} {
+		if _, err := exec.LookPath(argv[0]); err != nil {
+			t.Skipf("SKIPPED: %s is missing: make checkers", argv[0])
+		}
+		cmd := exec.Command(argv[0], argv[1:]...)
+		cmd.Stdin = strings.NewReader(vmScript)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", argv[0], err, out)
+		}
+	}
+}
+
+// TestBuilderChoice: a builder that was asked for is taken or refused; else the first that can be used, and it is said why.
+func TestBuilderChoice(t *testing.T) {
+	c := mustConfig(t, testDir(t, tinySpec, map[string]string{"tiny": tinyRole}), t.TempDir())
+	noChroot, noQEMU := checkTools(toolPath, "debian12"), (&qemu{}).check()
+	for asked, broken := range map[string]error{"chroot": noChroot, "qemu": errors.Join(noChroot, noQEMU)} {
+		c.Builder = asked
+		if _, why, err := c.chooseBuilder(); (err == nil) != (broken == nil) || err == nil && why != asked+" (as asked for)" {
+			t.Errorf("%s: %q, %v", asked, why, err)
+		}
+	}
+	c.Builder = ""
+	if by, why, err := c.chooseBuilder(); noChroot == nil && (by != chrootBuilder{} || why != "chroot (root on Linux, with all programs that it needs)" || err != nil) {
+		t.Errorf("%T, %q, %v", by, why, err)
+	}
+	// For centos7 the base is a disk, so a VM needs nothing else.
+	centos := *c.Spec
+	centos.Distro = "centos7"
+	c.Spec = &centos
+	bin := t.TempDir()
+	t.Setenv("PATH", bin)
+	c.Builder = "qemu"
+	_, _, err := c.chooseBuilder()
+	wantError(t, err, "builder qemu: there is no qemu-system-x86_64: apt-get install qemu-system-x86")
+	if err := os.WriteFile(filepath.Join(bin, QEMU), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if by, why, err := c.chooseBuilder(); err != nil || why != "qemu (as asked for)" {
+		t.Errorf("%T, %q, %v", by, why, err)
+	}
+	if noChroot := checkTools(toolPath, "centos7"); noChroot != nil {
+		c.Builder = ""
+		if _, why, err := c.chooseBuilder(); err != nil || why != "qemu (not chroot: "+noChroot.Error()+")" {
+			t.Errorf("%q, %v", why, err)
+		}
+	}
+}
+
+// debOf builds a package of files, whose scripts are those in DEBIAN/.
+func debOf(t *testing.T, path, name string, content map[string]string) {
+	t.Helper()
+	root := filepath.Join(t.TempDir(), name)
+	write(t, filepath.Join(root, "DEBIAN/control"), "Package: "+name+"\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n")
+	for file, text := range content {
+		write(t, filepath.Join(root, file), text)
+		if strings.HasPrefix(text, "#!") {
+			if err := os.Chmod(filepath.Join(root, file), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if out, err := exec.Command("dpkg-deb", "--root-owner-group", "--build", root, path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// bakeOnDisk bakes for centos7 in a VM: the image's disk is the one that boots. The base is one of Debian, with programs that
+// stand in for CentOS's.
+func bakeOnDisk(t *testing.T, cache string) {
+	unit := "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+	dir := testDir(t, strings.Replace(redisSpec, "{disk", "{packages: [standin.deb], disk", 1), map[string]string{"tiny": "description: x\ndistros: {centos7: {packages: [tiny]}}\n"})
+	debOf(t, filepath.Join(dir, "standin.deb"), "standin", map[string]string{
+		"usr/bin/yum":                              "#!/bin/sh\nmkdir -p /noted\ncp /etc/yum.repos.d/imagegen.repo /noted/\nenv >/noted/env\n",
+		"usr/bin/rpm":                              "#!/bin/sh\n[ \"$1\" != -qa ] || printf 'tiny\\t1\\tx86_64\\n'\n",
+		"usr/sbin/semanage":                        "#!/bin/sh\n",
+		"usr/sbin/setfiles":                        "#!/bin/sh\n",
+		"etc/selinux/config":                       "SELINUX=enforcing\n",
+		"etc/yum.repos.d/x":                        "",
+		"usr/lib/systemd/system/chronyd.service":   unit,
+		"usr/lib/systemd/system/sshd.service":      unit,
+		"usr/lib/systemd/system/iptables.service":  unit,
+		"usr/lib/systemd/system/ip6tables.service": unit,
+		"DEBIAN/postinst":                          "#!/bin/sh\nrm -f /etc/systemd/system/sshd.service\n",
+	})
+	c := mustConfig(t, dir, cache)
+	c.Builder = "chroot"
+	results, err := Build(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := hashFile(results[0].Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "cluster.yaml"), `{cluster: el, distro: centos7, network: {cidr: 192.168.10.0/24}, base: {file: `+results[0].Path+`, sha256: `+sum+`},
+roles: {tiny: {disk: 9GiB, nodes: {tiny1: 192.168.10.60}}}}`)
+	t.Setenv("http_proxy", "http://127.0.0.1:3128/")
+	c = mustConfig(t, dir, cache)
+	c.Builder = "qemu"
+	began := time.Now()
+	c.UI = told(func(image, what string) { t.Logf("%5.1f s %s: %s", time.Since(began).Seconds(), image, what) })
+	if results, err = Build(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "e2fsck", "-f", "-n", results[0].Path+"?offset=1048576")
+	out := mustRun(t, "unshare", "--mount", "sh", "-euc", `mount -o ro,noload,loop,offset=1048576 "$1" "$2"; cd "$2"
+echo "$(df --output=size -BG . | tail -n 1 | tr -d ' ') in all"
+stat -c '%s %n' etc/machine-id etc/resolv.conf
+cat noted/env
+readlink etc/systemd/system/multi-user.target.wants/*
+ls etc/systemd/network etc/netplan etc/yum.repos.d var/lib/cloud etc/ssh tmp var/tmp 2>&1
+grep SELINUX= etc/selinux/config
+`, "sh", results[0].Path, t.TempDir())
+	for _, want := range []string{"9G in all\n", "\n0 etc/machine-id\n0 etc/resolv.conf\n", "\nhttp_proxy=http://10.0.2.2:3128/\n", "/chronyd.service\n", "\nSELINUX=permissive\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	for _, bad := range []string{"10-cloud-init-eth0.network\n", "50-cloud-init.yaml", "ssh_host_", ".repo\n", "imagegen-bake"} {
+		if strings.Contains(out, bad) {
+			t.Errorf("%q in\n%s", bad, out)
+		}
+	}
+	var m Manifest
+	data, err := os.ReadFile(results[0].Manifest)
+	if err := errors.Join(err, json.Unmarshal(data, &m)); err != nil || !slices.Equal(m.Packages, []Package{{"tiny", "1", "x86_64"}}) {
+		t.Errorf("packages %v, %v", m.Packages, err)
+	}
+}
+
+// redisSpec is of the role whose image is the smallest.
+const redisSpec = `cluster: vm
+distro: debian12
+network: {cidr: 192.168.10.0/24}
+roles:
+  redis: {disk: 2GiB, nodes: {redis1: 192.168.10.49, redis2: 192.168.10.50, redis3: 192.168.10.51}}
+`
+
+// TestBakeInVM bakes one role with both builders, and fails in the ways that a VM can. Emulated, a bake takes minutes.
+func TestBakeInVM(t *testing.T) {
+	if os.Getenv("IMAGEGEN_E2E") != "vm" {
+		t.Skip("IMAGEGEN_E2E is not vm: bakes in VMs are NOT tested")
+	}
+	needBake(t)
+	needQEMU(t)
+	cache := t.TempDir()
+	dir := testDir(t, redisSpec, nil)
+	build := func(by string) (Manifest, Result, error) {
+		c := mustConfig(t, dir, cache)
+		c.Builder = by
+		began := time.Now()
+		c.UI = told(func(image, what string) { t.Logf("%5.1f s %s: %s", time.Since(began).Seconds(), image, what) })
+		results, err := Build(t.Context(), c)
+		if err != nil {
+			return Manifest{}, Result{}, err
+		}
+		var m Manifest
+		data, err := os.ReadFile(results[0].Manifest)
+		if err := errors.Join(err, json.Unmarshal(data, &m)); err != nil {
+			t.Fatal(err)
+		}
+		return m, results[0], nil
+	}
+	chrooted, r, err := build("chroot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The same image again, since its inputs are the same.
+	forget := func() {
+		if err := os.RemoveAll(filepath.Join(cache, "images", r.Identity)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	forget()
+	booted, _, err := build("qemu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(chrooted.Packages, func(p Package) bool { return p.Name == "redis-server" }) || !slices.Equal(chrooted.Packages, booted.Packages) {
+		t.Errorf("chroot: %v\nqemu: %v", chrooted.Packages, booted.Packages)
+	}
+	if chrooted.Disk != booted.Disk {
+		t.Errorf("the two images differ: chroot: %+v, qemu: %+v", chrooted.Disk, booted.Disk)
+	}
+	t.Run("base that is a disk", func(t *testing.T) { bakeOnDisk(t, cache) })
+
+	if err := os.RemoveAll(filepath.Join(cache, "images")); err != nil {
+		t.Fatal(err)
+	}
+	kept := func() []string {
+		return append(files(t, filepath.Join(cache, "images")), files(t, filepath.Join(cache, "work"))...)
+	}
+	t.Run("time limit", func(t *testing.T) {
+		c := mustConfig(t, dir, cache)
+		c.Builder, c.Limit = "qemu", 5*time.Second
+		_, err := Build(t.Context(), c)
+		wantError(t, err, "bake redis: boot the VM: ", "not done after 5s, which is its limit (--time-limit)")
+		if left := kept(); len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
+	})
+	t.Run("killed", func(t *testing.T) {
+		vms := func() bool { return exec.Command("pgrep", "-f", QEMU+".*"+cache).Run() == nil }
+		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
+			t.Setenv("IMAGES_TEST_BUILDER", "qemu")
+			run := startBuild(t, dir, cache)
+			for line := range run.lines {
+				if line == "redis: boot the VM" {
+					break
+				}
+			}
+			// It is there before it can be said to be gone.
+			eventually(t, "the VM runs", vms)
+			if err := syscall.Kill(-run.cmd.Process.Pid, sig); err != nil {
+				t.Fatal(err)
+			}
+			for range run.lines {
+			}
+			run.cmd.Wait()
+			eventually(t, "no VM is left after "+sig.String(), func() bool { return !vms() })
+			if left := files(t, filepath.Join(cache, "images")); len(left) > 0 {
+				t.Errorf("%s has left %q", sig, left)
+			}
+		}
+	})
+	t.Run("failing step", func(t *testing.T) {
+		// A package whose own script fails, which nobody can know before.
+		debOf(t, filepath.Join(dir, "broken.deb"), "broken", map[string]string{"DEBIAN/postinst": "#!/bin/sh\necho this is not to be had\nexit 7\n"})
+		write(t, filepath.Join(dir, "cluster.yaml"), strings.Replace(redisSpec, "{disk", "{packages: [broken.deb], disk", 1))
+		_, _, err := build("qemu")
+		wantError(t, err, "bake redis: install packages: exit status 100; the log ", "this is not to be had", "Errors were encountered while processing:\n broken")
+		if left := kept(); len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
+	})
+}

@@ -1,0 +1,203 @@
+package images
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// virtualBox runs VMs with VirtualBox. A VM is registered with the VirtualBox of whoever runs imagegen while it is used.
+type virtualBox struct{}
+
+// vboxFolder is in the folder of a bake that has, or had, a VM registered.
+const vboxFolder = "virtualbox"
+
+func (virtualBox) check() error {
+	for _, program := range []string{"VBoxManage", "VBoxHeadless"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("there is no %s: install VirtualBox, see https://www.virtualbox.org", program)
+		}
+	}
+	return nil
+}
+
+func (virtualBox) prepare(context.Context, string, func(string)) error { return nil }
+
+// vboxName is the name of the VM of the bake in a folder.
+func vboxName(work string) string { return "imagegen-" + filepath.Base(work) }
+
+// vboxManage runs VBoxManage.
+func vboxManage(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, "VBoxManage", append([]string{"-q"}, args...)...).CombinedOutput()
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("VBoxManage %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
+	}
+	return ctx.Err()
+}
+
+// steps are the calls of VBoxManage that make the VM. Its serial ports write to files that are there.
+func (virtualBox) steps(m vm, console, bake string) ([][]string, error) {
+	name, folder := vboxName(m.work), filepath.Join(m.work, vboxFolder)
+	calls := [][]string{
+		{"createvm", "--name", name, "--basefolder", folder, "--ostype", "Linux26_64", "--register"},
+		{"modifyvm", name, "--memory", strconv.FormatInt((m.memory+3)/4*4, 10), "--cpus", "2", "--ioapic", "on", "--rtcuseutc", "on", "--boot1", "disk",
+			"--bioslogofadein", "off", "--bioslogofadeout", "off", "--bioslogodisplaytime", "0",
+			"--nic1", "nat", "--nictype1", "82540EM", "--macaddress1", strings.ReplaceAll(vmMAC, ":", ""),
+			"--uart1", "0x3f8", "4", "--uartmode1", "file", console, "--uart2", "0x2f8", "3", "--uartmode2", "file", bake},
+		{"storagectl", name, "--name", "SATA", "--add", "sata", "--controller", "IntelAhci", "--portcount", strconv.Itoa(len(m.disks) + 2)},
+		{"storageattach", name, "--storagectl", "SATA", "--port", strconv.Itoa(len(m.disks) + 1), "--type", "dvddrive", "--medium", m.seed},
+	}
+	if m.network { // proxies on this machine's loopback address are reached at the router's
+		calls[1] = append(calls[1], "--nat-localhostreachable1", "on")
+	}
+	for i, d := range append(m.disks[:len(m.disks):len(m.disks)], m.made) {
+		descriptor, err := flatVMDK(d)
+		if err != nil {
+			return nil, err
+		}
+		file := filepath.Join(folder, fmt.Sprintf("disk%d.vmdk", i))
+		if err := os.WriteFile(file, descriptor, 0o600); err != nil {
+			return nil, err
+		}
+		calls = append(calls, []string{"storageattach", name, "--storagectl", "SATA", "--port", strconv.Itoa(i), "--type", "hdd", "--medium", file})
+	}
+	return calls, nil
+}
+
+// flatVMDK describes a raw disk as VirtualBox reads one, which takes no copy. It demands a UUID.
+func flatVMDK(disk string) ([]byte, error) {
+	info, err := os.Stat(disk)
+	if err != nil {
+		return nil, err
+	}
+	if strings.ContainsAny(disk, "\"\n") {
+		return nil, fmt.Errorf("VirtualBox takes no disk with such a name: %s", disk)
+	}
+	sectors := (info.Size() + sectorSize - 1) / sectorSize
+	if err := os.Truncate(disk, sectors*sectorSize); err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, "# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\nRW %d FLAT \"%s\" 0\n\n"+
+		"ddb.virtualHWVersion = \"4\"\nddb.adapterType=\"ide\"\nddb.geometry.cylinders=\"%d\"\nddb.geometry.heads=\"16\"\nddb.geometry.sectors=\"63\"\n"+
+		"ddb.uuid.image=\"%s\"\n",
+		info.Size()&0xffffffff|1, sectors, disk, min(sectors/(16*63), 16383), nameUUID(rand.Text())), nil
+}
+
+// run's VM ends with ctx, and with imagegen, unless VirtualBox is one that gives itself other rights: then whoever builds
+// next ends it.
+func (v virtualBox) run(ctx context.Context, m vm, console, bake io.Writer) (err error) {
+	folder := filepath.Join(m.work, vboxFolder)
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return err
+	}
+	defer func() {
+		if left := v.forget(context.WithoutCancel(ctx), m.work); left != nil {
+			err = errors.Join(err, left)
+		}
+	}()
+	ports := make([]string, 2)
+	for i, to := range []io.Writer{console, bake} {
+		ports[i] = filepath.Join(folder, fmt.Sprintf("port%d", i+1))
+		end, err := listen(ports[i], to)
+		if err != nil {
+			return err
+		}
+		defer end()
+	}
+	calls, err := v.steps(m, ports[0], ports[1])
+	if err != nil {
+		return err
+	}
+	for _, c := range calls {
+		if err := vboxManage(ctx, c...); err != nil {
+			return cmpCause(ctx, err)
+		}
+	}
+	// The kernel ends the child when the thread that started it ends, so that has to be one that stays.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var said strings.Builder
+	cmd := exec.CommandContext(ctx, "VBoxHeadless", "--startvm", vboxName(m.work), "--vrde", "off")
+	cmd.Stdout, cmd.Stderr = &said, &said
+	// Asked to, it switches the VM off itself.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 20 * time.Second
+	// A Ctrl-C is for imagegen, which ends the VM.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if err := cmd.Run(); err != nil {
+		return cmpCause(ctx, fmt.Errorf("VBoxHeadless: %w: %s", err, lastLines(strings.NewReader(said.String()), 4)))
+	}
+	return context.Cause(ctx)
+}
+
+// cmpCause returns why ctx has ended, or else err.
+func cmpCause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// listen makes a file that VirtualBox can write a serial port to, and passes on what it writes. end does so with the rest.
+func listen(path string, to io.Writer) (end func(), err error) {
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		return nil, fmt.Errorf("make %s: %w", path, err)
+	}
+	// With a reader and a writer that stay, VirtualBox has to wait for none, and the end of the VM is not yet that of the pipe.
+	r, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	w, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	done := make(chan struct{})
+	go func() {
+		io.Copy(to, r)
+		close(done)
+	}()
+	return func() {
+		w.Close()
+		<-done
+		r.Close()
+	}, nil
+}
+
+// forget ends the VM of the bake in a folder, if it runs, and takes it and its seed out of VirtualBox's lists.
+func (virtualBox) forget(ctx context.Context, work string) error {
+	name := vboxName(work)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		out, err := exec.CommandContext(ctx, "VBoxManage", "-q", "showvminfo", name, "--machinereadable").CombinedOutput()
+		if err != nil {
+			if strings.Contains(string(out), "VBOX_E_OBJECT_NOT_FOUND") {
+				vboxManage(ctx, "closemedium", "dvd", filepath.Join(work, seedName)) // it may be in none
+				return nil
+			}
+			return fmt.Errorf("VBoxManage showvminfo: %w: %s", err, strings.TrimSpace(string(out)))
+		}
+		vboxManage(ctx, "controlvm", name, "poweroff") // it may be off
+		if err = vboxManage(ctx, "unregistervm", name); err == nil {
+			continue
+		}
+		// For a moment after its process has ended, VirtualBox takes a VM for running.
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the VM %s is still in VirtualBox's list: %w", name, err)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}

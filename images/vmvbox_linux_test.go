@@ -1,0 +1,195 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// inVBox runs the test once more, in a process where VBoxManage and VBoxHeadless are those of the real VirtualBox in the chroot that
+// IMAGEGEN_VBOX names; it returns true in that process. Folders for tests are at the same path there, and what is started ends with it.
+func inVBox(t *testing.T) bool {
+	t.Helper()
+	root := os.Getenv("IMAGEGEN_VBOX")
+	if root == "" {
+		t.Skip("SKIPPED: no real VirtualBox; set IMAGEGEN_VBOX to a folder that is a root file system with VBoxManage inside")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: changing root to the VirtualBox in IMAGEGEN_VBOX needs root")
+	}
+	if os.Getenv("IMAGES_TEST_VBOX") != "" {
+		return true
+	}
+	dir := t.TempDir()
+	for _, program := range []string{"VBoxManage", "VBoxHeadless"} {
+		write(t, filepath.Join(dir, "bin", program), `#!/bin/sh
+exec chroot "$IMAGEGEN_VBOX" env HOME="$IMAGES_TEST_VBOX" VBOX_USER_HOME="$IMAGES_TEST_VBOX/settings" PATH=/usr/sbin:/usr/bin:/sbin:/bin /usr/lib/virtualbox/`+program+` "$@"
+`)
+		if err := os.Chmod(filepath.Join(dir, "bin", program), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const enter = `set -e
+mount -t proc proc /proc
+mount -t proc proc "$IMAGEGEN_VBOX/proc"
+mount -t tmpfs tmpfs "$IMAGEGEN_VBOX/tmp"
+mkdir -p "$IMAGEGEN_VBOX$IMAGES_TEST_VBOX"
+mount --bind "$IMAGES_TEST_VBOX" "$IMAGEGEN_VBOX$IMAGES_TEST_VBOX"
+VBoxManage setextradata global VBoxInternal/HM/FallbackToIEM 1
+exec "$0" -test.run "^$1\$" -test.v -test.timeout 40m`
+	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enter, self, t.Name())
+	cmd.Env = append(os.Environ(), "IMAGES_TEST_VBOX="+dir, "TMPDIR="+dir, "PATH="+dir+"/bin:"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Error(err)
+	}
+	return false
+}
+
+// vboxHas lists what VirtualBox has of a kind.
+func vboxHas(t *testing.T, kind string) string {
+	t.Helper()
+	out, err := exec.Command("VBoxManage", "-q", "list", kind).Output()
+	if err != nil {
+		t.Fatalf("list %s: %v", kind, err)
+	}
+	return string(out)
+}
+
+// TestRunVirtualBox: what a real VirtualBox passes on of a VM's two serial ports, and that nothing of it is left.
+func TestRunVirtualBox(t *testing.T) {
+	if !inVBox(t) {
+		return
+	}
+	var v virtualBox
+	if err := v.check(); err != nil {
+		t.Fatal(err)
+	}
+	stop := errors.New("enough")
+	for _, tt := range []struct{ port, disk string }{{"console", speaker(t, "hello\n")}, {"bake", speakerAt(t, 0x2f8, "hello\n")}} {
+		ctx, end := context.WithCancelCause(t.Context())
+		defer end(nil)
+		ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Minute, errors.New("nothing came"))
+		defer cancel()
+		ends := &sign{text: "hello\n", seen: func() {
+			if got := vboxHas(t, "runningvms"); !strings.Contains(got, `"imagegen-`) {
+				t.Errorf("running: %q", got)
+			}
+			end(stop)
+		}}
+		ports := map[string]io.Writer{"console": io.Discard, "bake": io.Discard}
+		ports[tt.port] = ends
+		if err := v.run(ctx, bareVM(t, tt.disk), ports["console"], ports["bake"]); err != stop {
+			t.Errorf("%s: %v", tt.port, err)
+		}
+		if left := vboxHas(t, "vms") + vboxHas(t, "hdds") + vboxHas(t, "dvds"); left != "" {
+			t.Errorf("VirtualBox still has %s", left)
+		}
+	}
+	m := bareVM(t, speaker(t, ""))
+	m.seed = "/nonexistent/seed.iso"
+	if err := v.run(t.Context(), m, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "VBoxManage storageattach: ") {
+		t.Errorf("a VM that VirtualBox does not make: %v", err)
+	}
+	if left := vboxHas(t, "vms"); left != "" {
+		t.Errorf("VirtualBox still has %s", left)
+	}
+}
+
+// TestVBoxLeftovers: the VM of an imagegen that was killed is gone after the next one's start.
+func TestVBoxLeftovers(t *testing.T) {
+	if !inVBox(t) {
+		return
+	}
+	c := Config{CacheDir: t.TempDir()}
+	m := bareVM(t, speaker(t, ""))
+	m.work = filepath.Join(c.CacheDir, "work", "bake-dead")
+	folder := filepath.Join(m.work, vboxFolder)
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	calls, err := virtualBox{}.steps(m, filepath.Join(folder, "port1"), filepath.Join(folder, "port2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, call := range calls {
+		if err := vboxManage(t.Context(), call...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command("VBoxManage", "startvm", "imagegen-bake-dead", "--type", "headless").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := vboxHas(t, "runningvms"); !strings.Contains(got, `"imagegen-bake-dead"`) {
+		t.Fatalf("running: %q", got)
+	}
+	if err := c.removeLeftovers(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left := vboxHas(t, "vms"); left != "" {
+		t.Errorf("VirtualBox still has %s", left)
+	}
+	if left := files(t, filepath.Join(c.CacheDir, "work")); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+// TestBakeInVirtualBox: as far as a VirtualBox without hardware virtualisation gets in minutes, which is the kernel. Then
+// it is interrupted, and leaves nothing.
+func TestBakeInVirtualBox(t *testing.T) {
+	if os.Getenv("IMAGEGEN_E2E") != "vm" {
+		t.Skip("IMAGEGEN_E2E is not vm: bakes in VirtualBox are NOT tested")
+	}
+	needBake(t)
+	if !inVBox(t) {
+		return
+	}
+	cache := t.TempDir()
+	c := mustConfig(t, testDir(t, redisSpec, nil), cache)
+	c.Builder = "virtualbox"
+	began := time.Now()
+	c.UI = told(func(image, what string) { t.Logf("%5.1f s %s: %s", time.Since(began).Seconds(), image, what) })
+	ctx, end := context.WithTimeout(t.Context(), 30*time.Minute)
+	defer end()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := Build(ctx, c)
+		ended <- err
+	}()
+	kernel, look := false, time.NewTicker(time.Second)
+	defer look.Stop()
+	for {
+		select {
+		case err := <-ended:
+			if !kernel || !errors.Is(err, context.Canceled) {
+				t.Errorf("the bake has ended with %v; kernel seen: %t", err, kernel)
+			}
+			if left := vboxHas(t, "vms") + vboxHas(t, "hdds"); left != "" {
+				t.Errorf("VirtualBox still has %s", left)
+			}
+			if left := append(files(t, filepath.Join(cache, "images")), files(t, filepath.Join(cache, "work"))...); len(left) > 0 {
+				t.Errorf("left: %q", left)
+			}
+			return
+		case <-look.C:
+			console, _ := os.ReadFile(filepath.Join(cache, "log", "redis.log"))
+			if i := strings.Index(string(console), "Linux version "); i >= 0 && !kernel {
+				line, _, _ := strings.Cut(string(console[i:]), "\n")
+				t.Logf("%5.1f s %s", time.Since(began).Seconds(), line)
+				kernel = true
+				end()
+			}
+		}
+	}
+}
