@@ -46,7 +46,7 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 	if err := c.removeLeftovers(ctx); err != nil {
 		return err
 	}
-	if err := c.checkSpace(plans); err != nil {
+	if err := c.checkSpace(plans, by); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(ctx)

@@ -77,11 +77,16 @@ func checkTools(path, distro string) error {
 var (
 	baseSpace  = map[string]int64{"debian12": 2 << 30, "centos7": 4 << 30}
 	imageSpace = map[string]int64{"debian12": 1600 << 20, "centos7": 3 << 30}
+	vmSpace    = map[string]int64{"debian12": 2 << 30, "centos7": 0} // beside that: the disks of a VM
 )
 
 // checkSpace refuses to begin what cannot end.
-func (c *Config) checkSpace(plans []*plan) error {
-	need := int64(len(plans)) * imageSpace[c.Spec.Distro]
+func (c *Config) checkSpace(plans []*plan, by builder) error {
+	each := imageSpace[c.Spec.Distro]
+	if _, ok := by.(vmBuilder); ok {
+		each += vmSpace[c.Spec.Distro]
+	}
+	need := int64(len(plans)) * each
 	what := fmt.Sprintf("%d images", len(plans))
 	if len(plans) == 1 {
 		what = "an image"
@@ -154,7 +159,7 @@ func (c *Config) removeLeftovers(ctx context.Context) error {
 			return fmt.Errorf("remove what a killed bake left: %w", err)
 		}
 		err = detach(dir)
-		if _, statErr := os.Stat(filepath.Join(dir, vboxFolder)); statErr == nil {
+		if _, statErr := os.Stat(filepath.Join(dir, vboxFolder)); statErr == nil && (virtualBox{}).check() == nil {
 			err = errors.Join(err, virtualBox{}.forget(ctx, dir))
 		}
 		err = errors.Join(err, os.RemoveAll(dir))

@@ -290,8 +290,8 @@ func (c *Config) stock(ctx context.Context, names []string, everything bool) ([]
 		}
 		plans = slices.DeleteFunc(plans, func(p *plan) bool { return complete(c.imageDir(p.identity)) })
 		if len(plans) > 0 {
-			_, _, err := c.chooseBuilder()
-			if err := errors.Join(err, c.unpinned(), c.checkSpace(plans)); err != nil {
+			by, _, err := c.chooseBuilder()
+			if err := errors.Join(err, c.unpinned(), c.checkSpace(plans, by)); err != nil {
 				return nil, err
 			}
 		}
