@@ -127,6 +127,10 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(filepath.Dir(c.Spec.File), path)
 		}
+		path, err := filepath.Abs(path) // APT takes a bare name for a package of the archive
+		if err != nil {
+			return inputs{}, err
+		}
 		sum, err := hashFile(path)
 		if err != nil {
 			return inputs{}, err

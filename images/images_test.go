@@ -109,6 +109,21 @@ func lockText(version, requested string) string {
 		"roles:\n  tiny:\n    requested: [" + requested + "]\n    packages: [cron 1.0 amd64 " + sum + "]\n"
 }
 
+// TestPackageFilePath: a package file beside a spec that is named without a folder has a path that APT takes for a file.
+func TestPackageFilePath(t *testing.T) {
+	dir := testDir(t, strings.Replace(tinySpec, "{disk", "{packages: [my.deb], disk", 1), map[string]string{"tiny": tinyRole})
+	write(t, filepath.Join(dir, "my.deb"), "a package")
+	t.Chdir(dir)
+	c, err := testConfig("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := c.inputs("tiny", baseInputs{}, "", nil)
+	if err != nil || len(in.Local) != 1 || !filepath.IsAbs(in.Local[0].path) {
+		t.Errorf("%+v, %v", in.Local, err)
+	}
+}
+
 // TestIdentity changes one thing after the other: what goes into an image makes it another one, and nothing else does.
 func TestIdentity(t *testing.T) {
 	identity := func(t *testing.T, spec, role string, change func(dir string)) string {
