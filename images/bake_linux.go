@@ -32,18 +32,7 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 		return err
 	}
 	c.UI.Note("builder: " + why)
-	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
-		if err := os.MkdirAll(filepath.Join(c.CacheDir, dir), 0o755); err != nil {
-			return fmt.Errorf("make the cache: %w", err)
-		}
-	}
-	// The kernel tells the files of loop devices by their real paths.
-	real, err := filepath.EvalSymlinks(c.CacheDir)
-	if err != nil {
-		return err
-	}
-	c.CacheDir = real
-	if err := c.removeLeftovers(ctx); err != nil {
+	if err := c.openCache(ctx); err != nil {
 		return err
 	}
 	if err := c.checkSpace(plans, by); err != nil {
@@ -84,6 +73,22 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 	return first
 }
 
+// openCache makes the cache ready for bakes.
+func (c *Config) openCache(ctx context.Context) error {
+	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
+		if err := os.MkdirAll(filepath.Join(c.CacheDir, dir), 0o755); err != nil {
+			return fmt.Errorf("make the cache: %w", err)
+		}
+	}
+	// The kernel tells the files of loop devices by their real paths.
+	real, err := filepath.EvalSymlinks(c.CacheDir)
+	if err != nil {
+		return err
+	}
+	c.CacheDir = real
+	return c.removeLeftovers(ctx)
+}
+
 // bake is the state of one bake. It goes through the multistep runner under one key, so that the steps share a typed
 // struct.
 type bake struct {
@@ -92,6 +97,7 @@ type bake struct {
 	work    string // folder of its own
 	log     *os.File
 	plan    *plan // nil for the base
+	network bool  // the programs may use this machine's
 	builder builder
 	base    baseInputs
 	at      string // the step, for people
@@ -371,13 +377,8 @@ func (b *bake) inputs(name string) string { return filepath.Join(b.work, "bake",
 // all else by the folder's path alone, in BAKE.
 func (b *bake) lay(ctx context.Context) error {
 	in := b.plan.inputs
-	if err := os.MkdirAll(b.inputs("local"), 0o755); err != nil {
+	if err := layLocal(b.inputs("local"), in.Local); err != nil {
 		return err
-	}
-	for _, l := range in.Local {
-		if err := copyAs(l.path, filepath.Join(b.inputs("local"), l.Name), l.SHA256); err != nil {
-			return err
-		}
 	}
 	err := errors.Join(
 		os.Rename(filepath.Join(b.work, "files"), b.inputs("files")),
@@ -388,14 +389,27 @@ func (b *bake) lay(ctx context.Context) error {
 	}
 	var vars map[string]string
 	var script string
-	if b.config.pinned() {
+	if b.base.SHA256 == "" {
 		vars, script = debianVars(in), debianScript
 		err = b.layAPT(ctx)
 	} else {
 		vars, script = centosVars(in), centosScript
-		err = os.WriteFile(b.inputs("repos"), []byte(repoFile(in.Repos)), 0o644)
+		err = b.layRPMs()
 	}
 	return errors.Join(err, os.WriteFile(b.inputs("script"), []byte(assignments(vars)+script), 0o644))
+}
+
+// layLocal copies package files of the spec to a new folder.
+func layLocal(dir string, all []localPackage) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, l := range all {
+		if err := copyAs(l.path, filepath.Join(dir, l.Name), l.SHA256); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // layAPT lays what APT in the image needs to know.
@@ -481,18 +495,18 @@ func keep(result, dir string) error {
 }
 
 // script runs one of the embedded scripts with the variables in its environment, in namespaces that end with it: no
-// mount and no process of it outlives it, or imagegen, however either ends. There is no network, unless packages are not pinned
-// and have to come from somewhere. Lines that it writes to descriptor 3 as "step: …" are shown as progress; all else goes to the log.
+// mount and no process of it outlives it, or imagegen, however either ends. There is no network, unless the bake says so.
+// Lines that it writes to descriptor 3 as "step: …" are shown as progress; all else goes to the log.
 func (b *bake) script(ctx context.Context, text string, vars map[string]string) error {
 	// The kernel ends the child when the thread that started it ends, so that has to be one that stays.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	args := []string{"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"}
 	env := []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + toolPath, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", newest)}
-	if b.config.pinned() {
-		args = append(args, "--net")
-	} else {
+	if b.network {
 		env = append(env, proxyEnv()...)
+	} else {
+		args = append(args, "--net")
 	}
 	cmd := exec.CommandContext(ctx, "unshare", append(args, "sh", "-c", text)...)
 	cmd.Env = env

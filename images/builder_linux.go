@@ -73,7 +73,7 @@ func (c *Config) builder(name string) (builder, error) {
 	if name == "virtualbox" {
 		v.hypervisor = virtualBox{}
 	}
-	if c.pinned() {
+	if c.Spec.Distro == "debian12" {
 		if err := checkTools(toolPath, c.Spec.Distro); err != nil {
 			return nil, err
 		}

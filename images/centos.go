@@ -21,6 +21,9 @@ var centosChrootScript string
 //go:embed scripts/vm.sh
 var vmScript string
 
+//go:embed scripts/centos7-resolve.sh
+var centosResolveScript string
+
 // centosBase is the last disk that CentOS 7 was published as, and its sum from the sha256sum.txt beside it. It holds
 // 8 GiB, which an image cannot be smaller than.
 var centosBase = cluster.Base{
@@ -30,6 +33,7 @@ var centosBase = cluster.Base{
 
 // centosPackages is what every centos7 image holds, most of which is on that disk already.
 var centosPackages = []string{
+	"ca-certificates", "yum-plugin-priorities", // which yum needs to find the others
 	"cloud-init", "cloud-utils-growpart", "chrony", "iptables-services", "openssh-server", "sudo", "xfsprogs", "e2fsprogs", "util-linux",
 	"policycoreutils", "policycoreutils-python", "selinux-policy-targeted",
 }
@@ -133,7 +137,7 @@ func centosVars(in inputs) map[string]string {
 		ports = append(ports, p.Type+":"+p.Proto+":"+p.Port)
 	}
 	return map[string]string{
-		"BASE": strings.Join(in.Base.Packages, " "), "PACKAGES": strings.Join(in.Packages, " "), "USERS": userList(in.Users),
+		"USERS":   userList(in.Users),
 		"DISABLE": strings.Join(in.Disable, " "), "REMOVE": strings.Join(in.Remove, " "), "SELINUX": in.SELinux.Mode,
 		"BOOLEANS": strings.Join(in.SELinux.Booleans, " "), "PORTS": strings.Join(ports, " "), "DOMAINS": strings.Join(in.SELinux.Permissive, " "),
 	}

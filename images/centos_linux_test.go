@@ -1,7 +1,9 @@
 package images
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -61,7 +63,8 @@ func fixtures() map[string][]rpmFixture {
 		{"chrony", "3.4", "", unit("chronyd.service")},
 		{"openssh-server", "7.4", "", unit("sshd.service")},
 		{"iptables-services", "1.4.21", "", unit("iptables.service", "ip6tables.service")},
-		{"policycoreutils", "2.5", "", with("/usr/sbin/setfiles", takesNote("setfiles"))},
+		{"selinux-dependency", "1", "", nil},
+		{"policycoreutils", "2.5", "selinux-dependency", with("/usr/sbin/setfiles", takesNote("setfiles"))},
 		{"policycoreutils-python", "2.5", "", with("/usr/sbin/semanage", "#!/bin/sh\necho semanage \"$@\" >>/noted\ncase \"$*\" in 'port -a '*4567*) exit 1;; esac\n")},
 		{"selinux-policy-targeted", "3.13.1", "", with("/etc/selinux/config", "# modes\nSELINUX=enforcing\nSELINUXTYPE=targeted\n")},
 		{"Percona-XtraDB-Cluster-57", "5.7.44", "socat", unit("mysql.service", "mysql@.service")},
@@ -159,7 +162,7 @@ func TestCentOSBaseFails(t *testing.T) {
 		"{url: " + server.URL + "/disk, sha256: " + other + "}": {server.URL + "/disk: its SHA-256 is " + sumOf(data) + " and should be " + other},
 		"{file: disk, sha256: " + other + "}":                   {"check the disk: " + dir + "/disk: its SHA-256 is " + sumOf(data), "correct base.sha256"},
 		"{file: page, sha256: " + other + "}":                   {"unpack the disk: it is neither a qcow2 nor a raw disk"},
-		"{file: disk, sha256: " + sumOf(data) + "}":             {"bake tiny: grow the disk", "no partition table"},
+		"{file: disk, sha256: " + sumOf(data) + "}":             {"packages of centos7: grow the disk", "no partition table"},
 	} {
 		spec := strings.Replace(tinySpec, "debian12", "centos7", 1) + "base: " + base + "\n"
 		write(t, filepath.Join(dir, "cluster.yaml"), spec)
@@ -185,8 +188,9 @@ set -eu
 mount -t tmpfs tmpfs "$DIR"
 mkdir "$DIR/up" "$DIR/work" "$DIR/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$DIR/up,workdir=$DIR/work" "$DIR/root"
-cp -r "$FROM" "$DIR/root/bake"
 cd "$DIR/root"
+mkdir bake
+mount --bind "$BAKE" bake
 mount -t proc proc proc
 mount --rbind /dev dev
 mount -t tmpfs tmpfs tmp
@@ -205,9 +209,28 @@ echo key >etc/ssh/ssh_host_rsa_key
 printf '#!/bin/sh\nexec /usr/bin/dnf "$@"\n' >usr/local/bin/yum
 chmod 755 usr/local/bin/yum
 exec chroot . /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 BAKE=/bake \
-    BASE="$BASE" PACKAGES="$PACKAGES" USERS="$USERS" DISABLE="$DISABLE" REMOVE="$REMOVE" SELINUX="$SELINUX" \
-    BOOLEANS="$BOOLEANS" PORTS="$PORTS" DOMAINS="$DOMAINS" bash --posix -c "$SCRIPT" 3>&1
+    bash --posix -c "$(cat bake/script) $CHECK" 3>&1
 `
+
+// overlayBuilder runs the script in such a root, and what looks at the result afterwards.
+type overlayBuilder struct {
+	dir   string // empty
+	check string
+	out   *string // what was printed
+}
+
+func (o overlayBuilder) install(ctx context.Context, b *bake) error {
+	args := []string{"--mount", "--pid", "--fork", "--kill-child"}
+	if !b.network {
+		args = append(args, "--net")
+	}
+	cmd := exec.CommandContext(ctx, "unshare", append(args, "sh", "-c", centosBakeRoot)...)
+	cmd.Env = append(os.Environ(), "DIR="+o.dir, "BAKE="+b.inputs(""), "CHECK="+o.check)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	*o.out = string(out)
+	return err
+}
 
 func needCentOSTools(t *testing.T) {
 	t.Helper()
@@ -236,7 +259,17 @@ func newKeys(t *testing.T, dir string) string {
 	return home
 }
 
-// TestCentOSScript takes packages through the script for images of CentOS 7 with real rpm and dnf.
+// wantPins checks the names of what is pinned.
+func wantPins(t *testing.T, got []Pin, want ...string) {
+	t.Helper()
+	slices.Sort(want)
+	if all := names(got); !slices.Equal(all, want) {
+		t.Errorf("%q are pinned, want %q", all, want)
+	}
+}
+
+// TestCentOSScript takes packages through the scripts for images of CentOS 7 with real rpm and dnf: what is needed is found
+// out with a network, and put into an image without one.
 func TestCentOSScript(t *testing.T) {
 	needCentOSTools(t)
 	dir := t.TempDir()
@@ -262,19 +295,20 @@ func TestCentOSScript(t *testing.T) {
 	for _, name := range []string{"updates", "extras", "pxc-57", "pxb-24"} {
 		repos += "  " + name + ": {" + at("empty") + "}\n"
 	}
-	bake := func(t *testing.T, role, repos, packages, check string) (string, error) {
+	// request is what yum is asked for a role; more packages can be added.
+	request := func(t *testing.T, role, repos, packages string) (*Config, inputs) {
 		t.Helper()
 		text := strings.Replace(string(cluster.Reference("centos7")), "\nroles:", "\nselinux: enforcing\nrepos:\n"+repos+"\nroles:", 1)
 		spec, err := cluster.Parse(filepath.Join(dir, "cluster.yaml"), []byte(text), catalogue.Rules())
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &Config{Spec: spec, Catalogue: catalogue}
-		in, err := c.inputs(role, c.centosInputs(), "", nil)
+		c := &Config{Spec: spec, Catalogue: catalogue, CacheDir: t.TempDir(), Agent: filepath.Join(dir, "agent")}
+		in, err := c.inputs(role, c.centosInputs(), sumOf([]byte("#!/bin/sh\n")), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, r := range in.Repos {
+		for _, r := range in.repos {
 			for _, u := range r.URLs {
 				if !strings.HasPrefix(u, server.URL) && !strings.HasPrefix(u, "http://127.0.0.1:1/") {
 					t.Fatalf("%s is at %s, which is not here", r.Name, u)
@@ -282,49 +316,81 @@ func TestCentOSScript(t *testing.T) {
 			}
 		}
 		in.Packages = append(in.Packages, strings.Fields(packages)...)
-		from := filepath.Join(t.TempDir(), "bake")
-		for name, text := range map[string]string{"repos": repoFile(in.Repos), "agent": "#!/bin/sh\n", "unit": agentUnit, "files/usr/share/wordpress.tar.gz": "x", "local/README": ""} {
-			write(t, filepath.Join(from, name), text)
-		}
-		if role == "percona" { // with a package file of the spec's
-			file := filepath.Join("unsigned", "x86_64", "extra-1-1.el7.x86_64.rpm")
-			if err := copySparse(filepath.Join(dir, file), filepath.Join(from, "local", filepath.Base(file))); err != nil {
-				t.Fatal(err)
-			}
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", centosBakeRoot)
-		cmd.Env = append(os.Environ(), "DIR="+t.TempDir(), "FROM="+from, "SCRIPT="+centosScript+check)
-		for k, v := range centosVars(in) {
-			cmd.Env = append(cmd.Env, k+"="+v)
-		}
-		cmd.WaitDelay = time.Second
-		out, err := cmd.CombinedOutput()
-		return string(out), err
+		return c, in
 	}
+	// ask has yum find out what is needed.
+	ask := func(t *testing.T, c *Config, requests map[string]inputs) (*bake, *lock, string, error) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		t.Cleanup(cancel)
+		if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var out string
+		b := &bake{config: c, work: filepath.Join(c.CacheDir, "ask"), base: c.centosInputs(), network: true, builder: overlayBuilder{t.TempDir(), "", &out}}
+		l := &lock{Roles: map[string]*pins{}}
+		err := question{lock: l, requests: requests}.ask(b, ctx)
+		return b, l, out, err
+	}
+	resolve := func(t *testing.T, role, repos, packages string, local ...localPackage) (*bake, *lock, string, error) {
+		t.Helper()
+		c, in := request(t, role, repos, packages)
+		in.Local = local
+		b, l, out, err := ask(t, c, map[string]inputs{role: in})
+		b.plan = &plan{inputs: in}
+		return b, l, out, err
+	}
+	// bake makes the image of what was found; check looks at it.
+	bake := func(t *testing.T, b *bake, l *lock, role, check string) string {
+		t.Helper()
+		var out string
+		b.work = filepath.Join(b.config.CacheDir, "bake")
+		b.network, b.builder = false, overlayBuilder{t.TempDir(), check, &out}
+		b.base.Pinned, b.plan.inputs.Pinned = l.Base.Packages, l.Roles[role].Packages
+		write(t, filepath.Join(b.work, "files/usr/share/wordpress.tar.gz"), "x")
+		if err := b.install(t.Context()); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		packages, err := os.ReadFile(filepath.Join(b.work, "packages"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out + string(packages)
+	}
+	write(t, filepath.Join(dir, "agent"), "#!/bin/sh\n")
 
 	t.Run("good", func(t *testing.T) {
 		t.Parallel()
-		out, err := bake(t, "web", strings.Replace(repos, "[", "[http://127.0.0.1:1/dead/, ", 1), "", `
+		b, l, out, err := resolve(t, "web", strings.Replace(repos, "[", "[http://127.0.0.1:1/dead/, ", 1), "")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for _, step := range []string{"read the package lists", "find out what every image needs", "find out what web needs"} {
+			if !strings.Contains(out, "step: "+step+"\n") {
+				t.Errorf("no step %q in\n%s", step, out)
+			}
+		}
+		wantPins(t, l.Base.Packages, append(slices.Clone(centosPackages), "selinux-dependency")...)
+		wantPins(t, l.Roles["web"].Packages, "glusterfs-fuse", "nginx", "userspace-rcu")
+		for _, p := range slices.Concat(l.Base.Packages, l.Roles["web"].Packages) {
+			if err := hasSum(b.config.store().path(p.SHA256), p.SHA256); err != nil {
+				t.Errorf("%s: %v", p, err)
+			}
+		}
+		out = bake(t, b, l, "web", `
 echo '# state'
-cat /bake/packages
 cat /noted
 for p in /etc/yum.repos.d/*.repo /etc/ssh/ssh_host_* /root/.ssh; do [ ! -e "$p" ] || echo "left: $p"; done
 [ ! -s /etc/machine-id ] || echo left: machine-id
 [ ! -s /var/log/mysqld.log ] && [ -e /var/log/mysqld.log ] || echo left: log
 grep -H HWADDR /etc/sysconfig/network-scripts/* || true
 grep ^SELINUX= /etc/selinux/config
-cat /etc/yum/pluginconf.d/fastestmirror.conf
 getent passwd nginx
 stat -c '%a %n' /usr/local/sbin/imagegen-node /usr/share/wordpress.tar.gz
 for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(systemctl is-enabled $u.service)"; done
 `)
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
 		steps, state, _ := strings.Cut(out, "# state\n")
-		for _, step := range []string{"make users", "read the package lists", "install packages", "configure", "install the agent", "set SELinux", "seal", "label files"} {
+		for _, step := range []string{"make users", "install packages", "configure", "install the agent", "set SELinux", "seal", "label files"} {
 			if !strings.Contains(steps, "step: "+step+"\n") {
 				t.Errorf("no step %q in\n%s", step, steps)
 			}
@@ -333,7 +399,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 			"glusterfs-fuse\t9.6-1.el7\tx86_64\n", "nginx\t1.20.1-1.el7\tx86_64\n", "userspace-rcu\t0.10.0-1.el7\tx86_64\n", "chrony\t3.4-1.el7\tx86_64\n",
 			"semanage boolean -m --on httpd_can_network_connect\n", "semanage boolean -m --on httpd_use_fusefs\n",
 			"setfiles -F -e /proc -e /sys -e /dev -e /run -e /tmp -e /bake /etc/selinux/targeted/contexts/files/file_contexts /\n",
-			"SELINUX=enforcing\n", "enabled=0\n", "nginx:x:2000:3000::/nonexistent:/sbin/nologin\n", "755 /usr/local/sbin/imagegen-node\n",
+			"SELINUX=enforcing\n", "nginx:x:2000:3000::/nonexistent:/sbin/nologin\n", "755 /usr/local/sbin/imagegen-node\n",
 			"chronyd enabled\n", "sshd enabled\n", "imagegen-node enabled\n", "nginx disabled\n", "iptables disabled\n", "ip6tables disabled\n",
 		} {
 			if !strings.Contains(state, want) {
@@ -348,10 +414,17 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 	})
 	t.Run("database", func(t *testing.T) {
 		t.Parallel()
-		out, err := bake(t, "percona", repos, "", "\necho '# state'; cat /noted /bake/packages; systemctl is-enabled mysql.service || true\n")
+		file := filepath.Join(dir, "unsigned", "x86_64", "extra-1-1.el7.x86_64.rpm")
+		sum, err := hashFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, l, out, err := resolve(t, "percona", repos, "", localPackage{file, filepath.Base(file), sum})
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
+		wantPins(t, l.Roles["percona"].Packages, "Percona-XtraDB-Cluster-57", "percona-xtrabackup-24", "socat")
+		out = bake(t, b, l, "percona", "\necho '# state'; cat /noted; systemctl is-enabled mysql.service || true\n")
 		_, state, _ := strings.Cut(out, "# state\n")
 		for _, want := range []string{
 			"semanage boolean -m --on mysql_connect_any\n", "semanage port -a -t mysqld_port_t -p tcp 4444\nsemanage port -a -t mysqld_port_t -p tcp 4567\n",
@@ -363,6 +436,16 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 			if !strings.Contains(state, want) {
 				t.Errorf("no %q in\n%s", want, state)
 			}
+		}
+	})
+	t.Run("key of another role", func(t *testing.T) {
+		t.Parallel()
+		foreign := "  foreign: {" + at("foreign") + "}\n"
+		c, first := request(t, "web", repos+strings.Replace(foreign, "/keys/right", "/keys/wrong", 1), "extra")
+		_, second := request(t, "web", repos+foreign, "extra")
+		_, l, out, err := ask(t, c, map[string]inputs{"first": first, "second": second})
+		if err == nil || !strings.Contains(out, "step: find out what second needs") || !strings.Contains(out, "extra") || len(l.Roles) > 0 {
+			t.Errorf("%v in\n%s", err, out)
 		}
 	})
 	for name, c := range map[string]struct{ repos, packages, want string }{
@@ -378,9 +461,12 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			out, err := bake(t, "web", c.repos, c.packages, "")
-			if err == nil || !strings.Contains(out, c.want) || strings.Contains(out, "step: configure") {
+			b, l, out, err := resolve(t, "web", c.repos, c.packages)
+			if err == nil || !strings.Contains(out, c.want) || l.Base != nil || len(l.Roles) > 0 {
 				t.Errorf("%v; want %q in\n%s", err, c.want, out)
+			}
+			if left := files(t, string(b.config.store())); len(left) > 0 {
+				t.Errorf("the store has %q", left)
 			}
 		})
 	}
@@ -472,6 +558,220 @@ readlink etc/systemd/system/multi-user.target.wants/*
 	if again, err := Build(t.Context(), c); err != nil || !again[0].Cached {
 		t.Errorf("the second build is not one that has nothing to do: %v", err)
 	}
+	centosLocked(t, c, project, func(all []rpmFixture) {
+		www := filepath.Join(dir, "www/epel")
+		if err := os.RemoveAll(www); err != nil {
+			t.Fatal(err)
+		}
+		buildRPMs(t, www, key, "right", all)
+	})
+}
+
+// centosLocked goes on with the lock that a bake has made: without a network, with a package that is no longer what it was, and with
+// repositories that have moved on. Epel makes one of them anew.
+func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture)) {
+	t.Helper()
+	lock := func() (string, *lock) {
+		data, err := os.ReadFile(c.LockPath())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := c.readLock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data), l
+	}
+	first, l := lock()
+	wantPins(t, l.Base.Packages, append(slices.Clone(centosPackages), "selinux-dependency")...)
+	wantPins(t, l.Roles["tiny"].Packages, "nginx")
+	for _, line := range []string{"\ndistro: centos7\n", " - nginx 1.20.1-1.el7 x86_64 ", " - disk " + c.Spec.Base.SHA256 + "\n"} {
+		if !strings.Contains(first, line) {
+			t.Errorf("%q is not in the lock:\n%s", line, first)
+		}
+	}
+	// change makes another image of the role.
+	change := func(remove string) {
+		t.Helper()
+		role := filepath.Join(project, "roles/tiny/role.yaml")
+		write(t, role, "description: x\ndistros: {centos7: {packages: [nginx], disable: [nginx.service], users: [{name: nginx, uid: 2000, gid: 3000}], remove: ["+remove+"]}}\n")
+		changed := mustConfig(t, project, c.CacheDir)
+		changed.UI = c.UI
+		c = changed
+	}
+	nginx := l.Roles["tiny"].Packages[0]
+	in := func(p Pin) string { return c.store().path(p.SHA256) }
+	replace := func(p Pin, data []byte) {
+		t.Helper()
+		if err := errors.Join(os.Remove(in(p)), os.WriteFile(in(p), data, 0o444)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole, err := os.ReadFile(in(nginx))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	change("/opt/one")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	offline := func() (string, error) {
+		cmd := exec.Command("unshare", "--net", self)
+		cmd.Env = append(os.Environ(), "IMAGES_TEST_BUILD="+project, "IMAGES_TEST_CACHE="+c.CacheDir, "IMAGES_TEST_OFFLINE=1")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	damaged := bytes.Clone(whole)
+	damaged[len(damaged)/2] ^= 1
+	replace(nginx, damaged)
+	if out, err := offline(); err == nil || !strings.Contains(out, "package nginx 1.20.1-1.el7 is damaged in the cache") {
+		t.Errorf("a damaged package: %v\n%s", err, out)
+	}
+	replace(nginx, whole)
+	if out, err := offline(); err != nil || !strings.Contains(out, "tiny: keep\n") {
+		t.Errorf("offline: %v\n%s", err, out)
+	}
+	if now, _ := lock(); now != first {
+		t.Errorf("the lock has changed by itself:\n%s", now)
+	}
+
+	// The repository moves on: what the cache has is not asked for, and what it has lost can no longer be had.
+	epel([]rpmFixture{{"nginx", "1.20.2", "nginx-core", map[string]string{"/usr/lib/systemd/system/nginx.service": "[Install]\nWantedBy=multi-user.target\n"}}, {"nginx-core", "1.20.2", "", nil}})
+	change("/opt/two")
+	c.Locked = true
+	if err := Fetch(t.Context(), c); err != nil {
+		t.Errorf("what is pinned is in the cache: %v", err)
+	}
+	if err := os.Remove(in(nginx)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Build(t.Context(), c)
+	wantError(t, err, "package nginx 1.20.1-1.el7 is pinned in "+c.LockPath()+", and neither in the cache nor in the archive any more, which has:\n"+
+		"  tiny: nginx 1.20.1-1.el7 → 1.20.2-1.el7, + nginx-core 1.20.2-1.el7\n", "imagegen lock")
+	if now, _ := lock(); now != first {
+		t.Errorf("--locked has changed the lock:\n%s", now)
+	}
+	c.Locked = false
+	var said []string
+	c.UI = noted{&said}
+	if changed, err := Renew(t.Context(), c); err != nil || !changed || !slices.Equal(said, []string{"tiny: nginx 1.20.1-1.el7 → 1.20.2-1.el7, + nginx-core 1.20.2-1.el7"}) {
+		t.Errorf("renewed: %v, %v, %q", changed, err, said)
+	}
+	plans, err := Plan(c)
+	want := []string{"pinned packages: nginx 1.20.1-1.el7 → 1.20.2-1.el7, + nginx-core 1.20.2-1.el7", "removed paths: + /opt/two, - /opt/one"}
+	if err != nil || len(plans) != 1 || !slices.Equal(plans[0].Because, want) {
+		t.Errorf("the plan is %+v, %v", plans, err)
+	}
+
+	// What the lock pins and the cache lacks is fetched from the repositories, without yum or the disk.
+	_, l = lock()
+	for _, p := range []Pin{l.Base.Packages[0], l.Roles["tiny"].Packages[0]} {
+		if err := os.Remove(in(p)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Locked = true
+	if err := Fetch(t.Context(), c); err != nil {
+		t.Error(err)
+	}
+	for _, p := range slices.Concat(l.Base.Packages, l.Roles["tiny"].Packages) {
+		if err := hasSum(in(p), p.SHA256); err != nil {
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+	c.Offline = true
+	if err := Fetch(t.Context(), c); err != nil {
+		t.Errorf("all is there: %v", err)
+	}
+	// Another list cannot be resolved without repositories.
+	write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, socat]}}\n")
+	c = mustConfig(t, project, c.CacheDir)
+	c.Locked = true
+	wantError(t, Fetch(t.Context(), c), "does not fit", "  tiny: package list: + socat\n", "without --locked")
+	c.Locked, c.Offline = false, true
+	wantError(t, Fetch(t.Context(), c), c.LockPath()+" does not pin all that", "Only yum can find it", "imagegen fetch")
+}
+
+// TestFetchRPMs: packages that are pinned are found in the lists of repositories, whatever these are packed with and name them by.
+func TestFetchRPMs(t *testing.T) {
+	for program, pkg := range map[string]string{"rpmbuild": "rpm", "createrepo_c": "createrepo-c", "xz": "xz-utils"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("NOT TESTED: no %s on this machine (package %s; make checkers installs it)", program, pkg)
+		}
+	}
+	t.Parallel()
+	dir := t.TempDir()
+	buildRPMs(t, dir, "", "", []rpmFixture{{"one", "1~rc1", "", nil}, {"two", "2^git", "", nil}, {"three", "3", "", nil}})
+	var pinned []Pin
+	for _, name := range []string{"one 1~rc1-1.el7", "two 2^git-1.el7", "three 3-1.el7"} {
+		name, version, _ := strings.Cut(name, " ")
+		sum, err := hashFile(filepath.Join(dir, "x86_64", name+"-"+version+".x86_64.rpm"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := Pin{name, version, "x86_64", sum}
+		text, err := p.MarshalText()
+		if again := (Pin{}); err != nil || again.UnmarshalText(text) != nil || again != p {
+			t.Errorf("%q is read as %v", text, again)
+		}
+		pinned = append(pinned, p)
+	}
+	served := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	t.Cleanup(served.Close)
+	at := func(paths ...string) (r roles.Repo) {
+		r.Name = "repo"
+		for _, p := range paths {
+			r.URLs = append(r.URLs, served.URL+p)
+		}
+		return r
+	}
+	whole, cut := filepath.Join(dir, "x86_64"), filepath.Join(dir, "cut/x86_64")
+	must(t, exec.Command("cp", "-r", whole, filepath.Join(dir, "x")))
+	must(t, exec.Command("mkdir", "-p", cut))
+	must(t, exec.Command("cp", "-r", filepath.Join(whole, "repodata"), cut)) // has lost the packages
+	for packed, args := range map[string][]string{"gz": nil, "bz2": {"--general-compress-type=bz2"}, "xz": {"--general-compress-type=xz"}, "sha1": {"--checksum=sha1"}} {
+		must(t, exec.Command("createrepo_c", append(append([]string{"-q"}, args...), whole)...))
+		for _, mirrors := range [][]string{{"/$basearch/"}, {"/gone/", "/x86_64"}, {"/cut/$basearch", "/$basearch"}} {
+			c := Config{CacheDir: t.TempDir(), UI: silent{}}
+			if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			gone, err := c.fetchRPMs(t.Context(), []roles.Repo{at(mirrors...)}, pinned)
+			if err != nil || gone != nil || len(c.lacking(pinned)) > 0 {
+				t.Errorf("%s, %q: %v, %v, lacking %v", packed, mirrors, gone, err, c.lacking(pinned))
+			}
+			if left := files(t, string(c.store())); len(left) != len(pinned) {
+				t.Errorf("%s, %q: the store has %q", packed, mirrors, left)
+			}
+		}
+	}
+
+	c := Config{CacheDir: t.TempDir(), UI: silent{}}
+	if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	other := Pin{"three", "3-1.el7", "x86_64", strings.Repeat("0", 64)}
+	want := append(slices.Clone(pinned), other)
+	must(t, exec.Command("createrepo_c", "-q", "--checksum=sha1", whole)) // so that the package has to be looked at
+	if gone, err := c.fetchRPMs(t.Context(), []roles.Repo{at("/x86_64/")}, want); err == nil {
+		t.Errorf("%v", gone)
+	} else {
+		wantError(t, err, "fetch package three 3-1.el7: ", "its SHA-256 is "+pinned[2].SHA256+" and should be "+other.SHA256, "imagegen lock")
+	}
+	must(t, exec.Command("createrepo_c", "-q", whole))
+	if gone, err := c.fetchRPMs(t.Context(), []roles.Repo{at("/x86_64/")}, want); err != nil || !slices.Equal(gone, []Pin{other}) {
+		t.Errorf("%v, %v", gone, err)
+	}
+	_, err := c.fetchRPMs(t.Context(), []roles.Repo{at("/x86_64/"), at("/gone/")}, want)
+	wantError(t, err, "package three 3-1.el7 is not in the cache, and not in the repositories that could be read:\nrepository repo: "+served.URL+"/gone/repodata/repomd.xml: the server answers 404 Not Found")
+	write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<html>")
+	_, err = c.fetchRPMs(t.Context(), []roles.Repo{at("/page/")}, want)
+	wantError(t, err, "/page/repodata/repomd.xml: XML syntax error")
+	write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<repomd/>")
+	_, err = c.fetchRPMs(t.Context(), []roles.Repo{at("/page/")}, want)
+	wantError(t, err, "/page/repodata/repomd.xml names no list of packages")
 }
 
 // standIn makes the stand-in for CentOS's disk.

@@ -95,6 +95,22 @@ func TestCentOSBase(t *testing.T) {
 	if other := in("base: {url: https://mirror.example.com/x, sha256: " + strings.Repeat("0", 64) + "}"); other.identity() == first.identity() {
 		t.Error("another disk makes the same base")
 	}
+	pinned := first
+	pinned.Pinned = []Pin{{Name: "chrony"}}
+	if pinned.identity() != first.identity() {
+		t.Error("the disk is unpacked anew for other packages")
+	}
+	image := func(more string) string {
+		spec, catalogue := referenceCentOS(t, more)
+		in, err := (&Config{Spec: spec, Catalogue: catalogue}).inputs("web", pinned, "", &lock{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return in.identity()
+	}
+	if image("") != image("mirror: https://mirror.example.com/vault") {
+		t.Error("the same packages from another mirror make another image")
+	}
 	if in("selinux: enforcing").identity() != first.identity() {
 		t.Error("SELinux is nothing to the base")
 	}

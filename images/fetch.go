@@ -26,17 +26,18 @@ type fetcher struct {
 	client *http.Client
 	pause  time.Duration // after a first failure; twice as long after each further one
 	stall  time.Duration // without a byte, a connection is taken for dead
+	tries  int           // in a row, without a byte of progress
 	say    func(what string)
 }
 
-// fetchTries is how often in a row a download may fail without a byte of progress.
+// fetchTries is how often in a row a download may fail without a byte of progress, where there is no other place for it.
 const fetchTries = 4
 
 func newFetcher(dir string, say func(string)) *fetcher {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.ResponseHeaderTimeout = time.Minute
 	transport.DisableCompression = true // it is the file's bytes that are hashed
-	return &fetcher{dir: dir, client: &http.Client{Transport: transport}, pause: time.Second, stall: time.Minute, say: say}
+	return &fetcher{dir: dir, client: &http.Client{Transport: transport}, pause: time.Second, stall: time.Minute, tries: fetchTries, say: say}
 }
 
 // fetch returns the path of the file with this SHA-256, which is at the address from if it is not in the folder yet.
@@ -117,7 +118,7 @@ func (f *fetcher) download(ctx context.Context, from, part string) error {
 		case size(part) > before:
 			pause, failures = f.pause, 0
 		}
-		if failures++; failures == fetchTries {
+		if failures++; failures >= f.tries {
 			return err
 		}
 		f.say(fmt.Sprintf("try again, after %v", err))

@@ -27,12 +27,12 @@ type inputs struct {
 	Pinned    []Pin            `json:"pinned,omitempty"` // what of the lock is installed, beside the base's
 	Local     []localPackage   `json:"local_packages,omitempty"`
 	Users     []roles.User     `json:"users,omitempty"`
-	Repos     []roles.Repo     `json:"repos,omitempty"`
-	Exclude   []string         `json:"exclude,omitempty"`
 	Downloads []roles.Download `json:"downloads,omitempty"`
 	Disable   []string         `json:"disable,omitempty"`
 	Remove    []string         `json:"remove,omitempty"`
 	SELinux   *selinux         `json:"selinux,omitempty"` // centos7
+	// Where packages are looked for: what they are is pinned.
+	repos []roles.Repo
 }
 
 // baseInputs is what the base of a distro depends on.
@@ -54,8 +54,14 @@ type localPackage struct {
 	SHA256 string `json:"sha256"`
 }
 
-func (in inputs) identity() string     { return hashJSON(in)[:32] }
-func (in baseInputs) identity() string { return hashJSON(in)[:32] }
+func (in inputs) identity() string { return hashJSON(in)[:32] }
+
+func (in baseInputs) identity() string {
+	if in.SHA256 != "" { // is kept as it is; packages are put into the copy that becomes an image
+		in.Packages, in.Pinned = nil, nil
+	}
+	return hashJSON(in)[:32]
+}
 
 // hashJSON hashes the JSON of a struct, whose fields have one order.
 func hashJSON(v any) string {
@@ -110,12 +116,12 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 	d := role.Distros[c.Spec.Distro]
 	in := inputs{
 		Base: base, Install: hashJSON([]any{installScript, debianScript, diskVersion}), Agent: agent, Unit: agentUnit, DiskBytes: int64(spec.Disk),
-		Packages: append([]string{}, d.Packages...), Users: d.Users, Repos: d.Repos, Exclude: d.Exclude,
+		Packages: append([]string{}, d.Packages...), Users: d.Users,
 		Downloads: downloads(c.Spec, d), Disable: d.Disable, Remove: d.Remove,
 	}
 	if c.Spec.Distro == "centos7" {
 		in.Install = hashJSON(centosChrootScript + vmScript + centosScript)
-		in.Repos = centosRepos(c.Spec, d)
+		in.repos = centosRepos(c.Spec, d)
 		in.SELinux = &selinux{c.Spec.SELinux, d.SELinux}
 	}
 	for _, p := range spec.Packages {

@@ -151,9 +151,6 @@ func Renew(ctx context.Context, c Config) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if !c.pinned() {
-		return false, fmt.Errorf("packages of %s cannot be pinned; those of debian12 can", c.Spec.Distro)
-	}
 	before, err := os.ReadFile(c.LockPath())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
@@ -211,7 +208,7 @@ func (c *Config) plan(names []string) ([]*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p := l.Base.fit(base.Packages); p != nil && c.pinned() {
+	if p := l.Base.fit(base.requested()); p != nil {
 		base.Pinned = p.Packages
 	}
 	var plans []*plan

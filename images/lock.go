@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -15,9 +16,6 @@ import (
 
 	"imagegen/cluster"
 )
-
-// pinned says whether this build's images are baked from pinned packages.
-func (c *Config) pinned() bool { return c.Spec.Distro == "debian12" }
 
 // LockName is the file beside the spec that pins the packages of all images.
 const LockName = "imagegen.lock"
@@ -62,7 +60,7 @@ func (p *Pin) UnmarshalText(text []byte) error {
 }
 
 // pinWord is what names, versions and architectures of packages are made of. They become arguments and file names.
-var pinWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~:_-]*$`)
+var pinWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~^:_-]*$`)
 
 func isSHA256(s string) bool {
 	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
@@ -140,6 +138,24 @@ func (in inputs) requested() []string {
 	return all
 }
 
+// requested is what the base's packages are pinned for. What yum adds to a disk depends on what is on it.
+func (in baseInputs) requested() []string {
+	if in.SHA256 == "" {
+		return in.Packages
+	}
+	return append(slices.Clone(in.Packages), "disk "+in.SHA256)
+}
+
+// misfits returns the roles that nothing, or something else, is pinned for than what they ask for.
+func (l *lock) misfits(requests map[string]inputs) (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(requests)) {
+		if l.Roles[name].fit(requests[name].requested()) == nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // moved lists in words how the lock now differs from old, for the base and the named roles: a line for each of them that
 // differs.
 func (l *lock) moved(old *lock, names []string) []string {
@@ -166,8 +182,22 @@ func (l *lock) moved(old *lock, names []string) []string {
 // pinChange says which packages are in a list that were not (+), are no longer (-), or are others (→).
 func pinChange(old, now []Pin) string {
 	var change []string
+	// Of some names there is a package for each of several architectures.
+	names := map[string]int{}
+	for _, list := range [][]Pin{old, now} {
+		count := map[string]int{}
+		for _, p := range list {
+			count[p.Name]++
+			names[p.Name] = max(names[p.Name], count[p.Name])
+		}
+	}
+	same := func(p Pin) func(Pin) bool {
+		return func(o Pin) bool {
+			return o.Name == p.Name && (names[p.Name] == 1 || o.Architecture == p.Architecture)
+		}
+	}
 	for _, p := range now {
-		i := slices.IndexFunc(old, func(o Pin) bool { return o.Name == p.Name })
+		i := slices.IndexFunc(old, same(p))
 		switch {
 		case i < 0:
 			change = append(change, "+ "+p.String())
@@ -178,7 +208,7 @@ func pinChange(old, now []Pin) string {
 		}
 	}
 	for _, o := range old {
-		if !slices.ContainsFunc(now, func(p Pin) bool { return p.Name == o.Name }) {
+		if !slices.ContainsFunc(now, same(o)) {
 			change = append(change, "- "+o.String())
 		}
 	}

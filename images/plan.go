@@ -61,7 +61,7 @@ func (c *Config) because(p *plan) ([]string, error) {
 		return nil, fmt.Errorf("%s: %w; remove that file", path, err)
 	}
 	why := differences(old.Inputs, p.inputs)
-	if why == nil && c.pinned() && p.inputs.Base.Pinned == nil {
+	if why == nil && p.inputs.Base.Pinned == nil {
 		why = []string{"no packages are pinned for it yet"}
 	}
 	if why == nil {
@@ -108,9 +108,7 @@ func differences(old, now inputs) []string {
 	}
 	add("package files", listChange(local(old.Local), local(now.Local)))
 	changed("the list of users", !equal(old.Users, now.Users))
-	changed("the list of repositories", !equal(old.Repos, now.Repos))
 	changed("the list of downloads", !equal(old.Downloads, now.Downloads))
-	add("excluded packages", listChange(old.Exclude, now.Exclude))
 	add("disabled units", listChange(old.Disable, now.Disable))
 	changed("what is set of SELinux", hashJSON(old.SELinux) != hashJSON(now.SELinux))
 	add("removed paths", listChange(old.Remove, now.Remove))

@@ -11,9 +11,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
+
+	"imagegen/roles"
 )
 
 // archive asks APT on this machine about the sources that images are baked from. It has a folder of its own in the
@@ -264,18 +267,6 @@ func (p Pin) file() string {
 	return p.Name + "_" + strings.ReplaceAll(p.Version, ":", "%3a") + "_" + p.Architecture + ".deb"
 }
 
-// unpinned refuses what cannot be kept where packages are not pinned: yum gets them while it bakes.
-func (c *Config) unpinned() error {
-	switch {
-	case c.pinned():
-	case c.Offline:
-		return fmt.Errorf("images of %s are not baked offline: yum gets the packages from the repositories; name ones that this machine can reach in the spec, as docs/centos7.md says", c.Spec.Distro)
-	case c.Locked:
-		return fmt.Errorf("packages of %s are not pinned, so nothing of them can be locked", c.Spec.Distro)
-	}
-	return nil
-}
-
 // stock brings all that the named roles' images are baked from into the cache, and returns the images. Of those that are
 // baked already nothing is needed, unless everything is asked for.
 func (c *Config) stock(ctx context.Context, names []string, everything bool) ([]*plan, error) {
@@ -291,17 +282,15 @@ func (c *Config) stock(ctx context.Context, names []string, everything bool) ([]
 		plans = slices.DeleteFunc(plans, func(p *plan) bool { return complete(c.imageDir(p.identity)) })
 		if len(plans) > 0 {
 			by, _, err := c.chooseBuilder()
-			if err := errors.Join(err, c.unpinned(), c.checkSpace(plans, by)); err != nil {
+			if err := errors.Join(err, c.checkSpace(plans, by)); err != nil {
 				return nil, err
 			}
 		}
 	}
 	defer c.UI.Done(packagesName, true)
 	for renew := false; ; renew = true {
-		if c.pinned() {
-			if err := c.pin(ctx, names, renew); err != nil {
-				return nil, err
-			}
+		if err := c.pin(ctx, names, renew); err != nil {
+			return nil, err
 		}
 		plans, err := c.plan(names)
 		if err != nil {
@@ -359,33 +348,38 @@ func (c *Config) repin(ctx context.Context, old *lock, names []string, renew boo
 			delete(now.Roles, name)
 		}
 	}
-	if renew || now.Base.fit(debianBase) == nil {
+	base, err := c.baseInputs()
+	if err != nil {
+		return nil, err
+	}
+	if renew || now.Base.fit(base.requested()) == nil {
 		now.dropBase()
 	}
-	misfits := func() (missing []string) {
-		for _, name := range names {
-			if now.Roles[name].fit(requests[name].requested()) == nil {
-				missing = append(missing, name)
-			}
-		}
-		return missing
-	}
-	if now.Base != nil && misfits() == nil {
+	if now.Base != nil && now.misfits(requests) == nil {
 		return old, nil
 	}
 	if c.Locked && !renew {
-		return nil, c.unfit(old, requests, names)
+		return nil, c.unfit(old, base, requests, names)
 	}
+	resolve := c.resolveAPT
+	if c.Spec.Distro == "centos7" {
+		resolve = c.resolveYum
+	}
+	return now, resolve(ctx, now, requests)
+}
+
+// resolveAPT pins what a lock lacks for these requests, of roles.
+func (c *Config) resolveAPT(ctx context.Context, now *lock, requests map[string]inputs) error {
 	a, err := c.openArchive(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer a.close()
 	c.UI.Step(packagesName, "find out which are needed")
 	var installed string
 	if now.Base != nil {
 		if installed, err = a.status(ctx, c.store(), now.Base.Packages); err != nil {
-			return nil, err
+			return err
 		}
 		if installed == "" {
 			now.dropBase() // nobody knows any more what it was made of
@@ -395,13 +389,13 @@ func (c *Config) repin(ctx context.Context, old *lock, names []string, renew boo
 		now.Base = &pins{Requested: debianBase}
 		all := append([]string{"?essential", "?priority(required)", "apt"}, debianBase...)
 		if now.Base.Packages, err = a.resolve(ctx, "", all); err != nil {
-			return nil, fmt.Errorf("packages of the base: %w", err)
+			return fmt.Errorf("packages of the base: %w", err)
 		}
 		if installed, err = a.status(ctx, c.store(), now.Base.Packages); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	for _, name := range misfits() {
+	for _, name := range now.misfits(requests) {
 		in := requests[name]
 		all := slices.Clone(in.Packages)
 		for _, l := range in.Local {
@@ -410,12 +404,12 @@ func (c *Config) repin(ctx context.Context, old *lock, names []string, renew boo
 		p := &pins{Requested: in.requested()}
 		if len(all) > 0 {
 			if p.Packages, err = a.resolve(ctx, installed, all); err != nil {
-				return nil, fmt.Errorf("packages of %s: %w", name, err)
+				return fmt.Errorf("packages of %s: %w", name, err)
 			}
 		}
 		now.Roles[name] = p
 	}
-	return now, nil
+	return nil
 }
 
 // dropBase forgets the base, and with it the roles: what they get beside it depends on what is in it.
@@ -424,7 +418,7 @@ func (l *lock) dropBase() {
 }
 
 // unfit says what the spec asks for that the lock does not have.
-func (c *Config) unfit(l *lock, requests map[string]inputs, names []string) error {
+func (c *Config) unfit(l *lock, base baseInputs, requests map[string]inputs, names []string) error {
 	var lines []string
 	add := func(name string, p *pins, now []string) {
 		if p == nil {
@@ -433,7 +427,7 @@ func (c *Config) unfit(l *lock, requests map[string]inputs, names []string) erro
 			lines = append(lines, "  "+name+": package list: "+change)
 		}
 	}
-	add("base", l.Base, debianBase)
+	add("base", l.Base, base.requested())
 	for _, name := range names {
 		add(name, l.Roles[name], requests[name].requested())
 	}
@@ -444,20 +438,27 @@ func (c *Config) unfit(l *lock, requests map[string]inputs, names []string) erro
 // returned, and then nothing is fetched.
 func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (gone []Pin, err error) {
 	var missing []Pin
-	seen := map[string]bool{} // bases that are there
+	var repos []roles.Repo // that have them
+	got := false           // a base that is a disk
 	for _, p := range plans {
 		if !everything && complete(c.imageDir(p.identity)) {
 			continue
 		}
 		all := p.inputs.Pinned
 		base := p.inputs.Base
-		if _, err := os.Stat(c.baseDir(base)); err != nil || everything {
+		_, err := os.Stat(c.baseDir(base))
+		if noBase := err != nil || everything; noBase || base.SHA256 != "" {
 			all = append(slices.Clone(all), base.Pinned...)
-			if base.url != "" && !seen[base.url] {
-				if err := c.fetch(ctx, base.url, base.SHA256); err != nil {
-					return nil, fmt.Errorf("download the base of %s: %w\nif it is no longer there, name another place in the spec, base: {url: …, sha256: …}, or a file of this machine, base: {file: …, sha256: …}", base.Distro, err)
+			if noBase && !got {
+				if err := c.fetchBase(ctx, base); err != nil {
+					return nil, err
 				}
-				seen[base.url] = true
+				got = true
+			}
+		}
+		for _, r := range p.inputs.repos {
+			if !slices.ContainsFunc(repos, func(o roles.Repo) bool { return reflect.DeepEqual(o, r) }) {
+				repos = append(repos, r)
 			}
 		}
 		for _, pin := range all {
@@ -476,6 +477,9 @@ func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (go
 	}
 	if c.Offline {
 		return nil, fmt.Errorf("%s not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", listed(missing))
+	}
+	if c.Spec.Distro == "centos7" {
+		return c.fetchRPMs(ctx, repos, missing)
 	}
 	a, err := c.openArchive(ctx)
 	if err != nil {
@@ -496,6 +500,17 @@ func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (go
 	}
 	c.UI.Step(packagesName, fmt.Sprintf("fetch %d", len(missing)))
 	return nil, a.download(ctx, c.store(), missing)
+}
+
+// fetchBase brings the disk that images start from into the store, if it comes from elsewhere.
+func (c *Config) fetchBase(ctx context.Context, base baseInputs) error {
+	if base.url == "" {
+		return nil
+	}
+	if err := c.fetch(ctx, base.url, base.SHA256); err != nil {
+		return fmt.Errorf("download the base of %s: %w\nif it is no longer there, name another place in the spec, base: {url: …, sha256: …}, or a file of this machine, base: {file: …, sha256: …}", base.Distro, err)
+	}
+	return nil
 }
 
 // listed names packages, the first of many.

@@ -67,7 +67,7 @@ type vmBuilder struct {
 
 func (v vmBuilder) install(ctx context.Context, b *bake) error {
 	path := func(name string) string { return filepath.Join(b.work, name) }
-	m := vm{work: b.work, disks: []string{path("result/" + diskName)}, made: path("made"), seed: path(seedName), network: !b.config.pinned()}
+	m := vm{work: b.work, disks: []string{path("result/" + diskName)}, made: path("made"), seed: path(seedName), network: b.network}
 	env := map[string]string{}
 	stage := "runcmd" // after the file system has grown
 	if b.base.SHA256 == "" {

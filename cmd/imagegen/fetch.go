@@ -33,11 +33,7 @@ func fetchCommand() *cli.Command {
 				return err
 			}
 			done()
-			what := "all that is needed to build offline is"
-			if config.Spec.Distro != "debian12" {
-				what = "base and downloads are"
-			}
-			fmt.Fprintf(c.App.Writer, "%s: %s there\n", config.CacheDir, what)
+			fmt.Fprintf(c.App.Writer, "%s: all that is needed to build offline is there\n", config.CacheDir)
 			return nil
 		},
 	}

@@ -1,33 +1,21 @@
 # Makes a role's image of CentOS 7, from within: as root in a root file system that is to become one, chrooted or booted.
 # For sh, which is bash 4.2 there.
-#   BAKE      folder with: repos, our .repo file; local/, package files; files/, to put in as they are to lie below /;
-#             agent, the agent's binary; unit, its unit. The list of packages is left there as packages
-#   BASE      packages that every image has       DISABLE     units to disable
-#   PACKAGES  of the role                         REMOVE      paths to remove, globs
+#   BAKE      folder with: base/, package files that every image gets, and role/, those that this one gets then; local/, package
+#             files of the spec; files/, to put in as they are to lie below /; agent, the agent's binary; unit, its unit.
+#             The list of packages is left there as packages
+#   DISABLE   units to disable                    REMOVE      paths to remove, globs
 #   USERS     name:uid:group:gid …                SELINUX     enforcing or permissive
 #   BOOLEANS  of SELinux, to switch on            PORTS       for SELinux, type:protocol:port …
 #   DOMAINS   of SELinux, never held back
 set -eu
 step() { echo "step: $*" >&3; }
 
-# Packages that bring repositories (centos-release-*, epel-release) bring dead ones, and a single dead one that is enabled
-# ends every run of yum. Dead too is the list of mirrors that the fastestmirror plugin would measure.
-only_ours() {
-    find /etc/yum.repos.d -name '*.repo' ! -name imagegen.repo -exec rm -f {} +
-    cp "$BAKE/repos" /etc/yum.repos.d/imagegen.repo
-    conf=/etc/yum/pluginconf.d/fastestmirror.conf
-    [ ! -e $conf ] || sed -i 's/^enabled *=.*/enabled=0/' $conf
-}
-
-# yum ends well when it could install some of what was asked for.
-install_all() {
-    yum -y -q install "$@"
-    only_ours
-    for p in "$@"; do
-        case $p in
-        /*) p=$(rpm -qp --queryformat '%{NAME}' "$p") ;;
-        esac
-        rpm -q --quiet "$p" || rpm -q --quiet --whatprovides "$p" || { echo "no repository has $p"; exit 1; }
+# All that is pinned is here, and no repository is asked. Those that the disk has, and that packages bring, are dead anyway.
+install_files() {
+    [ $# -gt 0 ] || return 0
+    yum -y -q --disablerepo='*' install "$@"
+    for p in $(rpm -qp --nosignature --queryformat '%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH} ' "$@"); do
+        rpm -q --quiet "$p" || { echo "yum has not installed $p"; exit 1; }
     done
 }
 
@@ -40,15 +28,11 @@ for u in $USERS; do
     useradd -u "$uid" -g "$gid" -M -d /nonexistent -s /sbin/nologin "$name"
 done
 
-# Certificates first: those of the base are too old for some mirrors.
-step 'read the package lists'
-only_ours
-yum -y -q install ca-certificates yum-plugin-priorities
-only_ours
-
 step 'install packages'
-# shellcheck disable=SC2046,SC2086 # lists of words
-install_all $BASE $PACKAGES $(find "$BAKE/local" -name '*.rpm' | sort)
+# shellcheck disable=SC2046 # lists of words
+install_files $(find "$BAKE/base" -name '*.rpm' | LC_ALL=C sort)
+# shellcheck disable=SC2046
+install_files $(find "$BAKE/role" "$BAKE/local" -name '*.rpm' | LC_ALL=C sort)
 cp -r "$BAKE/files/." /
 
 step 'configure'
@@ -84,7 +68,6 @@ for d in $DOMAINS; do semanage permissive -a "$d"; done
 
 step 'seal'
 rpm -qa --queryformat '%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\n' | grep -v '^gpg-pubkey' | LC_ALL=C sort >"$BAKE/packages"
-yum -q clean all
 rm -rf /var/cache/yum/* /etc/yum.repos.d/*.repo
 rm -f /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /etc/hostname /etc/udev/rules.d/70-persistent-*.rules /var/lib/dbus/machine-id
 for f in /etc/sysconfig/network-scripts/ifcfg-*; do [ ! -e "$f" ] || sed -i '/^HWADDR=/d; /^UUID=/d' "$f"; done

@@ -1,0 +1,448 @@
+package images
+
+import (
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"compress/gzip"
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"imagegen/roles"
+)
+
+// Packages of centos7 are found by the disk's own yum: it alone knows what the disk has already, and what it would do. It is
+// asked on a copy of the disk, with a network. Packages that are pinned are found in the lists of the repositories, which
+// are read here, by what they are: yum, asked for them, would resolve once more.
+
+// resolveYum pins what a lock lacks for these requests, of roles.
+func (c *Config) resolveYum(ctx context.Context, now *lock, requests map[string]inputs) error {
+	base := c.centosInputs()
+	if c.Offline {
+		return fmt.Errorf("%s does not pin all that %s asks for. Only yum can find it, in the repositories, and imagegen is to work offline: run imagegen fetch where there is a network", c.LockPath(), c.Spec.File)
+	}
+	by, _, err := c.chooseBuilder()
+	if err != nil {
+		return err
+	}
+	if err := c.openCache(ctx); err != nil {
+		return err
+	}
+	asked := &plan{inputs: inputs{Base: base}, identity: base.identity()} // no image, but its builder needs as much
+	if err := c.checkSpace([]*plan{asked}, by); err != nil {
+		return err
+	}
+	if _, err := os.Stat(c.baseDir(base)); err != nil {
+		if err := c.fetchBase(ctx, base); err != nil {
+			return err
+		}
+	}
+	if err := c.bakeBase(ctx, base); err != nil {
+		return fmt.Errorf("bake the base of %s: %w", c.Spec.Distro, err)
+	}
+	if now.Base != nil {
+		gone, err := c.fetchRPMs(ctx, centosRepos(c.Spec, roles.Distro{}), c.lacking(now.Base.Packages))
+		if err != nil {
+			return err
+		}
+		if gone != nil {
+			now.dropBase()
+		}
+	}
+	q := question{lock: now, requests: map[string]inputs{}, same: map[string]string{}}
+	for _, name := range now.misfits(requests) {
+		in := requests[name]
+		asked.inputs.DiskBytes = max(asked.inputs.DiskBytes, in.DiskBytes)
+		key := hashJSON([]any{in.requested(), in.repos})
+		if q.same[key] == "" {
+			q.same[key] = name
+			q.requests[name] = in
+		}
+	}
+	b := &bake{config: c, name: packagesName, plan: asked, base: base, network: true, builder: by}
+	err = b.run(ctx,
+		step{"copy the base", (*bake).copyBase},
+		step{"find out which are needed", q.ask})
+	if err != nil {
+		return fmt.Errorf("packages of %s: %w", c.Spec.Distro, err)
+	}
+	for _, name := range now.misfits(requests) {
+		in := requests[name]
+		now.Roles[name] = now.Roles[q.same[hashJSON([]any{in.requested(), in.repos})]]
+	}
+	return nil
+}
+
+// lacking returns those packages that the store has not got.
+func (c *Config) lacking(packages []Pin) []Pin {
+	return slices.DeleteFunc(slices.Clone(packages), func(p Pin) bool { return c.store().has(p.SHA256) })
+}
+
+// question is what yum is asked, and the lock that the answers go to.
+type question struct {
+	lock     *lock
+	requests map[string]inputs // by role
+	same     map[string]string // hash of a request → the role that asks for all that have it
+}
+
+// ask runs the script that has yum answer.
+func (q question) ask(b *bake, ctx context.Context) error {
+	if q.lock.Base != nil {
+		if err := b.takeRPMs(b.inputs("base/rpms"), q.lock.Base.Packages); err != nil {
+			return err
+		}
+	} else if err := request(b.inputs("base"), b.base.Packages, centosRepos(b.config.Spec, roles.Distro{})); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(b.inputs("roles"), 0o755); err != nil {
+		return err
+	}
+	for name, in := range q.requests {
+		dir := b.inputs("roles/" + name)
+		if err := request(dir, in.Packages, in.repos); err != nil {
+			return err
+		}
+		if err := layLocal(filepath.Join(dir, "local"), in.Local); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(b.inputs("script"), []byte(centosResolveScript), 0o644); err != nil {
+		return err
+	}
+	if err := b.builder.install(ctx, b); err != nil {
+		return err
+	}
+	answer, err := os.ReadFile(b.inputs("packages"))
+	if err != nil {
+		return err
+	}
+	found, err := parseFound(string(answer))
+	if err != nil {
+		return err
+	}
+	for _, packages := range found {
+		for _, p := range b.config.lacking(packages) {
+			// What is not here is found in the repositories later, by its hash.
+			if path := b.inputs("found/" + p.SHA256); size(path) > 0 {
+				if err := b.config.store().add(path, p.SHA256, "package "+p.String()); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if q.lock.Base == nil {
+		q.lock.Base = &pins{b.base.requested(), found["base"]}
+	}
+	delete(found, "base")
+	for name, in := range q.requests {
+		q.lock.Roles[name] = &pins{in.requested(), found[name]}
+	}
+	return nil
+}
+
+// request writes what yum is asked for to a new folder.
+func request(dir string, names []string, repos []roles.Repo) error {
+	return errors.Join(
+		os.MkdirAll(dir, 0o755),
+		os.WriteFile(filepath.Join(dir, "packages"), []byte(strings.Join(append(names, ""), "\n")), 0o644),
+		os.WriteFile(filepath.Join(dir, "repos"), []byte(repoFile(repos)), 0o644))
+}
+
+// parseFound reads the script's list of packages: for whom, name, version, architecture and SHA-256 a line.
+func parseFound(text string) (map[string][]Pin, error) {
+	found := map[string][]Pin{}
+	for line := range strings.Lines(text) {
+		whom, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		var p Pin
+		if err := p.UnmarshalText([]byte(strings.ReplaceAll(rest, "\t", " "))); err != nil {
+			return nil, err
+		}
+		if !slices.Contains(found[whom], p) { // two repositories may have the same
+			found[whom] = append(found[whom], p)
+		}
+	}
+	for _, packages := range found {
+		slices.SortFunc(packages, func(a, b Pin) int {
+			return strings.Compare(a.Name+" "+a.Architecture+" "+a.Version, b.Name+" "+b.Architecture+" "+b.Version)
+		})
+	}
+	return found, nil
+}
+
+// takeRPMs puts pinned packages into a new folder.
+func (b *bake) takeRPMs(dir string, packages []Pin) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, p := range packages {
+		version := p.Version[strings.Index(p.Version, ":")+1:] // without the epoch
+		path := filepath.Join(dir, p.Name+"-"+version+"."+p.Architecture+".rpm")
+		if err := b.config.store().take(p.SHA256, path, "package "+p.String()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// layRPMs lays the packages of an image of centos7.
+func (b *bake) layRPMs() error {
+	return errors.Join(
+		b.takeRPMs(b.inputs("base"), b.base.Pinned),
+		b.takeRPMs(b.inputs("role"), b.plan.inputs.Pinned))
+}
+
+// rpmDownloads is how many packages are fetched at once. Archives of what is gone are not quick, and not rich.
+const rpmDownloads = 4
+
+// fetchRPMs brings packages from repositories into the store. Those that no repository has are returned, and then nothing is
+// fetched.
+func (c *Config) fetchRPMs(ctx context.Context, repos []roles.Repo, missing []Pin) (gone []Pin, err error) {
+	path := c.store().path("rpms.lock")
+	lock, err := lockFile(ctx, path, false)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		c.UI.Step(packagesName, "wait for another imagegen, which is fetching packages")
+		lock, err = lockFile(ctx, path, true)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if missing = c.lacking(missing); len(missing) == 0 {
+		return nil, nil
+	}
+	lists, err := os.MkdirTemp(string(c.store()), "fetch-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(lists)
+	say := func(what string) { c.UI.Step(packagesName, what) }
+	where := map[Pin][]string{}
+	var unread []error
+	for _, r := range repos {
+		if len(where) == len(missing) {
+			break
+		}
+		say("read the package list of " + r.Name)
+		f := newFetcher(lists, say)
+		f.tries = 1 // the next address may be quicker
+		err := findRPMs(ctx, f, r, missing, where)
+		if err != nil {
+			f.tries = fetchTries
+			err = findRPMs(ctx, f, r, missing, where)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			unread = append(unread, fmt.Errorf("repository %s: %w", r.Name, err))
+		}
+	}
+	for _, p := range missing {
+		if where[p] == nil {
+			gone = append(gone, p)
+		}
+	}
+	switch {
+	case gone != nil && unread != nil: // it may have them
+		return nil, fmt.Errorf("%s not in the cache, and not in the repositories that could be read:\n%w", listed(gone), errors.Join(unread...))
+	case gone != nil:
+		return gone, nil
+	}
+	say(fmt.Sprintf("fetch %d", len(missing)))
+	f := newFetcher(string(c.store()), func(string) {})
+	errs := make([]error, len(missing))
+	slots := make(chan struct{}, rpmDownloads)
+	var wg sync.WaitGroup
+	for i, p := range missing {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			for _, url := range where[p] {
+				_, err := f.fetch(ctx, url, p.SHA256)
+				if err == nil {
+					errs[i] = nil
+					return
+				}
+				errs[i] = errors.Join(errs[i], err)
+			}
+			errs[i] = fmt.Errorf("fetch package %s: %w", p, errs[i])
+			if errors.As(errs[i], new(wrongSum)) {
+				errs[i] = fmt.Errorf("%w\nimagegen lock pins what the repositories have today", errs[i])
+			}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return nil, errors.Join(errs...)
+}
+
+// findRPMs notes where in a repository packages are, as far as it has them. Of its addresses the first that can be read counts,
+// and the others are where a package may be as well.
+func findRPMs(ctx context.Context, f *fetcher, r roles.Repo, missing []Pin, where map[Pin][]string) error {
+	var failed []error
+	for i, url := range r.URLs {
+		files, err := readRepository(ctx, f, expandURL(url))
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		for _, p := range missing {
+			href := files.find(p)
+			if href == "" {
+				continue
+			}
+			for _, mirror := range r.URLs[i:] {
+				where[p] = append(where[p], expandURL(mirror)+href)
+			}
+		}
+		return nil
+	}
+	return errors.Join(failed...)
+}
+
+// expandURL is the address of a repository without what yum fills in, ending in a slash.
+func expandURL(url string) string {
+	return strings.TrimSuffix(strings.NewReplacer("$basearch", "x86_64", "$arch", "x86_64", "$releasever", "7").Replace(url), "/") + "/"
+}
+
+// rpmFiles is what a repository has: paths of package files, by what they are known by.
+type rpmFiles struct {
+	sums   map[string]string // by SHA-256
+	others map[string]string // by name, version and architecture, where the list does not say the SHA-256
+}
+
+func (r rpmFiles) find(p Pin) string {
+	if href := r.sums[p.SHA256]; href != "" {
+		return href
+	}
+	return r.others[p.Name+" "+strings.TrimPrefix(p.Version, "0:")+" "+p.Architecture]
+}
+
+// sumXML is a checksum in a repository's files.
+type sumXML struct {
+	Type string `xml:"type,attr"`
+	Sum  string `xml:",chardata"`
+}
+
+type hrefXML struct {
+	Path string `xml:"href,attr"`
+}
+
+// readRepository reads a repository's list of packages.
+func readRepository(ctx context.Context, f *fetcher, url string) (rpmFiles, error) {
+	index := filepath.Join(f.dir, hashJSON(url))
+	if err := f.download(ctx, url+"repodata/repomd.xml", index); err != nil {
+		return rpmFiles{}, fmt.Errorf("%srepodata/repomd.xml: %w", url, err)
+	}
+	data, err := os.ReadFile(index)
+	if err != nil {
+		return rpmFiles{}, err
+	}
+	var md struct {
+		Data []struct {
+			Type     string  `xml:"type,attr"`
+			Checksum sumXML  `xml:"checksum"`
+			Location hrefXML `xml:"location"`
+		} `xml:"data"`
+	}
+	if err := xml.Unmarshal(data, &md); err != nil {
+		return rpmFiles{}, fmt.Errorf("%srepodata/repomd.xml: %w", url, err)
+	}
+	for _, d := range md.Data {
+		if d.Type != "primary" {
+			continue
+		}
+		at, path := url+d.Location.Path, index+".primary"
+		if d.Checksum.Type == "sha256" {
+			path, err = f.fetch(ctx, at, strings.TrimSpace(d.Checksum.Sum))
+		} else if err = f.download(ctx, at, path); err != nil {
+			err = fmt.Errorf("%s: %w", at, err)
+		}
+		if err != nil {
+			return rpmFiles{}, err
+		}
+		file, err := os.Open(path)
+		if err != nil {
+			return rpmFiles{}, err
+		}
+		defer file.Close()
+		var files rpmFiles
+		err = unwrap(ctx, file, func(r io.Reader) error {
+			files, err = readPrimary(r)
+			return err
+		})
+		if err != nil {
+			return rpmFiles{}, fmt.Errorf("%s: %w", at, err)
+		}
+		return files, nil
+	}
+	return rpmFiles{}, fmt.Errorf("%srepodata/repomd.xml names no list of packages", url)
+}
+
+// unwrap hands on what is in a list of packages, which may be packed.
+func unwrap(ctx context.Context, file io.Reader, use func(io.Reader) error) error {
+	r := bufio.NewReaderSize(ctxReader{ctx, file}, 1<<20)
+	head, _ := r.Peek(6) // one that is shorter is no XML either
+	switch {
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(r)
+		if err != nil {
+			return err
+		}
+		return errors.Join(use(z), z.Close())
+	case bytes.HasPrefix(head, []byte("BZh")):
+		return use(bzip2.NewReader(r))
+	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
+		return unxz(ctx, r, use)
+	}
+	return use(r)
+}
+
+// readPrimary reads a list of packages.
+func readPrimary(r io.Reader) (rpmFiles, error) {
+	files := rpmFiles{map[string]string{}, map[string]string{}}
+	for d := xml.NewDecoder(r); ; {
+		token, err := d.Token()
+		if err == io.EOF {
+			return files, nil
+		}
+		if err != nil {
+			return files, err
+		}
+		start, ok := token.(xml.StartElement)
+		if !ok || start.Name.Local != "package" {
+			continue
+		}
+		var p struct {
+			Name    string `xml:"name"`
+			Arch    string `xml:"arch"`
+			Version struct {
+				Epoch   string `xml:"epoch,attr"`
+				Version string `xml:"ver,attr"`
+				Release string `xml:"rel,attr"`
+			} `xml:"version"`
+			Checksum sumXML  `xml:"checksum"`
+			Location hrefXML `xml:"location"`
+		}
+		if err := d.DecodeElement(&p, &start); err != nil {
+			return files, err
+		}
+		if sum := strings.TrimSpace(p.Checksum.Sum); p.Checksum.Type == "sha256" {
+			files.sums[sum] = p.Location.Path
+			continue
+		}
+		version := strings.TrimPrefix(p.Version.Epoch+":"+p.Version.Version+"-"+p.Version.Release, "0:")
+		files.others[p.Name+" "+strings.TrimPrefix(version, ":")+" "+p.Arch] = p.Location.Path
+	}
+}
