@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -21,6 +23,8 @@ const (
 	// of a unit that has no main process.
 	calmCheck = 3 * time.Second
 	calmUnit  = 15 * time.Second
+	// Whatever does not answer for so long is not busy, but hangs: who asked it has given up.
+	hangLimit = 30 * time.Second
 )
 
 // service keeps a systemd unit running whose configuration needs no decisions.
@@ -30,6 +34,7 @@ type service struct {
 	seen    serviceSeen
 	asked   time.Time // when seen.Unit was last asked for
 	checked time.Time // when seen.Fault was last determined
+	silent  time.Time // since when the check gets no answer; zero: it got one
 }
 
 // serviceSeen is what a service looks like.
@@ -60,21 +65,31 @@ func (s *service) Observe(ctx context.Context) (any, error) {
 		s.seen.Unit, s.asked = u, time.Now()
 	}
 	if s.seen.Unit.Active != "active" || s.params.Check == nil {
-		s.seen.Fault = ""
+		s.seen.Fault, s.silent = "", time.Time{}
 		return s.seen, nil
 	}
 	if calm && s.params.Check.Exec != nil && time.Since(s.checked) < calmCheck {
 		return s.seen, nil
 	}
 	s.seen.Fault = ""
-	if err := check(ctx, s.params.Check); err != nil {
+	err := check(ctx, s.params.Check)
+	if err != nil {
 		s.seen.Fault = err.Error()
 	}
 	s.checked = time.Now()
+	if !errors.Is(err, errSilent) {
+		s.silent = time.Time{}
+	} else if s.silent.IsZero() {
+		s.silent = s.checked
+	}
 	return s.seen, nil
 }
 
 func (s *service) Step(ctx context.Context, _ World) (cluster.Status, error) {
+	if !s.silent.IsZero() && time.Since(s.silent) > hangLimit {
+		s.silent = time.Time{}
+		return workf("%s hangs (%s), and is killed", s.params.Unit, s.seen.Fault), killUnit(ctx, s.params.Unit)
+	}
 	start, status := decideService(s.params.Unit, s.seen, s.retry.left())
 	if status.State == cluster.Ready && time.Since(s.retry.until) > maxPause {
 		s.retry.reset() // not at once: a service that dies soon after every start is not well
@@ -129,6 +144,9 @@ func lastLine(ctx context.Context, name string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// errSilent is that of a service that takes connections, and does not answer.
+var errSilent = errors.New("no answer in time")
+
 // check returns why a service does not do its work, or nil.
 func check(ctx context.Context, c *cluster.Check) error {
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
@@ -137,7 +155,7 @@ func check(ctx context.Context, c *cluster.Check) error {
 	case c.TCP != "":
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", c.TCP)
 		if err != nil {
-			return fmt.Errorf("%s: %s", c.TCP, netFault(err))
+			return fmt.Errorf("%s: %w", c.TCP, checkFault(err))
 		}
 		return conn.Close()
 	case c.HTTP != "":
@@ -147,11 +165,17 @@ func check(ctx context.Context, c *cluster.Check) error {
 		}
 		resp, err := checkClient.Do(req)
 		if err != nil {
-			return fmt.Errorf("%s: %s", c.HTTP, netFault(err))
+			return fmt.Errorf("%s: %w", c.HTTP, checkFault(err))
 		}
 		resp.Body.Close()
 		if resp.StatusCode >= 500 {
 			return fmt.Errorf("%s answers %s", c.HTTP, resp.Status)
+		}
+		return nil
+	}
+	if c.FastCGI != "" {
+		if err := pingFPM(ctx, c.FastCGI); err != nil {
+			return fmt.Errorf("%s: %w", c.FastCGI, checkFault(err))
 		}
 		return nil
 	}
@@ -160,9 +184,58 @@ func check(ctx context.Context, c *cluster.Check) error {
 	out, err := cmd.CombinedOutput()
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: no answer within %v", strings.Join(c.Exec, " "), checkLimit)
+		return fmt.Errorf("%s: %w", strings.Join(c.Exec, " "), errSilent)
 	case err != nil:
 		return fmt.Errorf("%s: %w: %s", strings.Join(c.Exec, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// checkFault is the short form of a check's error.
+func checkFault(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return errSilent
+	}
+	return errors.New(netFault(err))
+}
+
+// pingFPM asks PHP-FPM for its ping page, which one of its processes must be free to answer: the first bytes of an answer
+// are enough (FastCGI specification, https://fastcgi-archives.github.io/FastCGI_Specification.html).
+func pingFPM(ctx context.Context, addr string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	const beginRequest, params, stdin, stdout = 1, 4, 5, 6
+	var b bytes.Buffer
+	record := func(kind byte, content string) {
+		b.Write([]byte{1, kind, 0, 1, 0, byte(len(content)), 0, 0}) // version, type, request 1, length, no padding
+		b.WriteString(content)
+	}
+	record(beginRequest, "\x00\x01\x00\x00\x00\x00\x00\x00") // as a responder
+	var vars strings.Builder
+	for _, v := range [][2]string{{"REQUEST_METHOD", "GET"}, {"SCRIPT_NAME", "/ping"}, {"SCRIPT_FILENAME", "/ping"}} {
+		vars.Write([]byte{byte(len(v[0])), byte(len(v[1]))})
+		vars.WriteString(v[0] + v[1])
+	}
+	record(params, vars.String())
+	record(params, "")
+	record(stdin, "")
+	if _, err := conn.Write(b.Bytes()); err != nil {
+		return err
+	}
+	head := make([]byte, 8)
+	if _, err := io.ReadFull(conn, head); err != nil {
+		return err
+	}
+	if head[0] != 1 || head[1] != stdout {
+		return errors.New("what answers there is no PHP-FPM with ping.path = /ping")
 	}
 	return nil
 }

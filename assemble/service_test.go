@@ -1,12 +1,15 @@
 package assemble
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -86,7 +89,8 @@ func TestCheck(t *testing.T) {
 		"http closed":  {cluster.Check{HTTP: "http://" + free + "/"}, "connection refused"},
 		"exec":         {cluster.Check{Exec: []string{"true"}}, ""},
 		"exec fails":   {cluster.Check{Exec: []string{"sh", "-c", "echo no VIP; exit 3"}}, "exit status 3: no VIP"},
-		"exec hangs":   {cluster.Check{Exec: []string{"sh", "-c", "sleep 30"}}, "no answer within 2s"},
+		"exec hangs":   {cluster.Check{Exec: []string{"sh", "-c", "sleep 30"}}, "no answer in time"},
+		"fastcgi":      {cluster.Check{FastCGI: free}, "connection refused"},
 	} {
 		err := check(t.Context(), &c.check)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
@@ -153,5 +157,92 @@ func TestServiceIsStartedAgainAfterItFails(t *testing.T) {
 	}
 	if s.retry.left() < time.Second {
 		t.Errorf("the second start is followed by a pause of %v", s.retry.left())
+	}
+}
+
+// A service that takes connections and never answers is killed, so that it is started again; one that is merely slow, or
+// answers that all is not well, is not.
+func TestServiceThatHangsIsKilled(t *testing.T) {
+	state, asked := fakeSystemd(t)
+	os.WriteFile(state, []byte("LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=1\n"), 0o644)
+	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const unit = "imagegen-test-fpm.service"
+	s := newService(Node{}, "fpm", &cluster.ServiceParams{Unit: unit, Check: &cluster.Check{FastCGI: l.Addr().String()}}).(*service)
+	turn := func() cluster.Status {
+		t.Helper()
+		if _, err := s.Observe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		status, err := s.Step(t.Context(), World{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return status
+	}
+	kills := func() int {
+		data, _ := os.ReadFile(asked)
+		return strings.Count(string(data), "kill --signal=KILL "+unit)
+	}
+	if got := turn(); got.State != cluster.Working || !strings.Contains(got.Detail, "no answer in time") || kills() != 0 {
+		t.Fatalf("at first: %+v, killed %d times", got, kills())
+	}
+	s.silent = s.silent.Add(-2 * hangLimit)
+	if got := turn(); !strings.Contains(got.Detail, "hangs") || kills() != 1 {
+		t.Errorf("after long: %+v, killed %d times", got, kills())
+	}
+	if turn(); kills() != 1 {
+		t.Error("killed again at once")
+	}
+	s.silent = s.silent.Add(-2 * hangLimit)
+	l.Close() // refused is an answer
+	if turn(); kills() != 1 || !s.silent.IsZero() {
+		t.Error("killed though it refuses")
+	}
+}
+
+// A real PHP-FPM is asked; then it hangs, while its kernel still takes connections for it.
+func TestCheckFPM(t *testing.T) {
+	program, err := exec.LookPath("php-fpm8.2")
+	if err != nil {
+		t.Skip("SKIPPED: no php-fpm8.2 on this machine (package php8.2-fpm)")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	config := filepath.Join(t.TempDir(), "fpm.conf")
+	text := "[global]\nerror_log = /dev/stderr\n[www]\nlisten = " + addr + "\npm = static\npm.max_children = 1\nping.path = /ping\n"
+	if os.Getuid() == 0 {
+		text += "user = nobody\n"
+	}
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	fpm := exec.Command(program, "--nodaemonize", "--fpm-config", config)
+	fpm.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := fpm.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(-fpm.Process.Pid, syscall.SIGKILL); fpm.Wait() })
+	ask := func() error { return check(t.Context(), &cluster.Check{FastCGI: addr}) }
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if err = ask(); err == nil || time.Now().After(end) {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(-fpm.Process.Pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(); !errors.Is(err, errSilent) {
+		t.Errorf("it hangs: %v", err)
 	}
 }

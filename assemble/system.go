@@ -96,6 +96,12 @@ func startUnit(ctx context.Context, name string) error {
 	return err
 }
 
+// killUnit kills all processes of a unit, those that are stopped or hang as well. The unit has failed then.
+func killUnit(ctx context.Context, name string) error {
+	_, err := run(ctx, nil, "systemctl", "kill", "--signal=KILL", name)
+	return err
+}
+
 // stopUnit stops a unit and waits until it has stopped.
 func stopUnit(ctx context.Context, name string) error {
 	_, err := run(ctx, nil, "systemctl", "stop", name)

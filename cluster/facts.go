@@ -79,9 +79,10 @@ type ServiceParams struct {
 
 // Check tells whether a service does its work. Exactly one field is set.
 type Check struct {
-	TCP  string   `json:"tcp,omitempty"`  // host:port that accepts a connection
-	HTTP string   `json:"http,omitempty"` // URL that answers with a status below 500
-	Exec []string `json:"exec,omitempty"` // command that exits 0
+	TCP     string   `json:"tcp,omitempty"`     // host:port that accepts a connection
+	HTTP    string   `json:"http,omitempty"`    // URL that answers with a status below 500
+	FastCGI string   `json:"fastcgi,omitempty"` // host:port of PHP-FPM that answers at its ping.path, /ping
+	Exec    []string `json:"exec,omitempty"`    // command that exits 0
 }
 
 // DiskParams prepare the node's data disk: found, formatted only when blank, marked as this cluster's, mounted.

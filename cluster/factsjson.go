@@ -91,13 +91,13 @@ func DecodeParams(kind string, raw []byte) (any, error) {
 	}
 	if s, ok := params.(*ServiceParams); ok && s.Check != nil {
 		fields := 0
-		for _, set := range []bool{s.Check.TCP != "", s.Check.HTTP != "", len(s.Check.Exec) > 0} {
+		for _, set := range []bool{s.Check.TCP != "", s.Check.HTTP != "", s.Check.FastCGI != "", len(s.Check.Exec) > 0} {
 			if set {
 				fields++
 			}
 		}
 		if fields != 1 {
-			return nil, errors.New("params: check: give exactly one of tcp, http and exec")
+			return nil, errors.New("params: check: give exactly one of tcp, http, fastcgi and exec")
 		}
 	}
 	return params, nil

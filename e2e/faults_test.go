@@ -31,8 +31,11 @@ case 'read':
 	if ($wpdb->get_var('SELECT COUNT(*) FROM probe') === null) die($wpdb->last_error);
 	break;
 case 'file':
-	$f = fopen("$dir/" . $n % 100, 'c');
-	if (!$f || fwrite($f, sprintf('%012d', $n)) !== 12 || !fsync($f) || !fclose($f)) die('not written');
+	// A request that the client has given up may be done long after a later one.
+	$f = fopen("$dir/" . $n % 100, 'c+');
+	if (!$f || !flock($f, LOCK_EX)) die('not opened');
+	if ((int)fread($f, 12) > $n) die('too late');
+	if (!rewind($f) || fwrite($f, sprintf('%012d', $n)) !== 12 || !fsync($f) || !fclose($f)) die('not written');
 	break;
 case 'session':
 	if (!session_start()) die('no session');
