@@ -410,7 +410,7 @@ func (l *Lab) Decide(ctx context.Context, node string, d cluster.Decision) error
 	if err != nil {
 		return err
 	}
-	_, err = l.asker.request(ctx, node, nodes[0].IP, http.MethodPost, cluster.DecidePath, body)
+	_, _, err = l.asker.request(ctx, node, nodes[0].IP, http.MethodPost, cluster.DecidePath, body)
 	var refused refusal
 	switch {
 	case errors.As(err, &refused):

@@ -102,9 +102,9 @@ func newAsker(s *cluster.Secrets, dial func(context.Context, string, string) (ne
 	return &asker{clusterID: s.ClusterID, operator: cert, ca: ca, limit: statusLimit, dial: dial}, nil
 }
 
-// request sends a request to a node's agent and returns its answer; one that is no success is an error, with what the
-// agent says.
-func (a *asker) request(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) ([]byte, error) {
+// request sends a request to a node's agent and returns its answer, and how far the node's clock is behind, to about a
+// second; an answer that is no success is an error, with what the agent says.
+func (a *asker) request(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) (answer []byte, behind time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, a.limit)
 	defer cancel()
 	transport := &http.Transport{
@@ -116,24 +116,27 @@ func (a *asker) request(ctx context.Context, node string, ip netip.Addr, method,
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+net.JoinHostPort(ip.String(), strconv.Itoa(cluster.APIPort))+path, bytes.NewReader(body))
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded {
 			err = fmt.Errorf("no answer within %s", a.limit)
 		}
-		return nil, err
+		return nil, 0, err
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxReport))
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		behind = time.Since(date)
+	}
+	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxReport))
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if resp.StatusCode >= 300 {
-		return nil, refusal{resp.StatusCode, string(bytes.TrimSpace(answer))}
+		return nil, 0, refusal{resp.StatusCode, string(bytes.TrimSpace(answer))}
 	}
-	return answer, nil
+	return answer, behind, nil
 }
 
 // refusal is an agent's answer that it does not do what it was asked.
@@ -146,9 +149,12 @@ func (r refusal) Error() string {
 	return fmt.Sprintf("%d %s: %.300s", r.code, http.StatusText(r.code), r.text)
 }
 
-// ask returns what a node's agent reports.
+// sameClock is the largest difference that two clocks which are set right seem to have, an answer's way included.
+const sameClock = 5 * time.Second
+
+// ask returns what a node's agent reports, its times by this machine's clock.
 func (a *asker) ask(ctx context.Context, node string, ip netip.Addr) (cluster.NodeReport, error) {
-	body, err := a.request(ctx, node, ip, http.MethodGet, cluster.StatePath, nil)
+	body, behind, err := a.request(ctx, node, ip, http.MethodGet, cluster.StatePath, nil)
 	if err != nil {
 		return cluster.NodeReport{}, err
 	}
@@ -158,6 +164,12 @@ func (a *asker) ask(ctx context.Context, node string, ip netip.Addr) (cluster.No
 	}
 	if r.Node.Name != node || r.ClusterID != a.clusterID {
 		return cluster.NodeReport{}, fmt.Errorf("node %s of cluster %s answered instead", r.Node.Name, strings.TrimSpace(r.Cluster+" "+r.ClusterID))
+	}
+	if behind.Abs() > sameClock {
+		for name, c := range r.Components {
+			c.Since = c.Since.Add(behind)
+			r.Components[name] = c
+		}
 	}
 	return r, nil
 }

@@ -84,7 +84,12 @@ func TestAsk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	good := cluster.NodeReport{Cluster: "otus", ClusterID: secrets.ClusterID, Node: cluster.Peer{Name: "web1"}, Ready: true}
+	since := time.Now().Add(-time.Minute)
+	const late = 20 * time.Minute
+	good := cluster.NodeReport{Cluster: "otus", ClusterID: secrets.ClusterID, Node: cluster.Peer{Name: "web1"}, Ready: true,
+		Components: map[string]cluster.ComponentReport{"nginx": {Since: since}}}
+	behind := good
+	behind.Components = map[string]cluster.ComponentReport{"nginx": {Since: since.Add(-late)}}
 	otherCluster, otherNode := good, good
 	otherCluster.ClusterID = strangers.ClusterID
 	otherNode.Node.Name = "web2"
@@ -100,23 +105,26 @@ func TestAsk(t *testing.T) {
 		status int
 		body   string
 		want   string // in the error; empty: none
+		late   time.Duration
 	}{
-		"the node":                     {secrets.Nodes["web1"], 200, body(good), ""},
-		"another node's certificate":   {secrets.Nodes["web2"], 200, body(good), "web1"},
-		"another cluster's":            {strangers.Nodes["web1"], 200, body(good), "certificate signed by unknown authority"},
-		"a report of another cluster":  {secrets.Nodes["web1"], 200, body(otherCluster), "answered instead"},
-		"a report of another node":     {secrets.Nodes["web1"], 200, body(otherNode), "web2"},
-		"no report":                    {secrets.Nodes["web1"], 200, "hello", "no report"},
-		"an error":                     {secrets.Nodes["web1"], 500, "out of order\n", "500 Internal Server Error: out of order"},
-		"an answer that never ends":    {secrets.Nodes["web1"], 200, strings.Repeat(" ", 2*maxReport) + body(good), "no report"},
-		"an answer that is cut short":  {secrets.Nodes["web1"], 200, body(good)[:20], "no report"},
-		"an answer with another field": {secrets.Nodes["web1"], 200, strings.Replace(body(good), "{", `{"new": 1, `, 1), ""},
+		"the node":                     {secrets.Nodes["web1"], 200, body(good), "", 0},
+		"a node whose clock is behind": {secrets.Nodes["web1"], 200, body(behind), "", late},
+		"another node's certificate":   {secrets.Nodes["web2"], 200, body(good), "web1", 0},
+		"another cluster's":            {strangers.Nodes["web1"], 200, body(good), "certificate signed by unknown authority", 0},
+		"a report of another cluster":  {secrets.Nodes["web1"], 200, body(otherCluster), "answered instead", 0},
+		"a report of another node":     {secrets.Nodes["web1"], 200, body(otherNode), "web2", 0},
+		"no report":                    {secrets.Nodes["web1"], 200, "hello", "no report", 0},
+		"an error":                     {secrets.Nodes["web1"], 500, "out of order\n", "500 Internal Server Error: out of order", 0},
+		"an answer that never ends":    {secrets.Nodes["web1"], 200, strings.Repeat(" ", 2*maxReport) + body(good), "no report", 0},
+		"an answer that is cut short":  {secrets.Nodes["web1"], 200, body(good)[:20], "no report", 0},
+		"an answer with another field": {secrets.Nodes["web1"], 200, strings.Replace(body(good), "{", `{"new": 1, `, 1), "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if r.URL.Path != cluster.StatePath || r.TLS.PeerCertificates[0].Subject.CommonName != "operator" {
 					t.Errorf("%s asked for %s", r.TLS.PeerCertificates[0].Subject, r.URL)
 				}
+				w.Header().Set("Date", time.Now().Add(-c.late).UTC().Format(http.TimeFormat))
 				w.WriteHeader(c.status)
 				io.WriteString(w, c.body)
 			}))
@@ -145,6 +153,8 @@ func TestAsk(t *testing.T) {
 				t.Errorf("asked %s", asked)
 			case c.want == "" && (err != nil || !r.Ready):
 				t.Errorf("%+v, %v", r, err)
+			case c.want == "" && r.Components["nginx"].Since.Sub(since).Abs() > 2*time.Second:
+				t.Errorf("in this state since %s, a minute before %s", r.Components["nginx"].Since, time.Now())
 			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
 				t.Errorf("error %v, want %q in it", err, c.want)
 			}
