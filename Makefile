@@ -77,9 +77,9 @@ e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under lo
 	IMAGEGEN_E2E=faults $(GO) test -count=1 -timeout 90m -run TestFaults -v ./e2e
 
 .PHONY: e2e-vm
-e2e-vm: tools build ## the reference cluster in virtual machines, and bakes in them, emulated where KVM does not work: up to an hour and a half (root)
+e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; up to an hour and a half (root)
 	$(call install,$(VM_TOOLS))
-	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -run TestVirtualMachines -v ./e2e
+	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -run 'TestBootMatrix|TestVirtualMachines' -v ./e2e
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 60m -run TestBakeIn -v ./images
 
 .PHONY: bench

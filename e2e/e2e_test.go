@@ -39,6 +39,12 @@ const readyIn = 4 * time.Minute // a whole cluster on two slow cores
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
+	return newBenchOf(t, clusterName)
+}
+
+// newBenchOf gives the cluster a name of its own. Under it, it runs beside a demo.
+func newBenchOf(t *testing.T, cluster string) *bench {
+	t.Helper()
 	if os.Getenv("IMAGEGEN_E2E") == "" {
 		t.Skip("end-to-end tests run with IMAGEGEN_E2E=1, as root: make e2e")
 	}
@@ -53,12 +59,11 @@ func newBench(t *testing.T) *bench {
 	}
 	b := &bench{dir: dir, site: l.Addr().String()}
 	b.run(t, "init", "--distro", "debian12", dir)
-	// Under a name of its own it runs beside a demo.
 	spec, err := os.ReadFile(b.spec())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(b.spec(), bytes.Replace(spec, []byte("cluster: otus"), []byte("cluster: "+clusterName), 1), 0o644); err != nil {
+	if err := os.WriteFile(b.spec(), bytes.Replace(spec, []byte("cluster: otus"), []byte("cluster: "+cluster), 1), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
