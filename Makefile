@@ -16,7 +16,7 @@ GLUSTER := glusterfs-server glusterfs-client
 # What the lab needs for virtual machines, and their tests to log in.
 VM_TOOLS := qemu-system-x86 qemu-utils openssh-client
 # What make bench compares with.
-BENCHERS := cloud-image-utils genisoimage qemu-utils
+BENCHERS := cloud-image-utils genisoimage qemu-utils mkosi debootstrap apt-utils xz-utils
 
 .PHONY: help
 help: ## this list
@@ -83,6 +83,6 @@ e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 60m -run TestBakeIn -v ./images
 
 .PHONY: bench
-bench: build ## beside other tools: BENCH=seeds,vmdk,scale (all), BENCH_DISK=IMAGE.raw for vmdk, BENCH_REPEAT=3 (root)
+bench: tools build ## beside other tools: BENCH=seeds,scale,vmdk,bake,builders,page; see docs/bench.md for its variables (root)
 	$(call install,$(BENCHERS))
-	BENCH=$${BENCH:-seeds,vmdk,scale} BENCH_DISK='$(abspath $(BENCH_DISK))' $(GO) test -count=1 -timeout 60m -v ./bench
+	BENCH=$${BENCH:-seeds,scale,vmdk,bake,builders,page} BENCH_DISK='$(abspath $(BENCH_DISK))' $(GO) test -count=1 -timeout 180m -v ./bench

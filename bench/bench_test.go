@@ -1,18 +1,24 @@
 // Package bench measures imagegen beside the tools that a user would take instead. It runs with make bench, where the
 // variable BENCH names what to measure:
 //
-//	seeds  17 seeds, against cloud-localds and genisoimage that make ISOs of the same files
-//	vmdk   a baked disk as a streamOptimized VMDK, against qemu-img
-//	scale  specs of 10, 100 and 1,000 nodes
+//	seeds     17 seeds, against cloud-localds and genisoimage that make ISOs of the same files
+//	vmdk      a baked disk as a streamOptimized VMDK, against qemu-img and a VirtualBox in a chroot
+//	scale     specs of 10, 100 and 1,000 nodes
+//	bake      seven roles from nothing but packages, again without a change, and with one package more
+//	builders  roles from nothing but packages, against mmdebstrap by hand and mkosi
+//	page      the reference cluster in the lab, from up to WordPress's front page
 //
 // The contenders of a section take turns, BENCH_REPEAT times, and medians are compared: what else the machine does
 // meets all of them alike.
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,22 +31,37 @@ import (
 	"time"
 
 	"imagegen/cloudinit"
+	"imagegen/cluster"
 	"imagegen/images"
+	"imagegen/roles"
+	"imagegen/vagrant"
 )
 
-// vmdkOf makes this program write the disk that the variable names as a VMDK, in a process of its own, so that its
-// memory is its own.
-const vmdkOf = "IMAGEGEN_BENCH_VMDK_OF"
+// These variables make this program do one thing with the file that they name and write the result to its argument, in a
+// process of its own, so that its memory is its own.
+var alone = map[string]func(from, to string) error{
+	"IMAGEGEN_BENCH_VMDK_OF":        writeVMDK,
+	"IMAGEGEN_BENCH_VAGRANTFILE_OF": writeVagrantfile,
+}
 
 func TestMain(m *testing.M) {
-	if disk := os.Getenv(vmdkOf); disk != "" {
-		if err := writeVMDK(disk, os.Args[1]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+	for name, do := range alone {
+		if from := os.Getenv(name); from != "" {
+			if err := do(from, os.Args[1]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
 	}
 	os.Exit(m.Run())
+}
+
+// inAlone returns a call of this program that does one of these things.
+func inAlone(name, from, to string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], to)
+	cmd.Env = append(os.Environ(), name+"="+from)
+	return cmd
 }
 
 func writeVMDK(from, to string) error {
@@ -55,6 +76,27 @@ func writeVMDK(from, to string) error {
 	}
 	err = images.WriteVMDK(context.Background(), f, disk, "bench", 0)
 	return errors.Join(err, f.Close())
+}
+
+// writeVagrantfile does what build --format box does when the boxes are there.
+func writeVagrantfile(from, to string) error {
+	catalogue, err := roles.Load("")
+	if err != nil {
+		return err
+	}
+	spec, err := cluster.Load(from, catalogue.Rules())
+	if err != nil {
+		return err
+	}
+	images := map[string]string{}
+	for _, r := range spec.Roles {
+		images[r.Name] = "0123456789abcdef"
+	}
+	text, err := vagrant.Write(spec, images)
+	if err != nil {
+		return err
+	}
+	return cluster.WriteFile(to, text, 0o644)
 }
 
 // contender is one way to do a section's work. Its prepare is not measured.
@@ -82,11 +124,13 @@ func TestBench(t *testing.T) {
 			t.Fatalf("BENCH_REPEAT=%s: want a number from 1 on", s)
 		}
 	}
-	sections := map[string]func(t *testing.T, repeat int){"seeds": seeds, "vmdk": vmdk, "scale": scale}
+	sections := map[string]func(t *testing.T, repeat int){
+		"seeds": seeds, "vmdk": vmdk, "scale": scale, "bake": bake, "builders": builders, "page": page,
+	}
 	for _, name := range strings.Split(names, ",") {
 		section, ok := sections[name]
 		if !ok {
-			t.Fatalf("BENCH=%s: there are seeds, vmdk, scale", name)
+			t.Fatalf("BENCH=%s: there are %s", name, strings.Join(slices.Sorted(maps.Keys(sections)), ", "))
 		}
 		t.Run(name, func(t *testing.T) { section(t, repeat) })
 	}
@@ -207,34 +251,70 @@ func seeds(t *testing.T, repeat int) {
 }
 
 func vmdk(t *testing.T, repeat int) {
-	disk := os.Getenv("BENCH_DISK")
-	if disk == "" {
-		t.Skip("BENCH_DISK names no baked disk (such as dist/images/web.raw): VMDK is NOT measured")
-	}
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		t.Skip("no qemu-img on this machine (package qemu-utils): VMDK is NOT measured")
 	}
 	dir := t.TempDir()
-	ours, theirs := dir+"/ours.vmdk", dir+"/theirs.vmdk"
-	measure(t, repeat, []contender{
-		{name: "imagegen", run: func() *exec.Cmd {
-			cmd := exec.Command(os.Args[0], ours)
-			cmd.Env = append(os.Environ(), vmdkOf+"="+disk)
-			return cmd
-		}},
+	disk := os.Getenv("BENCH_DISK")
+	if disk == "" {
+		if os.Geteuid() != 0 {
+			t.Skip("BENCH_DISK names no baked disk, and baking one needs root: VMDK is NOT measured")
+		}
+		must(t, imagegen(t, "init", "--distro", "debian12", dir+"/c"))
+		must(t, imagegen(t, "build", "-f", dir+"/c/cluster.yaml", "web"))
+		disk = dir + "/c/dist/images/web.raw"
+	}
+	files := []string{"imagegen.vmdk", "qemu-img.vmdk"}
+	contenders := []contender{
+		{name: "imagegen", run: func() *exec.Cmd { return inAlone("IMAGEGEN_BENCH_VMDK_OF", disk, dir+"/imagegen.vmdk") }},
 		{name: "qemu-img convert", run: func() *exec.Cmd {
-			return exec.Command("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", disk, theirs)
+			return exec.Command("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", disk, dir+"/qemu-img.vmdk")
 		}},
-	})
-	var sizes [2]int64
-	for i, path := range []string{ours, theirs} {
-		info, err := os.Stat(path)
+	}
+	if root := os.Getenv("IMAGEGEN_VBOX"); root == "" {
+		t.Log("IMAGEGEN_VBOX names no root file system with VirtualBox: NOT compared with VBoxManage clonemedium")
+	} else {
+		files = append(files, "vbox.vmdk")
+		contenders = append(contenders, contender{"VBoxManage clonemedium", func() error { return prepareVBox(dir, disk) }, func() *exec.Cmd {
+			const enter = `touch "$2/disk.raw" && mount -t proc proc "$1/proc" && mount -t tmpfs tmpfs "$1/tmp" && mount --bind "$2" "$1/mnt" &&
+mount --bind "$3" "$1/mnt/disk.raw" && mount -o remount,bind,ro "$1/mnt/disk.raw" && cd / && exec chroot "$1" env HOME=/mnt VBOX_USER_HOME=/mnt/settings \
+VBoxManage clonemedium disk /mnt/flat.vmdk /mnt/vbox.vmdk --format VMDK --variant Stream`
+			return exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", enter, "sh", root, dir, disk)
+		}})
+	}
+	measure(t, repeat, contenders)
+	var first int64
+	for _, name := range files {
+		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		sizes[i] = info.Size()
+		first = cmp.Or(first, info.Size())
+		t.Logf("%s: %d bytes, ratio %.3f", name, info.Size(), float64(info.Size())/float64(first))
 	}
-	t.Logf("sizes: imagegen %d, qemu-img %d: ratio %.3f", sizes[0], sizes[1], float64(sizes[0])/float64(sizes[1]))
+}
+
+// prepareVBox makes the raw disk, which is no medium for VirtualBox, one: a text beside disk.raw describes it.
+func prepareVBox(dir, disk string) error {
+	info, err := os.Stat(disk)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(dir+"/settings"), os.RemoveAll(dir+"/vbox.vmdk")); err != nil {
+		return err
+	}
+	return os.WriteFile(dir+"/flat.vmdk", fmt.Appendf(nil, `# Disk DescriptorFile
+version=1
+CID=00000001
+parentCID=ffffffff
+createType="monolithicFlat"
+RW %d FLAT "disk.raw" 0
+ddb.adapterType="ide"
+ddb.geometry.cylinders="1024"
+ddb.geometry.heads="16"
+ddb.geometry.sectors="63"
+ddb.uuid.image="00000000-0000-4000-8000-000000000001"
+`, info.Size()/512), 0o600)
 }
 
 func scale(t *testing.T, repeat int) {
@@ -250,9 +330,44 @@ func scale(t *testing.T, repeat int) {
 			contender{fmt.Sprintf("%d nodes: validate", n), nil, func() *exec.Cmd { return imagegen(t, "validate", "-f", spec) }},
 			contender{fmt.Sprintf("%d nodes: seed", n), func() error { return os.RemoveAll(dir + "/dist") },
 				func() *exec.Cmd { return imagegen(t, "seed", "-f", spec) }},
+			contender{fmt.Sprintf("%d nodes: Vagrantfile", n), nil,
+				func() *exec.Cmd { return inAlone("IMAGEGEN_BENCH_VAGRANTFILE_OF", spec, dir+"/Vagrantfile") }},
 		)
 	}
 	measure(t, repeat, contenders)
+}
+
+// page measures what the end-to-end test asserts: from the moment that the nodes of a baked cluster are started to the
+// front page through the virtual address. Processor time and memory are those of the command alone, not of the nodes.
+func page(t *testing.T, repeat int) {
+	if os.Geteuid() != 0 {
+		t.Skip("the lab needs root: NOT measured")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	site := l.Addr().String()
+	l.Close()
+	dir := t.TempDir()
+	must(t, imagegen(t, "init", "--distro", "debian12", dir+"/c"))
+	spec := dir + "/c/cluster.yaml"
+	// Under a name of its own it runs beside a demo.
+	must(t, in(dir, "sed -i 's/^cluster: otus/cluster: bench/' c/cluster.yaml"))
+	must(t, imagegen(t, "build", "-f", spec))
+	down := func() error {
+		out, err := imagegen(t, "down", "-f", spec).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("down: %w: %s", err, out)
+		}
+		return nil
+	}
+	defer down()
+	measure(t, repeat, []contender{{"up, to WordPress's front page", down, func() *exec.Cmd {
+		up := imagegen(t, "up", "-f", spec, "--site", site)
+		return exec.Command("timeout", append([]string{"600", "sh", "-ec",
+			`"$@"; until curl -s -m 20 "http://$0/" | grep -q "<title>A site that stays up"; do sleep 0.1; done`, site}, up.Args...)...)
+	}}})
 }
 
 // specOf returns a spec of n nodes, most of them web nodes.
