@@ -80,7 +80,7 @@ e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under lo
 e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; up to an hour and a half (root)
 	$(call install,$(VM_TOOLS))
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -run 'TestBootMatrix|TestVirtualMachines' -v ./e2e
-	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 60m -run TestBakeIn -v ./images
+	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -run TestBakeIn -v ./images
 
 .PHONY: bench
 bench: tools build ## beside other tools: BENCH=seeds,scale,vmdk,bake,builders,page; see docs/bench.md for its variables (root)

@@ -46,7 +46,7 @@ mount -t tmpfs tmpfs "$IMAGEGEN_VBOX/tmp"
 mkdir -p "$IMAGEGEN_VBOX$IMAGES_TEST_VBOX"
 mount --bind "$IMAGES_TEST_VBOX" "$IMAGEGEN_VBOX$IMAGES_TEST_VBOX"
 VBoxManage setextradata global VBoxInternal/HM/FallbackToIEM 1
-exec "$0" -test.run "^$1\$" -test.v -test.timeout 40m`
+exec "$0" -test.run "^$1\$" -test.v -test.timeout 90m`
 	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enter, self, t.Name())
 	cmd.Env = append(os.Environ(), "IMAGES_TEST_VBOX="+dir, "TMPDIR="+dir, "PATH="+dir+"/bin:"+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()
@@ -160,7 +160,7 @@ func TestBakeInVirtualBox(t *testing.T) {
 	c.Builder = "virtualbox"
 	began := time.Now()
 	c.UI = told(func(image, what string) { t.Logf("%5.1f s %s: %s", time.Since(began).Seconds(), image, what) })
-	ctx, end := context.WithTimeout(t.Context(), 30*time.Minute)
+	ctx, end := context.WithTimeout(t.Context(), time.Hour)
 	defer end()
 	ended := make(chan error, 1)
 	go func() {

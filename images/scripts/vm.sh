@@ -21,6 +21,7 @@ end() {
     say "$@"
     echo u >/proc/sysrq-trigger
     until grep -q '^[^ ]* / [^ ]* ro[, ]' /proc/mounts; do sleep 0.1; done
+    sync # waits for those who are at it
     echo o >/proc/sysrq-trigger
     while :; do sleep 60; done
 }
@@ -70,6 +71,7 @@ else
     rm -f /etc/systemd/network/10-cloud-init-*.network /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init
     rm -f /etc/sudoers.d/90-cloud-init-users /etc/ssh/sshd_config.d/50-cloud-init.conf /etc/.updated /var/.updated
     rm -f /etc/sysconfig/network-scripts/ifcfg-eth0
+    find /tmp -xdev -mindepth 1 -delete
     rm -rf /var/lib/systemd/timers /var/lib/systemd/timesync /var/lib/systemd/linger /var/lib/private /root/.ssh
 fi
 wait $!
