@@ -47,7 +47,7 @@ func TestBrokenFacts(t *testing.T) {
 		{`"unit": "nginx.service"`, `"unti": "nginx.service"`, `broken facts: component nginx: params: the key "unti" is not known`},
 		{`"unit": "nginx.service"`, `"unit": 7`, `broken facts: component nginx: params: unit: a number does not belong here`},
 		{`"http"`, `"tcp": "127.0.0.1:80", "http"`, "broken facts: component nginx: params: check: give exactly one of tcp, http, fastcgi and exec"},
-		{`"http": "http://127.0.0.1/?a=1&b=<2>"`, ``, "broken facts: component nginx: params: check: give exactly one of tcp, http and exec"},
+		{`"http": "http://127.0.0.1/?a=1&b=<2>"`, ``, "broken facts: component nginx: params: check: give exactly one of tcp, http, fastcgi and exec"},
 		{`"kind": "service"`, `"kind": "services"`, "broken facts: component nginx: there is no kind of component services; it may be disk, galera, gluster, mount, redis, sentinel, service or site"},
 		{`"name": "nginx"`, `"name": "mount"`, "broken facts: component mount: there are two"},
 		{`"after": ["mount"]`, `"after": ["disk"]`, "broken facts: component nginx: after: disk must be a component that stands before it in the list"},
