@@ -211,7 +211,7 @@ func TestGaleraLife(t *testing.T) {
 	p := params[cluster.GaleraParams](t, r, "galera")
 	script := quoted(p.InstallDB) + ` >install.log 2>&1 || { cat install.log; exit 1; }
 start() { mariadbd --user=mysql --wsrep-new-cluster >log 2>&1 & pid=$!
-  for i in $(seq 300); do echo 'show status like "wsrep_ready"' | sql 2>/dev/null | grep -q ON && return; sleep 0.1; done; cat log; exit 1; }
+  for i in $(seq 900); do echo 'show status like "wsrep_ready"' | sql 2>/dev/null | grep -q ON && return; sleep 0.1; done; cat log; exit 1; }
 sql() { ` + quoted(p.Client) + `; }
 start
 sql <` + p.InitSQL + `

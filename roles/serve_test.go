@@ -195,9 +195,12 @@ as redis3 -h 192.168.10.51 info replication | grep master_link_status:down
 as redis1 -h $IP config set tls-cert-file /etc/redis2/pki/node.crt tls-key-file /etc/redis2/redis.key
 haproxy -D -f /etc/haproxy/haproxy.cfg
 pw=$(sed -n 's/ *stats auth admin://p' /etc/haproxy/haproxy.cfg)
-row() { curl -sf -u "admin:$pw" 'http://192.168.10.49/haproxy?stats;csv' | grep '^redis,redis1,'; }
+rows() { curl -sf -u "admin:$pw" 'http://192.168.10.49/haproxy?stats;csv' | grep '^redis,redis[123],'; }
+row() { rows | grep '^redis,redis1,'; }
 for i in $(seq 100); do row | grep -q ',DOWN,.*L6RSP' && break; sleep 0.1; done
 row | grep ',DOWN,.*L6RSP'
+# A server counts as up until two of its checks have failed, replicas too.
+for i in $(seq 100); do [ "$(rows | grep -c ',DOWN,')" = 3 ] && break; sleep 0.1; done
 not program ping
 as redis2 -h $IP config set tls-cert-file /etc/redis1/pki/node.crt tls-key-file /etc/redis1/redis.key
 for i in $(seq 100); do program ping 2>/dev/null | grep -q PONG && exit; sleep 0.1; done
