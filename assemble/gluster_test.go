@@ -280,7 +280,7 @@ func sh(t *testing.T, script string, args ...string) string {
 
 func newGlusterLab(t *testing.T) *glusterLab {
 	if os.Getenv("IMAGEGEN_E2E") == "" {
-		t.Skip("SKIPPED: takes a minute; set IMAGEGEN_E2E=1")
+		t.Skip("SKIPPED: takes a minute; make e2e runs it, with IMAGEGEN_E2E=1")
 	}
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: needs root, for network namespaces and mounts")

@@ -120,23 +120,26 @@ echo "$@" >>` + asked + `
 	return state, asked
 }
 
+// turn lets a service look and act once.
+func turn(t *testing.T, s *service) cluster.Status {
+	t.Helper()
+	if _, err := s.Observe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	status, err := s.Step(t.Context(), World{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status
+}
+
 func TestServiceIsStartedAgainAfterItFails(t *testing.T) {
 	state, asked := fakeSystemd(t)
 	set := func(active string) {
 		os.WriteFile(state, []byte("LoadState=loaded\nActiveState="+active+"\nSubState=x\nResult=exit-code\nMainPID=0\n"), 0o644)
 	}
 	s := newService(Node{}, "nginx", &cluster.ServiceParams{Unit: "imagegen-test-nginx.service"}).(*service)
-	turn := func() cluster.Status {
-		t.Helper()
-		if _, err := s.Observe(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		status, err := s.Step(t.Context(), World{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return status
-	}
+	turn := func() cluster.Status { t.Helper(); return turn(t, s) }
 	starts := func() int {
 		data, _ := os.ReadFile(asked)
 		return strings.Count(string(data), "start --no-block imagegen-test-nginx.service")
@@ -172,17 +175,7 @@ func TestServiceThatHangsIsKilled(t *testing.T) {
 	defer l.Close()
 	const unit = "imagegen-test-fpm.service"
 	s := newService(Node{}, "fpm", &cluster.ServiceParams{Unit: unit, Check: &cluster.Check{FastCGI: l.Addr().String()}}).(*service)
-	turn := func() cluster.Status {
-		t.Helper()
-		if _, err := s.Observe(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		status, err := s.Step(t.Context(), World{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return status
-	}
+	turn := func() cluster.Status { t.Helper(); return turn(t, s) }
 	kills := func() int {
 		data, _ := os.ReadFile(asked)
 		return strings.Count(string(data), "kill --signal=KILL "+unit)

@@ -285,7 +285,7 @@ func mariadb(t *testing.T) (addr string, sql func(string) string) {
 
 func TestSiteIsInstalledForReal(t *testing.T) {
 	if testing.Short() {
-		t.Skip("SKIPPED: -short")
+		t.Skip("SKIPPED: starts a MariaDB; run it without -short")
 	}
 	addr, sql := mariadb(t)
 	volume := sharedVolume(t)
@@ -369,7 +369,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 // TestDatabaseNodeDies cuts WordPress's connections as a balancer does when the server behind it is gone.
 func TestDatabaseNodeDies(t *testing.T) {
 	if testing.Short() {
-		t.Skip("SKIPPED: -short")
+		t.Skip("SKIPPED: starts a MariaDB; run it without -short")
 	}
 	server, sql := mariadb(t)
 	sql("CREATE DATABASE wordpress; CREATE TABLE wordpress.t (n INT); CREATE USER wordpress@localhost IDENTIFIED BY 'pw'; CREATE USER wordpress@'127.0.0.1' IDENTIFIED BY 'pw'; GRANT ALL ON wordpress.* TO wordpress@localhost; GRANT ALL ON wordpress.* TO wordpress@'127.0.0.1'")
