@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -71,11 +72,19 @@ func (m Manifest) sbom() ([]byte, error) {
 		Packages:      []spdxPackage{image},
 		Relationships: []spdxRelationship{{spdxDocumentID, "DESCRIBES", spdxImageID}},
 	}
+	files := map[Package]string{}
+	for _, p := range slices.Concat(m.Inputs.Base.Pinned, m.Inputs.Pinned) {
+		files[Package{p.Name, p.Version, p.Architecture}] = p.SHA256
+	}
 	for i, p := range m.Packages {
+		var sums []spdxChecksum
+		if sum, ok := files[p]; ok { // not of what came with the base, where that is a disk
+			sums = []spdxChecksum{{"SHA256", sum}}
+		}
 		// A name may be there twice (kernels, architectures) and hold what an ID may not: a number cannot clash.
 		id := fmt.Sprintf("SPDXRef-Package-%d", i+1)
 		d.Packages = append(d.Packages, spdxPackage{
-			Name: p.Name, ID: id, Version: p.Version, Location: "NOASSERTION",
+			Name: p.Name, ID: id, Version: p.Version, Location: "NOASSERTION", Checksums: sums,
 			References: []spdxRef{{"PACKAGE-MANAGER", "purl", p.purl(m.Inputs.Base.Distro)}},
 		})
 		d.Relationships = append(d.Relationships, spdxRelationship{spdxImageID, "CONTAINS", id})

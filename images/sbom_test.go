@@ -10,6 +10,7 @@ func TestSBOM(t *testing.T) {
 		{"libstdc++6", "12.2.0-14+deb12u1", "amd64"}, {"passwd", "1:4.13+dfsg1-1", "amd64"},
 	}}
 	m.Inputs.Base.Distro = "debian12"
+	m.Inputs.Base.Pinned = []Pin{{"passwd", "1:4.13+dfsg1-1", "amd64", "5678"}}
 	data, err := m.sbom()
 	if err != nil {
 		t.Fatal(err)
@@ -43,6 +44,9 @@ func TestSBOM(t *testing.T) {
 		if got := d.Packages[i+1].References[0].Locator; got != want {
 			t.Errorf("purl %s, want %s", got, want)
 		}
+	}
+	if sums := d.Packages[2].Checksums; len(sums) != 1 || sums[0] != (spdxChecksum{"SHA256", "5678"}) || d.Packages[1].Checksums != nil {
+		t.Errorf("checksums of the packages' files: %v; and of one that is not pinned: %v", sums, d.Packages[1].Checksums)
 	}
 	if got, want := (Package{"bind-libs", "32:9.11", "x86_64"}).purl("centos7"), "pkg:rpm/centos/bind-libs@9.11?arch=x86_64&distro=centos-7&epoch=32"; got != want {
 		t.Errorf("purl %s, want %s", got, want)
