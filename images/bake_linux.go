@@ -179,16 +179,12 @@ func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
 
 // lockResult makes sure that of several imagegens that want one result, one makes it.
 func (c *Config) lockResult(ctx context.Context, image, dir string) (*os.File, error) {
-	lock, err := lockFile(ctx, dir+".lock", false)
+	lock, err := lockFile(ctx, dir+".lock", syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		c.UI.Step(image, "wait for another imagegen, which is baking it")
-		lock, err = lockFile(ctx, dir+".lock", true)
+		lock, err = lockFile(ctx, dir+".lock", syscall.LOCK_EX)
 	}
 	return lock, err
-}
-
-func (c *Config) baseDir(in baseInputs) string {
-	return filepath.Join(c.CacheDir, "base", in.identity())
 }
 
 // bakeRole makes an image unless somebody else has meanwhile.

@@ -295,12 +295,23 @@ func TestBake(t *testing.T) {
 
 	t.Run("up to date", func(t *testing.T) {
 		quiet := mustConfig(t, dir, cache)
+		long := time.Now().Add(-unusedFor - time.Hour)
+		for _, dir := range []string{quiet.imageDir(results[0].Identity), filepath.Join(cache, "base", files(t, filepath.Join(cache, "base"))[0])} {
+			if err := os.Chtimes(dir, long, long); err != nil {
+				t.Fatal(err)
+			}
+		}
 		again, err := Build(t.Context(), quiet)
 		if err != nil || len(again) != 1 || !again[0].Cached || again[0].Identity != results[0].Identity {
 			t.Fatalf("%+v, %v", again, err)
 		}
 		since := time.Since(lap)
 		t.Logf("nothing to do: %s", since)
+		for _, kind := range []string{"images", "base"} {
+			if left := files(t, filepath.Join(cache, kind)); len(left) == 0 {
+				t.Errorf("what this build uses has been trimmed of %s", kind)
+			}
+		}
 		if since > 200*time.Millisecond {
 			t.Errorf("it took %s to find that there is nothing to do", since)
 		}

@@ -12,6 +12,10 @@ func (c *Config) bakeAll(context.Context, []*plan) error {
 	return errors.New("images are baked on Linux only: baking mounts the disks that it makes")
 }
 
+func (c *Config) hold(context.Context) (release func(), err error) {
+	return nil, errors.New("images are baked on Linux only: baking mounts the disks that it makes")
+}
+
 func (c *Config) stock(context.Context, []string, bool) ([]*plan, error) {
 	return nil, errors.New("images are baked on Linux only: baking mounts the disks that it makes")
 }

@@ -39,6 +39,7 @@ func (c *Config) convert(ctx context.Context, role string, p *plan, format strin
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Output{}, err
 	}
+	used(dir)
 	made := filepath.Join(dir, "disk."+format)
 	// Written last: where it is, the file is whole.
 	record := filepath.Join(dir, "output.json")

@@ -123,7 +123,7 @@ func (c *Config) workDir(ctx context.Context) (dir string, release func(), err e
 	if err != nil {
 		return "", nil, err
 	}
-	lock, err := lockFile(ctx, filepath.Join(dir, "lock"), false)
+	lock, err := lockFile(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
 	if err != nil {
 		os.RemoveAll(dir)
 		return "", nil, err
@@ -136,7 +136,7 @@ func (c *Config) workDir(ctx context.Context) (dir string, release func(), err e
 
 // lockWork is held while folders are made and looked through, so that none is seen before it is locked.
 func (c *Config) lockWork(ctx context.Context) (*os.File, error) {
-	return lockFile(ctx, filepath.Join(c.CacheDir, "work", "lock"), true)
+	return lockFile(ctx, filepath.Join(c.CacheDir, "work", "lock"), syscall.LOCK_EX)
 }
 
 // removeLeftovers removes the folders of bakes that are no more.
@@ -151,7 +151,7 @@ func (c *Config) removeLeftovers(ctx context.Context) error {
 		return err
 	}
 	for _, dir := range dirs {
-		lock, err := lockFile(ctx, filepath.Join(dir, "lock"), false)
+		lock, err := lockFile(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			continue // somebody else's, at work
 		}
@@ -190,21 +190,15 @@ func detach(dir string) error {
 	return nil
 }
 
-// lockFile locks a file, which it makes; the lock ends with the process or when the file is closed. If another has it,
-// lockFile waits for it, or returns EWOULDBLOCK.
-func lockFile(ctx context.Context, path string, wait bool) (*os.File, error) {
+// lockFile locks a file, which it makes, as flock(2) has it; the lock ends with the process or when the file is closed. If
+// another has it, lockFile waits for it, or returns EWOULDBLOCK with LOCK_NB.
+func lockFile(ctx context.Context, path string, how int) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	locked := make(chan error, 1)
-	go func() {
-		how := syscall.LOCK_EX
-		if !wait {
-			how |= syscall.LOCK_NB
-		}
-		locked <- syscall.Flock(int(f.Fd()), how)
-	}()
+	go func() { locked <- syscall.Flock(int(f.Fd()), how) }()
 	select {
 	case err = <-locked:
 	case <-ctx.Done():

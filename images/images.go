@@ -101,12 +101,19 @@ func Build(ctx context.Context, c Config) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	release, err := c.hold(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	plans, err := c.stock(ctx, names, false)
 	if err != nil {
 		return nil, err
 	}
 	var missing []*plan
 	for _, p := range plans {
+		used(c.imageDir(p.identity))
+		used(c.baseDir(p.inputs.Base))
 		if p.cached = complete(c.imageDir(p.identity)); !p.cached {
 			missing = append(missing, p)
 		}
@@ -229,6 +236,16 @@ func (c *Config) plan(names []string) ([]*plan, error) {
 
 func (c *Config) imageDir(identity string) string {
 	return filepath.Join(c.CacheDir, "images", identity)
+}
+
+func (c *Config) baseDir(in baseInputs) string {
+	return filepath.Join(c.CacheDir, "base", in.identity())
+}
+
+// used notes that a build uses a folder of the cache, if it is there, so that it is not trimmed.
+func used(dir string) {
+	now := time.Now()
+	_ = os.Chtimes(dir, now, now) // who may not write to a cache cannot trim it either
 }
 
 // complete tells whether a folder of the cache holds an image. Such folders are renamed into place when all of it is

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"imagegen/roles"
 )
@@ -39,7 +40,7 @@ func (c *Config) openArchive(ctx context.Context) (_ *archive, err error) {
 			return nil, fmt.Errorf("make the cache: %w", err)
 		}
 	}
-	if a.lock, err = lockFile(ctx, filepath.Join(a.dir, "lock"), true); err != nil {
+	if a.lock, err = lockFile(ctx, filepath.Join(a.dir, "lock"), syscall.LOCK_EX); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -600,7 +601,7 @@ func (c *Config) fetch(ctx context.Context, url, sum string) error {
 		}
 		return fmt.Errorf("%s is not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", url)
 	}
-	lock, err := lockFile(ctx, c.store().path(sum)+".lock", true)
+	lock, err := lockFile(ctx, c.store().path(sum)+".lock", syscall.LOCK_EX)
 	if err != nil {
 		return err
 	}

@@ -91,7 +91,9 @@ type noted struct{ all *[]string }
 func (noted) Step(image, what string)        {}
 func (noted) Done(image string, cached bool) {}
 func (n noted) Note(text string) {
-	_, text, _ = strings.Cut(text, LockName+": ")
+	if _, line, ok := strings.Cut(text, LockName+": "); ok { // whose path is another each time
+		text = line
+	}
 	*n.all = append(*n.all, text)
 }
 

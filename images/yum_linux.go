@@ -207,10 +207,10 @@ const rpmDownloads = 4
 // fetched.
 func (c *Config) fetchRPMs(ctx context.Context, repos []roles.Repo, missing []Pin) (gone []Pin, err error) {
 	path := c.store().path("rpms.lock")
-	lock, err := lockFile(ctx, path, false)
+	lock, err := lockFile(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		c.UI.Step(packagesName, "wait for another imagegen, which is fetching packages")
-		lock, err = lockFile(ctx, path, true)
+		lock, err = lockFile(ctx, path, syscall.LOCK_EX)
 	}
 	if err != nil {
 		return nil, err
