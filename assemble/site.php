@@ -19,12 +19,16 @@ register_shutdown_function(function () {
         $printed = ob_get_clean() . $printed;
     }
     if ($answer === null) {
+        // What ended the script is one of these, and the others may be left from before.
         global $wpdb;
-        $fault = mysqli_connect_error() ?: ($wpdb->last_error ?? '');
-        if ($fault === '' && ($error = error_get_last())) {
-            $fault = $error['message'];
-        }
-        $answer = ['state' => 'error', 'detail' => $fault !== '' ? $fault : substr(trim(preg_replace('/\s+/', ' ', strip_tags($printed))), -300)];
+        $fatal = error_get_last();
+        $faults = array_filter([
+            $fatal && $fatal['type'] & (E_ERROR | E_PARSE | E_CORE_ERROR | E_COMPILE_ERROR | E_USER_ERROR) ? strtok($fatal['message'], "\n") : '', // not the arguments of calls: passwords
+            mysqli_connect_error(),
+            $wpdb->last_error ?? '',
+            substr(trim(preg_replace('/\s+/', ' ', strip_tags($printed))), -300),
+        ]);
+        $answer = ['state' => 'error', 'detail' => implode('; ', $faults)];
     }
     echo "\n", json_encode($answer, JSON_INVALID_UTF8_SUBSTITUTE), "\n";
 });

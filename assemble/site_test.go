@@ -319,6 +319,12 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 		t.Fatalf("a killed installation left its marker")
 	}
 
+	// A fault is told, whatever the database has said before, but not with what the failing call was given.
+	os.WriteFile(wrapper, []byte("#!/bin/sh\nsed 's/wp_install(/(function ($password) { global $wpdb; $wpdb->query(\"nonsense\"); throw new Exception(\"a fault\"); })($params[\"admin_password\"]); wp_install(/' | php -d zend.exception_ignore_args=0\n"), 0o755)
+	if err := killed.take(t.Context(), siteInstall); err == nil || !strings.Contains(err.Error(), "Uncaught Exception: a fault in ") || strings.Contains(err.Error(), "s3cret") {
+		t.Fatalf("a fault in the middle: %v", err)
+	}
+
 	// Two at once, neither knowing of the other.
 	other := testSite(t, "backend2", "/usr/share/wordpress", volume, addr)
 	var wg sync.WaitGroup
