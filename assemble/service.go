@@ -23,8 +23,11 @@ const (
 	// of a unit that has no main process.
 	calmCheck = 3 * time.Second
 	calmUnit  = 15 * time.Second
-	// Whatever does not answer for so long is not busy, but hangs: who asked it has given up.
+	// Whatever does not answer for so long hangs: who asked it has given up. Unless its processes work on more than a little
+	// all the while: then it may have too much to do, and would have more of it after a start, with nothing in its caches.
 	hangLimit = 30 * time.Second
+	busyLimit = 5 * time.Minute
+	busyShare = 20 // of which one is a little
 )
 
 // service keeps a systemd unit running whose configuration needs no decisions.
@@ -32,9 +35,10 @@ type service struct {
 	params  *cluster.ServiceParams
 	retry   backoff
 	seen    serviceSeen
-	asked   time.Time // when seen.Unit was last asked for
-	checked time.Time // when seen.Fault was last determined
-	silent  time.Time // since when the check gets no answer; zero: it got one
+	asked   time.Time     // when seen.Unit was last asked for
+	checked time.Time     // when seen.Fault was last determined
+	silent  time.Time     // since when the check gets no answer; zero: it got one
+	worked  time.Duration // what the unit's processes had worked then
 }
 
 // serviceSeen is what a service looks like.
@@ -80,13 +84,22 @@ func (s *service) Observe(ctx context.Context) (any, error) {
 	if !errors.Is(err, errSilent) {
 		s.silent = time.Time{}
 	} else if s.silent.IsZero() {
-		s.silent = s.checked
+		s.silent, s.worked = s.checked, unitWork(s.params.Unit)
 	}
 	return s.seen, nil
 }
 
+// hangs tells whether the service does not answer because it never will.
+func (s *service) hangs() bool {
+	if s.silent.IsZero() {
+		return false
+	}
+	silent := time.Since(s.silent)
+	return silent > busyLimit || silent > hangLimit && unitWork(s.params.Unit)-s.worked < silent/busyShare
+}
+
 func (s *service) Step(ctx context.Context, _ World) (cluster.Status, error) {
-	if !s.silent.IsZero() && time.Since(s.silent) > hangLimit {
+	if s.hangs() {
 		s.silent = time.Time{}
 		return workf("%s hangs (%s), and is killed", s.params.Unit, s.seen.Fault), killUnit(ctx, s.params.Unit)
 	}

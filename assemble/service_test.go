@@ -2,6 +2,7 @@ package assemble
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -194,6 +195,45 @@ func TestServiceThatHangsIsKilled(t *testing.T) {
 	l.Close() // refused is an answer
 	if turn(); kills() != 1 || !s.silent.IsZero() {
 		t.Error("killed though it refuses")
+	}
+}
+
+// A service that does not answer, but works, is not killed before it has done so for long.
+func TestServiceThatWorksIsNotKilled(t *testing.T) {
+	state, asked := fakeSystemd(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	// The main process waits, and one that it started works.
+	work := exec.Command("sh", "-c", "sh -c 'while :; do :; done' & wait")
+	work.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := work.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(-work.Process.Pid, syscall.SIGKILL); work.Wait() })
+	os.WriteFile(state, fmt.Appendf(nil, "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=%d\n", work.Process.Pid), 0o644)
+	const unit = "imagegen-test-busy.service"
+	s := newService(Node{}, "busy", &cluster.ServiceParams{Unit: unit, Check: &cluster.Check{FastCGI: l.Addr().String()}}).(*service)
+	kills := func() int {
+		data, _ := os.ReadFile(asked)
+		return strings.Count(string(data), "kill --signal=KILL "+unit)
+	}
+	turn(t, s)
+	// So much is more than a little in the time that it is said to be silent.
+	for end := time.Now().Add(time.Minute); unitWork(unit) < 2*hangLimit/busyShare; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("in a minute it has worked for %s", unitWork(unit))
+		}
+	}
+	s.silent, s.worked = time.Now().Add(-hangLimit-time.Second), 0
+	if got := turn(t, s); kills() != 0 || !strings.Contains(got.Detail, "no answer in time") {
+		t.Errorf("%+v, killed %d times though it works", got, kills())
+	}
+	s.silent = time.Now().Add(-busyLimit - time.Second)
+	if got := turn(t, s); kills() != 1 || !strings.Contains(got.Detail, "hangs") {
+		t.Errorf("%+v, killed %d times after %s of work for nothing", got, kills(), busyLimit)
 	}
 }
 

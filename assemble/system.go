@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // unit is what systemd says of one of its units.
@@ -73,19 +76,57 @@ func unitState(ctx context.Context, name string) (unit, error) {
 	return u, nil
 }
 
-// processStart returns field 22 of /proc/PID/stat (see proc(5)), or "" when there is no such process or it is a
-// zombie.
-func processStart(pid string) string {
+// processStat returns what /proc/PID/stat has from its third field on (see proc(5)), or nil when there is no such process
+// or it is a zombie.
+func processStat(pid string) []string {
 	data, err := os.ReadFile("/proc/" + pid + "/stat")
 	if err != nil {
-		return ""
+		return nil
 	}
 	// The second field is the command in parentheses, which may hold spaces and parentheses.
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	if len(fields) < 20 || fields[0] == "Z" {
-		return ""
+		return nil
 	}
-	return fields[19]
+	return fields
+}
+
+// processStart returns when a process started, in clock ticks since boot, or "".
+func processStart(pid string) string {
+	if f := processStat(pid); f != nil {
+		return f[19]
+	}
+	return ""
+}
+
+// unitWork returns the processor time that the main process of a unit that was seen active, and all that descend from it,
+// have used.
+func unitWork(name string) time.Duration {
+	running.Lock()
+	main := running.units[name].pid
+	running.Unlock()
+	parents, used := map[string]string{}, map[string]int64{}
+	paths, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range paths {
+		pid := filepath.Base(p)
+		if f := processStat(pid); f != nil {
+			parents[pid] = f[1]
+			for _, ticks := range f[11:15] { // utime, stime, and the same of children that have ended
+				n, _ := strconv.ParseInt(ticks, 10, 64)
+				used[pid] += n
+			}
+		}
+	}
+	var ticks int64
+	for pid, n := range used {
+		for at := pid; at != ""; at = parents[at] {
+			if at == main {
+				ticks += n
+				break
+			}
+		}
+	}
+	return time.Duration(ticks) * (time.Second / 100) // USER_HZ is 100
 }
 
 // startUnit asks systemd to start a unit and does not wait for it: its state tells. A unit that failed before may be
