@@ -207,8 +207,10 @@ func (b *bench) get(c *http.Client, path string) (string, error) {
 }
 
 // frontPage is content when the site's front page with its title comes through the virtual address.
-func (b *bench) frontPage() error {
-	body, err := b.get(&http.Client{Timeout: 20 * time.Second}, "/")
+func (b *bench) frontPage() error { return b.frontPageIn(20 * time.Second) }
+
+func (b *bench) frontPageIn(limit time.Duration) error {
+	body, err := b.get(&http.Client{Timeout: limit}, "/")
 	if err == nil && !strings.Contains(body, "<title>"+siteTitle) {
 		err = fmt.Errorf("the front page has no title %q: %.300s", siteTitle, body)
 	}

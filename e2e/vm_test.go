@@ -30,7 +30,8 @@ func TestVirtualMachines(t *testing.T) {
 	start := time.Now()
 	b.lab(t, "up", "--site", b.site, "--provider", "qemu")
 	t.Logf("the last machine was turned on after %s", time.Since(start).Round(time.Second))
-	eventually(t, allVMsIn, "front page", b.frontPage)
+	// With patience: what is given up here goes on there, and what comes next has to share with it.
+	eventually(t, allVMsIn, "front page", func() error { return b.frontPageIn(5 * time.Minute) })
 	t.Logf("page after %s", time.Since(start).Round(time.Second))
 	b.lab(t, "status", "--wait", "--timeout", allVMsIn.String())
 	t.Logf("all ready after %s", time.Since(start).Round(time.Second))
