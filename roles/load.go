@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"text/template"
 
 	"imagegen/cluster"
@@ -144,6 +145,7 @@ func (l *loader) folder(c *Catalogue, fsys fs.FS, shown string) error {
 	if err != nil {
 		return fmt.Errorf("read the roles: %w", err)
 	}
+	var found []*source
 	for _, e := range entries {
 		// A link to a folder is a role, too; what is not a folder is none of ours.
 		info, err := fs.Stat(fsys, e.Name())
@@ -154,10 +156,18 @@ func (l *loader) folder(c *Catalogue, fsys fs.FS, shown string) error {
 		if err != nil {
 			return fmt.Errorf("read the roles: %w", err)
 		}
-		s := &source{name: e.Name(), dir: filepath.Join(shown, e.Name()), fsys: sub, common: l.common}
+		found = append(found, &source{name: e.Name(), dir: filepath.Join(shown, e.Name()), fsys: sub, common: l.common})
+	}
+	roles := make([]*Role, len(found))
+	var wg sync.WaitGroup
+	for i, s := range found { // each reads what it does itself
+		wg.Go(func() { roles[i] = s.load() })
+	}
+	wg.Wait()
+	for i, s := range found {
 		l.sources[s.name] = s
-		if r := s.load(); r != nil {
-			c.roles[s.name] = r
+		if roles[i] != nil {
+			c.roles[s.name] = roles[i]
 		}
 	}
 	return nil
