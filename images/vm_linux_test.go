@@ -225,7 +225,7 @@ roles: {tiny: {disk: 9GiB, nodes: {tiny1: 192.168.10.60}}}}`)
 echo "$(df --output=size -BG . | tail -n 1 | tr -d ' ') in all"
 stat -c '%s %n' etc/machine-id etc/resolv.conf
 readlink etc/systemd/system/multi-user.target.wants/*
-ls etc/systemd/network etc/netplan etc/yum.repos.d var/lib/cloud etc/ssh tmp var/tmp 2>&1
+ls etc/systemd/network etc/netplan etc/yum.repos.d var/lib/cloud etc/ssh tmp var/tmp 2>&1 || true # not all are there
 grep SELINUX= etc/selinux/config
 `, "sh", results[0].Path, t.TempDir())
 	for _, want := range []string{"9G in all\n", "\n0 etc/machine-id\n0 etc/resolv.conf\n", "/chronyd.service\n", "\nSELINUX=permissive\n"} {
