@@ -21,9 +21,10 @@ register_shutdown_function(function () {
     if ($answer === null) {
         // What ended the script is one of these, and the others may be left from before.
         global $wpdb;
-        $fatal = error_get_last();
+        $last = error_get_last();
+        $fatal = $last && $last['type'] & (E_ERROR | E_PARSE | E_CORE_ERROR | E_COMPILE_ERROR | E_USER_ERROR);
         $faults = array_filter([
-            $fatal && $fatal['type'] & (E_ERROR | E_PARSE | E_CORE_ERROR | E_COMPILE_ERROR | E_USER_ERROR) ? strtok($fatal['message'], "\n") : '', // not the arguments of calls: passwords
+            $fatal ? strtok($last['message'], "\n") : '', // the rest has the arguments of calls: passwords
             mysqli_connect_error(),
             $wpdb->last_error ?? '',
             substr(trim(preg_replace('/\s+/', ' ', strip_tags($printed))), -300),

@@ -154,9 +154,8 @@ echo 'nginx:x:2000:3000::/nonexistent:/usr/sbin/nologin' >>etc/passwd
 echo 'nginx:x:3000:' >>etc/group
 grep -q ^proxysql: etc/group || echo 'proxysql:x:3999:' >>etc/group
 for u in redis mysql haproxy; do grep -q "^$u:" etc/passwd || { echo "$u:x:3998:3998::/:/bin/false" >>etc/passwd; echo "$u:x:3998:" >>etc/group; }; done
-printf '#!/bin/sh\n' >usr/local/sbin/imagegen-node; chmod 755 usr/local/sbin/imagegen-node
-chown redis var/lib/redis; chown mysql run/mysqld
-rm -rf var/lib/mysql; mkdir -m 750 var/lib/mysql; chown mysql var/lib/mysql
+chroot . chown redis /var/lib/redis; chroot . chown mysql /run/mysqld
+rm -rf var/lib/mysql; mkdir -m 750 var/lib/mysql; chroot . chown mysql /var/lib/mysql
 chroot . tar -xpf - -C / --same-owner
 exec chroot . sh -euc 'cd /tmp; not() { if "$@"; then exit 1; fi; }; eval "$SCRIPT"'
 `

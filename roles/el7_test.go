@@ -298,7 +298,11 @@ func shellFaults(t *testing.T, path, text string) []string {
 			faults = append(faults, fmt.Sprintf("%s: %s: newer than bash 4.2: %s", path, m, what))
 		}
 	}
-	for _, argv := range [][]string{{"bash", "-n"}, {"shellcheck", "-s", "sh", "-"}} {
+	dialect := "sh"
+	if strings.HasPrefix(text, "#!/bin/bash\n") {
+		dialect = "bash"
+	}
+	for _, argv := range [][]string{{"bash", "-n"}, {"shellcheck", "-s", dialect, "-"}} {
 		needProgram(t, argv[0])
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Stdin = strings.NewReader(text)
@@ -357,6 +361,9 @@ func TestCentOSKnows(t *testing.T) {
 				case strings.HasPrefix(f.Path, "/etc/systemd/system/"):
 					checked["unit"]++
 					faults = append(faults, systemd219(f.Path, text)...)
+				case strings.HasPrefix(text, "#!"):
+					checked["shell"]++
+					faults = append(faults, shellFaults(t, f.Path, text)...)
 				case f.Check == "haproxy":
 					checked["haproxy"]++
 					faults = append(faults, haproxyFaults(f.Path, text)...)

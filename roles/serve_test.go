@@ -86,20 +86,23 @@ for i in $(seq 20); do is 200 $vip/; done # half of them meet the dead backend f
 	}
 }
 
-// redisOf is the Redis of a node with its certificate, each file in /etc/NODE and its data in /tmp/NODE, so that several
+// redisOf is the Redis of each node with its certificate, its files in /etc/NODE and its data in /tmp/NODE, so that several
 // fit on one machine.
-func redisOf(t *testing.T, c *Catalogue, s *cluster.Spec, sec *cluster.Secrets, node string) []RenderedFile {
+func redisOf(t *testing.T, c *Catalogue, s *cluster.Spec, sec *cluster.Secrets, nodes ...string) []RenderedFile {
 	t.Helper()
-	r, err := c.Render(s, sec, node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	move := strings.NewReplacer("/etc/imagegen/", "/etc/"+node+"/", "/etc/redis/imagegen-", "/etc/"+node+"/", "/var/lib/redis", "/tmp/"+node, " 127.0.0.1\n", "\n")
 	var files []RenderedFile
-	for _, f := range r.Files {
-		if strings.HasPrefix(f.Path, "/etc/imagegen/") || strings.HasPrefix(f.Path, "/etc/redis/") {
-			f.Path, f.Content = move.Replace(f.Path), []byte(move.Replace(string(f.Content)))
-			files = append(files, f)
+	for _, node := range nodes {
+		r, err := c.Render(s, sec, node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		move := strings.NewReplacer("/etc/imagegen/", "/etc/"+node+"/", "/etc/redis/imagegen-", "/etc/"+node+"/",
+			"/var/lib/redis", "/tmp/"+node, " 127.0.0.1\n", "\n")
+		for _, f := range r.Files {
+			if strings.HasPrefix(f.Path, "/etc/imagegen/") || strings.HasPrefix(f.Path, "/etc/redis/") {
+				f.Path, f.Content = move.Replace(f.Path), []byte(move.Replace(string(f.Content)))
+				files = append(files, f)
+			}
 		}
 	}
 	return files
@@ -125,9 +128,7 @@ func TestRedisMasterIsFound(t *testing.T) {
 	s := reference(t, c, "debian12")
 	sec := realSecrets(t, c, s)
 	n, _ := s.Node("redis1")
-	files := together(t, c, s, sec, "balancer3")
-	files = append(files, redisOf(t, c, s, sec, "redis1")...)
-	files = append(files, redisOf(t, c, s, sec, "redis2")...)
+	files := append(together(t, c, s, sec, "balancer3"), redisOf(t, c, s, sec, "redis1", "redis2")...)
 	out, err := inSandbox(t, n, files, redisShell+`
 for a in 50 53; do ip addr add 192.168.10.$a/32 dev eth0; done
 mkdir -p /var/lib/haproxy
@@ -161,9 +162,7 @@ func TestRedisIsEncrypted(t *testing.T) {
 	s := reference(t, c, "debian12")
 	sec := realSecrets(t, c, s)
 	n, _ := s.Node("redis1")
-	files := together(t, c, s, sec, "balancer3")
-	files = append(files, redisOf(t, c, s, sec, "redis1")...)
-	files = append(files, redisOf(t, c, s, sec, "redis2")...)
+	files := append(together(t, c, s, sec, "balancer3"), redisOf(t, c, s, sec, "redis1", "redis2")...)
 	stranger := realSecrets(t, c, s) // of another cluster with the same names and, as the worst comes, the same passwords
 	stranger.Passwords = sec.Passwords
 	files = append(files, redisOf(t, c, s, stranger, "redis3")...)
@@ -262,7 +261,7 @@ visit
 func TestVIPMoves(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
-	for _, p := range []string{"haproxy", "keepalived", "nft", "curl"} {
+	for _, p := range []string{"haproxy", "keepalived", "nft"} {
 		needProgram(t, p)
 	}
 	c := mustLoad(t, "")
@@ -280,7 +279,6 @@ func TestVIPMoves(t *testing.T) {
 		}
 	}
 	out, err := inSandbox(t, n, files, `
-printf '#!/bin/sh\nexec curl -fs -o /dev/null -m 1 "$2"\n' >/usr/local/sbin/imagegen-node
 mkdir -p /var/lib/haproxy
 echo 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
 unshare --net sleep 600 & b=$!

@@ -9,7 +9,6 @@ import (
 	"context"
 	"fmt"
 	"log"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -19,22 +18,13 @@ import (
 	"imagegen/assemble"
 )
 
-const usage = `usage: imagegen-node             run the agent
-       imagegen-node probe URL   exit 0 if URL answers 200 within a second, else 1`
-
 func main() {
 	log.SetFlags(0) // the journal has the time
-	var err error
-	switch args := os.Args[1:]; {
-	case len(args) == 0:
-		err = run()
-	case len(args) == 2 && args[0] == "probe":
-		err = probe(args[1])
-	default:
-		fmt.Fprintln(os.Stderr, usage)
+	if len(os.Args) > 1 {
+		fmt.Fprintln(os.Stderr, "usage: imagegen-node")
 		os.Exit(2)
 	}
-	if err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "imagegen-node:", err)
 		os.Exit(1)
 	}
@@ -68,18 +58,4 @@ func console(line string) {
 	defer tty.Close()
 	tty.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	fmt.Fprintf(tty, "imagegen: %s\r\n", line) // a console that takes no more loses lines, not the agent
-}
-
-// probe is for check scripts (keepalived's): images need no HTTP client of their own.
-func probe(url string) error {
-	client := http.Client{Timeout: time.Second}
-	resp, err := client.Get(url)
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", url, resp.Status)
-	}
-	return nil
 }
