@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -88,6 +89,21 @@ func (p probe) write(note string) {
 	if errors.Join(err, f.Close()) != nil || os.Rename(f.Name(), note) != nil {
 		os.Remove(f.Name())
 	}
+}
+
+// Processor returns QEMU's arguments for a guest's processors, of which an emulated one has one, whatever cpus says. Its
+// clock goes 4 ns for each instruction, which is about what emulation takes: all time limits inside are then in time that
+// the guest has had, so that one that gets too little of this machine's is slow, but does not fall apart.
+//
+// What has been translated is kept in up to 256 MiB of memory. It is found again by its address: where each process has
+// its libraries elsewhere, each is translated anew, which takes longer than all else. So systemd is asked to leave them in
+// one place (systemd-sysctl.service(8), credential sysctl.extra; systemd 252 or later).
+func Processor(accel string, cpus int) []string {
+	if accel == "kvm" {
+		return []string{"-accel", "kvm", "-cpu", "host", "-smp", strconv.Itoa(cpus)}
+	}
+	return []string{"-accel", "tcg,tb-size=256", "-icount", "shift=2,sleep=on", "-cpu", "qemu64", "-smp", "1",
+		"-smbios", "type=11,value=io.systemd.credential:sysctl.extra=kernel.randomize_va_space=0"}
 }
 
 // Signs of what became of a guest: on its serial console, and in what QEMU says.

@@ -47,12 +47,7 @@ func (q *qemu) args(m vm) []string {
 	if m.network {
 		network = "user,id=net"
 	}
-	processor := []string{"-accel", "kvm", "-cpu", "host", "-smp", "2"}
-	if q.accel != "kvm" {
-		// As in the lab: time limits inside are in time that the machine has had, however little of this one's it gets.
-		processor = []string{"-accel", "tcg,tb-size=256", "-icount", "shift=2,sleep=on", "-cpu", "qemu64", "-smp", "1"}
-	}
-	args := append(processor,
+	args := append(Processor(q.accel, 2),
 		"-m", fmt.Sprint(m.memory), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-netdev", network, "-device", "virtio-net-pci,netdev=net,romfile=,mac="+vmMAC, "-device", "virtio-rng-pci",
 		"-chardev", "file,id=console,path=/proc/self/fd/3", "-serial", "chardev:console", "-serial", "stdio",

@@ -101,18 +101,7 @@ func (q qemu) start(n cluster.Node, in *os.File) (started func() error, err erro
 // args are QEMU's. Files are in the node's folder, where it is started; file descriptor 3 is the cable.
 func (q qemu) args(n cluster.Node) []string {
 	role := q.spec.Role(n.Role)
-	processor := []string{"-accel", "kvm", "-cpu", "host", "-smp", strconv.Itoa(role.CPUs)}
-	if q.accel != "kvm" {
-		// What has been translated is kept in memory of its own, by default up to 1 GiB for each machine. It is found again by
-		// its address: where each process has its libraries elsewhere, each is translated anew, which takes longer than all
-		// else. So systemd is asked not to (systemd.system-credentials(7), sysctl.extra). The clock goes 4 ns
-		// for each instruction, which is about what emulation takes: all time limits inside are then in time that the machine
-		// has had, and a cluster that gets too little of this machine's is slow, but does not fall apart. That takes a single
-		// processor.
-		processor = []string{"-accel", "tcg,tb-size=256", "-icount", "shift=2,sleep=on", "-cpu", "qemu64", "-smp", "1",
-			"-smbios", "type=11,value=io.systemd.credential:sysctl.extra=kernel.randomize_va_space=0"}
-	}
-	args := append([]string{"-name", string(q.network) + ":" + n.Name, "-machine", "pc"}, processor...)
+	args := append([]string{"-name", string(q.network) + ":" + n.Name, "-machine", "pc"}, images.Processor(q.accel, role.CPUs)...)
 	args = append(args,
 		"-m", strconv.FormatInt(int64((role.Memory+cluster.MiB-1)/cluster.MiB), 10),
 		"-nodefaults", "-no-user-config", "-display", "none", "-rtc", "base=utc", "-daemonize",

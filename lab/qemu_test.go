@@ -30,8 +30,9 @@ func TestQemuArgs(t *testing.T) {
 		accel string
 		want  string
 	}{
-		{nodes[0], "tcg", `-name imagegen-otus:balancer1 -machine pc -accel tcg,tb-size=128 -icount shift=2,sleep=on -cpu qemu64 -smp 1 -m 257
--nodefaults -no-user-config -display none -rtc base=utc -daemonize -device virtio-rng-pci
+		{nodes[0], "tcg", `-name imagegen-otus:balancer1 -machine pc -accel tcg,tb-size=256 -icount shift=2,sleep=on -cpu qemu64 -smp 1
+-smbios type=11,value=io.systemd.credential:sysctl.extra=kernel.randomize_va_space=0
+-m 257 -nodefaults -no-user-config -display none -rtc base=utc -daemonize -device virtio-rng-pci
 -drive file=disk.qcow2,format=qcow2,if=virtio,discard=unmap
 -drive file=seed.iso,format=raw,if=ide,media=cdrom,readonly=on
 -chardev file,id=console,path=console.log,append=on -serial chardev:console
