@@ -304,6 +304,12 @@ kill -9 $(cat a.pid)
 holder b 'HAProxy killed'
 haproxy -D -p a.pid -f /etc/haproxy/haproxy.cfg
 for i in $(seq 80); do has b || { echo 'it went back'; exit 1; }; sleep 0.05; done
+for x in b a; do # one that takes connections and does not answer is no better
+  y=$([ $x = a ] && echo b || echo a)
+  kill -STOP $(cat $x.pid)
+  holder $y 'HAProxy hangs'
+  kill -CONT $(cat $x.pid)
+done
 # the network falls in two, the address on the other side
 nft 'add table ip cut; add chain ip cut in { type filter hook input priority 0; }; add rule ip cut in ip saddr 192.168.10.41 drop'
 nft 'add chain ip cut out { type filter hook output priority 0; }; add rule ip cut out ip daddr 192.168.10.41 drop'
