@@ -35,9 +35,6 @@ func (n Node) respServer(port int, encrypted bool, secret string) respServer {
 	s := respServer{addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), password: n.Secrets[secret]}
 	if encrypted {
 		s.tls = n.Identity.client(n.Facts.Node.Name)
-		// Each question is a new connection, every second. What the same process has proved once is enough: signatures are
-		// most of what that costs, on both sides.
-		s.tls.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	}
 	return s
 }
