@@ -28,9 +28,12 @@ build: ## bin/imagegen and bin/imagegen-node
 	@mkdir -p bin
 	$(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o bin/ ./cmd/...
 
+# $(call missing,PACKAGES): a shell's list of those that are not installed.
+missing = $$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
+
 # $(call install,PACKAGES): with APT, those that are missing.
 define install
-@missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+@missing=$(call missing,$(1)); \
 [ -z "$$missing" ] || { echo "installing" $$missing; apt-get update -qq && \
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
 endef
@@ -57,6 +60,7 @@ test: ## formatting, vet, staticcheck, a build for macOS, unit tests, golden fil
 	GOOS=darwin $(GO) build -o /dev/null ./cmd/imagegen
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) test -timeout 20m ./...
+	@missing=$(call missing,$(CHECKERS)); [ -z "$$missing" ] || echo "SKIPPED: what needs these packages, which make checkers installs:" $$missing
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (default 60s)
@@ -77,7 +81,7 @@ e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under lo
 	IMAGEGEN_E2E=faults $(GO) test -count=1 -timeout 90m -run TestFaults -v ./e2e
 
 .PHONY: e2e-vm
-e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; up to an hour and a half (root)
+e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; hours on two cores (root)
 	$(call install,$(VM_TOOLS))
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 180m -run 'TestBootMatrix|TestVirtualMachines' -v ./e2e
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -run TestBakeIn -v ./images
