@@ -2,6 +2,7 @@ package assemble
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -207,12 +208,18 @@ type glusterTurn struct {
 	Status cluster.Status
 }
 
-// TestGlusterServer is not a test: it is one server of TestGlusterForReal, told on standard input what it hears.
-func TestGlusterServer(t *testing.T) {
-	name := os.Getenv("IMAGEGEN_TEST_GLUSTER")
-	if name == "" {
-		t.Skip("part of TestGlusterForReal")
+// TestMain lets the test binary run itself as one server of TestGlusterForReal.
+func TestMain(m *testing.M) {
+	if name := os.Getenv("IMAGEGEN_TEST_GLUSTER"); name != "" {
+		serveGluster(name)
+		os.Exit(0)
 	}
+	os.Exit(m.Run())
+}
+
+// serveGluster is the server called name. It is told what it hears, and answers with what it sees, until there is no more.
+func serveGluster(name string) {
+	ctx := context.Background()
 	facts := cluster.Facts{ClusterID: testClusterID}
 	for i, n := range glusterNodes {
 		p := cluster.Peer{Name: n, Role: "glusterfs", IP: fmt.Sprintf("10.99.0.%d", i+1), Index: i}
@@ -231,20 +238,20 @@ func TestGlusterServer(t *testing.T) {
 			World World
 		}
 		if in.Decode(&ask) != nil {
-			os.Exit(0)
+			return
 		}
 		if ask.Fresh {
 			c = newGluster(node, "gluster", glusterParams())
 		}
 		var turn glusterTurn
-		report, err := c.Observe(t.Context())
+		report, err := c.Observe(ctx)
 		if err == nil {
 			turn.Report, _ = json.Marshal(report)
 			ask.World.Self, ask.World.Peers = facts.Node, facts.Peers
 			if ask.Fresh {
-				_, turn.Status, err = c.(*gluster).step(t.Context(), ask.World)
+				_, turn.Status, err = c.(*gluster).step(ctx, ask.World)
 			} else {
-				turn.Status, err = c.Step(t.Context(), ask.World)
+				turn.Status, err = c.Step(ctx, ask.World)
 			}
 		}
 		if err != nil {
@@ -338,7 +345,7 @@ func (l *glusterLab) on(n string) {
 	inside := `mount --make-rprivate /; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/log; mount -t tmpfs tmpfs /mnt; mkdir -p /var/log/glusterfs /mnt/data /mnt/client
 mount -o loop $D/$N.disk /mnt/data; mkdir -p /mnt/data/lib /mnt/data/data /data /var/lib/glusterd
 mount --bind /mnt/data/data /data; mount --bind /mnt/data/lib /var/lib/glusterd; mount --bind $D/hosts /etc/hosts; hostname $N
-PATH=$D/bin:$PATH IMAGEGEN_TEST_GLUSTER=$N $BIN -test.run='^TestGlusterServer$' & wait $!`
+PATH=$D/bin:$PATH IMAGEGEN_TEST_GLUSTER=$N $BIN & wait $!`
 	self, err := os.Executable()
 	if err != nil {
 		l.t.Fatal(err)
