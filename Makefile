@@ -60,7 +60,7 @@ test: ## formatting, vet, staticcheck, a build for macOS, unit tests, golden fil
 	GOOS=darwin $(GO) build -o /dev/null ./cmd/imagegen
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) test -timeout 20m ./...
-	@missing=$(call missing,$(CHECKERS)); [ -z "$$missing" ] || echo "SKIPPED: what needs these packages, which make checkers installs:" $$missing
+	@missing=$(call missing,$(TOOLS) $(CHECKERS)); [ -z "$$missing" ] || echo "SKIPPED: what needs these packages, which make tools checkers installs:" $$missing
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (default 60s)

@@ -91,6 +91,7 @@ func TestExt4(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: the file system is NOT tested")
 	}
+	program(t, "mkfs.ext4", "e2fsprogs")
 	var first string
 	for seed := range uint64(2) {
 		tree := newTree(t, seed)

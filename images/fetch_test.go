@@ -289,17 +289,17 @@ func qcow2(t *testing.T, data []byte) []byte {
 
 func TestUnpack(t *testing.T) {
 	want := disk()
-	xz := func(data []byte) []byte { return through(t, data, "xz-utils", "xz", "-c") }
-	for name, pack := range map[string]func() []byte{
-		"raw": func() []byte { return want }, "raw.gz": func() []byte { return packGzip(t, want) },
-		"raw.tar.gz": func() []byte { return packGzip(t, packTar(t, want)) }, "raw.xz": func() []byte { return xz(want) },
-		"raw.tar.xz": func() []byte { return xz(packTar(t, want)) },
-		"qcow2":      func() []byte { return qcow2(t, want) }, "qcow2.xz": func() []byte { return xz(qcow2(t, want)) },
+	xz := func(t *testing.T, data []byte) []byte { return through(t, data, "xz-utils", "xz", "-c") }
+	for name, pack := range map[string]func(*testing.T) []byte{
+		"raw": func(*testing.T) []byte { return want }, "raw.gz": func(t *testing.T) []byte { return packGzip(t, want) },
+		"raw.tar.gz": func(t *testing.T) []byte { return packGzip(t, packTar(t, want)) }, "raw.xz": func(t *testing.T) []byte { return xz(t, want) },
+		"raw.tar.xz": func(t *testing.T) []byte { return xz(t, packTar(t, want)) },
+		"qcow2":      func(t *testing.T) []byte { return qcow2(t, want) }, "qcow2.xz": func(t *testing.T) []byte { return xz(t, qcow2(t, want)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
-			packed := pack()
+			packed := pack(t)
 			if err := os.WriteFile(from, packed, 0o644); err != nil {
 				t.Fatal(err)
 			}
