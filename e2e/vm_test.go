@@ -15,7 +15,7 @@ import (
 // Emulated on two slow cores.
 const (
 	threeVMsIn = 8 * time.Minute
-	allVMsIn   = 60 * time.Minute
+	allVMsIn   = 90 * time.Minute
 )
 
 // TestVirtualMachines runs the whole reference cluster in QEMU, each node from its image's file and its seed's ISO. It
