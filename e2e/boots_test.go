@@ -25,6 +25,9 @@ const bootsName = "e2e-boots"
 // bootIn is how long a machine may take to its address: emulated, and with little of this machine's time.
 const bootIn = 30 * time.Minute
 
+// bootInVirtualBox is how long one in a VirtualBox that interprets every instruction may take to its kernel's first words.
+const bootInVirtualBox = 45 * time.Minute
+
 // Devices of QEMU that stand for what the lab and an OVF call a controller or a network card. A controller has the
 // system disk, the seed's CD-ROM drive and the data disk.
 var (
@@ -243,6 +246,79 @@ func (b *bench) boots(t *testing.T, node string, machine []string, disk, mac str
 	text := console.text.String()
 	t.Errorf("not seen within %s: %q; the console ends with\n%s", time.Since(start).Round(time.Second),
 		slices.Sorted(maps.Keys(console.wants)), text[max(0, len(text)-3000):])
+}
+
+// inVirtualBox makes a node's machine of what its box and the Vagrantfile have, and boots it. In the chroot, the folder of the
+// cluster is /mnt. Network cards need a driver in the host's kernel, which a machine without hardware virtualisation does not have.
+const inVirtualBox = `set -e
+mount -t proc proc "$1/proc"
+mount -t tmpfs tmpfs "$1/tmp"
+mount --bind "$2" "$1/mnt"
+exec chroot "$1" env HOME=/mnt/vbox VBOX_USER_HOME=/mnt/vbox/settings sh -ec '
+	cd /mnt/vbox
+	VBoxManage -q setproperty machinefolder /mnt/vbox/machines
+	VBoxManage -q setextradata global VBoxInternal/HM/FallbackToIEM 1
+	tar -xf /mnt/dist/boxes/redis.box
+	VBoxManage -q import box.ovf --vsys 0 --vmname redis1
+	VBoxManage -q modifyvm redis1 --uart1 0x3F8 4 --uartmode1 file /mnt/vbox/console --nic2 null
+	VBoxManage -q createmedium disk --filename /mnt/vbox/redis1.vdi --size 1024
+	VBoxManage -q storageattach redis1 --storagectl SATA --port 1 --device 0 --type dvddrive --medium /mnt/dist/seeds/redis1.iso
+	VBoxManage -q storageattach redis1 --storagectl SATA --port 2 --device 0 --type hdd --mtype writethrough --medium /mnt/vbox/redis1.vdi
+	VBoxManage -q list hdds
+	VBoxManage -q list dvds
+	exec /usr/lib/virtualbox/VBoxHeadless --startvm redis1 --vrde off'`
+
+// TestBootInVirtualBox boots a box with its seed and its data disk in a real VirtualBox, until the kernel has said on the serial
+// port what it is and how it was started. It does not wait for more: where VirtualBox interprets every instruction, the kernel
+// unpacks itself for a quarter of an hour.
+func TestBootInVirtualBox(t *testing.T) {
+	if os.Getenv("IMAGEGEN_E2E") != "vm" {
+		t.Skip("boots in VirtualBox run with IMAGEGEN_E2E=vm, as root: make e2e-vm")
+	}
+	root := os.Getenv("IMAGEGEN_VBOX")
+	if root == "" {
+		t.Skip("SKIPPED: no real VirtualBox; set IMAGEGEN_VBOX to a folder that is a root file system with VBoxManage inside")
+	}
+	b := newBenchOf(t, bootsName)
+	b.lab(t, "build", "--format", "box", "redis")
+	b.lab(t, "seed")
+	folder := filepath.Join(b.dir, "vbox")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithTimeout(t.Context(), bootInVirtualBox)
+	defer end()
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", inVirtualBox, "sh", root, b.dir)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	console := func() string {
+		text, _ := os.ReadFile(filepath.Join(folder, "console")) // it is there when the machine is on
+		return string(text)
+	}
+	wants := regexp.MustCompile(`(?s)\] Linux version .*\] Command line: BOOT_IMAGE=/boot/vmlinuz-.* root=UUID=`)
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	for !wants.MatchString(console()) {
+		select {
+		case err := <-ended:
+			t.Fatalf("VirtualBox ended after %s: %v\n%s\nthe console says\n%s", time.Since(start).Round(time.Second), err, &said, console())
+		case <-look.C:
+		}
+	}
+	t.Logf("the kernel spoke after %s", time.Since(start).Round(time.Second))
+	end()
+	<-ended
+	for _, medium := range []string{"/mnt/vbox/machines/redis1/box-disk001.vmdk", "/mnt/vbox/redis1.vdi", "/mnt/dist/seeds/redis1.iso"} {
+		if !regexp.MustCompile(`(?m)^Location: +` + regexp.QuoteMeta(medium) + `$`).Match(said.Bytes()) {
+			t.Errorf("not in the lists of media: %s\n%s", medium, &said)
+		}
+	}
 }
 
 // watched takes a console's text and calls all when everything that is wanted has been seen.
