@@ -249,7 +249,7 @@ func (b *bench) boots(t *testing.T, node string, machine []string, disk, mac str
 }
 
 // inVirtualBox makes a node's machine of what its box and the Vagrantfile have, and boots it. In the chroot, the folder of the
-// cluster is /mnt. Network cards need a driver in the host's kernel, which a machine without hardware virtualisation does not have.
+// cluster is /mnt. Host-only networks need VirtualBox's driver in the host's kernel, so the second network card has none.
 const inVirtualBox = `set -e
 mount -t proc proc "$1/proc"
 mount -t tmpfs tmpfs "$1/tmp"
