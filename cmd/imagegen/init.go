@@ -43,6 +43,10 @@ func initCommand() *cli.Command {
 				spec = cluster.Renumber(spec, cidr)
 			}
 			dir := c.Args().First()
+			if strings.HasPrefix(dir, "-") {
+				// Elsewhere - is standard input or output; a folder of that name is a slip, and hard to remove again.
+				return wrongf("init writes into a folder, and %s cannot be one; if you mean a folder of that name: ./%s", dir, dir)
+			}
 			if err := os.MkdirAll(dir, 0o755); dir != "" && err != nil {
 				return fmt.Errorf("make the folder of the spec: %w", err)
 			}

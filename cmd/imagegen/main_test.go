@@ -166,6 +166,12 @@ func TestInit(t *testing.T) {
 	if r := imagegen("init", path); r.code != exitFailed || !strings.HasPrefix(r.stderr, "imagegen: make the folder of the spec: ") {
 		t.Errorf("init into a file: %+v", r)
 	}
+	if r := imagegen("init", "-"); r.code != exitWrong || !strings.Contains(r.stderr, "./-") {
+		t.Errorf("init -: %+v", r)
+	}
+	if _, err := os.Lstat("-"); err == nil {
+		t.Error("init - made a folder of that name")
+	}
 	for _, distro := range []string{"centos7", "debian12"} {
 		done(t, "init", "--distro", distro, distro)
 		done(t, "validate", "-f", distro+"/cluster.yaml")
