@@ -15,8 +15,8 @@ func TestPowerOnArgs(t *testing.T) {
 	l := &Lab{spec: testSpec("otus"), network: "imagegen-otus"}
 	nodes := l.spec.Nodes()
 	for i, want := range []string{
-		"balancer1 02:00:5e:00:00:28 imagegen-otus port0 /dev/loop3 ",
-		"store1 02:00:5e:00:00:2c imagegen-otus port1 /dev/loop3 /dev/loop4",
+		"balancer1 02:00:5e:00:00:28 imagegen-otus port-balancer1 /dev/loop3 ",
+		"store1 02:00:5e:00:00:2c imagegen-otus port-store1 /dev/loop3 /dev/loop4",
 	} {
 		data := strings.Fields(want + " x")[5:][0]
 		if data == "x" {

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -116,7 +117,14 @@ func (l *Lab) ports(nodes []string) []string {
 	return ports
 }
 
-// port is the name of a node's port on the bridge: names of interfaces are short, and those of nodes need not be.
+// maxPort is the longest name that the kernel gives an interface, in bytes.
+const maxPort = 15
+
+// port is the name of a node's port on the bridge. It depends on the node's name alone, so that a node keeps its port
+// whatever becomes of the spec around it. Names of interfaces are short, and those of nodes need not be.
 func (l *Lab) port(node string) string {
-	return "port" + strconv.Itoa(slices.IndexFunc(l.spec.Nodes(), func(n cluster.Node) bool { return n.Name == node }))
+	if name := "port-" + node; len(name) <= maxPort {
+		return name
+	}
+	return fmt.Sprintf("port%x", sha256.Sum256([]byte(node)))[:maxPort]
 }

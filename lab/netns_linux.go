@@ -112,16 +112,40 @@ func (n netns) complete(address netip.Prefix) bool {
 }
 
 // delete removes the namespace's name; the namespace goes with it when no process is in it.
+//
+// The first `ip netns add` on a machine bind-mounts /run/netns on itself, so the name may be mounted twice, where only
+// the upper mount can be reached. So the mounts are taken apart in a mount namespace of our own, where that harms nobody,
+// until the file is no mount point there. When the kernel removes a file, it detaches what others have mounted on it.
 func (n netns) delete() error {
-	// Half made it is a plain file.
-	if err := syscall.Unmount(n.path(), syscall.MNT_DETACH); err != nil && err != syscall.EINVAL && err != syscall.ENOENT {
-		return fmt.Errorf("unmount %s: %w", n.path(), err)
-	}
-	if err := os.Remove(n.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := onOwnThread(func() error {
+		if _, err := os.Lstat(n.path()); err != nil {
+			return err
+		}
+		if err := syscall.Unshare(syscall.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		unmountAll(n.path())
+		err := os.Remove(n.path())
+		for errors.Is(err, syscall.EBUSY) && syscall.Unmount(netnsDir, syscall.MNT_DETACH) == nil {
+			unmountAll(n.path())
+			err = os.Remove(n.path())
+		}
 		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the cluster's network: %w", err)
 	}
 	os.Remove(netnsDir) // unless others have one
 	return nil
+}
+
+// unmountAll unmounts all that is mounted on a path, one on the other.
+func unmountAll(path string) {
+	for syscall.Unmount(path, syscall.MNT_DETACH) == nil {
+	}
 }
 
 // From linux/if_tun.h.
