@@ -206,6 +206,28 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	}
 }
 
+// A role can tell clusters of one name apart: in its files, and in what the agent is told.
+func TestClusterID(t *testing.T) {
+	c := mustLoad(t, folder(t, map[string]string{
+		"tool/role.yaml": "description: a tool\ndistros: {debian12: {packages: [tree]}}\nfiles: [{path: /etc/tool, template: tool}]\n" +
+			"components: [{name: tool, kind: service, params: {unit: tool.service, check: {exec: [tool, '{{clusterID}}']}}}]\n",
+		"tool/tool": "token {{clusterID}}\n",
+	}))
+	s := parse(t, c, "cluster: c\ndistro: debian12\nnetwork: {cidr: 10.1.0.0/16}\nroles:\n  tool: {nodes: {tool1: 10.1.0.1}}\n")
+	sec := testSecrets(c, s)
+	r, err := c.Render(s, sec, "tool1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(r.Files, func(f RenderedFile) bool { return f.Path == "/etc/tool" })
+	if i < 0 || string(r.Files[i].Content) != "token "+sec.ClusterID+"\n" {
+		t.Errorf("the file is not the cluster's: %v", r.Files)
+	}
+	if last := r.Facts.Components[len(r.Facts.Components)-1]; !strings.Contains(string(last.Params), sec.ClusterID) {
+		t.Errorf("the parameters are not the cluster's: %s", last.Params)
+	}
+}
+
 // BenchmarkRender renders all nodes of a cluster of a thousand; ns/op is for the whole cluster.
 func BenchmarkRender(b *testing.B) {
 	c := mustLoad(b, "")

@@ -304,6 +304,34 @@ func TestDocs(t *testing.T) {
 	}
 }
 
+// TestDocsOfComponents finds every parameter of every kind of component in docs/agent.md, below the kind's name.
+func TestDocsOfComponents(t *testing.T) {
+	page, err := os.ReadFile("../docs/agent.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, params := range cluster.ParamsFor {
+		_, section, found := strings.Cut(string(page), "\n**`"+kind+"`**\n")
+		if !found {
+			t.Errorf("docs/agent.md has no parameters of %s", kind)
+			continue
+		}
+		section, _, _ = strings.Cut(section, "\n**`")
+		keys := keysOf(reflect.TypeOf(params()).Elem(), "json")
+		switch kind {
+		case "service":
+			keys = append(keys, keysOf(reflect.TypeFor[cluster.Check](), "json")...)
+		case "disk":
+			keys = append(keys, keysOf(reflect.TypeFor[cluster.Dir](), "json")...)
+		}
+		for _, key := range keys {
+			if !strings.Contains(section, "`"+key+"`") {
+				t.Errorf("docs/agent.md does not explain %s of %s", key, kind)
+			}
+		}
+	}
+}
+
 // FuzzRole feeds anything to the reader of role.yaml: a role or faults, never a crash, and never a fault without a place.
 func FuzzRole(f *testing.F) {
 	for _, name := range mustLoad(f, "").Names() {

@@ -45,6 +45,7 @@ func (v *view) funcs() template.FuncMap {
 		"vip":        v.vip,
 		"secret":     v.secret,
 		"nodeKey":    v.nodeKey,
+		"clusterID":  func() string { return v.secrets.ClusterID }, // is in the facts: no secret
 		"fail":       func(msg string) (string, error) { return "", refusal(msg) },
 		"healthPort": func() int { return cluster.HealthPort },
 		"join":       func(sep string, list []string) string { return strings.Join(list, sep) },

@@ -178,6 +178,26 @@ func TestInit(t *testing.T) {
 	}
 }
 
+// Vagrant needs boxes and a Vagrantfile, which a plain build does not write.
+func TestVirtualBoxPageBuildsBoxes(t *testing.T) {
+	page, err := os.ReadFile("../../docs/virtualbox.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	builds := 0
+	for line := range strings.Lines(string(page)) {
+		if rest, is := strings.CutPrefix(line, "imagegen build"); is {
+			builds++
+			if !strings.Contains(rest, "--format box") {
+				t.Errorf("docs/virtualbox.md builds no boxes: %s", line)
+			}
+		}
+	}
+	if builds == 0 {
+		t.Error("docs/virtualbox.md builds nothing")
+	}
+}
+
 func TestValidate(t *testing.T) {
 	inNewFolder(t)
 	done(t, "init", "--network", "192.168.56.0/24", "elsewhere")
