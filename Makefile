@@ -13,6 +13,10 @@ TOOLS := mmdebstrap extlinux syslinux-common fdisk e2fsprogs systemd-container i
 CHECKERS := haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql php8.2-redis php wordpress redis-server redis-sentinel \
 	mariadb-server galera-4 mariadb-backup cloud-init nftables iptables shellcheck qemu-system-x86 qemu-utils curl faketime \
 	dnf rpm createrepo-c gnupg xz-utils xfsprogs vagrant
+# What fetches and runs PHP 7.2, which is what centos7 has.
+ifeq ($(shell command -v npm),)
+CHECKERS += nodejs npm
+endif
 # Servers that the agent builds its volume on, in network namespaces.
 GLUSTER := glusterfs-server glusterfs-client
 # What the lab needs for virtual machines, and their tests to log in.

@@ -4,9 +4,11 @@
 //
 // Everything that installing writes, the marker included, is one transaction: a database that has the marker has a
 // whole site, and of two nodes that install at once one fails, on the marker's unique name.
+//
+// It runs on PHP 7.2, which centos7 has, and later.
 
 $answer = null;
-function answer(string $state, string $detail = ''): never
+function answer(string $state, string $detail = '')
 {
     $GLOBALS['answer'] = ['state' => $state, 'detail' => $detail];
     exit;
@@ -70,7 +72,7 @@ function marker(): ?string
     global $wpdb;
     // SHORTINIT has not named the tables.
     $value = $wpdb->get_var($wpdb->prepare("SELECT option_value FROM `{$wpdb->base_prefix}options` WHERE option_name = %s", MARKER));
-    if ($wpdb->last_error !== '' && !str_contains($wpdb->last_error, "doesn't exist")) {
+    if ($wpdb->last_error !== '' && strpos($wpdb->last_error, "doesn't exist") === false) {
         answer('error', $wpdb->last_error);
     }
     return $value;
@@ -84,7 +86,6 @@ function judge(?string $marker): void
     }
 }
 
-$wpdb->base_prefix ??= $table_prefix;
 if (empty($wpdb->base_prefix)) {
     $wpdb->base_prefix = $table_prefix;
 }
@@ -95,7 +96,9 @@ if ($params['do'] === 'look') {
 
 require_once ABSPATH . 'wp-admin/includes/upgrade.php';
 // No request leaves while installing: WordPress would ask itself whether pretty links work.
-add_filter('pre_http_request', fn () => new WP_Error('offline', 'installing'));
+add_filter('pre_http_request', function () {
+    return new WP_Error('offline', 'installing');
+});
 
 make_db_current_silent(); // tables end a transaction, so they come first
 if ($wpdb->query('START TRANSACTION') === false) {
