@@ -46,6 +46,9 @@ mkdir -p /var/log /var/lib/nginx /var/lib/haproxy/dev /run/php
 sed -i "s/listen 80 /listen $IP:80 /" /etc/nginx/nginx.conf # elsewhere, HAProxy has a machine of its own
 # and nginx's packets come from its own address
 ip route replace local 192.168.10.47 dev eth0 src $IP table local
+# What an update may do to the package's files.
+echo 'fastcgi_param HTTP_HOST $host; fastcgi_param SCRIPT_NAME updated;' | tee /etc/nginx/fastcgi_params >/etc/nginx/fastcgi.conf
+echo 'types { text/updated css js; }' >/etc/nginx/mime.types
 nginx 2>nginx.log # there is no journal here
 haproxy -D -f /etc/haproxy/haproxy.cfg
 php-fpm8.2 --daemonize --fpm-config /etc/php/8.2/fpm/php-fpm.conf
@@ -67,6 +70,20 @@ is 200 $vip/some/post/?p=1
 grep -F '/some/post/?p=1 redis tls://192.168.10.53:6379?auth=' body
 is 200 --interface 192.168.10.40 -H 'X-Forwarded-For: 6.6.6.6, 1.2.3.4' http://192.168.10.42/; grep 'page of 1.2.3.4 ' body
 is 200 --interface 192.168.10.47 -H 'X-Forwarded-For: 1.2.3.4' http://192.168.10.42/; grep 'page of 192.168.10.47 ' body
+# The page hears of the host and port in the visitor's address bar, and of no host that the request is not for.
+echo '<?php echo "host ", $_SERVER["HTTP_HOST"], " ", $_SERVER["SERVER_NAME"], " proxy [", $_SERVER["HTTP_PROXY"], "]";' >$site/host.php
+hears() { is 200 -H "Host: $1" -H 'Proxy: 6.6.6.6' $vip/host.php; grep -xF "host $2 proxy []" body || { cat body; exit 1; }; }
+hears 127.0.0.1:8080 '127.0.0.1:8080 127.0.0.1'
+hears www.example.com 'www.example.com www.example.com'
+hears WWW.example.com:81 'www.example.com:81 www.example.com'
+hears '[::1]:8080' '[::1]:8080 [::1]'
+hears www.example.com:http 'www.example.com www.example.com'
+is 200 --request-target http://good.example/host.php -H 'Host: bad.example:8080' http://192.168.10.42/; grep -F 'host good.example good' body
+# Types are ours, and what they say is squeezed.
+echo 1 | tee $site/a.js $site/a.woff2 $site/a.webp >$site/a.bin
+type_of() { is 200 $1; curl -sI $1 | tr -d '\r' | grep -xi "content-type: $2" || { curl -sI $1; exit 1; }; }
+type_of $vip/a.css text/css; type_of $vip/a.js application/javascript; type_of $vip/a.woff2 font/woff2; type_of $vip/a.webp image/webp
+type_of $vip/a.bin application/octet-stream
 for path in /wp-config.php /.htpasswd /wp-content/uploads/x.php; do is 403 $vip$path; not grep -q password body; done
 is 200 $vip/.well-known/x
 is 404 $vip/nothing.php

@@ -1,0 +1,42 @@
+package roles
+
+import (
+	"regexp"
+	"testing"
+
+	"imagegen/cluster"
+)
+
+// include finds what configuration files read besides themselves: nginx, HAProxy, PHP-FPM, Redis, MySQL, shell.
+var include = regexp.MustCompile(`(?m)^\s*(?:include|!include|!includedir|source|\.)[ \t=]+"?(/[^\s;"]+)`)
+
+// TestIncludesAreOurs: a rendered file includes none that a package brings. Its updates would change our configuration.
+func TestIncludesAreOurs(t *testing.T) {
+	c := mustLoad(t, "")
+	found := 0
+	for _, distro := range cluster.Distros {
+		s := reference(t, c, distro)
+		sec := testSecrets(c, s)
+		for _, n := range s.Nodes() {
+			r, err := c.Render(s, sec, n.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ours := map[string]bool{}
+			for _, f := range r.Files {
+				ours[f.Path] = true
+			}
+			for _, f := range r.Files {
+				for _, m := range include.FindAllSubmatch(f.Content, -1) {
+					found++
+					if !ours[string(m[1])] {
+						t.Errorf("%s, %s: %s includes %s, which is not rendered", distro, n.Name, f.Path, m[1])
+					}
+				}
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no include found at all, not even nginx's own")
+	}
+}
