@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -24,28 +25,33 @@ import (
 
 const (
 	labDisk    = "/dev/imagegen-data" // the lab puts the node's data disk here
-	diskLabel  = "imagegen-data"      // of the file system
 	markerName = ".imagegen.json"     // at the root of the file system
 	intentName = "formatting.json"    // in the component's own folder, on the root disk
 
 	blankBytes   = 1 << 20 // a blank disk has nothing but zeros here
+	stampBytes   = 1 << 20 // at the end of a disk, which a new file system leaves free for the intent's stamp
 	nearlyFull   = 90      // percent used from which on it is said
 	growthSlack  = 4 << 20 // bytes that a file system may be smaller than its disk without being grown
 	sectorBytes  = 512     // the unit of /sys/block/*/size
 	markerSchema = "imagegen-node"
 )
 
+// diskLabels are the labels of data disks' file systems. XFS takes 12 characters at most.
+var diskLabels = map[string]string{"ext4": "imagegen-data", "xfs": "imagegendata"}
+
 // disk finds the node's data disk, formats it when it is blank, marks it as this node's, and mounts it.
 //
-// Formatting is the one thing here that cannot be taken back. Before it starts, an intent that names the disk is put
-// on the root disk; it is removed, durably, after the marker is on the new file system and before anything else may
-// write there. So a disk that an intent names holds nothing but the remains of its formatting, and a disk that is
-// neither blank nor named is never formatted.
+// Formatting is the one thing here that cannot be undone. Before it starts, an intent is written to the root disk. It
+// chooses the UUID of the file system to come, and formatting begins with a stamp of that UUID near the end of the
+// disk. The intent is removed, durably, after the marker is on the new file system and before anything else may write
+// there. So what carries the intent's UUID holds nothing but the remains of this node's own formatting. Any other disk
+// is formatted only when it is blank, whatever its name, size or serial number.
 type disk struct {
 	node    Node
 	params  *cluster.DiskParams
 	owner   marker
 	sys     string // normally /sys
+	dev     string // normally /dev
 	lab     string // normally labDisk
 	seen    diskSeen
 	settled bool           // folders and bind mounts are in place
@@ -62,9 +68,26 @@ type diskSeen struct {
 	Used     int     `json:"used"` // percent; inodes count as much as space
 
 	// The rest is looked for only while nothing is mounted.
-	Disks  []blockDisk `json:"disks,omitempty"`  // that may be the data disk
-	Others []string    `json:"others,omitempty"` // that may not, and why, for people
-	Intent *blockDisk  `json:"intent,omitempty"`
+	Disks  []blockDisk   `json:"disks,omitempty"`  // that may be the data disk
+	Others []string      `json:"others,omitempty"` // that may not, and why, for people
+	Intent *formatIntent `json:"intent,omitempty"`
+}
+
+// formatIntent says that this node is about to format a disk.
+type formatIntent struct {
+	Disk blockDisk `json:"disk"` // as it was: blank
+	UUID string    `json:"uuid"` // of the file system to come
+}
+
+// allows tells whether the intent lets d be formatted: the disk must be blank, or carry the UUID that the intent chose.
+func (i *formatIntent) allows(d blockDisk) bool {
+	if i == nil || i.UUID == "" {
+		return false
+	}
+	if d.Blank {
+		return d.same(i.Disk) || d.Stamp == i.UUID
+	}
+	return d.UUID == i.UUID || d.Stamp == i.UUID
 }
 
 // blockDisk is a whole disk.
@@ -75,11 +98,14 @@ type blockDisk struct {
 	// Blank: no signature that blkid knows, and only zeros at the start. Labelled: a file system with our label.
 	Blank    bool   `json:"blank,omitempty"`
 	Labelled bool   `json:"labelled,omitempty"`
+	UUID     string `json:"uuid,omitempty"`  // of the file system
+	Stamp    string `json:"stamp,omitempty"` // UUID of an intent to format; looked for only where blkid knows nothing
 	Holds    string `json:"holds,omitempty"` // what blkid found, for people
 	Given    bool   `json:"given,omitempty"` // by the lab: no need to guess
 }
 
-// same tells whether d and o are one disk, whatever is on it. Device names may change from boot to boot.
+// same tells whether d and o look like one disk, whatever is on it. Without a serial number this is a guess: device
+// names may change from boot to boot. It must only ever choose between blank disks.
 func (d blockDisk) same(o blockDisk) bool {
 	return d.Size == o.Size && d.Serial == o.Serial && (d.Serial != "" || d.Device == o.Device)
 }
@@ -112,7 +138,7 @@ func decodeMarker(data []byte) (*marker, error) {
 
 func newDisk(n Node, _ string, p *cluster.DiskParams) Component {
 	return &disk{
-		node: n, params: p, sys: "/sys", lab: labDisk,
+		node: n, params: p, sys: "/sys", dev: "/dev", lab: labDisk,
 		owner: marker{CreatedBy: markerSchema, ClusterID: n.Facts.ClusterID, Cluster: n.Facts.Cluster, Role: n.Facts.Node.Role, Node: n.Facts.Node.Name},
 	}
 }
@@ -144,7 +170,7 @@ func decideDisk(owner marker, seen diskSeen, settled bool) (diskStep, cluster.St
 	switch {
 	case d == nil:
 		return diskStep{}, status
-	case seen.Intent != nil && seen.Intent.same(*d):
+	case seen.Intent.allows(*d):
 		return diskStep{diskFormat, *d}, workf("formatting %s (%s)", d.Device, sizeText(d.Size))
 	case d.Blank:
 		return diskStep{diskIntend, *d}, workf("formatting %s (%s)", d.Device, sizeText(d.Size))
@@ -205,8 +231,8 @@ func chooseDisk(seen diskSeen) (*blockDisk, cluster.Status) {
 	}{
 		{"are given", func(d blockDisk) bool { return d.Given }},
 		// Before the label: mkfs writes it early, and what it had not finished must not be mounted.
-		{"were being formatted", func(d blockDisk) bool { return seen.Intent != nil && seen.Intent.same(d) }},
-		{"carry the label " + diskLabel, func(d blockDisk) bool { return d.Labelled }},
+		{"were being formatted", seen.Intent.allows},
+		{"carry the label of a data disk", func(d blockDisk) bool { return d.Labelled }},
 		{"are blank", func(d blockDisk) bool { return d.Blank }},
 	} {
 		if d, status := pick(rule.what, rule.fits); d != nil || status.State != "" {
@@ -220,7 +246,7 @@ func chooseDisk(seen diskSeen) (*blockDisk, cluster.Status) {
 	if len(others) == 0 {
 		return nil, waitf("for a data disk: none is attached")
 	}
-	return nil, waitf("for a data disk, blank or labelled %s; there is %s", diskLabel, strings.Join(others, ", "))
+	return nil, waitf("for a data disk, blank or one that a node has formatted; there is %s", strings.Join(others, ", "))
 }
 
 func sizeText(bytes int64) string {
@@ -248,7 +274,7 @@ func (d *disk) Observe(ctx context.Context) (any, error) {
 		if seen.Intent, err = d.readIntent(); err != nil {
 			return nil, err
 		}
-		if seen.Disks, seen.Others, err = d.findDisks(ctx, mounts); err != nil {
+		if seen.Disks, seen.Others, err = d.findDisks(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -277,7 +303,7 @@ func (d *disk) take(ctx context.Context, step diskStep, status cluster.Status) (
 	dev := step.disk.Device
 	switch step.do {
 	case diskIntend:
-		data, _ := json.Marshal(step.disk) // a plain struct
+		data, _ := json.Marshal(formatIntent{Disk: step.disk, UUID: newUUID()}) // plain structs
 		return status, cluster.WriteFile(filepath.Join(d.node.Dir, intentName), append(data, '\n'), 0o600)
 	case diskFormat:
 		d.node.Working(status.Detail)
@@ -345,7 +371,7 @@ func usedPercent(used, left uint64) int {
 	return int((used*100 + used + left - 1) / (used + left))
 }
 
-func (d *disk) readIntent() (*blockDisk, error) {
+func (d *disk) readIntent() (*formatIntent, error) {
 	data, err := os.ReadFile(filepath.Join(d.node.Dir, intentName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -353,15 +379,15 @@ func (d *disk) readIntent() (*blockDisk, error) {
 	if err != nil {
 		return nil, err
 	}
-	var b blockDisk
-	if err := json.Unmarshal(data, &b); err != nil {
+	var i formatIntent
+	if err := json.Unmarshal(data, &i); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(d.node.Dir, intentName), err)
 	}
-	return &b, nil
+	return &i, nil
 }
 
 // findDisks returns the disks that may be the data disk, and what else there is with the reason why it may not.
-func (d *disk) findDisks(ctx context.Context, mounts []mount) (disks []blockDisk, others []string, err error) {
+func (d *disk) findDisks(ctx context.Context) (disks []blockDisk, others []string, err error) {
 	if fi, err := os.Stat(d.lab); err == nil && fi.Mode()&fs.ModeDevice != 0 {
 		dev := fi.Sys().(*syscall.Stat_t).Rdev
 		name, err := filepath.EvalSymlinks(filepath.Join(d.sys, "dev/block", fmt.Sprintf("%d:%d", major(dev), minor(dev))))
@@ -371,10 +397,6 @@ func (d *disk) findDisks(ctx context.Context, mounts []mount) (disks []blockDisk
 		b, err := d.probe(ctx, d.lab, name)
 		b.Given = true
 		return []blockDisk{b}, nil, err
-	}
-	busy, err := busyDisks(d.sys, mounts)
-	if err != nil {
-		return nil, nil, err
 	}
 	entries, err := os.ReadDir(filepath.Join(d.sys, "block"))
 	if err != nil {
@@ -389,13 +411,16 @@ func (d *disk) findDisks(ctx context.Context, mounts []mount) (disks []blockDisk
 		if readNumber(dir, "size") == 0 || readNumber(dir, "removable") == 1 {
 			continue
 		}
-		dev := "/dev/" + name
-		holders, _ := os.ReadDir(filepath.Join(dir, "holders"))
+		dev := filepath.Join(d.dev, name)
+		used, err := inUse(dev)
+		if err != nil {
+			return nil, nil, err
+		}
 		partitions, _ := filepath.Glob(filepath.Join(dir, "*", "partition"))
 		switch {
 		case readNumber(dir, "ro") == 1:
 			others = append(others, dev+": read-only")
-		case busy[name] || len(holders) > 0:
+		case used:
 			others = append(others, dev+": in use")
 		case len(partitions) > 0:
 			others = append(others, dev+": has partitions")
@@ -410,10 +435,25 @@ func (d *disk) findDisks(ctx context.Context, mounts []mount) (disks []blockDisk
 	return disks, others, nil
 }
 
+// inUse asks the kernel whether a block device, or a partition of it, is claimed: by a mounted file system (in any
+// mount namespace), by swap, by LVM, RAID or another device on top of it. O_EXCL without O_CREAT is refused then, see
+// open(2).
+func inUse(dev string) (bool, error) {
+	f, err := os.OpenFile(dev, os.O_RDONLY|syscall.O_EXCL, 0)
+	if errors.Is(err, syscall.EBUSY) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, f.Close()
+}
+
 // probe looks at what is on a disk; dir is its folder below /sys.
 func (d *disk) probe(ctx context.Context, dev, dir string) (blockDisk, error) {
 	b := blockDisk{Device: dev, Size: readNumber(dir, "size") * sectorBytes}
-	for _, name := range []string{"serial", "device/serial", "wwid", "device/wwid"} {
+	// In this order: an NVMe controller's serial number is that of all of its disks, their wwid is not.
+	for _, name := range []string{"serial", "wwid", "device/wwid", "device/serial"} {
 		if s, err := os.ReadFile(filepath.Join(dir, name)); err == nil && len(bytes.TrimSpace(s)) > 0 {
 			b.Serial = string(bytes.TrimSpace(s))
 			break
@@ -431,7 +471,8 @@ func (d *disk) probe(ctx context.Context, dev, dir string) (blockDisk, error) {
 		if !zero {
 			b.Holds = "something unknown"
 		}
-		return b, nil
+		b.Stamp, err = readStamp(dev)
+		return b, err
 	case errors.As(err, &exit) && exit.ExitCode() == 8:
 		b.Holds = "several kinds of data at once"
 		return b, nil
@@ -443,7 +484,8 @@ func (d *disk) probe(ctx context.Context, dev, dir string) (blockDisk, error) {
 		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
 		values[k] = v
 	}
-	b.Labelled = values["LABEL"] == diskLabel && values["TYPE"] == d.params.Filesystem
+	b.Labelled = values["LABEL"] == diskLabels[d.params.Filesystem] && values["TYPE"] == d.params.Filesystem
+	b.UUID = values["UUID"]
 	kind := values["TYPE"]
 	if kind == "" {
 		kind = "a partition table (" + values["PTTYPE"] + ")"
@@ -467,29 +509,91 @@ func startsBlank(dev string) (bool, error) {
 	return len(bytes.Trim(buf[:n], "\x00")) == 0, nil
 }
 
-// format makes the file system on the disk that the intent names. A marker that is already there is proof that the
-// formatting had ended and only the intent outlived it, so it is looked for first. A file system without one may be
-// half made, however whole it looks.
+// stampText is the stamp of an intent. It stays where it is after the formatting, and means nothing without the intent.
+const stampText = "imagegen-node formats this disk: "
+
+// writeStamp puts the intent's UUID on a disk, durably, where mkfs will not write.
+func writeStamp(dev, uuid string) error {
+	f, err := os.OpenFile(dev, os.O_WRONLY|syscall.O_EXCL, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	block := make([]byte, 4096)
+	copy(block, stampText+uuid+"\n")
+	if _, err := f.WriteAt(block, end-stampBytes); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// readStamp returns the UUID of the intent whose stamp is on a disk, or "".
+func readStamp(dev string) (string, error) {
+	f, err := os.Open(dev)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil || end < stampBytes {
+		return "", err
+	}
+	block := make([]byte, 4096)
+	if _, err := f.ReadAt(block, end-stampBytes); err != nil {
+		return "", fmt.Errorf("read %s: %w", dev, err)
+	}
+	line, _, ok := strings.Cut(string(block), "\n")
+	uuid, stamped := strings.CutPrefix(line, stampText)
+	if !ok || !stamped {
+		return "", nil
+	}
+	return uuid, nil
+}
+
+// newUUID returns a random UUID (version 4).
+func newUUID() string {
+	b := make([]byte, 16)
+	rand.Read(b) // never fails
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return uuidText(b)
+}
+
+// format makes the file system on a disk that the intent allows. A marker that is already there proves that formatting
+// had finished and only the intent outlived it, so it is looked for first. A file system without one may be half made,
+// however whole it looks.
 func (d *disk) format(ctx context.Context, b blockDisk) error {
 	dev := b.Device
 	if !b.Blank && d.mount(ctx, dev) == nil {
 		var seen diskSeen
-		if err := d.lookInside(&seen); err == nil && seen.Marker != nil {
-			return nil
+		if err := d.lookInside(&seen); err == nil && (seen.Marker != nil || !seen.Empty) {
+			return nil // mounted: what is on it decides
 		}
 		if err := syscall.Unmount(d.params.Mount, 0); err != nil {
 			return fmt.Errorf("unmount %s: %w", d.params.Mount, err)
 		}
 	}
-	argv := []string{"mkfs.ext4", "-q", "-F", "-L", diskLabel, "-m", "1", "-e", "remount-ro", "-I", "512",
-		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", dev}
-	if d.params.Filesystem == "xfs" {
-		argv = []string{"mkfs.xfs", "-q", "-f", "-K", "-L", diskLabel, dev}
+	uuid := d.seen.Intent.UUID
+	if err := writeStamp(dev, uuid); err != nil {
+		return fmt.Errorf("format %s: %w", dev, err)
 	}
-	if _, err := run(ctx, nil, argv...); err != nil {
+	if _, err := run(ctx, nil, mkfs(d.params.Filesystem, dev, uuid, b.Size-stampBytes)...); err != nil {
 		return fmt.Errorf("format %s: %w", dev, err)
 	}
 	return d.mount(ctx, dev)
+}
+
+// mkfs returns the command that makes a file system of a size, in bytes.
+func mkfs(kind, dev, uuid string, size int64) []string {
+	if kind == "xfs" {
+		return []string{"mkfs.xfs", "-q", "-f", "-K", "-L", diskLabels[kind], "-m", "uuid=" + uuid, "-d", fmt.Sprintf("size=%d", size&^4095), dev}
+	}
+	return []string{"mkfs.ext4", "-q", "-F", "-L", diskLabels[kind], "-U", uuid, "-m", "1", "-e", "remount-ro", "-I", "512",
+		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", dev, fmt.Sprintf("%dk", size>>10)}
 }
 
 // mount checks the file system, lets it grow to the size of its disk, and mounts it.
@@ -700,35 +804,6 @@ func mountAt(ms []mount, path string) *mount {
 		}
 	}
 	return nil
-}
-
-// busyDisks returns the names of the whole disks that hold a mounted file system or swap.
-func busyDisks(sys string, mounts []mount) (map[string]bool, error) {
-	busy := map[string]bool{}
-	add := func(device string) {
-		path, err := filepath.EvalSymlinks(filepath.Join(sys, "dev/block", device))
-		if err != nil {
-			return // not a block device: overlay, tmpfs, …
-		}
-		busy[filepath.Base(path)] = true
-		if _, err := os.Stat(filepath.Join(path, "partition")); err == nil {
-			busy[filepath.Base(filepath.Dir(path))] = true
-		}
-	}
-	for _, m := range mounts {
-		add(m.device)
-	}
-	swaps, err := os.ReadFile("/proc/swaps")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	for line := range strings.Lines(string(swaps)) {
-		var st syscall.Stat_t
-		if f := strings.Fields(line); len(f) > 0 && syscall.Stat(f[0], &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFBLK {
-			add(fmt.Sprintf("%d:%d", major(st.Rdev), minor(st.Rdev)))
-		}
-	}
-	return busy, nil
 }
 
 // readNumber returns the number in a file below /sys, 0 when it cannot be read.

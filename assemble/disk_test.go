@@ -21,6 +21,11 @@ func TestDiskDecisions(t *testing.T) {
 	ours := blockDisk{Device: "/dev/vdb", Size: 10 << 30, Serial: "a", Labelled: true, Holds: "ext4 imagegen-data"}
 	foreign := blockDisk{Device: "/dev/vdd", Size: 10 << 30, Serial: "d", Holds: "xfs backup"}
 	half := blockDisk{Device: "/dev/vdb", Size: 10 << 30, Serial: "a", Holds: "something unknown"}
+	stamped := half
+	stamped.Stamp = "u1"
+	made := ours
+	made.UUID = "u1"
+	intend := func(d blockDisk) *formatIntent { return &formatIntent{Disk: d, UUID: "u1"} }
 	given := func(d blockDisk) blockDisk { d.Given = true; return d }
 	with := func(change func(m *marker)) *marker { m := testOwner; change(&m); return &m }
 	same := func(*marker) {}
@@ -37,15 +42,21 @@ func TestDiskDecisions(t *testing.T) {
 		"one blank":                {seen: diskSeen{Disks: []blockDisk{blank}}, do: diskIntend, device: "/dev/vdb", state: cluster.Working},
 		"blank beside a foreign":   {seen: diskSeen{Disks: []blockDisk{foreign, blank}}, do: diskIntend, device: "/dev/vdb", state: cluster.Working},
 		"two blank":                {seen: diskSeen{Disks: []blockDisk{blank, other}}, state: cluster.Stopped, detail: "/dev/vdb (10 GiB), /dev/vdc (10 GiB)"},
-		"two blank, one intended":  {seen: diskSeen{Disks: []blockDisk{blank, other}, Intent: &other}, do: diskFormat, device: "/dev/vdc", state: cluster.Working},
+		"two blank, one intended":  {seen: diskSeen{Disks: []blockDisk{blank, other}, Intent: intend(other)}, do: diskFormat, device: "/dev/vdc", state: cluster.Working},
 		"foreign alone":            {seen: diskSeen{Disks: []blockDisk{foreign}}, state: cluster.Waiting, detail: "/dev/vdd: holds xfs backup"},
 		"given, but foreign":       {seen: diskSeen{Disks: []blockDisk{given(foreign)}}, state: cluster.Stopped, detail: "holds xfs backup"},
-		"half formatted, intended": {seen: diskSeen{Disks: []blockDisk{half}, Intent: &blank}, do: diskFormat, device: "/dev/vdb", state: cluster.Working},
-		"half formatted, unknown":  {seen: diskSeen{Disks: []blockDisk{half}}, state: cluster.Waiting, detail: "something unknown"},
-		"intent for another disk":  {seen: diskSeen{Disks: []blockDisk{half}, Intent: &other}, state: cluster.Waiting, detail: "something unknown"},
-		"formatted, intended":      {seen: diskSeen{Disks: []blockDisk{ours}, Intent: &blank}, do: diskFormat, device: "/dev/vdb", state: cluster.Working},
+		"two blank, one stamped":   {seen: diskSeen{Disks: []blockDisk{blank, renamed(blank, "u1")}, Intent: &formatIntent{Disk: blockDisk{Device: "/dev/vdb", Size: 1}, UUID: "u1"}}, do: diskFormat, device: "/dev/vde", state: cluster.Working},
+		"half formatted, intended": {seen: diskSeen{Disks: []blockDisk{stamped}, Intent: intend(blank)}, do: diskFormat, device: "/dev/vdb", state: cluster.Working},
+		"half formatted, unknown":  {seen: diskSeen{Disks: []blockDisk{stamped}}, state: cluster.Waiting, detail: "something unknown"},
+		"another intent's remains": {seen: diskSeen{Disks: []blockDisk{stamped}, Intent: &formatIntent{Disk: blank, UUID: "u2"}}, state: cluster.Waiting, detail: "something unknown"},
+		"not our remains":          {seen: diskSeen{Disks: []blockDisk{half}, Intent: intend(blank)}, state: cluster.Waiting, detail: "something unknown"},
+		"intent without a UUID":    {seen: diskSeen{Disks: []blockDisk{half}, Intent: &formatIntent{Disk: blank}}, state: cluster.Waiting, detail: "something unknown"},
+		"formatted, intended":      {seen: diskSeen{Disks: []blockDisk{made}, Intent: intend(blank)}, do: diskFormat, device: "/dev/vdb", state: cluster.Working},
+		"formatted by another":     {seen: diskSeen{Disks: []blockDisk{ours}, Intent: intend(blank)}, do: diskMount, device: "/dev/vdb", state: cluster.Working},
+		"foreign, same name":       {seen: diskSeen{Disks: []blockDisk{given(foreign)}, Intent: intend(foreign)}, state: cluster.Stopped, detail: "holds xfs backup"},
+		"half made and whole":      {seen: diskSeen{Disks: []blockDisk{renamed(ours, ""), made}, Intent: intend(blank)}, do: diskFormat, device: "/dev/vdb", state: cluster.Working},
 		"ours":                     {seen: diskSeen{Disks: []blockDisk{other, ours}}, do: diskMount, device: "/dev/vdb", state: cluster.Working},
-		"ours twice":               {seen: diskSeen{Disks: []blockDisk{ours, renamed(ours)}}, state: cluster.Stopped, detail: "2 disks carry the label"},
+		"ours twice":               {seen: diskSeen{Disks: []blockDisk{ours, renamed(ours, "")}}, state: cluster.Stopped, detail: "2 disks carry the label of a data disk"},
 		"mounted, new":             {seen: diskSeen{Mounted: "/dev/vdb", Empty: true}, do: diskMark, device: "/dev/vdb", state: cluster.Working},
 		"mounted, marked":          {seen: diskSeen{Mounted: "/dev/vdb", Marker: with(same)}, do: diskSettle, device: "/dev/vdb", state: cluster.Working},
 		"mounted, settled":         {seen: diskSeen{Mounted: "/dev/vdb", Marker: with(same)}, settled: true, state: cluster.Ready},
@@ -64,8 +75,8 @@ func TestDiskDecisions(t *testing.T) {
 	}
 }
 
-func renamed(d blockDisk) blockDisk {
-	d.Device, d.Serial = "/dev/vde", "e"
+func renamed(d blockDisk, stamp string) blockDisk {
+	d.Device, d.Serial, d.Stamp = "/dev/vde", "e", stamp
 	return d
 }
 
@@ -207,7 +218,7 @@ func TestDiskForReal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	intent, _ := json.Marshal(stale.seen.Disks[0])
+	intent, _ := json.Marshal(formatIntent{Disk: stale.seen.Disks[0], UUID: stale.seen.Disks[0].UUID})
 	os.WriteFile(filepath.Join(stale.node.Dir, intentName), intent, 0o600)
 	if got := boot(t, stale); got.State != cluster.Ready {
 		t.Errorf("stale intent: %+v", got)
@@ -253,6 +264,12 @@ func TestDiskHalfFormatted(t *testing.T) {
 		t.Fatalf("%+v", step)
 	}
 	if _, err := first.take(t.Context(), step, status); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Observe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeStamp(dev, first.seen.Intent.UUID); err != nil {
 		t.Fatal(err)
 	}
 	sh(t, `printf 'remains of mkfs' | dd of=$1 bs=1 seek=4096 conv=notrunc status=none`, dev)
