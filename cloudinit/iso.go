@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/kdomanski/iso9660"
+
+	"imagegen/cluster"
 )
 
 // The image is laid out here, and its records are written and read by the iso9660 library. Its ImageWriter is of no
@@ -78,6 +80,9 @@ func (s Seed) WriteISO(path string) (err error) {
 		}
 	}()
 	if err := f.Chmod(0o600); err != nil { // whatever the umask
+		return err
+	}
+	if err := cluster.OwnFile(f); err != nil {
 		return err
 	}
 	if _, err := f.Write(image); err != nil {

@@ -63,7 +63,7 @@ func TestSecretsAreMadeOnce(t *testing.T) {
 	more := load(t, dir, spec, append(testNames, "monitor"))
 	after := content(t, dir)
 	for name, data := range before {
-		if name != "passwords.json" && after[name] != data {
+		if name != "passwords.json" && name != "issued" && after[name] != data {
 			t.Errorf("%s has changed", name)
 		}
 	}
@@ -239,8 +239,9 @@ func TestDamagedSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(t, dir, spec, "a certificate without its key", "ca.key is missing")
-	// A run that was killed between key and certificate is no damage.
+	// A run that was killed between key and certificate is no damage: it has not yet noted that they were issued.
 	dir = copyTree(t, good)
+	forget(t, dir, "nodes/web1.crt")
 	if err := os.Remove(filepath.Join(dir, "nodes/web1.crt")); err != nil {
 		t.Fatal(err)
 	}
@@ -262,6 +263,260 @@ func refused(t *testing.T, dir string, spec *Spec, what, want string) {
 	}
 	if !maps.Equal(before, content(t, dir)) {
 		t.Errorf("%s: files have changed", what)
+	}
+}
+
+// forget removes lines from the list of what was issued.
+func forget(t *testing.T, dir string, items ...string) {
+	t.Helper()
+	path := filepath.Join(dir, "issued")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := slices.DeleteFunc(strings.SplitAfter(string(data), "\n"), func(l string) bool { return slices.Contains(items, strings.TrimSpace(l)) })
+	write(t, path, strings.Join(lines, ""))
+}
+
+// Whatever was issued and is missing is named, with the way to have it back, and nothing is made in its place; so also
+// by those who only read.
+func TestLostSecrets(t *testing.T) {
+	spec := testSpec(t)
+	good := filepath.Join(t.TempDir(), "secrets")
+	load(t, good, spec, testNames)
+	for name := range content(t, good) {
+		if name == ".gitignore" || name == "issued" {
+			continue
+		}
+		dir := copyTree(t, good)
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, dir, spec, name+" lost", filepath.Join(dir, name)+" is missing, but was issued")
+		if _, err := ReadSecrets(dir, spec, testNames); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, name)) {
+			t.Errorf("%s lost, and read: %v", name, err)
+		}
+		// A cluster from before there was a list: what was made before something that is there is lost, too.
+		if strings.HasPrefix(name, "nodes/") {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, "issued")); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, dir, spec, name+" lost, without a list", filepath.Join(dir, name)+" is missing, but was issued")
+	}
+	dir := copyTree(t, good)
+	write(t, filepath.Join(dir, "passwords.json"), `{"balancer_vrrp": "abcdefgh", "wordpress_admin": "abc"}`)
+	refused(t, dir, spec, "one password lost", "password redis is missing")
+	dir = copyTree(t, good)
+	write(t, filepath.Join(dir, "cluster_id"), newUUID()+"\n")
+	refused(t, dir, spec, "another cluster's id", "cluster_id is another cluster's")
+
+	// The ways back that the messages name.
+	dir = copyTree(t, good)
+	forget(t, dir, "nodes/web1.key", "nodes/web1.crt")
+	for _, name := range []string{"nodes/web1.key", "nodes/web1.crt"} {
+		os.Remove(filepath.Join(dir, name))
+	}
+	if s := load(t, dir, spec, testNames); s.Nodes["web1"].Key == nil {
+		t.Error("a pair that was forgotten is not issued anew")
+	}
+	dir = copyTree(t, good)
+	os.Remove(filepath.Join(dir, "issued"))
+	if load(t, dir, spec, testNames); content(t, dir)["issued"] != content(t, good)["issued"] {
+		t.Error("what is there was not adopted")
+	}
+}
+
+// A node, a role or a password that comes later was never issued, and is not missing.
+func TestReadSecretsWritesNothing(t *testing.T) {
+	spec := testSpec(t)
+	dir := filepath.Join(t.TempDir(), "secrets")
+	s, err := ReadSecrets(dir, spec, testNames)
+	if err != nil || s.ClusterID != "" || len(s.Passwords)+len(s.Nodes) != 0 || s.Operator.Cert != nil {
+		t.Errorf("secrets that were never issued: %v, %v", s, err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("reading made the folder")
+	}
+	issued := load(t, dir, spec, testNames)
+	before := content(t, dir)
+	spec.Roles[0].Nodes = append(spec.Roles[0].Nodes, Node{Name: "balancer9", Role: "balancer", IP: netip.MustParseAddr("192.168.10.99")})
+	s, err = ReadSecrets(dir, spec, append(testNames, "monitor"))
+	if err != nil || !reflect.DeepEqual(s, issued) {
+		t.Errorf("secrets with a node more: %v", err)
+	}
+	if !maps.Equal(before, content(t, dir)) {
+		t.Error("reading changed files")
+	}
+	if none, err := NoSecrets(dir); none || err != nil {
+		t.Errorf("NoSecrets: %v, %v", none, err)
+	}
+}
+
+// aged replaces a certificate by one for the same key that ends at a time.
+func aged(t *testing.T, dir, name string, end time.Time) {
+	t.Helper()
+	v := &vault{dir: dir, items: map[string]bool{}}
+	caPair, caKey, err := v.key("ca")
+	if err != nil {
+		t.Fatal(err)
+	}
+	caCert, err := v.certificate("ca", caPair, caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, key, err := v.key(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := v.certificate(name, pair, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := authority{caPair, caCert, caKey}
+	if name == "ca" {
+		ca.cert = nil
+	}
+	cert, err := sign(&x509.Certificate{
+		RawSubject: old.RawSubject, SubjectKeyId: old.SubjectKeyId, NotAfter: end, DNSNames: old.DNSNames, IPAddresses: old.IPAddresses,
+		KeyUsage: old.KeyUsage, ExtKeyUsage: old.ExtKeyUsage, IsCA: old.IsCA, BasicConstraintsValid: old.IsCA,
+	}, key.Public(), ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, name+".crt"), string(cert))
+}
+
+// Certificates have a successor when a third of their life is left, for the same key and with the same authority, and
+// those who only read say that it is time.
+func TestRenewal(t *testing.T) {
+	spec := testSpec(t)
+	now := time.Now()
+	dir := filepath.Join(t.TempDir(), "secrets")
+	first := load(t, dir, spec, nil)
+	if said := first.Expiring(now); said != nil {
+		t.Errorf("new certificates: %q", said)
+	}
+	aged(t, dir, "nodes/web1", now.AddDate(3, 3, 0))
+	aged(t, dir, "nodes/web2", now.AddDate(3, 5, 0))
+	aged(t, dir, "operator", now.Add(-time.Hour))
+	before := content(t, dir)
+	read, err := ReadSecrets(dir, spec, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said := read.Expiring(now); len(said) != 1 || !strings.Contains(said[0], "operator and web1 expired on ") {
+		t.Errorf("said: %q", said)
+	}
+	s := load(t, dir, spec, nil)
+	if want := []string{"nodes/web1.crt", "operator.crt"}; !slices.Equal(s.Renewed, want) {
+		t.Errorf("renewed %q, want %q", s.Renewed, want)
+	}
+	if end := s.Nodes["web1"].parse().NotAfter; end.Before(now.AddDate(nodeYears, 0, -1)) {
+		t.Errorf("web1's certificate ends on %s", end)
+	}
+	for name, data := range content(t, dir) {
+		if name != "nodes/web1.crt" && name != "operator.crt" && data != before[name] {
+			t.Errorf("%s has changed", name)
+		}
+	}
+	if again := load(t, dir, spec, nil); again.Renewed != nil {
+		t.Errorf("renewed once more: %q", again.Renewed)
+	}
+
+	// The authority: what it signed before and after is believed by those who have the old and the new one.
+	aged(t, dir, "ca", now.AddDate(6, 0, 0))
+	old := []byte(content(t, dir)["ca.crt"])
+	read, _ = ReadSecrets(dir, spec, nil)
+	if said := read.Expiring(now); len(said) != 1 || !strings.Contains(said[0], "authority, ca.crt, expires on "+now.AddDate(6, 0, 0).UTC().Format(time.DateOnly)) {
+		t.Errorf("said: %q", said)
+	}
+	s = load(t, dir, spec, nil)
+	if want := []string{"ca.crt"}; !slices.Equal(s.Renewed, want) {
+		t.Errorf("renewed %q, want %q", s.Renewed, want)
+	}
+	aged(t, dir, "nodes/redis1", now.AddDate(1, 0, 0))
+	s = load(t, dir, spec, nil) // redis1 is signed anew, by the new one
+	for _, ca := range [][]byte{old, s.CA.Cert} {
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(ca)
+		for _, node := range []string{"web1", "redis1"} {
+			if _, err := s.Nodes[node].parse().Verify(x509.VerifyOptions{Roots: pool, DNSName: node}); err != nil {
+				t.Errorf("%s: %v", node, err)
+			}
+		}
+	}
+}
+
+// An authority that has expired signs nothing, and the error names it and the way on, which works.
+func TestExpiredAuthority(t *testing.T) {
+	spec := testSpec(t)
+	dir := filepath.Join(t.TempDir(), "secrets")
+	load(t, dir, spec, testNames)
+	aged(t, dir, "ca", time.Now().Add(-time.Hour))
+	refused(t, dir, spec, "an expired authority", filepath.Join(dir, "ca.crt")+", the cluster's authority, expired on ")
+	s, err := ReadSecrets(dir, spec, testNames)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said := s.Expiring(time.Now()); len(said) != 1 || !strings.Contains(said[0], "ca.crt, expired on") {
+		t.Errorf("said: %q", said)
+	}
+	os.Remove(filepath.Join(dir, "ca.crt"))
+	forget(t, dir, "ca.crt")
+	s = load(t, dir, spec, testNames)
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(s.CA.Cert)
+	if _, err := s.Nodes["web1"].parse().Verify(x509.VerifyOptions{Roots: pool, DNSName: "web1"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A certificate never outlives the authority, and one that ends with it is not signed again and again.
+func TestCertificatesEndWithTheAuthority(t *testing.T) {
+	spec := testSpec(t)
+	dir := filepath.Join(t.TempDir(), "secrets")
+	load(t, dir, spec, nil)
+	end := time.Now().AddDate(7, 0, 0).UTC().Truncate(time.Second)
+	aged(t, dir, "ca", end)
+	aged(t, dir, "nodes/web1", time.Now().AddDate(1, 0, 0))
+	s := load(t, dir, spec, nil)
+	if got := s.Nodes["web1"].parse().NotAfter; !got.Equal(end) {
+		t.Errorf("web1's ends on %s, the authority's on %s", got, end)
+	}
+	if again := load(t, dir, spec, nil); again.Renewed != nil {
+		t.Errorf("renewed once more: %q", again.Renewed)
+	}
+}
+
+// What root wrote by sudo belongs to the user who called it.
+func TestOwnedByTheUserWhoCalledSudo(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: only root can give files away")
+	}
+	t.Setenv("SUDO_UID", "12345")
+	t.Setenv("SUDO_GID", "12346")
+	top := t.TempDir()
+	if err := MakeDirs(filepath.Join(top, "a/b")); err != nil {
+		t.Fatal(err)
+	}
+	load(t, filepath.Join(top, "a/b/secrets"), testSpec(t), testNames)
+	err := filepath.WalkDir(filepath.Join(top, "a"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if stat := info.Sys().(*syscall.Stat_t); err == nil && (stat.Uid != 12345 || stat.Gid != 12346) {
+			t.Errorf("%s belongs to %d:%d", path, stat.Uid, stat.Gid)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if info, err := os.Stat(top); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
+		t.Error("a folder that was there has another owner")
 	}
 }
 

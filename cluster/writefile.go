@@ -10,7 +10,7 @@ import (
 
 // WriteFile writes data to path with exactly this mode, whatever the umask. A reader finds the old file or the whole
 // new one, never a part, also after a crash: it is written beside its place as path.tmp*, brought to the disk, and
-// renamed. After an error the old file is untouched and nothing else is left.
+// renamed. After an error the old file is untouched and nothing else is left. It belongs to the user who called sudo.
 func WriteFile(path string, data []byte, mode fs.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".tmp*")
@@ -28,6 +28,9 @@ func WriteFile(path string, data []byte, mode fs.FileMode) (err error) {
 		return err
 	}
 	if err := f.Chmod(mode); err != nil {
+		return err
+	}
+	if err := OwnFile(f); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

@@ -16,8 +16,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// specLimit bounds what is read as a spec. A thousand nodes take 40 KiB.
-const specLimit = 1 << 20
+// SpecLimit bounds what is read as a spec. A thousand nodes take 40 KiB.
+const SpecLimit = 1 << 20
 
 // reader walks a YAML document and collects what is wrong with it. Its methods report a fault themselves and then
 // return false; a value that was reported once has no node, so that nothing is reported twice.
@@ -48,8 +48,8 @@ func (r *reader) faultf(at value, format string, args ...any) {
 // document returns the root of the one document in data.
 func (r *reader) document(data []byte) (value, bool) {
 	top := value{line: 1, col: 1}
-	if len(data) > specLimit {
-		r.faultf(top, "the file has %d KiB; a spec has %s at most", len(data)>>10, Bytes(specLimit))
+	if len(data) > SpecLimit {
+		r.faultf(top, "the file has %d KiB; a spec has %s at most", len(data)>>10, Bytes(SpecLimit))
 		return top, false
 	}
 	if !utf8.Valid(data) {

@@ -74,7 +74,7 @@ func (c *Config) convert(ctx context.Context, role string, p *plan, format strin
 		return out, err
 	}
 	path := c.file(role, format)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := cluster.MakeDirs(filepath.Dir(path)); err != nil {
 		return out, err
 	}
 	return out, place(made, path)

@@ -258,7 +258,7 @@ func complete(dir string) bool {
 // export puts an image into the output folder. The file is the cache's own where both are on one file system, and
 // therefore read-only: machines get copies of it, or layers over it.
 func (c *Config) export(ctx context.Context, role string, p *plan) (Result, error) {
-	if err := os.MkdirAll(filepath.Join(c.OutDir, "images"), 0o755); err != nil {
+	if err := cluster.MakeDirs(filepath.Join(c.OutDir, "images")); err != nil {
 		return Result{}, err
 	}
 	r := Result{Role: role, Identity: p.identity, Cached: p.cached, Path: c.file(role, "raw"), Manifest: c.file(role, "json")}
@@ -342,6 +342,11 @@ func place(from, path string) error {
 			os.Remove(tmp)
 			return err
 		}
+	}
+	// A link belongs to whom the cache's file belongs to, and that is given away with it: it is the output that counts.
+	if err := cluster.Own(tmp); err != nil {
+		os.Remove(tmp)
+		return err
 	}
 	return os.Rename(tmp, path)
 }

@@ -87,10 +87,14 @@ type asker struct {
 	operator  tls.Certificate
 	ca        *x509.CertPool
 	limit     time.Duration // for an answer
+	unable    error         // why no agent can be asked; nil: they can
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 func newAsker(s *cluster.Secrets, dial func(context.Context, string, string) (net.Conn, error)) (*asker, error) {
+	if s.Operator.Cert == nil || s.CA.Cert == nil {
+		return &asker{limit: statusLimit, unable: errors.New("the cluster's secrets, by which its agents know the operator, are not here")}, nil
+	}
 	cert, err := tls.X509KeyPair(s.Operator.Cert, s.Operator.Key)
 	if err != nil {
 		return nil, fmt.Errorf("the operator's certificate: %w", err)
@@ -105,6 +109,9 @@ func newAsker(s *cluster.Secrets, dial func(context.Context, string, string) (ne
 // request sends a request to a node's agent and returns its answer, and how far the node's clock is behind, to about a
 // second; an answer that is no success is an error, with what the agent says.
 func (a *asker) request(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) (answer []byte, behind time.Duration, err error) {
+	if a.unable != nil {
+		return nil, 0, a.unable
+	}
 	ctx, cancel := context.WithTimeout(ctx, a.limit)
 	defer cancel()
 	transport := &http.Transport{

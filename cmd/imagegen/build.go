@@ -88,7 +88,7 @@ func build(c *cli.Context) error {
 		return err
 	}
 	// Seeds come first: they take no time, and a fault in a template shows before minutes of baking.
-	secrets, err := p.secrets()
+	secrets, err := p.issueSecrets(c)
 	if err != nil {
 		return err
 	}
@@ -96,6 +96,7 @@ func build(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	p.nameStaleSeeds(c.App.ErrWriter)
 	b := newBlock(c)
 	defer b.clear()
 	config := images.Config{

@@ -47,8 +47,10 @@ func initCommand() *cli.Command {
 				// Elsewhere - is standard input or output; a folder of that name is a slip, and hard to remove again.
 				return wrongf("init writes into a folder, and %s cannot be one; if you mean a folder of that name: ./%s", dir, dir)
 			}
-			if err := os.MkdirAll(dir, 0o755); dir != "" && err != nil {
-				return fmt.Errorf("make the folder of the spec: %w", err)
+			if dir != "" {
+				if err := cluster.MakeDirs(dir); err != nil {
+					return fmt.Errorf("make the folder of the spec: %w", err)
+				}
 			}
 			path := filepath.Join(dir, "cluster.yaml")
 			if err := writeNew(path, spec); err != nil {
@@ -74,7 +76,7 @@ func writeNew(path string, data []byte) error {
 		return err
 	}
 	_, err = f.Write(data)
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err = errors.Join(err, cluster.OwnFile(f), f.Close()); err != nil {
 		os.Remove(path)
 	}
 	return err

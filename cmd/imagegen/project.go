@@ -1,8 +1,12 @@
 package main
 
 import (
+	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -19,7 +23,7 @@ type project struct {
 }
 
 func specFlag() cli.Flag {
-	return &cli.StringFlag{Name: "file", Aliases: []string{"f"}, Value: "cluster.yaml", Usage: "read the spec from `FILE`; roles/ and secrets/ are beside it"}
+	return &cli.StringFlag{Name: "file", Aliases: []string{"f"}, Value: "cluster.yaml", Usage: "read the spec from `FILE` (-: standard input); roles/ and secrets/ are beside it"}
 }
 
 func outFlag() cli.Flag {
@@ -33,12 +37,17 @@ func jsonFlag(what string) cli.Flag {
 // load reads the spec and the roles. Whatever is wrong with them, a person has to mend it.
 func load(c *cli.Context) (*project, error) {
 	file := c.String("file")
-	dir := filepath.Dir(file)
+	name, dir := specPlace(file)
 	catalogue, err := roles.Load(filepath.Join(dir, "roles"))
 	if err != nil {
 		return nil, wrongError{err}
 	}
-	spec, err := cluster.Load(file, catalogue.Rules())
+	var spec *cluster.Spec
+	if name == file {
+		spec, err = cluster.Load(file, catalogue.Rules())
+	} else {
+		spec, err = readSpec(c.App.Reader, file, name, catalogue.Rules())
+	}
 	if err != nil {
 		return nil, wrongError{err}
 	}
@@ -49,9 +58,135 @@ func load(c *cli.Context) (*project, error) {
 	return p, nil
 }
 
-// secrets returns the cluster's secrets, and makes those that are missing.
-func (p *project) secrets() (*cluster.Secrets, error) {
-	return cluster.LoadSecrets(filepath.Join(filepath.Dir(p.spec.File), "secrets"), p.spec, p.catalogue.SecretNames(p.spec))
+const stdinName = "<stdin>"
+
+// specPlace returns the name of a spec for messages, and the folder that its roles, secrets and results are beside. A spec
+// that comes through a pipe or a device is nowhere: what belongs to it is in the current folder, not in /dev.
+func specPlace(file string) (name, dir string) {
+	switch file {
+	case "-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0":
+		return stdinName, "."
+	}
+	info, err := os.Stat(file)
+	piped := err == nil && !info.Mode().IsRegular() && !info.IsDir()
+	if full, err := filepath.Abs(file); err == nil && (strings.HasPrefix(full, "/dev/fd/") || strings.HasPrefix(full, "/proc/")) {
+		piped = true
+	}
+	if piped {
+		return "<" + filepath.Base(file) + ">", "."
+	}
+	return file, filepath.Dir(file)
+}
+
+// readSpec reads a spec that is in no ordinary file, and may have no end.
+func readSpec(stdin io.Reader, file, name string, rules map[string]cluster.Rules) (*cluster.Spec, error) {
+	r := stdin
+	if name != stdinName {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, fmt.Errorf("read the spec: %w", err)
+		}
+		defer f.Close()
+		r = f
+	}
+	data, err := io.ReadAll(io.LimitReader(r, cluster.SpecLimit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the spec: %w", err)
+	}
+	return cluster.Parse(name, data, rules)
+}
+
+func (p *project) secretsDir() string { return filepath.Join(filepath.Dir(p.spec.File), "secrets") }
+
+// issueSecrets returns the cluster's secrets, and makes those that were never issued. Only seed and build do that. The
+// certificates that it renewed are said.
+func (p *project) issueSecrets(c *cli.Context) (*cluster.Secrets, error) {
+	if err := p.refuseLostSecrets(); err != nil {
+		return nil, err
+	}
+	s, err := cluster.LoadSecrets(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
+	if err != nil {
+		return nil, err
+	}
+	if len(s.Renewed) > 0 {
+		fmt.Fprintf(c.App.ErrWriter, "imagegen: certificates about to expire were renewed: %s; nodes take them with their new seeds (imagegen roll)\n",
+			strings.Join(s.Renewed, ", "))
+	}
+	return s, nil
+}
+
+// refuseLostSecrets fails when there are no secrets, but seeds: these are of a cluster that would be unknown to the new
+// one.
+func (p *project) refuseLostSecrets() error {
+	none, err := cluster.NoSecrets(p.secretsDir())
+	if err != nil || !none {
+		return err
+	}
+	seeds, err := filepath.Glob(filepath.Join(p.out, "seeds", "*.iso"))
+	if err != nil {
+		return err
+	}
+	for _, path := range seeds {
+		if id, err := seedCluster(path); err == nil {
+			return fmt.Errorf("the folder %s is missing or empty, but %s is the seed of a cluster that has secrets (id %s): put the folder back from a copy; "+
+				"if that cluster is to be given up for a new one, remove %s first", p.secretsDir(), path, id, filepath.Join(p.out, "seeds"))
+		}
+	}
+	return nil
+}
+
+// seedCluster returns the id of the cluster that a seed is for.
+func seedCluster(path string) (string, error) {
+	s, err := cloudinit.ReadISO(path)
+	if err != nil {
+		return "", err
+	}
+	files, err := s.Files()
+	if err != nil {
+		return "", err
+	}
+	for _, f := range files {
+		if f.Path == cluster.FactsPath {
+			return cluster.SeedClusterID(f.Content)
+		}
+	}
+	return "", fmt.Errorf("%s holds no %s", path, cluster.FactsPath)
+}
+
+// readSecrets returns the secrets that the cluster has, and makes none.
+func (p *project) readSecrets() (*cluster.Secrets, error) {
+	return cluster.ReadSecrets(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
+}
+
+// standIns puts something in place of each secret that was not issued yet, so that files can be rendered all the same.
+func (p *project) standIns(s *cluster.Secrets) {
+	stand := cluster.KeyPair{Cert: []byte("(certificate not issued yet)\n"), Key: []byte("(private key not issued yet)\n")}
+	if s.ClusterID == "" {
+		s.ClusterID = "00000000-0000-0000-0000-000000000000"
+	}
+	if s.CA.Cert == nil {
+		s.CA = stand
+	}
+	if s.Operator.Cert == nil {
+		s.Operator = stand
+	}
+	for i, name := range p.catalogue.SecretNames(p.spec) {
+		if s.Passwords[name] == "" {
+			s.Passwords[name] = fmt.Sprintf("notIssued%03d", i)
+		}
+	}
+	for _, n := range p.spec.Nodes() {
+		if s.Nodes[n.Name].Cert == nil {
+			s.Nodes[n.Name] = stand
+		}
+	}
+}
+
+// warnOfExpiry says on w which certificates are in the last third of their life. Those who only read cannot renew them.
+func warnOfExpiry(w io.Writer, s *cluster.Secrets) {
+	for _, said := range s.Expiring(time.Now()) {
+		fmt.Fprintf(w, "imagegen: %s; imagegen seed renews it, and nodes take it with their new seeds (imagegen roll)\n", said)
+	}
 }
 
 // nodes returns the nodes with these names in their order, or all nodes of the spec when there are no names.

@@ -3,7 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"os"
+	"io"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -23,8 +23,9 @@ func seedCommand() *cli.Command {
 		Usage:     "make the seed ISOs of all nodes, or of the named ones",
 		ArgsUsage: "[NODE…]",
 		Description: "Writes DIR/seeds/NODE.iso, readable by its owner alone, since it holds the node's secrets. The same spec and\n" +
-			"secrets give the same bytes; a seed that is there already is left alone. Secrets that are missing are made and kept\n" +
-			"in secrets/ beside the spec.",
+			"secrets give the same bytes; a seed that is there already is left alone. Secrets are issued once, and kept in secrets/\n" +
+			"beside the spec: only seed and build make them. One that is lost is an error, never replaced; so is a folder secrets/\n" +
+			"that is gone while DIR/seeds holds seeds. Certificates are renewed in the last third of their life.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
 			&cli.BoolFlag{Name: "print", Usage: "print the files on the seeds, without their secrets, and write none"},
@@ -38,18 +39,24 @@ func seedCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			secrets, err := p.secrets()
+			if c.Bool("print") {
+				secrets, err := p.readSecrets()
+				if err != nil {
+					return err
+				}
+				p.standIns(secrets)
+				return p.printSeeds(c, secrets, nodes)
+			}
+			secrets, err := p.issueSecrets(c)
 			if err != nil {
 				return err
-			}
-			if c.Bool("print") {
-				return p.printSeeds(c, secrets, nodes)
 			}
 			said, err := p.writeSeeds(secrets, nodes)
 			if err != nil {
 				return err
 			}
 			fmt.Fprintln(c.App.Writer, said)
+			p.nameStaleSeeds(c.App.ErrWriter)
 			return nil
 		},
 	}
@@ -58,20 +65,34 @@ func seedCommand() *cli.Command {
 // seedPath returns where a node's seed belongs.
 func (p *project) seedPath(node string) string { return filepath.Join(p.out, "seeds", node+".iso") }
 
-// writeSeeds makes the seeds that are not there yet, and returns what it did, in one line.
+// writeSeeds makes the seeds that are not there yet, and returns what it did, in one line. Where a seed of another
+// cluster is in a node's place, none is written.
 func (p *project) writeSeeds(secrets *cluster.Secrets, nodes []cluster.Node) (string, error) {
 	dir := filepath.Join(p.out, "seeds")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := cluster.MakeDirs(dir); err != nil {
 		return "", fmt.Errorf("make the folder of the seeds: %w", err)
 	}
+	seeds := make([]cloudinit.Seed, len(nodes))
 	wrote := make([]bool, len(nodes))
-	err := eachNode(nodes, func(i int, n cluster.Node) error {
-		s, err := p.seed(secrets, n)
-		if err != nil || s.IsAt(p.seedPath(n.Name)) {
+	err := eachNode(nodes, func(i int, n cluster.Node) (err error) {
+		if seeds[i], err = p.seed(secrets, n); err != nil || seeds[i].IsAt(p.seedPath(n.Name)) {
 			return err
 		}
 		wrote[i] = true
-		return s.WriteISO(p.seedPath(n.Name))
+		if id, err := seedCluster(p.seedPath(n.Name)); err == nil && id != secrets.ClusterID {
+			return fmt.Errorf("%s is a seed of another cluster (id %s) than %s is of (id %s): put back the secrets that belong to it, "+
+				"or write to another folder (--out); if that cluster is to be given up, remove %s first", p.seedPath(n.Name), id, p.secretsDir(), secrets.ClusterID, dir)
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	err = eachNode(nodes, func(i int, n cluster.Node) error {
+		if !wrote[i] {
+			return nil
+		}
+		return seeds[i].WriteISO(p.seedPath(n.Name))
 	})
 	if err != nil {
 		return "", err
@@ -89,6 +110,18 @@ func (p *project) writeSeeds(secrets *cluster.Secrets, nodes []cluster.Node) (st
 		return fmt.Sprintf("%s: wrote %s", dir, count(len(nodes), "seed")), nil
 	}
 	return fmt.Sprintf("%s: wrote %s (%s), %d up to date", dir, count(len(written), "seed"), strings.Join(written, ", "), len(nodes)-len(written)), nil
+}
+
+// nameStaleSeeds names the seeds of nodes that the spec does not have. They hold secrets that still count, but a node may
+// run from them, so removing them is the operator's.
+func (p *project) nameStaleSeeds(w io.Writer) {
+	paths, _ := filepath.Glob(p.seedPath("*")) // the pattern is a good one
+	for _, path := range paths {
+		node := strings.TrimSuffix(filepath.Base(path), ".iso")
+		if _, ok := p.spec.Node(node); !ok {
+			fmt.Fprintf(w, "imagegen: %s is the seed of %s, which is no node of %s; it holds secrets: when that node is gone, rm %s\n", path, node, p.spec.File, path)
+		}
+	}
 }
 
 // eachNode calls do for all nodes, several at once, since nearly all of the time is writing YAML and waiting for the

@@ -43,10 +43,11 @@ func statusCommand() *cli.Command {
 			}
 			b := newBlock(c)
 			defer b.clear()
-			l, names, err := openLab(c, b, nil)
+			l, names, secrets, err := openWithSecrets(c, b, nil)
 			if err != nil {
 				return err
 			}
+			warnOfExpiry(c.App.ErrWriter, secrets)
 			var nodes []lab.NodeStatus
 			if c.Bool("wait") {
 				nodes, err = wait(c, b, l, names)

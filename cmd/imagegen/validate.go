@@ -49,6 +49,13 @@ func validateCommand() *cli.Command {
 			fmt.Fprintf(c.App.Writer, "%s: %s in %s on %s, no faults\n", p.spec.File,
 				count(len(p.spec.Nodes()), "node"), count(len(p.spec.Roles), "role"), p.spec.Distro)
 			fmt.Fprint(c.App.Writer, vagrantNote(p.spec))
+			// The secrets are no part of what is checked: that they cannot be read is said where they are needed.
+			secrets, err := p.readSecrets()
+			if err != nil {
+				fmt.Fprintf(c.App.ErrWriter, "imagegen: %v\n", err)
+				return nil
+			}
+			warnOfExpiry(c.App.ErrWriter, secrets)
 			return nil
 		},
 	}
@@ -56,15 +63,9 @@ func validateCommand() *cli.Command {
 
 // renderAll renders every node with stand-ins for the secrets, since checking must not make any.
 func (p *project) renderAll() error {
-	stand := cluster.KeyPair{Cert: []byte("certificate\n"), Key: []byte("key\n")}
-	s := &cluster.Secrets{ClusterID: "00000000-0000-0000-0000-000000000000", Passwords: map[string]string{}, CA: stand, Operator: stand, Nodes: map[string]cluster.KeyPair{}}
-	for _, name := range p.catalogue.SecretNames(p.spec) {
-		s.Passwords[name] = "password"
-	}
+	s := &cluster.Secrets{Passwords: map[string]string{}, Nodes: map[string]cluster.KeyPair{}}
+	p.standIns(s)
 	nodes := p.spec.Nodes()
-	for _, n := range nodes {
-		s.Nodes[n.Name] = stand
-	}
 	if err := eachNode(nodes, func(_ int, n cluster.Node) error {
 		_, err := p.seed(s, n)
 		return err
