@@ -174,10 +174,18 @@ func (a *Agent) turn(ctx context.Context, r *runner) cluster.Status {
 	report, err := r.impl.Observe(observing)
 	cancel()
 	if err != nil {
-		a.publish(r.Name, nil)
-		return a.setStatus(r.Name, cluster.Status{State: cluster.Failed, Detail: err.Error()})
+		report = nil
 	}
 	a.publish(r.Name, report)
+	// Also when nothing could be seen: what hangs may be why.
+	if status, killed, err := endHung(ctx, r.impl); err != nil {
+		return a.setStatus(r.Name, cluster.Status{State: cluster.Failed, Detail: err.Error()})
+	} else if killed {
+		return a.setStatus(r.Name, status)
+	}
+	if err != nil {
+		return a.setStatus(r.Name, cluster.Status{State: cluster.Failed, Detail: err.Error()})
+	}
 	w := World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.report()}
 	var status cluster.Status
 	if w.Without, err = r.without(w.Reports); err == nil {

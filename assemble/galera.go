@@ -30,6 +30,9 @@ const (
 	// A member that stays apart while the others have a primary component is started anew, and so is one that was
 	// joining a component that is no more.
 	astrayLimit = 60 * time.Second
+	// A server that has left the group does not come back by itself, however long it runs. This is for being sure.
+	leftLimit   = 3 * time.Second
+	logInterval = 5 * time.Second // between two looks into the log of a server that does not serve
 	// Who starts a cluster without a silent member first says so for long enough that this one, should it come back just
 	// then, knows of it, and that its own answers get through a network that loses many.
 	announceLimit = 4 * heardLimit
@@ -50,6 +53,8 @@ type galera struct {
 	params  *cluster.GaleraParams
 	units   []string // of the server: one or the other runs
 	seen    galeraReport
+	doomed  string    // what the running server has said that only a restart mends
+	read    time.Time // when its log was last read
 	running string    // the unit that ran when it was last looked at; empty: none
 	known   *position // recovered since the server stopped
 	failed  string    // the last line of a server that stopped
@@ -111,6 +116,10 @@ type galeraReport struct {
 	State    galeraState `json:"state"`
 	Position position    `json:"position"`
 	Size     int         `json:"size,omitempty"` // members of the component, while the server runs
+	// Stopping goes with galeraStarting: the server runs, takes no questions, and has been told to stop.
+	Stopping bool `json:"stopping,omitempty"`
+	// Left goes with galeraApart: the server has left the group for good, and has forgotten its position.
+	Left bool `json:"left,omitempty"`
 	// Going: it is about to start a cluster without silent members, or does it. While it does it, it does not look.
 	Going bool `json:"going,omitempty"`
 	// Cluster is the id of the cluster whose users and databases have been made; empty: nobody's.
@@ -120,6 +129,8 @@ type galeraReport struct {
 func newGalera(n Node, name string, p *cluster.GaleraParams) Component {
 	return &galera{node: n, name: name, params: p, units: slices.Compact([]string{p.Unit, p.BootUnit})}
 }
+
+func (g *galera) unitNames() []string { return g.units }
 
 func (g *galera) Observe(ctx context.Context) (any, error) {
 	was := g.running
@@ -132,6 +143,7 @@ func (g *galera) Observe(ctx context.Context) (any, error) {
 	} else if was != "" {
 		g.failed = lastLine(ctx, was)
 	}
+	g.listen(ctx, seen)
 	if seen.State != galeraApart {
 		g.apart = time.Time{}
 	} else if g.apart.IsZero() {
@@ -144,6 +156,36 @@ func (g *galera) Observe(ctx context.Context) (any, error) {
 	}
 	g.seen = seen
 	return seen, nil
+}
+
+// doomedPattern finds what Galera writes when a server will not become a member any more. Some of them then go on running.
+var doomedPattern = regexp.MustCompile(`(?i).*(restart required|must be restarted|need to restart|need to abort|leaving cluster).*`)
+
+// listen looks into the log of a running server that does not serve.
+func (g *galera) listen(ctx context.Context, seen galeraReport) {
+	if g.running == "" || seen.State == galeraServing {
+		g.doomed = ""
+		return
+	}
+	pid := mainPID(g.running)
+	if pid == "0" || time.Since(g.read) < logInterval {
+		return
+	}
+	g.read, g.doomed = time.Now(), ""
+	out, err := run(ctx, nil, "journalctl", "-q", "--no-pager", "-b", "-n", "500", "-o", "cat", "_SYSTEMD_UNIT="+g.running, "_PID="+pid)
+	if err != nil {
+		return // the status tells as well, only later
+	}
+	g.doomed = doomedLine(out)
+}
+
+// doomedLine returns the last line of a log that says that the server must be restarted.
+func doomedLine(log []byte) string {
+	all := doomedPattern.FindAll(log, -1)
+	if all == nil {
+		return ""
+	}
+	return string(all[len(all)-1])
 }
 
 func (g *galera) look(ctx context.Context) (galeraReport, error) {
@@ -160,14 +202,14 @@ func (g *galera) look(ctx context.Context) (galeraReport, error) {
 			return g.ask(ctx)
 		case u.Active != "inactive" && u.Active != "failed":
 			g.running = name
-			return galeraReport{State: galeraStarting}, nil
+			return galeraReport{State: galeraStarting, Stopping: u.Active == "deactivating"}, nil
 		}
 	}
-	return g.read()
+	return g.readFolder()
 }
 
-// read determines what the data folder of a stopped server holds.
-func (g *galera) read() (galeraReport, error) {
+// readFolder determines what the data folder of a stopped server holds.
+func (g *galera) readFolder() (galeraReport, error) {
 	entries, err := os.ReadDir(g.params.DataDir)
 	if err != nil {
 		return galeraReport{}, err
@@ -244,7 +286,7 @@ func parseRecovery(out []byte) (position, error) {
 // The marker is the comment of a table, so that one question that cannot fail tells whether it is there.
 const (
 	statusSQL = `SET SESSION wsrep_sync_wait=0;
-SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_cluster_status','wsrep_local_state','wsrep_ready','wsrep_cluster_size','wsrep_cluster_state_uuid','wsrep_last_committed');
+SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_cluster_status','wsrep_local_state','wsrep_ready','wsrep_cluster_size','wsrep_cluster_state_uuid','wsrep_last_committed','wsrep_connected');
 SELECT 'marker', table_comment FROM information_schema.tables WHERE table_schema='imagegen' AND table_name='cluster';
 `
 	markerSQL = `
@@ -288,7 +330,7 @@ func parseStatus(out []byte) galeraReport {
 	r.Size, _ = strconv.Atoi(rows["wsrep_cluster_size"])
 	switch state := rows["wsrep_local_state"]; {
 	case rows["wsrep_cluster_status"] != "Primary":
-		r.State = galeraApart
+		r.State, r.Left = galeraApart, rows["wsrep_connected"] == "OFF"
 	case rows["wsrep_ready"] == "ON" && (state == "4" || state == "2"):
 		r.State = galeraServing
 	default:
@@ -329,6 +371,12 @@ type galeraView struct {
 	apart   time.Duration // how long self has run outside a primary component
 	alone   time.Duration // how long self has been starting while nobody was in a primary component
 	going   time.Duration // how long self has announced that it starts a cluster
+	doomed  string        // what the running server has said that only a restart mends
+}
+
+// running tells whether the member's server runs.
+func (r galeraReport) running() bool {
+	return slices.Contains([]galeraState{galeraStarting, galeraApart, galeraJoining, galeraServing}, r.State)
 }
 
 // primary tells whether anybody who was heard is in a primary component.
@@ -357,6 +405,14 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 			starting = append(starting, m.name)
 		}
 	}
+	switch {
+	case me.Stopping:
+		return galeraWait, workf("the server is stopping")
+	case v.doomed != "" && me.running() && me.State != galeraServing:
+		return galeraStop, workf("starting anew: the server says %q", v.doomed)
+	case me.Left && v.apart >= leftLimit:
+		return galeraStop, workf("starting anew: the server has left the group")
+	}
 	switch me.State {
 	case galeraMissing:
 		return galeraWait, stopf("the image has no Galera server")
@@ -379,6 +435,9 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 		}
 		return galeraStop, workf("starting anew: there is no primary component to join")
 	case galeraApart:
+		if me.Left {
+			return galeraWait, workf("the server has left the group")
+		}
 		if len(primary) > 0 {
 			if v.apart >= astrayLimit {
 				return galeraStop, workf("starting anew: it does not find back to %s", strings.Join(primary, ", "))
@@ -449,6 +508,9 @@ func decideStart(v galeraView) (galeraStep, cluster.Status) {
 		if i != v.self && !m.heard {
 			gone = append(gone, m) // given up
 			continue
+		}
+		if m.Left { // how far its data goes shows when it has stopped
+			return galeraWait, waitf("for %s to start anew", m.name)
 		}
 		present = append(present, m)
 		if m.State == galeraApart {
@@ -547,7 +609,7 @@ func memberNames(members []galeraMember) []string {
 // view puts together what is known now.
 func (g *galera) view(w World) galeraView {
 	v := galeraMembers(w, g.name, g.seen)
-	v.cluster = g.node.Facts.ClusterID
+	v.cluster, v.doomed = g.node.Facts.ClusterID, g.doomed
 	if !g.apart.IsZero() {
 		v.apart = time.Since(g.apart)
 	}

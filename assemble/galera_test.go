@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"imagegen/cluster"
 )
@@ -87,7 +88,11 @@ func TestGaleraStatus(t *testing.T) {
 			"\nwsrep_cluster_status\t" + status + "\nwsrep_ready\t" + ready + "\n"
 	}
 	at := position{historyUUID, 71}
+	// What MariaDB 10.11.19 says when it has left the group and goes on running.
+	const left = "wsrep_local_state\t0\nwsrep_last_committed\t1\nwsrep_cluster_size\t0\nwsrep_cluster_state_uuid\t" + nullUUID +
+		"\nwsrep_cluster_status\tDisconnected\nwsrep_connected\tOFF\nwsrep_ready\tOFF\n"
 	for text, want := range map[string]galeraReport{
+		left: {State: galeraApart, Position: position{nullUUID, 1}, Left: true},
 		rows("Primary", "4", "ON") + "marker\tc1\n": {State: galeraServing, Position: at, Size: 3, Cluster: "c1"},
 		rows("Primary", "2", "ON"):                  {State: galeraServing, Position: at, Size: 3}, // gives a state transfer
 		rows("Primary", "1", "OFF"):                 {State: galeraJoining, Position: at, Size: 3},
@@ -95,7 +100,7 @@ func TestGaleraStatus(t *testing.T) {
 		rows("non-Primary", "4", "OFF"):             {State: galeraApart, Position: at, Size: 3},
 		"":                                          {State: galeraApart, Position: position{"", -1}},
 	} {
-		if got := parseStatus([]byte(text)); got.State != want.State || got.Position != want.Position || got.Size != want.Size || got.Cluster != want.Cluster {
+		if got := parseStatus([]byte(text)); got.State != want.State || got.Position != want.Position || got.Size != want.Size || got.Left != want.Left || got.Cluster != want.Cluster {
 			t.Errorf("%q: %+v, want %+v", text, got, want)
 		}
 	}
@@ -126,8 +131,73 @@ func TestGaleraFolder(t *testing.T) {
 			}
 		}
 		g := &galera{params: &cluster.GaleraParams{DataDir: dir}, known: c.known}
-		if got, err := g.read(); err != nil || got.State != c.want {
+		if got, err := g.readFolder(); err != nil || got.State != c.want {
 			t.Errorf("%s: %s, %v; want %s", name, got.State, err, c.want)
+		}
+	}
+}
+
+// istFailed is from the journal of a MariaDB 10.11.19 that went on running, and of which the agent waited for more.
+const istFailed = `2026-11-28 19:10:17 0 [Note] WSREP: Receiving IST... 100.0% (3/3 events) complete.
+2026-11-28 19:10:17 12 [ERROR] WSREP: Receiving IST failed, node restart required: IST receiver reported failure: 'IST didn't contain all write sets, expected last: 4088 last received: 4087' (71)
+2026-11-28 19:10:17 2 [Note] WSREP: Draining apply monitors after IST up to 4087
+2026-11-28 19:10:17 0 [Note] WSREP: New SELF-LEAVE.
+2026-11-28 19:10:17 0 [Note] WSREP: Shifting OPEN -> CLOSED (TO: 4091)
+`
+
+func TestWhatAServerSaysThatMustBeRestarted(t *testing.T) {
+	for log, want := range map[string]string{
+		"": "",
+		"2026-11-28 19:10:17 0 [Note] WSREP: Receiving IST... 0.0% (0/3 events) complete.\n": "",
+		"2026-11-28 19:10:17 2 [Note] WSREP: Shifting JOINER -> JOINED (TO: 4088)\n":         "",
+		istFailed: "Receiving IST failed, node restart required",
+		"[ERROR] WSREP: SST failed: 32 (Broken pipe)\n[ERROR] WSREP: Will never receive state. Need to abort.\n":           "Need to abort",
+		"[ERROR] WSREP: Node consistency compromized, leaving cluster...\n[Note] WSREP: Shifting SYNCED -> OPEN (TO: 5)\n": "leaving cluster",
+	} {
+		if got := doomedLine([]byte(log)); (got == "") != (want == "") || !strings.Contains(got, want) || strings.Contains(got, "\n") {
+			t.Errorf("%q: %q", log, got)
+		}
+	}
+}
+
+// A server that has left the group, or says that it must be restarted, is, at once, whatever the others do; and as long as
+// it stops nothing else is done with it.
+func TestServerThatMustBeRestarted(t *testing.T) {
+	at := position{historyUUID, 4088}
+	serving := galeraReport{State: galeraServing, Position: at, Size: 2, Cluster: "c"}
+	left := galeraReport{State: galeraApart, Position: position{nullUUID, -1}, Left: true}
+	view := func(own, others galeraReport) galeraView {
+		return galeraView{cluster: "c", self: 1, members: []galeraMember{
+			{name: "percona1", heard: true, galeraReport: others}, {name: "percona2", heard: true, galeraReport: own}, {name: "percona3", heard: true, galeraReport: others}}}
+	}
+	for name, c := range map[string]struct {
+		own    galeraReport
+		doomed string
+		apart  time.Duration
+		want   galeraStep
+	}{
+		"left, a moment ago":     {left, "", time.Second, galeraWait},
+		"left":                   {left, "", leftLimit, galeraStop},
+		"says so while starting": {galeraReport{State: galeraStarting}, istFailed, 0, galeraStop},
+		"says so while apart":    {galeraReport{State: galeraApart, Position: at, Size: 1}, istFailed, 0, galeraStop},
+		"said so, and serves":    {serving, istFailed, 0, galeraWait},
+		"is stopping":            {galeraReport{State: galeraStarting, Stopping: true}, istFailed, 0, galeraWait},
+		"starts":                 {galeraReport{State: galeraStarting}, "", 0, galeraWait},
+	} {
+		for _, others := range []galeraReport{serving, {State: galeraHolds, Position: at}, left} {
+			v := view(c.own, others)
+			v.doomed, v.apart = c.doomed, c.apart
+			if step, status := decideGalera(v); step != c.want {
+				t.Errorf("%s, others %s: step %d, %+v", name, others.State, step, status)
+			}
+		}
+	}
+	// How far the data of one that has left goes is not known before it has stopped: nobody starts anything.
+	for _, own := range []galeraReport{{State: galeraHolds, Position: position{historyUUID, 12}}, {State: galeraApart, Position: position{historyUUID, 12}, Size: 2}} {
+		v := view(own, galeraReport{State: galeraHolds, Position: position{historyUUID, 11}})
+		v.members[0].galeraReport, v.apart = left, time.Hour
+		if step, status := decideGalera(v); step != galeraWait || !strings.Contains(status.Detail, "percona1") {
+			t.Errorf("%s beside one that has left: step %d, %+v", own.State, step, status)
 		}
 	}
 }

@@ -402,6 +402,8 @@ func optionsToSet(v glusterView) []string {
 	return set
 }
 
+func (g *gluster) unitNames() []string { return []string{g.params.Unit} }
+
 func (g *gluster) Observe(ctx context.Context) (any, error) {
 	var r glusterReport
 	if err := g.lookAtState(&r); err != nil {

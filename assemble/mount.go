@@ -38,6 +38,8 @@ func newMount(_ Node, _ string, p *cluster.MountParams) Component {
 	return &glusterMount{params: p}
 }
 
+func (m *glusterMount) unitNames() []string { return []string{m.params.Unit} }
+
 func (m *glusterMount) Observe(ctx context.Context) (any, error) {
 	mounts, err := readMounts()
 	if err != nil {

@@ -67,6 +67,8 @@ func newRedis(n Node, _ string, p *cluster.RedisParams) Component {
 	return &redis{node: n, params: p}
 }
 
+func (r *redis) unitNames() []string { return []string{r.params.Unit} }
+
 func (r *redis) Observe(ctx context.Context) (any, error) {
 	u, err := unitState(ctx, r.params.Unit)
 	if err != nil {

@@ -44,6 +44,8 @@ func newSentinel(n Node, _ string, p *cluster.SentinelParams) Component {
 	return &sentinel{node: n, params: p}
 }
 
+func (s *sentinel) unitNames() []string { return []string{s.params.Unit} }
+
 func (s *sentinel) Observe(ctx context.Context) (any, error) {
 	u, err := unitState(ctx, s.params.Unit)
 	if err != nil {

@@ -52,6 +52,8 @@ func newService(_ Node, _ string, p *cluster.ServiceParams) Component {
 	return &service{params: p}
 }
 
+func (s *service) unitNames() []string { return []string{s.params.Unit} }
+
 func (s *service) Observe(ctx context.Context) (any, error) {
 	calm := s.seen.Unit.Active == "active" && s.seen.Fault == ""
 	processless := s.seen.Unit.Sub == "exited" || !strings.HasSuffix(s.params.Unit, ".service")

@@ -21,6 +21,8 @@ import (
 //   - A server that joins gets what it lacks (IST), or everything (SST), which destroys what it had; interrupted, what
 //     is left cannot be used. A server that is ahead of the group refuses to join.
 //   - The seqno is in grastate.dat after a clean stop alone.
+//   - A server whose incremental transfer fails leaves the group, and goes on running. A stop may hang
+//     (codership/galera#439), until the agent kills the server.
 const (
 	suspectTimeout  = 4 * time.Second  // evs.suspect_timeout
 	waitPrimTimeout = 30 * time.Second // pc.wait_prim_timeout
@@ -78,6 +80,8 @@ type galeraServer struct {
 	last     *galeraGroup // the last primary one
 	named    bool         // grastate.dat had a history that was not that of the data
 	arriving bool         // a state transfer goes on
+	left     bool         // it has left the group for good, and goes on running
+	stopping bool
 }
 
 // galeraGroup is a component, in Galera's words: servers that agree on who is there.
@@ -201,6 +205,32 @@ func (g *galeraModel) exit(s *galeraServer, clean bool) {
 		}
 	}
 	g.w.in(g.w.between(100*time.Millisecond, time.Second), g.regroup)
+}
+
+// leave has a server leave its group for good, and go on running.
+func (g *galeraModel) leave(s *galeraServer) {
+	g.w.tell("%s: the server leaves the group, and goes on running", s.n.peer.Name)
+	s.group.members = slices.DeleteFunc(slices.Clone(s.group.members), func(m *galeraServer) bool { return m == s })
+	g.groups++
+	s.group = &galeraGroup{id: g.groups, members: []*galeraServer{s}}
+	s.talks, s.synced, s.left = false, false, true
+	g.w.in(g.w.between(100*time.Millisecond, time.Second), g.regroup)
+}
+
+// shutDown asks a server to stop. Some leave the group and then hang, until they are killed.
+func (g *galeraModel) shutDown(s *galeraServer) {
+	if s == nil || s.stopping {
+		return
+	}
+	s.stopping = true
+	if !g.w.chance(4) {
+		s.n.after(s.n.pace(500*time.Millisecond, 5*time.Second), g.alive(s), func() { g.exit(s, true) })
+		return
+	}
+	if s.group != nil && !s.left {
+		g.leave(s)
+	}
+	s.n.after(stopLimits.idle, g.alive(s), func() { g.exit(s, false) })
 }
 
 // regroup has all servers agree on who is there.
@@ -357,7 +387,9 @@ func (g *galeraModel) transfer(s *galeraServer) {
 				s.arriving = true
 				n.after(n.pace(200*time.Millisecond, 2*time.Second), g.alive(s), func() {
 					s.arriving = false
-					if s.group.primary && g.servers[donor.n.index] == donor && donor.group == s.group && donor.synced && g.w.linked(donor.n, n) {
+					if g.w.chance(8) {
+						g.leave(s)
+					} else if s.group.primary && g.servers[donor.n.index] == donor && donor.group == s.group && donor.synced && g.w.linked(donor.n, n) {
 						g.arrive(s)
 					} else if s.group.primary {
 						g.transfer(s)
@@ -563,8 +595,10 @@ func (p *galeraPart) look(s *galeraServer, d *galeraDisk) galeraReport {
 			return galeraReport{State: galeraHolds, Position: at}
 		}
 		return galeraReport{State: galeraUnread, Position: position{at.UUID, -1}}
-	case !s.up:
-		return galeraReport{State: galeraStarting}
+	case !s.up || s.stopping:
+		return galeraReport{State: galeraStarting, Stopping: s.stopping}
+	case s.left:
+		return galeraReport{State: galeraApart, Left: true, Position: position{nullUUID, -1}}
 	}
 	r := galeraReport{State: galeraJoining, Position: d.position(), Size: len(s.group.members)}
 	if d.head != nil {
@@ -599,6 +633,9 @@ func (p *galeraPart) step(w World, c *simComponent) cluster.Status {
 	}
 	if p.going >= 0 {
 		v.going = n.clock() - p.going
+	}
+	if s := g.servers[n.index]; s != nil && s.left { // its log says so
+		v.doomed = "node restart required"
 	}
 	step, status := g.decide(v)
 	p.goes = step == galeraAnnounce || p.goes && (step == galeraFork || step == galeraFound)
@@ -668,7 +705,7 @@ func (p *galeraPart) step(w World, c *simComponent) cluster.Status {
 	case galeraJoin:
 		c.take(simStep{"start the server", 0, func() error { p.known = nil; g.start(n, false); return nil }})
 	case galeraStop:
-		c.take(simStep{"stop the server", n.pace(500*time.Millisecond, 5*time.Second), func() error { g.stop(n, true); return nil }})
+		c.take(simStep{"stop the server", 0, func() error { g.shutDown(g.servers[n.index]); return nil }})
 	case galeraPromote:
 		c.take(simStep{"promote the component", 0, func() error {
 			if s := g.servers[n.index]; s != nil && s.talks {

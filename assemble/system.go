@@ -22,7 +22,7 @@ type unit struct {
 }
 
 // running remembers the main process of units that were seen active. Asking systemd costs a process, every second, for
-// every component; as long as the same process is there, the answer is known.
+// every component; as long as the same process is there, the answer is known, unless somebody has begun to stop it.
 var running struct {
 	sync.Mutex
 	units map[string]mainProcess
@@ -32,6 +32,7 @@ type mainProcess struct {
 	unit  unit
 	pid   string
 	start string // when the process started, in clock ticks since boot: a pid may be used again
+	asked time.Time
 }
 
 // unitState asks systemd for a unit's state. A unit that does not exist is not an error: its Load is "not-found".
@@ -39,14 +40,16 @@ func unitState(ctx context.Context, name string) (unit, error) {
 	running.Lock()
 	known, ok := running.units[name]
 	running.Unlock()
-	if ok && processStart(known.pid) == known.start {
+	if ok && time.Since(known.asked) < calmUnit && processStart(known.pid) == known.start {
 		return known.unit, nil
 	}
-	out, err := run(ctx, nil, "systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result", "-p", "MainPID", name)
+	out, err := run(ctx, nil, "systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result", "-p", "MainPID",
+		"-p", "ControlGroup", "-p", "KillMode", name)
 	if err != nil {
 		return unit{}, err
 	}
 	var u unit
+	var cgroup, killMode string
 	pid := "0"
 	for line := range strings.Lines(string(out)) {
 		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
@@ -61,19 +64,39 @@ func unitState(ctx context.Context, name string) (unit, error) {
 			u.Result = v
 		case "MainPID":
 			pid = v
+		case "ControlGroup":
+			cgroup = v
+		case "KillMode":
+			killMode = v
 		}
 	}
+	noteChange(name, change{active: u.Active, sub: u.Sub, cgroup: cgroup, killMode: killMode, pid: pid})
 	running.Lock()
 	defer running.Unlock()
 	if start := processStart(pid); u.Active == "active" && start != "" {
 		if running.units == nil {
 			running.units = map[string]mainProcess{}
 		}
-		running.units[name] = mainProcess{u, pid, start}
+		running.units[name] = mainProcess{u, pid, start, time.Now()}
 	} else {
 		delete(running.units, name)
 	}
 	return u, nil
+}
+
+// mainPID returns the main process of a unit as it was last asked for; "0": none was known.
+func mainPID(name string) string {
+	running.Lock()
+	defer running.Unlock()
+	if p, ok := running.units[name]; ok {
+		return p.pid
+	}
+	changing.Lock()
+	defer changing.Unlock()
+	if c := changing.units[name]; c != nil {
+		return c.pid
+	}
+	return "0"
 }
 
 // processStat returns what /proc/PID/stat has from its third field on (see proc(5)), or nil when there is no such process
@@ -143,9 +166,12 @@ func killUnit(ctx context.Context, name string) error {
 	return err
 }
 
-// stopUnit stops a unit and waits until it has stopped.
+// stopUnit asks systemd to stop a unit and does not wait for it: its state tells, and a stop may never end.
 func stopUnit(ctx context.Context, name string) error {
-	_, err := run(ctx, nil, "systemctl", "stop", name)
+	running.Lock()
+	delete(running.units, name)
+	running.Unlock()
+	_, err := run(ctx, nil, "systemctl", "stop", "--no-block", name)
 	return err
 }
 

@@ -1,0 +1,257 @@
+package assemble
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"imagegen/cluster"
+)
+
+// realUnit is a unit with real processes in a control group of its own, behind a systemctl that knows no more than what
+// systemd says of it and how to kill them.
+type realUnit struct {
+	name, group, state string
+	started            *exec.Cmd
+}
+
+// newRealUnit runs a shell script as a unit's main process.
+func newRealUnit(t *testing.T, script string) *realUnit {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: makes a control group")
+	}
+	u := &realUnit{name: fmt.Sprintf("imagegen-test-%d-%s.service", os.Getpid(), strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")))}
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"} {
+		if _, err := os.Stat(root + "/cgroup.procs"); err == nil && os.Mkdir(filepath.Join(root, u.name), 0o755) == nil {
+			u.group = filepath.Join(root, u.name)
+			break
+		}
+	}
+	if u.group == "" {
+		t.Skip("needs a control group hierarchy that can be written to")
+	}
+	dir := t.TempDir()
+	u.state = filepath.Join(dir, "state")
+	systemctl := `#!/bin/sh
+case "$1 $*" in
+show*) cat ` + u.state + `;;
+kill*--kill-who=control*) exit 1;;
+kill*--kill-who=main*) kill -9 $(sed -n s/MainPID=//p ` + u.state + `);;
+kill*--signal=KILL*) kill -9 $(cat ` + u.group + `/cgroup.procs);;
+stop*) kill -TERM $(cat ` + u.group + `/cgroup.procs);;
+esac
+`
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(systemctl), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	u.started = exec.Command("sh", "-c", `echo $$ >"$1/cgroup.procs" && eval "$2"`, "sh", u.group, script)
+	ready, err := u.started.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.started.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		exec.Command("sh", "-c", `kill -9 $(cat "$1/cgroup.procs")`, "sh", u.group).Run()
+		u.started.Wait()
+		for end := time.Now().Add(5 * time.Second); os.Remove(u.group) != nil && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		}
+	})
+	if _, err := ready.Read(make([]byte, 1)); err != nil { // the script says when it is set up
+		t.Fatalf("the unit's process: %v", err)
+	}
+	return u
+}
+
+// is sets what systemd says of the unit.
+func (u *realUnit) is(t *testing.T, active, sub, killMode string) {
+	t.Helper()
+	text := fmt.Sprintf("LoadState=loaded\nActiveState=%s\nSubState=%s\nResult=success\nMainPID=%d\nControlGroup=/%s\nKillMode=%s\n",
+		active, sub, u.started.Process.Pid, u.name, killMode)
+	if err := os.WriteFile(u.state, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// processes counts the unit's processes.
+func (u *realUnit) processes() int {
+	data, _ := os.ReadFile(filepath.Join(u.group, "cgroup.procs"))
+	n := 0
+	for _, pid := range strings.Fields(string(data)) {
+		if processStat(pid) != nil { // a zombie is none
+			n++
+		}
+	}
+	return n
+}
+
+// unitFor returns components of every kind that run the unit.
+func unitFor(name string) map[string]Component {
+	return map[string]Component{
+		"service":  newService(Node{}, "x", &cluster.ServiceParams{Unit: name}),
+		"redis":    newRedis(Node{}, "x", &cluster.RedisParams{Unit: name}),
+		"sentinel": newSentinel(Node{}, "x", &cluster.SentinelParams{Unit: name}),
+		"gluster":  newGluster(Node{}, "x", &cluster.GlusterParams{Unit: name}),
+		"mount":    newMount(Node{}, "x", &cluster.MountParams{Unit: name}),
+		"galera":   newGalera(Node{}, "x", &cluster.GaleraParams{Unit: "other.service", BootUnit: name}),
+	}
+}
+
+// limits makes time pass faster.
+func limits(t *testing.T, stop, start changeLimits) {
+	t.Helper()
+	oldStop, oldStart, oldWindow := stopLimits, startLimits, workWindow
+	stopLimits, startLimits, workWindow = stop, start, 100*time.Millisecond
+	t.Cleanup(func() { stopLimits, startLimits, workWindow = oldStop, oldStart, oldWindow })
+}
+
+// deaf ignores SIGTERM, and so does its child.
+const deaf = `trap "" TERM; sleep 1000 & echo; wait`
+
+// untilKilled lets a component look until the unit's processes are gone, and returns after how long.
+func untilKilled(t *testing.T, u *realUnit, c Component, left int, limit time.Duration) (took time.Duration, said string) {
+	t.Helper()
+	start := time.Now()
+	for u.processes() > left {
+		if time.Since(start) > limit {
+			return 0, said
+		}
+		if _, err := unitState(t.Context(), u.name); err != nil {
+			t.Fatal(err)
+		}
+		status, killed, err := endHung(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if killed {
+			said = status.Detail
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return time.Since(start), said
+}
+
+// A server that was told to stop and does not was never killed: its unit forbids systemd to do that. Whatever kind of
+// component runs it, the agent does.
+func TestServerThatIgnoresSIGTERM(t *testing.T) {
+	for kind := range unitFor("") {
+		t.Run(kind, func(t *testing.T) {
+			limits(t, changeLimits{idle: 500 * time.Millisecond, silent: time.Hour}, changeLimits{idle: time.Hour, silent: time.Hour})
+			u := newRealUnit(t, deaf)
+			u.is(t, "active", "running", "control-group")
+			if _, err := unitState(t.Context(), u.name); err != nil {
+				t.Fatal(err)
+			}
+			if err := stopUnit(t.Context(), u.name); err != nil { // does not wait for the end
+				t.Fatal(err)
+			}
+			u.is(t, "deactivating", "stop-sigterm", "control-group")
+			took, said := untilKilled(t, u, unitFor(u.name)[kind], 0, 20*time.Second)
+			if took < stopLimits.idle || !strings.Contains(said, "has not stopped, and done nothing") {
+				t.Errorf("killed after %s: %q", took, said)
+			}
+		})
+	}
+}
+
+// A unit that leaves processes running when it stops, as glusterd leaves its bricks, keeps them when it is killed.
+func TestKillSparesWhatTheUnitLeavesRunning(t *testing.T) {
+	limits(t, changeLimits{idle: 300 * time.Millisecond, silent: time.Hour}, startLimits)
+	u := newRealUnit(t, deaf)
+	u.is(t, "deactivating", "stop-sigterm", "process")
+	if took, _ := untilKilled(t, u, unitFor(u.name)["gluster"], 1, 20*time.Second); took == 0 || u.processes() != 1 {
+		t.Errorf("%d processes left", u.processes())
+	}
+}
+
+// A start that goes nowhere ends; one that gets on, as that of a database that is being given its data, does not, however
+// long it takes.
+func TestStartThatNeverEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		script string
+		killed string // what is said; empty: it lives
+	}{
+		"does nothing":              {`echo; sleep 1000`, "done nothing"},
+		"reads and writes":          {`echo; while :; do dd if=/dev/zero of=/dev/null bs=64k count=64 2>/dev/null; sleep 0.02; done`, ""},
+		"computes for a while only": {`echo; while :; do :; done`, "read or written nothing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			limits(t, stopLimits, changeLimits{idle: 700 * time.Millisecond, silent: 3 * time.Second})
+			u := newRealUnit(t, c.script)
+			u.is(t, "activating", "start", "control-group")
+			took, said := untilKilled(t, u, unitFor(u.name)["galera"], 0, 6*time.Second)
+			if c.killed == "" && said != "" || c.killed != "" && (took == 0 || !strings.Contains(said, c.killed)) {
+				t.Errorf("after %s: %q", took, said)
+			}
+		})
+	}
+}
+
+// Each pause between systemd's own attempts, and each start anew, begins the time again.
+func TestChangesAreTimedEachForItself(t *testing.T) {
+	const name = "imagegen-test-changes.service"
+	since := func() time.Time {
+		if c := changing.units[name]; c != nil {
+			return c.since
+		}
+		return time.Time{}
+	}
+	var last time.Time
+	for i, c := range []struct {
+		is  change
+		new bool
+	}{
+		{change{active: "activating", sub: "start-pre", pid: "0"}, true},
+		{change{active: "activating", sub: "start-pre", pid: "0"}, false},
+		{change{active: "activating", sub: "start", pid: "7"}, true},
+		{change{active: "activating", sub: "start", pid: "8"}, true},
+		{change{active: "deactivating", sub: "stop-sigterm", pid: "8"}, true},
+		{change{active: "deactivating", sub: "final-sigterm", pid: "8"}, false}, // still the same stop
+	} {
+		time.Sleep(time.Millisecond)
+		noteChange(name, c.is)
+		if got := since(); got.Equal(last) == c.new {
+			t.Errorf("%d: %+v began at %s, the one before at %s", i, c.is, got, last)
+		}
+		last = since()
+	}
+	for _, is := range []change{{active: "activating", sub: "auto-restart"}, {active: "active"}, {active: "failed"}} {
+		noteChange(name, change{active: "activating", sub: "start"})
+		if noteChange(name, is); !since().IsZero() {
+			t.Errorf("%+v counts as a change", is)
+		}
+	}
+}
+
+func TestCgroups(t *testing.T) {
+	for text, want := range map[string]bool{
+		"0::/system.slice/mariadb.service\n":                          true,
+		"1:name=systemd:/machine/p1/system.slice/mariadb.service/x\n": true,
+		"0::/system.slice/mariadb.service.d\n":                        false,
+		"0::/\n":                                                      false,
+	} {
+		if inCgroup(text, "/system.slice/mariadb.service") != want {
+			t.Errorf("%q: %v", text, !want)
+		}
+	}
+	if got := processWork(""); len(got) != 0 {
+		t.Errorf("no control group has %d processes", len(got))
+	}
+	// This test's own group, as the kernel names it.
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Skipf("needs control groups: %v", err)
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	if w, ok := processWork(strings.TrimSuffix(line[strings.LastIndexByte(line, ':')+1:], "/"))[strconv.Itoa(os.Getpid())]; line[len(line)-1] != '/' && (!ok || w.bytes == 0) {
+		t.Errorf("own work: %+v", w)
+	}
+}
