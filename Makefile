@@ -19,6 +19,8 @@ CHECKERS += nodejs npm
 endif
 # Servers that the agent builds its volume on, in network namespaces.
 GLUSTER := glusterfs-server glusterfs-client
+# A clock that goes wrong, for the fault matrix and the soak test.
+FAULT_TOOLS := faketime
 # What the lab needs for virtual machines, and their tests to log in.
 VM_TOOLS := qemu-system-x86 qemu-utils openssh-client
 # What make bench compares with.
@@ -82,14 +84,20 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 	  done; done
 
 .PHONY: e2e
-e2e: tools build ## the reference cluster in the lab: bake, boot in three orders, faults, three VMs (root)
-	$(call install,$(VM_TOOLS) $(GLUSTER))
-	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./e2e ./lab
+e2e: tools build ## the reference cluster in the lab: bake, boot in three orders, faults, five minutes of random ones, three VMs (root)
+	$(call install,$(VM_TOOLS) $(GLUSTER) $(FAULT_TOOLS))
+	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 75m -v ./e2e ./lab
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run TestGlusterForReal -v ./assemble
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestCentOSBake|TestReproducible' -v ./images
 
+.PHONY: e2e-soak
+e2e-soak: tools build ## random faults under load for TIME (default 1h); SEED replays a run (root)
+	$(call install,$(FAULT_TOOLS))
+	IMAGEGEN_E2E=soak IMAGEGEN_SOAK_TIME=$(TIME) IMAGEGEN_SOAK_SEED=$(SEED) $(GO) test -count=1 -timeout 0 -run TestSoak -v ./e2e
+
 .PHONY: e2e-faults
 e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under load; IMAGEGEN_FAULTS=REGEXP picks some (root)
+	$(call install,$(FAULT_TOOLS))
 	IMAGEGEN_E2E=faults $(GO) test -count=1 -timeout 90m -run TestFaults -v ./e2e
 
 .PHONY: e2e-vm

@@ -328,6 +328,7 @@ func TestReferenceCluster(t *testing.T) {
 	t.Run("a post outlives every tier", b.postOutlives)
 	t.Run("sessions outlive the Redis master", b.sessionsOutlive)
 	t.Run("ports are locked down", b.lockedDown)
+	t.Run("random faults", func(t *testing.T) { b.soak(t, soakInE2E, newSeed()) })
 	t.Run("no secret leaks", b.noSecretLeaks)
 	t.Run("down leaves nothing", b.downLeavesNothing)
 	t.Run("Redis in virtual machines", b.redisInVMs)

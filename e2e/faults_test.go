@@ -434,97 +434,199 @@ func table(results []result) string {
 	return b.String()
 }
 
+// breaker brings faults about.
+type breaker struct {
+	*bench
+	nodes []string
+	known map[string]nodeStatus
+}
+
+func (b *bench) breaker(t *testing.T) breaker {
+	t.Helper()
+	br := breaker{bench: b, known: map[string]nodeStatus{}}
+	for _, n := range b.nodes(t) {
+		br.nodes = append(br.nodes, n.Node)
+		br.known[n.Node] = n
+	}
+	return br
+}
+
+// imagegen runs a command that works on the cluster.
+func (br breaker) imagegen(command string, args ...string) func() error {
+	return func() error {
+		_, err := br.try(append([]string{command, "-f", br.spec(), "-o", br.dist()}, args...)...)
+		return err
+	}
+}
+
+// sh runs a shell line on a node.
+func (br breaker) sh(node, script string) func() error {
+	return func() error { _, err := br.in(node, script); return err }
+}
+
+// of makes a fault of one node.
+func (br breaker) of(node, what string, do, undo func() error) fault {
+	return fault{name: what, node: br.known[node], do: do, undo: undo}
+}
+
+func (br breaker) losesPower(n string) fault {
+	f := br.of(n, n+" loses power", br.imagegen("kill", n), br.imagegen("start", n))
+	switch br.known[n].Role {
+	case "balancer":
+		f.goal = vipGoal
+	case "redis":
+		f.goal = redisGoal
+	case "percona":
+		f.goal = galeraGoal
+	}
+	return f
+}
+
+// isReplaced replaces a node and waits until that is ready.
+func (br breaker) isReplaced(n string) fault {
+	// Only some have a data disk, which a blank one could take the place of.
+	if slices.Contains(withData, br.known[n].Role) {
+		return br.of(n, n+" is replaced, with a blank disk", br.imagegen("replace", "--blank", n), nil)
+	}
+	return br.of(n, n+" is replaced", br.imagegen("replace", n), nil)
+}
+
+var withData = []string{"glusterfs", "redis", "percona"}
+
+func (br breaker) isCutOffFrom(n string, from ...string) fault {
+	return br.of(n, n+" is cut off from "+strings.Join(from, " and "), br.imagegen("cut", n, "--from", strings.Join(from, ",")), br.imagegen("mend"))
+}
+
+func (br breaker) isCutOff(n string) fault {
+	return br.of(n, n+" is cut off from everything", br.imagegen("cut", n), br.imagegen("mend"))
+}
+
+func (br breaker) isNotHeard(n string) fault {
+	return br.of(n, n+" hears, and is not heard", br.imagegen("cut", "--one-way", n), br.imagegen("mend"))
+}
+
+// daemon is a program of a role, by what ps shows: Redis and Sentinel are one program.
+type daemon struct{ process, pattern string }
+
+var daemonsOf = map[string][]daemon{
+	"balancer":     {{"haproxy", "haproxy"}, {"keepalived", "keepalived"}},
+	"databalancer": {{"haproxy", "haproxy"}},
+	"web":          {{"nginx", "nginx"}},
+	"backend":      {{"php-fpm", "php-fpm"}},
+	"redis":        {{"redis-server", "redis-server .*:6379"}, {"Sentinel", "redis-.*sentinel"}},
+	"percona":      {{"mariadbd", "mariadbd"}},
+	"glusterfs":    {{"glusterd", "glusterd"}, {"glusterfsd", "glusterfsd"}},
+}
+
+func (br breaker) signal(n, sig string, d daemon) func() error {
+	return br.sh(n, "pkill -"+sig+" -f '^([^ ]*/)?"+d.pattern+"'")
+}
+
+func (br breaker) isKilled(n string, d daemon) fault {
+	return br.of(n, d.process+" is killed on "+n, br.signal(n, "KILL", d), nil)
+}
+
+func (br breaker) hangs(n string, d daemon) fault {
+	undo := br.signal(n, "CONT", d)
+	// The agent may have killed it, and be about to start it again.
+	return br.of(n, d.process+" hangs on "+n, br.signal(n, "STOP", d), func() error { undo(); return nil })
+}
+
+func (br breaker) diskIsFull(n string) fault {
+	return br.of(n, "the data disk of "+n+" is full", br.sh(n, "dd if=/dev/zero of=/data/full bs=1M 2>/dev/null; true"), br.sh(n, "rm -f /data/full"))
+}
+
+func (br breaker) isAnHourAhead(t *testing.T, n string) fault {
+	do, undo := br.anHourOff(t, n)
+	return br.of(n, "the daemons of "+n+" are an hour ahead", do, undo)
+}
+
+// leavesItsGroup has a database server leave the others and go on running, as after an incremental state transfer that failed.
+func (br breaker) leavesItsGroup(n string) fault {
+	return br.of(n, "the server of "+n+" leaves its group, and goes on running", br.sh(n, `mariadb -e "SET GLOBAL wsrep_provider_options='gmcast.isolate=2'"`), nil)
+}
+
+// doesNotStop leaves out the signal that ends a database server, and has it stopped: its unit forbids systemd to kill it.
+func (br breaker) doesNotStop(n string) fault {
+	const folder = "/run/systemd/system/mariadb.service.d"
+	return br.of(n, "the server of "+n+" is stopped, and does not end", br.sh(n, "mkdir -p "+folder+" && printf '[Service]\\nKillSignal=SIGCONT\\n' >"+folder+
+		"/deaf.conf && systemctl daemon-reload && systemctl stop --no-block mariadb.service"),
+		br.sh(n, "rm -f "+folder+"/deaf.conf && systemctl daemon-reload"))
+}
+
+// allLosePower cuts the power of all nodes, and starts them in the given order.
+func (br breaker) allLosePower(t *testing.T, name string, order []string) fault {
+	return fault{name: name, goal: outageGoal, do: func() error {
+		t.Logf("start %s", strings.Join(order, " "))
+		if err := br.imagegen("kill", br.nodes...)(); err != nil {
+			return err
+		}
+		return br.imagegen("start", order...)()
+	}}
+}
+
+// shuffled returns the nodes in random order.
+func (br breaker) shuffled(random *rand.Rand) []string {
+	order := slices.Clone(br.nodes)
+	random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	return order
+}
+
 // faults is the matrix.
 func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 	t.Helper()
-	run := func(command string, args ...string) func() error {
-		return func() error {
-			_, err := b.try(append([]string{command, "-f", b.spec(), "-o", b.dist()}, args...)...)
-			return err
-		}
-	}
-	sh := func(node, script string) func() error {
-		return func() error { _, err := b.in(node, script); return err }
-	}
-	var nodes []string
-	known := map[string]nodeStatus{}
-	for _, n := range b.nodes(t) {
-		nodes = append(nodes, n.Node)
-		known[n.Node] = n
-	}
+	br := b.breaker(t)
 	var all []fault
-	for _, n := range nodes {
-		f := fault{name: n + " loses power", node: known[n], do: run("kill", n), undo: run("start", n)}
-		switch {
-		case n == "balancer1" || n == "balancer2":
-			f.goal = vipGoal
-		case strings.HasPrefix(n, "redis"):
-			f.goal = redisGoal
-		case strings.HasPrefix(n, "percona"):
-			f.goal = galeraGoal
-		}
-		all = append(all, f)
+	for _, n := range br.nodes {
+		all = append(all, br.losesPower(n))
 	}
-	for _, n := range nodes {
-		// Only some have a data disk, which a blank one could take the place of.
-		if strings.HasPrefix(n, "glusterfs") || strings.HasPrefix(n, "redis") || strings.HasPrefix(n, "percona") {
-			all = append(all, fault{name: n + " is replaced, with a blank disk", node: known[n], do: run("replace", "--blank", n)})
-		} else {
-			all = append(all, fault{name: n + " is replaced", node: known[n], do: run("replace", n)})
-		}
+	for _, n := range br.nodes {
+		all = append(all, br.isReplaced(n))
 	}
 	// Without a majority a tier refuses; what does not need it goes on. WordPress needs the database for everything.
-	all = append(all,
-		fault{name: "percona1 and percona2 lose power", do: run("kill", "percona1", "percona2"), stays: []string{}, undo: run("start", "percona1", "percona2")},
-		fault{name: "glusterfs2 and glusterfs3 lose power", do: run("kill", "glusterfs2", "glusterfs3"), stays: []string{}, undo: run("start", "glusterfs2", "glusterfs3")},
-		fault{name: "redis2 and redis3 lose power", do: run("kill", "redis2", "redis3"), stays: []string{"read", "write", "post", "file"}, undo: run("start", "redis2", "redis3")},
-	)
-	for _, c := range []struct{ node, from string }{
-		{"balancer1", "balancer2"}, {"web1", "web2"}, {"backend1", "backend2"}, {"balancer3", "balancer4"},
-		{"percona1", "percona2,percona3"}, {"glusterfs1", "glusterfs2,glusterfs3"}, {"redis1", "redis2,redis3"},
+	for _, two := range []struct {
+		nodes [2]string
+		stays []string
+	}{
+		{[2]string{"percona1", "percona2"}, []string{}},
+		{[2]string{"glusterfs2", "glusterfs3"}, []string{}},
+		{[2]string{"redis2", "redis3"}, []string{"read", "write", "post", "file"}},
 	} {
-		all = append(all, fault{name: c.node + " is cut off from " + strings.ReplaceAll(c.from, ",", " and "), node: known[c.node], do: run("cut", c.node, "--from", c.from), undo: run("mend")})
+		all = append(all, fault{name: two.nodes[0] + " and " + two.nodes[1] + " lose power", do: br.imagegen("kill", two.nodes[:]...), stays: two.stays, undo: br.imagegen("start", two.nodes[:]...)})
+	}
+	for _, c := range [][]string{
+		{"balancer1", "balancer2"}, {"web1", "web2"}, {"backend1", "backend2"}, {"balancer3", "balancer4"},
+		{"percona1", "percona2", "percona3"}, {"glusterfs1", "glusterfs2", "glusterfs3"}, {"redis1", "redis2", "redis3"},
+	} {
+		all = append(all, br.isCutOffFrom(c[0], c[1:]...))
 	}
 	tiers := []string{"balancer1", "web1", "glusterfs1", "backend1", "balancer3", "redis1", "percona1"}
 	for _, n := range tiers {
-		all = append(all, fault{name: n + " is cut off from everything", node: known[n], do: run("cut", n), undo: run("mend")})
+		all = append(all, br.isCutOff(n))
 	}
 	for _, n := range tiers {
-		all = append(all, fault{name: n + " hears, and is not heard", node: known[n], do: run("cut", "--one-way", n), undo: run("mend")})
+		all = append(all, br.isNotHeard(n))
 	}
-	daemons := []struct{ node, process, pattern string }{
-		{"balancer1", "haproxy", "haproxy"}, {"balancer1", "keepalived", "keepalived"}, {"web1", "nginx", "nginx"},
-		{"backend1", "php-fpm", "php-fpm"}, {"balancer3", "haproxy", "haproxy"},
-		{"redis1", "redis-server", "redis-server .*:6379"}, {"redis1", "Sentinel", "redis-.*sentinel"},
-		{"percona1", "mariadbd", "mariadbd"}, {"glusterfs1", "glusterd", "glusterd"}, {"glusterfs1", "glusterfsd", "glusterfsd"},
+	daemons := []string{"balancer1", "web1", "backend1", "balancer3", "redis1", "percona1", "glusterfs1"}
+	for _, n := range daemons {
+		for _, d := range daemonsOf[br.known[n].Role] {
+			all = append(all, br.isKilled(n, d))
+		}
 	}
-	// By what ps shows: Redis and Sentinel are one program.
-	signal := func(node, sig, pattern string) func() error {
-		return sh(node, "pkill -"+sig+" -f '^([^ ]*/)?"+pattern+"'")
-	}
-	for _, d := range daemons {
-		all = append(all, fault{name: d.process + " is killed on " + d.node, node: known[d.node], do: signal(d.node, "KILL", d.pattern)})
-	}
-	for _, d := range daemons {
-		all = append(all, fault{name: d.process + " hangs on " + d.node, node: known[d.node], do: signal(d.node, "STOP", d.pattern), undo: signal(d.node, "CONT", d.pattern)})
+	for _, n := range daemons {
+		for _, d := range daemonsOf[br.known[n].Role] {
+			all = append(all, br.hangs(n, d))
+		}
 	}
 	for _, n := range []string{"percona1", "redis1", "glusterfs1"} {
-		all = append(all, fault{name: "the data disk of " + n + " is full", node: known[n], do: sh(n, "dd if=/dev/zero of=/data/full bs=1M 2>/dev/null; true"), undo: sh(n, "rm /data/full")})
+		all = append(all, br.diskIsFull(n))
 	}
 	for _, n := range []string{"percona1", "redis1"} {
-		do, undo := b.anHourOff(t, n)
-		all = append(all, fault{name: "the daemons of " + n + " are an hour ahead", node: known[n], do: do, undo: undo})
+		all = append(all, br.isAnHourAhead(t, n))
 	}
+	all = append(all, br.leavesItsGroup("percona2"), br.doesNotStop("percona3"))
 	for i := range 10 {
-		order := slices.Clone(nodes)
-		random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
-		all = append(all, fault{name: fmt.Sprintf("all lose power, and start in random order (%d)", i+1), goal: outageGoal, do: func() error {
-			t.Logf("start %s", strings.Join(order, " "))
-			if err := run("kill", nodes...)(); err != nil {
-				return err
-			}
-			return run("start", order...)()
-		}})
+		all = append(all, br.allLosePower(t, fmt.Sprintf("all lose power, and start in random order (%d)", i+1), br.shuffled(random)))
 	}
 	all = append(all, fault{name: "new images for all roles, rolled out", do: func() error {
 		spec, err := os.ReadFile(b.spec())
@@ -535,10 +637,10 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 		if err := os.WriteFile(b.spec(), next, 0o644); err != nil {
 			return err
 		}
-		if err := run("build")(); err != nil {
+		if err := br.imagegen("build")(); err != nil {
 			return err
 		}
-		return run("roll")()
+		return br.imagegen("roll")()
 	}})
 	if only := os.Getenv("IMAGEGEN_FAULTS"); only != "" {
 		wanted := regexp.MustCompile(only)
@@ -570,7 +672,7 @@ done; `+kill)
 		return err
 	}
 	undo = func() error {
-		_, err := b.in(node, "rm -r /usr/lib/faketime.so /run/systemd/system/*/faketime.conf; "+kill)
+		_, err := b.in(node, "rm -rf /usr/lib/faketime.so /run/systemd/system/*/faketime.conf; "+kill)
 		return err
 	}
 	return do, undo
