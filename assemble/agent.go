@@ -207,7 +207,7 @@ func (r *runner) without(heard map[string]PeerReport) ([]string, error) {
 	if err != nil || names == nil {
 		return nil, err
 	}
-	silent := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return len(heard[n].Components[r.Name].Report) > 0 })
+	silent := stillSilent(names, heard)
 	switch len(silent) {
 	case len(names):
 		return names, nil
@@ -215,6 +215,11 @@ func (r *runner) without(heard map[string]PeerReport) ([]string, error) {
 		return nil, os.Remove(r.decision)
 	}
 	return silent, writeDecision(r.decision, cluster.Decision{Component: r.Name, Without: silent})
+}
+
+// stillSilent returns those of the named nodes whose agents do not answer.
+func stillSilent(names []string, heard map[string]PeerReport) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { _, answers := heard[n]; return answers })
 }
 
 func writeDecision(path string, d cluster.Decision) error {
@@ -257,6 +262,12 @@ func (a *Agent) decide(d cluster.Decision) error {
 	for _, name := range d.Without {
 		if !slices.Contains(missing, name) {
 			return fmt.Errorf("%s on %s does not wait for %s, but for %s", d.Component, a.facts.Node.Name, name, strings.Join(missing, ", "))
+		}
+	}
+	for name, r := range a.peers.heard() {
+		if slices.Contains(d.Without, name) {
+			return fmt.Errorf("the agent of %s answers, so what %s has is not lost (its %s is %s); switch %s off first if it is to be given up",
+				name, name, d.Component, describeStatus(r.Components[d.Component].Status), name)
 		}
 	}
 	if len(d.Without) == 0 {

@@ -484,6 +484,13 @@ func TestDecision(t *testing.T) {
 		t.Errorf("refused, but taken: %q", without)
 	}
 
+	// Its agent answers, though it does not know how its component is.
+	a.peers.answers["percona2"] = answer{time.Now(), cluster.NodeReport{Components: map[string]cluster.ComponentReport{"galera": {Status: cluster.Status{State: cluster.Failed, Detail: "no answer"}}}}}
+	if code, answer := decide("operator", good); code != http.StatusConflict || !strings.Contains(answer, "the agent of percona2 answers") || !strings.Contains(answer, "failed: no answer") {
+		t.Errorf("about a node whose agent answers: %d %s", code, answer)
+	}
+	delete(a.peers.answers, "percona2")
+
 	if code, answer := decide("operator", good); code != http.StatusNoContent {
 		t.Fatalf("%d %s", code, answer)
 	}
@@ -503,7 +510,7 @@ func TestDecision(t *testing.T) {
 		t.Errorf("after two decisions the component was told %q", without)
 	}
 	// One of them is heard again, and then falls silent.
-	a.peers.answers["percona2"] = answer{time.Now(), cluster.NodeReport{Components: map[string]cluster.ComponentReport{"galera": {Report: []byte("{}")}}}}
+	a.peers.answers["percona2"] = answer{time.Now(), cluster.NodeReport{}}
 	a.turn(t.Context(), galera)
 	delete(a.peers.answers, "percona2")
 	if a.turn(t.Context(), galera); !slices.Equal(without, []string{"percona3"}) {

@@ -341,9 +341,10 @@ func parseStatus(out []byte) galeraReport {
 
 // galeraMember is a member as decisions see it.
 type galeraMember struct {
-	name  string
-	heard bool
-	lost  bool // an operator has decided to go on without it while it is silent
+	name    string
+	heard   bool
+	answers bool // its agent does, whatever that knows of the server
+	lost    bool // an operator has decided to go on without it while it is silent
 	galeraReport
 }
 
@@ -386,6 +387,52 @@ func (v galeraView) primary() bool {
 	})
 }
 
+// decidable returns those of the silent members that an operator may give up: a node whose agent answers is not lost.
+func (v galeraView) decidable(silent []string) string {
+	return strings.Join(slices.DeleteFunc(slices.Clone(silent), func(n string) bool {
+		return slices.ContainsFunc(v.members, func(m galeraMember) bool { return m.name == n && m.answers })
+	}), ",")
+}
+
+// rival returns the first member that is in another primary component than a given one: of another history.
+func (v galeraView) rival(history string) (galeraMember, bool) {
+	known := func(history string) bool { return history != "" && history != nullUUID }
+	i := slices.IndexFunc(v.members, func(m galeraMember) bool {
+		return m.heard && (m.State == galeraServing || m.State == galeraJoining) && known(m.Position.UUID) && m.Position.UUID != history
+	})
+	if i < 0 || !known(history) {
+		return galeraMember{}, false
+	}
+	return v.members[i], true
+}
+
+// rightful tells whether, of two primary components, that of a given history may serve. Most members are one that never
+// lost its quorum: what runs beside it should not have been started. Otherwise it is the one that an operator's decision
+// has made from the other, or the only one in which users and databases were made; or neither, which nobody's guess may
+// change: each goes on from where the other does not know of, so that one of them is lost.
+func (v galeraView) rightful(history string) bool {
+	count := map[string]int{}
+	forked, made, others := true, false, false // forked: from all the others
+	for _, m := range v.members {
+		if !m.heard || m.State != galeraServing && m.State != galeraJoining {
+			continue
+		}
+		count[m.Position.UUID]++
+		if m.Position.UUID == history {
+			made = made || m.Cluster == v.cluster
+			continue
+		}
+		others = others || m.Cluster != ""
+		forked = forked && goesOn(history, m.Position.UUID)
+	}
+	for h, n := range count {
+		if 2*n > len(v.members) {
+			return h == history
+		}
+	}
+	return forked || made && !others
+}
+
 // decideGalera says what a member does now, and where things stand.
 func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 	me := v.members[v.self]
@@ -417,7 +464,7 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 	case galeraMissing:
 		return galeraWait, stopf("the image has no Galera server")
 	case galeraServing:
-		return decideServing(v, serving[0])
+		return decideServing(v)
 	case galeraJoining:
 		return galeraWait, workf("catching up with %s", others(serving, me.name))
 	case galeraStarting:
@@ -430,7 +477,7 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 		}
 		if len(silent) > 0 {
 			status := waitf("for %s, whom the server may be joining", strings.Join(silent, ", "))
-			status.Missing = strings.Join(silent, ",")
+			status.Missing = v.decidable(silent)
 			return galeraWait, status
 		}
 		return galeraStop, workf("starting anew: there is no primary component to join")
@@ -456,7 +503,7 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 		if me.Position.valid() {
 			status = waitf("for %s, who may have newer data than %d", strings.Join(silent, ", "), me.Position.Seqno)
 		}
-		status.Missing = strings.Join(silent, ",")
+		status.Missing = v.decidable(silent)
 		return galeraWait, status
 	}
 	if len(starting) > 0 {
@@ -465,12 +512,20 @@ func decideGalera(v galeraView) (galeraStep, cluster.Status) {
 	return decideStart(v)
 }
 
-// decideServing is for a member in the primary component. first is the first member that serves.
-func decideServing(v galeraView, first string) (galeraStep, cluster.Status) {
+// decideServing is for a member in the primary component.
+func decideServing(v galeraView) (galeraStep, cluster.Status) {
 	me := v.members[v.self]
+	first := v.members[slices.IndexFunc(v.members, func(m galeraMember) bool {
+		return m.heard && m.State == galeraServing && m.Position.UUID == me.Position.UUID
+	})].name
+	rival, twice := v.rival(me.Position.UUID)
 	switch {
 	case me.Cluster != "" && me.Cluster != v.cluster:
 		return galeraWait, stopf("its data is of the cluster %s, and this one is %s: remove the data disk if it may be lost", me.Cluster, v.cluster)
+	case twice && !v.rightful(me.Position.UUID):
+		return galeraWait, stopf("%s serves the history %s, and %s another one, %s: remove the data disk of the one that may be lost", me.name, me.Position.UUID, rival.name, rival.Position.UUID)
+	case twice && me.Cluster != "":
+		return galeraWait, ready(fmt.Sprintf("%d of %d members; %s serves another history, %s, and is not used: remove its data disk if it may be lost", me.Size, len(v.members), rival.name, rival.Position.UUID))
 	case me.Cluster != "":
 		return galeraWait, ready(fmt.Sprintf("%d of %d members", me.Size, len(v.members)))
 	case first == me.name:
@@ -485,6 +540,11 @@ func decideJoin(v galeraView, primary []string) (galeraStep, cluster.Status) {
 	me := v.members[v.self]
 	if me.State == galeraUnread && (me.Position.UUID == "" || me.Position.UUID == nullUUID) {
 		return galeraRecover, workf("determining how far its data goes")
+	}
+	for _, m := range v.members {
+		if rival, twice := v.rival(m.Position.UUID); twice && slices.Contains(primary, m.name) {
+			return galeraWait, stopf("%s and %s serve different histories, and a server joins either: remove the data disk of the one that may be lost", m.name, rival.name)
+		}
 	}
 	for _, m := range v.members {
 		if m.name == me.name || !slices.Contains(primary, m.name) || me.State == galeraEmpty || me.State == galeraUnusable {
@@ -633,7 +693,9 @@ func galeraMembers(w World, name string, own galeraReport) galeraView {
 	peers := append(peersIn(w, w.Self.Role), w.Self)
 	slices.SortFunc(peers, func(a, b cluster.Peer) int { return cmp.Compare(a.Index, b.Index) })
 	for i, p := range peers {
-		m := galeraMember{name: p.Name, lost: slices.Contains(w.Without, p.Name)}
+		m := galeraMember{name: p.Name}
+		_, m.answers = w.Reports[p.Name]
+		m.lost = !m.answers && slices.Contains(w.Without, p.Name)
 		if p.Name == w.Self.Name {
 			v.self = i
 			m.heard, m.galeraReport = true, own

@@ -1,6 +1,7 @@
 package assemble
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -199,5 +200,84 @@ func TestServerThatMustBeRestarted(t *testing.T) {
 		if step, status := decideGalera(v); step != galeraWait || !strings.Contains(status.Detail, "percona1") {
 			t.Errorf("%s beside one that has left: step %d, %+v", own.State, step, status)
 		}
+	}
+}
+
+// Two primary components with different histories are said by both, and never are both ready: balancers ask for that.
+// Whatever is done, no data is touched.
+func TestTwoPrimaries(t *testing.T) {
+	const (
+		one = "11111111-1111-1111-1111-111111111111"
+		two = "22222222-2222-2222-2222-222222222222"
+	)
+	fork := forkOf(one)
+	serving := func(history, made string) galeraReport {
+		return galeraReport{State: galeraServing, Position: position{history, 100}, Size: 1, Cluster: made}
+	}
+	joining := func(history string) galeraReport {
+		return galeraReport{State: galeraJoining, Position: position{history, 90}}
+	}
+	silent := galeraReport{}
+	for name, c := range map[string]struct {
+		members [3]galeraReport
+		ready   string // who may serve
+	}{
+		"one has most members":                     {[3]galeraReport{serving(one, "c"), serving(two, "c"), serving(two, "c")}, "-++"},
+		"most members, though not yet made":        {[3]galeraReport{serving(one, "c"), serving(two, ""), serving(two, "")}, "---"},
+		"most members, one of them catching up":    {[3]galeraReport{serving(one, "c"), serving(two, "c"), joining(two)}, "-+-"},
+		"one each":                                 {[3]galeraReport{serving(one, "c"), serving(two, "c"), silent}, "---"},
+		"three different ones":                     {[3]galeraReport{serving(one, "c"), serving(two, "c"), serving(fork, "c")}, "---"},
+		"one is what an operator's decision made":  {[3]galeraReport{serving(one, "c"), serving(fork, "c"), silent}, "-+-"},
+		"an operator's decision, against most":     {[3]galeraReport{serving(one, "c"), serving(one, "c"), serving(fork, "c")}, "++-"},
+		"in one of them nothing has been made":     {[3]galeraReport{serving(one, ""), serving(two, "c"), silent}, "-+-"},
+		"in neither anything has been made":        {[3]galeraReport{serving(one, ""), serving(two, ""), silent}, "---"},
+		"one is of another cluster":                {[3]galeraReport{serving(one, "other"), serving(two, "c"), serving(two, "c")}, "-++"},
+		"the third has no data and joins neither":  {[3]galeraReport{serving(one, "c"), serving(two, "c"), {State: galeraEmpty}}, "---"},
+		"the third has old data and joins neither": {[3]galeraReport{serving(one, "c"), serving(fork, "c"), {State: galeraHolds, Position: position{one, 10}}}, "-+-"},
+	} {
+		v := galeraView{cluster: "c"}
+		for i, r := range c.members {
+			v.members = append(v.members, galeraMember{name: fmt.Sprintf("percona%d", i+1), heard: r.State != "", galeraReport: r})
+		}
+		for i, m := range v.members {
+			if !m.heard {
+				continue
+			}
+			v.self = i
+			step, status := decideGalera(v)
+			if mayServe := c.ready[i] == '+'; (status.State == cluster.Ready) != mayServe {
+				t.Errorf("%s: %s is %+v", name, m.name, status)
+			}
+			if m.State == galeraServing && m.Cluster != "other" && step != galeraInitialise && status.State != cluster.Waiting && !strings.Contains(status.Detail, "history") {
+				t.Errorf("%s: %s does not say it: %+v", name, m.name, status)
+			}
+			if step != galeraWait && step != galeraInitialise || step == galeraInitialise && m.Position.UUID != two {
+				t.Errorf("%s: %s takes step %d", name, m.name, step)
+			}
+		}
+	}
+}
+
+// A node whose agent answers is not lost, even when that cannot tell how the server is: nobody starts without what it has,
+// whatever an operator has decided, and there is nothing to decide.
+func TestDecideAgainstLiving(t *testing.T) {
+	peers := []cluster.Peer{{Name: "p1", Role: "percona"}, {Name: "p2", Role: "percona", Index: 1}, {Name: "p3", Role: "percona", Index: 2}}
+	g := &galera{node: Node{Facts: cluster.Facts{ClusterID: "c", Node: peers[1]}}, name: "galera", params: &cluster.GaleraParams{}}
+	g.seen = galeraReport{State: galeraHolds, Position: position{historyUUID, 100}}
+	hung := cluster.NodeReport{Node: peers[0], Components: map[string]cluster.ComponentReport{
+		"galera": {Kind: "galera", Status: cluster.Status{State: cluster.Failed, Detail: "the database server does not answer within 3s"}}}}
+	w := World{Self: peers[1], Peers: []cluster.Peer{peers[0], peers[2]}, Reports: map[string]PeerReport{"p1": {NodeReport: hung}}, Without: []string{"p1", "p3"}}
+	g.going = time.Now().Add(-time.Hour)
+	if step, status := decideGalera(g.view(w)); step != galeraWait || !strings.Contains(status.Detail, "p1") || strings.Contains(status.Detail, "p3") || status.Missing != "" {
+		t.Errorf("step %d, %+v", step, status)
+	}
+	w.Without = nil
+	if _, status := decideGalera(g.view(w)); status.Missing != "p3" || !strings.Contains(status.Detail, "p1, p3") {
+		t.Errorf("%+v", status)
+	}
+	delete(w.Reports, "p1")
+	w.Without = []string{"p1", "p3"}
+	if step, status := decideGalera(g.view(w)); step != galeraFork {
+		t.Errorf("with both gone: step %d, %+v", step, status)
 	}
 }

@@ -671,7 +671,7 @@ func (a *simAgent) turn(c *simComponent) {
 	act := func() {
 		a.publish(c, report)
 		w := World{Self: n.peer, Peers: n.peers, Reports: a.heard(), Own: *a.truth()}
-		n.without[c.name] = slices.DeleteFunc(n.without[c.name], func(name string) bool { return len(w.Reports[name].Components[c.name].Report) > 0 })
+		n.without[c.name] = stillSilent(n.without[c.name], w.Reports)
 		w.Without = n.without[c.name]
 		c.fresh = a.news(c)
 		status := c.step(w, c)
