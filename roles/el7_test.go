@@ -96,6 +96,10 @@ func systemd219(path, text string) []string {
 			fault(i+1, "%s came with systemd %d", key, since)
 		case !known:
 			fault(i+1, "%s is not what 219 reads in [%s]", key, section)
+		case key == "NoNewPrivileges" && !slices.Contains([]string{"no", "false", "0", "off"}, value),
+			slices.Contains([]string{"SystemCallFilter", "SystemCallArchitectures", "RestrictAddressFamilies"}, key) && value != "":
+			// systemd#3845; the others imply it. Kernel 3.10 and its policy know no nnp_transition, which later ones allow.
+			fault(i+1, "%s=%s: SELinux keeps the service in init_t", key, value)
 		case strings.HasPrefix(key, "Exec") && value != "" && strings.ContainsAny(value[:1], "+!:"):
 			fault(i+1, "%s: the prefix %c is newer than 219", key, value[0])
 		case strings.HasPrefix(key, "Exec") && value != "" && !strings.HasPrefix(strings.TrimLeft(value, "-@"), "/"):
@@ -415,6 +419,9 @@ func TestTablesRefuse(t *testing.T) {
 		"[Service]\nType=oneshot\nRestart=on-failure\n":         "u:1: Restart=on-failure on a oneshot came with systemd 244",
 		"[Timer]\nRandomizedDelaySec=3\n":                       "u:2: RandomizedDelaySec came with systemd 229",
 		"[Service]\nWorkingDirectory=%S/x\n":                    "u:2: the specifier %S is newer than 219",
+		"[Service]\nNoNewPrivileges=yes\n":                      "u:2: NoNewPrivileges=yes: SELinux keeps the service in init_t",
+		"[Service]\nNoNewPrivileges=no\n":                       "",
+		"[Service]\nSystemCallFilter=@system-service\n":         "u:2: SystemCallFilter=@system-service: SELinux keeps the service in init_t",
 		"[Unit]\nDescripton=x\n":                                "u:2: Descripton is not what 219 reads in [Unit]",
 		"[Service]\nProtectSystem=strict\nDynamicUser=yes\n# x": "u:2: ProtectSystem=strict is newer than 219\nu:3: DynamicUser came with systemd 232",
 	} {
@@ -460,6 +467,47 @@ func TestTablesRefuse(t *testing.T) {
 	} {
 		if got := strings.Join(shellFaults(t, "s", text), "\n"); !strings.Contains(got, want) {
 			t.Errorf("%q: got %q, want %q in it", text, got, want)
+		}
+	}
+}
+
+// TestStartsAreNotCutOff: no unit of ours ends a start that may take long because of how much there is to do. Of the packages'
+// own, Debian's MariaDB would after 15 minutes, Percona's bootstrap after systemd's 90 seconds.
+func TestStartsAreNotCutOff(t *testing.T) {
+	unlimited := []string{"mariadb.service.d/90-imagegen.conf", "mysql.service.d/90-imagegen.conf", "mysql@bootstrap.service.d/90-imagegen.conf"}
+	limited := map[string]string{
+		"wordpress-cron.service": "TimeoutStartSec=300", // jobs that are due stay due
+		"mnt-gluster.mount":      "TimeoutSec=30",       // a mount takes no data along, and the agent mounts again
+	}
+	c := mustLoad(t, "")
+	seen := map[string]bool{}
+	for _, distro := range cluster.Distros {
+		s := reference(t, c, distro)
+		for _, n := range s.Nodes() {
+			r, err := c.Render(s, testSecrets(c, s), n.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range r.Files {
+				name, ok := strings.CutPrefix(f.Path, "/etc/systemd/system/")
+				if !ok {
+					continue
+				}
+				want := limited[name]
+				if slices.Contains(unlimited, name) {
+					want = "TimeoutStartSec=0" // infinity is not what systemd 219 reads; to later ones, 0 is the same
+				}
+				got := strings.Join(regexp.MustCompile(`(?m)^Timeout(Start)?Sec=.*$`).FindAllString(string(f.Content), -1), " ")
+				if got != want {
+					t.Errorf("%s %s: %s has %q, want %q", distro, n.Name, name, got, want)
+				}
+				seen[name] = true
+			}
+		}
+	}
+	for _, name := range unlimited {
+		if !seen[name] {
+			t.Errorf("no node has %s", name)
 		}
 	}
 }

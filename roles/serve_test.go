@@ -2,6 +2,7 @@ package roles
 
 import (
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -267,6 +268,55 @@ for i in $(seq 100); do program ping 2>/dev/null | grep -q PONG && break; sleep 
 program ping
 visit
 [ -z "$(as redis1 -h 192.168.10.49 --scan)" ]
+`)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestDatabaseConnectionMoves: a node that refuses connections, or has vanished, costs those that were being made to it, and
+// their programs connect to the next one.
+func TestDatabaseConnectionMoves(t *testing.T) {
+	t.Parallel()
+	needSandbox(t)
+	for _, p := range []string{"haproxy", "socat", "iptables", "timeout"} {
+		needProgram(t, p)
+	}
+	c := mustLoad(t, "")
+	s := reference(t, c, "debian12")
+	n, _ := s.Node("balancer3")
+	out, err := inSandbox(t, n, together(t, c, s, realSecrets(t, c, s), "balancer3"), `
+# The three database nodes: each says its name to who connects, and that it is healthy.
+serve() { exec socat TCP-LISTEN:$2,bind=192.168.10.$1,fork,reuseaddr "SYSTEM:$3"; }
+for a in 55 56 57; do
+	ip addr add 192.168.10.$a/32 dev lo
+	serve $a 3306 "echo node $a; sleep 60" & eval "pid$a=$!"
+	serve $a `+strconv.Itoa(cluster.HealthPort)+` 'echo HTTP/1.0 200 OK; echo' & eval "health$a=$!"
+done
+ip addr add 192.168.10.53/32 dev eth0
+haproxy -D -f /etc/haproxy/haproxy.cfg
+connect() { timeout 5 socat -u TCP:192.168.10.53:3306 - </dev/null >$1 2>&1 & }
+first() { : >$1; connect $1; for i in $(seq 60); do [ -s $1 ] && break; kill -0 $! 2>/dev/null || break; sleep 0.05; done; head -n 1 $1; }
+# A program as the site is: it connects again when its connection ends.
+patient() { for try in $(seq 50); do case $(first try) in node*) break;; esac; sleep 0.1; done; head -n 1 try; }
+for i in $(seq 100); do [ "$(first up)" = 'node 55' ] && break; sleep 0.1; done
+[ "$(first up)" = 'node 55' ] || { echo 'the first node does not serve'; cat up; exit 1; }
+connect session; old=$!
+for i in $(seq 50); do [ -s session ] && break; sleep 0.1; done
+
+kill -9 $pid55 # its machine refuses connections; its health has yet to be asked
+start=$(date +%s%N)
+got=$(patient); took=$((($(date +%s%N) - start) / 1000000))
+[ "$got" = 'node 56' ] && [ $took -lt 1500 ] || { echo "refused: $got after $took ms"; exit 1; }
+kill -9 $health55
+for i in $(seq 10); do kill -0 $old 2>/dev/null || break; sleep 0.1; done
+not kill -0 $old # the session on the dead node
+
+for chain in INPUT OUTPUT; do iptables -I $chain -d 192.168.10.56 -j DROP; done # gone without a word
+start=$(date +%s%N)
+[ -z "$(first lost)" ] || { echo "an answer to the connection that found the node gone: $(cat lost)"; exit 1; } # HAProxy does not try it elsewhere
+got=$(patient); took=$((($(date +%s%N) - start) / 1000000))
+[ "$got" = 'node 57' ] && [ $took -lt 2500 ] || { echo "silent: $got after $took ms"; exit 1; }
 `)
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
