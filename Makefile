@@ -23,6 +23,8 @@ GLUSTER := glusterfs-server glusterfs-client
 FAULT_TOOLS := faketime
 # What the lab needs for virtual machines, and their tests to log in.
 VM_TOOLS := qemu-system-x86 qemu-utils openssh-client
+# What looks at the site as people do.
+BROWSER := chromium chromium-driver
 # What make bench compares with.
 BENCHERS := cloud-image-utils genisoimage qemu-utils mkosi debootstrap apt-utils xz-utils
 
@@ -85,7 +87,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 
 .PHONY: e2e
 e2e: tools build ## the reference cluster in the lab: bake, boot in three orders, faults, five minutes of random ones, three VMs (root)
-	$(call install,$(VM_TOOLS) $(GLUSTER) $(FAULT_TOOLS))
+	$(call install,$(VM_TOOLS) $(GLUSTER) $(FAULT_TOOLS) $(BROWSER))
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 75m -v ./e2e ./lab
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run TestGlusterForReal -v ./assemble
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestCentOSBake|TestReproducible' -v ./images

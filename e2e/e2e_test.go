@@ -324,6 +324,7 @@ func TestReferenceCluster(t *testing.T) {
 	}
 	t.Logf("mean time from power-on to the page: %s", (total / time.Duration(len(orders))).Round(100*time.Millisecond))
 
+	t.Run("people see the site", b.peopleSee)
 	t.Run("VIP moves", b.vipMoves)
 	t.Run("a post outlives every tier", b.postOutlives)
 	t.Run("sessions outlive the Redis master", b.sessionsOutlive)
@@ -335,18 +336,7 @@ func TestReferenceCluster(t *testing.T) {
 }
 
 func (b *bench) vipMoves(t *testing.T) {
-	holder := ""
-	for _, n := range []string{"balancer1", "balancer2"} {
-		if out, err := b.in(n, "ip -o -4 addr show"); err == nil && strings.Contains(out, "192.168.10.39/") {
-			if holder != "" {
-				t.Fatalf("both %s and %s hold the VIP", holder, n)
-			}
-			holder = n
-		}
-	}
-	if holder == "" {
-		t.Fatal("nobody holds the VIP")
-	}
+	holder := b.holder(t, "192.168.10.39", "balancer1", "balancer2")
 	b.lab(t, "kill", holder)
 	took := eventually(t, 20*time.Second, "front page through the other balancer", b.frontPage)
 	t.Logf("killed %s; the page was back after %s", holder, took.Round(100*time.Millisecond))
@@ -391,6 +381,24 @@ const redisCLI = `REDISCLI_AUTH=$(sed -n 's/.*"redis": *"\([^"]*\)".*/\1/p' /etc
 // redisRole is a shell line that prints what the Redis of a node is.
 const redisRole = redisCLI + "role | head -n 1"
 
+// redisMaster returns the one node whose Redis is the master.
+func (b *bench) redisMaster(t *testing.T) string {
+	t.Helper()
+	master := ""
+	for _, n := range []string{"redis1", "redis2", "redis3"} {
+		if out, _ := b.in(n, redisRole); strings.TrimSpace(out) == "master" {
+			if master != "" {
+				t.Fatalf("two masters: %s and %s", master, n)
+			}
+			master = n
+		}
+	}
+	if master == "" {
+		t.Fatal("no Redis master")
+	}
+	return master
+}
+
 func (b *bench) sessionsOutlive(t *testing.T) {
 	admin := b.login(t)
 	page := `<?php session_start(); $_SESSION["n"] = ($_SESSION["n"] ?? 0) + 1; echo "visit ", $_SESSION["n"], ".";`
@@ -409,18 +417,7 @@ func (b *bench) sessionsOutlive(t *testing.T) {
 	eventually(t, 30*time.Second, "first visit", visit("visit 1."))
 	eventually(t, 10*time.Second, "second visit", visit("visit 2."))
 
-	master := ""
-	for _, n := range []string{"redis1", "redis2", "redis3"} {
-		if out, _ := b.in(n, redisRole); strings.TrimSpace(out) == "master" {
-			if master != "" {
-				t.Fatalf("two masters: %s and %s", master, n)
-			}
-			master = n
-		}
-	}
-	if master == "" {
-		t.Fatal("no Redis master")
-	}
+	master := b.redisMaster(t)
 	b.lab(t, "kill", master)
 	took := eventually(t, time.Minute, "the session after the Redis master's death", func() error {
 		body, err := b.get(admin, "/visits.php")
