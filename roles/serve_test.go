@@ -50,6 +50,8 @@ ip route replace local 192.168.10.47 dev eth0 src $IP table local
 # What an update may do to the package's files.
 echo 'fastcgi_param HTTP_HOST $host; fastcgi_param SCRIPT_NAME updated;' | tee /etc/nginx/fastcgi_params >/etc/nginx/fastcgi.conf
 echo 'types { text/updated css js; }' >/etc/nginx/mime.types
+ini=/etc/php/8.2/fpm/conf.d/90-imagegen.ini
+sed -n 's/^\([a-z_.]*\) *=.*/\1 = 7/p' $ini >>/etc/php/8.2/fpm/php.ini
 nginx 2>nginx.log # there is no journal here
 haproxy -D -f /etc/haproxy/haproxy.cfg
 php-fpm8.2 --daemonize --fpm-config /etc/php/8.2/fpm/php-fpm.conf
@@ -80,6 +82,20 @@ hears WWW.example.com:81 'www.example.com:81 www.example.com'
 hears '[::1]:8080' '[::1]:8080 [::1]'
 hears www.example.com:http 'www.example.com www.example.com'
 is 200 --request-target http://good.example/host.php -H 'Host: bad.example:8080' http://192.168.10.42/; grep -F 'host good.example good' body
+# So are PHP's settings, all of them.
+cp $ini /tmp/ours.ini
+cat >$site/ini.php <<'END'
+<?php
+$ours = parse_ini_file('/tmp/ours.ini');
+foreach ($ours as $name => $value) {
+	$is = ini_get($name);
+	if (is_bool($is) || ($is !== $value && ini_parse_quantity((string) $is) !== ini_parse_quantity((string) $value))) {
+		echo "$name is ", var_export($is, true), ", not ", var_export($value, true), "\n";
+	}
+}
+echo count($ours), " settings\n";
+END
+is 200 $vip/ini.php; [ "$(sed 's/^[0-9]* settings//' body)" = "" ] && grep -E '^[1-9][0-9] settings' body || { cat body; exit 1; }
 # Types are ours, and what they say is squeezed.
 echo 1 | tee $site/a.js $site/a.woff2 $site/a.webp >$site/a.bin
 type_of() { is 200 $1; curl -sI $1 | tr -d '\r' | grep -xi "content-type: $2" || { curl -sI $1; exit 1; }; }
