@@ -125,6 +125,9 @@ if (!$found) { // else an operator has brought the tables back: they are taken a
     }
     update_option('siteurl', rtrim($params['url'], '/'));
     update_option('home', rtrim($params['url'], '/'));
+    // What WordPress chooses itself where it can ask itself whether it works. Without, any address that leads nowhere shows
+    // the front page.
+    update_option('permalink_structure', '/%year%/%monthnum%/%day%/%postname%/');
 }
 // A connection that was lost and made anew has taken the transaction's first half with it.
 if ($wpdb->get_var('SELECT CONNECTION_ID()') !== $connection) {

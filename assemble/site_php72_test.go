@@ -32,12 +32,12 @@ func TestSiteOnPHP72(t *testing.T) {
 		t.Fatalf("installing: %+v", got)
 	}
 	for q, want := range map[string]string{
-		"SELECT GROUP_CONCAT(user_login) FROM wordpress.wp_users":                           "admin",
-		"SELECT option_value FROM wordpress.wp_options WHERE option_name='siteurl'":         "http://192.168.10.39:8080",
-		"SELECT option_value FROM wordpress.wp_options WHERE option_name='imagegen_site'":   s.node.Facts.ClusterID,
-		"SELECT COUNT(*) FROM wordpress.wp_posts WHERE post_title='Hello world!'":           "1",
-		"SELECT option_value FROM wordpress.wp_options WHERE option_name='blogname'":        "It&#039;s &lt;our&gt; site",
-		"SELECT COUNT(*) FROM wordpress.wp_options WHERE option_name='permalink_structure'": "1",
+		"SELECT GROUP_CONCAT(user_login) FROM wordpress.wp_users":                               "admin",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='siteurl'":             "http://192.168.10.39:8080",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='imagegen_site'":       s.node.Facts.ClusterID,
+		"SELECT COUNT(*) FROM wordpress.wp_posts WHERE post_title='Hello world!'":               "1",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='blogname'":            "It&#039;s &lt;our&gt; site",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='permalink_structure'": "/%year%/%monthnum%/%day%/%postname%/",
 	} {
 		if got := sql(q); got != want {
 			t.Errorf("%s: %q, want %q", q, got, want)

@@ -347,6 +347,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 		"SELECT option_value FROM wordpress.wp_options WHERE option_name='siteurl'":                                  "http://192.168.10.39:8080",
 		"SELECT option_value FROM wordpress.wp_options WHERE option_name='blogname'":                                 "It&#039;s &lt;our&gt; site",
 		"SELECT COUNT(*) FROM wordpress.wp_posts WHERE post_title='Hello world!'":                                    "1",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='permalink_structure'":                      "/%year%/%monthnum%/%day%/%postname%/",
 		"SELECT COUNT(*) FROM wordpress.wp_usermeta WHERE meta_key='wp_capabilities' AND meta_value LIKE '%admini%'": "1",
 	} {
 		if got := sql(q); got != want {

@@ -246,6 +246,9 @@ func (b *bench) peopleSee(t *testing.T) {
 	if err := visitor.frontPage(); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := visitor.visit("/no-such-page"); err == nil || !strings.Contains(err.Error(), "/no-such-page: status 404") {
+		t.Errorf("a page that does not exist: %v", err)
+	}
 	admin.logsIn(t, b.secret(t, "wordpress_admin"))
 	title := fmt.Sprintf("Seen at %d", time.Now().Unix())
 	post := admin.publishes(t, title, photo(t))
