@@ -72,6 +72,49 @@ func (v *vault) writeIssued() error {
 	return v.write(issuedFile, []byte(issuedHead+strings.Join(lines, "\n")+"\n"))
 }
 
+// RemoveNode removes the key pair of a node that the spec no longer has, and that it was issued. A node that gets the name
+// later has another.
+func RemoveNode(dir, node string) error {
+	if !label.MatchString(node) {
+		return fmt.Errorf("%s is no name of a node", quote(node))
+	}
+	lock, err := os.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the secrets: %w", err)
+	}
+	defer lock.Close() // and unlocks
+	if err := flock(lock, true); err != nil {
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
+	v := &vault{dir: dir}
+	list, err := v.read(issuedFile)
+	if err != nil {
+		return err
+	}
+	pair := "nodes/" + node
+	var kept []string
+	for line := range strings.Lines(string(list)) {
+		if item := strings.TrimSpace(line); item != pair+".key" && item != pair+".crt" {
+			kept = append(kept, line)
+		}
+	}
+	// The list first: what it does not have is not missed.
+	if rest := strings.Join(kept, ""); rest != string(list) {
+		if err := v.write(issuedFile, []byte(rest)); err != nil {
+			return err
+		}
+	}
+	for _, end := range []string{".crt", ".key"} {
+		if err := os.Remove(filepath.Join(dir, pair+end)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // have notes that an item is there.
 func (v *vault) have(item string) {
 	v.mu.Lock()

@@ -599,3 +599,32 @@ func write(t *testing.T, path, data string) {
 		t.Fatal(err)
 	}
 }
+
+// A node's key pair that was removed on purpose is not missed, and the node gets another one when it comes back.
+func TestRemovedNodesKeyIsNotMissed(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "secrets")
+	if err := RemoveNode(dir, "web1"); err != nil {
+		t.Errorf("without secrets: %v", err)
+	}
+	spec := testSpec(t)
+	first := load(t, dir, spec, testNames)
+	for range 2 {
+		if err := RemoveNode(dir, "web1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"nodes/web1.key", "nodes/web1.crt"} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+	again := load(t, dir, spec, testNames)
+	if bytes.Equal(first.Nodes["web1"].Key, again.Nodes["web1"].Key) || !bytes.Equal(first.Nodes["web2"].Key, again.Nodes["web2"].Key) {
+		t.Error("want another key for web1, and the same as before for web2")
+	}
+	for _, name := range []string{"../ca", "", "nodes/web2"} {
+		if err := RemoveNode(dir, name); err == nil {
+			t.Errorf("%q is taken for a node", name)
+		}
+	}
+}

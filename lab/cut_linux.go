@@ -19,15 +19,15 @@ const cutTable = "imagegen-cut"
 // Cut drops all packets between nodes and others; when there are no others, between nodes and everybody, visitors of the
 // site among them; with oneWay only those that nodes send. What was cut before stays so. Status and Exec still reach all nodes.
 func (l *Lab) Cut(ctx context.Context, nodes, others []string, oneWay bool) error {
-	if _, err := l.pick(slices.Concat(nodes, others)); err != nil {
+	if _, err := l.known(slices.Concat(nodes, others)); err != nil {
 		return err
 	}
 	var rules string
 	if len(others) == 0 {
 		var addresses []string
-		for _, n := range l.spec.Nodes() {
+		for _, n := range append(l.spec.Nodes(), l.removed()...) {
 			if slices.Contains(nodes, n.Name) {
-				addresses = append(addresses, n.IP.String())
+				addresses = append(addresses, l.runningAddress(n))
 			} else {
 				others = append(others, n.Name)
 			}

@@ -9,7 +9,7 @@
 // its own, and go with its last process; loop devices clear themselves; and every process is in a cgroup of the
 // cluster's, so that what is running is asked of the kernel and never remembered in a file. Only three things stay
 // until Down: the network namespace in which the nodes meet (imagegen-CLUSTER), the folder of cgroups of the same name,
-// and a file in /run/imagegen that says which output folder the cluster is run from.
+// and a file in /run/imagegen that says which folder the cluster is run from, by its inode: a folder may be moved.
 package lab
 
 import (
@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"imagegen/cloudinit"
 	"imagegen/cluster"
 )
 
@@ -45,7 +46,9 @@ type Config struct {
 	Spec    *cluster.Spec
 	Secrets *cluster.Secrets
 	Dir     string // output folder of build; the lab keeps its state below it, in lab
-	Log     func(format string, args ...any)
+	// Seed makes the seed that the spec gives a node. A node is turned on with no other.
+	Seed func(cluster.Node) (cloudinit.Seed, error)
+	Log  func(format string, args ...any)
 }
 
 // paths of the files that the lab reads and keeps.
@@ -60,6 +63,19 @@ func (p paths) forwardLog() string          { return filepath.Join(p.lab(), "for
 func (p paths) node(node string) string     { return filepath.Join(p.lab(), "nodes", node) }
 func (p paths) in(node, name string) string { return filepath.Join(p.node(node), name) }
 func (p paths) console(node string) string  { return p.in(node, "console.log") }
+
+// Removed returns the names of the nodes that the lab in an output folder has and the spec no longer has, sorted. There
+// are none where nobody but root may look and we are not.
+func Removed(spec *cluster.Spec, dir string) []string {
+	var names []string
+	folders, _ := os.ReadDir(filepath.Dir(paths{dir}.node("x"))) // sorted; no folder: no nodes
+	for _, f := range folders {
+		if _, ok := spec.Node(f.Name()); !ok && f.IsDir() {
+			names = append(names, f.Name())
+		}
+	}
+	return names
+}
 
 // followEvery is how often a console that is followed is looked at.
 const followEvery = 200 * time.Millisecond

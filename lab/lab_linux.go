@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -29,11 +27,13 @@ import (
 type Lab struct {
 	spec     *cluster.Spec
 	paths    paths
+	shown    string // the output folder as the user wrote it, for messages
+	seed     func(cluster.Node) (cloudinit.Seed, error)
 	log      func(format string, args ...any)
 	asker    *asker
 	operator netip.Prefix
 	network  netns
-	group    cgroup // forward, and one for each node
+	group    cgroup // one for each node, and those of helper
 	// bootLimit is how long others wait for a node's boot when not all may boot at once.
 	bootLimit time.Duration
 }
@@ -56,7 +56,7 @@ func Open(c Config) (*Lab, error) {
 		return nil, err
 	}
 	name := "imagegen-" + c.Spec.Cluster
-	l := &Lab{spec: c.Spec, paths: paths{dir}, log: c.Log, network: netns(name), group: root.sub(name), bootLimit: 5 * time.Minute}
+	l := &Lab{spec: c.Spec, paths: paths{dir}, shown: c.Dir, seed: c.Seed, log: c.Log, network: netns(name), group: root.sub(name), bootLimit: 5 * time.Minute}
 	if l.log == nil {
 		l.log = func(string, ...any) {}
 	}
@@ -132,6 +132,9 @@ func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() e
 		}
 		return on
 	})
+	if err := l.checkAddresses(nodes); err != nil {
+		return err
+	}
 	if err := c.take(); err != nil {
 		return err
 	}
@@ -175,6 +178,15 @@ func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() e
 	return errors.Join(errs...)
 }
 
+// CheckUp fails where the cluster is not up.
+func (l *Lab) CheckUp() error {
+	owner, err := currentOwner(l.spec.Cluster)
+	if err == nil && (!owner.is(l.paths.lab()) || !l.network.complete(l.operator)) {
+		err = l.notUp()
+	}
+	return err
+}
+
 // pick returns the nodes with these names, in this order.
 func (l *Lab) pick(names []string) ([]cluster.Node, error) {
 	var nodes []cluster.Node
@@ -188,26 +200,12 @@ func (l *Lab) pick(names []string) ([]cluster.Node, error) {
 	return nodes, nil
 }
 
-// checkFiles makes sure that build has been run.
-func (l *Lab) checkFiles(nodes []cluster.Node) error {
-	var missing []string
-	seen := map[string]bool{}
-	for _, n := range nodes {
-		for _, f := range []string{l.paths.image(n.Role), l.paths.seed(n.Name)} {
-			if _, err := os.Stat(f); err != nil && !seen[f] {
-				seen[f], missing = true, append(missing, f)
-			}
-		}
-	}
-	if missing != nil {
-		return fmt.Errorf("not there yet: %s: imagegen build and imagegen seed make them", strings.Join(missing, ", "))
-	}
-	return nil
-}
+// helper is the cgroup of a process of the lab that is no node: no node's name begins like it.
+func (l *Lab) helper(name string) cgroup { return l.group.sub("_" + name) }
 
 // Kill cuts the power of nodes: all their processes are killed at once. Their disks are kept.
 func (l *Lab) Kill(ctx context.Context, names ...string) error {
-	nodes, err := l.pick(names)
+	nodes, err := l.known(names)
 	if err != nil {
 		return err
 	}
@@ -255,6 +253,9 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 	if !l.network.complete(l.operator) {
 		return l.notUp()
 	}
+	if err := l.checkAddresses(nodes); err != nil {
+		return err
+	}
 	if err := l.powerOff(ctx, name); err != nil {
 		return err
 	}
@@ -290,35 +291,6 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 	return nil
 }
 
-// Current tells whether a node was made from the image and the seed that build has made last.
-func (l *Lab) Current(name string) (bool, error) {
-	nodes, err := l.pick([]string{name})
-	if err != nil {
-		return false, err
-	}
-	made, err := os.Stat(l.paths.in(name, imageFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	now, err := os.Stat(l.paths.image(nodes[0].Role))
-	if err != nil {
-		return false, err
-	}
-	seed, err := cloudinit.ReadISO(l.paths.seed(name))
-	if err != nil {
-		return false, err
-	}
-	had, err := cloudinit.ReadISO(l.paths.in(name, seedFile))
-	if err != nil {
-		return false, err
-	}
-	// The instance's id in the meta-data is derived from all that is on a seed.
-	return os.SameFile(made, now) && bytes.Equal(had.MetaData, seed.MetaData), nil
-}
-
 // released waits until the kernel has let go of the disks of a node that is off.
 func (l *Lab) released(ctx context.Context, node string) error {
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
@@ -336,6 +308,9 @@ func (l *Lab) Down(ctx context.Context) error {
 		return err
 	}
 	defer c.release()
+	if err := l.endFormer(ctx); err != nil {
+		return err
+	}
 	if err := l.group.kill(ctx); err != nil {
 		return err
 	}
@@ -357,25 +332,34 @@ func (l *Lab) Down(ctx context.Context) error {
 	if err := os.RemoveAll(l.paths.lab()); err != nil {
 		return err
 	}
-	c.owner = ""
+	c.owner = owner{}
 	return nil
 }
 
-// Status asks all nodes at once how they are doing, and returns the answers in the spec's order.
+// Status asks all nodes at once how they are doing, and returns the answers in the spec's order; after those, nodes of
+// this lab that the spec no longer has.
 func (l *Lab) Status(ctx context.Context) ([]NodeStatus, error) {
 	owner, err := currentOwner(l.spec.Cluster)
 	if err != nil {
 		return nil, err
 	}
-	nodes := l.spec.Nodes()
+	mine, former := owner.is(l.paths.lab()), l.former()
+	nodes := append(l.spec.Nodes(), l.removed()...)
 	all := make([]NodeStatus, len(nodes))
 	var asking sync.WaitGroup
 	for i, n := range nodes {
 		s := &all[i]
-		*s = NodeStatus{Node: n.Name, Role: n.Role, Address: n.IP.String(), Power: "off", State: stateOff}
+		*s = NodeStatus{Node: n.Name, Role: n.Role, Address: addressOf(n), Power: "off", State: stateOff, Build: l.build(n)}
 		group := l.group.sub(n.Name)
-		if owner != l.paths.lab() {
-			continue // a cluster of this name may be running, but it is another folder's
+		if i := slices.IndexFunc(former, func(f *Lab) bool { return f.group.sub(n.Name).busy() }); i >= 0 {
+			s.Detail = "still runs as a node of cluster " + former[i].spec.Cluster + ": imagegen down ends that"
+			continue
+		}
+		if !mine {
+			if group.busy() {
+				s.Detail = "another cluster of this name runs from " + owner.dir
+			}
+			continue
 		}
 		if !group.busy() {
 			if group.exists() { // Kill removes it
@@ -386,6 +370,11 @@ func (l *Lab) Status(ctx context.Context) ([]NodeStatus, error) {
 		s.Power, s.State = "on", stateSilent
 		if info, err := os.Stat(l.paths.in(n.Name, turnedOn)); err == nil {
 			s.Since = info.ModTime()
+		}
+		if s.Build == BuildOlder { // perhaps of another address, too
+			if was, err := l.bootedAs(n.Name); err == nil && was.IP.IsValid() {
+				n.IP, s.Address = was.IP, addressOf(was)
+			}
 		}
 		asking.Go(func() {
 			r, err := l.asker.ask(ctx, n.Name, n.IP)
@@ -423,14 +412,24 @@ func (l *Lab) Decide(ctx context.Context, node string, d cluster.Decision) error
 
 // Logs writes a node's console to w: from its beginning to now or, when follow is set, until ctx ends.
 func (l *Lab) Logs(ctx context.Context, w io.Writer, node string, follow bool) error {
-	if _, err := l.pick([]string{node}); err != nil {
+	if _, err := l.known([]string{node}); err != nil {
 		return err
 	}
 	return copyConsole(ctx, w, l.paths, node, follow)
 }
 
-// Site returns the address on this machine that is forwarded to the cluster's site; empty: none is.
+// Site returns the address on this machine that is forwarded to the cluster's site; empty: none is, or no node that
+// could serve it is on.
 func (l *Lab) Site() string {
+	role, ok := siteRole(l.spec)
+	if !ok || !slices.ContainsFunc(role.Nodes, func(n cluster.Node) bool { return l.group.sub(n.Name).busy() }) {
+		return ""
+	}
+	return l.forwarded()
+}
+
+// forwarded returns the address on this machine that is forwarded to the cluster's virtual address; empty: none is.
+func (l *Lab) forwarded() string {
 	site, _ := os.ReadFile(l.paths.site()) // none without a forward
 	return string(site)
 }
@@ -444,8 +443,8 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		}
 		return nil
 	}
-	group := l.group.sub(ForwardCommand)
-	if group.busy() && (site == "" || site == l.Site()) {
+	group := l.helper("forward")
+	if group.busy() && (site == "" || site == l.forwarded()) {
 		return nil
 	}
 	if site == "" {
@@ -491,105 +490,4 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 	}
 	go cmd.Wait() // for as long as this process lives
 	return os.WriteFile(l.paths.site(), []byte(site), 0o600)
-}
-
-// claim is the right to change the lab of one cluster name, which one process at a time has. The file says whose the
-// cluster is: the folder of its lab.
-type claim struct {
-	lab   *Lab
-	file  *os.File
-	owner string // may be empty
-}
-
-const registry = "/run/imagegen"
-
-func currentOwner(clusterName string) (string, error) {
-	data, err := os.ReadFile(filepath.Join(registry, clusterName))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
-	}
-	return string(data), nil
-}
-
-// claim waits for its turn. It fails when another folder's cluster of that name is there.
-func (l *Lab) claim(ctx context.Context) (*claim, error) {
-	if err := os.MkdirAll(registry, 0o755); err != nil {
-		return nil, err
-	}
-	path := filepath.Join(registry, l.spec.Cluster)
-	var c *claim
-	var failed error
-	ok := poll(ctx, func() bool {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-		if err != nil {
-			failed = err
-			return !errors.Is(err, fs.ErrNotExist) // the folder has just been removed
-		}
-		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-			f.Close()
-			return false
-		}
-		// Whoever had the lock may have removed the file.
-		have, err1 := f.Stat()
-		there, err2 := os.Stat(path)
-		if err1 != nil || err2 != nil || !os.SameFile(have, there) {
-			f.Close()
-			return false
-		}
-		c, failed = &claim{lab: l, file: f}, nil
-		return true
-	})
-	if failed != nil {
-		return nil, failed
-	}
-	if !ok {
-		return nil, fmt.Errorf("another imagegen is at work on cluster %s: %w", l.spec.Cluster, context.Cause(ctx))
-	}
-	owner, err := io.ReadAll(c.file)
-	if err != nil {
-		c.release()
-		return nil, err
-	}
-	c.owner = string(owner)
-	if c.owner != "" && c.owner != l.paths.lab() && l.group.exists() {
-		c.release()
-		return nil, fmt.Errorf("a cluster called %s is running from %s: end it there (imagegen down -o %s), or give this one another name",
-			l.spec.Cluster, c.owner, filepath.Dir(c.owner))
-	}
-	return c, nil
-}
-
-// take makes the cluster this folder's.
-func (c *claim) take() error {
-	l := c.lab
-	if err := os.MkdirAll(l.paths.lab(), 0o700); err != nil {
-		return err
-	}
-	if err := os.Chmod(l.paths.lab(), 0o700); err != nil { // whatever it was: seeds hold secrets
-		return err
-	}
-	if c.owner != l.paths.lab() {
-		if err := errors.Join(c.file.Truncate(0), seekStart(c.file)); err != nil {
-			return err
-		}
-		if _, err := c.file.WriteString(l.paths.lab()); err != nil {
-			return err
-		}
-		c.owner = l.paths.lab()
-	}
-	return nil
-}
-
-func seekStart(f *os.File) error {
-	_, err := f.Seek(0, io.SeekStart)
-	return err
-}
-
-// release lets the next process have its turn. The file of a cluster that is nobody's goes.
-func (c *claim) release() {
-	if c.owner == "" {
-		os.Remove(c.file.Name())
-		os.Remove(registry) // unless there are others
-	}
-	c.file.Close()
 }

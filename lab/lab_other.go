@@ -36,6 +36,15 @@ func (*Lab) Replace(context.Context, string, bool) error { return errLinux }
 // Current fails.
 func (*Lab) Current(string) (bool, error) { return false, errLinux }
 
+// CheckFiles fails.
+func (*Lab) CheckFiles(...string) error { return errLinux }
+
+// CheckUp fails.
+func (*Lab) CheckUp() error { return errLinux }
+
+// Remove fails.
+func (*Lab) Remove(context.Context, ...string) error { return errLinux }
+
 // Cut fails.
 func (*Lab) Cut(context.Context, []string, []string, bool) error { return errLinux }
 

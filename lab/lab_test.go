@@ -67,15 +67,34 @@ func testSpec(name string) *cluster.Spec {
 	}
 }
 
+// testSeed makes the seed of a node.
+func testSeed(spec *cluster.Spec, secrets *cluster.Secrets, n cluster.Node) (cloudinit.Seed, error) {
+	facts, err := json.Marshal(cluster.Facts{
+		Version: cluster.FactsVersion, Cluster: spec.Cluster, ClusterID: secrets.ClusterID,
+		Node: cluster.Peer{Name: n.Name, Role: n.Role, IP: n.IP.String(), Index: n.Index},
+	})
+	if err != nil {
+		return cloudinit.Seed{}, err
+	}
+	return cloudinit.New(spec, n, []cloudinit.File{
+		{Path: cluster.FactsPath, Mode: 0o644, Content: facts},
+		{Path: cluster.PKIDir + "/ca.crt", Mode: 0o644, Content: secrets.CA.Cert},
+		{Path: cluster.PKIDir + "/node.crt", Mode: 0o644, Content: secrets.Nodes[n.Name].Cert},
+		{Path: cluster.PKIDir + "/node.key", Mode: 0o600, Content: secrets.Nodes[n.Name].Key, Secret: true},
+	})
+}
+
 // openTest opens the lab of testSpec(name) in dir, where the secrets are.
-func openTest(dir, name string) (*Lab, error) {
-	spec := testSpec(name)
+func openTest(dir, name string) (*Lab, error) { return openSpec(dir, testSpec(name)) }
+
+func openSpec(dir string, spec *cluster.Spec) (*Lab, error) {
 	secrets, err := cluster.LoadSecrets(filepath.Join(dir, "secrets"), spec, nil)
 	if err != nil {
 		return nil, err
 	}
-	l, err := Open(Config{Spec: spec, Secrets: secrets, Dir: filepath.Join(dir, "dist"), Log: func(format string, args ...any) {
-		fmt.Fprintf(os.Stderr, "%s: %s\n", name, fmt.Sprintf(format, args...))
+	seed := func(n cluster.Node) (cloudinit.Seed, error) { return testSeed(spec, secrets, n) }
+	l, err := Open(Config{Spec: spec, Secrets: secrets, Dir: filepath.Join(dir, "dist"), Seed: seed, Log: func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", spec.Cluster, fmt.Sprintf(format, args...))
 	}})
 	if err == nil {
 		l.bootLimit = 100 * time.Millisecond // the machines of the tests have no agent
@@ -136,19 +155,7 @@ func (b *bench) makeInputs(t *testing.T, image string) {
 		}
 	}
 	for _, n := range b.spec.Nodes() {
-		facts, err := json.Marshal(cluster.Facts{
-			Version: cluster.FactsVersion, Cluster: b.spec.Cluster, ClusterID: secrets.ClusterID,
-			Node: cluster.Peer{Name: n.Name, Role: n.Role, IP: n.IP.String(), Index: n.Index},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		seed, err := cloudinit.New(b.spec, n, []cloudinit.File{
-			{Path: cluster.FactsPath, Mode: 0o644, Content: facts},
-			{Path: cluster.PKIDir + "/ca.crt", Mode: 0o644, Content: secrets.CA.Cert},
-			{Path: cluster.PKIDir + "/node.crt", Mode: 0o644, Content: secrets.Nodes[n.Name].Cert},
-			{Path: cluster.PKIDir + "/node.key", Mode: 0o600, Content: secrets.Nodes[n.Name].Key, Secret: true},
-		})
+		seed, err := testSeed(b.spec, secrets, n)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -45,16 +45,21 @@ func lastAddress(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// siteAddress is where the cluster serves its site: the virtual address of the role balancer, or else of the first
-// role that has one. There may be none.
-func siteAddress(spec *cluster.Spec) (netip.AddrPort, bool) {
-	var vip netip.Addr
+// siteRole is the role that serves the cluster's site: balancer, or else the first role that has a virtual address.
+// There may be none.
+func siteRole(spec *cluster.Spec) (role cluster.Role, ok bool) {
 	for _, r := range spec.Roles {
-		if r.VIP.IsValid() && (!vip.IsValid() || r.Name == "balancer") {
-			vip = r.VIP
+		if r.VIP.IsValid() && (!ok || r.Name == "balancer") {
+			role, ok = r, true
 		}
 	}
-	return netip.AddrPortFrom(vip, sitePort), vip.IsValid()
+	return role, ok
+}
+
+// siteAddress is where the cluster serves its site, if it does.
+func siteAddress(spec *cluster.Spec) (netip.AddrPort, bool) {
+	role, ok := siteRole(spec)
+	return netip.AddrPortFrom(role.VIP, sitePort), ok
 }
 
 const sitePort = 80

@@ -211,7 +211,7 @@ func (l *Lab) booted(ctx context.Context, n cluster.Node) {
 
 // Exec runs a command on a node and returns its exit code: 128 and the signal's number when a signal ended it.
 func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
-	nodes, err := l.pick([]string{node})
+	nodes, err := l.known([]string{node})
 	if err != nil {
 		return 0, err
 	}
@@ -223,7 +223,7 @@ func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Rea
 		return 0, err
 	}
 	group := l.group.sub(node)
-	if owner != l.paths.lab() || !group.busy() {
+	if !owner.is(l.paths.lab()) || !group.busy() {
 		return 0, fmt.Errorf("%s is off: imagegen start %s turns it on", node, node)
 	}
 	p, err := l.provider()

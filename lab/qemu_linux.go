@@ -50,7 +50,7 @@ func (q qemu) makeNode(ctx context.Context, n cluster.Node) error {
 		return nil
 	}
 	const aside = changesDisk + ".new"
-	group := q.group.sub("qemu-img")
+	group := q.helper("qemu-img")
 	if err := group.kill(ctx); err != nil { // what a killed imagegen has left at work
 		return err
 	}

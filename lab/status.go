@@ -48,7 +48,17 @@ type NodeStatus struct {
 	Detail     string                             `json:"detail,omitempty"`
 	Components map[string]cluster.ComponentReport `json:"components,omitempty"` // without their raw reports
 	Error      string                             `json:"error,omitempty"`      // why the agent could not be asked
+	// Build says how what the node was made of compares with the spec and with what build made last: one of the
+	// constants below, or empty when the node has not been made yet.
+	Build string `json:"build,omitempty"`
 }
+
+// Values of NodeStatus.Build.
+const (
+	BuildCurrent = "current" // the image and the seed that build made last
+	BuildOlder   = "older"   // an earlier image or an earlier seed: replace and roll renew the node
+	BuildRemoved = "removed" // the spec no longer has the node
+)
 
 // urgency orders the states of components that are not ready: what an operator must look at comes first.
 var urgency = map[cluster.State]int{cluster.Stopped: 4, cluster.Failed: 3, cluster.Working: 2, cluster.Waiting: 1}

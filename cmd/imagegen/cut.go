@@ -24,13 +24,14 @@ func cutCommand() *cli.Command {
 			if err := someArguments(c); err != nil {
 				return err
 			}
-			l, names, err := openLab(c, newBlock(c), c.Args().Slice())
-			if err != nil {
-				return err
-			}
+			names := c.Args().Slice()
 			var others []string
 			if from := c.String("from"); from != "" {
 				others = strings.Split(from, ",")
+			}
+			l, err := openLabOf(c, newBlock(c), names)
+			if err != nil {
+				return err
 			}
 			if err := l.Cut(c.Context, names, others, c.Bool("one-way")); err != nil {
 				return err

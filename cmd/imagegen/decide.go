@@ -54,7 +54,7 @@ func decideCommand() *cli.Command {
 			var told, all []string
 			var errs []error
 			for _, n := range nodes {
-				if n.Role != role || slices.Contains(without, n.Node) || n.Components == nil {
+				if n.Role != role || n.Build == lab.BuildRemoved || slices.Contains(without, n.Node) || n.Components == nil {
 					continue
 				}
 				all = append(all, n.Node)

@@ -1,21 +1,33 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"imagegen/cluster"
+	"imagegen/lab"
 )
 
 func downCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "down",
-		Category:    labCategory,
-		Usage:       "stop the cluster and remove all that the lab made, the nodes' disks included",
-		Description: "Afterwards no process, mount, loop device, network interface or namespace of the lab is left. Images and seeds stay.",
-		Flags:       []cli.Flag{specFlag(), outFlag()},
+		Name:      "down",
+		Category:  labCategory,
+		Usage:     "stop the cluster and remove all that the lab made, the nodes' disks included",
+		ArgsUsage: "[NODE…]",
+		Description: "Afterwards no process, mount, loop device, network interface or namespace of the lab is left. Images and seeds stay.\n\n" +
+			"With names of nodes that have been removed from the spec (imagegen status shows them), it ends those alone, and removes\n" +
+			"their disks, seeds and keys.",
+		Flags: []cli.Flag{specFlag(), outFlag()},
 		Action: func(c *cli.Context) error {
-			if err := noArguments(c); err != nil {
-				return err
+			if c.Args().Present() {
+				return downRemoved(c, c.Args().Slice())
 			}
 			l, _, err := openLab(c, newBlock(c), nil)
 			if err != nil {
@@ -28,4 +40,60 @@ func downCommand() *cli.Command {
 			return nil
 		},
 	}
+}
+
+// downRemoved ends nodes that have been removed from the spec, and removes what is left of them.
+func downRemoved(c *cli.Context, names []string) error {
+	p, err := load(c)
+	if err != nil {
+		return err
+	}
+	inLab, left := lab.Removed(p.spec, p.out), p.leftOver()
+	var running []string
+	for _, name := range names {
+		if _, ok := p.spec.Node(name); ok {
+			return wrongf("%s is in the spec: imagegen kill %[1]s turns it off; down takes no names, or those of nodes that have been removed from the spec", name)
+		}
+		if slices.Contains(inLab, name) {
+			running = append(running, name)
+		} else if left[name] == nil {
+			return wrongf("there is no node %s, and nothing is left of one", name)
+		}
+	}
+	l, _, err := p.lab(c, newBlock(c))
+	if err != nil {
+		return err
+	}
+	if err := l.Remove(c.Context, running...); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := os.Remove(p.seedPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := cluster.RemoveNode(p.secretsDir(), name); err != nil {
+			return err
+		}
+		removed := left[name]
+		if slices.Contains(running, name) {
+			removed = append([]string{"its disks"}, removed...)
+		}
+		fmt.Fprintf(c.App.Writer, "%s is gone: removed %s\n", name, strings.Join(removed, ", "))
+	}
+	return nil
+}
+
+// leftOver returns the files that seed has made for nodes which the spec no longer has, by the node's name.
+func (p *project) leftOver() map[string][]string {
+	left := map[string][]string{}
+	for _, pattern := range []string{p.seedPath("*"), filepath.Join(p.secretsDir(), "nodes", "*.crt"), filepath.Join(p.secretsDir(), "nodes", "*.key")} {
+		files, _ := filepath.Glob(pattern) // what is in a folder with a strange name stays
+		for _, file := range files {
+			name := strings.TrimSuffix(filepath.Base(file), filepath.Ext(file))
+			if _, ok := p.spec.Node(name); !ok {
+				left[name] = append(left[name], file)
+			}
+		}
+	}
+	return left
 }

@@ -16,7 +16,7 @@ func execCommand() *cli.Command {
 			if len(args) < 3 || args[1] != "--" {
 				return wrongf("exec takes a node and, after --, a command: imagegen exec NODE -- COMMAND")
 			}
-			l, _, err := openLab(c, newBlock(c), args[:1])
+			l, err := openLabOf(c, newBlock(c), args[:1])
 			if err != nil {
 				return err
 			}

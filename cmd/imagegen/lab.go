@@ -2,9 +2,12 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/urfave/cli/v2"
 
+	"imagegen/cloudinit"
 	"imagegen/cluster"
 	"imagegen/lab"
 )
@@ -33,6 +36,27 @@ func openWithSecrets(c *cli.Context, b *block, names []string) (*lab.Lab, []stri
 	for i, n := range nodes {
 		names[i] = n.Name
 	}
+	l, secrets, err := p.lab(c, b)
+	return l, names, secrets, err
+}
+
+// openLabOf opens the lab for a command that works on the nodes called names, of the spec or removed from it.
+func openLabOf(c *cli.Context, b *block, names []string) (*lab.Lab, error) {
+	p, err := load(c)
+	if err != nil {
+		return nil, err
+	}
+	removed := lab.Removed(p.spec, p.out)
+	inSpec := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(removed, name) })
+	if _, err := p.nodes(inSpec); err != nil {
+		return nil, err
+	}
+	l, _, err := p.lab(c, b)
+	return l, err
+}
+
+// lab opens the lab.
+func (p *project) lab(c *cli.Context, b *block) (*lab.Lab, *cluster.Secrets, error) {
 	secrets, err := p.readSecrets()
 	if err == nil {
 		err = p.refuseLostSecrets()
@@ -42,6 +66,24 @@ func openWithSecrets(c *cli.Context, b *block, names []string) (*lab.Lab, []stri
 		fmt.Fprintf(c.App.ErrWriter, "imagegen: %v\n", err)
 		secrets = &cluster.Secrets{}
 	}
-	l, err := lab.Open(lab.Config{Spec: p.spec, Secrets: secrets, Dir: p.out, Log: b.say})
-	return l, names, secrets, err
+	l, err := lab.Open(lab.Config{Spec: p.spec, Secrets: secrets, Dir: p.out, Seed: p.seeds(), Log: b.say})
+	return l, secrets, err
+}
+
+// seeds returns a function that makes the seeds which the spec gives nodes, to compare those that build has made with.
+func (p *project) seeds() func(cluster.Node) (cloudinit.Seed, error) {
+	secrets := sync.OnceValues(func() (*cluster.Secrets, error) {
+		s, err := p.readSecrets()
+		if err == nil {
+			p.standIns(s) // a seed that has all secrets is then another one
+		}
+		return s, err
+	})
+	return func(n cluster.Node) (cloudinit.Seed, error) {
+		s, err := secrets()
+		if err != nil {
+			return cloudinit.Seed{}, err
+		}
+		return p.seed(s, n)
+	}
 }

@@ -18,7 +18,7 @@ func logsCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			l, _, err := openLab(c, newBlock(c), []string{node})
+			l, err := openLabOf(c, newBlock(c), []string{node})
 			if err != nil {
 				return err
 			}

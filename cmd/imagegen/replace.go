@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -37,6 +38,9 @@ func replaceCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			if err := ready(l, names); err != nil {
+				return err
+			}
 			if !c.Bool("force") {
 				if err := othersReady(c.Context, l, names[0]); err != nil {
 					return fmt.Errorf("%w; --force replaces %s all the same", err, names[0])
@@ -55,7 +59,8 @@ func rollCommand() *cli.Command {
 		ArgsUsage: "[ROLE…]",
 		Description: "Nodes keep their data disks. Each must be ready before the next is touched, and is not touched before all others of\n" +
 			"its role are; at the first that does not become ready in time, the roll stops. Run again, it goes on where it\n" +
-			"stopped, since nodes that are of the latest image and seed are left alone.",
+			"stopped, since nodes that are of the latest image and seed are left alone. Nodes that an earlier build broke come first:\n" +
+			"those that have failed, or are not ready after a minute.",
 		Flags: []cli.Flag{specFlag(), outFlag(), timeoutFlag("stop at a node that is not ready")},
 		Action: func(c *cli.Context) error {
 			p, err := load(c)
@@ -72,22 +77,20 @@ func rollCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			replaced := 0
+			var names []string
 			for _, n := range nodes {
-				current, err := l.Current(n.Name)
+				names = append(names, n.Name)
+			}
+			if err := ready(l, names); err != nil {
+				return err
+			}
+			replaced := 0
+			for _, r := range p.spec.Roles {
+				n, err := rollRole(c, b, l, members(r.Name, nodes))
+				replaced += n
 				if err != nil {
 					return err
 				}
-				if current {
-					continue
-				}
-				if _, err := wait(c, b, l, p.others(n)); err != nil {
-					return fmt.Errorf("%s is not replaced: %w", n.Name, err)
-				}
-				if err := replace(c, b, l, n.Name, false); err != nil {
-					return err
-				}
-				replaced++
 			}
 			fmt.Fprintf(c.App.Writer, "replaced %s; %d up to date already\n", count(replaced, "node"), len(nodes)-replaced)
 			return nil
@@ -95,15 +98,102 @@ func rollCommand() *cli.Command {
 	}
 }
 
-// others returns the names of the other nodes of a node's role.
-func (p *project) others(n cluster.Node) []string {
+// ready fails where nodes cannot be replaced now: build has to be run first, or the cluster is not up.
+func ready(l *lab.Lab, names []string) error {
+	if err := l.CheckFiles(names...); err != nil {
+		return err
+	}
+	return l.CheckUp()
+}
+
+// members returns the names of a role's nodes among nodes.
+func members(role string, nodes []cluster.Node) []string {
 	var names []string
-	for _, other := range p.spec.Role(n.Role).Nodes {
-		if other.Name != n.Name {
-			names = append(names, other.Name)
+	for _, n := range nodes {
+		if n.Role == role {
+			names = append(names, n.Name)
 		}
 	}
 	return names
+}
+
+// rollRole replaces the nodes of a role that are not of the latest image and seed, one after the other, and returns how
+// many it has replaced.
+func rollRole(c *cli.Context, b *block, l *lab.Lab, names []string) (replaced int, err error) {
+	for {
+		all, err := l.Status(c.Context)
+		if err != nil {
+			return replaced, err
+		}
+		next, more := nextToRoll(among(all, names))
+		if !more && replaced == 0 {
+			return 0, nil
+		}
+		began := time.Now()
+		all, err = waitFor(c, b, l, names, func(nodes []lab.NodeStatus) bool { return settled(nodes, time.Since(began)) })
+		switch {
+		case err != nil && more:
+			return replaced, fmt.Errorf("%s is not replaced: %w", next, err)
+		case err != nil || !more:
+			return replaced, err
+		}
+		nodes := among(all, names)
+		next, _ = nextToRoll(nodes)
+		for _, n := range nodes {
+			if n.Node != next && n.Power == "off" {
+				return replaced, fmt.Errorf("%s is not replaced: %s is off: imagegen start %[2]s", next, n.Node)
+			}
+		}
+		if err := l.Replace(c.Context, next, false); err != nil {
+			return replaced, err
+		}
+		b.say("%s: replaced", next)
+		replaced++
+	}
+}
+
+// nextToRoll returns the node of a role that is to be replaced next: while any that is not ready is to be, one of these, since
+// it serves nobody; false when all are of the latest image and seed.
+func nextToRoll(nodes []lab.NodeStatus) (name string, more bool) {
+	for _, n := range nodes {
+		if n.Build == lab.BuildCurrent {
+			continue
+		}
+		if !isReady(n) {
+			return n.Node, true
+		}
+		if !more {
+			name, more = n.Node, true
+		}
+	}
+	return name, more
+}
+
+func isReady(n lab.NodeStatus) bool { return n.State == string(cluster.Ready) }
+
+// settled tells whether no node of a role that has been watched for so long will become ready before another is replaced
+// or turned on. What is of the latest image and seed must become ready, unless it waits for others that are still to be
+// replaced because they are not ready either. For the rest it is enough to have failed, or not to be ready for long.
+func settled(nodes []lab.NodeStatus, watched time.Duration) bool {
+	broken := 0 // and to be replaced
+	for _, n := range nodes {
+		if n.Build != lab.BuildCurrent && !isReady(n) {
+			broken++
+		}
+	}
+	for _, n := range nodes {
+		state := cluster.State(n.State)
+		ended := isReady(n) || n.Power == "off"
+		if n.Build == lab.BuildCurrent {
+			ended = ended || broken > 0 && state == cluster.Waiting && watched >= patience
+		} else {
+			ended = ended || state == cluster.Failed || state == cluster.Stopped || watched >= patience
+		}
+		if !ended {
+			return false
+		}
+	}
+	return true
 }
 
 // othersReady fails while another node of the node's role is not ready.
@@ -115,7 +205,7 @@ func othersReady(ctx context.Context, l *lab.Lab, name string) error {
 	i := slices.IndexFunc(nodes, func(n lab.NodeStatus) bool { return n.Node == name })
 	var missing []string
 	for _, n := range nodes {
-		if n.Role == nodes[i].Role && n.Node != name && n.State != string(cluster.Ready) {
+		if n.Role == nodes[i].Role && n.Build != lab.BuildRemoved && n.Node != name && !isReady(n) {
 			missing = append(missing, describe(n))
 		}
 	}

@@ -6,11 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/urfave/cli/v2"
 
@@ -31,8 +30,10 @@ func statusCommand() *cli.Command {
 		Description: "Asks the agents of the nodes. States: off, silent (the agent does not answer, or not yet), then what the agent says:\n" +
 			"waiting (for a peer), working, failed (and tried again), stopped (an operator must decide), ready.\n\n" +
 			"--wait ends with 0 when all nodes are ready, and with 1 when they are not in time.\n" +
-			"--json prints [{\"node\", \"role\", \"address\", \"power\", \"state\", \"since\", \"detail\", \"components\", \"error\"}]; since is\n" +
-			"RFC 3339, by the node's clock; error says why an agent could not be asked.",
+			"BUILD compares a node with what imagegen build made last: current; older, of an earlier image or seed (imagegen roll\n" +
+			"renews it); or removed, when the spec no longer has the node and the lab still does.\n\n" +
+			"--json prints [{\"node\", \"role\", \"address\", \"power\", \"state\", \"since\", \"detail\", \"components\", \"error\", \"build\"}]; since\n" +
+			"is RFC 3339, by the node's clock; error says why an agent could not be asked.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), jsonFlag("the nodes"),
 			&cli.BoolFlag{Name: "wait", Usage: "wait until all nodes are ready"}, timeoutFlag("with --wait: give up"),
@@ -68,17 +69,35 @@ func statusCommand() *cli.Command {
 
 func printTable(w io.Writer, nodes []lab.NodeStatus, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tROLE\tADDRESS\tSTATE\tSINCE\tWAITS FOR")
+	fmt.Fprintln(t, "NODE\tROLE\tADDRESS\tSTATE\tSINCE\tBUILD\tWAITS FOR")
 	for _, n := range nodes {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, n.Role, n.Address, n.State, age(n.Since, now), cmp.Or(n.Detail, n.Error, "-"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, cmp.Or(n.Role, "-"), cmp.Or(n.Address, "-"), n.State, age(n.Since, now), cmp.Or(n.Build, "-"), cmp.Or(n.Detail, n.Error, "-"))
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	for _, line := range undecided(nodes, now) {
+	for _, line := range slices.Concat(removedNodes(nodes), undecided(nodes, now)) {
 		fmt.Fprintf(w, "\n%s\n", line)
 	}
 	return nil
+}
+
+// removedNodes says what can be done about nodes that the spec no longer has, a line each.
+func removedNodes(nodes []lab.NodeStatus) []string {
+	var lines []string
+	for _, n := range nodes {
+		if n.Build != lab.BuildRemoved {
+			continue
+		}
+		line := n.Node + " is not in the spec any more: "
+		if n.Power == "on" {
+			line += "imagegen kill " + n.Node + " turns it off; imagegen down " + n.Node + " also removes its disks, seed and key."
+		} else {
+			line += "imagegen down " + n.Node + " removes its disks, seed and key."
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // age shows how long ago something was, as coarse as people say it.
@@ -101,16 +120,21 @@ func age(t, now time.Time) string {
 
 const askEvery = 500 * time.Millisecond
 
-// wait asks until the named nodes are ready, and shows meanwhile what the others wait for. It returns the last answer
-// also when the time is over.
+// wait asks until the named nodes are ready, and shows meanwhile what the others wait for. It returns the last answer, of
+// all nodes, also when the time is over.
 func wait(c *cli.Context, b *block, l *lab.Lab, names []string) ([]lab.NodeStatus, error) {
+	return waitFor(c, b, l, names, nil)
+}
+
+// waitFor is wait that also ends when enough, if there is one, says so of the named nodes.
+func waitFor(c *cli.Context, b *block, l *lab.Lab, names []string, enough func([]lab.NodeStatus) bool) ([]lab.NodeStatus, error) {
 	timeout := c.Duration("timeout")
 	ctx, cancel := context.WithTimeout(c.Context, timeout)
 	defer cancel()
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	start := time.Now()
-	said := map[string]string{}
+	said := news{}
 	var nodes []lab.NodeStatus
 	for {
 		if now, err := l.Status(ctx); err == nil {
@@ -126,13 +150,11 @@ func wait(c *cli.Context, b *block, l *lab.Lab, names []string) ([]lab.NodeStatu
 			if n.State != string(cluster.Ready) {
 				missing = append(missing, n)
 			}
-			// Without a terminal, a count that goes on is no line of its own.
-			if line := describe(n); !b.terminal && said[n.Node] != withoutDigits(line) {
-				said[n.Node] = withoutDigits(line)
+			if line, fresh := said.of(n); fresh && !b.terminal {
 				b.say("%s", line)
 			}
 		}
-		if nodes != nil && len(missing) == 0 {
+		if nodes != nil && (len(missing) == 0 || enough != nil && enough(among(nodes, names))) {
 			return nodes, nil
 		}
 		if c.Context.Err() != nil {
@@ -153,6 +175,17 @@ func wait(c *cli.Context, b *block, l *lab.Lab, names []string) ([]lab.NodeStatu
 	}
 }
 
+// among returns the named ones of nodes.
+func among(nodes []lab.NodeStatus, names []string) []lab.NodeStatus {
+	var some []lab.NodeStatus
+	for _, n := range nodes {
+		if slices.Contains(names, n.Node) {
+			some = append(some, n)
+		}
+	}
+	return some
+}
+
 // describe says in a line where a node stands.
 func describe(n lab.NodeStatus) string {
 	if n.Detail == "" {
@@ -161,11 +194,40 @@ func describe(n lab.NodeStatus) string {
 	return fmt.Sprintf("%s: %s: %s", n.Node, n.State, n.Detail)
 }
 
-func withoutDigits(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsDigit(r) {
-			return -1
-		}
-		return r
-	}, s)
+// news remembers what has been said of each node. Where there is no terminal, a line is said once until the node is
+// ready: not again for a count or a time in it that goes on, nor each time that a step fails in the same way.
+type news map[string]*saidOf
+
+type saidOf struct {
+	last string
+	all  map[string]bool
 }
+
+// longestNews bounds a line, in characters; status shows all of it.
+const longestNews = 160
+
+// of returns the line that says where a node stands, and whether that is news.
+func (said news) of(n lab.NodeStatus) (line string, fresh bool) {
+	line = describe(n)
+	before := said[n.Node]
+	if before == nil {
+		before = &saidOf{all: map[string]bool{}}
+		said[n.Node] = before
+	}
+	key := changing.ReplaceAllString(line, "$1#")
+	fresh = key != before.last && !before.all[key]
+	before.last = key
+	if n.State == string(cluster.Ready) {
+		before.all = map[string]bool{}
+	} else {
+		before.all[key] = true
+	}
+	if runes := []rune(line); len(runes) > longestNews {
+		line = string(runes[:longestNews-1]) + "…"
+	}
+	return line, fresh
+}
+
+// changing matches what differs from one retry to the next: numbers, times and hexadecimal identifiers, but not the numbers
+// in names of nodes.
+var changing = regexp.MustCompile(`(^|[^0-9A-Za-z_-])([0-9][0-9A-Za-z.:,%µ+-]*|[0-9a-f]{8}[0-9a-f-]*\b)`)

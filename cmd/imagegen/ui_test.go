@@ -89,18 +89,62 @@ func TestStatusTable(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	var out bytes.Buffer
 	err := printTable(&out, []lab.NodeStatus{
-		{Node: "balancer1", Role: "balancer", Address: "192.168.10.40", State: "ready", Since: now.Add(-75 * time.Second)},
-		{Node: "redis1", Role: "redis", Address: "192.168.10.49", State: "waiting", Since: now.Add(-3 * time.Hour), Detail: "redis: redis2 and redis3 to answer"},
+		{Node: "balancer1", Role: "balancer", Address: "192.168.10.40", State: "ready", Since: now.Add(-75 * time.Second), Build: lab.BuildCurrent},
+		{Node: "redis1", Role: "redis", Address: "192.168.10.49", State: "waiting", Since: now.Add(-3 * time.Hour), Detail: "redis: redis2 and redis3 to answer", Build: lab.BuildOlder},
 		{Node: "web1", Role: "web", Address: "192.168.10.42", State: "silent", Error: "no answer within 2s"},
 		{Node: "web2", Role: "web", Address: "192.168.10.43", State: "off", Since: now.Add(-72 * time.Hour)},
+		{Node: "web3", Role: "web", Address: "192.168.10.44", Power: "on", State: "ready", Build: lab.BuildRemoved},
+		{Node: "web4", State: "off", Build: lab.BuildRemoved},
 	}, now)
-	want := `NODE       ROLE      ADDRESS        STATE    SINCE  WAITS FOR
-balancer1  balancer  192.168.10.40  ready    1m15s  -
-redis1     redis     192.168.10.49  waiting  3h00m  redis: redis2 and redis3 to answer
-web1       web       192.168.10.42  silent   -      no answer within 2s
-web2       web       192.168.10.43  off      3d     -
+	want := `NODE       ROLE      ADDRESS        STATE    SINCE  BUILD    WAITS FOR
+balancer1  balancer  192.168.10.40  ready    1m15s  current  -
+redis1     redis     192.168.10.49  waiting  3h00m  older    redis: redis2 and redis3 to answer
+web1       web       192.168.10.42  silent   -      -        no answer within 2s
+web2       web       192.168.10.43  off      3d     -        -
+web3       web       192.168.10.44  ready    -      removed  -
+web4       -         -              off      -      removed  -
+
+web3 is not in the spec any more: imagegen kill web3 turns it off; imagegen down web3 also removes its disks, seed and key.
+
+web4 is not in the spec any more: imagegen down web4 removes its disks, seed and key.
 `
 	if err != nil || out.String() != want {
 		t.Errorf("%v\n%s", err, out.String())
+	}
+}
+
+// Elsewhere than on a terminal, --wait says of a node what is new, once, and not again with every retry.
+func TestWaitSaysNewsOnce(t *testing.T) {
+	said := news{}
+	long := strings.Repeat("ä", 300)
+	for _, c := range []struct {
+		state, detail string
+		fresh         bool
+	}{
+		{"silent", "its agent does not answer", true},
+		{"waiting", "galera: for percona2, percona3", true},
+		{"waiting", "galera: for percona3", true}, // another node: news
+		{"failed", "site: exit status 1 after 12s (job 4711): " + long, true},
+		{"working", "site: starting anew", true},
+		{"failed", "site: exit status 1 after 1m02s (job 4712): " + long, false},
+		{"working", "site: starting anew", false},
+		{"failed", "site: no id 5d41402a-bc4b-2a76-b971-9d911017c592 at 10.0.0.7:3306", true},
+		{"failed", "site: no id 7d793037-a076-8186-974b-0282f2f435e7 at 10.0.0.8:3306", false},
+		{"ready", "", true},
+		{"ready", "", false},
+		{"working", "site: starting anew", true}, // it was ready meanwhile
+		{"ready", "", true},
+	} {
+		n := lab.NodeStatus{Node: "web1", State: c.state, Detail: c.detail}
+		line, fresh := said.of(n)
+		if fresh != c.fresh {
+			t.Errorf("%.60s: news: %t, want %t", line, fresh, c.fresh)
+		}
+		if len([]rune(line)) > longestNews {
+			t.Errorf("a line of %d characters", len([]rune(line)))
+		}
+	}
+	if _, fresh := said.of(lab.NodeStatus{Node: "web2", State: "ready"}); !fresh {
+		t.Error("what is said of one node is no news of another")
 	}
 }
