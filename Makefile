@@ -10,9 +10,9 @@ export CGO_ENABLED := 0
 TOOLS := mmdebstrap extlinux syslinux-common fdisk e2fsprogs systemd-container iproute2 util-linux
 # Programs that the tests run generated files through, and real daemons that the agent is tested on.
 # php and a web server come before wordpress, which would otherwise bring Apache.
-CHECKERS := haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql php8.2-redis php wordpress redis-server redis-sentinel \
+CHECKERS := genisoimage haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql php8.2-redis php wordpress redis-server redis-sentinel \
 	mariadb-server galera-4 mariadb-backup cloud-init nftables iptables shellcheck qemu-system-x86 qemu-utils curl faketime \
-	dnf rpm createrepo-c gnupg xz-utils xfsprogs vagrant
+	dnf rpm createrepo-c gnupg ruby xz-utils xfsprogs vagrant
 # What fetches and runs PHP 7.2, which is what centos7 has.
 ifeq ($(shell command -v npm),)
 CHECKERS += nodejs npm
@@ -76,7 +76,7 @@ test: checkers ## installs what it needs (Debian 12, root), then: formatting, ve
 	$(GO) vet ./...
 	GOOS=darwin $(GO) build -o /dev/null ./cmd/imagegen
 	$(GO) run $(STATICCHECK) ./...
-	$(GO) run $(GOTESTSUM) --format pkgname $(if $(TEST_JSON),--jsonfile $(TEST_JSON)) -- -timeout 20m $$($(GO) list ./... | grep -v -e '/e2e$$' -e '/bench$$')
+	$(GO) run $(GOTESTSUM) --format pkgname -- -timeout 20m $$($(GO) list ./... | grep -v -e '/e2e$$' -e '/bench$$')
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (default 60s)
