@@ -32,11 +32,16 @@ BENCHERS := cloud-image-utils genisoimage qemu-utils mkosi debootstrap apt-utils
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# The commit is left out of the binaries: every commit would make a new agent, and thereby all images anew.
+# What imagegen --version prints: the last tag, and how far from it this is.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+BIN ?= bin
+
+# The version is left out of the agent: every commit would make a new one, and thereby all images anew.
 .PHONY: build
 build: ## bin/imagegen and bin/imagegen-node
-	@mkdir -p bin
-	$(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o bin/ ./cmd/...
+	@mkdir -p $(BIN)
+	$(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o $(BIN)/ ./cmd/imagegen-node
+	$(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/ ./cmd/imagegen
 
 # $(call missing,PACKAGES): a shell's list of those that are not installed.
 missing = $$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
@@ -75,6 +80,7 @@ test: checkers ## installs what it needs (Debian 12, root), then: formatting, ve
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	GOOS=darwin $(GO) build -o /dev/null ./cmd/imagegen
+	GOOS=windows $(GO) build -o /dev/null ./cmd/imagegen
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) run $(GOTESTSUM) --format pkgname -- -timeout 20m $$($(GO) list ./... | grep -v -e '/e2e$$' -e '/bench$$')
 

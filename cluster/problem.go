@@ -73,24 +73,48 @@ func join(words []string, last string) string {
 // hint ends a message about a word that is none of words: with the one that was probably meant, else with all of them
 // after lead ("it may be", say).
 func hint(word, lead string, words []string) string {
-	if near := nearest(word, words); near != "" {
+	if near := Nearest(word, words); near != "" {
 		return "; did you mean " + near + "?"
 	}
 	return "; " + lead + " " + join(words, "or")
 }
 
-// nearest returns the one of words that text is a slip of, or "".
-func nearest(text string, words []string) string {
+// Nearest returns the one of words that text begins or is a slip of, or "". A slip is one letter, in longer words a third of
+// them: with more, short words would be suggested for ones that have nothing to do with them. Another number is no slip:
+// web9 is not web1.
+func Nearest(text string, words []string) string {
 	if len(text) > 40 {
 		return ""
 	}
-	best, least := "", len(text)/3+2
+	text = strings.ToLower(text)
+	best, least := "", 2
+	if len(text) > 5 {
+		least = (len(text)+1)/3 + 1
+	}
 	for _, w := range words {
-		if d := distance(strings.ToLower(text), w); d < least && d < len(w) {
+		if len(text) >= 3 && strings.HasPrefix(w, text) {
+			return w
+		}
+		if d := distance(text, w); d < least && d < len(w) && (digits(text) == "" || digits(w) == "" || digits(text) == digits(w)) {
 			best, least = w, d
 		}
 	}
+	for _, w := range words {
+		if best == "" && len(w) >= 3 && strings.HasPrefix(text, w) {
+			best = w
+		}
+	}
 	return best
+}
+
+// digits returns the digits in text.
+func digits(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsDigit(r) {
+			return r
+		}
+		return -1
+	}, text)
 }
 
 // distance is the number of letters to insert, remove, replace or swap with their neighbour that makes b of a.

@@ -179,7 +179,7 @@ func (r *reader) object(v value, example string, keys ...string) (func(key strin
 	entries, ok := r.mapping(v, example)
 	found := map[string]value{}
 	for _, e := range entries {
-		switch near := nearest(e.key, keys); {
+		switch near := Nearest(e.key, keys); {
 		case slices.Contains(keys, e.key):
 			found[e.key] = e.value
 		case e.key == "<<":

@@ -76,9 +76,6 @@ func build(c *cli.Context) error {
 	if by := c.String("builder"); by != "" && !slices.Contains(images.Builders, by) {
 		return wrongf("--builder %s: there are %s", by, strings.Join(images.Builders, ", "))
 	}
-	if limit := c.Duration("time-limit"); limit <= 0 {
-		return wrongf("--time-limit %s: nothing is baked in no time", limit)
-	}
 	agent, err := agentPath(c)
 	if err != nil {
 		return err
@@ -240,7 +237,7 @@ func (p *project) nodesOf(names []string) ([]cluster.Node, error) {
 			for _, r := range p.spec.Roles {
 				all = append(all, r.Name)
 			}
-			return nil, wrongf("%s has no role %s; its roles are %s", p.spec.File, name, strings.Join(all, ", "))
+			return nil, wrongf("%s has no role %s; its roles are %s.%s", p.spec.File, name, strings.Join(all, ", "), guess(name, all))
 		}
 		if slices.Contains(names[:i], name) {
 			return nil, wrongf("%s is named twice", name)

@@ -25,13 +25,16 @@ func decideCommand() *cli.Command {
 			"A decision that is not needed is refused. It holds until the component is ready, or the node is heard again.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
-			&cli.StringFlag{Name: "without", Required: true, Usage: "the silent `NODE`, or NODE,NODE, of which all data that no other node has may be lost"},
+			&cli.StringFlag{Name: "without", Usage: "the silent `NODE`, or NODE,NODE, of which all data that no other node has may be lost"},
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
-				return wrongf("decide takes one component, such as galera")
+				return wrongf("decide takes one component, such as galera: imagegen decide galera --without NODE")
 			}
 			component := c.Args().First()
+			if c.String("without") == "" {
+				return wrongf("decide takes the silent nodes to go on without: imagegen decide %s --without NODE", component)
+			}
 			without := strings.Split(c.String("without"), ",")
 			l, _, err := openLab(c, newBlock(c), without)
 			if err != nil {

@@ -9,7 +9,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -74,12 +76,18 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintf(stderr, "imagegen: %s in what you wrote\n", count(len(problems), "fault"))
 		return exitWrong
 	}
+	if m := noTopic.FindStringSubmatch(err.Error()); m != nil {
+		err = wrongf("there is no command %s.%s", m[1], guess(m[1], commandNames(app)))
+	}
 	fmt.Fprintf(stderr, "imagegen: %v\n", err)
 	if errors.As(err, &wrong) || errors.As(err, &library) {
 		return exitWrong
 	}
 	return exitFailed
 }
+
+// noTopic is what the library says about help for a command that is not there.
+var noTopic = regexp.MustCompile(`^No help topic for '(.*)'`)
 
 func newApp() *cli.App {
 	app := &cli.App{
@@ -96,18 +104,24 @@ func newApp() *cli.App {
 		},
 		EnableBashCompletion: true,
 		Suggest:              true,
-		HideVersion:          true,
+		HideVersion:          true, // or it would be in the help, and thereby in the docs
+		Flags:                []cli.Flag{&cli.BoolFlag{Name: "version", Usage: "print the version", DisableDefaultText: true}},
 		ExitErrHandler:       func(*cli.Context, error) {}, // run does it, once
 		OnUsageError:         usageError,
 		Action: func(c *cli.Context) error {
+			if c.Bool("version") {
+				fmt.Fprintf(c.App.Writer, "imagegen %s\n", versionText())
+				return nil
+			}
 			if !c.Args().Present() {
 				return cli.ShowAppHelp(c)
 			}
-			return wrongf("there is no command %s.%s", c.Args().First(), guess(c.Args().First(), cli.SuggestCommand(c.App.Commands, c.Args().First())))
+			return wrongf("there is no command %s.%s", c.Args().First(), guess(c.Args().First(), commandNames(c.App)))
 		},
 	}
 	for _, c := range app.Commands {
 		c.OnUsageError = usageError
+		c.Before = checkDurations
 		c.HideHelpCommand = true // a node may be called help
 		c.UsageText = strings.TrimSpace("imagegen " + c.Name + " [FLAGS] " + c.ArgsUsage)
 		for _, f := range c.Flags {
@@ -117,6 +131,26 @@ func newApp() *cli.App {
 		}
 	}
 	return app
+}
+
+// commandNames returns the names of the commands for people.
+func commandNames(app *cli.App) []string {
+	var names []string
+	for _, c := range app.VisibleCommands() {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// checkDurations rejects times in which nothing can happen, whatever the flag is for.
+func checkDurations(c *cli.Context) error {
+	for _, f := range c.Command.Flags {
+		d, is := f.(*cli.DurationFlag)
+		if is && c.Duration(d.Name) <= 0 {
+			return wrongf("--%s %s: a time is longer than 0, such as 90s or 5m", d.Name, c.Duration(d.Name))
+		}
+	}
+	return nil
 }
 
 // usageError words a mistake in the flags.
@@ -129,19 +163,41 @@ func usageError(c *cli.Context, err error, _ bool) error {
 		if c.Command.Name == "exec" {
 			return wrongf("exec has no flag %s; the command to run comes after --: imagegen exec NODE -- COMMAND", dashed)
 		}
-		return wrongf("%s has no flag %s.%s", c.Command.Name, dashed, guess(name, cli.SuggestFlag(c.Command.Flags, name, false)))
+		var names []string
+		for _, f := range c.Command.Flags {
+			names = append(names, f.Names()...)
+		}
+		said := ""
+		if near := cluster.Nearest(name, names); near != "" && len(name) > 1 {
+			said = " Did you mean --" + near + "?"
+		}
+		return wrongf("%s has no flag %s.%s", c.Command.Name, dashed, said)
+	}
+	if m := badValue.FindStringSubmatch(err.Error()); m != nil {
+		for _, f := range c.Command.Flags {
+			if !slices.Contains(f.Names(), m[2]) {
+				continue
+			}
+			switch f.(type) {
+			case *cli.DurationFlag:
+				return wrongf("--%s %s is not a time, such as 90s or 5m", m[2], m[1])
+			case *cli.IntFlag:
+				return wrongf("--%s %s is not a whole number", m[2], m[1])
+			}
+		}
 	}
 	return wrongf("%s: %v", c.Command.Name, err)
 }
 
-// guess returns what the library suggests as a sentence of a message. The library always has something to suggest; what
-// begins with another letter is rarely it.
-func guess(typed, suggestion string) string {
-	suggestion = strings.Trim(strings.TrimPrefix(suggestion, "Did you mean "), `"? `)
-	if bare := strings.TrimLeft(suggestion, "-"); bare == "" || bare[0] != typed[0] {
-		return ""
+// badValue is how the flag package words a value that it cannot read.
+var badValue = regexp.MustCompile(`^invalid value "(.*)" for flag -([a-z-]+): `)
+
+// guess ends a message about a name that is none of names: with the one that was probably meant, if there is one.
+func guess(typed string, names []string) string {
+	if near := cluster.Nearest(typed, names); near != "" {
+		return " Did you mean " + near + "?"
 	}
-	return " Did you mean " + suggestion + "?"
+	return ""
 }
 
 // flagsFirst moves flags that come after names before them, up to a --, since the cli package takes everything from

@@ -102,12 +102,13 @@ func TestMistakes(t *testing.T) {
 	before := files(t, ".")
 	var got bytes.Buffer
 	for _, line := range []string{
-		"sed", "frobnicate", "--version", "help nope",
+		"sed", "frobnicate", "stop", "stat", "help nope",
 		"init a b", "init --distro gentoo", "init --distro",
 		"validate web1", "validate --jso", "validate -f nowhere.yaml",
 		"seed web9", "seed web1 web1", "seed --out", "seed web1 --prnt",
 		"build webb", "build web web", "build --jobs 0", "build --jobs many", "build --builder lxc", "build --time-limit 0s",
-		"up web9", "up --site 8080", "up --timeout soon",
+		"up web9", "up --site 8080", "up --timeout soon", "up --timeout 5", "up --timeout 0s", "roll --timeout -5m", "status --timeout 0 --wait",
+		"decide", "decide --without web1", "decide galera", "decide galera --without web9",
 		"status web1", "logs", "logs web1 web2", "logs web9 -F",
 		"exec", "exec web1", "exec web1 ls", "exec web1 ls -l", "exec web9 -- ls", "exec -- web1 ls",
 		"kill", "kill web9", "start", "start web9", "down web1",

@@ -203,7 +203,7 @@ func (p *project) nodes(names []string) ([]cluster.Node, error) {
 			for _, n := range p.spec.Nodes() {
 				all = append(all, n.Name)
 			}
-			return nil, wrongf("%s has no node %s; its nodes are %s", p.spec.File, name, strings.Join(all, ", "))
+			return nil, wrongf("%s has no node %s; its nodes are %s.%s", p.spec.File, name, strings.Join(all, ", "), guess(name, all))
 		}
 		if seen[name] {
 			return nil, wrongf("%s is named twice", name)
