@@ -281,3 +281,76 @@ func TestDecideAgainstLiving(t *testing.T) {
 		t.Errorf("with both gone: step %d, %+v", step, status)
 	}
 }
+
+// members makes a view of percona1, percona2, … with these reports; one without a state is silent.
+func membersOf(self int, reports ...galeraReport) galeraView {
+	v := galeraView{cluster: "c", self: self}
+	for i, r := range reports {
+		v.members = append(v.members, galeraMember{name: fmt.Sprintf("percona%d", i+1), heard: r.State != "", galeraReport: r})
+	}
+	return v
+}
+
+// A server that has been starting for long may be joining a silent member: it is stopped only when none is silent.
+func TestStartingServerIsLeftAloneWhileMembersAreSilent(t *testing.T) {
+	starting, holds := galeraReport{State: galeraStarting}, galeraReport{State: galeraHolds, Position: position{historyUUID, 7}}
+	for name, c := range map[string]struct {
+		others  [2]galeraReport
+		alone   time.Duration
+		want    galeraStep
+		missing string
+	}{
+		"one silent, long":  {[2]galeraReport{{}, holds}, time.Hour, galeraWait, "percona2"},
+		"both silent, long": {[2]galeraReport{}, time.Hour, galeraWait, "percona2,percona3"},
+		"none silent, long": {[2]galeraReport{holds, holds}, astrayLimit, galeraStop, ""},
+		"none silent":       {[2]galeraReport{holds, holds}, astrayLimit - time.Second, galeraWait, ""},
+	} {
+		v := membersOf(0, starting, c.others[0], c.others[1])
+		v.alone = c.alone
+		if step, status := decideGalera(v); step != c.want || status.Missing != c.missing {
+			t.Errorf("%s: step %d, %+v", name, step, status)
+		}
+	}
+}
+
+// What a fork was made from counts no more where the fork is: it holds what an operator has decided may be lost, and may
+// be ahead by that.
+func TestForkWinsOverWhatItCameFrom(t *testing.T) {
+	older := galeraReport{State: galeraHolds, Position: position{historyUUID, 120}}
+	fork := galeraReport{State: galeraHolds, Position: position{forkOf(historyUUID), 100}}
+	again := galeraReport{State: galeraHolds, Position: position{forkOf(fork.Position.UUID), 90}}
+	if step, status := decideGalera(membersOf(1, older, fork, older)); step != galeraBootstrap {
+		t.Errorf("the fork: step %d, %+v", step, status)
+	}
+	if step, status := decideGalera(membersOf(0, older, fork, older)); step != galeraWait || !strings.Contains(status.Detail, "percona2 to start") {
+		t.Errorf("what it came from: step %d, %+v", step, status)
+	}
+	// The fork of a fork, the fork itself being there.
+	if step, status := decideGalera(membersOf(2, fork, fork, again)); step != galeraBootstrap {
+		t.Errorf("the fork of a fork: step %d, %+v", step, status)
+	}
+}
+
+// Members that run, but not together, are not promoted: each would be a primary component of its own.
+func TestNobodyIsPromotedWhileScattered(t *testing.T) {
+	apart := func(size int) galeraReport {
+		return galeraReport{State: galeraApart, Position: position{historyUUID, 7}, Size: size}
+	}
+	for name, c := range map[string]struct {
+		sizes [3]int
+		apart time.Duration
+		want  galeraStep
+	}{
+		"together":              {[3]int{3, 3, 3}, apartLimit, galeraPromote},
+		"together, but not yet": {[3]int{3, 3, 3}, apartLimit - time.Second, galeraWait},
+		"alone":                 {[3]int{1, 2, 2}, apartLimit, galeraWait},
+		"two and one":           {[3]int{2, 2, 1}, apartLimit, galeraWait},
+		"alone, for long":       {[3]int{1, 1, 1}, astrayLimit, galeraStop},
+	} {
+		v := membersOf(0, apart(c.sizes[0]), apart(c.sizes[1]), apart(c.sizes[2]))
+		v.apart = c.apart
+		if step, status := decideGalera(v); step != c.want {
+			t.Errorf("%s: step %d, %+v", name, step, status)
+		}
+	}
+}

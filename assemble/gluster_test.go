@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -157,6 +159,35 @@ func replaced(all map[string]*glusterReport, noted ...string) {
 	all["glusterfs3"].Brick, all["glusterfs3"].BrickID, all["glusterfs3"].Online = brickNone, "", false
 	for _, n := range noted {
 		all[n].Blames = []int{2}
+	}
+}
+
+// A note about a blank brick is acted on only where the index lists it, and only the note is looked at afterwards.
+func TestBlameHasItsIndexEntry(t *testing.T) {
+	root := t.TempDir()
+	err := blame(root, "gv0", 1)
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOTSUP) {
+		t.Skipf("needs root, and a file system with trusted attributes: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := readChangelog(root, "gv0", 1); err != nil || c.data == 0 || c.metadata == 0 || c.entry == 0 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := os.Stat(filepath.Join(indexDir(root), rootGFID)); err != nil {
+		t.Errorf("no index entry: %v", err)
+	}
+	// Where the index cannot be written, there is no note either.
+	root = t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, ".glusterfs"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := blame(root, "gv0", 1); err == nil {
+		t.Error("noted without an index entry")
+	}
+	if c, err := readChangelog(root, "gv0", 1); err != nil || c != (changelog{}) {
+		t.Errorf("noted all the same: %+v, %v", c, err)
 	}
 }
 

@@ -178,3 +178,102 @@ func serveRedis(t *testing.T, program, dir, directives string) int {
 	t.Cleanup(func() { server.Process.Kill(); server.Wait() })
 	return port
 }
+
+// redisNodes makes a view of nodes redis1, redis2, … at 10.0.0.1, …, all of which are heard.
+func redisNodes(self int, nodes ...redisMember) redisView {
+	v := redisView{self: self}
+	for i, m := range nodes {
+		m.name, m.ip, m.heard = fmt.Sprintf("redis%d", i+1), fmt.Sprintf("10.0.0.%d", i+1), true
+		v.members = append(v.members, m)
+	}
+	return v
+}
+
+// A master whose Sentinels hold it to be down, and can choose another, waits for that: there would be two.
+func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
+	const me = "10.0.0.1"
+	stopped := redisMember{redisReport: redisReport{Member: true, Founder: true}, sentinel: sentinelReport{Master: me, Epoch: 3}}
+	other := func(down, running, member bool) redisMember {
+		return redisMember{redisReport: redisReport{Running: running, Member: member, Role: "slave", Master: me},
+			sentinel: sentinelReport{Running: true, Master: me, Epoch: 3, Down: down}}
+	}
+	off := other(true, true, true)
+	off.sentinel.Running = false
+	for name, c := range map[string]struct {
+		others [2]redisMember
+		want   redisStep
+	}{
+		"both hold it to be down":            {[2]redisMember{other(true, true, true), other(true, true, true)}, redisWait},
+		"one does":                           {[2]redisMember{other(true, true, true), other(false, true, true)}, redisWait},
+		"none does":                          {[2]redisMember{other(false, true, true), other(false, true, true)}, redisLead},
+		"there is nobody to choose":          {[2]redisMember{other(true, false, true), other(true, true, false)}, redisLead},
+		"one Sentinel of three is no quorum": {[2]redisMember{other(true, true, true), off}, redisLead},
+	} {
+		if step, master, status := decideRedis(redisNodes(0, stopped, c.others[0], c.others[1])); step != c.want {
+			t.Errorf("%s: step %d, %s, %+v", name, step, master, status)
+		}
+	}
+}
+
+// A running master that its own Sentinel does not take for the master is one that has not heard yet.
+func TestMasterThatItsSentinelDoesNotFollow(t *testing.T) {
+	stale := redisMember{redisReport: redisReport{Running: true, Member: true, Role: "master"}, sentinel: sentinelReport{Running: true, Master: "10.0.0.3", Epoch: 4}}
+	stopped := redisMember{redisReport: redisReport{Member: true}, sentinel: sentinelReport{Master: "10.0.0.2", Epoch: 3}}
+	chosen := redisMember{redisReport: redisReport{Member: true}, sentinel: sentinelReport{Master: "10.0.0.3", Epoch: 4}}
+	if step, master, status := decideRedis(redisNodes(0, stopped, stale, chosen)); step != redisFollow || master != "10.0.0.3" {
+		t.Errorf("step %d, %s, %+v", step, master, status)
+	}
+	if step, master, status := decideRedis(redisNodes(2, stopped, stale, chosen)); step != redisLead {
+		t.Errorf("the chosen one: step %d, %s, %+v", step, master, status)
+	}
+	stale.sentinel.Master = "10.0.0.2"
+	if step, master, status := decideRedis(redisNodes(0, stopped, stale, chosen)); step != redisFollow || master != "10.0.0.2" {
+		t.Errorf("one that its Sentinel follows: step %d, %s, %+v", step, master, status)
+	}
+}
+
+// Half of the nodes know nothing for sure: what they believe may have been replaced by the other half.
+func TestHalfIsNoMajority(t *testing.T) {
+	for nodes, need := range map[int]int{1: 1, 2: 2, 3: 2, 4: 3, 5: 3} {
+		for heard := 1; heard <= nodes; heard++ {
+			var all []redisMember
+			for range nodes {
+				all = append(all, redisMember{redisReport: redisReport{Member: true}, sentinel: sentinelReport{Master: "10.0.0.1", Epoch: 3}})
+			}
+			v := redisNodes(0, all...)
+			for i := heard; i < nodes; i++ {
+				v.members[i] = redisMember{name: v.members[i].name, ip: v.members[i].ip}
+			}
+			step, _, status := decideRedis(v)
+			if leads := step == redisLead; leads != (heard >= need) {
+				t.Errorf("%d of %d nodes heard: step %d, %+v", heard, nodes, step, status)
+			}
+		}
+	}
+}
+
+// Data of another cluster is never taken for this one's.
+func TestRedisDataOfAnotherCluster(t *testing.T) {
+	r := &redis{node: Node{Facts: cluster.Facts{ClusterID: "ours"}}, params: &cluster.RedisParams{Dir: t.TempDir()}}
+	for text, want := range map[string]string{
+		`{"cluster":"ours","founder":true}`: "",
+		`{"cluster":"theirs"}`:              "of the cluster theirs, and this one is ours",
+		`{"cluster":""}`:                    "of the cluster",
+		`{"cluster":`:                       "unexpected end",
+		"":                                  "unexpected end",
+	} {
+		if err := os.WriteFile(filepath.Join(r.params.Dir, memberName), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m, err := r.member()
+		if want == "" && (err != nil || !m.Founder) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %+v, %v", text, m, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(r.params.Dir, memberName)); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := r.member(); err != nil || m.Cluster != "" {
+		t.Errorf("without a mark: %+v, %v", m, err)
+	}
+}
