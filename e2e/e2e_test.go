@@ -324,6 +324,7 @@ func TestReferenceCluster(t *testing.T) {
 	}
 	t.Logf("mean time from power-on to the page: %s", (total / time.Duration(len(orders))).Round(100*time.Millisecond))
 
+	t.Run("packages' files are as relied on", b.packagesAreAsReliedOn)
 	t.Run("people see the site", b.peopleSee)
 	t.Run("VIP moves", b.vipMoves)
 	t.Run("a post outlives every tier", b.postOutlives)
