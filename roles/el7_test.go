@@ -3,6 +3,7 @@ package roles
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -348,6 +349,12 @@ func shellLines(params json.RawMessage) []string {
 func TestCentOSKnows(t *testing.T) {
 	c := mustLoad(t, "")
 	checked := map[string]int{}
+	check := map[string]func(path, text string) []string{
+		"sql": mysqlFaults, "redis": redisFaults, "sentinel": redisFaults, "proxysql": proxysqlFaults, "nginx": nginxFaults,
+		"iptables": iptablesFaults, "ip6tables": iptablesFaults, "php": phpFaults,
+		"php-fpm": func(path, text string) []string { return phpSettingFaults("php-fpm", path, text) },
+		"php-ini": func(path, text string) []string { return phpSettingFaults("php-ini", path, text) },
+	}
 	for _, sql := range []string{"proxysql", "balancer"} {
 		s := parse(t, c, strings.Replace(string(cluster.Reference("centos7")), "\nsql: proxysql", "\nsql: "+sql, 1))
 		if s.SQL != sql {
@@ -368,6 +375,12 @@ func TestCentOSKnows(t *testing.T) {
 				case strings.HasPrefix(text, "#!"):
 					checked["shell"]++
 					faults = append(faults, shellFaults(t, f.Path, text)...)
+				case check[f.Check] != nil:
+					checked[f.Check]++
+					faults = append(faults, check[f.Check](f.Path, text)...)
+				case strings.HasSuffix(f.Path, "/wsrep.cnf"):
+					checked["pxc"]++
+					faults = append(faults, pxcFaults(f.Path, text)...)
 				case f.Check == "haproxy":
 					checked["haproxy"]++
 					faults = append(faults, haproxyFaults(f.Path, text)...)
@@ -388,8 +401,9 @@ func TestCentOSKnows(t *testing.T) {
 		}
 	}
 	for name, check := range map[string]func(path, text string) []string{
-		"imagegen-node.service": systemd219,
-		"centos7.sh":            func(path, text string) []string { return shellFaults(t, path, text) },
+		"imagegen-node.service":   systemd219,
+		"../../assemble/site.php": phpFaults,
+		"centos7.sh":              func(path, text string) []string { return shellFaults(t, path, text) },
 	} {
 		text, err := os.ReadFile(filepath.Join("../images/scripts", name))
 		if err != nil {
@@ -399,7 +413,7 @@ func TestCentOSKnows(t *testing.T) {
 			t.Error(f)
 		}
 	}
-	for _, what := range []string{"unit", "haproxy", "keepalived", "shell"} {
+	for _, what := range append(slices.Collect(maps.Keys(check)), "unit", "haproxy", "keepalived", "shell", "pxc") {
 		if checked[what] == 0 {
 			t.Errorf("no %s was checked", what)
 		}
@@ -508,6 +522,52 @@ func TestStartsAreNotCutOff(t *testing.T) {
 	for _, name := range unlimited {
 		if !seen[name] {
 			t.Errorf("no node has %s", name)
+		}
+	}
+}
+
+// TestProgramTablesRefuse: what is too new for the other programs is found as well, and so is what is misspelt.
+func TestProgramTablesRefuse(t *testing.T) {
+	pool := func(path, text string) []string { return phpSettingFaults("php-fpm", path, text) }
+	ini := func(path, text string) []string { return phpSettingFaults("php-ini", path, text) }
+	for _, c := range []struct {
+		faults     func(path, text string) []string
+		text, want string
+	}{
+		{mysqlFaults, "CREATE ROLE admin;", "f: CREATE ROLE admin: CREATE ROLE came with MySQL 8.0"},
+		{mysqlFaults, "SET PERSIST max_connections = 3;", "f: SET PERSIST max_connections = 3: SET PERSIST came with MySQL 8.0"},
+		{mysqlFaults, "CREATE DATABASE a CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_ai_ci;", "f: CREATE DATABASE a CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_ai_ci: COLLATE utf8mb4_0900_ai_ci came with MySQL 8.0"},
+		{mysqlFaults, "CREATE USER 'a'@'b' IDENTIFIED WITH caching_sha2_password BY 'it''s; -- x';", "f: CREATE USER 'x'@'x' IDENTIFIED WITH caching_sha2_password BY 'x': IDENTIFIED WITH caching_sha2_password came with MySQL 8.0"},
+		{mysqlFaults, "ALTER USER 'a'@'b' IDENTIFIED BY 'c' RETAIN CURRENT PASSWORD;", "f: ALTER USER 'x'@'x' IDENTIFIED BY 'x' RETAIN CURRENT PASSWORD: this form of ALTER USER is not in the table of what MySQL 5.7 knows"},
+		{mysqlFaults, "ALTER USER 'a'@'b' IDENTIFIED VIA unix_socket;", "f: ALTER USER 'x'@'x' IDENTIFIED VIA unix_socket: this form of ALTER USER is not in the table of what MySQL 5.7 knows"},
+		{mysqlFaults, "GRANT RELOAD, BINLOG MONITOR ON *.* TO 'a'@'b';", "f: GRANT RELOAD, BINLOG MONITOR ON *.* TO 'x'@'x': privilege BINLOG MONITOR came with MariaDB alone"},
+		{mysqlFaults, "-- A comment; with CREATE ROLE\nFLUSH PRIVILEGES;", ""},
+		{pxcFaults, "[mysqld]\nwsrep_mode = STRICT_REPLICATION\n", "f:2: wsrep_mode came with MariaDB alone"},
+		{pxcFaults, "[mysqld]\nwsrep_provider_options = \"gcache.size=64M; socket.ssl_reload=1\"\n", "f:2: provider option socket.ssl_reload came with Galera 4"},
+		{pxcFaults, "[mysqld]\ncollation-server = utf8mb4_0900_ai_ci\n", "f:2: collation-server = utf8mb4_0900_ai_ci: came with MySQL 8.0"},
+		{redisFaults, "hide-user-data-from-log yes\n", "f:1: hide-user-data-from-log came with Redis 7.4"},
+		{redisFaults, "sentinel resolve-host yes\n", "f:1: sentinel resolve-host yes is not in the table of what Sentinel 7.2 knows"},
+		{proxysqlFaults, "mysql_servers_ssl_params=\n(\n)\n", `f:1: mysql_servers_ssl_params in "" came with ProxySQL 2.6.2`},
+		{proxysqlFaults, "mysql_galera_hostgroups=\n(\n    { writer_hostgroup=10, active=1 }\n)\n", `f:3: active in "mysql_galera_hostgroups" is not in the table of what ProxySQL 2.1 knows`},
+		{proxysqlFaults, "mysql_users=\n(\n    { username=\"a=b\", pasword=\"x\" }\n)\n", `f:3: pasword in "mysql_users" is not in the table of what ProxySQL 2.1 knows`},
+		{nginxFaults, "http {\n    server {\n        http2 on;\n    }\n}\n", `f:3: http2 in "server" came with nginx 1.25.1`},
+		{nginxFaults, "http {\n    server {\n        listen 443 quic;\n    }\n}\n", "f:3: listen quic came with nginx 1.25.0"},
+		{nginxFaults, "http {\n    fastcgi_pass x;\n}\n", `f:2: fastcgi_pass in "http" is not in the table of what nginx 1.20 knows`},
+		{nginxFaults, "http {\n    map $http_host $a { default $request_port; }\n    log_format x '$a';\n}\n", "f:2: $request_port came with nginx 1.29.3"},
+		{iptablesFaults, "*filter\n-A INPUT -m cgroup --path x -j ACCEPT\nCOMMIT\n", "f:2: cgroup came with iptables 1.6.0\nf:2: --path is not in the table of what iptables 1.4.21 knows"},
+		{iptablesFaults, "*filter\n-A INPUT -p tcp --dport http -j ACCEPT\n", "f:2: --dport http is not in the table of what iptables 1.4.21 knows\nf: no COMMIT"},
+		{phpFaults, "<?php $a ??= 1;", "f: ??=: newer than PHP 7.2: ??= (7.4)"},
+		{phpFaults, "<?php $f = fn () => 1; // ??=", "f: fn (: newer than PHP 7.2: arrow functions (7.4)"},
+		{phpFaults, "<?php function f(): never { exit; }", "f: ): never {: newer than PHP 7.2: types never, mixed, static (8.0, 8.1)"},
+		{phpFaults, "<?php str_contains($a, '??=');", "f: str_contains(: newer than PHP 7.2: functions of 7.3 and later"},
+		{phpFaults, "<?php class A { private ?int $n; }", "f: private ?int $: newer than PHP 7.2: typed properties (7.4)"},
+		{phpFaults, "<?php echo $a ? b($c, $d) : 'x'; const A = 2.5; [$b, $c] = f(...$x); throw new E(); $f = function (): ?string {};", ""},
+		{pool, "pm.status_listen = 9001\n", "f:1: pm.status_listen came with PHP 8.0"},
+		{pool, "php_admin_value[session.cookie_samesite] = Lax\n", "f:1: session.cookie_samesite came with PHP 7.3"},
+		{ini, "opcache.jit = on\n", "f:1: opcache.jit came with PHP 8.0"},
+	} {
+		if got := strings.Join(c.faults("f", c.text), "\n"); got != c.want {
+			t.Errorf("%q:\n got %q\nwant %q", c.text, got, c.want)
 		}
 	}
 }
