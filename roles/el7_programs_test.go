@@ -492,7 +492,11 @@ var phpSettings72 = words{
 		ping.response access.log access.format slowlog request_slowlog_timeout request_slowlog_trace_depth request_terminate_timeout rlimit_files rlimit_core chroot chdir
 		catch_workers_output clear_env security.limit_extensions process.priority`,
 	"php-ini": `memory_limit upload_max_filesize post_max_size max_execution_time max_input_time max_input_vars expose_php date.timezone
-		display_errors log_errors error_log error_reporting realpath_cache_size realpath_cache_ttl openssl.cafile openssl.capath
+		short_open_tag output_buffering zlib.output_compression variables_order request_order default_charset default_mimetype
+		auto_prepend_file auto_append_file disable_functions allow_url_include enable_dl file_uploads max_file_uploads zend.assertions
+		session.auto_start session.name session.use_cookies session.use_only_cookies session.use_trans_sid session.cookie_lifetime
+		session.cookie_path session.cookie_domain session.cookie_secure
+		display_errors display_startup_errors log_errors error_log error_reporting realpath_cache_size realpath_cache_ttl openssl.cafile openssl.capath
 		session.save_handler session.save_path session.gc_maxlifetime session.cookie_httponly session.use_strict_mode
 		opcache.enable opcache.enable_cli opcache.memory_consumption opcache.interned_strings_buffer opcache.max_accelerated_files
 		opcache.revalidate_freq opcache.validate_timestamps opcache.save_comments opcache.file_cache`,

@@ -82,3 +82,46 @@ func TestPHP72Compiles(t *testing.T) {
 		}
 	}
 }
+
+// TestPHP72KnowsSettings asks PHP 7.2 for every setting of php.ini in the rendered files; of opcache's, which this build does not have, only the table knows.
+func TestPHP72KnowsSettings(t *testing.T) {
+	t.Parallel()
+	program := php72.Program(t)
+	c := mustLoad(t, "")
+	s := reference(t, c, "centos7")
+	r, err := c.Render(s, testSecrets(c, s), "backend1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range r.Files {
+		if f.Check != "php-ini" {
+			continue
+		}
+		for line := range strings.Lines(string(f.Content)) {
+			name, _, ok := strings.Cut(line, " =")
+			if ok && !strings.HasPrefix(line, ";") && !strings.HasPrefix(name, "opcache.") {
+				names = append(names, name)
+			}
+		}
+	}
+	if len(names) < 10 {
+		t.Fatalf("only %d settings: %v", len(names), names)
+	}
+	ask := func(names []string) string {
+		cmd := exec.Command(program)
+		cmd.Stdin = strings.NewReader("<?php $all = ini_get_all(null, false); foreach (explode(',', '" + strings.Join(names, ",") +
+			"') as $name) { if (!array_key_exists($name, $all)) { echo $name, ' '; } } echo 'asked';")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	if got := ask(names); got != "asked" {
+		t.Errorf("PHP 7.2 does not know: %s", got)
+	}
+	if got := ask(append(names, "zend.exception_ignore_args")); got != "zend.exception_ignore_args asked" {
+		t.Errorf("a setting of PHP 7.4: %s", got)
+	}
+}
