@@ -199,7 +199,9 @@ func (g *galera) look(ctx context.Context) (galeraReport, error) {
 			return galeraReport{State: galeraMissing}, nil
 		case u.Active == "active":
 			g.running = name
-			return g.ask(ctx)
+			report, err := g.ask(ctx)
+			noteAnswer(name, !errors.Is(err, errSilent))
+			return report, err
 		case u.Active != "inactive" && u.Active != "failed":
 			g.running = name
 			return galeraReport{State: galeraStarting, Stopping: u.Active == "deactivating"}, nil
@@ -302,7 +304,7 @@ func (g *galera) ask(ctx context.Context) (galeraReport, error) {
 	defer cancel()
 	out, err := g.sql(ctx, statusSQL)
 	if ctx.Err() != nil {
-		return galeraReport{}, fmt.Errorf("the database server does not answer within %v", askLimit)
+		return galeraReport{}, silentError(fmt.Sprintf("the database server does not answer within %v", askLimit))
 	}
 	if err != nil {
 		// A unit is active before its server takes connections, where it does not say so itself.

@@ -420,6 +420,7 @@ func (g *gluster) Observe(ctx context.Context) (any, error) {
 	if u.Active == "active" {
 		r.Volume, err = g.volume(ctx)
 		r.Running = err == nil
+		noteAnswer(g.params.Unit, ctx.Err() == nil)
 		if err != nil {
 			r.Fault = err.Error()
 		}

@@ -84,7 +84,9 @@ func (r *redis) Observe(ctx context.Context) (any, error) {
 	}
 	seen := redisReport{Member: m.Cluster != "", Founder: m.Founder}
 	if u.Active == "active" {
-		if err := r.ask(ctx, &seen); err != nil {
+		err := r.ask(ctx, &seen)
+		noteAnswer(r.params.Unit, !errors.Is(err, errSilent))
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -122,7 +124,7 @@ func (r *redis) ask(ctx context.Context, seen *redisReport) error {
 	answers, err := r.server().ask(ctx, []string{"INFO"}, []string{"CONFIG", "GET", "replica-priority"})
 	switch {
 	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("no answer from Redis within %v", redisLimit)
+		return silentError(fmt.Sprintf("no answer from Redis within %v", redisLimit))
 	case err != nil:
 		var refused redisError
 		if errors.As(err, &refused) || errors.Is(err, errTLS) {

@@ -61,7 +61,9 @@ func (s *sentinel) Observe(ctx context.Context) (any, error) {
 	}
 	seen := parseSentinelConfig(text, s.params.Master)
 	if u.Active == "active" {
-		if err := s.ask(ctx, &seen); err != nil {
+		err := s.ask(ctx, &seen)
+		noteAnswer(s.params.Unit, !errors.Is(err, errSilent))
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -96,7 +98,7 @@ func (s *sentinel) ask(ctx context.Context, seen *sentinelReport) error {
 		[]string{"SENTINEL", "MASTER", s.params.Master}, []string{"SENTINEL", "CKQUORUM", s.params.Master})
 	switch {
 	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("no answer from Sentinel within %v", redisLimit)
+		return silentError(fmt.Sprintf("no answer from Sentinel within %v", redisLimit))
 	case err != nil:
 		var refused redisError
 		if errors.As(err, &refused) || errors.Is(err, errTLS) {

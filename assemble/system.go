@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -33,6 +34,8 @@ type mainProcess struct {
 	pid   string
 	start string // when the process started, in clock ticks since boot: a pid may be used again
 	asked time.Time
+
+	cgroup, killMode string
 }
 
 // unitState asks systemd for a unit's state. A unit that does not exist is not an error: its Load is "not-found".
@@ -77,7 +80,7 @@ func unitState(ctx context.Context, name string) (unit, error) {
 		if running.units == nil {
 			running.units = map[string]mainProcess{}
 		}
-		running.units[name] = mainProcess{u, pid, start, time.Now()}
+		running.units[name] = mainProcess{u, pid, start, time.Now(), cgroup, killMode}
 	} else {
 		delete(running.units, name)
 	}
@@ -179,6 +182,10 @@ func stopUnit(ctx context.Context, name string) error {
 // may hold secrets, and the last line that it wrote to standard error.
 func run(ctx context.Context, stdin []byte, argv ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	// With all that it has started: a shell's child would hold the output open, and go on.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -28,6 +28,8 @@ var (
 	stopLimits = changeLimits{idle: 45 * time.Second, silent: 5 * time.Minute, total: 15 * time.Minute}
 	// A database may wait for a donor, which is idle. Killed then, it asks again.
 	startLimits = changeLimits{idle: 10 * time.Minute, silent: time.Hour}
+	// Whatever runs and does not answer hangs, unless it has much to do.
+	answerLimits = changeLimits{idle: time.Minute, silent: 5 * time.Minute}
 )
 
 // workWindow is how often the processes of a unit that starts or stops are looked at, and what counts as work in between.
@@ -35,9 +37,9 @@ var workWindow = 10 * time.Second
 
 const windowIO = 64 << 10 // bytes read or written in a window; logging and heartbeats stay below
 
-// change is a start or a stop that has not ended yet.
+// change is a start or a stop that has not ended yet, or the time in which a running unit does not answer.
 type change struct {
-	active   string // activating or deactivating
+	active   string // activating, deactivating or, while it does not answer, active
 	sub      string
 	cgroup   string
 	killMode string
@@ -67,12 +69,15 @@ var changing struct {
 func noteChange(name string, is change) {
 	changing.Lock()
 	defer changing.Unlock()
+	c := changing.units[name]
+	if is.active == "active" && c != nil && c.active == "active" && c.pid == is.pid {
+		return // see noteAnswer
+	}
 	// Between two starts of its own, systemd waits.
 	if is.active != "activating" && is.active != "deactivating" || is.sub == "auto-restart" {
 		delete(changing.units, name)
 		return
 	}
-	c := changing.units[name]
 	// A start goes through several states, and may have begun anew.
 	if c == nil || c.active != is.active || is.active == "activating" && (c.sub != is.sub || c.pid != is.pid) {
 		is.since = time.Now()
@@ -86,7 +91,28 @@ func noteChange(name string, is change) {
 	c.sub, c.cgroup, c.killMode, c.pid = is.sub, is.cgroup, is.killMode, is.pid
 }
 
-// overdue says why a unit is to be killed: its start or stop does not end. Empty: it is not.
+// noteAnswer remembers since when a running unit does not answer.
+func noteAnswer(name string, answers bool) {
+	running.Lock()
+	main, known := running.units[name]
+	running.Unlock()
+	changing.Lock()
+	defer changing.Unlock()
+	c := changing.units[name]
+	switch {
+	case c != nil && c.active != "active": // it is being started or stopped
+	case answers || !known:
+		delete(changing.units, name)
+	case c == nil || c.pid != main.pid:
+		now := time.Now()
+		if changing.units == nil {
+			changing.units = map[string]*change{}
+		}
+		changing.units[name] = &change{active: "active", cgroup: main.cgroup, killMode: main.killMode, pid: main.pid, since: now, worked: now, moved: now}
+	}
+}
+
+// overdue says why a unit is to be killed: its start or stop does not end, or it runs and does not answer. Empty: it is not.
 func overdue(name string) (why, killMode string) {
 	changing.Lock()
 	defer changing.Unlock()
@@ -97,8 +123,11 @@ func overdue(name string) (why, killMode string) {
 	now := time.Now()
 	c.look(now)
 	limits, verb := startLimits, "started"
-	if c.active == "deactivating" {
+	switch c.active {
+	case "deactivating":
 		limits, verb = stopLimits, "stopped"
+	case "active":
+		limits, verb = answerLimits, "answered"
 	}
 	switch {
 	case now.Sub(c.worked) > limits.idle:
@@ -113,6 +142,12 @@ func overdue(name string) (why, killMode string) {
 	c.since, c.worked, c.moved = now, now, now // a process that even a kill does not end is killed again, later
 	return why, c.killMode
 }
+
+// silentError is that of a daemon that does not answer.
+type silentError string
+
+func (e silentError) Error() string        { return string(e) }
+func (e silentError) Is(target error) bool { return target == errSilent }
 
 // look notes what the processes have done since they were last looked at.
 func (c *change) look(now time.Time) {
@@ -190,7 +225,7 @@ func inCgroup(text, cgroup string) bool {
 // unitRunner is a component that runs systemd units.
 type unitRunner interface{ unitNames() []string }
 
-// endHung kills those units of a component whose start or stop does not end, and says so.
+// endHung kills those units of a component that hang, and says so.
 func endHung(ctx context.Context, c Component) (status cluster.Status, killed bool, err error) {
 	runner, ok := c.(unitRunner)
 	if !ok {

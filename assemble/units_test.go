@@ -1,7 +1,9 @@
 package assemble
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -253,5 +255,87 @@ func TestCgroups(t *testing.T) {
 	line, _, _ := strings.Cut(string(data), "\n")
 	if w, ok := processWork(strings.TrimSuffix(line[strings.LastIndexByte(line, ':')+1:], "/"))[strconv.Itoa(os.Getpid())]; line[len(line)-1] != '/' && (!ok || w.bytes == 0) {
 		t.Errorf("own work: %+v", w)
+	}
+}
+
+// A daemon that runs, does not answer and does nothing is killed; it used to be waited for, for ever. One that answers in
+// between is not, nor is one that works.
+func TestDaemonThatDoesNotAnswer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	node := Node{Facts: cluster.Facts{Node: cluster.Peer{Name: "x"}}}
+	components := func(unit string) map[string]Component {
+		return map[string]Component{
+			"galera":   newGalera(node, "x", &cluster.GaleraParams{Unit: unit, BootUnit: unit, Client: []string{"sleep", "1000"}}),
+			"redis":    newRedis(node, "x", &cluster.RedisParams{Unit: unit, Port: port, Dir: t.TempDir()}),
+			"sentinel": newSentinel(node, "x", &cluster.SentinelParams{Unit: unit, Port: port, RunConfig: filepath.Join(t.TempDir(), "sentinel.conf")}),
+		}
+	}
+	for kind := range components("") {
+		t.Run(kind, func(t *testing.T) {
+			old := answerLimits
+			answerLimits = changeLimits{idle: 500 * time.Millisecond, silent: time.Hour}
+			t.Cleanup(func() { answerLimits = old })
+			limits(t, stopLimits, startLimits)
+			u := newRealUnit(t, deaf)
+			u.is(t, "active", "running", "control-group")
+			r := component(kind, nil, components(u.name)[kind])
+			r.decision = filepath.Join(t.TempDir(), "decision.json")
+			a := testAgent(func(string) {}, r)
+			if a.turn(t.Context(), r); u.processes() != 2 {
+				t.Fatal("killed at once")
+			}
+			noteAnswer(u.name, true)
+			if a.turn(t.Context(), r); u.processes() != 2 {
+				t.Fatal("killed though it has answered in between")
+			}
+			status := a.turn(t.Context(), r)
+			for end := time.Now().Add(5 * time.Second); u.processes() > 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			}
+			if u.processes() > 0 || !strings.Contains(status.Detail, "has not answered, and done nothing") {
+				t.Errorf("%d processes; %+v", u.processes(), status)
+			}
+		})
+	}
+	t.Run("busy", func(t *testing.T) {
+		old := answerLimits
+		answerLimits = changeLimits{idle: 500 * time.Millisecond, silent: 2 * time.Second}
+		t.Cleanup(func() { answerLimits = old })
+		limits(t, stopLimits, startLimits)
+		u := newRealUnit(t, `echo; while :; do :; done`)
+		u.is(t, "active", "running", "control-group")
+		if _, err := unitState(t.Context(), u.name); err != nil {
+			t.Fatal(err)
+		}
+		noteAnswer(u.name, false)
+		took, said := untilKilled(t, u, unitFor(u.name)["redis"], 0, 20*time.Second)
+		if took < answerLimits.silent || !strings.Contains(said, "read or written nothing") {
+			t.Errorf("killed after %s: %q", took, said)
+		}
+	})
+}
+
+// A command that is given up ends with all that it has started: a shell's child would go on, and hold the agent.
+func TestCommandsEndWithTheirChildren(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	mark := filepath.Join(t.TempDir(), "pid")
+	start := time.Now()
+	_, err := run(ctx, nil, "sh", "-c", `sleep 1000 & echo $! >"$0"; wait`, mark)
+	if took := time.Since(start); err == nil || took > 10*time.Second {
+		t.Errorf("after %s: %v", took, err)
+	}
+	pid, err := os.ReadFile(mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Second); processStat(strings.TrimSpace(string(pid))) != nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the shell's child goes on")
+		}
 	}
 }
