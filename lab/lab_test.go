@@ -24,7 +24,7 @@ import (
 	"imagegen/cluster"
 )
 
-// The test program plays several parts, as imagegen does: the forwarder, an `imagegen up` that is killed, and the agent
+// The test program plays several parts, as imagegen does: the forwarder, an `imagegen up` or `down` that is killed, and the agent
 // of the small image that the nodes boot from here.
 func TestMain(m *testing.M) {
 	switch {
@@ -36,6 +36,12 @@ func TestMain(m *testing.M) {
 		l, err := openTest(os.Args[2], os.Args[3])
 		if err == nil {
 			err = l.Up(context.Background(), nil, UpOptions{Site: os.Args[4], Provider: os.Args[5]})
+		}
+		fatal(err)
+	case len(os.Args) > 1 && os.Args[1] == "test-down":
+		l, err := openTest(os.Args[2], os.Args[3])
+		if err == nil {
+			err = l.Down(context.Background())
 		}
 		fatal(err)
 	}
@@ -478,6 +484,139 @@ func (b *bench) killedUp(t *testing.T, provider string, step time.Duration) {
 			b.nothingLeft(t)
 		}
 	}
+}
+
+// TestKilledDown kills imagegen itself in the middle of down, at different moments; another down, or an up, goes on from there.
+func TestKilledDown(t *testing.T) {
+	image := testImage(t)
+	b := newBench(t, "labtest6", image)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	finished := false
+	for after := time.Duration(0); !finished; after += 10 * time.Millisecond {
+		if err := b.Up(t.Context(), nil, UpOptions{Site: b.site}); err != nil {
+			t.Fatalf("up after %s of down: %v", after, err)
+		}
+		cmd := exec.Command(self, "test-down", b.dir, b.name)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(after, func() { cmd.Process.Kill() })
+		err := cmd.Wait()
+		timer.Stop()
+		finished = err == nil
+		if after%(20*time.Millisecond) == 0 {
+			if err := b.Down(t.Context()); err != nil {
+				t.Fatalf("down after %s of down: %v", after, err)
+			}
+			b.nothingLeft(t)
+		}
+	}
+	if err := b.Down(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.nothingLeft(t)
+}
+
+// TestChangedSpec changes the spec and the folder of a lab that is up: a node goes and another gets its address, one
+// is put before it, the folder is moved, the cluster gets another name.
+func TestChangedSpec(t *testing.T) {
+	image := testImage(t)
+	ctx := t.Context()
+	b := newBench(t, "labtest7", image)
+	if err := b.Up(ctx, nil, UpOptions{Site: b.site}); err != nil {
+		t.Fatal(err)
+	}
+	b.waitReady(t)
+
+	// store0 comes before store1, and store3 in the place of store2.
+	spec := testSpec(b.name)
+	store := &spec.Roles[1]
+	renamed := store.Nodes[1]
+	renamed.Name, renamed.MAC = "store3", "02:00:5e:00:00:03"
+	first := cluster.Node{Name: "store0", Role: "store", IP: netip.MustParseAddr("192.168.10.43"), MAC: "02:00:5e:00:00:2b"}
+	store.Nodes = []cluster.Node{first, store.Nodes[0], renamed}
+	reopen := func() {
+		t.Helper()
+		l, err := openSpec(b.dir, spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Lab = l
+	}
+	reopen()
+	b.makeInputs(t, image)
+	if err := b.Up(ctx, nil, UpOptions{}); err == nil || !strings.Contains(err.Error(), "imagegen kill store2") {
+		t.Errorf("up while store2 has the address of store3: %v", err)
+	}
+	if err := b.Up(ctx, []string{"store0"}, UpOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "store0 beside the others", func() error {
+		all := b.status(t)
+		for name, want := range map[string]string{"balancer1": "", "store0": "", "store1": "", "store2": BuildRemoved} {
+			if s := all[name]; s.State != "ready" || want != "" && s.Build != want {
+				return fmt.Errorf("%+v", s)
+			}
+		}
+		return nil
+	})
+	if out, ok := b.in(t, "store2", "hostname"); out != "store2\n" || !ok {
+		t.Errorf("exec on a node that was removed: %q", out)
+	}
+
+	moved := b.dir + "-moved"
+	if err := os.Rename(b.dir, moved); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Rename(moved, b.dir)
+	was := b.dir
+	b.dir = moved
+	reopen()
+	if s := b.status(t)["store1"]; s.State != "ready" {
+		t.Errorf("after the folder was moved: %+v", s)
+	}
+	if err := b.Kill(ctx, "store2"); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.status(t)["store2"]; s.Power != "off" {
+		t.Errorf("a removed node that was killed: %+v", s)
+	}
+	if err := b.Remove(ctx, "store2"); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := b.status(t)["store2"]; ok {
+		t.Error("store2 was removed, and is shown")
+	}
+	if err := b.Up(ctx, []string{"store3"}, UpOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "store3 in the place of store2", func() error {
+		if s := b.status(t)["store3"]; s.State != "ready" {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+
+	before := b.name
+	spec.Cluster, b.name = "labtest7b", "labtest7b"
+	reopen()
+	b.makeInputs(t, image)
+	if s := b.status(t)["store1"]; !strings.Contains(s.Detail, "cluster "+before) {
+		t.Errorf("after the cluster was renamed: %+v", s)
+	}
+	if err := b.Up(ctx, nil, UpOptions{}); err == nil || !strings.Contains(err.Error(), "cluster "+before+" still runs") {
+		t.Errorf("up by another name: %v", err)
+	}
+	if err := b.Down(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.nothingLeft(t)
+	b.Lab, b.name = b.named(before), before
+	b.nothingLeft(t)
+	b.dir = was
 }
 
 // chosen keeps up from booting a guest to find out whether KVM works: the test's machines are emulated everywhere.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -161,7 +162,11 @@ func waitFor(c *cli.Context, b *block, l *lab.Lab, names []string, enough func([
 			return nil, c.Context.Err()
 		}
 		if ctx.Err() != nil {
-			return nodes, fmt.Errorf("%d of %s not ready within %s", len(missing), count(len(names), "node"), timeout)
+			var late []string
+			for _, n := range missing {
+				late = append(late, n.Node)
+			}
+			return nodes, fmt.Errorf("%d of %s not ready within %s: %s", len(missing), count(len(names), "node"), timeout, cmp.Or(strings.Join(late, ", "), "no answer"))
 		}
 		lines := []string{fmt.Sprintf("%d of %s ready after %s", len(names)-len(missing), count(len(names), "node"), age(start, time.Now()))}
 		for _, n := range missing {

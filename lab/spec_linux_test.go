@@ -1,0 +1,240 @@
+package lab
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"imagegen/cloudinit"
+	"imagegen/cluster"
+)
+
+// still is a lab of testSpec whose nodes are on only as far as fake cgroups say so.
+type still struct {
+	*Lab
+	secrets *cluster.Secrets
+}
+
+func newStill(t *testing.T) *still {
+	t.Helper()
+	dir := t.TempDir()
+	spec := testSpec("otus")
+	secrets, err := cluster.LoadSecrets(filepath.Join(dir, "secrets"), spec, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &still{secrets: secrets}
+	s.Lab = &Lab{
+		spec: spec, paths: paths{filepath.Join(dir, "dist")}, shown: "dist", network: "imagegen-otus", group: cgroup(filepath.Join(dir, "imagegen-otus")),
+		seed: func(n cluster.Node) (cloudinit.Seed, error) { return testSeed(s.spec, s.secrets, n) },
+		log:  t.Logf,
+	}
+	for _, r := range spec.Roles {
+		s.write(t, s.paths.image(r.Name), "image")
+	}
+	for _, n := range spec.Nodes() {
+		s.build(t, n)
+	}
+	return s
+}
+
+func (s *still) write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// build makes a node's seed.
+func (s *still) build(t *testing.T, n cluster.Node) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(s.paths.seed(n.Name)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	seed, err := s.seed(n)
+	if err == nil {
+		err = seed.WriteISO(s.paths.seed(n.Name))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// on makes a node and gives it a cgroup that looks busy.
+func (s *still) on(t *testing.T, name string) {
+	t.Helper()
+	n, ok := s.spec.Node(name)
+	if !ok {
+		t.Fatalf("no node %s", name)
+	}
+	if err := s.makeNode(n); err != nil {
+		t.Fatal(err)
+	}
+	s.write(t, filepath.Join(string(s.group.sub(name)), "cgroup.events"), "populated 1\n")
+}
+
+// TestSeedsOfAnotherSpec refuses what does not belong to the spec before anything is started.
+func TestSeedsOfAnotherSpec(t *testing.T) {
+	s := newStill(t)
+	if err := s.CheckFiles("store1", "balancer1"); err != nil {
+		t.Fatal(err)
+	}
+	s.spec.Cluster = "other"
+	if err := s.CheckFiles("store1"); err == nil || err.Error() != "dist/seeds/store1.iso is not of this spec: imagegen build" {
+		t.Errorf("of another cluster: %v", err)
+	}
+	if err := s.CheckFiles("store1", "store2"); err == nil || err.Error() != "dist/seeds/store1.iso, dist/seeds/store2.iso are not of this spec: imagegen build" {
+		t.Errorf("two of another cluster: %v", err)
+	}
+	s.spec.Cluster = "otus"
+	s.write(t, s.paths.seed("store1"), "half a seed")
+	if err := s.CheckFiles("store1"); err == nil || !strings.Contains(err.Error(), "dist/seeds/store1.iso is not of this spec") {
+		t.Errorf("damaged: %v", err)
+	}
+	s.write(t, filepath.Join(s.paths.out, "images/store.json"), `{"inputs": {"base": {"distro": "centos7"}}}`)
+	if err := s.CheckFiles("store2"); err == nil || err.Error() != "dist/images/store.raw is not of this spec: imagegen build" {
+		t.Errorf("an image of another distro: %v", err)
+	}
+	os.Remove(s.paths.seed("store2"))
+	if err := s.CheckFiles("store2"); err == nil || !strings.Contains(err.Error(), "not there yet: dist/seeds/store2.iso:") {
+		t.Errorf("none: %v", err)
+	}
+}
+
+// TestRemovedNodes are still known, with what their seeds say of them, and keep their addresses for themselves.
+func TestRemovedNodes(t *testing.T) {
+	s := newStill(t)
+	s.on(t, "store1")
+	s.on(t, "store2")
+	store := &s.spec.Roles[1]
+	store.Nodes = []cluster.Node{store.Nodes[0], {Name: "store3", Role: "store", IP: store.Nodes[1].IP, MAC: "02:00:5e:00:00:03", Index: 1}}
+
+	known, err := s.known([]string{"store2", "store1"})
+	if err != nil || known[0].Role != "store" || known[0].IP != netip.MustParseAddr("192.168.10.45") {
+		t.Errorf("%+v, %v", known, err)
+	}
+	if _, err := s.known([]string{"store9"}); err == nil {
+		t.Error("a node is known that never was")
+	}
+	if got := s.Lab.build(known[0]); got != BuildRemoved {
+		t.Errorf("build of store2: %q", got)
+	}
+	err = s.checkAddresses(store.Nodes[1:])
+	if err == nil || !strings.Contains(err.Error(), "store2 still runs with the address 192.168.10.45") || !strings.Contains(err.Error(), "imagegen kill store2") {
+		t.Errorf("two nodes with one address: %v", err)
+	}
+	if err := s.checkAddresses(store.Nodes[:1]); err != nil {
+		t.Errorf("its own address: %v", err)
+	}
+	if err := os.RemoveAll(string(s.group.sub("store2"))); err != nil { // off
+		t.Fatal(err)
+	}
+	if err := s.checkAddresses(store.Nodes[1:]); err != nil {
+		t.Errorf("store2 is off: %v", err)
+	}
+	if err := s.Remove(t.Context(), "store1"); err == nil || !strings.Contains(err.Error(), "is in the spec") {
+		t.Errorf("a node that the spec has was removed: %v", err)
+	}
+}
+
+// TestOlderNodes are told from those of the latest build, and are known by the addresses that they run with.
+func TestOlderNodes(t *testing.T) {
+	s := newStill(t)
+	node := func(name string) cluster.Node { n, _ := s.spec.Node(name); return n }
+	if got := s.Lab.build(node("store1")); got != "" {
+		t.Errorf("never made: %q", got)
+	}
+	s.on(t, "store1")
+	s.on(t, "store2")
+	s.on(t, "balancer1")
+	s.build(t, node("store2")) // the same content in another file
+	for _, name := range []string{"store1", "store2"} {
+		if got := s.Lab.build(node(name)); got != BuildCurrent {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	s.spec.Roles[1].Nodes[0].IP = netip.MustParseAddr("192.168.10.77")
+	s.build(t, node("store1"))
+	if got := s.Lab.build(node("store1")); got != BuildOlder {
+		t.Errorf("another seed: %q", got)
+	}
+	if got := s.runningAddress(node("store1")); got != "192.168.10.44" {
+		t.Errorf("store1 runs with %s", got)
+	}
+	os.Remove(s.paths.image("balancer"))
+	s.write(t, s.paths.image("balancer"), "another image")
+	if got := s.Lab.build(node("balancer1")); got != BuildOlder {
+		t.Errorf("another image: %q", got)
+	}
+}
+
+// TestSiteNeedsABalancer: an address that nobody answers at is not shown.
+func TestSiteNeedsABalancer(t *testing.T) {
+	s := newStill(t)
+	s.on(t, "store1")
+	s.write(t, s.paths.site(), DefaultSite)
+	if got := s.Site(); got != "" {
+		t.Errorf("without a balancer the site is at %q", got)
+	}
+	s.on(t, "balancer1")
+	if got := s.Site(); got != DefaultSite {
+		t.Errorf("with a balancer the site is at %q", got)
+	}
+}
+
+// TestOwnerIsKnownByItsFolder wherever that is moved, and a copy or a successor is another.
+func TestOwnerIsKnownByItsFolder(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.Mkdir(at("a b"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	o := owner{dir: at("a b"), inode: inodeOf(at("a b"))}
+	if back := parseOwner(o.String()); back != o {
+		t.Errorf("%+v reads as %+v", o, back)
+	}
+	if parseOwner("") != (owner{}) || (owner{}).is(at("a b")) {
+		t.Error("nobody's cluster is somebody's")
+	}
+	if err := os.Rename(at("a b"), at("c")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(at("d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if !o.is(at("c")) || o.is(at("d")) {
+		t.Errorf("moved: %t; another folder: %t", o.is(at("c")), o.is(at("d")))
+	}
+	if !o.is(at("a b")) || o.is(at("e")) { // down can clean up there
+		t.Error("a folder that is nowhere: want the former place, and no other")
+	}
+	if err := os.Mkdir(at("a b"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if o.is(at("a b")) {
+		t.Error("what is now at the former place is taken for the folder")
+	}
+	l := newStill(t)
+	if err := os.MkdirAll(l.paths.lab(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		o    owner
+		want []string
+	}{
+		{owner{at("c"), o.inode}, []string{"running from " + at("c"), "-o " + dir}},
+		{o, []string{"was " + at("a b"), "moved"}},
+		{owner{l.paths.lab(), "0:1"}, []string{"moved", "remove what is at " + l.paths.lab()}},
+	} {
+		said := l.othersCluster(c.o).Error()
+		if slices.ContainsFunc(c.want, func(w string) bool { return !strings.Contains(said, w) }) {
+			t.Errorf("%s: want %q", said, c.want)
+		}
+	}
+}
