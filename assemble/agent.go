@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"imagegen/cluster"
 )
@@ -78,7 +79,7 @@ func New(root string, console func(line string)) (*Agent, error) {
 	}
 	a := &Agent{
 		facts:    facts,
-		console:  console,
+		console:  func(line string) { console(printable(line)) },
 		reports:  map[string]cluster.ComponentReport{},
 		identity: id,
 		peers:    newPeers(id, facts.Peers),
@@ -89,7 +90,7 @@ func New(root string, console func(line string)) (*Agent, error) {
 			Secrets:  secrets,
 			Identity: id,
 			Dir:      filepath.Join(root, cluster.StateDir, c.Name),
-			Log:      func(format string, args ...any) { log.Printf(c.Name+": "+format, args...) },
+			Log:      func(format string, args ...any) { log.Print(oneLine(fmt.Sprintf(c.Name+": "+format, args...))) },
 			Working: func(detail string) {
 				a.setStatus(c.Name, cluster.Status{State: cluster.Working, Detail: detail})
 			},
@@ -165,7 +166,7 @@ func (a *Agent) drive(ctx context.Context, r *runner) {
 
 // turn is one look and at most one step.
 func (a *Agent) turn(ctx context.Context, r *runner) cluster.Status {
-	if missing := a.missing(r.After); len(missing) > 0 {
+	if missing := a.missing(a.after(r.Component)); len(missing) > 0 {
 		// What it would see now is not its world: an unmounted data folder looks empty. Peers are told nothing.
 		a.publish(r.Name, nil)
 		return a.setStatus(r.Name, waitf("for %s on this node", strings.Join(missing, ", ")))
@@ -198,6 +199,22 @@ func (a *Agent) turn(ctx context.Context, r *runner) cluster.Status {
 		status = cluster.Status{State: cluster.Failed, Detail: err.Error()}
 	}
 	return a.setStatus(r.Name, status)
+}
+
+// after lists what must be ready before a component takes a step: what its role names, and the node's packet filter, so
+// that no daemon is ever reachable by more than its role allows.
+func (a *Agent) after(c cluster.Component) []string {
+	filter := func(name string) bool { return name == cluster.Firewall || name == cluster.Firewall6 }
+	if filter(c.Name) {
+		return c.After
+	}
+	var names []string
+	for _, other := range a.facts.Components {
+		if filter(other.Name) {
+			names = append(names, other.Name)
+		}
+	}
+	return append(names, c.After...)
 }
 
 // without returns the nodes that an operator has decided to go on without. The decision about one that is heard again
@@ -347,11 +364,25 @@ func (a *Agent) setStatus(name string, s cluster.Status) cluster.Status {
 
 // oneLine makes a program's message fit a table cell and a console line.
 func oneLine(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
+	s = strings.Join(strings.Fields(printable(s)), " ")
 	if r := []rune(s); len(r) > 300 {
 		s = string(r[:300]) + "…"
 	}
 	return s
+}
+
+// printable leaves out what a terminal would act upon rather than show: control characters, escape sequences' first bytes
+// among them, and the format characters that turn a line's direction around.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r): // line ends as well
+			return ' '
+		case unicode.IsGraphic(r):
+			return r
+		}
+		return -1
+	}, strings.ToValidUTF8(s, "\uFFFD"))
 }
 
 func noDigits(s string) string {

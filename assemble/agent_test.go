@@ -113,6 +113,75 @@ func TestNothingIsPublishedBeforeWhatComesFirst(t *testing.T) {
 	}
 }
 
+// Nothing starts before the packet filter has been loaded, whatever a role says, and a filter that fails keeps the rest down.
+func TestFirewallComesFirst(t *testing.T) {
+	for _, filters := range [][]string{{"firewall"}, {"firewall", "firewall6"}} {
+		loaded := map[string]cluster.Status{}
+		steps := 0
+		var runners []*runner
+		for _, name := range filters {
+			loaded[name] = waitf("")
+			runners = append(runners, component(name, nil, scripted{
+				observe: func() (any, error) { return nil, nil },
+				step:    func(World) (cluster.Status, error) { return loaded[name], nil },
+			}))
+		}
+		for name, after := range map[string][]string{"disk": nil, "redis": {"disk"}} {
+			runners = append(runners, component(name, after, scripted{
+				observe: func() (any, error) { steps++; return nil, nil },
+				step:    func(World) (cluster.Status, error) { steps++; return ready(""), nil },
+			}))
+		}
+		a := testAgent(func(string) {}, runners...)
+		turns := func() {
+			for range 3 {
+				for _, r := range runners {
+					a.turn(t.Context(), r)
+				}
+			}
+		}
+		last := filters[len(filters)-1]
+		for _, state := range []cluster.Status{waitf(""), workf("starting"), {State: cluster.Failed, Detail: "nftables.service failed"}, stopf("the image has no unit nftables.service")} {
+			for _, name := range filters {
+				loaded[name] = ready("")
+			}
+			loaded[last] = state
+			if turns(); steps != 0 {
+				t.Errorf("%s is %s, and the others took %d steps", last, state.State, steps)
+			}
+			if got := a.report().Components["redis"].Status; got.State != cluster.Waiting || !strings.Contains(got.Detail, last) {
+				t.Errorf("%s is %s: redis is %+v", last, state.State, got)
+			}
+		}
+		loaded[last] = ready("")
+		if turns(); steps == 0 || !a.isReady() {
+			t.Errorf("all filters are loaded, and nothing happens: %d steps", steps)
+		}
+	}
+}
+
+// What a program or a peer says is shown without what a terminal would act upon.
+func TestStatusesHoldNoControlCharacters(t *testing.T) {
+	const hostile = "x\x1b]52;c;ZXZpbA==\x07\x1b[2Jfoo\r\nb\u00e4r\u009b1m\u202ebaz\u2028\x7f\x00 \xff\t."
+	const want = "x]52;c;ZXZpbA==[2Jfoo b\u00e4r1mbaz \uFFFD ."
+	if got := oneLine(hostile); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	var said lines
+	c := component("nginx", nil, scripted{
+		observe: func() (any, error) { return nil, nil },
+		step:    func(World) (cluster.Status, error) { return workf("starting again: %s", hostile), nil },
+	})
+	a := testAgent(said.add, c)
+	a.turn(t.Context(), c)
+	if got := a.report().Components["nginx"].Status.Detail; got != "starting again: "+want {
+		t.Errorf("status: %q", got)
+	}
+	if !said.has("web1: nginx: working: starting again: " + want) {
+		t.Errorf("console: %q", said.all)
+	}
+}
+
 func TestFailuresAreShownAndWithdrawTheReport(t *testing.T) {
 	var broken error
 	c := component("redis", nil, scripted{
@@ -211,12 +280,17 @@ type authority struct {
 
 func newAuthority(t *testing.T) authority {
 	t.Helper()
+	return newAuthorityUntil(t, time.Now().Add(time.Hour))
+}
+
+func newAuthorityUntil(t *testing.T, notAfter time.Time) authority {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -299,6 +373,36 @@ func TestPeerAPIAnswersTheClusterAlone(t *testing.T) {
 	}
 	if err := ask(ca.issue(t, "web2", later), "web3"); err == nil {
 		t.Error("web1's certificate was taken for web3's")
+	}
+}
+
+// Neither side takes a certificate whose time has passed or not come, nor one of an authority whose time has passed.
+func TestCertificatesExpire(t *testing.T) {
+	good := newAuthority(t)
+	soon, late := time.Now().Add(time.Hour), time.Now().Add(-time.Minute)
+	valid := good.issue(t, "web1", soon)
+	expired := good.issue(t, "web1", late)
+	dead := newAuthorityUntil(t, late)
+	ofDead := dead.issue(t, "web1", soon)
+	name, report := "web1", cluster.NodeReport{Node: cluster.Peer{Name: "web1"}}
+	// Neither side looks at its own certificate, so each case is one side's doing.
+	for what, c := range map[string]struct {
+		server, client identity
+		right          bool
+	}{
+		"both valid":            {valid, valid, true},
+		"the server's expired":  {expired, valid, false},
+		"the client's expired":  {valid, expired, false},
+		"the authority expired": {ofDead, ofDead, false},
+	} {
+		addr := serveAPI(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(report) }), c.server)
+		p := newPeers(c.client, []cluster.Peer{{Name: name}})
+		p.clients[name].Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+		}
+		if _, err := p.ask(t.Context(), cluster.Peer{Name: name, IP: "127.0.0.1"}); (err == nil) != c.right {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 

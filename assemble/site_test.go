@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -177,6 +178,32 @@ func TestSiteFilesAreCopiedWhole(t *testing.T) {
 		if data, _ := os.ReadFile(filepath.Join(s.params.Target, name)); string(data) != "<?php // new" {
 			t.Errorf("%s: %q", name, data)
 		}
+	}
+}
+
+// A copy that cannot take its place because somebody else's did is no fault. One that cannot for another reason is, whatever
+// is there: here the place is a link to a folder, which no folder can be renamed to.
+func TestSiteCopyFailsWhenItCannotBeRenamed(t *testing.T) {
+	volume := sharedVolume(t)
+	source, other := t.TempDir(), t.TempDir()
+	writeTree(t, source, map[string]string{"wp-load.php": "load"})
+	writeTree(t, other, map[string]string{"wp-load.php": "load", "wp-config.php": "another"})
+	s := testSite(t, "backend1", source, volume, "127.0.0.1:1")
+	if err := os.Symlink(other, s.params.Target); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.copy(t.Context()); !errors.Is(err, syscall.ENOTDIR) {
+		t.Errorf("a copy that cannot be renamed: %v", err)
+	}
+	if err := s.clear(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(s.params.Target); err != nil {
+		t.Fatal(err)
+	}
+	writeTree(t, s.params.Target, map[string]string{"wp-config.php": "another"})
+	if err := s.copy(t.Context()); err != nil {
+		t.Errorf("another node was faster: %v", err)
 	}
 }
 

@@ -126,11 +126,14 @@ func processStart(pid string) string {
 }
 
 // unitWork returns the processor time that the main process of a unit that was seen active, and all that descend from it,
-// have used.
+// have used. Where no process of its own is known, it is zero: everything on the machine descends from process 1.
 func unitWork(name string) time.Duration {
 	running.Lock()
 	main := running.units[name].pid
 	running.Unlock()
+	if main == "" || main == "0" || main == "1" {
+		return 0
+	}
 	parents, used := map[string]string{}, map[string]int64{}
 	paths, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range paths {

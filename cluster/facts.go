@@ -21,6 +21,13 @@ const (
 	HealthPort = 7374 // plain HTTP, read-only: GET /COMPONENT answers 200 (ready) or 503
 )
 
+// Names of the components that load the node's packet filter. On a distro that has one for both, the first is for IPv6 as
+// well. Every other component waits for them, whatever its After says.
+const (
+	Firewall  = "firewall"
+	Firewall6 = "firewall6"
+)
+
 // FactsVersion is raised when an older agent could misread newer facts.
 const FactsVersion = 1
 

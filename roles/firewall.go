@@ -30,11 +30,11 @@ type filter struct {
 // table, a file and a unit for each of IPv4 and IPv6.
 var filters = map[string][]filter{
 	"debian12": {
-		{firewall, "nftables.service", "/etc/nftables.conf", 0o644, "nft", (*renderer).nftables},
+		{cluster.Firewall, "nftables.service", "/etc/nftables.conf", 0o644, "nft", (*renderer).nftables},
 	},
 	"centos7": {
-		{firewall, "iptables.service", "/etc/sysconfig/iptables", 0o600, "iptables", func(r *renderer) []byte { return r.iptables(false) }},
-		{firewall6, "ip6tables.service", "/etc/sysconfig/ip6tables", 0o600, "ip6tables", func(r *renderer) []byte { return r.iptables(true) }},
+		{cluster.Firewall, "iptables.service", "/etc/sysconfig/iptables", 0o600, "iptables", func(r *renderer) []byte { return r.iptables(false) }},
+		{cluster.Firewall6, "ip6tables.service", "/etc/sysconfig/ip6tables", 0o600, "ip6tables", func(r *renderer) []byte { return r.iptables(true) }},
 	},
 }
 

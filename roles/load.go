@@ -498,7 +498,7 @@ func (s *source) checkComponents() {
 		switch {
 		case !roleName.MatchString(c.Name):
 			s.fault(at+".name", "%q cannot be a component's name: use small letters, digits and hyphens", c.Name)
-		case c.Name == firewall || c.Name == firewall6:
+		case c.Name == cluster.Firewall || c.Name == cluster.Firewall6:
 			s.fault(at+".name", "every node has a component %s already, made from the role's ports", c.Name)
 		case before[c.Name]:
 			s.fault(at+".name", "there are two components %s", c.Name)

@@ -22,12 +22,6 @@ const (
 	sysctlPath = "/etc/sysctl.d/90-imagegen.conf"
 )
 
-// The components that load the node's packet filter; on a distro that has one for both, the first is for IPv6 as well.
-const (
-	firewall  = "firewall"
-	firewall6 = "firewall6"
-)
-
 // Render returns everything node-specific about a node. The same spec and secrets give the same bytes.
 func (c *Catalogue) Render(spec *cluster.Spec, secrets *cluster.Secrets, node string) (Rendered, error) {
 	n, ok := spec.Node(node)
