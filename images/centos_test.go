@@ -115,3 +115,45 @@ func TestCentOSBase(t *testing.T) {
 		t.Error("SELinux is nothing to the base")
 	}
 }
+
+// TestTooOldPackages: a package that a role cannot use is refused, whether the lock pins it or the repositories have nothing newer.
+func TestTooOldPackages(t *testing.T) {
+	for _, c := range []struct {
+		version string
+		refused bool
+	}{
+		{"5.7.25-31.35.1.el7", true}, {"1:5.7.25-31.35.1.el7", true}, {"5.6.51-28.46.1.el7", true}, {"5.7-1", true},
+		{"5.7.26-31.37.1.el7", false}, {"5.7.44-31.65.1.el7", false}, {"5.10.1-1", false}, {"8.0.35-27.1.el7", false},
+	} {
+		got := tooOld(map[string]string{"Percona-XtraDB-Cluster-57": "5.7.26"}, []Pin{{Name: "socat", Version: "1"}, {Name: "Percona-XtraDB-Cluster-57", Version: c.version}})
+		if (got != "") != c.refused {
+			t.Errorf("%s: %q", c.version, got)
+		}
+	}
+
+	dir := t.TempDir()
+	catalogue, err := roles.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := cluster.Parse(filepath.Join(dir, "cluster.yaml"), cluster.Reference("centos7"), catalogue.Rules())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Config{Spec: spec, Catalogue: catalogue}
+	for role, pin := range map[string]string{"percona": "Percona-XtraDB-Cluster-57 5.7.25-31.35.1.el7", "backend": "proxysql2 2.0.16-1.el7"} {
+		in, err := c.inputs(role, baseInputs{}, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p Pin
+		if err := p.UnmarshalText([]byte(pin + " x86_64 " + strings.Repeat("a", 64))); err != nil {
+			t.Fatal(err)
+		}
+		l := &lock{Roles: map[string]*pins{role: {in.requested(), []Pin{p}}}}
+		_, err = c.inputs(role, baseInputs{Pinned: []Pin{p}}, "", l)
+		if err == nil || !strings.Contains(err.Error(), "imagegen.lock pins "+pin+", which is too old: the role needs ") {
+			t.Errorf("%s: %v", pin, err)
+		}
+	}
+}

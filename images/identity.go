@@ -145,6 +145,9 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 	}
 	if base.Pinned != nil {
 		if p := l.Roles[name].fit(in.requested()); p != nil {
+			if old := tooOld(d.Minimum, p.Packages); old != "" {
+				return inputs{}, fmt.Errorf("%s pins %s; imagegen lock pins what the repositories have today", c.LockPath(), old)
+			}
 			in.Pinned = p.Packages
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -154,6 +155,32 @@ func (l *lock) misfits(requests map[string]inputs) (names []string) {
 		}
 	}
 	return names
+}
+
+// tooOld says which pinned package is older than a role can use; empty: none is.
+func tooOld(minimum map[string]string, packages []Pin) string {
+	for _, p := range packages {
+		least := minimum[p.Name]
+		version := p.Version[strings.Index(p.Version, ":")+1:]
+		version, _, _ = strings.Cut(version, "-")
+		if least != "" && compareNumbers(version, least) < 0 {
+			return fmt.Sprintf("%s, which is too old: the role needs %s or later", p, least)
+		}
+	}
+	return ""
+}
+
+// compareNumbers compares versions such as 5.7.26 number by number. What follows the digits of a number does not count.
+func compareNumbers(a, b string) int {
+	split := func(v string) (numbers []int) {
+		for _, part := range strings.Split(v, ".") {
+			digits := len(part) - len(strings.TrimLeft(part, "0123456789"))
+			n, _ := strconv.Atoi(part[:digits])
+			numbers = append(numbers, n)
+		}
+		return numbers
+	}
+	return slices.Compare(split(a), split(b))
 }
 
 // moved lists in words how the lock now differs from old, for the base and the named roles: a line for each of them that

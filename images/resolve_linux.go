@@ -366,7 +366,16 @@ func (c *Config) repin(ctx context.Context, old *lock, names []string, renew boo
 	if c.Spec.Distro == "centos7" {
 		resolve = c.resolveYum
 	}
-	return now, resolve(ctx, now, requests)
+	if err := resolve(ctx, now, requests); err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		least := c.Catalogue.Role(name).Distros[c.Spec.Distro].Minimum
+		if old := tooOld(least, now.Roles[name].Packages); old != "" {
+			return nil, fmt.Errorf("packages of %s: the repositories have %s. Name others in the spec, repos", name, old)
+		}
+	}
+	return now, nil
 }
 
 // resolveAPT pins what a lock lacks for these requests, of roles.

@@ -396,6 +396,16 @@ func (s *source) checkDistros() {
 			}
 		}
 		s.checkSELinux(at, name, d.SELinux)
+		for _, pkg := range slices.Sorted(maps.Keys(d.Minimum)) {
+			switch at := at + ".minimum." + pkg; {
+			case name != "centos7":
+				s.fault(at, "Debian's versions are those of its release; remove it")
+			case !slices.Contains(d.Packages, pkg):
+				s.fault(at, "%s is not one of the packages", pkg)
+			case !plainVersion.MatchString(d.Minimum[pkg]):
+				s.fault(at, "%q is not a version such as 5.7.26, without epoch and release", d.Minimum[pkg])
+			}
+		}
 		ids := map[int]string{}
 		for i, u := range d.Users {
 			at := index(at+".users", i)
@@ -431,6 +441,9 @@ func (s *source) checkDistros() {
 		}
 	}
 }
+
+// plainVersion is a version that can be compared number by number.
+var plainVersion = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)
 
 // checkSELinux checks what a role wants of SELinux on a distro.
 func (s *source) checkSELinux(at, distro string, want SELinux) {

@@ -161,6 +161,8 @@ func TestBroken(t *testing.T) {
 		{"user's ids", "    disable:", "    users: [{name: cache, uid: 0, gid: 5}]\n    disable:"},
 		{"two users with one id", "    disable:", "    users: [{name: a, uid: 5, gid: 5}, {name: b, uid: 5, gid: 5}]\n    disable:"},
 		{"checksum", "    disable:", "    downloads: [{url: 'https://example.org/x', sha256: ABC, path: /x}]\n    disable:"},
+		{"minimum on Debian", "    disable:", "    minimum: {memcached: '1.6'}\n    disable:"},
+		{"minimum of no package, no version", "  debian12:", "  centos7:\n    packages: [a]\n    minimum: {a: 1.6-2, b: '2'}\n  debian12:"},
 		{"relative removal", "    disable:", "    remove: [var/log]\n    disable:"},
 		{"relative path", "/etc/memcached.conf", "etc/memcached.conf"},
 		{"unclean path", "/etc/memcached.conf", "/etc/../memcached.conf"},

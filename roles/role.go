@@ -54,6 +54,7 @@ type Port struct {
 // Distro is what a role's image holds on one distro: together with the base and the agent, all of its bake inputs.
 type Distro struct {
 	Packages  []string          `yaml:"packages"`
+	Minimum   map[string]string `yaml:"minimum,omitempty"` // the oldest version of some of them that will do; centos7
 	Exclude   []string          `yaml:"exclude,omitempty"` // packages that must not come from the extra repositories
 	Repos     []Repo            `yaml:"repos,omitempty"`
 	Users     []User            `yaml:"users,omitempty"` // made before packages are installed
