@@ -61,7 +61,7 @@ type galera struct {
 	going   time.Time // since when the others have been told that this member is about to start a cluster
 	goes    bool      // it is
 	apart   time.Time // since when the server has run outside a primary component
-	alone   time.Time // since when the server has been starting while nobody was in a primary component
+	alone   time.Time // since when the server has been starting, without getting on, while nobody was in a primary component
 	retry   backoff
 }
 
@@ -372,7 +372,7 @@ type galeraView struct {
 	self    int
 	cluster string        // id
 	apart   time.Duration // how long self has run outside a primary component
-	alone   time.Duration // how long self has been starting while nobody was in a primary component
+	alone   time.Duration // how long self has been starting, without getting on, while nobody was in a primary component
 	going   time.Duration // how long self has announced that it starts a cluster
 	doomed  string        // what the running server has said that only a restart mends
 }
@@ -675,7 +675,7 @@ func (g *galera) view(w World) galeraView {
 	if !g.apart.IsZero() {
 		v.apart = time.Since(g.apart)
 	}
-	if g.seen.State != galeraStarting || v.primary() {
+	if g.seen.State != galeraStarting || v.primary() || getsOn(g.running) {
 		g.alone = time.Time{}
 	} else if g.alone.IsZero() {
 		g.alone = time.Now()

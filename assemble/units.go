@@ -91,6 +91,14 @@ func noteChange(name string, is change) {
 	c.sub, c.cgroup, c.killMode, c.pid = is.sub, is.cgroup, is.killMode, is.pid
 }
 
+// getsOn tells whether a unit that is being started was seen to read or write just now: it is given data, or recovers its own.
+func getsOn(name string) bool {
+	changing.Lock()
+	defer changing.Unlock()
+	c := changing.units[name]
+	return c != nil && c.active == "activating" && c.moved.After(c.since) && time.Since(c.moved) < 2*workWindow
+}
+
 // noteAnswer remembers since when a running unit does not answer.
 func noteAnswer(name string, answers bool) {
 	running.Lock()

@@ -197,6 +197,38 @@ func TestStartThatNeverEnds(t *testing.T) {
 	}
 }
 
+// A server that starts without a primary component to join is started anew, but not while it gets on: then it recovers its
+// own data, or is being given that of another one.
+func TestStartingServerThatGetsOnIsNotAlone(t *testing.T) {
+	limits(t, stopLimits, startLimits)
+	for name, c := range map[string]struct {
+		script string
+		want   bool
+	}{
+		"gets on":      {`echo; while :; do dd if=/dev/zero of=/dev/null bs=64k count=64 2>/dev/null; sleep 0.02; done`, false},
+		"does nothing": {`echo; sleep 1000`, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newRealUnit(t, c.script)
+			u.is(t, "activating", "start", "control-group")
+			g := newGalera(Node{}, "x", &cluster.GaleraParams{Unit: u.name, BootUnit: u.name}).(*galera)
+			alone := false
+			for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+				if _, err := g.Observe(t.Context()); err != nil || g.seen.State != galeraStarting {
+					t.Fatalf("%+v, %v", g.seen, err)
+				}
+				if _, killed, err := endHung(t.Context(), g); killed || err != nil {
+					t.Fatal(killed, err)
+				}
+				alone = g.view(World{}).alone > 500*time.Millisecond
+			}
+			if alone != c.want {
+				t.Errorf("alone is %v", alone)
+			}
+		})
+	}
+}
+
 // Each pause between systemd's own attempts, and each start anew, begins the time again.
 func TestChangesAreTimedEachForItself(t *testing.T) {
 	const name = "imagegen-test-changes.service"
