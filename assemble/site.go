@@ -201,7 +201,7 @@ func (s *site) php(ctx context.Context, do string) (phpAnswer, error) {
 		return a, fmt.Errorf("the seed has no secret %q", s.params.AdminSecret)
 	}
 	params, err := json.Marshal(map[string]string{
-		"do": do, "target": s.params.Target, "cluster_id": s.node.Facts.ClusterID, "title": s.params.Title, "url": s.params.URL,
+		"do": do, "target": s.params.Target, "cluster_id": s.node.Facts.ClusterID, "title": s.params.Title, "url": s.params.URL, "timezone": s.params.Timezone,
 		"admin_user": s.params.AdminUser, "admin_email": s.params.AdminEmail, "admin_password": password,
 	})
 	if err != nil {

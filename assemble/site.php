@@ -119,12 +119,19 @@ if (!$wpdb->insert($wpdb->options, ['option_name' => MARKER, 'option_value' => $
     answer('error', 'another node is installing: ' . $wpdb->last_error);
 }
 if (!$found) { // else an operator has brought the tables back: they are taken as they are
+    $zone = in_array($params['timezone'], timezone_identifiers_list(DateTimeZone::ALL_WITH_BC), true) ? $params['timezone'] : 'UTC';
+    $in_zone = function () use ($zone) {
+        return $zone; // the first post has a date, too
+    };
+    add_filter('pre_option_timezone_string', $in_zone);
     $done = wp_install($params['title'], $params['admin_user'], $params['admin_email'], true, '', $params['admin_password']);
     if (is_wp_error($done['user_id']) || !$done['user_id']) {
         answer('error', is_wp_error($done['user_id']) ? $done['user_id']->get_error_message() : 'the administrator was not created');
     }
     update_option('siteurl', rtrim($params['url'], '/'));
     update_option('home', rtrim($params['url'], '/'));
+    remove_filter('pre_option_timezone_string', $in_zone);
+    update_option('timezone_string', $zone);
     // What WordPress chooses itself where it can ask itself whether it works. Without, any address that leads nowhere shows
     // the front page.
     update_option('permalink_structure', '/%year%/%monthnum%/%day%/%postname%/');

@@ -73,7 +73,7 @@ require_once ABSPATH . 'wp-settings.php';
 	}
 	return newSite(n, "site", &cluster.SiteParams{
 		Source: source, Target: filepath.Join(volume, "wordpress"), Config: config, Owner: "www-data:www-data", PHP: []string{"php"},
-		Database: database, Title: "It's <our> site", URL: "http://192.168.10.39:8080", AdminUser: "admin", AdminEmail: "admin@example.org", AdminSecret: "wordpress_admin",
+		Database: database, Title: "It's <our> site", URL: "http://192.168.10.39:8080", Timezone: "Asia/Kolkata", AdminUser: "admin", AdminEmail: "admin@example.org", AdminSecret: "wordpress_admin",
 	}).(*site)
 }
 
@@ -370,12 +370,14 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 		}
 	}
 	for q, want := range map[string]string{
-		"SELECT GROUP_CONCAT(user_login) FROM wordpress.wp_users":                                                    "admin",
-		"SELECT option_value FROM wordpress.wp_options WHERE option_name='siteurl'":                                  "http://192.168.10.39:8080",
-		"SELECT option_value FROM wordpress.wp_options WHERE option_name='blogname'":                                 "It&#039;s &lt;our&gt; site",
-		"SELECT COUNT(*) FROM wordpress.wp_posts WHERE post_title='Hello world!'":                                    "1",
-		"SELECT option_value FROM wordpress.wp_options WHERE option_name='permalink_structure'":                      "/%year%/%monthnum%/%day%/%postname%/",
-		"SELECT COUNT(*) FROM wordpress.wp_usermeta WHERE meta_key='wp_capabilities' AND meta_value LIKE '%admini%'": "1",
+		"SELECT GROUP_CONCAT(user_login) FROM wordpress.wp_users":                                                        "admin",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='siteurl'":                                      "http://192.168.10.39:8080",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='blogname'":                                     "It&#039;s &lt;our&gt; site",
+		"SELECT COUNT(*) FROM wordpress.wp_posts WHERE post_title='Hello world!'":                                        "1",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='timezone_string'":                              "Asia/Kolkata",
+		"SELECT TIMESTAMPDIFF(MINUTE, post_date_gmt, post_date) FROM wordpress.wp_posts WHERE post_title='Hello world!'": "330",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='permalink_structure'":                          "/%year%/%monthnum%/%day%/%postname%/",
+		"SELECT COUNT(*) FROM wordpress.wp_usermeta WHERE meta_key='wp_capabilities' AND meta_value LIKE '%admini%'":     "1",
 	} {
 		if got := sql(q); got != want {
 			t.Errorf("%s: %q, want %q", q, got, want)

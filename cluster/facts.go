@@ -180,6 +180,7 @@ type SiteParams struct {
 	Database    string   `json:"database"`          // host:port
 	Title       string   `json:"title"`
 	URL         string   `json:"url"`
+	Timezone    string   `json:"timezone,omitempty"` // that the site starts with; empty: UTC
 	AdminUser   string   `json:"admin_user"`
 	AdminEmail  string   `json:"admin_email"`
 	AdminSecret string   `json:"admin_secret"` // name of the generated password
