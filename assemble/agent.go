@@ -141,6 +141,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer stop()
 	var wg sync.WaitGroup
 	wg.Go(func() { a.peers.poll(ctx, a.isReady) })
+	wg.Go(func() { boundLogs(ctx, "/") })
 	for _, r := range a.runners {
 		wg.Go(func() { a.drive(ctx, r) })
 	}

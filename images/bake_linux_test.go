@@ -428,6 +428,9 @@ func sealed(t *testing.T, r Result) {
 	if got := cat("/usr/local/sbin/imagegen-node"); got != testAgent {
 		t.Errorf("the agent is %q", got)
 	}
+	if got := cat("/etc/systemd/journald.conf.d/90-imagegen.conf"); !strings.Contains(got, "\nSystemMaxUse=64M\n") {
+		t.Errorf("the journal grows with the disk: %q", got)
+	}
 	if !exists("/etc/systemd/system/multi-user.target.wants/imagegen-node.service") {
 		t.Error("the agent does not start at boot")
 	}

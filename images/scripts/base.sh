@@ -57,6 +57,10 @@ printf '[Unit]\nAfter=cloud-init.service\n' >etc/systemd/system/ssh.service.d/90
 mkdir -p etc/systemd/network/10-cloud-init-eth0.network.d
 printf '[Network]\nIPv6AcceptRA=no\n' >etc/systemd/network/10-cloud-init-eth0.network.d/90-imagegen.conf
 
+# The journal takes no more, however large the disk. Other logs are bounded by the agent.
+mkdir -p etc/systemd/journald.conf.d
+printf '[Journal]\nSystemMaxUse=64M\nRuntimeMaxUse=16M\n' >etc/systemd/journald.conf.d/90-imagegen.conf
+
 chroot . systemctl -q enable systemd-networkd.service ssh.service
 # An image does not change, so what tends a changing machine has nothing to do here.
 chroot . systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer

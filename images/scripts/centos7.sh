@@ -43,6 +43,9 @@ cloud_init_modules: [bootcmd, write-files, growpart, resizefs, set_hostname, use
 cloud_config_modules: [set-passwords, timezone, runcmd]
 cloud_final_modules: [scripts-user, final-message]
 CONF
+# The journal takes no more, however large the disk. Other logs are bounded by the agent.
+mkdir -p /etc/systemd/journald.conf.d
+printf '[Journal]\nSystemMaxUse=64M\nRuntimeMaxUse=16M\n' >/etc/systemd/journald.conf.d/90-imagegen.conf
 systemctl -q enable chronyd.service sshd.service
 systemctl -q disable iptables.service ip6tables.service # the agent loads the rules of the node
 for u in $DISABLE; do systemctl -q disable "$u"; done
