@@ -7,6 +7,7 @@ import (
 	"io"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,8 +16,9 @@ import (
 	"imagegen/cluster"
 )
 
-// decode fills role from a role.yaml and reports whether its shape is right. Decoding is strict: a key that is
-// misspelt, given twice, or holds another kind of value than it should is a fault, and all are found.
+// decode fills role from a role.yaml and reports whether it is YAML that can be looked at further. Decoding is strict: a
+// key that is misspelt, given twice, or holds another kind of value than it should is a fault, and all are found. What
+// is right beside it is decoded all the same, so that its faults are found in the same pass.
 func (s *source) decode(data []byte, role *Role) bool {
 	s.at = map[string]position{}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
@@ -34,13 +36,18 @@ func (s *source) decode(data []byte, role *Role) bool {
 		return false
 	}
 	root := doc.Content[0]
-	before := len(s.problems)
 	s.shape(root, reflect.TypeFor[Role](), "", "yaml")
 	s.paramShapes(root)
-	if len(s.problems) > before {
+	if root.Kind != yaml.MappingNode {
 		return false
 	}
-	if err := root.Decode(role); err != nil {
+	for _, p := range s.problems {
+		if p.Path != "" {
+			s.broken = append(s.broken, p.Path)
+		}
+	}
+	dropRepeated(root)
+	if err := root.Decode(role); err != nil && len(s.problems) == 0 {
 		s.syntaxFault(err)
 		return false
 	}
@@ -92,14 +99,14 @@ func (s *source) shape(n *yaml.Node, t reflect.Type, path, tag string) {
 			case t.Kind() == reflect.Map:
 				s.shape(v, t.Elem(), at, tag)
 			case !known:
-				s.fault(at, "there is no such key; here may be %s", strings.Join(keysOf(t, tag), ", "))
+				s.unknownKey(at, path, k.Value, keysOf(t, tag))
 			default:
 				s.shape(v, ft, at, tag)
 			}
 			seen[k.Value] = true
 		}
 		for _, key := range required(t, tag) {
-			if !seen[key] {
+			if !seen[key] && !slices.Contains(s.broken, strings.TrimPrefix(path+"."+key, ".")) {
 				s.fault(path, "%s is missing", key)
 			}
 		}
@@ -131,6 +138,35 @@ func (s *source) shape(n *yaml.Node, t reflect.Type, path, tag string) {
 	default:
 		panic("role.yaml: no rule for a " + t.String())
 	}
+}
+
+// dropRepeated removes keys that are given once more, by which nothing of their mapping would be decoded.
+func dropRepeated(n *yaml.Node) {
+	if n.Kind == yaml.MappingNode {
+		seen := map[string]bool{}
+		kept := n.Content[:0]
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if key := n.Content[i].Value; !seen[key] {
+				seen[key] = true
+				kept = append(kept, n.Content[i], n.Content[i+1])
+			}
+		}
+		n.Content = kept
+	}
+	for _, c := range n.Content {
+		dropRepeated(c)
+	}
+}
+
+// unknownKey records a key that is not among keys. The one that was probably meant is then not missing.
+func (s *source) unknownKey(at, path, key string, keys []string) {
+	near := cluster.Nearest(key, keys)
+	if near == "" {
+		s.fault(at, "there is no such key; here may be %s", strings.Join(keys, ", "))
+		return
+	}
+	s.fault(at, "there is no such key; did you mean %s?", near)
+	s.broken = append(s.broken, strings.TrimPrefix(path+"."+near, "."))
 }
 
 // paramShapes checks the parameters of components whose kind is known.

@@ -61,7 +61,7 @@ func Load(dir string) (*Catalogue, error) {
 	// Roles may name each other, so this comes when all are known.
 	for _, name := range c.Names() {
 		if s := l.sources[name]; s != nil {
-			s.checkNames(c.roles)
+			s.checkNames(l.sources)
 		}
 	}
 	var all cluster.Problems
@@ -181,6 +181,7 @@ type source struct {
 	common   fs.FS
 	at       map[string]position // of every value in role.yaml, by its path
 	role     *Role
+	broken   []string // paths whose shape is wrong: what they hold, or seem to lack, is no further fault
 	problems cluster.Problems
 }
 
@@ -192,6 +193,11 @@ const inline = "role.yaml: "
 
 // fault records what is wrong with the value at path in role.yaml.
 func (s *source) fault(path, format string, args ...any) {
+	for _, b := range s.broken {
+		if within(path, b) || path != "" && within(b, path) {
+			return
+		}
+	}
 	p := s.at[path]
 	for parent := path; p.line == 0 && parent != ""; p = s.at[parent] {
 		parent = parent[:max(0, strings.LastIndexAny(parent, ".["))]
@@ -199,6 +205,12 @@ func (s *source) fault(path, format string, args ...any) {
 	s.problems = append(s.problems, cluster.Problem{
 		File: filepath.Join(s.dir, "role.yaml"), Line: max(1, p.line), Col: max(1, p.col), Path: path, Msg: fmt.Sprintf(format, args...),
 	})
+}
+
+// within tells whether a path is another or leads to something in it.
+func within(path, other string) bool {
+	rest, ok := strings.CutPrefix(path, other)
+	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
 }
 
 var (
@@ -227,6 +239,7 @@ func (s *source) load() *Role {
 	}
 	s.role = &Role{Name: s.name, file: filepath.Join(s.dir, "role.yaml")}
 	if !s.decode(data, s.role) {
+		s.role = nil
 		return nil
 	}
 	r := s.role
@@ -529,6 +542,7 @@ func (s *source) checkComponents() {
 			continue
 		}
 		s.parseAll(at+".params", c.Params)
+		s.checkParams(at+".params", c)
 	}
 }
 
@@ -542,11 +556,18 @@ func (s *source) checkSubset(at string, distros []string) {
 }
 
 // checkNames checks the names of other roles.
-func (s *source) checkNames(known map[string]*Role) {
+func (s *source) checkNames(known map[string]*source) {
 	if s.role == nil {
 		return
 	}
-	names := strings.Join(slices.Sorted(maps.Keys(known)), ", ")
+	var readable []string
+	for name, other := range known {
+		if other.role != nil {
+			readable = append(readable, name)
+		}
+	}
+	slices.Sort(readable)
+	names := strings.Join(readable, ", ")
 	for i, n := range s.role.Needs {
 		if known[n] == nil {
 			s.fault(index("needs", i), "there is no role %q; there are %s", n, names)

@@ -186,6 +186,11 @@ func TestBroken(t *testing.T) {
 		{"unknown parameter", "      unit:", "      units:"},
 		{"parameter's type", "unit: memcached.service\n", "unit: 7\n"},
 		{"parameter below", "check: {tcp:", "check: {udp:"},
+		{"two checks", "check: {tcp:", "check: {exec: [memcached-tool], tcp:"},
+		{"service's unit", "unit: memcached.service\n", "unit: memcached\n"},
+		{"disk", "  - name: memcached\n", "  - name: disk\n    kind: disk\n    params: {mount: data, filesystem: btrfs, dirs: [{path: /x/../y, owner: root, mode: u=rwx, bind: y}]}\n  - name: memcached\n"},
+		{"disk without folders", "  - name: memcached\n", "  - name: disk\n    kind: disk\n    params: {mount: /data, filesystem: ext4}\n  - name: memcached\n"},
+		{"folder elsewhere", "  - name: memcached\n", "  - name: disk\n    kind: disk\n    params: {mount: /data, filesystem: ext4, dirs: [{path: /database, owner: 'root:root', mode: '0750'}]}\n  - name: memcached\n"},
 	} {
 		t.Run(b.name, func(t *testing.T) {
 			files, _ := walkthrough(t)
@@ -215,6 +220,35 @@ func TestBroken(t *testing.T) {
 		fmt.Fprintf(&all, "# %s\n%s\n\n", name, broken[name])
 	}
 	golden(t, "broken.txt", all.String())
+}
+
+// TestEveryFaultAtOnce shows that faults of one kind do not hide those of another: what has the wrong shape, what has a
+// wrong value, what names something that is not there, and what is no template. None of them is said twice.
+func TestEveryFaultAtOnce(t *testing.T) {
+	dir := folder(t, map[string]string{
+		"rb/role.yaml": `descripton: x
+memory: [512MiB]
+cpus: 0
+cpus: 2
+needs: [nothing]
+distros:
+  debian12: {packages: [rabbitmq-server], disable: rabbitmq.service, remove: [var]}
+files:
+  - {path: etc/x, template: nope.conf, mode: "0644"}
+  - {path: /etc/y, template: y.conf, moed: "0644"}
+components:
+  - {name: rb, kind: service, params: {unit: x.service}}
+  - {name: rb2, kind: service, after: [foo], params: {unit: x.service, check: {exec: ["rabbitmqctl"], tcp: "x:1"}}}
+  - {name: d, kind: disk, params: {mount: /data, filesystem: ext4}}
+  - {name: e, kind: disk, params: {mount: 7}}
+`,
+		"rb/y.conf": "a\n{{if}}\n",
+	})
+	_, err := Load(dir)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	golden(t, "every.txt", strings.ReplaceAll(err.Error(), dir, "roles")+"\n")
 }
 
 // TestManyFaults shows that all faults of all roles come at once, in order.

@@ -1,0 +1,72 @@
+package roles
+
+import (
+	"path"
+	"strconv"
+	"strings"
+)
+
+// checkParams checks what a component's parameters hold, as far as it is no template: what a template makes is checked
+// when a node is rendered. That the keys are there and hold the right kind of value has been checked before.
+func (s *source) checkParams(at string, c Component) {
+	switch c.Kind {
+	case "service":
+		if unit, ok := plain(c.Params["unit"]); ok && !unitName.MatchString(unit) {
+			s.fault(at+".unit", "%q is not a unit such as nginx.service", unit)
+		}
+		check, ok := c.Params["check"].(map[string]any)
+		if !ok {
+			return
+		}
+		set := 0
+		for _, key := range []string{"tcp", "http", "fastcgi", "exec"} {
+			if v, given := check[key]; given && v != "" {
+				set++
+			}
+		}
+		if set != 1 {
+			s.fault(at+".check", "give exactly one of tcp, http, fastcgi and exec")
+		}
+	case "disk":
+		s.checkDisk(at, c.Params)
+	}
+}
+
+// plain returns a parameter that is text and no template.
+func plain(v any) (string, bool) {
+	s, ok := v.(string)
+	return s, ok && !strings.Contains(s, "{{")
+}
+
+func (s *source) checkDisk(at string, params map[string]any) {
+	mount, mountKnown := plain(params["mount"])
+	if mountKnown && (!path.IsAbs(mount) || path.Clean(mount) != mount || mount == "/") {
+		s.fault(at+".mount", "%q is not a clean absolute path", mount)
+		mountKnown = false
+	}
+	if fs, ok := plain(params["filesystem"]); ok && fs != "ext4" && fs != "xfs" {
+		s.fault(at+".filesystem", "%q is not one of ext4, xfs", fs)
+	}
+	dirs, _ := params["dirs"].([]any)
+	if len(dirs) == 0 {
+		s.fault(at+".dirs", "missing; name the folders on the disk, each with path, owner and mode: without one, nothing is kept there")
+	}
+	for i, d := range dirs {
+		at := index(at+".dirs", i)
+		dir, _ := d.(map[string]any)
+		if p, ok := plain(dir["path"]); ok && mountKnown && (path.Clean(p) != p || !strings.HasPrefix(p, mount+"/")) {
+			s.fault(at+".path", "%q is not a clean path below the mount point, %s", p, mount)
+		}
+		if bind, ok := plain(dir["bind"]); ok && (!path.IsAbs(bind) || path.Clean(bind) != bind) {
+			s.fault(at+".bind", "%q is not a clean absolute path", bind)
+		}
+		if owner, ok := plain(dir["owner"]); ok && !ownerForm.MatchString(owner) {
+			s.fault(at+".owner", "%q is not user:group", owner)
+		}
+		if mode, ok := plain(dir["mode"]); ok {
+			if bits, err := strconv.ParseUint(mode, 8, 32); err != nil || bits > 0o7777 || len(mode) < 3 {
+				s.fault(at+".mode", "%q is not an octal mode such as 0750", mode)
+			}
+		}
+	}
+}
