@@ -144,12 +144,16 @@ func (br breaker) any(t *testing.T, random *rand.Rand, nodes []string, whole tim
 	return all[random.IntN(len(all))]
 }
 
-// isReplacedMeanwhile begins to replace a node: it may not become ready before another fault has ended.
+// isReplacedMeanwhile begins to replace a node: it may not become ready before another fault has ended, and the others of
+// its role may not be ready for want of another tier.
 func (br breaker) isReplacedMeanwhile(n string) fault {
 	f := br.isReplaced(n)
+	args := []string{"--force", "--timeout", refillIn.String(), n}
+	if slices.Contains(withData, br.known[n].Role) {
+		args = append([]string{"--blank"}, args...)
+	}
 	replaced := make(chan error, 1)
-	replace := f.do
-	f.do = func() error { go func() { replaced <- replace() }(); return nil }
+	f.do = func() error { go func() { replaced <- br.imagegen("replace", args...)() }(); return nil }
 	f.undo = func() error { return <-replaced }
 	return f
 }
