@@ -126,16 +126,16 @@ func rollRole(c *cli.Context, b *block, l *lab.Lab, names []string) (replaced in
 			return replaced, err
 		}
 		next, more := nextToRoll(among(all, names))
-		if !more && replaced == 0 {
-			return 0, nil
+		if !more {
+			if replaced > 0 { // the last one is waited for, too
+				_, err = wait(c, b, l, names)
+			}
+			return replaced, err
 		}
 		began := time.Now()
 		all, err = waitFor(c, b, l, names, func(nodes []lab.NodeStatus) bool { return settled(nodes, time.Since(began)) })
-		switch {
-		case err != nil && more:
+		if err != nil {
 			return replaced, fmt.Errorf("%s is not replaced: %w", next, err)
-		case err != nil || !more:
-			return replaced, err
 		}
 		nodes := among(all, names)
 		next, _ = nextToRoll(nodes)
@@ -152,14 +152,14 @@ func rollRole(c *cli.Context, b *block, l *lab.Lab, names []string) (replaced in
 	}
 }
 
-// nextToRoll returns the node of a role that is to be replaced next: while any that is not ready is to be, one of these, since
-// it serves nobody; false when all are of the latest image and seed.
+// nextToRoll returns the node of a role that is to be replaced next: while any that is on and not ready is to be, one of
+// these, since it serves nobody; false when all are of the latest image and seed.
 func nextToRoll(nodes []lab.NodeStatus) (name string, more bool) {
 	for _, n := range nodes {
 		if n.Build == lab.BuildCurrent {
 			continue
 		}
-		if !isReady(n) {
+		if !isReady(n) && n.Power == "on" {
 			return n.Node, true
 		}
 		if !more {

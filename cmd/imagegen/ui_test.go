@@ -179,7 +179,8 @@ func TestRollOrder(t *testing.T) {
 		"all broken, the first waits":          {"current older older", "waiting failed failed", long, "2", true},
 		"all broken, the first broken as well": {"current older older", "failed failed failed", long, "2", false},
 		"all renewed, and waiting":             {"current current current", "waiting waiting ready", long, "", false},
-		"one is off":                           {"older older older", "ready off ready", 0, "2", true},
+		"one is off":                           {"older older older", "ready off ready", 0, "1", true},
+		"one is off, the others are done":      {"current older current", "ready off ready", 0, "2", true},
 	} {
 		var nodes []lab.NodeStatus
 		states := strings.Fields(c.states)
