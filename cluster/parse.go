@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net"
@@ -36,13 +37,15 @@ const (
 	maxMemory = 16 * TiB
 	minDisk   = GiB
 	minData   = 64 * MiB
-	maxDisk   = 1024 * TiB
+	maxData   = 1024 * TiB
+	// An MBR counts 512-byte sectors in 32 bits. Root disks are partitioned, data disks are not.
+	maxDisk = 2*TiB - MiB
 )
 
 // Load reads and checks the spec in the file at path against the rules of the roles, by role name. When the file was
 // read and is faulty, the error is [Problems].
 func Load(path string, rules map[string]Rules) (*Spec, error) {
-	data, err := os.ReadFile(path)
+	data, err := readLimited(path)
 	if os.IsNotExist(err) {
 		return nil, fmt.Errorf("read the spec: there is no %s; imagegen init writes an example", path)
 	}
@@ -50,6 +53,17 @@ func Load(path string, rules map[string]Rules) (*Spec, error) {
 		return nil, fmt.Errorf("read the spec: %w", err)
 	}
 	return Parse(path, data, rules)
+}
+
+// readLimited reads a file as far as a spec may go, and one byte more: a disk image or a device given by mistake is refused
+// by its size without being read.
+func readLimited(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, SpecLimit+1))
 }
 
 // Parse checks data as the spec in the file called name. It finds every fault in one pass; the error is [Problems], in
@@ -368,6 +382,8 @@ func (p *parser) ssh(v value) {
 		switch {
 		case s == "root":
 			p.faultf(get("user"), "root does not log in; write another name, such as %s, who may use sudo", defaultUser)
+		case p.systemAccount(s):
+			p.faultf(get("user"), "%s is an account of the system or of a package in the images; write another name, such as %s", quote(s), defaultUser)
 		case !loginName.MatchString(s):
 			p.faultf(get("user"), "%s is not a user's name: up to 32 small letters, digits, - and _", quote(s))
 		}
@@ -386,6 +402,30 @@ func (p *parser) ssh(v value) {
 		seen[s] = true
 		p.spec.SSH.Keys = append(p.spec.SSH.Keys, s)
 	}
+}
+
+// systemAccounts are users and groups that the images' packages have, beside those that role.yaml lists. The groups count:
+// cloud-init makes a group of the user's name.
+var systemAccounts = strings.Fields(`
+	_apt _chrony _rpc _ssh adm audio avahi backup bin cdrom cgred chrony crontab daemon dbus dialout dip disk fax floppy ftp games gluster
+	gnats haproxy halt input irc keepalived_script kmem kvm libstoragemgmt list lp mail man messagebus mysql news nginx nobody nogroup
+	nscd ntp operator plugdev polkitd postfix proxy proxysql redis render rpc rpcuser sasl sgx shadow shutdown src sshd ssh_keys
+	staff statd sudo sync sys systemd-bus-proxy systemd-coredump systemd-journal systemd-network systemd-resolve systemd-timesync tape
+	tcpdump tss tty unbound users utempter utmp uucp video voice wheel www-data apache php-fpm uuidd`)
+
+// systemAccount reports whether an image has a user or group of this name already.
+func (p *parser) systemAccount(name string) bool {
+	if slices.Contains(systemAccounts, name) {
+		return true
+	}
+	for _, r := range p.rules {
+		for _, users := range r.Users {
+			if slices.Contains(users, name) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 var keyTypes = []string{"ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
@@ -483,7 +523,7 @@ func (p *parser) role(e entry) {
 	if d := get("data"); known && d.given() && rules.Data == 0 {
 		p.faultf(d, "role %s keeps nothing on a data disk; remove it", e.key)
 	} else {
-		p.size(&r.Data, d, minData, maxDisk)
+		p.size(&r.Data, d, minData, maxData)
 	}
 	p.packages(&r, get("packages"))
 	nodes := p.required(get("nodes"), "{"+e.key+"1: 192.168.10.42}")

@@ -110,7 +110,7 @@ func TestBroken(t *testing.T) {
 
 func TestTooLarge(t *testing.T) {
 	_, err := Parse("cluster.yaml", bytes.Repeat([]byte("# nothing\n"), 200_000), testRules())
-	if want := "cluster.yaml:1:1: the file has 1953 KiB; a spec has 1MiB at most"; err == nil || err.Error() != want {
+	if want := "cluster.yaml:1:1: the file is too large; a spec has 1MiB at most"; err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
 }

@@ -14,6 +14,7 @@ type Rules struct {
 	// Repos and Downloads name the repositories that the role's packages come from, and its downloads, by distro.
 	Downloads map[string][]string
 	Repos     map[string][]string
+	Users     map[string][]string // users and groups that the role makes, by distro
 	CPUs      int
 	Memory    Bytes
 	Disk      Bytes

@@ -49,7 +49,7 @@ func (r *reader) faultf(at value, format string, args ...any) {
 func (r *reader) document(data []byte) (value, bool) {
 	top := value{line: 1, col: 1}
 	if len(data) > SpecLimit {
-		r.faultf(top, "the file has %d KiB; a spec has %s at most", len(data)>>10, Bytes(SpecLimit))
+		r.faultf(top, "the file is too large; a spec has %s at most", Bytes(SpecLimit))
 		return top, false
 	}
 	if !utf8.Valid(data) {

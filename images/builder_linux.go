@@ -67,14 +67,14 @@ func (c *Config) chooseBuilder() (_ builder, why string, err error) {
 // case.
 func (c *Config) builder(name string) (builder, error) {
 	if name == "chroot" {
-		return chrootBuilder{}, checkTools(toolPath, c.Spec.Distro)
+		return chrootBuilder{}, cmp.Or(checkTools(toolPath, c.Spec.Distro), checkMounting())
 	}
 	v := vmBuilder{hypervisor: &qemu{}, limit: cmp.Or(c.Limit, BakeLimit)}
 	if name == "virtualbox" {
 		v.hypervisor = virtualBox{}
 	}
 	if c.Spec.Distro == "debian12" {
-		if err := checkTools(toolPath, c.Spec.Distro); err != nil {
+		if err := cmp.Or(checkTools(toolPath, c.Spec.Distro), checkMounting()); err != nil {
 			return nil, err
 		}
 	}

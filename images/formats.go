@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"imagegen/cluster"
 )
@@ -83,6 +84,17 @@ func (c *Config) convert(ctx context.Context, role string, p *plan, format strin
 // formatVersion is raised when the same image is to be written in another way.
 const formatVersion = 1
 
+// checkFormats makes sure that the programs that formats need are here, before minutes of baking.
+func checkFormats(formats []string) error {
+	if !slices.Contains(formats, "qcow2") {
+		return nil
+	}
+	if _, err := exec.LookPath("qemu-img"); err != nil {
+		return errors.New("--format qcow2 needs qemu-img, which this machine lacks: apt-get install qemu-utils")
+	}
+	return nil
+}
+
 // writeFormat writes the raw disk at from as path, which is there afterwards as a whole or not at all.
 func writeFormat(ctx context.Context, path, from, format string, m Machine) error {
 	disk, err := os.Open(from)
@@ -99,9 +111,6 @@ func writeFormat(ctx context.Context, path, from, format string, m Machine) erro
 	tmp := path + ".tmp"
 	defer os.Remove(tmp) // where it was not renamed
 	if format == "qcow2" {
-		if _, err := exec.LookPath("qemu-img"); err != nil {
-			return errors.New("qcow2 needs qemu-img, which this machine lacks: apt-get install qemu-utils")
-		}
 		if out, err := exec.CommandContext(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", from, tmp).CombinedOutput(); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()

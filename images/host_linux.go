@@ -73,6 +73,14 @@ func checkTools(path, distro string) error {
 	return nil
 }
 
+// checkMounting makes sure that this process may mount, by doing what a bake does first: root in a container may not.
+func checkMounting() error {
+	if out, err := exec.Command("unshare", "--mount", "--propagation", "private", "true").CombinedOutput(); err != nil {
+		return fmt.Errorf("no right to mount (CAP_SYS_ADMIN): run the container with --privileged (%s)", strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
 // Bytes that making the base and an image take at most. A base that is downloaded is there packed as well.
 var (
 	baseSpace  = map[string]int64{"debian12": 2 << 30, "centos7": 4 << 30}

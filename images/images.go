@@ -97,6 +97,9 @@ const (
 // Build bakes the images of the roles that are not in the cache and puts all of them into the output folder. On an
 // error, or when ctx ends, what was being baked is removed; images that were finished stay in the cache.
 func Build(ctx context.Context, c Config) ([]Result, error) {
+	if err := checkFormats(c.Formats); err != nil {
+		return nil, err
+	}
 	names, err := c.prepare()
 	if err != nil {
 		return nil, err

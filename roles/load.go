@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"text/template"
+	"unicode"
 
 	"imagegen/cluster"
 )
@@ -105,9 +106,12 @@ func (c *Catalogue) Rules() map[string]cluster.Rules {
 			MinNodes: r.MinNodes,
 			MaxNodes: r.MaxNodes,
 			Options:  r.Options,
-			Repos:    map[string][]string{}, Downloads: map[string][]string{},
+			Repos:    map[string][]string{}, Downloads: map[string][]string{}, Users: map[string][]string{},
 		}
 		for distro, d := range r.Distros {
+			for _, u := range d.Users {
+				m[name].Users[distro] = append(m[name].Users[distro], u.Name, u.Group)
+			}
 			for _, dl := range d.Downloads {
 				if dl.Name != "" {
 					m[name].Downloads[distro] = append(m[name].Downloads[distro], dl.Name)
@@ -150,6 +154,10 @@ func (l *loader) folder(c *Catalogue, fsys fs.FS, shown string) error {
 		// A link to a folder is a role, too; what is not a folder is none of ours.
 		info, err := fs.Stat(fsys, e.Name())
 		if err != nil || !info.IsDir() || strings.HasPrefix(e.Name(), ".") || fsys == builtin && e.Name() == commonDir {
+			continue
+		}
+		// What cannot be a role's name and describes no role was put there by another program (__MACOSX, node_modules).
+		if _, err := fs.Stat(fsys, e.Name()+"/role.yaml"); errors.Is(err, fs.ErrNotExist) && !roleName.MatchString(e.Name()) {
 			continue
 		}
 		sub, err := fs.Sub(fsys, e.Name())
@@ -383,8 +391,8 @@ func (s *source) checkDistros() {
 			for i, v := range list.values {
 				if v == "" || strings.ContainsAny(v, " \t\n") {
 					s.fault(index(at+"."+list.key, i), "%q: one name an entry", v)
-				} else if list.key == "remove" && !path.IsAbs(v) {
-					s.fault(index(at+"."+list.key, i), "%q is not an absolute path", v)
+				} else if list.key == "remove" && !cleanPath(v) {
+					s.fault(index(at+"."+list.key, i), "%q is not a clean absolute path", v)
 				}
 			}
 		}
@@ -448,8 +456,8 @@ func (s *source) checkDistros() {
 			if !sha256Form.MatchString(dl.SHA256) {
 				s.fault(at+".sha256", "%q is not a SHA-256 sum, 64 hexadecimal digits in small letters", dl.SHA256)
 			}
-			if !path.IsAbs(dl.Path) {
-				s.fault(at+".path", "%q is not an absolute path", dl.Path)
+			if !cleanPath(dl.Path) {
+				s.fault(at+".path", "%q is not a clean absolute path of a file", dl.Path)
 			}
 		}
 	}
@@ -488,6 +496,12 @@ func (s *source) checkSELinux(at, distro string, want SELinux) {
 	}
 }
 
+// cleanPath reports whether p names something in an image, and nothing outside of it: absolute, without . and .., not the
+// root itself, without control characters.
+func cleanPath(p string) bool {
+	return path.IsAbs(p) && path.Clean(p) == p && p != "/" && !strings.ContainsFunc(p, unicode.IsControl)
+}
+
 func (s *source) checkFiles() {
 	for i, f := range s.role.Files {
 		at := index("files", i)
@@ -495,7 +509,7 @@ func (s *source) checkFiles() {
 		switch {
 		case f.Path == "":
 			s.fault(at+".path", "missing")
-		case !strings.Contains(f.Path, "{{") && (!path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path):
+		case !strings.Contains(f.Path, "{{") && !cleanPath(f.Path):
 			s.fault(at+".path", "%q is not a clean absolute path", f.Path)
 		}
 		if f.Mode == "" {
@@ -630,7 +644,8 @@ func (s *source) parseFile(at, name string) {
 		s.fault(at, "there is no %s", shown)
 		return
 	}
-	if _, err := s.role.templates.New(shown).Parse(string(text)); err != nil {
+	// A checkout on Windows has CRLF; nodes get LF, as from any other machine.
+	if _, err := s.role.templates.New(shown).Parse(strings.ReplaceAll(string(text), "\r\n", "\n")); err != nil {
 		line, _, msg := templateFault(err)
 		s.problems = append(s.problems, cluster.Problem{File: shown, Line: max(1, line), Col: 1, Msg: msg})
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"regexp"
 	"runtime/debug"
@@ -61,7 +62,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	var exit exitError
 	var wrong wrongError
 	var problems cluster.Problems
-	var library cli.ExitCoder // the cli package's own: help for a command that is not there
+	var library cli.ExitCoder   // the cli package's own: help for a command that is not there
+	var program *exec.ExitError // has the methods of a cli.ExitCoder, but is a failure of a program that was run
 	switch {
 	case err == nil:
 		return exitDone
@@ -80,7 +82,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		err = wrongf("there is no command %s.%s", m[1], guess(m[1], commandNames(app)))
 	}
 	fmt.Fprintf(stderr, "imagegen: %v\n", err)
-	if errors.As(err, &wrong) || errors.As(err, &library) {
+	if errors.As(err, &wrong) || errors.As(err, &library) && !errors.As(err, &program) {
 		return exitWrong
 	}
 	return exitFailed

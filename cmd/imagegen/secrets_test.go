@@ -239,7 +239,7 @@ func TestSpecFromStandardInput(t *testing.T) {
 	if r := imagegen("validate", "-f", pipe); r.code != exitDone || !strings.HasPrefix(r.stdout, "<pipe>: 3 nodes") {
 		t.Errorf("validate of a pipe: %+v", r)
 	}
-	if r := imagegen("validate", "-f", "/dev/zero"); r.code != exitWrong || !strings.HasPrefix(r.stderr, "<zero>:1:1: the file has ") {
+	if r := imagegen("validate", "-f", "/dev/zero"); r.code != exitWrong || !strings.HasPrefix(r.stderr, "<zero>:1:1: the file is too large; ") {
 		t.Errorf("validate of what has no end: %+v", r)
 	}
 	for _, dir := range []string{"/dev", "/dev/fd", "/proc/self/fd", filepath.Dir(pipe)} {
