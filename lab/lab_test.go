@@ -250,6 +250,7 @@ func TestNodes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		(&bench{Lab: namesake, dir: other.dir, name: "labtest"}).makeInputs(t, image)
 		for what, do := range map[string]func() error{
 			"up":   func() error { return namesake.Up(ctx, nil, UpOptions{}) },
 			"kill": func() error { return namesake.Kill(ctx, "store1") },
