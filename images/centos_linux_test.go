@@ -385,6 +385,7 @@ for p in /etc/yum.repos.d/*.repo /etc/ssh/ssh_host_* /root/.ssh; do [ ! -e "$p" 
 [ ! -s /var/log/mysqld.log ] && [ -e /var/log/mysqld.log ] || echo left: log
 grep -H HWADDR /etc/sysconfig/network-scripts/* || true
 grep ^SELINUX= /etc/selinux/config
+cat /etc/systemd/journald.conf.d/90-imagegen.conf
 getent passwd nginx
 stat -c '%a %n' /usr/local/sbin/imagegen-node /usr/share/wordpress.tar.gz
 for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(systemctl is-enabled $u.service)"; done
@@ -399,7 +400,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 			"glusterfs-fuse\t9.6-1.el7\tx86_64\n", "nginx\t1.20.1-1.el7\tx86_64\n", "userspace-rcu\t0.10.0-1.el7\tx86_64\n", "chrony\t3.4-1.el7\tx86_64\n",
 			"semanage boolean -m --on httpd_can_network_connect\n", "semanage boolean -m --on httpd_use_fusefs\n",
 			"setfiles -F -e /proc -e /sys -e /dev -e /run -e /tmp -e /bake /etc/selinux/targeted/contexts/files/file_contexts /\n",
-			"SELINUX=enforcing\n", "nginx:x:2000:3000::/nonexistent:/sbin/nologin\n", "755 /usr/local/sbin/imagegen-node\n",
+			"SELINUX=enforcing\n", "[Journal]\nSystemMaxUse=64M\n", "nginx:x:2000:3000::/nonexistent:/sbin/nologin\n", "755 /usr/local/sbin/imagegen-node\n",
 			"chronyd enabled\n", "sshd enabled\n", "imagegen-node enabled\n", "nginx disabled\n", "iptables disabled\n", "ip6tables disabled\n",
 		} {
 			if !strings.Contains(state, want) {
