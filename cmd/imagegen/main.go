@@ -102,14 +102,13 @@ func newApp() *cli.App {
 		Commands: []*cli.Command{
 			initCommand(), validateCommand(), seedCommand(), planCommand(), lockCommand(), fetchCommand(), buildCommand(), inspectCommand(),
 			upCommand(), statusCommand(), logsCommand(), execCommand(), killCommand(), startCommand(), replaceCommand(), rollCommand(), decideCommand(), cutCommand(), mendCommand(), downCommand(),
-			forwardCommand(),
+			completionCommand(), forwardCommand(), completeCommand(),
 		},
-		EnableBashCompletion: true,
-		Suggest:              true,
-		HideVersion:          true, // or it would be in the help, and thereby in the docs
-		Flags:                []cli.Flag{&cli.BoolFlag{Name: "version", Usage: "print the version", DisableDefaultText: true}},
-		ExitErrHandler:       func(*cli.Context, error) {}, // run does it, once
-		OnUsageError:         usageError,
+		Suggest:        true,
+		HideVersion:    true, // or it would be in the help, and thereby in the docs
+		Flags:          []cli.Flag{&cli.BoolFlag{Name: "version", Usage: "print the version", DisableDefaultText: true}},
+		ExitErrHandler: func(*cli.Context, error) {}, // run does it, once
+		OnUsageError:   usageError,
 		Action: func(c *cli.Context) error {
 			if c.Bool("version") {
 				fmt.Fprintf(c.App.Writer, "imagegen %s\n", versionText())
@@ -205,7 +204,7 @@ func guess(typed string, names []string) string {
 // flagsFirst moves flags that come after names before them, up to a --, since the cli package takes everything from
 // the first name on for names.
 func flagsFirst(app *cli.App, args []string) []string {
-	if len(args) < 2 || app.Command(args[1]) == nil {
+	if len(args) < 2 || app.Command(args[1]) == nil || args[1] == completeName {
 		return args
 	}
 	takesValue := map[string]bool{}

@@ -35,8 +35,9 @@ func jsonFlag(what string) cli.Flag {
 }
 
 // load reads the spec and the roles. Whatever is wrong with them, a person has to mend it.
-func load(c *cli.Context) (*project, error) {
-	file := c.String("file")
+func load(c *cli.Context) (*project, error) { return loadFile(c, c.String("file")) }
+
+func loadFile(c *cli.Context, file string) (*project, error) {
 	name, dir := specPlace(file)
 	catalogue, err := roles.Load(filepath.Join(dir, "roles"))
 	if err != nil {
