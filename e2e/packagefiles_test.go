@@ -80,7 +80,7 @@ var effective = []asked{
 		"/etc/nginx/nginx.conf /etc/nginx/imagegen-mime.types"},
 	{"web1", "who may log in over SSH", `mkdir -p /run/sshd; sshd -T 2>/dev/null | grep -E '^(passwordauthentication|kbdinteractiveauthentication|pubkeyauthentication|permitemptypasswords) '`,
 		"pubkeyauthentication yes passwordauthentication no kbdinteractiveauthentication no permitemptypasswords no"},
-	{"web1", "/etc/cloud/cloud.cfg.d", `ls /etc/cloud/cloud.cfg.d`, "05_logging.cfg 90-imagegen.cfg README"},
+	{"web1", "what is not ours in /etc/cloud/cloud.cfg.d", `ls /etc/cloud/cloud.cfg.d | grep -v imagegen`, "05_logging.cfg README"},
 	{"backend1", "pools of PHP-FPM", `php-fpm8.2 -tt 2>&1 | sed -n 's/.*NOTICE: \(\[.*\]\)$/\1/p'`, "[global] [www]"},
 	{"backend1", "/etc/php/8.2/fpm/pool.d", `ls /etc/php/8.2/fpm/pool.d`, "www.conf"},
 	{"backend1", "the last of PHP's settings", `ls /etc/php/8.2/fpm/conf.d | tail -n 1`, "90-imagegen.ini"},
