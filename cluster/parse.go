@@ -657,6 +657,7 @@ func (p *parser) packages(r *Role, v value) {
 		}
 		seen[s] = true
 		r.Packages = append(r.Packages, s)
+		r.packagesAt = append(r.packagesAt, Problem{File: p.file, Line: max(e.line, 1), Col: max(e.col, 1), Path: e.path})
 	}
 }
 

@@ -7,6 +7,7 @@ package cluster
 
 import (
 	"net/netip"
+	"slices"
 )
 
 // Distros lists the distributions that images can be made of.
@@ -63,11 +64,13 @@ type Role struct {
 	VRRPID   int        // 1 to 255 where VIP is set
 	CPUs     int
 	Memory   Bytes
-	Disk     Bytes             // size of the root disk
-	Data     Bytes             // size of the data disk; 0: none
-	Packages []string          // in addition to the role's own; names, or paths of .deb or .rpm files
-	Options  map[string]string // every option the role declares, defaults filled in
-	Nodes    []Node            // in the spec's order
+	Disk     Bytes    // size of the root disk
+	Data     Bytes    // size of the data disk; 0: none
+	Packages []string // in addition to the role's own; names, or paths of .deb or .rpm files
+
+	packagesAt []Problem         // where Packages are, without what is wrong
+	Options    map[string]string // every option the role declares, defaults filled in
+	Nodes      []Node            // in the spec's order
 }
 
 // Node is one machine.
@@ -111,4 +114,16 @@ func (s *Spec) Node(name string) (Node, bool) {
 		}
 	}
 	return Node{}, false
+}
+
+// PackageFault returns what is wrong with a package that the spec names for the role, with its place; false: it names
+// none of that name.
+func (r *Role) PackageFault(name, msg string) (Problem, bool) {
+	i := slices.Index(r.Packages, name)
+	if i < 0 || i >= len(r.packagesAt) {
+		return Problem{}, false
+	}
+	at := r.packagesAt[i]
+	at.Msg = msg
+	return at, true
 }

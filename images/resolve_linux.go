@@ -12,11 +12,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 
+	"imagegen/cluster"
 	"imagegen/roles"
 )
 
@@ -199,6 +201,25 @@ func (a *archive) resolve(ctx context.Context, status string, names []string) ([
 	}
 	slices.SortFunc(all, func(a, b Pin) int { return strings.Compare(a.Name, b.Name) })
 	return all, nil
+}
+
+// notFound is how APT says that an archive has no package of a name, or none that could be installed.
+var notFound = regexp.MustCompile(`(?m)^E: (?:Unable to locate package (\S+)|Package '(\S+)' has no installation candidate)$`)
+
+// packageFaults finds where the packages are named that an archive has not got, in the role or in the spec; none: err is
+// about something else.
+func (c *Config) packageFaults(role string, err error) cluster.Problems {
+	var faults cluster.Problems
+	for _, m := range notFound.FindAllStringSubmatch(err.Error(), -1) {
+		name := cmp.Or(m[1], m[2])
+		msg := fmt.Sprintf("the archive has no package %s for %s", name, c.Spec.Distro)
+		if p, ok := c.Spec.Role(role).PackageFault(name, msg); ok {
+			faults = append(faults, p)
+		} else if p, ok := c.Catalogue.Role(role).PackageFault(c.Spec.Distro, name, msg); ok {
+			faults = append(faults, p)
+		}
+	}
+	return faults
 }
 
 // stanza is what the archive says of a package.
@@ -405,6 +426,7 @@ func (c *Config) resolveAPT(ctx context.Context, now *lock, requests map[string]
 			return err
 		}
 	}
+	var faults cluster.Problems // in what people wrote, of all roles
 	for _, name := range now.misfits(requests) {
 		in := requests[name]
 		all := slices.Clone(in.Packages)
@@ -414,10 +436,17 @@ func (c *Config) resolveAPT(ctx context.Context, now *lock, requests map[string]
 		p := &pins{Requested: in.requested()}
 		if len(all) > 0 {
 			if p.Packages, err = a.resolve(ctx, installed, all); err != nil {
+				if found := c.packageFaults(name, err); found != nil {
+					faults = append(faults, found...)
+					continue
+				}
 				return fmt.Errorf("packages of %s: %w", name, err)
 			}
 		}
 		now.Roles[name] = p
+	}
+	if faults != nil {
+		return faults
 	}
 	return nil
 }

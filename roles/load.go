@@ -254,12 +254,33 @@ func (s *source) load() *Role {
 	r.VIP = cmp.Or(r.VIP, cluster.VIPNone)
 	r.CPUs, r.MinNodes = cmp.Or(r.CPUs, 1), cmp.Or(r.MinNodes, 1)
 	r.Memory, r.Disk = cmp.Or(r.Memory, "256MiB"), cmp.Or(r.Disk, "4GiB")
+	r.packages = map[string]position{}
+	for distro, d := range r.Distros {
+		for i := range d.Packages {
+			at := packagePath(distro, i)
+			r.packages[at] = s.at[at]
+		}
+	}
 	s.checkRole()
 	s.checkDistros()
 	r.templates = template.New("").Option("missingkey=error").Funcs(unbound)
 	s.checkFiles()
 	s.checkComponents()
 	return r
+}
+
+func packagePath(distro string, i int) string { return index("distros."+distro+".packages", i) }
+
+// PackageFault returns what is wrong with a package that the role names for a distro, with its place in role.yaml; false:
+// it names none of that name.
+func (r *Role) PackageFault(distro, name, msg string) (cluster.Problem, bool) {
+	i := slices.Index(r.Distros[distro].Packages, name)
+	if i < 0 {
+		return cluster.Problem{}, false
+	}
+	path := packagePath(distro, i)
+	at := r.packages[path]
+	return cluster.Problem{File: r.file, Line: max(1, at.line), Col: max(1, at.col), Path: path, Msg: msg}, true
 }
 
 // everywhere are the words for where packets may come from that are no roles.

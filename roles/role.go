@@ -37,6 +37,7 @@ type Role struct {
 	Components []Component       `yaml:"components,omitempty"`
 
 	file      string             // path of its role.yaml, for messages
+	packages  map[string]position // where its packages are named, by the path in role.yaml
 	templates *template.Template // every template of the role, by the names in load.go
 }
 

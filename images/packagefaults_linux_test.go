@@ -1,0 +1,43 @@
+package images
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"imagegen/cluster"
+	"imagegen/roles"
+)
+
+// A package that the archive has not got is a fault of who wrote its name, in the role or in the spec, and is said with
+// its place.
+func TestPackageThatIsNotThere(t *testing.T) {
+	dir := t.TempDir()
+	role := filepath.Join(dir, "roles/rb/role.yaml")
+	if err := os.MkdirAll(filepath.Dir(role), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(role, []byte("description: x\ndistros:\n  debian12: {packages: [rabbitmq-server, nosuchpkg]}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	catalogue, err := roles.Load(filepath.Join(dir, "roles"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := cluster.Parse("cluster.yaml", []byte("cluster: c\ndistro: debian12\nnetwork: {cidr: 10.0.0.0/24}\nroles:\n  rb:\n"+
+		"    packages: [tcpdump, nosuchtool]\n    nodes: {rb1: 10.0.0.1}\n"), catalogue.Rules())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Spec: spec, Catalogue: catalogue}
+	got := c.packageFaults("rb", errors.New("apt-get: exit status 100\nE: Unable to locate package nosuchpkg\nE: Package 'nosuchtool' has no installation candidate\nE: Unable to locate package of-the-base"))
+	want := role + ":3:42: distros.debian12.packages[1]: the archive has no package nosuchpkg for debian12\n" +
+		"cluster.yaml:6:25: roles.rb.packages[1]: the archive has no package nosuchtool for debian12"
+	if got.Error() != want {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	if got := c.packageFaults("rb", errors.New("E: Unmet dependencies")); got != nil {
+		t.Errorf("another failure is taken for a fault of the role: %s", got)
+	}
+}
