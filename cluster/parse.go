@@ -455,26 +455,67 @@ func (p *parser) publicKey(v value, s string) bool {
 	return true
 }
 
+// mirror reads an archive's address or, on debian12, one or several lines as in sources.list.
 func (p *parser) mirror(v value) {
-	s, ok := p.text(v, "the archive's address, such as https://archive.example.com/debian")
-	if !ok {
-		return
-	}
-	address := s
-	if p.spec.Distro != "centos7" && strings.HasPrefix(s, "deb ") {
-		// A line as in sources.list: deb [options] ADDRESS suite components.
-		fields := strings.Fields(s)
-		if i := slices.IndexFunc(fields, func(f string) bool { return strings.Contains(f, "://") }); i > 0 {
-			address = fields[i]
+	if v.node != nil && v.node.Kind == yaml.SequenceNode && p.spec.Distro != "centos7" {
+		var lines []string
+		release := false
+		before := len(p.problems)
+		for _, e := range p.list(v, "[deb https://archive.example.com/debian bookworm main]") {
+			s, ok := p.text(e, "a line as in sources.list")
+			if !ok {
+				continue
+			}
+			suite, ok := p.debLine(e, s)
+			release = release || suite == debianSuites[0]
+			if ok {
+				lines = append(lines, strings.Join(strings.Fields(s), " "))
+			}
 		}
-	}
-	u, err := url.Parse(address)
-	if err != nil || !slices.Contains([]string{"http", "https", "ftp", "file"}, u.Scheme) ||
-		u.Host == "" && u.Scheme != "file" || strings.Contains(address, " ") {
-		p.faultf(v, "%s is not an archive's address; write one such as https://archive.example.com/debian", quote(s))
+		if len(p.problems) == before && !release {
+			p.faultf(v, "no line is of suite bookworm; add such as deb https://archive.example.com/debian bookworm main")
+		}
+		p.spec.Mirror = strings.Join(lines, "\n")
 		return
+	}
+	s, ok := p.text(v, "the archive's address, such as https://archive.example.com/debian")
+	switch {
+	case !ok:
+		return
+	case p.spec.Distro != "centos7" && strings.HasPrefix(s, "deb "):
+		suite, ok := p.debLine(v, s)
+		if ok && suite != debianSuites[0] {
+			p.faultf(v, "%s alone is not a whole Debian 12; write a list that has a line of suite bookworm, too", quote(suite))
+		}
+	default:
+		p.archiveURL(v, s, "http", "https", "ftp", "file")
 	}
 	p.spec.Mirror = s
+}
+
+// debianSuites are those that images of debian12 are made from.
+var debianSuites = []string{"bookworm", "bookworm-updates", "bookworm-security"}
+
+// debLine checks a line of sources.list: deb [options] ADDRESS suite components. It returns the suite.
+func (p *parser) debLine(v value, s string) (suite string, ok bool) {
+	rest, isDeb := strings.CutPrefix(strings.Join(strings.Fields(s), " "), "deb ")
+	if strings.HasPrefix(rest, "[") {
+		_, rest, _ = strings.Cut(rest, "]")
+	}
+	f := strings.Fields(rest)
+	switch {
+	case !isDeb || len(f) < 3:
+		// The line is not shown: there may be a password in it.
+		p.faultf(v, "this is not a line of sources.list; write such as deb https://archive.example.com/debian bookworm main")
+	case !p.archiveURL(v, f[0], "http", "https", "ftp", "file", "copy"):
+	case !slices.Contains(debianSuites, f[1]):
+		p.faultf(v, "suite %s is not of Debian 12; it may be %s", quote(f[1]), join(debianSuites, "or"))
+	case !slices.Contains(f[2:], "main"):
+		p.faultf(v, "the line has no component main, which all packages of the roles are in; write it after %s", f[1])
+	default:
+		return f[1], true
+	}
+	return "", false
 }
 
 func (p *parser) roles(v value) {

@@ -34,6 +34,11 @@ func TestRefused(t *testing.T) {
 		{"root disk of 3 TiB", head + "roles: {redis: {disk: 3TiB, nodes: {cache1: 192.168.56.49}}}\n", "3TiB is out of range"},
 		{"user of a role", head + "ssh: {user: redis, " + keys + "}\n" + tail, "ssh.user"},
 		{"user of the system", head + "ssh: {user: www-data, " + keys + "}\n" + tail, "ssh.user"},
+		{"password in a URL", head + "mirror: http://reader:letmein@mirror.example.com/debian\n" + tail, "cluster.yaml:4:9: mirror: there is a password"},
+		{"password in a line", head + "mirror: [deb http://reader:letmein@mirror.example.com/debian bookworm main]\n" + tail, "there is a password"},
+		{"another release", head + "mirror: deb http://mirror.example.com/debian trixie main\n" + tail, "suite trixie is not of Debian 12"},
+		{"updates alone", head + "mirror: [deb http://mirror.example.com/debian bookworm-updates main]\n" + tail, "no line is of suite bookworm"},
+		{"no main", head + "mirror: deb http://mirror.example.com/debian bookworm contrib\n" + tail, "no component main"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if _, err := Parse("cluster.yaml", []byte(c.spec), rules); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -42,6 +47,7 @@ func TestRefused(t *testing.T) {
 		})
 	}
 	for _, spec := range []string{
+		head + "mirror: [deb http://m.example.com/debian bookworm main, 'deb [trusted=yes] http://m.example.com/s bookworm-security main']\n" + tail,
 		head + "roles: {redis: {disk: 2097151MiB, nodes: {cache1: 192.168.56.49}}}\n", head + "ssh: {user: deploy, " + keys + "}\n" + tail,
 	} {
 		if _, err := Parse("cluster.yaml", []byte(spec), rules); err != nil {

@@ -24,14 +24,18 @@ func (c *Config) sources() ([]string, error) {
 		return lines, nil
 	}
 	if !strings.HasPrefix(line, "deb ") {
-		line = "deb " + strings.TrimSuffix(line, "/") + " bookworm main"
+		// Where an archive lacks the latter two, openArchive leaves them out and says so.
+		address := strings.TrimSuffix(line, "/")
+		line = "deb " + address + " bookworm main\n" +
+			"deb " + address + " bookworm-updates main\n" +
+			"deb " + address + "-security bookworm-security main"
 	}
 	for _, s := range parseList(line) {
 		if _, err := reachable("/", s.uri); err != nil {
 			return nil, fmt.Errorf("mirror in %s: %w", c.Spec.File, err)
 		}
 	}
-	return []string{line}, nil
+	return strings.Split(line, "\n"), nil
 }
 
 // hostSources returns the sources of Debian 12 (bookworm, its updates and its security updates, as far as they are

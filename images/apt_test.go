@@ -184,11 +184,9 @@ func FuzzSources(f *testing.F) {
 
 func TestMirror(t *testing.T) {
 	for _, c := range []struct{ mirror, want string }{
-		{"https://archive.example.com/debian/", "deb https://archive.example.com/debian bookworm main"},
-		{"file:///srv/debian", "deb file:///srv/debian bookworm main"},
-		{"deb [trusted=yes] http://archive.example.com/x suite main contrib", "deb [trusted=yes] http://archive.example.com/x suite main contrib"},
-		{"https://me:secret@archive.example.com/debian", "has a password in it"},
-		{"deb https://me:secret@archive.example.com/debian bookworm main", "has a password in it"},
+		{"https://archive.example.com/debian/", "deb https://archive.example.com/debian bookworm main\ndeb https://archive.example.com/debian bookworm-updates main\n" +
+			"deb https://archive.example.com/debian-security bookworm-security main"},
+		{"deb [trusted=yes] http://archive.example.com/x bookworm main contrib", "deb [trusted=yes] http://archive.example.com/x bookworm main contrib"},
 	} {
 		t.Run("", func(t *testing.T) {
 			config := mustConfig(t, testDir(t, tinySpec+"mirror: '"+c.mirror+"'\n", map[string]string{"tiny": tinyRole}), "")
@@ -196,7 +194,7 @@ func TestMirror(t *testing.T) {
 			if err != nil {
 				got = []string{err.Error()}
 			}
-			if len(got) != 1 || got[0] != c.want && (err == nil || !strings.Contains(got[0], c.want)) || strings.Contains(got[0], "secret") {
+			if strings.Join(got, "\n") != c.want {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})

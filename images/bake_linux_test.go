@@ -600,7 +600,7 @@ func TestNoBase(t *testing.T) {
 	for _, c := range []struct{ name, mirror, say string }{
 		{"no such folder", "deb [trusted=yes] file:///nonexistent/debian bookworm main", "/nonexistent/debian"},
 		{"unreachable", "http://127.0.0.1:9/debian", "Connection refused"},
-		{"unknown suite", "deb " + empty.URL + "/debian wormbook main", "wormbook"},
+		{"no such suite", "deb " + empty.URL + "/debian bookworm main", "bookworm"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -83,10 +83,37 @@ APT::Sandbox::User "root";
 		return a, nil
 	}
 	c.UI.Step(packagesName, "read the archive's lists")
-	if _, err := a.run(ctx, a.dir, "", "apt-get", "-qq", "--error-on=any", "update"); err != nil {
+	update := func() error {
+		_, err := a.run(ctx, a.dir, "", "apt-get", "-qq", "--error-on=any", "update")
+		return err
+	}
+	err = update()
+	if err != nil && ctx.Err() == nil && !strings.HasPrefix(c.Spec.Mirror, "deb ") && c.Spec.Mirror != "" {
+		err = c.leaveOut(filepath.Join(a.dir, "sources.list"), sources, err, update)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read the archive's lists: %w", err)
 	}
 	return a, nil
+}
+
+// leaveOut tries the archive at a plain address without the suites of updates that it may lack, and says loudly which are
+// left out. A suite counts as lacking only when the server says that it is not there: a broken connection is an error.
+func (c *Config) leaveOut(list string, sources []string, failed error, update func() error) error {
+	for i := 0; i < len(sources); i++ {
+		suite := strings.Fields(sources[i])[2]
+		if suite == "bookworm" || !strings.Contains(failed.Error(), suite+" Release' does not have a Release file") {
+			continue
+		}
+		c.UI.Note(fmt.Sprintf("WARNING: %s: the images are made WITHOUT %s, which the mirror has not at %s; write its address in a list: mirror: [deb … bookworm main, deb … %s main]",
+			c.Spec.File, suite, strings.Fields(sources[i])[1], suite))
+		sources = slices.Delete(slices.Clone(sources), i, i+1)
+		i--
+	}
+	if err := os.WriteFile(list, []byte(strings.Join(sources, "\n")+"\n"), 0o644); err != nil {
+		return err
+	}
+	return update()
 }
 
 // packagesName is what the progress calls the work on packages of all images.
