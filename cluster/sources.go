@@ -200,10 +200,10 @@ func (p *parser) archiveURL(v value, s string, schemes ...string) bool {
 	switch {
 	case err != nil || !slices.Contains(schemes, u.Scheme) || u.Host == "" && u.Scheme != "file" || strings.ContainsAny(s, " \"'"):
 		if err == nil && u.User == nil { // an address that cannot be read may have a password in it
-			p.faultf(v, "%s is not an address; write one such as https://mirror.example.com/centos/", quote(s))
+			p.faultf(v, "%s is not an address; write one such as https://mirror.example.com/archive/", quote(s))
 			return false
 		}
-		p.faultf(v, "this is not an address; write one such as https://mirror.example.com/centos/")
+		p.faultf(v, "this is not an address; write one such as https://mirror.example.com/archive/")
 	case u.User != nil:
 		p.faultf(v, "there is a password in the address of %s, which every image's manifest would show; write an address without", quote(u.Host))
 	default:
