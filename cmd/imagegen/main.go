@@ -81,7 +81,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if m := noTopic.FindStringSubmatch(err.Error()); m != nil {
 		err = wrongf("there is no command %s.%s", m[1], guess(m[1], commandNames(app)))
 	}
-	fmt.Fprintf(stderr, "imagegen: %v\n", err)
+	fmt.Fprintf(stderr, "imagegen: %s\n", printable(err.Error()))
 	if errors.As(err, &wrong) || errors.As(err, &library) && !errors.As(err, &program) {
 		return exitWrong
 	}

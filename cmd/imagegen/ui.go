@@ -20,6 +20,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"unicode"
 
 	"github.com/urfave/cli/v2"
 )
@@ -59,7 +60,21 @@ func (b *block) show(lines []string) {
 	if len(lines) > maxHeight {
 		lines = append(lines[:maxHeight-1:maxHeight-1], fmt.Sprintf("… and %d more", len(lines)-maxHeight+1))
 	}
-	b.draw(lines)
+	shown := make([]string, len(lines))
+	for i, line := range lines {
+		shown[i] = printable(line)
+	}
+	b.draw(shown)
+}
+
+// printable drops control characters but line ends and tabs: text from nodes and programs must not steer the terminal.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+			return -1
+		}
+		return r
+	}, text)
 }
 
 // say prints a line that stays; on a terminal, above the block, which is to be shown again.
@@ -67,7 +82,7 @@ func (b *block) say(format string, args ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.draw(nil)
-	fmt.Fprintf(b.w, format+"\n", args...)
+	fmt.Fprintln(b.w, printable(fmt.Sprintf(format, args...)))
 }
 
 // clear takes the block off the screen.
