@@ -72,13 +72,13 @@ func printTable(w io.Writer, nodes []lab.NodeStatus, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NODE\tROLE\tADDRESS\tSTATE\tSINCE\tBUILD\tWAITS FOR")
 	for _, n := range nodes {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, cmp.Or(n.Role, "-"), cmp.Or(n.Address, "-"), n.State, age(n.Since, now), cmp.Or(n.Build, "-"), cmp.Or(n.Detail, n.Error, "-"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, cmp.Or(n.Role, "-"), cmp.Or(n.Address, "-"), n.State, age(n.Since, now), cmp.Or(n.Build, "-"), printable(cmp.Or(n.Detail, n.Error, "-")))
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	for _, line := range slices.Concat(removedNodes(nodes), undecided(nodes, now)) {
-		fmt.Fprintf(w, "\n%s\n", line)
+		fmt.Fprintf(w, "\n%s\n", printable(line))
 	}
 	return nil
 }
