@@ -10,7 +10,7 @@ export CGO_ENABLED := 0
 TOOLS := mmdebstrap extlinux syslinux-common fdisk e2fsprogs systemd-container iproute2 util-linux
 # Programs that the tests run generated files through, and real daemons that the agent is tested on.
 # php and a web server come before wordpress, which would otherwise bring Apache.
-CHECKERS := genisoimage haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql php8.2-redis php wordpress redis-server redis-sentinel \
+CHECKERS := fish zsh genisoimage haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql php8.2-redis php wordpress redis-server redis-sentinel \
 	mariadb-server galera-4 mariadb-backup cloud-init nftables iptables shellcheck qemu-system-x86 qemu-utils curl faketime \
 	dnf rpm createrepo-c gnupg ruby xz-utils xfsprogs vagrant
 # What fetches and runs PHP 7.2, which is what centos7 has.
