@@ -546,12 +546,18 @@ func (br breaker) leavesItsGroup(n string) fault {
 	return br.of(n, "the server of "+n+" leaves its group, and goes on running", br.sh(n, `mariadb -e "SET GLOBAL wsrep_provider_options='gmcast.isolate=2'"`), nil)
 }
 
-// doesNotStop leaves out the signal that ends a database server, and has it stopped: its unit forbids systemd to kill it.
+// doesNotStop leaves out the signal that ends a database server, and has it stopped: its unit forbids systemd to kill it. It
+// lasts until the agent has ended it.
 func (br breaker) doesNotStop(n string) fault {
 	const folder = "/run/systemd/system/mariadb.service.d"
-	return br.of(n, "the server of "+n+" is stopped, and does not end", br.sh(n, "mkdir -p "+folder+" && printf '[Service]\\nKillSignal=SIGCONT\\n' >"+folder+
-		"/deaf.conf && systemctl daemon-reload && systemctl stop --no-block mariadb.service"),
-		br.sh(n, "rm -f "+folder+"/deaf.conf && systemctl daemon-reload"))
+	do := br.sh(n, "mkdir -p "+folder+" && printf '[Service]\\nKillSignal=SIGCONT\\n' >"+folder+"/deaf.conf && systemctl daemon-reload && systemctl stop --no-block mariadb.service")
+	return br.of(n, "the server of "+n+" is stopped, and does not end", do, func() error {
+		ended := br.sh(n, "! systemctl show -p ActiveState mariadb.service | grep -q deactivating")
+		if err := within(2*time.Minute, ended); err != nil {
+			return fmt.Errorf("the server of %s does not end, and is not ended within 2 minutes: %w", n, err)
+		}
+		return br.sh(n, "rm -f "+folder+"/deaf.conf && systemctl daemon-reload")()
+	})
 }
 
 // allLosePower cuts the power of all nodes, and starts them in the given order.
