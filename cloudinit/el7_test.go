@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"gopkg.in/yaml.v3"
 
+	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster"
 	"imagegen/roles"
 )
@@ -73,7 +75,7 @@ func faults194(s Seed) []string {
 		}
 	}
 	md := read("meta-data", s.MetaData)
-	keys("meta-data", md, []string{"instance-id", "local-hostname"})
+	keys("meta-data", md, []string{"instance-id", "local-hostname", nocloud.ClusterKey, nocloud.NodeKey, nocloud.DigestKey})
 	if md["instance-id"] == nil {
 		fault("meta-data: no instance-id")
 	}
@@ -97,6 +99,8 @@ func faults194(s Seed) []string {
 	}
 	return faults
 }
+
+var digests = regexp.MustCompile(`(?m)^(instance-id: |imagegen-digest: ).*$`)
 
 // TestCentOSSeeds: the seeds of all nodes of the reference cluster on CentOS 7. What the files on them hold is in the
 // golden files of package roles.
@@ -127,7 +131,7 @@ func TestCentOSSeeds(t *testing.T) {
 		for _, f := range r.Files {
 			files = append(files, File{Path: f.Path, Mode: f.Mode, Owner: f.Owner, Content: f.Content, Secret: f.Secret})
 		}
-		s, err := New(spec, n, files)
+		s, err := New(spec, clusterID, n, files)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -137,11 +141,11 @@ func TestCentOSSeeds(t *testing.T) {
 		for i := range files {
 			files[i].Content = []byte("(in the golden files of package roles)")
 		}
-		shown, err := New(spec, n, files)
+		shown, err := New(spec, clusterID, n, files)
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, host, _ := strings.Cut(string(s.MetaData), "\n") // the instance-id changes with every word of every file
+		host := digests.ReplaceAllString(string(s.MetaData), "$1(changes with every word of every file)")
 		fmt.Fprintf(&all, "==> %s: meta-data\n%s==> network-config\n%s==> user-data\n%s\n", n.Name, host, shown.NetworkConfig, shown.UserData)
 	}
 	golden(t, "centos7.txt", []byte(all.String()))
@@ -149,7 +153,7 @@ func TestCentOSSeeds(t *testing.T) {
 
 func TestFaults194(t *testing.T) {
 	spec := example()
-	good, err := New(spec, spec.Nodes()[0], awkward())
+	good, err := New(spec, clusterID, spec.Nodes()[0], awkward())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,15 +168,15 @@ func TestFaults194(t *testing.T) {
 		return changed
 	}
 	for want, s := range map[string]Seed{
-		"user-data: ntp is not in the table":                                 {change(good.UserData, "timezone:", "ntp:"), good.MetaData, good.NetworkConfig},
-		"write_files: defer is not in the table":                             {change(good.UserData, "    owner: root:root\n", "    owner: root:root\n    defer: true\n"), good.MetaData, good.NetworkConfig},
-		"write_files: permissions 420 are not an octal text":                 {change(good.UserData, `"0644"`, "0644"), good.MetaData, good.NetworkConfig},
-		"user-data: has more than ASCII":                                     {change(good.UserData, "me@desk", "ich@büro"), good.MetaData, good.NetworkConfig},
-		"user-data: does not begin with #cloud-config":                       {change(good.UserData, "#cloud-config", "# cloud-config"), good.MetaData, good.NetworkConfig},
-		"network-config: version 2, which loses NICs":                        {good.UserData, good.MetaData, change(good.NetworkConfig, "version: 1", "version: 2")},
-		"network-config: physical with address 52:54:00:9E:0A:01":            {good.UserData, good.MetaData, change(good.NetworkConfig, "52:54:00:9e:0a:01", "52:54:00:9E:0A:01")},
-		"network-config: subnet of type static6":                             {good.UserData, good.MetaData, change(good.NetworkConfig, "type: static", "type: static6")},
-		"meta-data: hostname is not in the table\nmeta-data: no instance-id": {good.UserData, change(good.MetaData, "instance-id", "hostname"), good.NetworkConfig},
+		"user-data: ntp is not in the table":                                 {good.MetaData, good.NetworkConfig, change(good.UserData, "timezone:", "ntp:")},
+		"write_files: defer is not in the table":                             {good.MetaData, good.NetworkConfig, change(good.UserData, "    owner: root:root\n", "    owner: root:root\n    defer: true\n")},
+		"write_files: permissions 420 are not an octal text":                 {good.MetaData, good.NetworkConfig, change(good.UserData, `"0644"`, "0644")},
+		"user-data: has more than ASCII":                                     {good.MetaData, good.NetworkConfig, change(good.UserData, "me@desk", "ich@büro")},
+		"user-data: does not begin with #cloud-config":                       {good.MetaData, good.NetworkConfig, change(good.UserData, "#cloud-config", "# cloud-config")},
+		"network-config: version 2, which loses NICs":                        {good.MetaData, change(good.NetworkConfig, "version: 1", "version: 2"), good.UserData},
+		"network-config: physical with address 52:54:00:9E:0A:01":            {good.MetaData, change(good.NetworkConfig, "52:54:00:9e:0a:01", "52:54:00:9E:0A:01"), good.UserData},
+		"network-config: subnet of type static6":                             {good.MetaData, change(good.NetworkConfig, "type: static", "type: static6"), good.UserData},
+		"meta-data: hostname is not in the table\nmeta-data: no instance-id": {change(good.MetaData, "instance-id", "hostname"), good.NetworkConfig, good.UserData},
 	} {
 		if got := strings.Join(faults194(s), "\n"); got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"imagegen/cloudinit/nocloud"
 )
 
 // writeEnv makes the test binary write web1's seed to the path it holds, and end.
@@ -19,7 +21,7 @@ const writeEnv = "IMAGEGEN_TEST_WRITE_SEED"
 func TestMain(m *testing.M) {
 	if path := os.Getenv(writeEnv); path != "" {
 		spec := example()
-		s, err := New(spec, spec.Nodes()[0], awkward())
+		s, err := New(spec, clusterID, spec.Nodes()[0], awkward())
 		if err == nil {
 			err = s.WriteISO(path)
 		}
@@ -291,6 +293,28 @@ func BenchmarkWriteISO(b *testing.B) {
 	for b.Loop() {
 		if err := s.WriteISO(path); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestNodeReadsISO: the node reads with code of its own what is written here.
+func TestNodeReadsISO(t *testing.T) {
+	s := newSeed(t, "web2")
+	image, err := s.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := append(bytes.Clone(image), make([]byte, 3*sector)...) // a disk may be larger
+	back, err := nocloud.ReadISO(bytes.NewReader(device))
+	if err != nil || !s.equal(Seed(back)) {
+		t.Errorf("%v", err)
+	}
+	if id, err := back.Identity(); err != nil || id.Node != "web2" || id.Cluster != clusterID {
+		t.Errorf("%+v, %v", id, err)
+	}
+	for n := 0; n < len(image); n += sector {
+		if _, err := nocloud.ReadISO(bytes.NewReader(image[:n])); err == nil {
+			t.Fatalf("cut after %d bytes, it is read", n)
 		}
 	}
 }

@@ -22,6 +22,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster"
 )
 
@@ -40,9 +41,9 @@ type File struct {
 
 // Seed is the content of a seed ISO, each file as cloud-init reads it.
 type Seed struct {
-	UserData      []byte // YAML after a first line "#cloud-config"
 	MetaData      []byte // YAML
 	NetworkConfig []byte // YAML, version 1
+	UserData      []byte // YAML after a first line "#cloud-config"
 }
 
 // userData is the part of cloud-config that we use. Fields are in the order in which a person reads them.
@@ -57,7 +58,8 @@ type userData struct {
 	Users            []user `yaml:"users"`
 	DisableRoot      bool   `yaml:"disable_root"`
 	SSHPwauth        bool   `yaml:"ssh_pwauth"`
-	// An image has no host keys. One kind is enough, and making an RSA key would cost seconds on every first boot.
+	// An image has no host keys; a node keeps its own when it gets another seed. One kind is enough, and making an RSA key
+	// would cost seconds on every first boot.
 	SSHDeletekeys  bool     `yaml:"ssh_deletekeys"`
 	SSHGenkeytypes []string `yaml:"ssh_genkeytypes"`
 	writeFiles     `yaml:",inline"`
@@ -88,6 +90,10 @@ type writeFile struct {
 type metaData struct {
 	InstanceID    string `yaml:"instance-id"`
 	LocalHostname string `yaml:"local-hostname"`
+	// What the node checks before cloud-init sees the seed (package nocloud, which also has the keys' names).
+	Cluster string `yaml:"imagegen-cluster"`
+	Node    string `yaml:"imagegen-node"`
+	Digest  string `yaml:"imagegen-digest"`
 }
 
 type networkConfig struct {
@@ -109,24 +115,23 @@ type subnet struct {
 	DNSNameservers []string `yaml:"dns_nameservers,omitempty"`
 }
 
-// New makes the seed of node. Files are written in the order given.
-func New(spec *cluster.Spec, node cluster.Node, files []File) (Seed, error) {
+// New makes the seed of a node of the cluster with this ID. Files are written in the order given.
+func New(spec *cluster.Spec, clusterID string, node cluster.Node, files []File) (Seed, error) {
 	var s Seed
-	err := s.make(spec, node, files)
+	err := s.make(spec, clusterID, node, files)
 	if err != nil {
 		return Seed{}, fmt.Errorf("seed of %s: %w", node.Name, err)
 	}
 	return s, nil
 }
 
-func (s *Seed) make(spec *cluster.Spec, node cluster.Node, files []File) error {
+func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, files []File) error {
 	ud := userData{
 		Hostname: node.Name,
 		// Without a domain, like the entries of /etc/hosts, so that `hostname -f` agrees.
 		FQDN:           node.Name,
 		Timezone:       spec.Timezone,
 		DisableRoot:    true,
-		SSHDeletekeys:  true,
 		SSHGenkeytypes: []string{"ed25519"},
 		// Somebody has to be in the list: an empty one is invalid, and without it cloud-init makes the distro's own
 		// user. Root exists; all that happens is that its password is locked once more.
@@ -182,23 +187,25 @@ func (s *Seed) make(spec *cluster.Spec, node cluster.Node, files []File) error {
 	if s.NetworkConfig, err = marshal("", nc); err != nil {
 		return err
 	}
+	want := nocloud.Identity{Cluster: clusterID, Node: node.Name, Digest: nocloud.Digest(s.UserData, s.NetworkConfig)}
+	want.Instance = instanceID(spec.Cluster, want)
 	s.MetaData, err = marshal("", metaData{
-		InstanceID:    instanceID(spec.Cluster, node.Name, s.UserData, s.NetworkConfig),
-		LocalHostname: node.Name,
+		InstanceID: want.Instance, LocalHostname: node.Name, Cluster: want.Cluster, Node: want.Node, Digest: want.Digest,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	if have, err := (nocloud.Seed)(*s).Identity(); err != nil || have != want {
+		return fmt.Errorf("meta-data does not read as it was written (%v)", err)
+	}
+	return nil
 }
 
 // instanceID names what the seed makes of a node. Cloud-init applies a seed once per instance ID: the same seed in the
-// same disk's next boot changes nothing, and any other seed is applied in full. The cluster's ID is in the user-data
-// (in the facts), so that two clusters of one name differ.
-func instanceID(cluster, node string, content ...[]byte) string {
-	h := sha256.New()
-	for _, c := range content {
-		fmt.Fprintf(h, "%d\n", len(c))
-		h.Write(c)
-	}
-	return fmt.Sprintf("%s-%s-%x", cluster, node, h.Sum(nil)[:8])
+// same disk's next boot changes nothing, and any other seed is applied in full.
+func instanceID(cluster string, id nocloud.Identity) string {
+	sum := sha256.Sum256([]byte(id.Cluster + "\n" + id.Node + "\n" + id.Digest))
+	return fmt.Sprintf("%s-%s-%x", cluster, id.Node, sum[:8])
 }
 
 // listHead begins the list of files in user-data.

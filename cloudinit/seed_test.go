@@ -56,6 +56,8 @@ func awkward() []File {
 	}
 }
 
+const clusterID = "7f1b9a5e-0c56-4c7e-8a52-3f6d3c1c8e11"
+
 func newSeed(t testing.TB, node string) Seed {
 	t.Helper()
 	spec := example()
@@ -63,7 +65,7 @@ func newSeed(t testing.TB, node string) Seed {
 	if !ok {
 		t.Fatalf("no node %s", node)
 	}
-	s, err := New(spec, n, awkward())
+	s, err := New(spec, clusterID, n, awkward())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +102,7 @@ func TestGolden(t *testing.T) {
 	}
 	spec := example()
 	spec.Network.Gateway, spec.Network.DNS, spec.SSH = netip.Addr{}, nil, cluster.SSH{}
-	s, err := New(spec, spec.Nodes()[0], nil)
+	s, err := New(spec, clusterID, spec.Nodes()[0], nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,13 +167,13 @@ func TestSchema(t *testing.T) {
 	needProgram(t, "cloud-init", "cloud-init")
 	bare := example()
 	bare.SSH = cluster.SSH{}
-	noKeys, err := New(bare, bare.Nodes()[0], nil)
+	noKeys, err := New(bare, clusterID, bare.Nodes()[0], nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	root := example()
 	root.SSH.User = "root"
-	asRoot, err := New(root, root.Nodes()[0], nil)
+	asRoot, err := New(root, clusterID, root.Nodes()[0], nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +191,7 @@ func TestSchema(t *testing.T) {
 
 func TestInstanceID(t *testing.T) {
 	id := func(spec *cluster.Spec, files []File) string {
-		s, err := New(spec, spec.Nodes()[0], files)
+		s, err := New(spec, clusterID, spec.Nodes()[0], files)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -219,7 +221,7 @@ func TestBadFiles(t *testing.T) {
 		"seed of web1: /etc/x: mode 04755: cloud-init can set permissions up to 0777 only":                  {{Path: "/etc/x", Mode: 0o4755}},
 		"seed of web1: /etc/x is there twice":                                                               {{Path: "/etc/x", Mode: 0o644}, {Path: "/etc/x", Mode: 0o644}},
 	} {
-		if _, err := New(spec, spec.Nodes()[0], f); err == nil || err.Error() != name {
+		if _, err := New(spec, clusterID, spec.Nodes()[0], f); err == nil || err.Error() != name {
 			t.Errorf("got %v, want %s", err, name)
 		}
 	}
@@ -233,7 +235,7 @@ func FuzzNew(f *testing.F) {
 	f.Fuzz(func(t *testing.T, content []byte) {
 		spec := example()
 		files := []File{{Path: "/x", Mode: 0o644, Owner: "root:root", Content: content}, {Path: "/y", Mode: 0o600, Owner: "root:root", Content: content}}
-		s, err := New(spec, spec.Nodes()[0], files)
+		s, err := New(spec, clusterID, spec.Nodes()[0], files)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -254,7 +256,7 @@ func FuzzNew(f *testing.F) {
 func TestFiles(t *testing.T) {
 	spec := example()
 	files := append(awkward(), File{Path: "/etc/hosts", Mode: 0o644, Content: bytes.Repeat([]byte("10.0.0.1 web1\n"), 2000)})
-	s, err := New(spec, spec.Roles[0].Nodes[0], files)
+	s, err := New(spec, clusterID, spec.Roles[0].Nodes[0], files)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -378,7 +378,7 @@ func (b *bake) lay(ctx context.Context) error {
 	}
 	err := errors.Join(
 		os.Rename(filepath.Join(b.work, "files"), b.inputs("files")),
-		os.WriteFile(b.inputs("unit"), []byte(in.Unit), 0o644),
+		layUnits(b.inputs("units"), in.Units),
 		copyAs(b.config.Agent, b.inputs("agent"), in.Agent))
 	if err != nil {
 		return err
@@ -393,6 +393,14 @@ func (b *bake) lay(ctx context.Context) error {
 		err = b.layRPMs()
 	}
 	return errors.Join(err, os.WriteFile(b.inputs("script"), []byte(assignments(vars)+script), 0o644))
+}
+
+func layUnits(dir string, units map[string]string) error {
+	err := os.Mkdir(dir, 0o755)
+	for name, text := range units {
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	}
+	return err
 }
 
 // layLocal copies package files of the spec to a new folder.

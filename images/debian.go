@@ -1,7 +1,10 @@
 package images
 
 import (
-	_ "embed"
+	"embed"
+	"errors"
+	"io/fs"
+	"path"
 	"strings"
 )
 
@@ -14,8 +17,23 @@ var debianScript string
 //go:embed scripts/install.sh
 var installScript string
 
-//go:embed scripts/imagegen-node.service
-var agentUnit string
+//go:embed scripts/*.service
+var unitFiles embed.FS
+
+// agentUnits are the units that an image gets with the agent, by name.
+var agentUnits = func() map[string]string {
+	units := map[string]string{}
+	paths, err := fs.Glob(unitFiles, "scripts/*.service")
+	for _, p := range paths {
+		data, readErr := unitFiles.ReadFile(p)
+		err = errors.Join(err, readErr)
+		units[path.Base(p)] = string(data)
+	}
+	if err != nil {
+		panic(err) // they are in the program
+	}
+	return units
+}()
 
 // debianBase is what every debian12 image holds. The kernel is the full one: Debian's cloud kernel has no driver for
 // AHCI, which is what VirtualBox offers.

@@ -18,19 +18,20 @@ import (
 // inputs is everything that an image depends on. Its hash is the image's identity, so a field that is added here
 // rebakes every image, and one that is missing lets a stale image pass for a new one.
 type inputs struct {
-	Base      baseInputs       `json:"base"`
-	Install   string           `json:"install"` // hash of the script
-	Agent     string           `json:"agent"`   // hash of the binary
-	Unit      string           `json:"unit"`    // the agent's
-	DiskBytes int64            `json:"disk_bytes"`
-	Packages  []string         `json:"packages"`
-	Pinned    []Pin            `json:"pinned,omitempty"` // what of the lock is installed, beside the base's
-	Local     []localPackage   `json:"local_packages,omitempty"`
-	Users     []roles.User     `json:"users,omitempty"`
-	Downloads []roles.Download `json:"downloads,omitempty"`
-	Disable   []string         `json:"disable,omitempty"`
-	Remove    []string         `json:"remove,omitempty"`
-	SELinux   *selinux         `json:"selinux,omitempty"` // centos7
+	Base    baseInputs `json:"base"`
+	Install string     `json:"install"` // hash of the script
+	Agent   string     `json:"agent"`   // hash of the binary
+	// The agent's, by name.
+	Units     map[string]string `json:"units"`
+	DiskBytes int64             `json:"disk_bytes"`
+	Packages  []string          `json:"packages"`
+	Pinned    []Pin             `json:"pinned,omitempty"` // what of the lock is installed, beside the base's
+	Local     []localPackage    `json:"local_packages,omitempty"`
+	Users     []roles.User      `json:"users,omitempty"`
+	Downloads []roles.Download  `json:"downloads,omitempty"`
+	Disable   []string          `json:"disable,omitempty"`
+	Remove    []string          `json:"remove,omitempty"`
+	SELinux   *selinux          `json:"selinux,omitempty"` // centos7
 	// Where packages are looked for: what they are is pinned.
 	repos []roles.Repo
 }
@@ -115,7 +116,7 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 	}
 	d := role.Distros[c.Spec.Distro]
 	in := inputs{
-		Base: base, Install: hashJSON([]any{installScript, debianScript, diskVersion}), Agent: agent, Unit: agentUnit, DiskBytes: int64(spec.Disk),
+		Base: base, Install: hashJSON([]any{installScript, debianScript, diskVersion}), Agent: agent, Units: agentUnits, DiskBytes: int64(spec.Disk),
 		Packages: append([]string{}, d.Packages...), Users: d.Users,
 		Downloads: downloads(c.Spec, d), Disable: d.Disable, Remove: d.Remove,
 	}

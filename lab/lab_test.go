@@ -82,7 +82,7 @@ func testSeed(spec *cluster.Spec, secrets *cluster.Secrets, n cluster.Node) (clo
 	if err != nil {
 		return cloudinit.Seed{}, err
 	}
-	return cloudinit.New(spec, n, []cloudinit.File{
+	return cloudinit.New(spec, secrets.ClusterID, n, []cloudinit.File{
 		{Path: cluster.FactsPath, Mode: 0o644, Content: facts},
 		{Path: cluster.PKIDir + "/ca.crt", Mode: 0o644, Content: secrets.CA.Cert},
 		{Path: cluster.PKIDir + "/node.crt", Mode: 0o644, Content: secrets.Nodes[n.Name].Cert},

@@ -3,6 +3,9 @@
 //
 // It has no settings: what a node is comes from its seed, and how it is doing from the console, the journal and the
 // peer API.
+//
+// Two short-lived jobs beside it, which units of the image call, look after the seed: "seed" before cloud-init and
+// "seed-applied" after it. Package nocloud does the work.
 package main
 
 import (
@@ -12,22 +15,41 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"imagegen/assemble"
+	"imagegen/cloudinit/nocloud"
 )
 
 func main() {
 	log.SetFlags(0) // the journal has the time
-	if len(os.Args) > 1 {
-		fmt.Fprintln(os.Stderr, "usage: imagegen-node")
+	job, ok := jobs[strings.Join(os.Args[1:], " ")]
+	if !ok {
+		fmt.Fprintln(os.Stderr, "usage: imagegen-node [seed | seed-applied]")
 		os.Exit(2)
 	}
-	if err := run(); err != nil {
+	if err := job(); err != nil {
 		fmt.Fprintln(os.Stderr, "imagegen-node:", err)
 		os.Exit(1)
 	}
+}
+
+// jobs are what the image's units call.
+var jobs = map[string]func() error{
+	"":             run,
+	"seed":         checkSeed,
+	"seed-applied": nocloud.Disk{Root: "/"}.MarkApplied,
+}
+
+// checkSeed runs before cloud-init. A node whose seed cannot be checked starts without cloud-init, and says why.
+func checkSeed() error {
+	err := nocloud.Disk{Root: "/"}.Check(context.Background(), console)
+	if err != nil {
+		console("cloud-init does not run: " + err.Error())
+	}
+	return err
 }
 
 func run() error {

@@ -234,7 +234,7 @@ func (p *project) seed(secrets *cluster.Secrets, node cluster.Node) (cloudinit.S
 	if err != nil {
 		return cloudinit.Seed{}, err
 	}
-	return cloudinit.New(p.spec, node, files)
+	return cloudinit.New(p.spec, secrets.ClusterID, node, files)
 }
 
 // noArguments rejects names where a command takes none.

@@ -149,11 +149,11 @@ func (p *project) printSeeds(c *cli.Context, secrets *cluster.Secrets, nodes []c
 		if err != nil {
 			return err
 		}
-		real, err := cloudinit.New(p.spec, n, files)
+		real, err := cloudinit.New(p.spec, secrets.ClusterID, n, files)
 		if err != nil {
 			return err
 		}
-		shown, err := cloudinit.New(p.spec, n, mask(files, secrets))
+		shown, err := cloudinit.New(p.spec, secrets.ClusterID, n, mask(files, secrets))
 		if err != nil {
 			return err
 		}

@@ -40,7 +40,10 @@ echo "UUID=$FS_UUID / ext4 errors=remount-ro 0 1" >etc/fstab
 
 cat >etc/cloud/cloud.cfg.d/90-imagegen.cfg <<'CONF'
 # Only the seed counts, and only what it can ask for is run: each module costs time at every boot.
-datasource_list: [NoCloud, None]
+# Without a seed nothing changes: there is no source None, which would be a new instance with new users and host keys, and
+# no network but the seed's, which otherwise falls back to DHCP.
+datasource_list: [NoCloud]
+network: {config: disabled}
 system_info:
   network:
     renderers: [networkd]
@@ -48,6 +51,9 @@ cloud_init_modules: [bootcmd, write-files, growpart, resizefs, set_hostname, use
 cloud_config_modules: [set-passwords, timezone, runcmd]
 cloud_final_modules: [scripts-user, final-message]
 CONF
+
+# Otherwise ds-identify adds the source None at each boot.
+echo 'policy: enabled' >etc/cloud/ds-identify.cfg
 
 # sshd wants the host keys that cloud-init makes.
 mkdir -p etc/systemd/system/ssh.service.d

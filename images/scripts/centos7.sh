@@ -1,7 +1,7 @@
 # Makes a role's image of CentOS 7, from within: as root in a root file system that is to become one, chrooted or booted.
 # For sh, which is bash 4.2 there.
 #   BAKE      folder with: base/, package files that every image gets, and role/, those that this one gets then; local/, package
-#             files of the spec; files/, to put in as they are to lie below /; agent, the agent's binary; unit, its unit.
+#             files of the spec; files/, to put in as they are to lie below /; agent, the agent's binary; units/, its units.
 #             The list of packages is left there as packages
 #   DISABLE   units to disable                    REMOVE      paths to remove, globs
 #   USERS     name:uid:group:gid …                SELINUX     enforcing or permissive
@@ -38,7 +38,11 @@ cp -r "$BAKE/files/." /
 step 'configure'
 cat >/etc/cloud/cloud.cfg.d/90-imagegen.cfg <<'CONF'
 # Only the seed counts, and only what it can ask for is run: each module costs time at every boot.
-datasource_list: [NoCloud, None]
+# Without a seed nothing changes: there is no source None, which would be a new instance with new users and host keys, and
+# no network but the seed's, which otherwise falls back to DHCP. NoCloud itself looks at no device: imagegen-seed does.
+datasource_list: [NoCloud]
+datasource: {NoCloud: {fs_label: null}}
+network: {config: disabled}
 cloud_init_modules: [bootcmd, write-files, growpart, resizefs, set_hostname, users-groups, ssh]
 cloud_config_modules: [set-passwords, timezone, runcmd]
 cloud_final_modules: [scripts-user, final-message]
@@ -46,6 +50,8 @@ CONF
 # The journal takes no more, however large the disk. Other logs are bounded by the agent.
 mkdir -p /etc/systemd/journald.conf.d
 printf '[Journal]\nSystemMaxUse=64M\nRuntimeMaxUse=16M\n' >/etc/systemd/journald.conf.d/90-imagegen.conf
+# Otherwise ds-identify adds the source None at each boot.
+echo 'policy: enabled' >/etc/cloud/ds-identify.cfg
 systemctl -q enable chronyd.service sshd.service
 systemctl -q disable iptables.service ip6tables.service # the agent loads the rules of the node
 for u in $DISABLE; do systemctl -q disable "$u"; done
@@ -54,9 +60,11 @@ step 'install the agent'
 mkdir -p /usr/local/sbin
 cp "$BAKE/agent" /usr/local/sbin/imagegen-node
 chmod 755 /usr/local/sbin/imagegen-node
-cp "$BAKE/unit" /etc/systemd/system/imagegen-node.service
-chmod 644 /etc/systemd/system/imagegen-node.service
-systemctl -q enable imagegen-node.service
+for u in "$BAKE"/units/*; do
+    cp "$u" /etc/systemd/system/
+    chmod 644 "/etc/systemd/system/${u##*/}"
+    systemctl -q enable "${u##*/}"
+done
 
 step 'set SELinux'
 sed -i "s/^SELINUX=.*/SELINUX=$SELINUX/" /etc/selinux/config

@@ -1,6 +1,6 @@
 # Makes a role's image of Debian 12, from within: as root in a root file system that is to become one, chrooted or booted.
 #   BAKE      folder with: archive/, the packages, and APT's lists of them; local/, package files; files/, to put in as
-#             they are to lie below /; agent, the agent's binary; unit, its unit; apt.conf, settings for the bake; sources,
+#             they are to lie below /; agent, the agent's binary; units/, its units; apt.conf, settings for the bake; sources,
 #             to leave as sources.list; keys/, keyrings below their paths. The list of packages is left there as packages
 #   PACKAGES  to install                          DISABLE     units to disable
 #   USERS     name:uid:group:gid …                REMOVE      paths to remove, globs
@@ -39,8 +39,14 @@ cp -r "$BAKE/files/." /
 
 step 'install the agent'
 install -D -m 0755 "$BAKE/agent" /usr/local/sbin/imagegen-node
-install -D -m 0644 "$BAKE/unit" /etc/systemd/system/imagegen-node.service
-systemctl -q enable imagegen-node.service
+for u in "$BAKE"/units/*; do
+    install -D -m 0644 "$u" "/etc/systemd/system/${u##*/}"
+    systemctl -q enable "${u##*/}"
+done
+cat >/etc/cloud/cloud.cfg.d/91-imagegen-seed.cfg <<'CONF'
+# imagegen-seed looks for the seed, and shows it to cloud-init where it looks anyway.
+datasource: {NoCloud: {fs_label: null}}
+CONF
 for u in $DISABLE; do systemctl -q disable "$u"; done
 
 step 'seal'

@@ -1,0 +1,71 @@
+package nocloud
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Find returns the seeds that are attached: on a CD-ROM or another disk, and in the folder where cloud-init looks, which
+// is how a container gets one.
+func (d Disk) Find() []Found {
+	var all []Found
+	add := func(where string, s Seed, err error) {
+		f := Found{Where: where, Seed: s, Err: err}
+		if err == nil {
+			f.ID, f.Err = s.Identity()
+		}
+		all = append(all, f)
+	}
+	if entries, err := os.ReadDir(d.path(shownDir)); err == nil && len(entries) > 0 {
+		s, err := readDir(d.path(shownDir))
+		add("/"+shownDir, s, err)
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		add("/"+shownDir, Seed{}, err)
+	}
+	devices, _ := os.ReadDir(d.path("sys/class/block")) // none without /sys
+	for _, e := range devices {
+		name := e.Name()
+		if strings.HasPrefix(name, "ram") || strings.HasPrefix(name, "zram") || strings.HasPrefix(name, "fd") || strings.HasPrefix(name, "loop") {
+			continue
+		}
+		s, err := readDevice(d.path(filepath.Join("dev", strings.ReplaceAll(name, "!", "/"))))
+		// Other disks are not of interest, and it is no fault that a drive is empty. A CD-ROM that cannot be read may be a seed.
+		if err == nil || !isNothing(err) && (strings.HasPrefix(name, "sr") || strings.HasPrefix(name, "hd")) {
+			add("/dev/"+name, s, err)
+		} else if !isNothing(err) && errors.Is(err, errDamaged) {
+			add("/dev/"+name, s, err)
+		}
+	}
+	return all
+}
+
+// errDamaged is of a volume that has the label of a seed.
+var errDamaged = errors.New("damaged")
+
+func isNothing(err error) bool {
+	for _, e := range []error{ErrNoSeed, fs.ErrNotExist, syscall.ENOMEDIUM, syscall.ENXIO, syscall.ENODEV} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+func readDevice(path string) (Seed, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Seed{}, err
+	}
+	defer f.Close()
+	s, err := ReadISO(f)
+	var failed *fs.PathError
+	if err != nil && !errors.Is(err, ErrNoSeed) && !errors.As(err, &failed) {
+		err = fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return s, err
+}

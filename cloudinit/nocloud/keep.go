@@ -1,0 +1,170 @@
+package nocloud
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Paths on a node.
+const (
+	seedsDir    = "var/lib/imagegen/seeds"         // a folder for each seed: the last, and a moment long the next
+	currentLink = "var/lib/imagegen/seed"          // to the folder of the last
+	appliedFile = "var/lib/imagegen/seed-applied"  // the instance-id that cloud-init has applied in full
+	cloudDir    = "var/lib/cloud"                  // cloud-init's state
+	shownDir    = "var/lib/cloud/seed/nocloud"     // where cloud-init looks
+	noSeedDir   = "run/imagegen/no-seed"           // an empty folder
+	statusFile  = "run/cloud-init/status.json"     // of this boot
+	instanceNow = "var/lib/cloud/data/instance-id" // of the last that was applied
+)
+
+// Disk is a node's root disk.
+type Disk struct {
+	Root string // "/", except in tests
+}
+
+func (d Disk) path(name string) string { return filepath.Join(d.Root, name) }
+
+// Kept returns whose seed the node has applied last, or nil if there was none. After an error other than not being able to
+// read it, the identity is still right: only the copy is damaged.
+func (d Disk) Kept() (*Identity, error) {
+	if _, err := os.Lstat(d.path(currentLink)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	s, err := readDir(d.path(currentLink))
+	if err != nil {
+		return nil, fmt.Errorf("the node's copy of its seed: %w", err)
+	}
+	id, err := s.Identity()
+	if err != nil && id.Node == "" {
+		return nil, fmt.Errorf("the node's copy of its seed: %w", err)
+	}
+	return &id, err
+}
+
+// readDir reads a seed from a folder.
+func readDir(dir string) (Seed, error) {
+	var s Seed
+	for _, f := range s.files() {
+		data, err := os.ReadFile(filepath.Join(dir, f.name))
+		if err != nil {
+			return Seed{}, err
+		}
+		*f.data = data
+	}
+	return s, nil
+}
+
+// Keep makes s the seed that cloud-init gets to see, from now on and whatever happens.
+func (d Disk) Keep(s Seed) error {
+	id, err := s.Identity()
+	if err != nil {
+		return err
+	}
+	seeds := d.path(seedsDir)
+	name := strings.TrimPrefix(id.Digest, "sha256:") + "." + strings.ReplaceAll(id.Instance, "/", "_")
+	if err := os.MkdirAll(seeds, 0o700); err != nil {
+		return err
+	}
+	dir := filepath.Join(seeds, name)
+	if err := os.RemoveAll(dir); err != nil { // from a run that was interrupted
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	for _, f := range s.files() {
+		if err := writeSynced(filepath.Join(dir, f.name), *f.data); err != nil {
+			return err
+		}
+	}
+	next := d.path(currentLink) + ".new"
+	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink("seeds/"+name, next); err != nil {
+		return err
+	}
+	if err := errors.Join(syncDir(dir), syncDir(seeds)); err != nil {
+		return err
+	}
+	if err := os.Rename(next, d.path(currentLink)); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(d.path(currentLink))); err != nil {
+		return err
+	}
+	// They hold secrets.
+	all, err := os.ReadDir(seeds)
+	for _, e := range all {
+		if e.Name() != name {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(seeds, e.Name())))
+		}
+	}
+	return err
+}
+
+// Prepare has cloud-init apply the kept seed in full unless it has done so: cloud-init notes each step before it is done,
+// and so takes one that a power cut interrupted for done.
+func (d Disk) Prepare(kept Identity) error {
+	applied, err := os.ReadFile(d.path(appliedFile))
+	if err == nil && string(applied) == kept.Instance+"\n" {
+		return nil
+	}
+	for _, name := range []string{"instance", "instances", "data", "sem"} {
+		if err := os.RemoveAll(d.path(cloudDir + "/" + name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Applied notes that cloud-init has applied the kept seed, if it has. Whatever it has written is on the disk before that.
+func (d Disk) Applied(sync func(), hadErrors error) error {
+	kept, err := d.Kept()
+	if err != nil || kept == nil {
+		return err
+	}
+	if have, err := os.ReadFile(d.path(appliedFile)); err == nil && string(have) == kept.Instance+"\n" {
+		return nil
+	}
+	now, err := os.ReadFile(d.path(instanceNow))
+	if err != nil {
+		return fmt.Errorf("cloud-init has not applied the seed: %w", err)
+	}
+	if strings.TrimSpace(string(now)) != kept.Instance {
+		return fmt.Errorf("cloud-init has applied %s instead of %s", strings.TrimSpace(string(now)), kept.Instance)
+	}
+	if hadErrors != nil {
+		return fmt.Errorf("cloud-init had errors; the next boot applies the seed again: %w", hadErrors)
+	}
+	sync()
+	next := d.path(appliedFile) + ".new"
+	if err := writeSynced(next, []byte(kept.Instance+"\n")); err != nil {
+		return err
+	}
+	if err := os.Rename(next, d.path(appliedFile)); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(next))
+}
+
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,202 @@
+package nocloud
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func makeSeed(cluster, node, content string) Seed {
+	s := Seed{UserData: []byte("#cloud-config\n# " + content + "\n"), NetworkConfig: []byte("version: 1\n")}
+	s.MetaData = fmt.Appendf(nil, "instance-id: c-%s-%s\nlocal-hostname: %s\nimagegen-cluster: %s\nimagegen-node: %q\nimagegen-digest: %s\n",
+		node, content, node, cluster, node, Digest(s.UserData, s.NetworkConfig))
+	return s
+}
+
+func found(where string, s Seed) Found {
+	id, err := s.Identity()
+	return Found{where, s, id, err}
+}
+
+func TestIdentity(t *testing.T) {
+	good := makeSeed("c1", "web1", "a")
+	id, err := good.Identity()
+	if want := (Identity{"c-web1-a", "c1", "web1", Digest(good.UserData, good.NetworkConfig)}); err != nil || id != want {
+		t.Errorf("%+v, %v", id, err)
+	}
+	for want, spoil := range map[string]func(*Seed){
+		"damaged":                 func(s *Seed) { s.UserData = s.UserData[:5] },
+		"damaged: user-data":      func(s *Seed) { s.NetworkConfig = nil },
+		"has no instance-id":      func(s *Seed) { s.MetaData = nil },
+		"has no imagegen-cluster": func(s *Seed) { s.MetaData = bytes.Replace(s.MetaData, []byte("imagegen-cluster"), []byte("x"), 1) },
+		"has imagegen-node twice": func(s *Seed) { s.MetaData = append(s.MetaData, "imagegen-node: web2\n"...) },
+		"has the line":            func(s *Seed) { s.MetaData = append(s.MetaData, "rubbish\n"...) },
+	} {
+		s := makeSeed("c1", "web1", "a")
+		spoil(&s)
+		if _, err := s.Identity(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	own, newer, newest := makeSeed("c1", "web1", "a"), makeSeed("c1", "web1", "b"), makeSeed("c1", "web1", "c")
+	node, cluster := makeSeed("c1", "web2", "a"), makeSeed("c2", "web1", "a")
+	kept, err := own.Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := own
+	damaged.UserData = nil
+	for _, c := range []struct {
+		name  string
+		kept  *Identity
+		found []Seed
+		take  string // where
+		notes []string
+	}{
+		{"first boot, none", nil, nil, "", nil},
+		{"first boot", nil, []Seed{own}, "0", nil},
+		{"first boot, damaged", nil, []Seed{damaged}, "", []string{"cannot use the seed on 0: damaged"}},
+		{"first boot, damaged and good", nil, []Seed{damaged, own}, "1", []string{"cannot use the seed on 0: damaged"}},
+		{"first boot, one seed twice", nil, []Seed{own, own}, "0", nil},
+		{"first boot, two nodes", nil, []Seed{own, node}, "", []string{"several different seeds are attached (0 for node web1, 1 for node web2)"}},
+		{"first boot, two of one node", nil, []Seed{own, newer}, "", []string{"several different seeds"}},
+		{"none", &kept, nil, "", nil},
+		{"the same", &kept, []Seed{own}, "", nil},
+		{"damaged", &kept, []Seed{damaged}, "", []string{"cannot use"}},
+		{"new", &kept, []Seed{newer}, "0", nil},
+		{"new and the same", &kept, []Seed{own, newer}, "", []string{"several different seeds"}},
+		{"two new", &kept, []Seed{newer, newest}, "", []string{"several different seeds"}},
+		{"another node's", &kept, []Seed{node}, "", []string{"refused the seed on 0: it is for node web2 of cluster c1, but this disk belongs to node web1 of cluster c1"}},
+		{"another cluster's", &kept, []Seed{cluster}, "", []string{"refused the seed on 0: it is for node web1 of cluster c2"}},
+		{"another node's and new", &kept, []Seed{node, newer}, "1", []string{"refused the seed on 0"}},
+	} {
+		var all []Found
+		for i, s := range c.found {
+			all = append(all, found(fmt.Sprint(i), s))
+		}
+		take, notes := Choose(c.kept, all)
+		where := ""
+		if take != nil {
+			where = take.Where
+		}
+		if where != c.take || !slices.EqualFunc(notes, c.notes, strings.HasPrefix) {
+			t.Errorf("%s: took %q and said %q", c.name, where, notes)
+		}
+	}
+}
+
+func TestKeep(t *testing.T) {
+	d := Disk{t.TempDir()}
+	if id, err := d.Kept(); id != nil || err != nil {
+		t.Fatalf("a new disk has %v, %v", id, err)
+	}
+	for _, content := range []string{"a", "b", "b", "a"} {
+		s := makeSeed("c1", "web1", content)
+		// What a run left that was cut short.
+		half := filepath.Join(d.path(seedsDir), "half")
+		if err := errors.Join(os.MkdirAll(half, 0o700), os.WriteFile(filepath.Join(half, "user-data"), nil, 0o600), os.Symlink("seeds/half", d.path(currentLink)+".new")); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Keep(s); err != nil {
+			t.Fatal(err)
+		}
+		want, _ := s.Identity()
+		if id, err := d.Kept(); err != nil || *id != want {
+			t.Errorf("%v, %v instead of %v", id, err, want)
+		}
+		if all, err := os.ReadDir(d.path(seedsDir)); err != nil || len(all) != 1 {
+			t.Errorf("seeds: %v, %v", all, err)
+		}
+		info, err := os.Stat(d.path(currentLink) + "/user-data")
+		if err != nil || info.Mode() != 0o600 {
+			t.Errorf("the copy has mode %v, %v", info.Mode(), err)
+		}
+	}
+	// Whose disk it is stays known when the copy is damaged; when that is damaged, too, nothing can be applied.
+	if err := os.WriteFile(d.path(currentLink)+"/user-data", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if id, err := d.Kept(); err == nil || id == nil || id.Node != "web1" {
+		t.Errorf("a damaged copy: %v, %v", id, err)
+	}
+	if err := os.WriteFile(d.path(currentLink)+"/meta-data", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if id, err := d.Kept(); err == nil || id != nil {
+		t.Errorf("a damaged copy without an identity: %v, %v", id, err)
+	}
+}
+
+// TestApplied: cloud-init's notes count only once all of the seed is on the disk.
+func TestApplied(t *testing.T) {
+	d := Disk{t.TempDir()}
+	s := makeSeed("c1", "web1", "a")
+	id, _ := s.Identity()
+	write := func(name, content string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(d.path(name)), 0o755), os.WriteFile(d.path(name), []byte(content), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const note = "var/lib/cloud/instances/c-web1-a/sem/config_write_files"
+	noted := func() bool { _, err := os.Stat(d.path(note)); return err == nil }
+	synced := 0
+	apply := func(had error) error { return d.Applied(func() { synced++ }, had) }
+
+	if err := apply(nil); err != nil {
+		t.Errorf("without a seed: %v", err)
+	}
+	if err := d.Keep(s); err != nil {
+		t.Fatal(err)
+	}
+	if err := apply(nil); err == nil {
+		t.Error("applied before cloud-init ran")
+	}
+	write(instanceNow, "c-web1-old\n")
+	if err := apply(nil); err == nil {
+		t.Error("another seed is taken for this one")
+	}
+	write(instanceNow, "c-web1-a\n")
+	write(note, "")
+	if err := apply(errors.New("disk full")); err == nil || synced != 0 {
+		t.Errorf("after errors: %v", err)
+	}
+	if err := d.Prepare(id); err != nil || noted() {
+		t.Errorf("a seed that was applied in part is not applied again: %v", err)
+	}
+	write(instanceNow, "c-web1-a\n")
+	write(note, "")
+	if err := apply(nil); err != nil || synced != 1 {
+		t.Errorf("%v, synced %d times", err, synced)
+	}
+	if err := d.Prepare(id); err != nil || !noted() {
+		t.Errorf("a seed that was applied is applied again: %v", err)
+	}
+	if err := apply(errors.New("later")); err != nil || synced != 1 {
+		t.Errorf("on a later boot: %v, synced %d times", err, synced)
+	}
+	newer := makeSeed("c1", "web1", "b")
+	id, _ = newer.Identity()
+	if err := errors.Join(d.Keep(newer), d.Prepare(id)); err != nil || noted() {
+		t.Errorf("a new seed is not applied: %v", err)
+	}
+}
+
+func FuzzReadISO(f *testing.F) {
+	f.Add([]byte(nil))
+	f.Fuzz(func(t *testing.T, rest []byte) {
+		image := make([]byte, 24*sector)
+		copy(image[volumeSector*sector:], "\x01CD001\x01")
+		copy(image[volumeSector*sector+40:], "cidata                          ")
+		copy(image[volumeSector*sector+156:], rest)
+		ReadISO(bytes.NewReader(image)) // does not panic
+	})
+}

@@ -1,0 +1,141 @@
+package nocloud
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// patience is how long a node that has no seed yet waits for one: devices appear when their drivers have found them.
+const patience = 60 * time.Second
+
+// Check is the step before cloud-init, at every boot: it keeps an attached seed that is new and for this node, and shows
+// cloud-init the kept one and no other. say tells people.
+func (d Disk) Check(ctx context.Context, say func(string)) error {
+	kept, err := d.Kept()
+	if err != nil {
+		if kept == nil {
+			return err // whose disk this is cannot be told, so no seed may be applied
+		}
+		say(fmt.Sprintf("the node's copy of its seed is %v: attach the seed of node %s and reboot", err, kept.Node))
+	}
+	damaged := err != nil
+	// A copy that is damaged is replaced by the same seed, too.
+	same := kept
+	if damaged {
+		same = &Identity{Cluster: kept.Cluster, Node: kept.Node}
+	}
+	take, notes := d.look(ctx, same, say)
+	for _, n := range notes {
+		say(n)
+	}
+	switch {
+	case take != nil:
+		if err := d.Keep(take.Seed); err != nil {
+			if kept == nil || damaged {
+				return fmt.Errorf("keep the seed on %s: %w", take.Where, err)
+			}
+			say(fmt.Sprintf("cannot keep the new seed on %s: %v. This boot goes on with the one before", take.Where, err))
+			break
+		}
+		kept, damaged = &take.ID, false
+		say(fmt.Sprintf("new seed on %s: this is node %s, instance %s", take.Where, kept.Node, kept.Instance))
+	case kept == nil:
+		say("no seed to apply: attach the seed of one node (imagegen seed makes it) and reboot")
+	}
+	if kept == nil || damaged {
+		if err := os.MkdirAll(d.path(noSeedDir), 0o700); err != nil {
+			return err
+		}
+		return d.show(d.path(noSeedDir))
+	}
+	if err := d.Prepare(*kept); err != nil {
+		return err
+	}
+	return d.show(d.path(currentLink))
+}
+
+// look chooses among the seeds that are attached. If there is none, drivers may not have found it yet.
+func (d Disk) look(ctx context.Context, kept *Identity, say func(string)) (*Found, []string) {
+	found := d.Find()
+	if len(found) == 0 {
+		settle(ctx)
+		found = d.Find()
+	}
+	if kept == nil && len(found) == 0 {
+		say(fmt.Sprintf("no seed is attached: waiting for one, %s at most", patience))
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		for len(found) == 0 && ctx.Err() == nil {
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+			found = d.Find()
+		}
+	}
+	return Choose(kept, found)
+}
+
+// settle waits until the kernel's news of devices have been dealt with.
+func settle(ctx context.Context) {
+	if _, err := os.Stat("/run/udev/control"); err == nil { // not in a container
+		exec.CommandContext(ctx, "udevadm", "settle", "--timeout=20").Run() // what it has not waited for is not there
+	}
+}
+
+// show puts a folder where cloud-init looks, over whatever is there.
+func (d Disk) show(dir string) error {
+	if err := os.MkdirAll(d.path(shownDir), 0o700); err != nil {
+		return err
+	}
+	if err := syscall.Mount(dir, d.path(shownDir), "", syscall.MS_BIND, ""); err != nil {
+		return fmt.Errorf("show cloud-init the seed: mount %s at /%s: %w", dir, shownDir, err)
+	}
+	return nil
+}
+
+// MarkApplied is the step after cloud-init's configuration stage.
+func (d Disk) MarkApplied() error {
+	return d.Applied(syscall.Sync, d.stageErrors())
+}
+
+// stageErrors are the errors of this boot's stages of cloud-init. The last one, which runs nothing of a seed, is not over.
+func (d Disk) stageErrors() error {
+	data, err := os.ReadFile(d.path(statusFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New("it has not run")
+	}
+	if err != nil {
+		return err
+	}
+	var status struct {
+		V1 map[string]json.RawMessage `json:"v1"`
+	}
+	if err := json.Unmarshal(data, &status); err != nil {
+		return fmt.Errorf("/%s: %w", statusFile, err)
+	}
+	var all []error
+	for _, name := range []string{"init-local", "init", "modules-config"} {
+		var stage struct {
+			Errors   []string `json:"errors"`
+			Finished *float64 `json:"finished"`
+		}
+		if err := json.Unmarshal(status.V1[name], &stage); err != nil {
+			return fmt.Errorf("/%s: %s: %w", statusFile, name, err)
+		}
+		if len(stage.Errors) > 0 {
+			all = append(all, fmt.Errorf("%s: %s", name, strings.Join(stage.Errors, "; ")))
+		} else if stage.Finished == nil {
+			all = append(all, fmt.Errorf("%s has not finished", name))
+		}
+	}
+	return errors.Join(all...)
+}

@@ -1,0 +1,44 @@
+# Boots a container: IMAGE DIR [SEED]. DIR/upper keeps what the node changes. At the end of its boot the node reports its state
+# in upper/report, a line each. Runs in mount, network and process namespaces of its own.
+set -eu
+image=$1 dir=$2 seed=${3-}
+cd "$dir"
+mkdir -p image upper work root
+chmod 755 upper
+ip link set lo up
+ip link add eth0 address "$(sed -n 's/.*mac_address: "\{0,1\}\([0-9a-f:]*\).*/\1/p' "${seed:-.}/network-config" upper/var/lib/imagegen/seed/network-config 2>/dev/null |
+    grep . | tail -n 1 | grep . || echo 52:54:00:00:00:01)" type veth peer name peer0
+ip link set peer0 up
+if [ ! -e /sys/fs/cgroup/cgroup.procs ]; then
+    umount -l /sys/fs/cgroup
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup
+fi
+mount -o ro,loop,offset=1048576 "$image" image
+mount -t overlay -o lowerdir=image,upperdir=upper,workdir=work overlay root
+
+mkdir -p root/etc/systemd/system/multi-user.target.wants
+cat >root/etc/systemd/system/report.service <<'UNIT'
+[Unit]
+After=imagegen-seed-applied.service cloud-config.service network-online.target ssh.service
+[Service]
+Type=oneshot
+ExecStart=/bin/sh /etc/report.sh
+UNIT
+ln -sf ../report.service root/etc/systemd/system/multi-user.target.wants/report.service
+cat >root/etc/report.sh <<'SCRIPT'
+{
+    echo "$(ip -4 -o address show dev eth0 | awk '{print $4}')" $(grep -hE '^(Address|DHCP)=' /etc/systemd/network/10-cloud-init-*.network)
+    cat /var/lib/cloud/data/instance-id
+    sha256sum </etc/ssh/ssh_host_ed25519_key
+    cut -d: -f1 /etc/passwd | tr '\n' ' '; echo
+    hostname
+    readlink /etc/localtime
+    sed -n 's/.*"node":{"name":"\([^"]*\)".*/\1/p' /etc/imagegen/node.json
+} >/report.new 2>&1
+mv /report.new /report
+SCRIPT
+export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
+exec systemd-nspawn --quiet --boot --directory=root --machine=seedtest --settings=no --register=no --keep-unit \
+    --console=read-only --link-journal=no --resolv-conf=off --timezone=off --capability=CAP_NET_ADMIN --drop-capability=CAP_MKNOD \
+    ${seed:+--bind-ro="$seed":/var/lib/cloud/seed/nocloud} \
+    -- systemd.mask=console-getty.service systemd.mask=systemd-logind.service
