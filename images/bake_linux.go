@@ -395,10 +395,10 @@ func (b *bake) lay(ctx context.Context) error {
 	return errors.Join(err, os.WriteFile(b.inputs("script"), []byte(assignments(vars)+script), 0o644))
 }
 
-func layUnits(dir string, units map[string]string) error {
+func layUnits(dir string, units []unit) error {
 	err := os.Mkdir(dir, 0o755)
-	for name, text := range units {
-		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	for _, u := range units {
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, u.Name), []byte(u.Text), 0o644))
 	}
 	return err
 }

@@ -20,14 +20,14 @@ var installScript string
 //go:embed scripts/*.service
 var unitFiles embed.FS
 
-// agentUnits are the units that an image gets with the agent, by name.
-var agentUnits = func() map[string]string {
-	units := map[string]string{}
-	paths, err := fs.Glob(unitFiles, "scripts/*.service")
+// agentUnits are the units that an image gets with the agent.
+var agentUnits = func() []unit {
+	var units []unit
+	paths, err := fs.Glob(unitFiles, "scripts/*.service") // sorted
 	for _, p := range paths {
 		data, readErr := unitFiles.ReadFile(p)
 		err = errors.Join(err, readErr)
-		units[path.Base(p)] = string(data)
+		units = append(units, unit{path.Base(p), string(data)})
 	}
 	if err != nil {
 		panic(err) // they are in the program

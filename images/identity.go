@@ -18,20 +18,19 @@ import (
 // inputs is everything that an image depends on. Its hash is the image's identity, so a field that is added here
 // rebakes every image, and one that is missing lets a stale image pass for a new one.
 type inputs struct {
-	Base    baseInputs `json:"base"`
-	Install string     `json:"install"` // hash of the script
-	Agent   string     `json:"agent"`   // hash of the binary
-	// The agent's, by name.
-	Units     map[string]string `json:"units"`
-	DiskBytes int64             `json:"disk_bytes"`
-	Packages  []string          `json:"packages"`
-	Pinned    []Pin             `json:"pinned,omitempty"` // what of the lock is installed, beside the base's
-	Local     []localPackage    `json:"local_packages,omitempty"`
-	Users     []roles.User      `json:"users,omitempty"`
-	Downloads []roles.Download  `json:"downloads,omitempty"`
-	Disable   []string          `json:"disable,omitempty"`
-	Remove    []string          `json:"remove,omitempty"`
-	SELinux   *selinux          `json:"selinux,omitempty"` // centos7
+	Base      baseInputs       `json:"base"`
+	Install   string           `json:"install"` // hash of the script
+	Agent     string           `json:"agent"`   // hash of the binary
+	Units     []unit           `json:"units"`   // the agent's
+	DiskBytes int64            `json:"disk_bytes"`
+	Packages  []string         `json:"packages"`
+	Pinned    []Pin            `json:"pinned,omitempty"` // what of the lock is installed, beside the base's
+	Local     []localPackage   `json:"local_packages,omitempty"`
+	Users     []roles.User     `json:"users,omitempty"`
+	Downloads []roles.Download `json:"downloads,omitempty"`
+	Disable   []string         `json:"disable,omitempty"`
+	Remove    []string         `json:"remove,omitempty"`
+	SELinux   *selinux         `json:"selinux,omitempty"` // centos7
 	// Where packages are looked for: what they are is pinned.
 	repos []roles.Repo
 }
@@ -46,6 +45,12 @@ type baseInputs struct {
 	SHA256   string   `json:"sha256,omitempty"` // of a disk that is not made here but taken as it is
 	// Where it is taken from; the same disk from elsewhere is the same.
 	url, file string
+}
+
+// unit is a file for systemd.
+type unit struct {
+	Name string `json:"name"`
+	Text string `json:"text"`
 }
 
 // localPackage is a package file that the spec names.

@@ -497,7 +497,7 @@ func TestManifest(t *testing.T) {
 	}
 	m := Manifest{Schema: 1, Role: "tiny", Identity: "0123", Packages: packages, Disk: Output{Format: "raw", Bytes: 4 << 30, SHA256: "abcd"}}
 	m.Inputs.Packages = []string{"cron"}
-	m.Inputs.Units = map[string]string{"a.service": "[Unit]\nDescription=<a> & b\n"}
+	m.Inputs.Units = []unit{{"a.service", "[Unit]\nDescription=<a> & b\n"}}
 	data, err := m.encode()
 	if err != nil {
 		t.Fatal(err)

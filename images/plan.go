@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -90,7 +89,7 @@ func differences(old, now inputs) []string {
 	changed("imagegen's script for the base", old.Base.Script != now.Base.Script || old.Base.Distro != now.Base.Distro)
 	changed("imagegen's script for images", old.Install != now.Install)
 	changed("the agent", old.Agent != now.Agent)
-	changed("the agent's units", !maps.Equal(old.Units, now.Units))
+	changed("the agent's units", !slices.Equal(old.Units, now.Units))
 	if old.DiskBytes != now.DiskBytes {
 		add("disk", fmt.Sprintf("%v instead of %v", cluster.Bytes(now.DiskBytes), cluster.Bytes(old.DiskBytes)))
 	}

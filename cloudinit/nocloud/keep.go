@@ -16,7 +16,6 @@ const (
 	appliedFile = "var/lib/imagegen/seed-applied"  // the instance-id that cloud-init has applied in full
 	cloudDir    = "var/lib/cloud"                  // cloud-init's state
 	shownDir    = "var/lib/cloud/seed/nocloud"     // where cloud-init looks
-	noSeedDir   = "run/imagegen/no-seed"           // an empty folder
 	statusFile  = "run/cloud-init/status.json"     // of this boot
 	instanceNow = "var/lib/cloud/data/instance-id" // of the last that was applied
 )

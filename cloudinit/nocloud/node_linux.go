@@ -16,8 +16,8 @@ import (
 // patience is how long a node that has no seed yet waits for one: devices appear when their drivers have found them.
 const patience = 60 * time.Second
 
-// Check is the step before cloud-init, at every boot: it keeps an attached seed that is new and for this node, and shows
-// cloud-init the kept one and no other. say tells people.
+// Check is the step before cloud-init, at every boot, which does not run after an error. It keeps an attached seed that is new and for this node, and
+// shows cloud-init the kept one and no other. say tells people.
 func (d Disk) Check(ctx context.Context, say func(string)) error {
 	kept, err := d.Kept()
 	if err != nil {
@@ -36,25 +36,24 @@ func (d Disk) Check(ctx context.Context, say func(string)) error {
 	for _, n := range notes {
 		say(n)
 	}
-	switch {
-	case take != nil:
-		if err := d.Keep(take.Seed); err != nil {
-			if kept == nil || damaged {
-				return fmt.Errorf("keep the seed on %s: %w", take.Where, err)
-			}
+	if take != nil {
+		err := d.Keep(take.Seed)
+		switch {
+		case err == nil:
+			kept, damaged = &take.ID, false
+			say(fmt.Sprintf("new seed on %s: this is node %s, instance %s", take.Where, kept.Node, kept.Instance))
+		case kept == nil || damaged:
+			return fmt.Errorf("keep the seed on %s: %w", take.Where, err)
+		default:
 			say(fmt.Sprintf("cannot keep the new seed on %s: %v. This boot goes on with the one before", take.Where, err))
-			break
 		}
-		kept, damaged = &take.ID, false
-		say(fmt.Sprintf("new seed on %s: this is node %s, instance %s", take.Where, kept.Node, kept.Instance))
-	case kept == nil:
-		say("no seed to apply: attach the seed of one node (imagegen seed makes it) and reboot")
 	}
-	if kept == nil || damaged {
-		if err := os.MkdirAll(d.path(noSeedDir), 0o700); err != nil {
-			return err
-		}
-		return d.show(d.path(noSeedDir))
+	// Without a seed cloud-init would fall back to DHCP.
+	if kept == nil {
+		return errors.New("no seed to apply: attach the seed of one node (imagegen seed makes it) and reboot")
+	}
+	if damaged {
+		return errors.New("no seed to apply")
 	}
 	if err := d.Prepare(*kept); err != nil {
 		return err

@@ -33,7 +33,7 @@ cat >root/etc/report.sh <<'SCRIPT'
     cut -d: -f1 /etc/passwd | tr '\n' ' '; echo
     hostname
     readlink /etc/localtime
-    sed -n 's/.*"node":{"name":"\([^"]*\)".*/\1/p' /etc/imagegen/node.json
+    grep -o '"name": *"[^"]*"' /etc/imagegen/node.json | head -n 1 | cut -d '"' -f 4
 } >/report.new 2>&1
 mv /report.new /report
 SCRIPT

@@ -40,10 +40,8 @@ echo "UUID=$FS_UUID / ext4 errors=remount-ro 0 1" >etc/fstab
 
 cat >etc/cloud/cloud.cfg.d/90-imagegen.cfg <<'CONF'
 # Only the seed counts, and only what it can ask for is run: each module costs time at every boot.
-# Without a seed nothing changes: there is no source None, which would be a new instance with new users and host keys, and
-# no network but the seed's, which otherwise falls back to DHCP.
+# There is no source None: without a seed it would be a new instance with new users and host keys.
 datasource_list: [NoCloud]
-network: {config: disabled}
 system_info:
   network:
     renderers: [networkd]

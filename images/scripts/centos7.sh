@@ -38,11 +38,9 @@ cp -r "$BAKE/files/." /
 step 'configure'
 cat >/etc/cloud/cloud.cfg.d/90-imagegen.cfg <<'CONF'
 # Only the seed counts, and only what it can ask for is run: each module costs time at every boot.
-# Without a seed nothing changes: there is no source None, which would be a new instance with new users and host keys, and
-# no network but the seed's, which otherwise falls back to DHCP. NoCloud itself looks at no device: imagegen-seed does.
+# There is no source None: without a seed it would be a new instance with new users and host keys. NoCloud itself looks at no device: imagegen-seed does.
 datasource_list: [NoCloud]
 datasource: {NoCloud: {fs_label: null}}
-network: {config: disabled}
 cloud_init_modules: [bootcmd, write-files, growpart, resizefs, set_hostname, users-groups, ssh]
 cloud_config_modules: [set-passwords, timezone, runcmd]
 cloud_final_modules: [scripts-user, final-message]
