@@ -33,6 +33,7 @@ import (
 	"imagegen/cloudinit"
 	"imagegen/cluster"
 	"imagegen/images"
+	"imagegen/internal/atomicfile"
 	"imagegen/roles"
 	"imagegen/vagrant"
 )
@@ -96,7 +97,7 @@ func writeVagrantfile(from, to string) error {
 	if err != nil {
 		return err
 	}
-	return cluster.WriteFile(to, text, 0o644)
+	return atomicfile.Write(to, text, 0o644)
 }
 
 // contender is one way to do a section's work. Its prepare is not measured.

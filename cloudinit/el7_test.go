@@ -13,6 +13,8 @@ import (
 
 	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster"
+	"imagegen/cluster/secrets"
+	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
 
@@ -115,15 +117,15 @@ func TestCentOSSeeds(t *testing.T) {
 	}
 	spec.Site.Title = "Сайт" // which a careless hand would put into the seed as it is
 	spec.SSH.Keys = example().SSH.Keys
-	pair := cluster.KeyPair{Cert: []byte("certificate\n"), Key: []byte("key\n")}
-	secrets := &cluster.Secrets{ClusterID: "7f1b9a5e-0c56-4c7e-8a52-3f6d3c1c8e11", Passwords: map[string]string{}, Nodes: map[string]cluster.KeyPair{}, CA: pair}
+	pair := secrets.KeyPair{Cert: []byte("certificate\n"), Key: []byte("key\n")}
+	keys := &secrets.Secrets{ClusterID: "7f1b9a5e-0c56-4c7e-8a52-3f6d3c1c8e11", Passwords: map[string]string{}, Nodes: map[string]secrets.KeyPair{}, CA: pair}
 	for _, name := range catalogue.SecretNames(spec) {
-		secrets.Passwords[name] = "password"
+		keys.Passwords[name] = "password"
 	}
 	var all strings.Builder
 	for _, n := range spec.Nodes() {
-		secrets.Nodes[n.Name] = pair
-		r, err := catalogue.Render(spec, secrets, n.Name)
+		keys.Nodes[n.Name] = pair
+		r, err := catalogue.Render(spec, keys, n.Name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +150,7 @@ func TestCentOSSeeds(t *testing.T) {
 		host := digests.ReplaceAllString(string(s.MetaData), "$1(changes with every word of every file)")
 		fmt.Fprintf(&all, "==> %s: meta-data\n%s==> network-config\n%s==> user-data\n%s\n", n.Name, host, shown.NetworkConfig, shown.UserData)
 	}
-	golden(t, "centos7.txt", []byte(all.String()))
+	testkit.Golden(t, "testdata/"+"centos7.txt", []byte(all.String()))
 }
 
 func TestFaults194(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 
 	"github.com/kdomanski/iso9660"
 
-	"imagegen/cluster"
+	"imagegen/internal/atomicfile"
 )
 
 // The image is laid out here, and its records are written and read by the iso9660 library. Its ImageWriter is of no
@@ -82,7 +82,7 @@ func (s Seed) WriteISO(path string) (err error) {
 	if err := f.Chmod(0o600); err != nil { // whatever the umask
 		return err
 	}
-	if err := cluster.OwnFile(f); err != nil {
+	if err := atomicfile.OwnFile(f); err != nil {
 		return err
 	}
 	if _, err := f.Write(image); err != nil {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"imagegen/cloudinit/nocloud"
+	"imagegen/internal/testkit"
 )
 
 // writeEnv makes the test binary write web1's seed to the path it holds, and end.
@@ -115,7 +116,7 @@ func TestSameBytesEverywhere(t *testing.T) {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("%s, umask %s: %v: %s", env, umask, err, out)
 			}
-			golden(t, "web1/iso.sha256", sum(path))
+			testkit.Golden(t, "testdata/"+"web1/iso.sha256", sum(path))
 			if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
 				t.Errorf("umask %s: mode %v, %v", umask, info.Mode(), err)
 			}

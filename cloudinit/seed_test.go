@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"flag"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -13,9 +12,8 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/internal/testkit"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 // example is a small cluster; its second node has a MAC address that YAML 1.1 takes for a number to base 60.
 func example() *cluster.Spec {
@@ -72,33 +70,12 @@ func newSeed(t testing.TB, node string) Seed {
 	return s
 }
 
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not as before (go test -update accepts it); now:\n%s", path, got)
-	}
-}
-
 func TestGolden(t *testing.T) {
 	for _, node := range []string{"web1", "web2"} {
 		s := newSeed(t, node)
-		golden(t, node+"/user-data", s.UserData)
-		golden(t, node+"/meta-data", s.MetaData)
-		golden(t, node+"/network-config", s.NetworkConfig)
+		testkit.Golden(t, "testdata/"+node+"/user-data", s.UserData)
+		testkit.Golden(t, "testdata/"+node+"/meta-data", s.MetaData)
+		testkit.Golden(t, "testdata/"+node+"/network-config", s.NetworkConfig)
 	}
 	spec := example()
 	spec.Network.Gateway, spec.Network.DNS, spec.SSH = netip.Addr{}, nil, cluster.SSH{}
@@ -106,8 +83,8 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "bare/user-data", s.UserData)
-	golden(t, "bare/network-config", s.NetworkConfig)
+	testkit.Golden(t, "testdata/"+"bare/user-data", s.UserData)
+	testkit.Golden(t, "testdata/"+"bare/network-config", s.NetworkConfig)
 }
 
 // needProgram skips a test whose witness is not on this machine.

@@ -21,6 +21,8 @@ import (
 	_ "time/tzdata" // time zones are checked the same way on every build host
 
 	"gopkg.in/yaml.v3"
+
+	"imagegen/internal/words"
 )
 
 // Defaults of the keys that a spec may leave out. Roles have theirs in role.yaml.
@@ -116,7 +118,7 @@ func (p *parser) root(v value) {
 		return
 	}
 	p.spec.Cluster = p.name(p.required(get("cluster"), "otus"), 32)
-	p.distro(p.required(get("distro"), join(Distros, "or")))
+	p.distro(p.required(get("distro"), words.List(Distros, "or")))
 	p.timezone(get("timezone"))
 	p.network(p.required(get("network"), "{cidr: 192.168.10.0/24}"))
 	p.sql(get("sql"))
@@ -141,6 +143,9 @@ func (p *parser) required(v value, example string) value {
 
 var label = regexp.MustCompile(`^[a-z]([a-z0-9-]*[a-z0-9])?$`)
 
+// IsLabel tells whether s is a DNS label as clusters and nodes are named: lower case, digits and dashes, a letter first.
+func IsLabel(s string) bool { return label.MatchString(s) }
+
 // name returns the name at v: a DNS label.
 func (p *parser) name(v value, longest int) string {
 	s, ok := p.text(v, "a name such as otus")
@@ -158,20 +163,20 @@ func (p *parser) label(at value, s string, longest int) bool {
 	case label.MatchString(s):
 		return true
 	case s != strings.ToLower(s) && label.MatchString(strings.ToLower(s)):
-		p.faultf(at, "%s has capital letters; write %s", quote(s), strings.ToLower(s))
+		p.faultf(at, "%s has capital letters; write %s", words.Quote(s), strings.ToLower(s))
 	default:
-		p.faultf(at, "%s is not a host name: small letters, digits and hyphens, a letter first and no hyphen last", quote(s))
+		p.faultf(at, "%s is not a host name: small letters, digits and hyphens, a letter first and no hyphen last", words.Quote(s))
 	}
 	return false
 }
 
 func (p *parser) distro(v value) {
-	s, ok := p.text(v, join(Distros, "or"))
+	s, ok := p.text(v, words.List(Distros, "or"))
 	if !ok {
 		return
 	}
 	if !slices.Contains(Distros, s) {
-		p.faultf(v, "there is no distro %s%s", quote(s), hint(s, "it may be", Distros))
+		p.faultf(v, "there is no distro %s%s", words.Quote(s), words.Hint(s, "it may be", Distros))
 		return
 	}
 	p.spec.Distro = s
@@ -187,7 +192,7 @@ func (p *parser) timezone(v value) {
 	first, _, _ := strings.Cut(s, "/")
 	_, err := time.LoadLocation(s)
 	if err != nil || slices.Contains([]string{"Local", "localtime", "posix", "posixrules", "right", "Factory"}, first) {
-		p.faultf(v, "there is no time zone %s; write a name of the IANA database, such as Europe/Moscow or UTC", quote(s))
+		p.faultf(v, "there is no time zone %s; write a name of the IANA database, such as Europe/Moscow or UTC", words.Quote(s))
 		return
 	}
 	p.spec.Timezone = s
@@ -226,9 +231,9 @@ func (p *parser) cidr(v value) {
 	prefix, err := netip.ParsePrefix(s)
 	switch {
 	case err != nil && !strings.Contains(s, "/"):
-		p.faultf(v, "%s has no length; write a network such as 192.168.10.0/24", quote(s))
+		p.faultf(v, "%s has no length; write a network such as 192.168.10.0/24", words.Quote(s))
 	case err != nil:
-		p.faultf(v, "%s is not a network; write one such as 192.168.10.0/24", quote(s))
+		p.faultf(v, "%s is not a network; write one such as 192.168.10.0/24", words.Quote(s))
 	case !prefix.Addr().Is4():
 		p.faultf(v, "%s is an IPv6 network; clusters have IPv4 networks only, such as 192.168.10.0/24", s)
 	case prefix.Bits() < 8 || prefix.Bits() > 30:
@@ -252,9 +257,9 @@ func (p *parser) address(v value) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(s)
 	switch {
 	case err != nil:
-		p.faultf(v, "%s is not an IPv4 address; write one such as 192.168.10.42", quote(s))
+		p.faultf(v, "%s is not an IPv4 address; write one such as 192.168.10.42", words.Quote(s))
 	case !addr.Is4():
-		p.faultf(v, "%s is an IPv6 address; nodes have IPv4 addresses only", quote(s))
+		p.faultf(v, "%s is an IPv6 address; nodes have IPv4 addresses only", words.Quote(s))
 	default:
 		return addr, true
 	}
@@ -307,13 +312,13 @@ func defaultSQL(distro string) string {
 func (p *parser) sql(v value) {
 	p.spec.SQL = defaultSQL(p.spec.Distro)
 	ways := []string{"proxysql", "balancer"}
-	s, ok := p.text(v, join(ways, "or"))
+	s, ok := p.text(v, words.List(ways, "or"))
 	if !ok {
 		return
 	}
 	switch {
 	case !slices.Contains(ways, s):
-		p.faultf(v, "there is no way %s to the database%s", quote(s), hint(s, "it may be", ways))
+		p.faultf(v, "there is no way %s to the database%s", words.Quote(s), words.Hint(s, "it may be", ways))
 	case s == "proxysql" && p.spec.Distro == "debian12":
 		p.faultf(v, "Debian has no ProxySQL; write balancer (HAProxy behind the data tier's VIP), or distro: centos7")
 	default:
@@ -340,13 +345,13 @@ func (p *parser) site(v value) {
 	}
 	if s, ok := p.text(get("admin_user"), "a user's name"); ok {
 		if !adminUser.MatchString(s) {
-			p.faultf(get("admin_user"), "%s is not a user's name: up to 60 letters, digits and _ . @ -", quote(s))
+			p.faultf(get("admin_user"), "%s is not a user's name: up to 60 letters, digits and _ . @ -", words.Quote(s))
 		}
 		p.spec.Site.AdminUser = s
 	}
 	if s, ok := p.text(get("admin_email"), "an e-mail address"); ok {
 		if a, err := mail.ParseAddress(s); err != nil || a.Address != s {
-			p.faultf(get("admin_email"), "%s is not an e-mail address; write one such as %s", quote(s), defaultAdminEmail)
+			p.faultf(get("admin_email"), "%s is not an e-mail address; write one such as %s", words.Quote(s), defaultAdminEmail)
 		}
 		p.spec.Site.AdminEmail = s
 	}
@@ -359,11 +364,11 @@ func (p *parser) siteURL(v value, s string) {
 	u, err := url.Parse(s)
 	switch {
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || strings.ContainsAny(s, " '\"<>\\"):
-		p.faultf(v, "%s is not a site's address; write one such as https://www.example.com", quote(s))
+		p.faultf(v, "%s is not a site's address; write one such as https://www.example.com", words.Quote(s))
 	case u.Path == "/" && s == u.Scheme+"://"+u.Host+"/":
-		p.faultf(v, "%s ends in a slash; write %s", quote(s), strings.TrimSuffix(s, "/"))
+		p.faultf(v, "%s ends in a slash; write %s", words.Quote(s), strings.TrimSuffix(s, "/"))
 	case s != u.Scheme+"://"+u.Host:
-		p.faultf(v, "%s has more than scheme, host and port; write %s", quote(s), u.Scheme+"://"+quote(u.Host))
+		p.faultf(v, "%s has more than scheme, host and port; write %s", words.Quote(s), u.Scheme+"://"+words.Quote(u.Host))
 	default:
 		p.spec.Site.URL = s
 	}
@@ -383,9 +388,9 @@ func (p *parser) ssh(v value) {
 		case s == "root":
 			p.faultf(get("user"), "root does not log in; write another name, such as %s, who may use sudo", defaultUser)
 		case p.systemAccount(s):
-			p.faultf(get("user"), "%s is an account of the system or of a package in the images; write another name, such as %s", quote(s), defaultUser)
+			p.faultf(get("user"), "%s is an account of the system or of a package in the images; write another name, such as %s", words.Quote(s), defaultUser)
 		case !loginName.MatchString(s):
-			p.faultf(get("user"), "%s is not a user's name: up to 32 small letters, digits, - and _", quote(s))
+			p.faultf(get("user"), "%s is not a user's name: up to 32 small letters, digits, - and _", words.Quote(s))
 		}
 		p.spec.SSH.User = s
 	}
@@ -440,10 +445,10 @@ func (p *parser) publicKey(v value, s string) bool {
 		p.faultf(v, "this is a private key: keep it to yourself, and write the public one, from the file that ends in .pub")
 		return false
 	case !slices.Contains(keyTypes, fields[0]) && (strings.HasSuffix(s, ".pub") || strings.ContainsAny(s[:1], "/~.")):
-		p.faultf(v, "%s is a path; write what is in that file", quote(s))
+		p.faultf(v, "%s is a path; write what is in that file", words.Quote(s))
 		return false
 	case !slices.Contains(keyTypes, fields[0]) || len(fields) < 2:
-		p.faultf(v, "%s is not a public key; write a line such as ssh-ed25519 AAAA… me@desk, without options before it", quote(s))
+		p.faultf(v, "%s is not a public key; write a line such as ssh-ed25519 AAAA… me@desk, without options before it", words.Quote(s))
 		return false
 	}
 	// The key begins with its type's name: length in four bytes, then the text.
@@ -485,7 +490,7 @@ func (p *parser) mirror(v value) {
 	case p.spec.Distro != "centos7" && strings.HasPrefix(s, "deb "):
 		suite, ok := p.debLine(v, s)
 		if ok && suite != debianSuites[0] {
-			p.faultf(v, "%s alone is not a whole Debian 12; write a list that has a line of suite bookworm, too", quote(suite))
+			p.faultf(v, "%s alone is not a whole Debian 12; write a list that has a line of suite bookworm, too", words.Quote(suite))
 		}
 	default:
 		p.archiveURL(v, s, "http", "https", "ftp", "file")
@@ -509,7 +514,7 @@ func (p *parser) debLine(v value, s string) (suite string, ok bool) {
 		p.faultf(v, "this is not a line of sources.list; write such as deb https://archive.example.com/debian bookworm main")
 	case !p.archiveURL(v, f[0], "http", "https", "ftp", "file", "copy"):
 	case !slices.Contains(debianSuites, f[1]):
-		p.faultf(v, "suite %s is not of Debian 12; it may be %s", quote(f[1]), join(debianSuites, "or"))
+		p.faultf(v, "suite %s is not of Debian 12; it may be %s", words.Quote(f[1]), words.List(debianSuites, "or"))
 	case !slices.Contains(f[2:], "main"):
 		p.faultf(v, "the line has no component main, which all packages of the roles are in; write it after %s", f[1])
 	default:
@@ -542,9 +547,9 @@ func (p *parser) role(e entry) {
 	rules, known := p.rules[e.key]
 	if !known {
 		names := slices.Sorted(maps.Keys(p.rules))
-		p.faultf(e.at, "there is no such role, neither built in nor in the folder roles beside the spec%s", hint(e.key, "it may be", names))
+		p.faultf(e.at, "there is no such role, neither built in nor in the folder roles beside the spec%s", words.Hint(e.key, "it may be", names))
 	} else if d := p.spec.Distro; d != "" && !slices.Contains(rules.Distros, d) {
-		p.faultf(e.at, "the role is not available for %s; it is for %s", d, join(rules.Distros, "and"))
+		p.faultf(e.at, "the role is not available for %s; it is for %s", d, words.List(rules.Distros, "and"))
 	}
 	get, ok := p.object(e.value, strings.TrimPrefix(rolesExample, "web: "),
 		"vip", "vrrp_id", "cpus", "memory", "disk", "data", "packages", "options", "nodes")
@@ -646,7 +651,7 @@ func (p *parser) options(r *Role, v value, rules Rules) {
 			if len(names) == 0 {
 				p.faultf(e.at, "role %s has no options; remove it", r.Name)
 			} else {
-				p.faultf(e.at, "role %s has no such option%s", r.Name, hint(e.key, "it may be", names))
+				p.faultf(e.at, "role %s has no such option%s", r.Name, words.Hint(e.key, "it may be", names))
 			}
 			continue
 		}
@@ -655,17 +660,17 @@ func (p *parser) options(r *Role, v value, rules Rules) {
 			continue
 		}
 		if len(o.OneOf) > 0 && !slices.Contains(o.OneOf, s) {
-			p.faultf(e.value, "%s is not possible%s", quote(s), hint(s, "it may be", o.OneOf))
+			p.faultf(e.value, "%s is not possible%s", words.Quote(s), words.Hint(s, "it may be", o.OneOf))
 			continue
 		}
 		if len(o.OneOf) == 0 && o.Pattern != "" {
 			form, err := regexp.Compile(`^(?:` + o.Pattern + `)$`)
 			if err != nil {
-				p.faultf(e.value, "cannot be checked: the option's pattern in role.yaml is broken: %s", quote(o.Pattern))
+				p.faultf(e.value, "cannot be checked: the option's pattern in role.yaml is broken: %s", words.Quote(o.Pattern))
 				continue
 			}
 			if !form.MatchString(s) {
-				p.faultf(e.value, "%s does not fit; the option is: %s (pattern %s, such as %s)", quote(s), o.Help, o.Pattern, quote(o.Default))
+				p.faultf(e.value, "%s does not fit; the option is: %s (pattern %s, such as %s)", words.Quote(s), o.Help, o.Pattern, words.Quote(o.Default))
 				continue
 			}
 		}
@@ -688,11 +693,11 @@ func (p *parser) packages(r *Role, v value) {
 		wants := map[string]string{"debian12": "deb", "centos7": "rpm"}[p.spec.Distro]
 		switch {
 		case seen[s]:
-			p.faultf(e, "%s is in the list twice; remove one", quote(s))
+			p.faultf(e, "%s is in the list twice; remove one", words.Quote(s))
 		case !isFile && !packageName.MatchString(s):
-			p.faultf(e, "%s is not a package; write a name, such as tcpdump, or the path of a .deb or .rpm file", quote(s))
+			p.faultf(e, "%s is not a package; write a name, such as tcpdump, or the path of a .deb or .rpm file", words.Quote(s))
 		case isFile && wants != "" && format != wants:
-			p.faultf(e, "%s cannot be installed on %s; a package file ends in .%s there", quote(s), p.spec.Distro, wants)
+			p.faultf(e, "%s cannot be installed on %s; a package file ends in .%s there", words.Quote(s), p.spec.Distro, wants)
 		case isFile:
 			p.fileThere(e, s, "a package")
 		}
@@ -710,14 +715,14 @@ func (p *parser) fileThere(v value, path, what string) {
 	}
 	switch info, err := os.Stat(full); {
 	case os.IsNotExist(err):
-		p.faultf(v, "there is no file %s; a path is relative to the spec's folder", quote(full))
+		p.faultf(v, "there is no file %s; a path is relative to the spec's folder", words.Quote(full))
 	case err != nil:
 		if pe, ok := err.(*fs.PathError); ok {
 			err = pe.Err
 		}
-		p.faultf(v, "%s cannot be read: %v", quote(full), err)
+		p.faultf(v, "%s cannot be read: %v", words.Quote(full), err)
 	case !info.Mode().IsRegular():
-		p.faultf(v, "%s is not a file; write the path of %s", quote(full), what)
+		p.faultf(v, "%s is not a file; write the path of %s", words.Quote(full), what)
 	}
 }
 
@@ -796,10 +801,10 @@ func (p *parser) mac(e entry, v value) string {
 		hw, err := net.ParseMAC(s)
 		switch {
 		case err != nil || len(hw) != 6:
-			p.faultf(v, "%s is not a MAC address; write one such as %s", quote(s), example)
+			p.faultf(v, "%s is not a MAC address; write one such as %s", words.Quote(s), example)
 			return ""
 		case hw[0]&1 != 0:
-			p.faultf(v, "%s is the MAC address of a group, not of a machine; write one such as %s", quote(s), example)
+			p.faultf(v, "%s is the MAC address of a group, not of a machine; write one such as %s", words.Quote(s), example)
 			return ""
 		case hw.String() == "00:00:00:00:00:00":
 			p.faultf(v, "%s is nobody's MAC address; write one such as %s", s, example)

@@ -3,7 +3,6 @@ package cluster
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,9 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-var update = flag.Bool("update", false, "rewrite the golden files")
+	"imagegen/internal/testkit"
+)
 
 // testRules are rules such as the seven roles of the reference cluster have.
 func testRules() map[string]Rules {
@@ -66,7 +65,7 @@ func TestReference(t *testing.T) {
 				fmt.Fprintf(&got, "  %d %s %s %s\n", n.Index, n.Name, n.IP, n.MAC)
 			}
 		}
-		golden(t, filepath.Join("testdata", "reference-"+distro+".txt"), []byte(got.String()))
+		testkit.Golden(t, filepath.Join("testdata", "reference-"+distro+".txt"), []byte(got.String()))
 	}
 }
 
@@ -103,7 +102,7 @@ func TestBroken(t *testing.T) {
 				t.Fatalf("is taken for a good spec (error %v)", err)
 			}
 			checkProblems(t, problems, data)
-			golden(t, strings.TrimSuffix(filepath.Base(path), ".yaml")+".txt", []byte(err.Error()+"\n"))
+			testkit.Golden(t, strings.TrimSuffix(filepath.Base(path), ".yaml")+".txt", []byte(err.Error()+"\n"))
 		})
 	}
 }
@@ -166,7 +165,7 @@ func TestSize(t *testing.T) {
 			fmt.Fprintf(&got, "%v\n", err)
 		}
 	}
-	golden(t, "testdata/sizes.txt", []byte(got.String()))
+	testkit.Golden(t, "testdata/sizes.txt", []byte(got.String()))
 }
 
 // A thousand nodes are checked at once, not one with all others.
@@ -341,23 +340,6 @@ func parse(t *testing.T, text string) *Spec {
 	}
 	checkSpec(t, spec, testRules())
 	return spec
-}
-
-func golden(t *testing.T, path string, got []byte) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatalf("%v (go test -update makes it)", err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s differs (go test -update rewrites it)\n--- got\n%s--- want\n%s", path, got, want)
-	}
 }
 
 func glob(t testing.TB, pattern string) []string {

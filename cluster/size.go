@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"imagegen/internal/words"
 )
 
 // Binary units.
@@ -37,11 +39,11 @@ var sizeForm = regexp.MustCompile(`^([0-9]+)(\.[0-9]+)?\s*([A-Za-z]*)$`)
 func ParseBytes(text string) (Bytes, error) {
 	m := sizeForm.FindStringSubmatch(text)
 	if m == nil {
-		return 0, fmt.Errorf("%s is not a size; write a whole number and a unit, such as 512MiB or 10GiB", quote(text))
+		return 0, fmt.Errorf("%s is not a size; write a whole number and a unit, such as 512MiB or 10GiB", words.Quote(text))
 	}
 	number, fraction, unit := m[1], m[2], m[3]
 	if unit == "" {
-		return 0, fmt.Errorf("%s has no unit; write %sMiB or %sGiB", quote(text), number, number)
+		return 0, fmt.Errorf("%s has no unit; write %sMiB or %sGiB", words.Quote(text), number, number)
 	}
 	for _, u := range units {
 		// MB, M, mib and the like: which unit was meant is plain, what it counts is not.
@@ -50,18 +52,18 @@ func ParseBytes(text string) (Bytes, error) {
 		}
 		switch n, err := strconv.ParseInt(number, 10, 64); {
 		case fraction != "":
-			return 0, fmt.Errorf("%s is not a whole number; write it in a smaller unit, such as 1536MiB for one and a half GiB", quote(text))
+			return 0, fmt.Errorf("%s is not a whole number; write it in a smaller unit, such as 1536MiB for one and a half GiB", words.Quote(text))
 		case err != nil || n > math.MaxInt64/int64(u.size):
-			return 0, fmt.Errorf("%s is more than any disk holds", quote(text))
+			return 0, fmt.Errorf("%s is more than any disk holds", words.Quote(text))
 		case text != number+u.name:
-			return 0, fmt.Errorf("%s is not written as a size; write %d%s", quote(text), n, u.name)
+			return 0, fmt.Errorf("%s is not written as a size; write %d%s", words.Quote(text), n, u.name)
 		case n == 0:
-			return 0, fmt.Errorf("%s is nothing; write a size such as 512MiB", quote(text))
+			return 0, fmt.Errorf("%s is nothing; write a size such as 512MiB", words.Quote(text))
 		case number[0] == '0':
-			return 0, fmt.Errorf("%s has leading zeros; write %d%s", quote(text), n, u.name)
+			return 0, fmt.Errorf("%s has leading zeros; write %d%s", words.Quote(text), n, u.name)
 		default:
 			return Bytes(n) * u.size, nil
 		}
 	}
-	return 0, fmt.Errorf("%s has a unit that is not known; it may be KiB, MiB, GiB or TiB, as in 512MiB", quote(text))
+	return 0, fmt.Errorf("%s has a unit that is not known; it may be KiB, MiB, GiB or TiB, as in 512MiB", words.Quote(text))
 }

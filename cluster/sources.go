@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"gopkg.in/yaml.v3"
+
+	"imagegen/internal/words"
 )
 
 // BaseRepos are the repositories of CentOS 7 itself, which every image of it is made from.
@@ -80,7 +82,7 @@ func (p *parser) base(v value) {
 func (p *parser) sum(v value) string {
 	s, ok := p.text(v, "a SHA-256, 64 hexadecimal digits")
 	if ok && !sum256.MatchString(s) {
-		p.faultf(v, "%s is not a SHA-256: 64 hexadecimal digits in small letters, as sha256sum prints them", quote(s))
+		p.faultf(v, "%s is not a SHA-256: 64 hexadecimal digits in small letters, as sha256sum prints them", words.Quote(s))
 	}
 	return s
 }
@@ -96,7 +98,7 @@ func (p *parser) downloads(v value) {
 			if p.spec.Distro != "" {
 				lead := ", nor any other; remove it"
 				if len(known) > 0 {
-					lead = hint(e.key, "it may be", known)
+					lead = words.Hint(e.key, "it may be", known)
 				}
 				p.faultf(e.at, "no role downloads such a file on %s%s", p.spec.Distro, lead)
 			}
@@ -148,7 +150,7 @@ func (p *parser) repos(v value) {
 func (p *parser) repo(e entry, known []string) {
 	isKnown := slices.Contains(known, e.key)
 	if !repoName.MatchString(e.key) {
-		p.faultf(e.at, "%s cannot be a repository's name: up to 31 small letters, digits and hyphens, a letter first", quote(e.key))
+		p.faultf(e.at, "%s cannot be a repository's name: up to 31 small letters, digits and hyphens, a letter first", words.Quote(e.key))
 	}
 	get, ok := p.object(e.value, repoExample, "urls", "keys", "exclude", "priority")
 	if !ok {
@@ -165,7 +167,7 @@ func (p *parser) repo(e entry, known []string) {
 	} {
 		at := get(f.key)
 		if at.missing && !isKnown {
-			p.faultf(e.at, "no role has such a repository, and a new one needs %s: %s%s", f.key, f.example, hint(e.key, "there are", known))
+			p.faultf(e.at, "no role has such a repository, and a new one needs %s: %s%s", f.key, f.example, words.Hint(e.key, "there are", known))
 			return
 		}
 		for _, u := range p.list(at, f.example) {
@@ -180,7 +182,7 @@ func (p *parser) repo(e entry, known []string) {
 	for _, x := range p.list(get("exclude"), "[kernel*]") {
 		if s, ok := p.text(x, "a package's name, with * for any letters"); ok {
 			if strings.ContainsAny(s, " ,") {
-				p.faultf(x, "%s: write one name an entry", quote(s))
+				p.faultf(x, "%s: write one name an entry", words.Quote(s))
 			}
 			r.Exclude = append(r.Exclude, s)
 		}
@@ -200,12 +202,12 @@ func (p *parser) archiveURL(v value, s string, schemes ...string) bool {
 	switch {
 	case err != nil || !slices.Contains(schemes, u.Scheme) || u.Host == "" && u.Scheme != "file" || strings.ContainsAny(s, " \"'"):
 		if err == nil && u.User == nil { // an address that cannot be read may have a password in it
-			p.faultf(v, "%s is not an address; write one such as https://mirror.example.com/archive/", quote(s))
+			p.faultf(v, "%s is not an address; write one such as https://mirror.example.com/archive/", words.Quote(s))
 			return false
 		}
 		p.faultf(v, "this is not an address; write one such as https://mirror.example.com/archive/")
 	case u.User != nil:
-		p.faultf(v, "there is a password in the address of %s, which every image's manifest would show; write an address without", quote(u.Host))
+		p.faultf(v, "there is a password in the address of %s, which every image's manifest would show; write an address without", words.Quote(u.Host))
 	default:
 		return true
 	}
@@ -217,7 +219,7 @@ func (p *parser) selinux(v value) {
 	if p.spec.Distro == "centos7" {
 		p.spec.SELinux = modes[0]
 	}
-	s, ok := p.text(v, join(modes, "or"))
+	s, ok := p.text(v, words.List(modes, "or"))
 	switch {
 	case !ok:
 	case p.spec.Distro == "debian12":
@@ -225,7 +227,7 @@ func (p *parser) selinux(v value) {
 	case s == "disabled" || s == "off":
 		p.faultf(v, "SELinux is not switched off; permissive, the default, lets everything pass and writes down what it would not")
 	case !slices.Contains(modes, s):
-		p.faultf(v, "there is no mode %s%s", quote(s), hint(s, "it may be", modes))
+		p.faultf(v, "there is no mode %s%s", words.Quote(s), words.Hint(s, "it may be", modes))
 	default:
 		p.spec.SELinux = s
 	}

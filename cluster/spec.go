@@ -1,5 +1,4 @@
-// Package cluster holds what every other package agrees on: the spec (cluster.yaml), checked and with its defaults
-// filled in; the facts, the contract between a node's seed and the agent that reads them; and the cluster's secrets.
+// Package cluster is the spec, cluster.yaml: read, checked, with its defaults filled in.
 //
 // It knows nothing about what a role installs or how a node is made: the rules of the roles come in as data
 // ([Rules]), from package roles.

@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
+
+	"imagegen/internal/words"
 )
 
 // SpecLimit bounds what is read as a spec. A thousand nodes take 40 KiB.
@@ -125,7 +127,7 @@ func (r *reader) at(n *yaml.Node, path string) value {
 		r.faultf(v, "YAML aliases are not understood here; write the value out")
 		v.node = nil
 	case n.Style&yaml.TaggedStyle != 0:
-		r.faultf(v, "YAML tags are not understood here; leave out %s", quote(n.Tag))
+		r.faultf(v, "YAML tags are not understood here; leave out %s", words.Quote(n.Tag))
 		v.node = nil
 	}
 	return v
@@ -141,7 +143,7 @@ func (v value) describe() string {
 	case v.node.Tag == "!!null":
 		return "nothing"
 	}
-	return quote(v.node.Value)
+	return words.Quote(v.node.Value)
 }
 
 // mapping returns the entries of v in the file's order; example shows what would be right.
@@ -161,7 +163,7 @@ func (r *reader) mapping(v value, example string) ([]entry, bool) {
 			r.faultf(value{line: k.Line, col: k.Column, path: v.path}, "a key must be a plain word")
 			continue
 		}
-		path := strings.TrimPrefix(v.path+"."+quote(k.Value), ".")
+		path := strings.TrimPrefix(v.path+"."+words.Quote(k.Value), ".")
 		at := value{node: k, line: k.Line, col: k.Column, path: path}
 		if line, twice := first[k.Value]; twice {
 			r.faultf(at, "is here twice, first in line %d; remove one", line)
@@ -179,7 +181,7 @@ func (r *reader) object(v value, example string, keys ...string) (func(key strin
 	entries, ok := r.mapping(v, example)
 	found := map[string]value{}
 	for _, e := range entries {
-		switch near := Nearest(e.key, keys); {
+		switch near := words.Nearest(e.key, keys); {
 		case slices.Contains(keys, e.key):
 			found[e.key] = e.value
 		case e.key == "<<":
@@ -190,7 +192,7 @@ func (r *reader) object(v value, example string, keys ...string) (func(key strin
 		case e.node != nil && e.node.Tag == "!!null" && strings.Contains(e.key, ":"):
 			r.faultf(e.at, "a space is missing after the colon")
 		default:
-			r.faultf(e.at, "there is no such key%s", hint(e.key, "it may be", keys))
+			r.faultf(e.at, "there is no such key%s", words.Hint(e.key, "it may be", keys))
 			if _, there := found[near]; near != "" && !there {
 				found[near] = value{path: e.path} // misspelt is not missing
 			}
@@ -242,7 +244,7 @@ func (r *reader) number(v value, low, high int) (int, bool) {
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil || n < low || n > high || strconv.Itoa(n) != s {
-		r.faultf(v, "%s is not %s", quote(s), what)
+		r.faultf(v, "%s is not %s", words.Quote(s), what)
 		return 0, false
 	}
 	return n, true

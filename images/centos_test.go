@@ -1,7 +1,6 @@
 package images
 
 import (
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -9,6 +8,7 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
 
@@ -40,15 +40,7 @@ func TestCentOSRepos(t *testing.T) {
 		}
 	}
 	all := repoFile(repos)
-	path := filepath.Join("testdata", "centos7.repos")
-	if *update {
-		if err := os.WriteFile(path, []byte(all), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if want, err := os.ReadFile(path); err != nil || all != string(want) {
-		t.Errorf("%s is not as before (%v; go test ./images -update accepts it); now:\n%s", path, err, all)
-	}
+	testkit.Golden(t, filepath.Join("testdata", "centos7.repos"), []byte(all))
 
 	spec, _ = referenceCentOS(t, `mirror: https://mirror.example.com/vault/
 repos:

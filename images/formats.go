@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"imagegen/cluster"
+	"imagegen/internal/atomicfile"
 )
 
 // Formats lists what an image can be written as. raw is always there: the others are made of it.
@@ -67,7 +68,7 @@ func (c *Config) convert(ctx context.Context, role string, p *plan, format strin
 		if data, err = json.Marshal(out); err != nil {
 			return out, err
 		}
-		if err := cluster.WriteFile(record, data, 0o644); err != nil {
+		if err := atomicfile.Write(record, data, 0o644); err != nil {
 			return out, err
 		}
 		c.UI.Done(role, false)
@@ -75,7 +76,7 @@ func (c *Config) convert(ctx context.Context, role string, p *plan, format strin
 		return out, err
 	}
 	path := c.file(role, format)
-	if err := cluster.MakeDirs(filepath.Dir(path)); err != nil {
+	if err := atomicfile.MakeDirs(filepath.Dir(path)); err != nil {
 		return out, err
 	}
 	return out, place(made, path)

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/internal/atomicfile"
 	"imagegen/roles"
 )
 
@@ -261,7 +262,7 @@ func complete(dir string) bool {
 // export puts an image into the output folder. The file is the cache's own where both are on one file system, and
 // therefore read-only: machines get copies of it, or layers over it.
 func (c *Config) export(ctx context.Context, role string, p *plan) (Result, error) {
-	if err := cluster.MakeDirs(filepath.Join(c.OutDir, "images")); err != nil {
+	if err := atomicfile.MakeDirs(filepath.Join(c.OutDir, "images")); err != nil {
 		return Result{}, err
 	}
 	r := Result{Role: role, Identity: p.identity, Cached: p.cached, Path: c.file(role, "raw"), Manifest: c.file(role, "json")}
@@ -318,7 +319,7 @@ func writeChanged(path string, data []byte) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return cluster.WriteFile(path, data, 0o644)
+	return atomicfile.Write(path, data, 0o644)
 }
 
 // place makes path a hard link of from, or a copy where no link can be.
@@ -347,7 +348,7 @@ func place(from, path string) error {
 		}
 	}
 	// A link belongs to whom the cache's file belongs to, and that is given away with it: it is the output that counts.
-	if err := cluster.Own(tmp); err != nil {
+	if err := atomicfile.Own(tmp); err != nil {
 		os.Remove(tmp)
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
-	"imagegen/cluster"
+	"imagegen/internal/atomicfile"
 )
 
 // LockName is the file beside the spec that pins the packages of all images.
@@ -109,7 +109,7 @@ func (c *Config) writeLock(l *lock) error {
 	if err := errors.Join(enc.Encode(l), enc.Close()); err != nil {
 		return err
 	}
-	return cluster.WriteFile(c.LockPath(), b.Bytes(), 0o644)
+	return atomicfile.Write(c.LockPath(), b.Bytes(), 0o644)
 }
 
 // clone copies a lock as far as it is changed: sections are replaced, never written to.

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/xml"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math"
@@ -18,9 +17,8 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/internal/testkit"
 )
-
-var update = flag.Bool("update", false, "write the golden files in testdata")
 
 var web = Machine{Name: "web", Distro: "debian12", CPUs: 2, Memory: 768 * cluster.MiB, ID: "04bea9e2109ec3378561aca35e2abeb4"}
 
@@ -121,19 +119,7 @@ func TestOVF(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		golden := filepath.Join("testdata", "ovf-"+distro+".xml")
-		if *update {
-			if err := os.WriteFile(golden, got, 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(golden)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(got, want) {
-			t.Errorf("the OVF is not as %s; look at the difference, then run go test -update", golden)
-		}
+		testkit.Golden(t, filepath.Join("testdata", "ovf-"+distro+".xml"), got)
 	}
 	odd := web
 	odd.Name = `<a & "b">`

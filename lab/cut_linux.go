@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"imagegen/cluster"
+	"imagegen/cluster/facts"
 )
 
 // cutTable is the nftables table, in the cluster's namespace, that has what is cut.
@@ -96,7 +96,7 @@ func visitorRules(ports, addresses []string, oneWay bool) string {
 	var b strings.Builder
 	chain := func(hook, port, own, service string) {
 		fmt.Fprintf(&b, "add chain bridge %s %s { type filter hook %[2]s priority 0; }\n", cutTable, hook)
-		for _, what := range []string{"ip " + own + " { %s } tcp " + service + " { 22, " + strconv.Itoa(cluster.APIPort) + " } accept", "arp " + own + " ip { %s } accept"} {
+		for _, what := range []string{"ip " + own + " { %s } tcp " + service + " { 22, " + strconv.Itoa(facts.APIPort) + " } accept", "arp " + own + " ip { %s } accept"} {
 			fmt.Fprintf(&b, "add rule bridge %s %s %s { %s } "+what+"\n", cutTable, hook, port, strings.Join(ports, ", "), strings.Join(addresses, ", "))
 		}
 		fmt.Fprintf(&b, "add rule bridge %s %s %s { %s } drop\n", cutTable, hook, port, strings.Join(ports, ", "))

@@ -24,6 +24,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/cluster/secrets"
 )
 
 // DefaultSite is where Up forwards the site to when it is not told.
@@ -44,7 +45,7 @@ type UpOptions struct {
 // Config is what a lab is made of.
 type Config struct {
 	Spec    *cluster.Spec
-	Secrets *cluster.Secrets
+	Secrets *secrets.Secrets
 	Dir     string // output folder of build; the lab keeps its state below it, in lab
 	// Seed makes the seed that the spec gives a node. A node is turned on with no other.
 	Seed func(cluster.Node) (cloudinit.Seed, error)

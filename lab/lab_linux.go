@@ -20,6 +20,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
 )
 
 // Lab is one cluster on this machine. Its methods may be called by several processes at once: those that change
@@ -390,7 +391,7 @@ func (l *Lab) Status(ctx context.Context) ([]NodeStatus, error) {
 }
 
 // Decide tells a component of a node an operator's decision. The node's agent refuses one that is not needed.
-func (l *Lab) Decide(ctx context.Context, node string, d cluster.Decision) error {
+func (l *Lab) Decide(ctx context.Context, node string, d facts.Decision) error {
 	nodes, err := l.pick([]string{node})
 	if err != nil {
 		return err
@@ -399,7 +400,7 @@ func (l *Lab) Decide(ctx context.Context, node string, d cluster.Decision) error
 	if err != nil {
 		return err
 	}
-	_, _, err = l.asker.request(ctx, node, nodes[0].IP, http.MethodPost, cluster.DecidePath, body)
+	_, _, err = l.asker.request(ctx, node, nodes[0].IP, http.MethodPost, facts.DecidePath, body)
 	var refused refusal
 	switch {
 	case errors.As(err, &refused):

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"io"
 
-	"imagegen/cluster"
+	"imagegen/cluster/facts"
 )
 
 var errLinux = errors.New("the lab runs on Linux alone: it is made of Linux namespaces")
@@ -52,7 +52,7 @@ func (*Lab) Cut(context.Context, []string, []string, bool) error { return errLin
 func (*Lab) Mend(context.Context) error { return errLinux }
 
 // Decide fails.
-func (*Lab) Decide(context.Context, string, cluster.Decision) error { return errLinux }
+func (*Lab) Decide(context.Context, string, facts.Decision) error { return errLinux }
 
 // Down fails.
 func (*Lab) Down(context.Context) error { return errLinux }

@@ -22,13 +22,15 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
 )
 
 // The test program plays several parts, as imagegen does: the forwarder, an `imagegen up` or `down` that is killed, and the agent
 // of the small image that the nodes boot from here.
 func TestMain(m *testing.M) {
 	switch {
-	case filepath.Base(os.Args[0]) == filepath.Base(cluster.AgentPath):
+	case filepath.Base(os.Args[0]) == filepath.Base(facts.AgentPath):
 		fatal(stubAgent())
 	case len(os.Args) > 1 && os.Args[1] == ForwardCommand:
 		fatal(RunForward(os.Args[2:]))
@@ -74,19 +76,19 @@ func testSpec(name string) *cluster.Spec {
 }
 
 // testSeed makes the seed of a node.
-func testSeed(spec *cluster.Spec, secrets *cluster.Secrets, n cluster.Node) (cloudinit.Seed, error) {
-	facts, err := json.Marshal(cluster.Facts{
-		Version: cluster.FactsVersion, Cluster: spec.Cluster, ClusterID: secrets.ClusterID,
-		Node: cluster.Peer{Name: n.Name, Role: n.Role, IP: n.IP.String(), Index: n.Index},
+func testSeed(spec *cluster.Spec, keys *secrets.Secrets, n cluster.Node) (cloudinit.Seed, error) {
+	known, err := json.Marshal(facts.Facts{
+		Version: facts.FactsVersion, Cluster: spec.Cluster, ClusterID: keys.ClusterID,
+		Node: facts.Peer{Name: n.Name, Role: n.Role, IP: n.IP.String(), Index: n.Index},
 	})
 	if err != nil {
 		return cloudinit.Seed{}, err
 	}
-	return cloudinit.New(spec, secrets.ClusterID, n, []cloudinit.File{
-		{Path: cluster.FactsPath, Mode: 0o644, Content: facts},
-		{Path: cluster.PKIDir + "/ca.crt", Mode: 0o644, Content: secrets.CA.Cert},
-		{Path: cluster.PKIDir + "/node.crt", Mode: 0o644, Content: secrets.Nodes[n.Name].Cert},
-		{Path: cluster.PKIDir + "/node.key", Mode: 0o600, Content: secrets.Nodes[n.Name].Key, Secret: true},
+	return cloudinit.New(spec, keys.ClusterID, n, []cloudinit.File{
+		{Path: facts.FactsPath, Mode: 0o644, Content: known},
+		{Path: facts.PKIDir + "/ca.crt", Mode: 0o644, Content: keys.CA.Cert},
+		{Path: facts.PKIDir + "/node.crt", Mode: 0o644, Content: keys.Nodes[n.Name].Cert},
+		{Path: facts.PKIDir + "/node.key", Mode: 0o600, Content: keys.Nodes[n.Name].Key, Secret: true},
 	})
 }
 
@@ -94,12 +96,12 @@ func testSeed(spec *cluster.Spec, secrets *cluster.Secrets, n cluster.Node) (clo
 func openTest(dir, name string) (*Lab, error) { return openSpec(dir, testSpec(name)) }
 
 func openSpec(dir string, spec *cluster.Spec) (*Lab, error) {
-	secrets, err := cluster.LoadSecrets(filepath.Join(dir, "secrets"), spec, nil)
+	keys, err := secrets.Load(filepath.Join(dir, "secrets"), spec, nil)
 	if err != nil {
 		return nil, err
 	}
-	seed := func(n cluster.Node) (cloudinit.Seed, error) { return testSeed(spec, secrets, n) }
-	l, err := Open(Config{Spec: spec, Secrets: secrets, Dir: filepath.Join(dir, "dist"), Seed: seed, Log: func(format string, args ...any) {
+	seed := func(n cluster.Node) (cloudinit.Seed, error) { return testSeed(spec, keys, n) }
+	l, err := Open(Config{Spec: spec, Secrets: keys, Dir: filepath.Join(dir, "dist"), Seed: seed, Log: func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", spec.Cluster, fmt.Sprintf(format, args...))
 	}})
 	if err == nil {
@@ -146,7 +148,7 @@ func newBench(t *testing.T, name, image string) *bench {
 
 func (b *bench) makeInputs(t *testing.T, image string) {
 	t.Helper()
-	secrets, err := cluster.LoadSecrets(filepath.Join(b.dir, "secrets"), b.spec, nil)
+	keys, err := secrets.Load(filepath.Join(b.dir, "secrets"), b.spec, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +163,7 @@ func (b *bench) makeInputs(t *testing.T, image string) {
 		}
 	}
 	for _, n := range b.spec.Nodes() {
-		seed, err := testSeed(b.spec, secrets, n)
+		seed, err := testSeed(b.spec, keys, n)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -192,16 +194,16 @@ func testImage(t *testing.T) string {
 	unit='[Unit]
 After=network.target
 [Service]
-ExecStart=` + cluster.AgentPath + `
+ExecStart=` + facts.AgentPath + `
 StandardOutput=journal+console
 [Install]
 WantedBy=multi-user.target'
 	mkdir root
 	mmdebstrap --quiet --variant=minbase --include=systemd-sysv,iproute2,e2fsprogs,mount bookworm root.tar
 	tar -C root -xpf root.tar
-	install -m 755 "$1" root` + cluster.AgentPath + `
-	echo "$unit" >root/etc/systemd/system/` + cluster.AgentUnit + `
-	systemctl --root=root enable ` + cluster.AgentUnit + `
+	install -m 755 "$1" root` + facts.AgentPath + `
+	echo "$unit" >root/etc/systemd/system/` + facts.AgentUnit + `
+	systemctl --root=root enable ` + facts.AgentUnit + `
 	: >root/etc/machine-id
 	rm -f root/etc/hostname root/etc/resolv.conf
 	truncate -s 1G "$2"

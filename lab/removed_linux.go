@@ -10,6 +10,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
 )
 
 // removed returns the nodes of this lab that the spec no longer has, as far as the seeds that they have say what they are.
@@ -52,17 +53,17 @@ func (l *Lab) bootedAs(name string) (cluster.Node, error) {
 		return cluster.Node{}, err
 	}
 	for _, f := range files {
-		if f.Path != cluster.FactsPath {
+		if f.Path != facts.FactsPath {
 			continue
 		}
-		var facts struct{ Node cluster.Peer }
-		if err := json.Unmarshal(f.Content, &facts); err != nil {
+		var known struct{ Node facts.Peer }
+		if err := json.Unmarshal(f.Content, &known); err != nil {
 			return cluster.Node{}, fmt.Errorf("%s on the seed of %s: %w", f.Path, name, err)
 		}
-		ip, err := netip.ParseAddr(facts.Node.IP)
-		return cluster.Node{Name: name, Role: facts.Node.Role, IP: ip}, err
+		ip, err := netip.ParseAddr(known.Node.IP)
+		return cluster.Node{Name: name, Role: known.Node.Role, IP: ip}, err
 	}
-	return cluster.Node{}, fmt.Errorf("the seed of %s has no %s", name, cluster.FactsPath)
+	return cluster.Node{}, fmt.Errorf("the seed of %s has no %s", name, facts.FactsPath)
 }
 
 // runningAddress returns the address that a node has, which need not be the spec's; the spec's where it is not known.

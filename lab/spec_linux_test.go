@@ -10,23 +10,24 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/cluster/secrets"
 )
 
 // still is a lab of testSpec whose nodes are on only as far as fake cgroups say so.
 type still struct {
 	*Lab
-	secrets *cluster.Secrets
+	secrets *secrets.Secrets
 }
 
 func newStill(t *testing.T) *still {
 	t.Helper()
 	dir := t.TempDir()
 	spec := testSpec("otus")
-	secrets, err := cluster.LoadSecrets(filepath.Join(dir, "secrets"), spec, nil)
+	keys, err := secrets.Load(filepath.Join(dir, "secrets"), spec, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &still{secrets: secrets}
+	s := &still{secrets: keys}
 	s.Lab = &Lab{
 		spec: spec, paths: paths{filepath.Join(dir, "dist")}, shown: "dist", network: "imagegen-otus", group: cgroup(filepath.Join(dir, "imagegen-otus")),
 		seed: func(n cluster.Node) (cloudinit.Seed, error) { return testSeed(s.spec, s.secrets, n) },

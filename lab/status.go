@@ -16,7 +16,8 @@ import (
 	"strings"
 	"time"
 
-	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
 )
 
 // statusLimit is how long a node's agent may take to answer; emulatedLimit: where the node's processor is emulated.
@@ -45,9 +46,9 @@ type NodeStatus struct {
 	State string    `json:"state"`
 	Since time.Time `json:"since,omitzero"` // when State began, as far as it is known
 	// Detail says which component waits for what, in a few words.
-	Detail     string                             `json:"detail,omitempty"`
-	Components map[string]cluster.ComponentReport `json:"components,omitempty"` // without their raw reports
-	Error      string                             `json:"error,omitempty"`      // why the agent could not be asked
+	Detail     string                           `json:"detail,omitempty"`
+	Components map[string]facts.ComponentReport `json:"components,omitempty"` // without their raw reports
+	Error      string                           `json:"error,omitempty"`      // why the agent could not be asked
 	// Build says how what the node was made of compares with the spec and with what build made last: one of the
 	// constants below, or empty when the node has not been made yet.
 	Build string `json:"build,omitempty"`
@@ -61,12 +62,12 @@ const (
 )
 
 // urgency orders the states of components that are not ready: what an operator must look at comes first.
-var urgency = map[cluster.State]int{cluster.Stopped: 4, cluster.Failed: 3, cluster.Working: 2, cluster.Waiting: 1}
+var urgency = map[facts.State]int{facts.Stopped: 4, facts.Failed: 3, facts.Working: 2, facts.Waiting: 1}
 
 // add puts what the node's agent reports into s.
-func (s *NodeStatus) add(r cluster.NodeReport) {
-	s.Components = map[string]cluster.ComponentReport{}
-	s.State, s.Since = string(cluster.Ready), time.Time{}
+func (s *NodeStatus) add(r facts.NodeReport) {
+	s.Components = map[string]facts.ComponentReport{}
+	s.State, s.Since = string(facts.Ready), time.Time{}
 	worst := 0
 	for _, name := range r.Order {
 		c, ok := r.Components[name]
@@ -87,7 +88,7 @@ func (s *NodeStatus) add(r cluster.NodeReport) {
 		}
 	}
 	if !r.Ready && worst == 0 {
-		s.State, s.Since, s.Detail = string(cluster.Working), time.Time{}, "the agent has not looked at everything yet"
+		s.State, s.Since, s.Detail = string(facts.Working), time.Time{}, "the agent has not looked at everything yet"
 	}
 }
 
@@ -101,7 +102,7 @@ type asker struct {
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-func newAsker(s *cluster.Secrets, dial func(context.Context, string, string) (net.Conn, error)) (*asker, error) {
+func newAsker(s *secrets.Secrets, dial func(context.Context, string, string) (net.Conn, error)) (*asker, error) {
 	if s.Operator.Cert == nil || s.CA.Cert == nil {
 		return &asker{limit: statusLimit, unable: errors.New("the cluster's secrets, by which its agents know the operator, are not here")}, nil
 	}
@@ -131,7 +132,7 @@ func (a *asker) request(ctx context.Context, node string, ip netip.Addr, method,
 			Certificates: []tls.Certificate{a.operator}, RootCAs: a.ca, ServerName: node, MinVersion: tls.VersionTLS12,
 		},
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "https://"+net.JoinHostPort(ip.String(), strconv.Itoa(cluster.APIPort))+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+net.JoinHostPort(ip.String(), strconv.Itoa(facts.APIPort))+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -170,17 +171,17 @@ func (r refusal) Error() string {
 const sameClock = 5 * time.Second
 
 // ask returns what a node's agent reports, its times by this machine's clock.
-func (a *asker) ask(ctx context.Context, node string, ip netip.Addr) (cluster.NodeReport, error) {
-	body, behind, err := a.request(ctx, node, ip, http.MethodGet, cluster.StatePath, nil)
+func (a *asker) ask(ctx context.Context, node string, ip netip.Addr) (facts.NodeReport, error) {
+	body, behind, err := a.request(ctx, node, ip, http.MethodGet, facts.StatePath, nil)
 	if err != nil {
-		return cluster.NodeReport{}, err
+		return facts.NodeReport{}, err
 	}
-	var r cluster.NodeReport
+	var r facts.NodeReport
 	if err := json.Unmarshal(body, &r); err != nil {
-		return cluster.NodeReport{}, fmt.Errorf("the answer is no report: %w", err)
+		return facts.NodeReport{}, fmt.Errorf("the answer is no report: %w", err)
 	}
 	if r.Node.Name != node || r.ClusterID != a.clusterID {
-		return cluster.NodeReport{}, fmt.Errorf("node %s of cluster %s answered instead", r.Node.Name, strings.TrimSpace(r.Cluster+" "+r.ClusterID))
+		return facts.NodeReport{}, fmt.Errorf("node %s of cluster %s answered instead", r.Node.Name, strings.TrimSpace(r.Cluster+" "+r.ClusterID))
 	}
 	if behind.Abs() > sameClock {
 		for name, c := range r.Components {

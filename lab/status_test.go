@@ -18,43 +18,45 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
 )
 
 func TestStateOfNode(t *testing.T) {
 	at := func(s int) time.Time { return time.Date(2026, 1, 1, 12, 0, s, 0, time.UTC) }
-	component := func(state cluster.State, detail string, since int) cluster.ComponentReport {
-		return cluster.ComponentReport{Kind: "service", Status: cluster.Status{State: state, Detail: detail}, Since: at(since), Report: json.RawMessage("{}")}
+	component := func(state facts.State, detail string, since int) facts.ComponentReport {
+		return facts.ComponentReport{Kind: "service", Status: facts.Status{State: state, Detail: detail}, Since: at(since), Report: json.RawMessage("{}")}
 	}
 	order := []string{"disk", "galera", "site"}
 	for name, c := range map[string]struct {
-		components map[string]cluster.ComponentReport
+		components map[string]facts.ComponentReport
 		ready      bool
 		want       NodeStatus
 	}{
 		"ready since the last component is": {
-			components: map[string]cluster.ComponentReport{"disk": component("ready", "/dev/vdb is 93 % full", 1), "galera": component("ready", "", 7), "site": component("ready", "", 3)},
+			components: map[string]facts.ComponentReport{"disk": component("ready", "/dev/vdb is 93 % full", 1), "galera": component("ready", "", 7), "site": component("ready", "", 3)},
 			ready:      true,
 			want:       NodeStatus{State: "ready", Since: at(7)},
 		},
 		"the first of those that wait": {
-			components: map[string]cluster.ComponentReport{"disk": component("ready", "", 1), "galera": component("waiting", "for percona3", 2), "site": component("waiting", "for galera", 3)},
+			components: map[string]facts.ComponentReport{"disk": component("ready", "", 1), "galera": component("waiting", "for percona3", 2), "site": component("waiting", "for galera", 3)},
 			want:       NodeStatus{State: "waiting", Since: at(2), Detail: "galera: for percona3"},
 		},
 		"what needs an operator comes first": {
-			components: map[string]cluster.ComponentReport{"disk": component("waiting", "for a disk", 1), "galera": component("failed", "", 2), "site": component("stopped", "not ours", 3)},
+			components: map[string]facts.ComponentReport{"disk": component("waiting", "for a disk", 1), "galera": component("failed", "", 2), "site": component("stopped", "not ours", 3)},
 			want:       NodeStatus{State: "stopped", Since: at(3), Detail: "site: not ours"},
 		},
 		"no detail": {
-			components: map[string]cluster.ComponentReport{"disk": component("failed", "", 1), "galera": component("working", "", 2)},
+			components: map[string]facts.ComponentReport{"disk": component("failed", "", 1), "galera": component("working", "", 2)},
 			want:       NodeStatus{State: "failed", Since: at(1), Detail: "disk"},
 		},
 		"not looked at yet": {
-			components: map[string]cluster.ComponentReport{"disk": component("ready", "", 1)},
+			components: map[string]facts.ComponentReport{"disk": component("ready", "", 1)},
 			want:       NodeStatus{State: "working", Detail: "the agent has not looked at everything yet"},
 		},
 	} {
 		got := NodeStatus{State: stateSilent, Since: at(0)}
-		got.add(cluster.NodeReport{Ready: c.ready, Components: c.components, Order: order})
+		got.add(facts.NodeReport{Ready: c.ready, Components: c.components, Order: order})
 		for _, r := range got.Components {
 			if r.Report != nil {
 				t.Errorf("%s: a raw report is passed on", name)
@@ -76,20 +78,20 @@ func TestAsk(t *testing.T) {
 		{Name: "web1", Role: "web", IP: netip.MustParseAddr("192.168.10.42")},
 		{Name: "web2", Role: "web", IP: netip.MustParseAddr("192.168.10.43")},
 	}}}}
-	secrets, err := cluster.LoadSecrets(filepath.Join(t.TempDir(), "secrets"), spec, nil)
+	keys, err := secrets.Load(filepath.Join(t.TempDir(), "secrets"), spec, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	strangers, err := cluster.LoadSecrets(filepath.Join(t.TempDir(), "secrets"), spec, nil)
+	strangers, err := secrets.Load(filepath.Join(t.TempDir(), "secrets"), spec, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	since := time.Now().Add(-time.Minute)
 	const late = 20 * time.Minute
-	good := cluster.NodeReport{Cluster: "otus", ClusterID: secrets.ClusterID, Node: cluster.Peer{Name: "web1"}, Ready: true,
-		Components: map[string]cluster.ComponentReport{"nginx": {Since: since}}}
+	good := facts.NodeReport{Cluster: "otus", ClusterID: keys.ClusterID, Node: facts.Peer{Name: "web1"}, Ready: true,
+		Components: map[string]facts.ComponentReport{"nginx": {Since: since}}}
 	behind := good
-	behind.Components = map[string]cluster.ComponentReport{"nginx": {Since: since.Add(-late)}}
+	behind.Components = map[string]facts.ComponentReport{"nginx": {Since: since.Add(-late)}}
 	otherCluster, otherNode := good, good
 	otherCluster.ClusterID = strangers.ClusterID
 	otherNode.Node.Name = "web2"
@@ -101,27 +103,27 @@ func TestAsk(t *testing.T) {
 		return string(data)
 	}
 	for name, c := range map[string]struct {
-		cert   cluster.KeyPair
+		cert   secrets.KeyPair
 		status int
 		body   string
 		want   string // in the error; empty: none
 		late   time.Duration
 	}{
-		"the node":                     {secrets.Nodes["web1"], 200, body(good), "", 0},
-		"a node whose clock is behind": {secrets.Nodes["web1"], 200, body(behind), "", late},
-		"another node's certificate":   {secrets.Nodes["web2"], 200, body(good), "web1", 0},
+		"the node":                     {keys.Nodes["web1"], 200, body(good), "", 0},
+		"a node whose clock is behind": {keys.Nodes["web1"], 200, body(behind), "", late},
+		"another node's certificate":   {keys.Nodes["web2"], 200, body(good), "web1", 0},
 		"another cluster's":            {strangers.Nodes["web1"], 200, body(good), "certificate signed by unknown authority", 0},
-		"a report of another cluster":  {secrets.Nodes["web1"], 200, body(otherCluster), "answered instead", 0},
-		"a report of another node":     {secrets.Nodes["web1"], 200, body(otherNode), "web2", 0},
-		"no report":                    {secrets.Nodes["web1"], 200, "hello", "no report", 0},
-		"an error":                     {secrets.Nodes["web1"], 500, "out of order\n", "500 Internal Server Error: out of order", 0},
-		"an answer that never ends":    {secrets.Nodes["web1"], 200, strings.Repeat(" ", 2*maxReport) + body(good), "no report", 0},
-		"an answer that is cut short":  {secrets.Nodes["web1"], 200, body(good)[:20], "no report", 0},
-		"an answer with another field": {secrets.Nodes["web1"], 200, strings.Replace(body(good), "{", `{"new": 1, `, 1), "", 0},
+		"a report of another cluster":  {keys.Nodes["web1"], 200, body(otherCluster), "answered instead", 0},
+		"a report of another node":     {keys.Nodes["web1"], 200, body(otherNode), "web2", 0},
+		"no report":                    {keys.Nodes["web1"], 200, "hello", "no report", 0},
+		"an error":                     {keys.Nodes["web1"], 500, "out of order\n", "500 Internal Server Error: out of order", 0},
+		"an answer that never ends":    {keys.Nodes["web1"], 200, strings.Repeat(" ", 2*maxReport) + body(good), "no report", 0},
+		"an answer that is cut short":  {keys.Nodes["web1"], 200, body(good)[:20], "no report", 0},
+		"an answer with another field": {keys.Nodes["web1"], 200, strings.Replace(body(good), "{", `{"new": 1, `, 1), "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path != cluster.StatePath || r.TLS.PeerCertificates[0].Subject.CommonName != "operator" {
+				if r.URL.Path != facts.StatePath || r.TLS.PeerCertificates[0].Subject.CommonName != "operator" {
 					t.Errorf("%s asked for %s", r.TLS.PeerCertificates[0].Subject, r.URL)
 				}
 				w.Header().Set("Date", time.Now().Add(-c.late).UTC().Format(http.TimeFormat))
@@ -133,13 +135,13 @@ func TestAsk(t *testing.T) {
 				t.Fatal(err)
 			}
 			ca := x509.NewCertPool()
-			ca.AppendCertsFromPEM(secrets.CA.Cert)
+			ca.AppendCertsFromPEM(keys.CA.Cert)
 			server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca}
 			server.Config.ErrorLog = log.New(io.Discard, "", 0)
 			server.StartTLS()
 			defer server.Close()
 			var asked string
-			a, err := newAsker(secrets, func(ctx context.Context, network, address string) (net.Conn, error) {
+			a, err := newAsker(keys, func(ctx context.Context, network, address string) (net.Conn, error) {
 				asked = address
 				var d net.Dialer
 				return d.DialContext(ctx, network, server.Listener.Addr().String())

@@ -17,7 +17,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
-	"imagegen/cluster"
+	"imagegen/cluster/facts"
 )
 
 // stubAgent stands for both cloud-init and the agent: it sets the node's address, writes the seed's files, and answers
@@ -60,12 +60,12 @@ func stubAgent() error {
 	if err != nil || string(mac) != card.MACAddress+"\n" {
 		return fmt.Errorf("the network card %s is %q (%v), want %s", card.Name, mac, err, card.MACAddress)
 	}
-	var report cluster.NodeReport
-	facts, err := os.ReadFile(cluster.FactsPath)
+	var report facts.NodeReport
+	known, err := os.ReadFile(facts.FactsPath)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(facts, &report); err != nil { // cluster, id and node have the same names in both
+	if err := json.Unmarshal(known, &report); err != nil { // cluster, id and node have the same names in both
 		return err
 	}
 	addresses := []string{card.Subnets[0].Address}
@@ -83,21 +83,21 @@ func stubAgent() error {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	report.Ready, report.Order = true, []string{"stub"}
-	report.Components = map[string]cluster.ComponentReport{"stub": {
-		Kind: "service", Status: cluster.Status{State: cluster.Ready}, Since: time.Now(), Report: json.RawMessage(`{"much": "more"}`),
+	report.Components = map[string]facts.ComponentReport{"stub": {
+		Kind: "service", Status: facts.Status{State: facts.Ready}, Since: time.Now(), Report: json.RawMessage(`{"much": "more"}`),
 	}}
-	pem, err := os.ReadFile(cluster.PKIDir + "/ca.crt")
+	pem, err := os.ReadFile(facts.PKIDir + "/ca.crt")
 	if err != nil {
 		return err
 	}
 	ca := x509.NewCertPool()
 	ca.AppendCertsFromPEM(pem)
 	api := http.NewServeMux()
-	api.HandleFunc("GET "+cluster.StatePath, func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(report) })
+	api.HandleFunc("GET "+facts.StatePath, func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(report) })
 	server := http.Server{
-		Addr: fmt.Sprint(":", cluster.APIPort), Handler: api,
+		Addr: fmt.Sprint(":", facts.APIPort), Handler: api,
 		TLSConfig: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca},
 	}
 	fmt.Println("imagegen: stub ready")
-	return server.ListenAndServeTLS(cluster.PKIDir+"/node.crt", cluster.PKIDir+"/node.key")
+	return server.ListenAndServeTLS(facts.PKIDir+"/node.crt", facts.PKIDir+"/node.key")
 }

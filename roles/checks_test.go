@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
 )
 
 // redisClient is a client with (ask) and without (cli) the password of the Redis or Sentinel whose file is $F.
@@ -108,9 +110,9 @@ func TestRealPrograms(t *testing.T) {
 }
 
 // realSecrets has certificates and keys that programs can read.
-func realSecrets(t *testing.T, c *Catalogue, s *cluster.Spec) *cluster.Secrets {
+func realSecrets(t *testing.T, c *Catalogue, s *cluster.Spec) *secrets.Secrets {
 	t.Helper()
-	sec, err := cluster.LoadSecrets(filepath.Join(t.TempDir(), "secrets"), s, c.SecretNames(s))
+	sec, err := secrets.Load(filepath.Join(t.TempDir(), "secrets"), s, c.SecretNames(s))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +209,7 @@ func TestGaleraLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := params[cluster.GaleraParams](t, r, "galera")
+	p := params[facts.GaleraParams](t, r, "galera")
 	script := quoted(p.InstallDB) + ` >install.log 2>&1 || { cat install.log; exit 1; }
 start() { mariadbd --user=mysql --wsrep-new-cluster >log 2>&1 & pid=$!
   for i in $(seq 900); do echo 'show status like "wsrep_ready"' | sql 2>/dev/null | grep -q ON && return; sleep 0.1; done; cat log; exit 1; }
@@ -256,7 +258,7 @@ func params[P any](t *testing.T, r Rendered, name string) *P {
 	t.Helper()
 	for _, c := range r.Facts.Components {
 		if c.Name == name {
-			p, err := cluster.DecodeParams(c.Kind, c.Params)
+			p, err := facts.DecodeParams(c.Kind, c.Params)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
 )
 
 // content returns a rendered file of a node.
@@ -150,7 +151,7 @@ func TestSettings(t *testing.T) {
 		"performance.cache-invalidation": "on", "performance.md-cache-timeout": "600",
 		"cluster.quorum-type": "fixed", "cluster.quorum-count": "1", "cluster.server-quorum-type": "none",
 	}
-	if got := params[cluster.GlusterParams](t, r, "gluster").Options; !reflect.DeepEqual(got, want) {
+	if got := params[facts.GlusterParams](t, r, "gluster").Options; !reflect.DeepEqual(got, want) {
 		t.Errorf("fixed quorum: %v", got)
 	}
 	s = reference(t, c, "debian12")
@@ -159,13 +160,13 @@ func TestSettings(t *testing.T) {
 	}
 	delete(want, "cluster.quorum-count")
 	want["cluster.quorum-type"], want["cluster.server-quorum-type"] = "auto", "server"
-	if got := params[cluster.GlusterParams](t, r, "gluster").Options; !reflect.DeepEqual(got, want) {
+	if got := params[facts.GlusterParams](t, r, "gluster").Options; !reflect.DeepEqual(got, want) {
 		t.Errorf("automatic quorum: %v", got)
 	}
 	if r, err = c.Render(s, testSecrets(c, s), "redis3"); err != nil {
 		t.Fatal(err)
 	}
-	p := params[cluster.SentinelParams](t, r, "sentinel")
+	p := params[facts.SentinelParams](t, r, "sentinel")
 	if p.Quorum != 2 || p.DownAfter != 5000 || p.FailoverTimeout != 15000 || p.ParallelSyncs != 1 {
 		t.Errorf("sentinel: %+v", p)
 	}

@@ -14,6 +14,8 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/internal/words"
 )
 
 // decode fills role from a role.yaml and reports whether it is YAML that can be looked at further. Decoding is strict: a
@@ -160,7 +162,7 @@ func dropRepeated(n *yaml.Node) {
 
 // unknownKey records a key that is not among keys. The one that was probably meant is then not missing.
 func (s *source) unknownKey(at, path, key string, keys []string) {
-	near := cluster.Nearest(key, keys)
+	near := words.Nearest(key, keys)
 	if near == "" {
 		s.fault(at, "there is no such key; here may be %s", strings.Join(keys, ", "))
 		return
@@ -177,16 +179,16 @@ func (s *source) paramShapes(root *yaml.Node) {
 	}
 	for i, c := range components.Content {
 		kind, params := child(c, "kind"), child(c, "params")
-		if kind == nil || cluster.ParamsFor[kind.Value] == nil {
+		if kind == nil || facts.ParamsFor[kind.Value] == nil {
 			continue // a fault for checkComponents
 		}
 		at := index("components", i) + ".params"
 		if params == nil {
 			s.at[at] = position{c.Line, c.Column}
-			s.fault(at, "missing; a %s has %s", kind.Value, strings.Join(keysOf(reflect.TypeOf(cluster.ParamsFor[kind.Value]()).Elem(), "json"), ", "))
+			s.fault(at, "missing; a %s has %s", kind.Value, strings.Join(keysOf(reflect.TypeOf(facts.ParamsFor[kind.Value]()).Elem(), "json"), ", "))
 			continue
 		}
-		s.shape(params, reflect.TypeOf(cluster.ParamsFor[kind.Value]()), at, "json")
+		s.shape(params, reflect.TypeOf(facts.ParamsFor[kind.Value]()), at, "json")
 	}
 }
 

@@ -45,7 +45,7 @@ var (
 	// Privileges: table 6.2 of the manual.
 	mysql57Privileges = strings.Split(`ALL,ALL PRIVILEGES,ALTER,ALTER ROUTINE,CREATE,CREATE ROUTINE,CREATE TABLESPACE,CREATE TEMPORARY TABLES,CREATE USER,CREATE VIEW,DELETE,DROP,EVENT,EXECUTE,FILE,GRANT OPTION,INDEX,INSERT,LOCK TABLES,PROCESS,PROXY,REFERENCES,RELOAD,REPLICATION CLIENT,REPLICATION SLAVE,SELECT,SHOW DATABASES,SHOW VIEW,SHUTDOWN,SUPER,TRIGGER,UPDATE,USAGE`, ",")
 	// Character sets, collations and plugins: SHOW COLLATION and 6.4.1 there, as far as they are of use here.
-	mysql57Names = words{
+	mysql57Names = vocabulary{
 		"CHARACTER SET":   `utf8mb4 utf8 latin1 ascii binary`,
 		"COLLATE":         `utf8mb4_general_ci utf8mb4_bin utf8mb4_unicode_ci utf8mb4_unicode_520_ci utf8_general_ci latin1_swedish_ci`,
 		"IDENTIFIED WITH": `mysql_native_password sha256_password auth_socket mysql_no_login`,
@@ -100,7 +100,7 @@ func mysqlFaults(path, text string) []string {
 
 // pxc57 are settings of the server (chapters 5.1.7, 14.15 and 16.1.6 of the MySQL 5.7 manual), of wsrep (PXC 5.7's index of wsrep
 // system variables) and of Galera 3 (its list of parameters), as far as they are of use here.
-var pxc57 = words{
+var pxc57 = vocabulary{
 	"mysqld": `datadir bind-address skip-name-resolve max_connections character-set-server collation-server plugin-load-add
 		default_storage_engine binlog_format innodb_autoinc_lock_mode innodb_buffer_pool_size innodb_log_file_size
 		innodb_flush_log_at_trx_commit innodb_file_per_table innodb_flush_method sync_binlog expire_logs_days log_error
@@ -159,7 +159,7 @@ func pxcFaults(path, text string) []string {
 }
 
 // redis72 are the names of src/config.c of Redis 7.2.0, and of src/sentinel.c, without those of clusters, modules and debugging.
-var redis72 = words{
+var redis72 = vocabulary{
 	"redis": `aclfile acllog-max-len active-expire-effort activedefrag activerehashing always-show-logo aof-load-truncated
 		aof-rewrite-incremental-fsync aof-timestamp-enabled aof-use-rdb-preamble appenddirname appendfilename appendfsync appendonly
 		auto-aof-rewrite-min-size auto-aof-rewrite-percentage bind bind-source-addr client-output-buffer-limit client-query-buffer-limit
@@ -205,7 +205,7 @@ func redisFaults(path, text string) []string {
 // proxysql2 is what ProxySQL 2.1 looks up in its configuration (lib/ProxySQL_Config.cpp, the names of variables in
 // lib/MySQL_Thread.cpp and lib/ProxySQL_Admin.cpp), as far as it is of use here. Whatever it does not look up, it passes over
 // without a word.
-var proxysql2 = words{
+var proxysql2 = vocabulary{
 	"":                `datadir errorlog admin_variables mysql_variables mysql_servers mysql_users mysql_query_rules mysql_galera_hostgroups mysql_replication_hostgroups scheduler proxysql_servers`,
 	"admin_variables": `admin_credentials stats_credentials mysql_ifaces refresh_interval read_only`,
 	"mysql_variables": `threads max_connections interfaces default_charset default_schema default_query_timeout poll_timeout server_version
@@ -264,7 +264,7 @@ func proxysqlFaults(path, text string) []string {
 
 // nginx120 are the directives of nginx 1.20.1 (src/core, src/event, src/http and those of its modules that EPEL builds, as far as
 // they are of use here), by the block they are allowed in.
-var nginx120 = words{
+var nginx120 = vocabulary{
 	"": `user worker_processes worker_priority worker_rlimit_nofile worker_rlimit_core worker_shutdown_timeout worker_cpu_affinity pid
 		error_log daemon master_process env events http load_module pcre_jit timer_resolution thread_pool lock_file working_directory`,
 	"events": `worker_connections multi_accept use accept_mutex accept_mutex_delay debug_connection`,
@@ -377,7 +377,7 @@ func nginxFaults(path, text string) []string {
 }
 
 // iptables1421 is what iptables-restore of 1.4.21 reads: its manual, and the one of its extensions, as far as they are of use here.
-var iptables1421 = words{
+var iptables1421 = vocabulary{
 	"options": `-A -p -s -d -i -o -m -j --dport --sport --dports --ctstate --state --comment --icmp-type --icmpv6-type --limit
 		--limit-burst --reject-with --syn --log-prefix --uid-owner`,
 	"matches": `conntrack state comment tcp udp icmp icmp6 multiport limit owner`,
@@ -486,7 +486,7 @@ func phpFaults(path, text string) []string {
 
 // phpSettings72 are settings of a pool (php-fpm.d/www.conf of PHP 7.2) and of PHP 7.2 with opcache and the redis extension 5 (their lists of
 // php.ini directives), as far as they are of use here.
-var phpSettings72 = words{
+var phpSettings72 = vocabulary{
 	"php-fpm": `user group listen listen.owner listen.group listen.mode listen.backlog listen.allowed_clients pm pm.max_children
 		pm.start_servers pm.min_spare_servers pm.max_spare_servers pm.process_idle_timeout pm.max_requests pm.status_path ping.path
 		ping.response access.log access.format slowlog request_slowlog_timeout request_slowlog_trace_depth request_terminate_timeout rlimit_files rlimit_core chroot chdir

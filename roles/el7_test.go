@@ -19,16 +19,16 @@ import (
 // The programs of CentOS 7 are not here, so what it gets is compared with tables of what they know. A word that is in no
 // table is a fault too: a table that has gaps asks to be filled, and lets nothing pass.
 
-// words are what a program knows, by section.
-type words map[string]string
+// vocabulary is what a program knows, by section.
+type vocabulary map[string]string
 
-func (w words) has(section, word string) bool {
+func (w vocabulary) has(section, word string) bool {
 	return slices.Contains(strings.Fields(w[section]), word)
 }
 
 // units219 are the settings that systemd 219 reads, as its load-fragment-gperf.gperf.m4 has them, without those that
 // none of our units is likely to use (network, swap, automount, slice).
-var units219 = words{
+var units219 = vocabulary{
 	"Unit": `Description Documentation SourcePath Requires Requisite Wants BindsTo Conflicts Before After OnFailure PropagatesReloadTo
 		ReloadPropagatedFrom PartOf JoinsNamespaceOf RequiresMountsFor StopWhenUnneeded RefuseManualStart RefuseManualStop
 		AllowIsolate DefaultDependencies OnFailureJobMode IgnoreOnIsolate IgnoreOnSnapshot JobTimeoutSec JobTimeoutAction
@@ -122,7 +122,7 @@ func systemd219(path, text string) []string {
 }
 
 // haproxy15 is what HAProxy 1.5 reads: sections 3 and 4.2 of its configuration manual, as far as it is of use here.
-var haproxy15 = words{
+var haproxy15 = vocabulary{
 	"sections": `global defaults frontend backend listen peers userlist`,
 	"global": `ca-base chroot crt-base daemon gid group log log-send-hostname log-tag nbproc pidfile uid ulimit-n user stats
 		ssl-default-bind-ciphers ssl-default-bind-options ssl-server-verify node description unix-bind maxconn maxconnrate maxpipes
@@ -219,7 +219,7 @@ func haproxyFaults(path, text string) []string {
 }
 
 // keepalived135 is what keepalived 1.3.5 reads: its keepalived.conf.5, of the blocks that a virtual address needs.
-var keepalived135 = words{
+var keepalived135 = vocabulary{
 	"": `global_defs vrrp_script vrrp_instance vrrp_sync_group static_ipaddress static_routes static_rules include`,
 	"global_defs": `notification_email notification_email_from smtp_server smtp_helo_name smtp_connect_timeout router_id vrrp_mcast_group4
 		vrrp_mcast_group6 default_interface lvs_sync_daemon vrrp_garp_master_delay vrrp_garp_master_repeat vrrp_garp_master_refresh
@@ -401,9 +401,9 @@ func TestCentOSKnows(t *testing.T) {
 		}
 	}
 	for name, check := range map[string]func(path, text string) []string{
-		"imagegen-node.service":   systemd219,
-		"../../assemble/site.php": phpFaults,
-		"centos7.sh":              func(path, text string) []string { return shellFaults(t, path, text) },
+		"imagegen-node.service": systemd219,
+		"../../agent/site.php":  phpFaults,
+		"centos7.sh":            func(path, text string) []string { return shellFaults(t, path, text) },
 	} {
 		text, err := os.ReadFile(filepath.Join("../images/scripts", name))
 		if err != nil {

@@ -6,15 +6,15 @@ import (
 	"slices"
 	"strings"
 
-	"imagegen/cluster"
+	"imagegen/cluster/facts"
 )
 
 // Ports that every node has, whatever its role.
 var everyNode = []Port{
 	{Port: "22", Proto: "tcp", From: []string{"any"}, Why: "SSH, for whom the spec gives a key"},
 	// The operator's machine is on the network, but no node; who has no certificate is turned away by the agent.
-	{Port: fmt.Sprint(cluster.APIPort), Proto: "tcp", From: []string{"network"}, Why: "agent: peers and operator, with certificates"},
-	{Port: fmt.Sprint(cluster.HealthPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: health, for load balancers"},
+	{Port: fmt.Sprint(facts.APIPort), Proto: "tcp", From: []string{"network"}, Why: "agent: peers and operator, with certificates"},
+	{Port: fmt.Sprint(facts.HealthPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: health, for load balancers"},
 }
 
 // filter is a table of rules that a unit loads from a file.
@@ -30,11 +30,11 @@ type filter struct {
 // table, a file and a unit for each of IPv4 and IPv6.
 var filters = map[string][]filter{
 	"debian12": {
-		{cluster.Firewall, "nftables.service", "/etc/nftables.conf", 0o644, "nft", (*renderer).nftables},
+		{facts.Firewall, "nftables.service", "/etc/nftables.conf", 0o644, "nft", (*renderer).nftables},
 	},
 	"centos7": {
-		{cluster.Firewall, "iptables.service", "/etc/sysconfig/iptables", 0o600, "iptables", func(r *renderer) []byte { return r.iptables(false) }},
-		{cluster.Firewall6, "ip6tables.service", "/etc/sysconfig/ip6tables", 0o600, "ip6tables", func(r *renderer) []byte { return r.iptables(true) }},
+		{facts.Firewall, "iptables.service", "/etc/sysconfig/iptables", 0o600, "iptables", func(r *renderer) []byte { return r.iptables(false) }},
+		{facts.Firewall6, "ip6tables.service", "/etc/sysconfig/ip6tables", 0o600, "ip6tables", func(r *renderer) []byte { return r.iptables(true) }},
 	},
 }
 

@@ -19,6 +19,7 @@ import (
 	"unicode"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
 )
 
 // Each built-in role is a folder; common holds templates that several of them use.
@@ -559,7 +560,7 @@ func (s *source) checkComponents() {
 		switch {
 		case !roleName.MatchString(c.Name):
 			s.fault(at+".name", "%q cannot be a component's name: use small letters, digits and hyphens", c.Name)
-		case c.Name == cluster.Firewall || c.Name == cluster.Firewall6:
+		case c.Name == facts.Firewall || c.Name == facts.Firewall6:
 			s.fault(at+".name", "every node has a component %s already, made from the role's ports", c.Name)
 		case before[c.Name]:
 			s.fault(at+".name", "there are two components %s", c.Name)
@@ -572,8 +573,8 @@ func (s *source) checkComponents() {
 		before[c.Name] = true
 		s.checkSubset(at, c.Distros)
 		s.parse(at+".when", c.When)
-		if cluster.ParamsFor[c.Kind] == nil {
-			s.fault(at+".kind", "%q is not one of %s", c.Kind, strings.Join(slices.Sorted(maps.Keys(cluster.ParamsFor)), ", "))
+		if facts.ParamsFor[c.Kind] == nil {
+			s.fault(at+".kind", "%q is not one of %s", c.Kind, strings.Join(slices.Sorted(maps.Keys(facts.ParamsFor)), ", "))
 			continue
 		}
 		s.parseAll(at+".params", c.Params)

@@ -13,6 +13,8 @@ import (
 	"testing/fstest"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
 // walkthrough is the role that docs/roles.md adds, file by file, exactly as the page has it.
@@ -60,11 +62,11 @@ func TestWalkthrough(t *testing.T) {
 	}
 	var b strings.Builder
 	for _, f := range r.Files {
-		if !strings.HasPrefix(f.Path, cluster.PKIDir) {
+		if !strings.HasPrefix(f.Path, facts.PKIDir) {
 			b.WriteString(show(f))
 		}
 	}
-	golden(t, "golden/memcached1.txt", b.String())
+	testkit.Golden(t, "testdata/golden/memcached1.txt", []byte(b.String()))
 	if got := c.Role("memcached").Distros["debian12"].Packages; !slices.Equal(got, []string{"memcached"}) {
 		t.Errorf("its image is made from %v", got)
 	}
@@ -219,7 +221,7 @@ func TestBroken(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(broken)) {
 		fmt.Fprintf(&all, "# %s\n%s\n\n", name, broken[name])
 	}
-	golden(t, "broken.txt", all.String())
+	testkit.Golden(t, "testdata/broken.txt", []byte(all.String()))
 }
 
 // TestEveryFaultAtOnce shows that faults of one kind do not hide those of another: what has the wrong shape, what has a
@@ -248,7 +250,7 @@ components:
 	if err == nil {
 		t.Fatal("no error")
 	}
-	golden(t, "every.txt", strings.ReplaceAll(err.Error(), dir, "roles")+"\n")
+	testkit.Golden(t, "testdata/every.txt", []byte(strings.ReplaceAll(err.Error(), dir, "roles")+"\n"))
 }
 
 // TestManyFaults shows that all faults of all roles come at once, in order.
@@ -264,7 +266,7 @@ func TestManyFaults(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	golden(t, "many.txt", strings.ReplaceAll(err.Error(), dir, "roles")+"\n")
+	testkit.Golden(t, "testdata/many.txt", []byte(strings.ReplaceAll(err.Error(), dir, "roles")+"\n"))
 }
 
 // TestRenderFaults has what cannot be known before there is a spec.
@@ -346,7 +348,7 @@ func TestDocsOfComponents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for kind, params := range cluster.ParamsFor {
+	for kind, params := range facts.ParamsFor {
 		_, section, found := strings.Cut(string(page), "\n**`"+kind+"`**\n")
 		if !found {
 			t.Errorf("docs/agent.md has no parameters of %s", kind)
@@ -356,9 +358,9 @@ func TestDocsOfComponents(t *testing.T) {
 		keys := keysOf(reflect.TypeOf(params()).Elem(), "json")
 		switch kind {
 		case "service":
-			keys = append(keys, keysOf(reflect.TypeFor[cluster.Check](), "json")...)
+			keys = append(keys, keysOf(reflect.TypeFor[facts.Check](), "json")...)
 		case "disk":
-			keys = append(keys, keysOf(reflect.TypeFor[cluster.Dir](), "json")...)
+			keys = append(keys, keysOf(reflect.TypeFor[facts.Dir](), "json")...)
 		}
 		for _, key := range keys {
 			if !strings.Contains(section, "`"+key+"`") {

@@ -39,7 +39,7 @@ func centosPHP(t *testing.T) map[string]string {
 			}
 		}
 	}
-	for name, path := range map[string]string{"site.php": "../assemble/site.php"} {
+	for name, path := range map[string]string{"site.php": "../agent/site.php"} {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

@@ -14,6 +14,8 @@ import (
 	"text/template"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
 )
 
 // Paths of the files that every node gets besides its role's.
@@ -23,7 +25,7 @@ const (
 )
 
 // Render returns everything node-specific about a node. The same spec and secrets give the same bytes.
-func (c *Catalogue) Render(spec *cluster.Spec, secrets *cluster.Secrets, node string) (Rendered, error) {
+func (c *Catalogue) Render(spec *cluster.Spec, keys *secrets.Secrets, node string) (Rendered, error) {
 	n, ok := spec.Node(node)
 	if !ok {
 		return Rendered{}, fmt.Errorf("render %s: the cluster has no such node", node)
@@ -36,7 +38,7 @@ func (c *Catalogue) Render(spec *cluster.Spec, secrets *cluster.Secrets, node st
 	if !ok {
 		return Rendered{}, fmt.Errorf("render %s: role %s is not made for %s", node, n.Role, spec.Distro)
 	}
-	v := &view{spec: spec, node: n, role: role, secrets: secrets}
+	v := &view{spec: spec, node: n, role: role, secrets: keys}
 	set, err := role.templates.Clone()
 	if err != nil {
 		return Rendered{}, fmt.Errorf("render %s: %w", node, err)
@@ -67,7 +69,7 @@ func (r *renderer) node() (Rendered, error) {
 	if out.Facts, err = r.facts(); err != nil {
 		return out, err
 	}
-	facts, err := out.Facts.Encode()
+	known, err := out.Facts.Encode()
 	if err != nil {
 		return out, fmt.Errorf("%s: %w", r.role.file, err)
 	}
@@ -78,10 +80,10 @@ func (r *renderer) node() (Rendered, error) {
 	file := func(path string, mode uint32, content []byte, secret bool, check string) {
 		out.Files = append(out.Files, RenderedFile{Path: path, Mode: mode, Owner: "root:root", Content: content, Secret: secret, Check: check})
 	}
-	file(cluster.FactsPath, 0o644, facts, false, "")
-	file(cluster.PKIDir+"/ca.crt", 0o644, r.secrets.CA.Cert, false, "")
-	file(cluster.PKIDir+"/node.crt", 0o644, keys.Cert, false, "")
-	file(cluster.PKIDir+"/node.key", 0o600, keys.Key, true, "")
+	file(facts.FactsPath, 0o644, known, false, "")
+	file(facts.PKIDir+"/ca.crt", 0o644, r.secrets.CA.Cert, false, "")
+	file(facts.PKIDir+"/node.crt", 0o644, keys.Cert, false, "")
+	file(facts.PKIDir+"/node.key", 0o600, keys.Key, true, "")
 	file(hostsPath, 0o644, r.hosts(), false, "")
 	if len(r.role.Sysctl) > 0 {
 		file(sysctlPath, 0o644, r.sysctl(), false, "")
@@ -100,7 +102,7 @@ func (r *renderer) node() (Rendered, error) {
 		if err != nil {
 			return out, err
 		}
-		file(cluster.SecretsPath, 0o600, append(data, '\n'), true, "")
+		file(facts.SecretsPath, 0o600, append(data, '\n'), true, "")
 	}
 	for i, f := range r.role.Files {
 		rf, wanted, err := r.file(index("files", i), f)
@@ -192,21 +194,21 @@ func (r *renderer) execute(name string) ([]byte, error) {
 	return bytes.Clone(r.buf.Bytes()), nil
 }
 
-func (r *renderer) facts() (cluster.Facts, error) {
-	f := cluster.Facts{
-		Version:   cluster.FactsVersion,
+func (r *renderer) facts() (facts.Facts, error) {
+	f := facts.Facts{
+		Version:   facts.FactsVersion,
 		Cluster:   r.spec.Cluster,
 		ClusterID: r.secrets.ClusterID,
 		Distro:    r.spec.Distro,
 		Node:      peer(r.view.node),
-		Peers:     []cluster.Peer{},
+		Peers:     []facts.Peer{},
 	}
 	for _, filter := range filters[r.spec.Distro] {
-		params, err := json.Marshal(cluster.ServiceParams{Unit: filter.unit})
+		params, err := json.Marshal(facts.ServiceParams{Unit: filter.unit})
 		if err != nil {
 			return f, err
 		}
-		f.Components = append(f.Components, cluster.Component{Name: filter.component, Kind: "service", Params: params})
+		f.Components = append(f.Components, facts.Component{Name: filter.component, Kind: "service", Params: params})
 	}
 	present := map[string]bool{}
 	for i, c := range r.role.Components {
@@ -219,7 +221,7 @@ func (r *renderer) facts() (cluster.Facts, error) {
 			continue
 		}
 		present[c.Name] = true
-		params, _, err := r.value(at+".params", c.Params, reflect.TypeOf(cluster.ParamsFor[c.Kind]()))
+		params, _, err := r.value(at+".params", c.Params, reflect.TypeOf(facts.ParamsFor[c.Kind]()))
 		if err != nil {
 			return f, err
 		}
@@ -229,9 +231,9 @@ func (r *renderer) facts() (cluster.Facts, error) {
 		}
 		// A component that this node does not have holds nothing up.
 		after := slices.DeleteFunc(slices.Clone(c.After), func(name string) bool { return !present[name] })
-		f.Components = append(f.Components, cluster.Component{Name: c.Name, Kind: c.Kind, After: after, Params: raw})
+		f.Components = append(f.Components, facts.Component{Name: c.Name, Kind: c.Kind, After: after, Params: raw})
 	}
-	known, err := cluster.PeerRoles(r.role.Name, f.Components)
+	known, err := facts.PeerRoles(r.role.Name, f.Components)
 	if err != nil {
 		return f, fmt.Errorf("%s: %w", r.role.file, err)
 	}
@@ -245,8 +247,8 @@ func (r *renderer) facts() (cluster.Facts, error) {
 	return f, nil
 }
 
-func peer(n cluster.Node) cluster.Peer {
-	return cluster.Peer{Name: n.Name, Role: n.Role, IP: n.IP.String(), Index: n.Index}
+func peer(n cluster.Node) facts.Peer {
+	return facts.Peer{Name: n.Name, Role: n.Role, IP: n.IP.String(), Index: n.Index}
 }
 
 // value renders the templates within a parameter that is to become a t. A template that comes out empty leaves its

@@ -1,18 +1,17 @@
 package roles
 
 import (
-	"flag"
 	"fmt"
 	"hash/fnv"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
+	"imagegen/internal/testkit"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func mustLoad(t testing.TB, dir string) *Catalogue {
 	t.Helper()
@@ -39,12 +38,12 @@ func parse(t testing.TB, c *Catalogue, spec string) *cluster.Spec {
 }
 
 // testSecrets are made from their names.
-func testSecrets(c *Catalogue, s *cluster.Spec) *cluster.Secrets {
-	sec := &cluster.Secrets{
+func testSecrets(c *Catalogue, s *cluster.Spec) *secrets.Secrets {
+	sec := &secrets.Secrets{
 		ClusterID: "7f1b9a5e-0c56-4c7e-8a52-3f6d3c1c8e11",
 		Passwords: map[string]string{},
-		Nodes:     map[string]cluster.KeyPair{},
-		CA:        cluster.KeyPair{Cert: []byte("certificate of the CA\n")},
+		Nodes:     map[string]secrets.KeyPair{},
+		CA:        secrets.KeyPair{Cert: []byte("certificate of the CA\n")},
 	}
 	for _, n := range c.SecretNames(s) {
 		h := fnv.New64a()
@@ -56,7 +55,7 @@ func testSecrets(c *Catalogue, s *cluster.Spec) *cluster.Secrets {
 		sec.Passwords[n] = p
 	}
 	for _, n := range s.Nodes() {
-		sec.Nodes[n.Name] = cluster.KeyPair{Cert: []byte("certificate of " + n.Name + "\n"), Key: []byte("key of " + n.Name + "\n")}
+		sec.Nodes[n.Name] = secrets.KeyPair{Cert: []byte("certificate of " + n.Name + "\n"), Key: []byte("key of " + n.Name + "\n")}
 	}
 	return sec
 }
@@ -68,34 +67,6 @@ func show(f RenderedFile) string {
 		secret = " secret"
 	}
 	return fmt.Sprintf("==> %s %04o %s%s\n%s\n", f.Path, f.Mode, f.Owner, secret, f.Content)
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got == string(want) {
-		return
-	}
-	g, w := strings.Split(got, "\n"), strings.Split(string(want), "\n")
-	for i := range min(len(g), len(w)) {
-		if g[i] != w[i] {
-			t.Fatalf("%s:%d: got\n%s\nwant\n%s\n(go test ./roles -update writes the golden files anew)", path, i+1, g[i], w[i])
-		}
-	}
-	t.Fatalf("%s: got %d lines, want %d", path, len(g), len(w))
 }
 
 // TestGolden compares everything that every node of the reference cluster gets.
@@ -112,11 +83,11 @@ func TestGolden(t *testing.T) {
 				}
 				var b strings.Builder
 				for _, f := range r.Files {
-					if !strings.HasPrefix(f.Path, cluster.PKIDir) && f.Path != "/etc/hosts" {
+					if !strings.HasPrefix(f.Path, facts.PKIDir) && f.Path != "/etc/hosts" {
 						b.WriteString(show(f))
 					}
 				}
-				golden(t, filepath.Join("golden", distro, n.Name+".txt"), b.String())
+				testkit.Golden(t, filepath.Join("testdata", "golden", distro, n.Name+".txt"), []byte(b.String()))
 			})
 		}
 	}

@@ -2,13 +2,14 @@
 // rendered from it. Roles are data; a folder beside the spec adds roles or replaces built-in ones without any Go.
 //
 // Rendering happens on the build host and ends up in the seed, where it can be read, diffed and checked before
-// anything boots. This package does not install (package images does) and does not decide (package assemble does).
+// anything boots. This package does not install (package images does) and does not decide (package agent does).
 package roles
 
 import (
 	"text/template"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
 )
 
 // Role is one role.yaml. Strings marked T are text/template templates, see Data for what they may use.
@@ -36,9 +37,9 @@ type Role struct {
 	Files      []File            `yaml:"files,omitempty"`
 	Components []Component       `yaml:"components,omitempty"`
 
-	file      string             // path of its role.yaml, for messages
+	file      string              // path of its role.yaml, for messages
 	packages  map[string]position // where its packages are named, by the path in role.yaml
-	templates *template.Template // every template of the role, by the names in load.go
+	templates *template.Template  // every template of the role, by the names in load.go
 }
 
 // Port is a port that the node listens on and who may reach it.
@@ -131,7 +132,7 @@ type Component struct {
 // Rendered is everything node-specific about one node.
 type Rendered struct {
 	Files []RenderedFile // sorted by path; the facts, secrets and keys included
-	Facts cluster.Facts
+	Facts facts.Facts
 }
 
 // RenderedFile is a file as it will be on the node.

@@ -7,10 +7,12 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
 )
 
 // together is what several nodes get, on one machine; the first one's file wins where two have the same.
-func together(t *testing.T, c *Catalogue, s *cluster.Spec, sec *cluster.Secrets, nodes ...string) []RenderedFile {
+func together(t *testing.T, c *Catalogue, s *cluster.Spec, sec *secrets.Secrets, nodes ...string) []RenderedFile {
 	t.Helper()
 	var files []RenderedFile
 	seen := map[string]bool{}
@@ -122,7 +124,7 @@ for i in $(seq 20); do is 200 $vip/; done # half of them meet the dead backend f
 
 // redisOf is the Redis of each node with its certificate, its files in /etc/NODE and its data in /tmp/NODE, so that several
 // fit on one machine.
-func redisOf(t *testing.T, c *Catalogue, s *cluster.Spec, sec *cluster.Secrets, nodes ...string) []RenderedFile {
+func redisOf(t *testing.T, c *Catalogue, s *cluster.Spec, sec *secrets.Secrets, nodes ...string) []RenderedFile {
 	t.Helper()
 	var files []RenderedFile
 	for _, node := range nodes {
@@ -307,7 +309,7 @@ serve() { exec socat TCP-LISTEN:$2,bind=192.168.10.$1,fork,reuseaddr "SYSTEM:$3"
 for a in 55 56 57; do
 	ip addr add 192.168.10.$a/32 dev lo
 	serve $a 3306 "echo node $a; sleep 60" & eval "pid$a=$!"
-	serve $a `+strconv.Itoa(cluster.HealthPort)+` 'echo HTTP/1.0 200 OK; echo' & eval "health$a=$!"
+	serve $a `+strconv.Itoa(facts.HealthPort)+` 'echo HTTP/1.0 200 OK; echo' & eval "health$a=$!"
 done
 ip addr add 192.168.10.53/32 dev eth0
 haproxy -D -f /etc/haproxy/haproxy.cfg

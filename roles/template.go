@@ -11,6 +11,8 @@ import (
 	"text/template"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
 )
 
 // Data is what a template sees as its dot.
@@ -27,7 +29,7 @@ type view struct {
 	spec    *cluster.Spec
 	node    cluster.Node
 	role    *Role
-	secrets *cluster.Secrets
+	secrets *secrets.Secrets
 	used    bool // a secret was asked for since this was last false
 	inFacts bool // what is rendered may hold no secret
 }
@@ -47,7 +49,7 @@ func (v *view) funcs() template.FuncMap {
 		"nodeKey":    v.nodeKey,
 		"clusterID":  func() string { return v.secrets.ClusterID }, // is in the facts: no secret
 		"fail":       func(msg string) (string, error) { return "", refusal(msg) },
-		"healthPort": func() int { return cluster.HealthPort },
+		"healthPort": func() int { return facts.HealthPort },
 		"join":       func(sep string, list []string) string { return strings.Join(list, sep) },
 		"add":        func(a, b int) int { return a + b },
 		"sub":        func(a, b int) int { return a - b },

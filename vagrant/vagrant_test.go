@@ -1,7 +1,6 @@
 package vagrant
 
 import (
-	"flag"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -10,10 +9,9 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func parse(t testing.TB, text string) *cluster.Spec {
 	t.Helper()
@@ -51,18 +49,7 @@ func TestWrite(t *testing.T) {
 		t.Run(distro, func(t *testing.T) {
 			got := write(t, parse(t, string(cluster.Reference(distro))))
 			path := filepath.Join("testdata", distro+".Vagrantfile")
-			if *update {
-				if err := os.WriteFile(path, got, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if string(got) != string(want) {
-				t.Errorf("the Vagrantfile differs from %s; go test ./vagrant -update shows how", path)
-			}
+			testkit.Golden(t, path, got)
 		})
 	}
 }

@@ -1,5 +1,5 @@
 // Command imagegen-node is the agent that is baked into every image. It reads the facts that the node's seed left in
-// /etc/imagegen and brings the node's components to ready, for ever; package assemble is its brain.
+// /etc/imagegen and brings the node's components to ready, for ever; package agent is its brain.
 //
 // It has no settings: what a node is comes from its seed, and how it is doing from the console, the journal and the
 // peer API.
@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"imagegen/assemble"
+	"imagegen/agent"
 	"imagegen/cloudinit/nocloud"
 )
 
@@ -55,18 +55,18 @@ func checkSeed() error {
 func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	agent, err := assemble.New("/", console)
+	a, err := agent.New("/", console)
 	if err != nil {
 		return err
 	}
-	if err := assemble.ApplySysctl("/", "/etc/sysctl.d/90-imagegen.conf"); err != nil {
+	if err := agent.ApplySysctl("/", "/etc/sysctl.d/90-imagegen.conf"); err != nil {
 		log.Printf("kernel parameters: %v", err)
 	}
 	// The seed's units came after systemd had read its folders.
 	if out, err := exec.CommandContext(ctx, "systemctl", "daemon-reload").CombinedOutput(); err != nil {
 		return fmt.Errorf("systemctl daemon-reload: %w: %s", err, out)
 	}
-	return agent.Run(ctx)
+	return a.Run(ctx)
 }
 
 // console writes a line to the journal and to the machine's console, where somebody looks who has no other way in.

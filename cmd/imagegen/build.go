@@ -13,6 +13,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/images"
+	"imagegen/internal/atomicfile"
 	"imagegen/vagrant"
 )
 
@@ -134,7 +135,7 @@ func (p *project) writeVagrantfile(config images.Config) error {
 	if err != nil {
 		return err
 	}
-	return cluster.WriteFile(filepath.Join(p.out, "Vagrantfile"), text, 0o644)
+	return atomicfile.Write(filepath.Join(p.out, "Vagrantfile"), text, 0o644)
 }
 
 // vagrantNote says what VirtualBox needs before it takes the spec's network; empty: nothing.

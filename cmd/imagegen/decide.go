@@ -9,7 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"imagegen/cluster"
+	"imagegen/cluster/facts"
 	"imagegen/lab"
 )
 
@@ -61,7 +61,7 @@ func decideCommand() *cli.Command {
 					continue
 				}
 				all = append(all, n.Node)
-				if err := l.Decide(c.Context, n.Node, cluster.Decision{Component: component, Without: without}); err != nil {
+				if err := l.Decide(c.Context, n.Node, facts.Decision{Component: component, Without: without}); err != nil {
 					errs = append(errs, err)
 					continue
 				}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"imagegen/cluster"
+	"imagegen/cluster/secrets"
 	"imagegen/lab"
 )
 
@@ -71,7 +71,7 @@ func downRemoved(c *cli.Context, names []string) error {
 		if err := os.Remove(p.seedPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if err := cluster.RemoveNode(p.secretsDir(), name); err != nil {
+		if err := secrets.RemoveNode(p.secretsDir(), name); err != nil {
 			return err
 		}
 		removed := left[name]

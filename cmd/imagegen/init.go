@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"imagegen/cluster"
+	"imagegen/internal/atomicfile"
 )
 
 func initCommand() *cli.Command {
@@ -48,7 +49,7 @@ func initCommand() *cli.Command {
 				return wrongf("init writes into a folder, and %s cannot be one; if you mean a folder of that name: ./%s", dir, dir)
 			}
 			if dir != "" {
-				if err := cluster.MakeDirs(dir); err != nil {
+				if err := atomicfile.MakeDirs(dir); err != nil {
 					return fmt.Errorf("make the folder of the spec: %w", err)
 				}
 			}
@@ -76,7 +77,7 @@ func writeNew(path string, data []byte) error {
 		return err
 	}
 	_, err = f.Write(data)
-	if err = errors.Join(err, cluster.OwnFile(f), f.Close()); err != nil {
+	if err = errors.Join(err, atomicfile.OwnFile(f), f.Close()); err != nil {
 		os.Remove(path)
 	}
 	return err

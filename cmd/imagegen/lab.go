@@ -9,6 +9,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/cluster/secrets"
 	"imagegen/lab"
 )
 
@@ -23,7 +24,7 @@ func openLab(c *cli.Context, b *block, names []string) (*lab.Lab, []string, erro
 }
 
 // openWithSecrets is openLab for who wants to see the secrets, too.
-func openWithSecrets(c *cli.Context, b *block, names []string) (*lab.Lab, []string, *cluster.Secrets, error) {
+func openWithSecrets(c *cli.Context, b *block, names []string) (*lab.Lab, []string, *secrets.Secrets, error) {
 	p, err := load(c)
 	if err != nil {
 		return nil, nil, nil, err
@@ -36,8 +37,8 @@ func openWithSecrets(c *cli.Context, b *block, names []string) (*lab.Lab, []stri
 	for i, n := range nodes {
 		names[i] = n.Name
 	}
-	l, secrets, err := p.lab(c, b)
-	return l, names, secrets, err
+	l, keys, err := p.lab(c, b)
+	return l, names, keys, err
 }
 
 // openLabOf opens the lab for a command that works on the nodes called names, of the spec or removed from it.
@@ -56,23 +57,23 @@ func openLabOf(c *cli.Context, b *block, names []string) (*lab.Lab, error) {
 }
 
 // lab opens the lab.
-func (p *project) lab(c *cli.Context, b *block) (*lab.Lab, *cluster.Secrets, error) {
-	secrets, err := p.readSecrets()
+func (p *project) lab(c *cli.Context, b *block) (*lab.Lab, *secrets.Secrets, error) {
+	keys, err := p.readSecrets()
 	if err == nil {
 		err = p.refuseLostSecrets()
 	}
 	if err != nil {
 		// Without them nobody can ask the agents, but a cluster can still be seen, stopped and taken down.
 		fmt.Fprintf(c.App.ErrWriter, "imagegen: %v\n", err)
-		secrets = &cluster.Secrets{}
+		keys = &secrets.Secrets{}
 	}
-	l, err := lab.Open(lab.Config{Spec: p.spec, Secrets: secrets, Dir: p.out, Seed: p.seeds(), Log: b.say})
-	return l, secrets, err
+	l, err := lab.Open(lab.Config{Spec: p.spec, Secrets: keys, Dir: p.out, Seed: p.seeds(), Log: b.say})
+	return l, keys, err
 }
 
 // seeds returns a function that makes the seeds which the spec gives nodes, to compare those that build has made with.
 func (p *project) seeds() func(cluster.Node) (cloudinit.Seed, error) {
-	secrets := sync.OnceValues(func() (*cluster.Secrets, error) {
+	keys := sync.OnceValues(func() (*secrets.Secrets, error) {
 		s, err := p.readSecrets()
 		if err == nil {
 			p.standIns(s) // a seed that has all secrets is then another one
@@ -80,7 +81,7 @@ func (p *project) seeds() func(cluster.Node) (cloudinit.Seed, error) {
 		return s, err
 	})
 	return func(n cluster.Node) (cloudinit.Seed, error) {
-		s, err := secrets()
+		s, err := keys()
 		if err != nil {
 			return cloudinit.Seed{}, err
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"imagegen/cluster"
+	"imagegen/internal/words"
 )
 
 func main() {
@@ -169,7 +170,7 @@ func usageError(c *cli.Context, err error, _ bool) error {
 			names = append(names, f.Names()...)
 		}
 		said := ""
-		if near := cluster.Nearest(name, names); near != "" && len(name) > 1 {
+		if near := words.Nearest(name, names); near != "" && len(name) > 1 {
 			said = " Did you mean --" + near + "?"
 		}
 		return wrongf("%s has no flag %s.%s", c.Command.Name, dashed, said)
@@ -195,7 +196,7 @@ var badValue = regexp.MustCompile(`^invalid value "(.*)" for flag -([a-z-]+): `)
 
 // guess ends a message about a name that is none of names: with the one that was probably meant, if there is one.
 func guess(typed string, names []string) string {
-	if near := cluster.Nearest(typed, names); near != "" {
+	if near := words.Nearest(typed, names); near != "" {
 		return " Did you mean " + near + "?"
 	}
 	return ""

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
-	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -17,9 +16,8 @@ import (
 	"testing"
 
 	"imagegen/cloudinit"
+	"imagegen/internal/testkit"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 // result is what a user sees of a run.
 type result struct {
@@ -47,26 +45,6 @@ func done(t *testing.T, args ...string) string {
 func inNewFolder(t *testing.T) {
 	t.Helper()
 	t.Chdir(t.TempDir())
-}
-
-func golden(t *testing.T, path string, got []byte) {
-	t.Helper()
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not as before (go test -update accepts it); now:\n%s", path, got)
-	}
 }
 
 // abs makes a golden file's path good in any current folder.
@@ -125,7 +103,7 @@ func TestMistakes(t *testing.T) {
 		}
 		fmt.Fprintf(&got, "$ imagegen %s\n%s", line, r.stderr)
 	}
-	golden(t, want, got.Bytes())
+	testkit.Golden(t, want, got.Bytes())
 	if after := files(t, "."); !slices.Equal(before, after) {
 		t.Errorf("a mistake wrote files; there are now: %v", after)
 	}
@@ -145,7 +123,7 @@ func TestDocs(t *testing.T) {
 		}
 		page("imagegen "+c.Name, "help", c.Name)
 	}
-	golden(t, "../../docs/commands.md", doc.Bytes())
+	testkit.Golden(t, "../../docs/commands.md", doc.Bytes())
 }
 
 func TestInit(t *testing.T) {

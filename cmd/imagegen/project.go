@@ -12,6 +12,8 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
 	"imagegen/roles"
 )
 
@@ -101,11 +103,11 @@ func (p *project) secretsDir() string { return filepath.Join(filepath.Dir(p.spec
 
 // issueSecrets returns the cluster's secrets, and makes those that were never issued. Only seed and build do that. The
 // certificates that it renewed are said.
-func (p *project) issueSecrets(c *cli.Context) (*cluster.Secrets, error) {
+func (p *project) issueSecrets(c *cli.Context) (*secrets.Secrets, error) {
 	if err := p.refuseLostSecrets(); err != nil {
 		return nil, err
 	}
-	s, err := cluster.LoadSecrets(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
+	s, err := secrets.Load(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +121,7 @@ func (p *project) issueSecrets(c *cli.Context) (*cluster.Secrets, error) {
 // refuseLostSecrets fails when there are no secrets, but seeds: these are of a cluster that would be unknown to the new
 // one.
 func (p *project) refuseLostSecrets() error {
-	none, err := cluster.NoSecrets(p.secretsDir())
+	none, err := secrets.NoSecrets(p.secretsDir())
 	if err != nil || !none {
 		return err
 	}
@@ -147,21 +149,21 @@ func seedCluster(path string) (string, error) {
 		return "", err
 	}
 	for _, f := range files {
-		if f.Path == cluster.FactsPath {
-			return cluster.SeedClusterID(f.Content)
+		if f.Path == facts.FactsPath {
+			return secrets.SeedClusterID(f.Content)
 		}
 	}
-	return "", fmt.Errorf("%s holds no %s", path, cluster.FactsPath)
+	return "", fmt.Errorf("%s holds no %s", path, facts.FactsPath)
 }
 
 // readSecrets returns the secrets that the cluster has, and makes none.
-func (p *project) readSecrets() (*cluster.Secrets, error) {
-	return cluster.ReadSecrets(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
+func (p *project) readSecrets() (*secrets.Secrets, error) {
+	return secrets.ReadSecrets(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
 }
 
 // standIns puts something in place of each secret that was not issued yet, so that files can be rendered all the same.
-func (p *project) standIns(s *cluster.Secrets) {
-	stand := cluster.KeyPair{Cert: []byte("(certificate not issued yet)\n"), Key: []byte("(private key not issued yet)\n")}
+func (p *project) standIns(s *secrets.Secrets) {
+	stand := secrets.KeyPair{Cert: []byte("(certificate not issued yet)\n"), Key: []byte("(private key not issued yet)\n")}
 	if s.ClusterID == "" {
 		s.ClusterID = "00000000-0000-0000-0000-000000000000"
 	}
@@ -184,7 +186,7 @@ func (p *project) standIns(s *cluster.Secrets) {
 }
 
 // warnOfExpiry says on w which certificates are in the last third of their life. Those who only read cannot renew them.
-func warnOfExpiry(w io.Writer, s *cluster.Secrets) {
+func warnOfExpiry(w io.Writer, s *secrets.Secrets) {
 	for _, said := range s.Expiring(time.Now()) {
 		fmt.Fprintf(w, "imagegen: %s; imagegen seed renews it, and nodes take it with their new seeds (imagegen roll)\n", said)
 	}
@@ -216,8 +218,8 @@ func (p *project) nodes(names []string) ([]cluster.Node, error) {
 }
 
 // files renders what the node's seed writes.
-func (p *project) files(secrets *cluster.Secrets, node cluster.Node) ([]cloudinit.File, error) {
-	r, err := p.catalogue.Render(p.spec, secrets, node.Name)
+func (p *project) files(keys *secrets.Secrets, node cluster.Node) ([]cloudinit.File, error) {
+	r, err := p.catalogue.Render(p.spec, keys, node.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -229,12 +231,12 @@ func (p *project) files(secrets *cluster.Secrets, node cluster.Node) ([]cloudini
 }
 
 // seed renders the node's files and makes its seed.
-func (p *project) seed(secrets *cluster.Secrets, node cluster.Node) (cloudinit.Seed, error) {
-	files, err := p.files(secrets, node)
+func (p *project) seed(keys *secrets.Secrets, node cluster.Node) (cloudinit.Seed, error) {
+	files, err := p.files(keys, node)
 	if err != nil {
 		return cloudinit.Seed{}, err
 	}
-	return cloudinit.New(p.spec, secrets.ClusterID, node, files)
+	return cloudinit.New(p.spec, keys.ClusterID, node, files)
 }
 
 // noArguments rejects names where a command takes none.

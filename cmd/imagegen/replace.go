@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
 	"imagegen/lab"
 )
 
@@ -169,7 +170,7 @@ func nextToRoll(nodes []lab.NodeStatus) (name string, more bool) {
 	return name, more
 }
 
-func isReady(n lab.NodeStatus) bool { return n.State == string(cluster.Ready) }
+func isReady(n lab.NodeStatus) bool { return n.State == string(facts.Ready) }
 
 // settled tells whether no node of a role that has been watched for so long will become ready before another is replaced
 // or turned on. What is of the latest image and seed must become ready, unless it waits for others that are still to be
@@ -182,12 +183,12 @@ func settled(nodes []lab.NodeStatus, watched time.Duration) bool {
 		}
 	}
 	for _, n := range nodes {
-		state := cluster.State(n.State)
+		state := facts.State(n.State)
 		ended := isReady(n) || n.Power == "off"
 		if n.Build == lab.BuildCurrent {
-			ended = ended || broken > 0 && state == cluster.Waiting && watched >= patience
+			ended = ended || broken > 0 && state == facts.Waiting && watched >= patience
 		} else {
-			ended = ended || state == cluster.Failed || state == cluster.Stopped || watched >= patience
+			ended = ended || state == facts.Failed || state == facts.Stopped || watched >= patience
 		}
 		if !ended {
 			return false

@@ -15,6 +15,8 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/cluster/secrets"
+	"imagegen/internal/atomicfile"
 )
 
 func seedCommand() *cli.Command {
@@ -40,18 +42,18 @@ func seedCommand() *cli.Command {
 				return err
 			}
 			if c.Bool("print") {
-				secrets, err := p.readSecrets()
+				keys, err := p.readSecrets()
 				if err != nil {
 					return err
 				}
-				p.standIns(secrets)
-				return p.printSeeds(c, secrets, nodes)
+				p.standIns(keys)
+				return p.printSeeds(c, keys, nodes)
 			}
-			secrets, err := p.issueSecrets(c)
+			keys, err := p.issueSecrets(c)
 			if err != nil {
 				return err
 			}
-			said, err := p.writeSeeds(secrets, nodes)
+			said, err := p.writeSeeds(keys, nodes)
 			if err != nil {
 				return err
 			}
@@ -67,21 +69,21 @@ func (p *project) seedPath(node string) string { return filepath.Join(p.out, "se
 
 // writeSeeds makes the seeds that are not there yet, and returns what it did, in one line. Where a seed of another
 // cluster is in a node's place, none is written.
-func (p *project) writeSeeds(secrets *cluster.Secrets, nodes []cluster.Node) (string, error) {
+func (p *project) writeSeeds(keys *secrets.Secrets, nodes []cluster.Node) (string, error) {
 	dir := filepath.Join(p.out, "seeds")
-	if err := cluster.MakeDirs(dir); err != nil {
+	if err := atomicfile.MakeDirs(dir); err != nil {
 		return "", fmt.Errorf("make the folder of the seeds: %w", err)
 	}
 	seeds := make([]cloudinit.Seed, len(nodes))
 	wrote := make([]bool, len(nodes))
 	err := eachNode(nodes, func(i int, n cluster.Node) (err error) {
-		if seeds[i], err = p.seed(secrets, n); err != nil || seeds[i].IsAt(p.seedPath(n.Name)) {
+		if seeds[i], err = p.seed(keys, n); err != nil || seeds[i].IsAt(p.seedPath(n.Name)) {
 			return err
 		}
 		wrote[i] = true
-		if id, err := seedCluster(p.seedPath(n.Name)); err == nil && id != secrets.ClusterID {
+		if id, err := seedCluster(p.seedPath(n.Name)); err == nil && id != keys.ClusterID {
 			return fmt.Errorf("%s is a seed of another cluster (id %s) than %s is of (id %s): put back the secrets that belong to it, "+
-				"or write to another folder (--out); if that cluster is to be given up, remove %s first", p.seedPath(n.Name), id, p.secretsDir(), secrets.ClusterID, dir)
+				"or write to another folder (--out); if that cluster is to be given up, remove %s first", p.seedPath(n.Name), id, p.secretsDir(), keys.ClusterID, dir)
 		}
 		return nil
 	})
@@ -143,17 +145,17 @@ func eachNode(nodes []cluster.Node, do func(i int, n cluster.Node) error) error 
 
 // printSeeds prints the files on the seeds, with a remark in place of each secret. The rest is as it is on the seed, the
 // instance-id included.
-func (p *project) printSeeds(c *cli.Context, secrets *cluster.Secrets, nodes []cluster.Node) error {
+func (p *project) printSeeds(c *cli.Context, keys *secrets.Secrets, nodes []cluster.Node) error {
 	for _, n := range nodes {
-		files, err := p.files(secrets, n)
+		files, err := p.files(keys, n)
 		if err != nil {
 			return err
 		}
-		real, err := cloudinit.New(p.spec, secrets.ClusterID, n, files)
+		real, err := cloudinit.New(p.spec, keys.ClusterID, n, files)
 		if err != nil {
 			return err
 		}
-		shown, err := cloudinit.New(p.spec, secrets.ClusterID, n, mask(files, secrets))
+		shown, err := cloudinit.New(p.spec, keys.ClusterID, n, mask(files, keys))
 		if err != nil {
 			return err
 		}
@@ -165,15 +167,15 @@ func (p *project) printSeeds(c *cli.Context, secrets *cluster.Secrets, nodes []c
 
 // mask returns the files without secrets. Of a file that is said to hold one, but in a form that is not recognised
 // (a hash, say), nothing is left.
-func mask(files []cloudinit.File, secrets *cluster.Secrets) []cloudinit.File {
+func mask(files []cloudinit.File, keys *secrets.Secrets) []cloudinit.File {
 	var pairs []string
-	for name, value := range secrets.Passwords {
+	for name, value := range keys.Passwords {
 		pairs = append(pairs, value, "(secret "+name+")")
 	}
-	for _, k := range secrets.Nodes {
+	for _, k := range keys.Nodes {
 		pairs = append(pairs, string(k.Key), "(private key)\n")
 	}
-	pairs = append(pairs, string(secrets.CA.Key), "(private key)\n", string(secrets.Operator.Key), "(private key)\n")
+	pairs = append(pairs, string(keys.CA.Key), "(private key)\n", string(keys.Operator.Key), "(private key)\n")
 	masker := strings.NewReplacer(pairs...)
 	masked := slices.Clone(files)
 	for i, f := range files {

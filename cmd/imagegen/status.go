@@ -14,7 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"imagegen/cluster"
+	"imagegen/cluster/facts"
 	"imagegen/lab"
 )
 
@@ -148,7 +148,7 @@ func waitFor(c *cli.Context, b *block, l *lab.Lab, names []string, enough func([
 			if !slices.Contains(names, n.Node) {
 				continue
 			}
-			if n.State != string(cluster.Ready) {
+			if n.State != string(facts.Ready) {
 				missing = append(missing, n)
 			}
 			if line, fresh := said.of(n); fresh && !b.terminal {
@@ -222,7 +222,7 @@ func (said news) of(n lab.NodeStatus) (line string, fresh bool) {
 	key := changing.ReplaceAllString(line, "$1#")
 	fresh = key != before.last && !before.all[key]
 	before.last = key
-	if n.State == string(cluster.Ready) {
+	if n.State == string(facts.Ready) {
 		before.all = map[string]bool{}
 	} else {
 		before.all[key] = true

@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"imagegen/cluster"
+	"imagegen/cluster/secrets"
 )
 
 // validation is the output of validate --json.
@@ -50,12 +51,12 @@ func validateCommand() *cli.Command {
 				count(len(p.spec.Nodes()), "node"), count(len(p.spec.Roles), "role"), p.spec.Distro)
 			fmt.Fprint(c.App.Writer, vagrantNote(p.spec))
 			// The secrets are no part of what is checked: that they cannot be read is said where they are needed.
-			secrets, err := p.readSecrets()
+			keys, err := p.readSecrets()
 			if err != nil {
 				fmt.Fprintf(c.App.ErrWriter, "imagegen: %v\n", err)
 				return nil
 			}
-			warnOfExpiry(c.App.ErrWriter, secrets)
+			warnOfExpiry(c.App.ErrWriter, keys)
 			return nil
 		},
 	}
@@ -63,7 +64,7 @@ func validateCommand() *cli.Command {
 
 // renderAll renders every node with stand-ins for the secrets, since checking must not make any.
 func (p *project) renderAll() error {
-	s := &cluster.Secrets{Passwords: map[string]string{}, Nodes: map[string]cluster.KeyPair{}}
+	s := &secrets.Secrets{Passwords: map[string]string{}, Nodes: map[string]secrets.KeyPair{}}
 	p.standIns(s)
 	nodes := p.spec.Nodes()
 	if err := eachNode(nodes, func(_ int, n cluster.Node) error {

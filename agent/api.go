@@ -1,0 +1,115 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"imagegen/cluster/facts"
+	"imagegen/cluster/secrets"
+)
+
+// maxDecision is the largest decision that is read, in bytes.
+const maxDecision = 64 << 10
+
+// serve answers on the agent's two ports until ctx ends: the peer API, with mutual TLS, and the health port, which
+// tells load balancers the little that they need and takes nothing in.
+func (a *Agent) serve(ctx context.Context, id identity) error {
+	// On every address: the node's own may not be up yet.
+	api, err := net.Listen("tcp", ":"+strconv.Itoa(facts.APIPort))
+	if err != nil {
+		return fmt.Errorf("peer API: %w", err)
+	}
+	defer api.Close()
+	health, err := net.Listen("tcp", ":"+strconv.Itoa(facts.HealthPort))
+	if err != nil {
+		return fmt.Errorf("health port: %w", err)
+	}
+	defer health.Close()
+
+	servers := []*http.Server{newServer(a.apiHandler()), newServer(a.healthHandler())}
+	failed := make(chan error, len(servers))
+	go func() { failed <- servers[0].Serve(tls.NewListener(api, id.server())) }()
+	go func() { failed <- servers[1].Serve(health) }()
+	select {
+	case <-ctx.Done():
+		err = nil
+	case err = <-failed:
+	}
+	for _, s := range servers {
+		s.Close()
+	}
+	return err
+}
+
+// newServer returns a server that a slow or hostile client cannot hold up.
+func newServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          log.New(io.Discard, "", 0), // a port scan is no news
+	}
+}
+
+func (a *Agent) apiHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+facts.StatePath, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(a.report()) // fails when the peer has gone, which is the peer's news
+	})
+	mux.HandleFunc("POST "+facts.DecidePath, func(w http.ResponseWriter, r *http.Request) {
+		if who := r.TLS.PeerCertificates[0].Subject.CommonName; who != secrets.OperatorName {
+			http.Error(w, "only the operator decides, not "+who, http.StatusForbidden)
+			return
+		}
+		var d facts.Decision
+		in := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxDecision))
+		in.DisallowUnknownFields()
+		if err := in.Decode(&d); err != nil {
+			http.Error(w, "this is no decision: "+err.Error(), http.StatusBadRequest)
+			return
+		}
+		if err := a.decide(d); err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	return mux
+}
+
+// healthHandler answers GET / for the whole node and GET /COMPONENT for one component: 200 when it is ready, else 503.
+func (a *Agent) healthHandler() http.Handler {
+	answer := func(w http.ResponseWriter, ready bool) {
+		if !ready {
+			http.Error(w, "not ready", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ready")
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.isReady()) })
+	mux.HandleFunc("GET /{component}", func(w http.ResponseWriter, r *http.Request) {
+		name := r.PathValue("component")
+		a.mu.Lock()
+		c, ok := a.reports[name]
+		a.mu.Unlock()
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		answer(w, c.Status.State == facts.Ready)
+	})
+	return mux
+}

@@ -1,0 +1,560 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"imagegen/cluster/facts"
+)
+
+var glusterNodes = []string{"glusterfs1", "glusterfs2", "glusterfs3"}
+
+const testClusterID = "7d0f3c58-3b0e-4c58-9a55-0d6d3a0f6a11"
+
+func glusterParams() *facts.GlusterParams {
+	return &facts.GlusterParams{Unit: "glusterd.service", WorkDir: "/var/lib/glusterd", Volume: "gv0", Brick: "/data/brick/gv0", UID: 2000, GID: 3000,
+		Options: map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto", "cluster.quorum-count": "", "cluster.server-quorum-type": "server"}}
+}
+
+func TestGlusterUUID(t *testing.T) {
+	// As any version 5 UUID library derives it: python -c 'import uuid; print(uuid.uuid5(uuid.UUID(ID), "glusterfs1"))'
+	if got, want := glusterUUID(testClusterID, "glusterfs1"), "1b0d2fd6-d7e4-5b5a-ad16-c67008fb8b34"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// glusterCase is a view of three servers, changed by a test.
+func glusterCase(self string, change func(all map[string]*glusterReport)) glusterView {
+	v := glusterView{self: self, nodes: glusterNodes, uuids: map[string]string{}, params: glusterParams(), heard: map[string]glusterReport{}, unit: "active", applied: map[string]string{}}
+	all := map[string]*glusterReport{}
+	for _, n := range glusterNodes {
+		v.uuids[n] = glusterUUID(testClusterID, n)
+	}
+	for _, n := range glusterNodes {
+		r := &glusterReport{UUID: v.uuids[n], OpVersion: 100000, Used: true, Running: true, Brick: brickEmpty}
+		for m, u := range v.uuids {
+			if m != n {
+				r.Pool = append(r.Pool, u)
+			}
+		}
+		all[n] = r
+	}
+	change(all)
+	for n, r := range all {
+		if n == self {
+			if v.own = *r; !r.Running {
+				v.unit = "inactive"
+			}
+		} else if r != nil {
+			v.heard[n] = *r
+		}
+	}
+	return v
+}
+
+// withVolume makes all servers serve a started volume that has data.
+func withVolume(all map[string]*glusterReport) {
+	options := map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto", "cluster.server-quorum-type": "server",
+		"storage.owner-uid": "2000", "storage.owner-gid": "3000", "cluster.granular-entry-heal": "off"}
+	for _, r := range all {
+		r.Volume = &glusterVolume{ID: "v1", Status: volumeStarted, Options: maps.Clone(options)}
+		for _, n := range glusterNodes {
+			r.Volume.Bricks = append(r.Volume.Bricks, n+":/data/brick/gv0")
+		}
+		r.Brick, r.BrickID, r.Online = brickData, "v1", true
+	}
+}
+
+func TestGlusterDecisions(t *testing.T) {
+	none := func(map[string]*glusterReport) {}
+	for name, c := range map[string]struct {
+		self   string
+		change func(map[string]*glusterReport)
+		do     glusterDo
+		state  facts.State
+		detail string
+	}{
+		"all empty: the lowest creates":     {"glusterfs1", none, glusterCreate, facts.Working, "creating volume gv0"},
+		"all empty: the others wait":        {"glusterfs3", none, glusterNothing, facts.Waiting, "for glusterfs1 to create"},
+		"one not heard: it may know more":   {"glusterfs1", func(a map[string]*glusterReport) { a["glusterfs2"] = nil }, glusterNothing, facts.Waiting, "glusterfs2 (not heard)"},
+		"one still starting":                {"glusterfs1", func(a map[string]*glusterReport) { a["glusterfs2"].Running = false }, glusterNothing, facts.Waiting, "for glusterfs2 to start"},
+		"no folder yet":                     {"glusterfs2", func(a map[string]*glusterReport) { a["glusterfs2"].Brick = brickNone }, glusterMakeBrick, facts.Working, ""},
+		"files but no volume":               {"glusterfs1", func(a map[string]*glusterReport) { a["glusterfs3"].Brick, a["glusterfs3"].BrickID = brickData, "old" }, glusterNothing, facts.Stopped, "on glusterfs3 holds files (of volume old)"},
+		"what an interrupted creation left": {"glusterfs1", func(a map[string]*glusterReport) { a["glusterfs3"].BrickID = "gone" }, glusterCreate, facts.Working, ""},
+		"a peer has the volume, this not": {"glusterfs1", func(a map[string]*glusterReport) {
+			withVolume(a)
+			a["glusterfs1"].Volume, a["glusterfs1"].Brick = nil, brickNone
+		}, glusterNothing, facts.Waiting, "to hand over volume"},
+		"first boot":                         {"glusterfs2", func(a map[string]*glusterReport) { *a["glusterfs2"] = glusterReport{Brick: brickNone} }, glusterIdentify, facts.Working, ""},
+		"killed between the pool's files":    {"glusterfs2", func(a map[string]*glusterReport) { *a["glusterfs2"] = glusterReport{Used: true, Pool: []string{"x"}} }, glusterIdentify, facts.Working, ""},
+		"a server was added to the spec":     {"glusterfs2", func(a map[string]*glusterReport) { a["glusterfs2"].Running, a["glusterfs2"].Pool = false, nil }, glusterIdentify, facts.Working, ""},
+		"ready to start":                     {"glusterfs2", func(a map[string]*glusterReport) { a["glusterfs2"].Running = false }, glusterStartUnit, facts.Working, ""},
+		"state of another server":            {"glusterfs2", func(a map[string]*glusterReport) { a["glusterfs2"].UUID = "other" }, glusterNothing, facts.Stopped, "another server"},
+		"image's own state, unused":          {"glusterfs2", func(a map[string]*glusterReport) { *a["glusterfs2"] = glusterReport{UUID: "other"} }, glusterIdentify, facts.Working, ""},
+		"created, not started: lowest":       {"glusterfs1", func(a map[string]*glusterReport) { created(a, nil) }, glusterStart, facts.Working, ""},
+		"created, not started: others":       {"glusterfs2", func(a map[string]*glusterReport) { created(a, nil) }, glusterNothing, facts.Waiting, "to be started"},
+		"created, options half set":          {"glusterfs1", func(a map[string]*glusterReport) { created(a, []string{"storage.owner-uid"}) }, glusterSet, facts.Working, ""},
+		"created, lowest away":               {"glusterfs2", func(a map[string]*glusterReport) { created(a, nil); a["glusterfs1"] = nil }, glusterStart, facts.Working, ""},
+		"serving":                            {"glusterfs2", withVolume, glusterNothing, facts.Ready, "3 of 3 bricks online"},
+		"serving, one away":                  {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs3"] = nil }, glusterNothing, facts.Ready, "2 of 3 bricks online, without glusterfs3"},
+		"serving, alone":                     {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs3"], a["glusterfs1"] = nil, nil }, glusterNothing, facts.Waiting, "for a majority: 1 of 3"},
+		"brick down":                         {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Online = false }, glusterForce, facts.Working, ""},
+		"to heal: lowest":                    {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Pending = 7 }, glusterHeal, facts.Working, "catching up: 3 of 3 bricks online, under 10 entries to heal"},
+		"to heal: others":                    {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Pending = 7 }, glusterNothing, facts.Working, "under 10 entries to heal"},
+		"blamed by another":                  {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Blames = []int{1} }, glusterNothing, facts.Working, "catching up"},
+		"another is blamed":                  {"glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Blames = []int{2} }, glusterNothing, facts.Ready, "3 of 3"},
+		"stopped by hand":                    {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Volume.Status = 2 }, glusterNothing, facts.Stopped, "stopped by an operator"},
+		"two volumes of one name":            {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Volume.ID = "v2" }, glusterNothing, facts.Stopped, "exists twice"},
+		"brick of another volume":            {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].BrickID = "v0" }, glusterNothing, facts.Stopped, "another volume (v0"},
+		"blank brick: the others note it":    {"glusterfs1", func(a map[string]*glusterReport) { replaced(a) }, glusterBlame, facts.Working, "glusterfs3's brick is blank"},
+		"blank brick: it waits for that":     {"glusterfs3", func(a map[string]*glusterReport) { replaced(a) }, glusterNothing, facts.Waiting, "for glusterfs1, glusterfs2 to note"},
+		"blank brick: one has noted it":      {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1") }, glusterNothing, facts.Waiting, "for glusterfs2 to note"},
+		"blank brick: all have":              {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1", "glusterfs2") }, glusterRestore, facts.Working, ""},
+		"blank brick: all who are there":     {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1"); a["glusterfs2"] = nil }, glusterRestore, facts.Working, ""},
+		"blank brick: nobody with the files": {"glusterfs3", func(a map[string]*glusterReport) { replaced(a); a["glusterfs1"], a["glusterfs2"] = nil, nil }, glusterNothing, facts.Waiting, "no server that was heard has the volume's files"},
+		"blank brick, a peer forced a start": {"glusterfs3", func(a map[string]*glusterReport) {
+			replaced(a)
+			a["glusterfs3"].Brick, a["glusterfs3"].BrickID = brickBare, "v1"
+		}, glusterNothing, facts.Waiting, "to note"},
+		"blank brick, restored": {"glusterfs3", func(a map[string]*glusterReport) {
+			replaced(a, "glusterfs1", "glusterfs2")
+			a["glusterfs3"].Brick, a["glusterfs3"].BrickID = brickEmpty, "v1"
+		}, glusterForce, facts.Working, ""},
+	} {
+		step, status := decideGluster(glusterCase(c.self, c.change))
+		if step.do != c.do || status.State != c.state || !strings.Contains(status.Detail, c.detail) {
+			t.Errorf("%s: %q, %s: %s", name, step.do, status.State, status.Detail)
+		}
+	}
+}
+
+// created makes the volume exist, but not started and without the named options.
+func created(all map[string]*glusterReport, without []string) {
+	withVolume(all)
+	for _, r := range all {
+		r.Volume.Status, r.Brick, r.Online = volumeCreated, brickEmpty, false
+		for _, k := range without {
+			delete(r.Volume.Options, k)
+		}
+	}
+}
+
+// replaced gives glusterfs3 a blank disk, which those in noted have noted down.
+func replaced(all map[string]*glusterReport, noted ...string) {
+	withVolume(all)
+	all["glusterfs3"].Brick, all["glusterfs3"].BrickID, all["glusterfs3"].Online = brickNone, "", false
+	for _, n := range noted {
+		all[n].Blames = []int{2}
+	}
+}
+
+// A note about a blank brick is acted on only where the index lists it, and only the note is looked at afterwards.
+func TestBlameHasItsIndexEntry(t *testing.T) {
+	root := t.TempDir()
+	err := blame(root, "gv0", 1)
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOTSUP) {
+		t.Skipf("needs root, and a file system with trusted attributes: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := readChangelog(root, "gv0", 1); err != nil || c.data == 0 || c.metadata == 0 || c.entry == 0 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := os.Stat(filepath.Join(indexDir(root), rootGFID)); err != nil {
+		t.Errorf("no index entry: %v", err)
+	}
+	// Where the index cannot be written, there is no note either.
+	root = t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, ".glusterfs"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := blame(root, "gv0", 1); err == nil {
+		t.Error("noted without an index entry")
+	}
+	if c, err := readChangelog(root, "gv0", 1); err != nil || c != (changelog{}) {
+		t.Errorf("noted all the same: %+v, %v", c, err)
+	}
+}
+
+func TestOpVersion(t *testing.T) {
+	for text, want := range map[string]int{
+		"glusterfs 10.3\nRepository revision: git": 100000, "glusterfs 9.6": 90000, "glusterfs 11.1": 110000,
+		"": 0, "glusterfs": 0, "bash: glusterd: not found": 0, "glusterfs 3.12": 0,
+	} {
+		if got, err := opVersion(text); got != want || (err == nil) != (want > 0) {
+			t.Errorf("%q: %d, %v", text, got, err)
+		}
+	}
+}
+
+func FuzzParseVolumes(f *testing.F) {
+	f.Add([]byte(`<?xml version="1.0" encoding="UTF-8" standalone="yes"?><cliOutput><opRet>0</opRet><opErrno>0</opErrno><opErrstr/><volInfo><volumes><volume><name>gv0</name><id>3dbf3707</id><status>1</status><bricks><brick uuid="a">h:/b<name>h:/b</name></brick></bricks><options><option><name>a</name><value>b</value></option></options></volume><count>1</count></volumes></volInfo></cliOutput>`))
+	f.Add([]byte(`<cliOutput><opRet>-1</opRet><opErrstr>Volume gv0 does not exist</opErrstr></cliOutput>`))
+	f.Add([]byte("Connection failed. Please check if gluster daemon is operational.\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		volumes, err := parseVolumes(data)
+		if err != nil && volumes != nil {
+			t.Error("an answer and an error")
+		}
+		for name, v := range volumes {
+			if name == "" || v.ID == "" {
+				t.Errorf("volume %q has id %q", name, v.ID)
+			}
+		}
+	})
+}
+
+func TestParseVolumes(t *testing.T) {
+	got, err := parseVolumes([]byte(`<?xml version="1.0"?><cliOutput><opRet>0</opRet><volInfo><volumes><volume><name>gv0</name><id>i</id><status>1</status>` +
+		`<bricks><brick uuid="a">h:/b<name>h:/b</name><hostUuid>a</hostUuid></brick></bricks><options><option><name>k</name><value>v</value></option></options></volume></volumes></volInfo></cliOutput>`))
+	want := `{"gv0":{"id":"i","status":1,"bricks":["h:/b"],"options":{"k":"v"}}}`
+	if data, _ := json.Marshal(got); err != nil || string(data) != want {
+		t.Errorf("%s, %v", data, err)
+	}
+	if _, err := parseVolumes([]byte(`<cliOutput><opRet>-1</opRet><opErrstr>no volumes here</opErrstr></cliOutput>`)); err == nil || err.Error() != "no volumes here" {
+		t.Errorf("an error of glusterd's: %v", err)
+	}
+}
+
+// What follows runs three real servers, each in namespaces of its own with its own disk.
+
+// glusterTurn is one look and one step of a server's component.
+type glusterTurn struct {
+	Report json.RawMessage
+	Status facts.Status
+}
+
+// TestMain lets the test binary run itself as one server of TestGlusterForReal.
+func TestMain(m *testing.M) {
+	if name := os.Getenv("IMAGEGEN_TEST_GLUSTER"); name != "" {
+		serveGluster(name)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// serveGluster is the server called name. It is told what it hears, and answers with what it sees, until there is no more.
+func serveGluster(name string) {
+	ctx := context.Background()
+	known := facts.Facts{ClusterID: testClusterID}
+	for i, n := range glusterNodes {
+		p := facts.Peer{Name: n, Role: "glusterfs", IP: fmt.Sprintf("10.99.0.%d", i+1), Index: i}
+		if n == name {
+			known.Node = p
+		} else {
+			known.Peers = append(known.Peers, p)
+		}
+	}
+	node := Node{Facts: known, Dir: "/run", Log: func(string, ...any) {}, Working: func(string) {}}
+	c := newGluster(node, "gluster", glusterParams())
+	in, out := json.NewDecoder(os.NewFile(3, "in")), json.NewEncoder(os.NewFile(4, "out"))
+	for {
+		var ask struct {
+			Fresh bool // as if the agent had been killed since the last turn
+			World World
+		}
+		if in.Decode(&ask) != nil {
+			return
+		}
+		if ask.Fresh {
+			c = newGluster(node, "gluster", glusterParams())
+		}
+		var turn glusterTurn
+		report, err := c.Observe(ctx)
+		if err == nil {
+			turn.Report, _ = json.Marshal(report)
+			ask.World.Self, ask.World.Peers = known.Node, known.Peers
+			if ask.Fresh {
+				_, turn.Status, err = c.(*gluster).step(ctx, ask.World)
+			} else {
+				turn.Status, err = c.Step(ctx, ask.World)
+			}
+		}
+		if err != nil {
+			turn.Status = facts.Status{State: facts.Failed, Detail: err.Error()}
+		}
+		out.Encode(turn)
+	}
+}
+
+// glusterLab is three servers on a bridge.
+type glusterLab struct {
+	t    *testing.T
+	dir  string
+	up   map[string]*glusterServer
+	last map[string]glusterTurn
+}
+
+type glusterServer struct {
+	cmd *exec.Cmd
+	in  *json.Encoder
+	out *json.Decoder
+	pid string // of the first process in the server's namespaces
+}
+
+func sh(t *testing.T, script string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("bash", append([]string{"-euc", script, "sh"}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", script, err, out)
+	}
+	return string(out)
+}
+
+func newGlusterLab(t *testing.T) *glusterLab {
+	if os.Getenv("IMAGEGEN_E2E") == "" {
+		t.Skip("SKIPPED: takes a minute; make e2e runs it, with IMAGEGEN_E2E=1")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root, for network namespaces and mounts")
+	}
+	for _, tool := range []string{"glusterd", "gluster", "ip", "nsenter", "unshare", "mkfs.ext4"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("SKIPPED: needs %s (apt-get install glusterfs-server iproute2 util-linux e2fsprogs)", tool)
+		}
+	}
+	l := &glusterLab{t: t, dir: t.TempDir(), up: map[string]*glusterServer{}, last: map[string]glusterTurn{}}
+	t.Cleanup(func() {
+		for n := range l.up {
+			l.off(n)
+		}
+		for i := range 4 {
+			exec.Command("ip", "netns", "del", fmt.Sprintf("igt%d-%d", os.Getpid(), i)).Run()
+		}
+	})
+	hosts := "127.0.0.1 localhost\n"
+	for i, n := range glusterNodes {
+		hosts += fmt.Sprintf("10.99.0.%d %s\n", i+1, n)
+	}
+	os.WriteFile(filepath.Join(l.dir, "hosts"), []byte(hosts), 0o644)
+	bin := filepath.Join(l.dir, "bin")
+	os.Mkdir(bin, 0o755)
+	os.WriteFile(filepath.Join(bin, "systemctl"), []byte(`#!/bin/bash
+p=$(cat /run/glusterd.pid 2>/dev/null); [ -n "$p" ] && kill -0 $p 2>/dev/null || p=0
+case $1 in
+show) [ $p = 0 ] && a=inactive || a=active; printf 'LoadState=loaded\nActiveState=%s\nSubState=x\nResult=success\nMainPID=%s\n' $a $p;;
+start) exec glusterd -p /run/glusterd.pid;;
+esac
+`), 0o755)
+	os.WriteFile(filepath.Join(bin, "journalctl"), []byte("#!/bin/sh\n"), 0o755)
+	sh(t, `ip netns add $1-0; ip -n $1-0 link add br0 type bridge; ip -n $1-0 link set br0 up
+for i in 1 2 3; do
+ ip netns add $1-$i; ip -n $1-$i link set lo up
+ ip link add eth0 netns $1-$i type veth peer name v$i netns $1-0
+ ip -n $1-0 link set v$i master br0 up; ip -n $1-$i link set eth0 up; ip -n $1-$i addr add 10.99.0.$i/24 dev eth0
+done`, fmt.Sprintf("igt%d", os.Getpid()))
+	for _, n := range glusterNodes {
+		l.blank(n)
+	}
+	return l
+}
+
+// blank gives a server a new disk.
+func (l *glusterLab) blank(n string) {
+	sh(l.t, `rm -f $1; truncate -s 1G $1; mkfs.ext4 -q -F -I 512 $1`, filepath.Join(l.dir, n+".disk"))
+}
+
+// on powers a server on.
+func (l *glusterLab) on(n string) {
+	l.t.Helper()
+	netns := fmt.Sprintf("/run/netns/igt%d-%d", os.Getpid(), slices.Index(glusterNodes, n)+1)
+	inside := `mount --make-rprivate /; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/log; mount -t tmpfs tmpfs /mnt; mkdir -p /var/log/glusterfs /mnt/data /mnt/client
+mount -o loop $D/$N.disk /mnt/data; mkdir -p /mnt/data/lib /mnt/data/data /data /var/lib/glusterd
+mount --bind /mnt/data/data /data; mount --bind /mnt/data/lib /var/lib/glusterd; mount --bind $D/hosts /etc/hosts; hostname $N
+PATH=$D/bin:$PATH IMAGEGEN_TEST_GLUSTER=$N $BIN & wait $!`
+	self, err := os.Executable()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	cmd := exec.Command("nsenter", "--net="+netns, "unshare", "-m", "-p", "-u", "--fork", "--kill-child", "--mount-proc", "bash", "-euc", inside)
+	cmd.Env = append(os.Environ(), "N="+n, "D="+l.dir, "BIN="+self)
+	cmd.Stderr = os.Stderr
+	r, w, _ := os.Pipe()
+	r2, w2, _ := os.Pipe()
+	cmd.ExtraFiles = []*os.File{r, w2}
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	r.Close()
+	w2.Close()
+	s := &glusterServer{cmd: cmd, in: json.NewEncoder(w), out: json.NewDecoder(bufio.NewReader(r2))}
+	l.up[n] = s
+	l.turn(n, false) // it answers, so its namespaces are there
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
+	s.pid = strings.TrimSpace(string(data))
+}
+
+// off cuts a server's power.
+func (l *glusterLab) off(n string) {
+	s := l.up[n]
+	delete(l.up, n)
+	delete(l.last, n)
+	exec.Command("kill", "-9", s.pid).Run()
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+}
+
+// inside runs a command in a server's namespaces.
+func (l *glusterLab) inside(n, script string) string {
+	l.t.Helper()
+	return sh(l.t, `nsenter -t $1 -m -n -p -u bash -euc "$2"`, l.up[n].pid, script)
+}
+
+func (l *glusterLab) turn(n string, fresh bool) (glusterTurn, error) {
+	w := World{Reports: map[string]PeerReport{}}
+	for other, turn := range l.last {
+		if other != n && turn.Report != nil {
+			w.Reports[other] = PeerReport{NodeReport: facts.NodeReport{Components: map[string]facts.ComponentReport{"gluster": {Kind: "gluster", Report: turn.Report}}}}
+		}
+	}
+	s := l.up[n]
+	var turn glusterTurn
+	if err := s.in.Encode(map[string]any{"Fresh": fresh, "World": w}); err != nil {
+		return turn, err
+	}
+	err := s.out.Decode(&turn)
+	return turn, err
+}
+
+// until gives every server turns until done holds.
+func (l *glusterLab) until(what string, limit time.Duration, fresh bool, done func() bool) {
+	l.t.Helper()
+	began := time.Now()
+	said := map[string]facts.Status{}
+	for !done() {
+		if time.Since(began) > limit {
+			l.t.Fatalf("not %s after %v: %+v", what, limit, said)
+		}
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		turns := map[string]glusterTurn{}
+		for n := range l.up {
+			wg.Go(func() {
+				turn, err := l.turn(n, fresh)
+				if err != nil && err != io.EOF {
+					l.t.Errorf("%s: %v", n, err)
+				}
+				mu.Lock()
+				turns[n] = turn
+				mu.Unlock()
+			})
+		}
+		wg.Wait()
+		for n, turn := range turns {
+			if said[n] != turn.Status {
+				l.t.Logf("%5.1fs %s: %s: %s", time.Since(began).Seconds(), n, turn.Status.State, turn.Status.Detail)
+			}
+			said[n] = turn.Status
+			l.last[n] = turn
+		}
+		time.Sleep(300 * time.Millisecond)
+	}
+	l.t.Logf("%s after %.1f s", what, time.Since(began).Seconds())
+}
+
+// Once all copies were the same, what a busy volume writes does not make a server unready.
+func TestGlusterOnceSettledStaysReady(t *testing.T) {
+	v := glusterCase("glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Pending = 7 })
+	v.settled = true
+	if _, status := decideGluster(v); status.State != facts.Ready {
+		t.Errorf("%+v", status)
+	}
+}
+
+// serving tells whether n servers are ready and nothing is left to heal.
+func (l *glusterLab) serving(n int) func() bool {
+	want := fmt.Sprintf("%d of 3 bricks online", n)
+	return func() bool {
+		ready := 0
+		for _, turn := range l.last {
+			if turn.Status.State == facts.Ready && strings.HasPrefix(turn.Status.Detail, want) && !strings.Contains(turn.Status.Detail, "heal") {
+				ready++
+			}
+		}
+		return ready == n
+	}
+}
+
+// content is a checksum of all that a server's brick holds.
+func (l *glusterLab) content(n string) string {
+	return l.inside(n, `cd /data/brick/gv0; find . -path ./.glusterfs -prune -o -printf '%p %U %G %m\n' | sort | sha256sum; find . -path ./.glusterfs -prune -o -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum`)
+}
+
+func (l *glusterLab) sameContent(when string) {
+	l.t.Helper()
+	for _, n := range glusterNodes[1:] {
+		if a, b := l.content(glusterNodes[0]), l.content(n); a != b {
+			l.t.Errorf("%s: %s and %s differ:\n%s\n%s", when, glusterNodes[0], n, a, b)
+		}
+	}
+}
+
+func TestGlusterForReal(t *testing.T) {
+	l := newGlusterLab(t)
+	const files = `find /mnt/client | wc -l`
+	for _, n := range []string{"glusterfs3", "glusterfs1", "glusterfs2"} {
+		l.on(n)
+	}
+	l.until("formed, the agent killed between any two steps", time.Minute, true, l.serving(3))
+	l.inside("glusterfs2", `mount -t glusterfs -o backup-volfile-servers=glusterfs1:glusterfs3 glusterfs2:/gv0 /mnt/client; stat -c %u:%g /mnt/client | grep -x 2000:3000
+mkdir -p /mnt/client/a/b/c; for i in $(seq 300); do echo $i >/mnt/client/a/b/f$i; done; echo deep >/mnt/client/a/b/c/x; rm /mnt/client/a/b/f7; chown 2000:3000 /mnt/client/a`)
+	count := l.inside("glusterfs2", files)
+	l.sameContent("new")
+
+	l.off("glusterfs3")
+	l.until("serving without glusterfs3", time.Minute, false, func() bool {
+		return strings.HasPrefix(l.last["glusterfs1"].Status.Detail, "2 of 3") && l.last["glusterfs1"].Status.State == facts.Ready
+	})
+	l.inside("glusterfs2", `echo while away >/mnt/client/away`)
+	count = l.inside("glusterfs2", files)
+	l.on("glusterfs3")
+	l.until("healed after an outage", 2*time.Minute, false, l.serving(3))
+	l.sameContent("after an outage")
+
+	// The highest and the lowest: Gluster's own full heal does nothing when the node with the highest UUID is blank.
+	for _, n := range []string{"glusterfs3", "glusterfs1"} {
+		l.off(n)
+		l.blank(n)
+		l.on(n)
+		l.until(n+" replaced", 3*time.Minute, false, func() bool {
+			if got := l.inside("glusterfs2", files); got != count {
+				t.Fatalf("while %s is filled, a client sees %s entries, not %s", n, got, count)
+			}
+			return l.serving(3)()
+		})
+		l.sameContent(n + " replaced")
+	}
+
+	for _, n := range glusterNodes {
+		l.off(n)
+	}
+	for _, n := range []string{"glusterfs2", "glusterfs3", "glusterfs1"} {
+		l.on(n)
+	}
+	l.until("serving after a full outage", time.Minute, false, l.serving(3))
+	l.sameContent("after a full outage")
+
+	for _, n := range glusterNodes {
+		l.off(n)
+		l.blank(n)
+	}
+	for _, n := range glusterNodes {
+		l.on(n)
+	}
+	l.until("formed", time.Minute, false, l.serving(3))
+}

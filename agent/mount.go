@@ -1,0 +1,186 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"imagegen/cluster/facts"
+)
+
+// answerLimit is how long a mounted volume may take to answer before it counts as hung.
+const answerLimit = 2 * time.Second
+
+// gluster's mount mounts the volume through a systemd mount unit once its servers can serve it.
+type glusterMount struct {
+	params *facts.MountParams
+	retry  backoff
+	seen   mountSeen
+	asked  time.Time  // when seen.Unit was last asked for
+	probe  chan error // a question to the file system that has not been answered yet; nil: none
+}
+
+// mountSeen is what a mount looks like.
+type mountSeen struct {
+	Mounted bool   `json:"mounted"`
+	Fault   string `json:"fault,omitempty"` // why the mounted volume does not answer
+	// Broken: its client process has died; it will never answer again.
+	Broken bool   `json:"broken,omitempty"`
+	Unit   unit   `json:"unit"` // looked at only while nothing is mounted
+	Log    string `json:"log,omitempty"`
+}
+
+func newMount(_ Node, _ string, p *facts.MountParams) Component {
+	return &glusterMount{params: p}
+}
+
+func (m *glusterMount) unitNames() []string { return []string{m.params.Unit} }
+
+func (m *glusterMount) Observe(ctx context.Context) (any, error) {
+	mounts, err := readMounts()
+	if err != nil {
+		return nil, err
+	}
+	seen := mountSeen{Mounted: mountAt(mounts, m.params.Path) != nil}
+	if seen.Mounted {
+		if err := m.ask(); err != nil {
+			seen.Fault = netFault(err)
+			seen.Broken = errors.Is(err, syscall.ENOTCONN)
+		}
+	} else if idle := m.seen.Unit.Active == "inactive" && m.retry.left() == 0; idle && time.Since(m.asked) < calmUnit {
+		// Systemd reads the file of a unit that is not in use for each question about it, and forgets it again: while
+		// there are no servers to mount from, that was most of what a node did.
+		seen.Unit = m.seen.Unit
+	} else {
+		if seen.Unit, err = unitState(ctx, m.params.Unit); err != nil {
+			return nil, err
+		}
+		m.asked = time.Now()
+		if seen.Unit.Active == "failed" {
+			if seen.Log = m.seen.Log; m.seen.Unit.Active != "failed" {
+				seen.Log = lastLine(ctx, m.params.Unit)
+			}
+		}
+	}
+	m.seen = seen
+	return seen, nil
+}
+
+// ask has the file system answer a question. A hung one holds its asker for ever, so a goroutine asks, and as long as
+// it has got no answer no other is sent.
+func (m *glusterMount) ask() error {
+	if m.probe == nil {
+		probe := make(chan error, 1)
+		path := m.params.Path
+		go func() {
+			var st syscall.Stat_t
+			var fs syscall.Statfs_t
+			err := syscall.Stat(path, &st)
+			if err == nil {
+				err = syscall.Statfs(path, &fs)
+			}
+			probe <- err
+		}()
+		m.probe = probe
+	}
+	select {
+	case err := <-m.probe:
+		m.probe = nil
+		return err
+	case <-time.After(answerLimit):
+		return fmt.Errorf("no answer within %v", answerLimit)
+	}
+}
+
+func (m *glusterMount) Step(ctx context.Context, w World) (facts.Status, error) {
+	do, status := decideMount(m.params, m.seen, serversOf(w, m.params.Role), m.retry.left())
+	if status.State == facts.Ready && time.Since(m.retry.until) > maxPause {
+		m.retry.reset()
+	}
+	switch do {
+	case mountStart:
+		m.retry.next()
+		m.asked = time.Time{}
+		return status, startUnit(ctx, m.params.Unit)
+	case mountDetach:
+		if err := syscall.Unmount(m.params.Path, syscall.MNT_DETACH); err != nil {
+			return status, fmt.Errorf("unmount %s: %w", m.params.Path, err)
+		}
+	}
+	return status, nil
+}
+
+// server is what a client knows of one server of the volume.
+type server struct {
+	name   string
+	heard  bool
+	online bool // serves its part of the started volume
+}
+
+// serversOf returns the volume's servers as their agents report them.
+func serversOf(w World, role string) []server {
+	var all []server
+	for _, p := range peersIn(w, role) {
+		s := server{name: p.Name}
+		for _, c := range w.Reports[p.Name].Components {
+			var r glusterReport
+			if c.Kind == "gluster" && len(c.Report) > 0 && json.Unmarshal(c.Report, &r) == nil {
+				s.heard, s.online = true, r.serves()
+			}
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+type mountDo string
+
+const (
+	mountNothing mountDo = ""
+	mountStart   mountDo = "start"
+	mountDetach  mountDo = "detach"
+)
+
+// decideMount chooses the next step. Without a majority of servers a mounted volume takes no writes, so it is not
+// mounted before. held is how long the next start must wait.
+func decideMount(p *facts.MountParams, seen mountSeen, servers []server, held time.Duration) (mountDo, facts.Status) {
+	online := 0
+	var away []string
+	for _, s := range servers {
+		switch {
+		case s.online:
+			online++
+		case s.heard:
+			away = append(away, s.name+" (not serving)")
+		default:
+			away = append(away, s.name+" (not heard)")
+		}
+	}
+	enough := online > len(servers)/2
+	switch {
+	case seen.Broken:
+		return mountDetach, workf("%s has lost its client process; mounting anew", p.Path)
+	case seen.Mounted && seen.Fault == "":
+		return mountNothing, ready("")
+	case seen.Mounted && !enough:
+		return mountNothing, waitf("%s does not answer (%s); for %s", p.Path, seen.Fault, strings.Join(away, ", "))
+	case seen.Mounted:
+		return mountNothing, facts.Status{State: facts.Failed, Detail: p.Path + " does not answer: " + seen.Fault}
+	case seen.Unit.Load == "not-found":
+		return mountNothing, stopf("there is no unit %s", p.Unit)
+	case !enough:
+		return mountNothing, waitf("for a majority of the volume's servers; missing: %s", strings.Join(away, ", "))
+	case seen.Unit.Active == "activating" || seen.Unit.Active == "deactivating":
+		return mountNothing, workf("mounting %s", p.Path)
+	case seen.Unit.Active == "failed" && held > 0:
+		return mountNothing, facts.Status{State: facts.Failed,
+			Detail: failure(p.Unit, serviceSeen{Unit: seen.Unit, Log: seen.Log}) + fmt.Sprintf("; next try in %d s", seconds(held))}
+	case held > 0:
+		return mountNothing, workf("mounting %s", p.Path)
+	}
+	return mountStart, workf("mounting %s", p.Path)
+}

@@ -1,0 +1,409 @@
+package agent
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"imagegen/cluster/facts"
+	"imagegen/internal/atomicfile"
+)
+
+// memberName is a file in the data folder that says that the data is the cluster's.
+const memberName = ".imagegen-member"
+
+const redisLimit = 2 * time.Second // one round of questions to a Redis or a Sentinel
+
+// redis runs a Redis server.
+//
+// The agents decide two things only: who is the very first master, and as what a stopped server starts again. While
+// servers run, the Sentinels alone turn masters into replicas and back.
+//
+// The first master is the lowest node, once all have answered that they have nothing. A server starts again as what the
+// latest configuration says that a majority knows of; the Sentinels number theirs (the configuration epoch), so the
+// latest is known. A node without data never becomes a master of nodes with data, neither here nor, by its priority, in
+// the eyes of Sentinel.
+type redis struct {
+	node   Node
+	params *facts.RedisParams
+	seen   redisReport
+	unit   unit
+	failed string // the last line of a server that failed
+	retry  backoff
+}
+
+// redisReport is what a server tells the others.
+type redisReport struct {
+	Running bool `json:"running"` // it answers
+	// Member says that the node's data is the cluster's: it was the first master, or has been in sync with a master.
+	Member   bool   `json:"member"`
+	Founder  bool   `json:"founder,omitempty"`  // it was the first master
+	Role     string `json:"role,omitempty"`     // master or slave, as Redis has it
+	Master   string `json:"master,omitempty"`   // address that a replica follows
+	Synced   bool   `json:"synced,omitempty"`   // a replica that has all of its master's data
+	Replicas int    `json:"replicas,omitempty"` // that follow a master
+	Loading  bool   `json:"loading,omitempty"`  // it reads its data from the disk
+	// Eligible says that Sentinel may choose the running server. One that started without the cluster's data is not,
+	// until it has been in sync with a master.
+	Eligible bool `json:"eligible,omitempty"`
+}
+
+// member is what memberName holds.
+type member struct {
+	Cluster string `json:"cluster"`
+	Founder bool   `json:"founder,omitempty"`
+}
+
+func newRedis(n Node, _ string, p *facts.RedisParams) Component {
+	return &redis{node: n, params: p}
+}
+
+func (r *redis) unitNames() []string { return []string{r.params.Unit} }
+
+func (r *redis) Observe(ctx context.Context) (any, error) {
+	u, err := unitState(ctx, r.params.Unit)
+	if err != nil {
+		return nil, err
+	}
+	if u.Active == "failed" && r.unit.Active != "failed" {
+		r.failed = lastLine(ctx, r.params.Unit)
+	}
+	r.unit = u
+	m, err := r.member()
+	if err != nil {
+		return nil, err
+	}
+	seen := redisReport{Member: m.Cluster != "", Founder: m.Founder}
+	if u.Active == "active" {
+		err := r.ask(ctx, &seen)
+		noteAnswer(r.params.Unit, !errors.Is(err, errSilent))
+		if err != nil {
+			return nil, err
+		}
+	}
+	r.seen = seen
+	return seen, nil
+}
+
+// member reads the mark on the data. Data of another cluster is an error: nothing is done with it.
+func (r *redis) member() (m member, err error) {
+	path := filepath.Join(r.params.Dir, memberName)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, nil
+	}
+	if err != nil {
+		return m, err
+	}
+	if err := json.Unmarshal(data, &m); err != nil {
+		return m, fmt.Errorf("%s: %w", path, err)
+	}
+	if m.Cluster != r.node.Facts.ClusterID {
+		return m, fmt.Errorf("the data in %s is of the cluster %s, and this one is %s: remove the data disk if it may be lost", r.params.Dir, m.Cluster, r.node.Facts.ClusterID)
+	}
+	return m, nil
+}
+
+func (r *redis) server() respServer {
+	return r.node.respServer(r.params.Port, r.params.TLS, r.params.Secret)
+}
+
+// ask fills in what the running server says. One that takes no connections yet is not running.
+func (r *redis) ask(ctx context.Context, seen *redisReport) error {
+	ctx, cancel := context.WithTimeout(ctx, redisLimit)
+	defer cancel()
+	answers, err := r.server().ask(ctx, []string{"INFO"}, []string{"CONFIG", "GET", "replica-priority"})
+	switch {
+	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
+		return silentError(fmt.Sprintf("no answer from Redis within %v", redisLimit))
+	case err != nil:
+		var refused redisError
+		if errors.As(err, &refused) || errors.Is(err, errTLS) {
+			return err
+		}
+		return nil
+	}
+	info := infoFields(answers[0])
+	seen.Running = true
+	seen.Role = info["role"]
+	seen.Loading = info["loading"] == "1"
+	priority := pairs(answers[1])["replica-priority"]
+	seen.Eligible = priority != "" && priority != "0"
+	if seen.Role == "slave" {
+		seen.Master = info["master_host"]
+		seen.Synced = info["master_link_status"] == "up" && info["master_sync_in_progress"] == "0"
+	} else {
+		seen.Replicas, _ = strconv.Atoi(info["connected_slaves"])
+	}
+	return nil
+}
+
+// redisMember is a node of the role as decisions see it.
+type redisMember struct {
+	name, ip string
+	heard    bool // both of its components
+	redisReport
+	sentinel sentinelReport
+}
+
+// redisStep is what a server does next.
+type redisStep int
+
+const (
+	redisWait    redisStep = iota
+	redisFound             // start as the cluster's first master
+	redisLead              // start as the master
+	redisFollow            // start as a replica
+	redisBelongs           // note that the data is the cluster's
+)
+
+// redisView is all that a decision is made from.
+type redisView struct {
+	members []redisMember // in the spec's order, self among them
+	self    int
+}
+
+func (v redisView) name(ip string) string {
+	for _, m := range v.members {
+		if m.ip == ip {
+			return m.name
+		}
+	}
+	return ip
+}
+
+// decideRedis says what a server does now, as whose replica, and where things stand.
+func decideRedis(v redisView) (step redisStep, master string, status facts.Status) {
+	if v.members[v.self].Running {
+		step, status = decideRunning(v)
+		return step, "", status
+	}
+	me := v.members[v.self]
+	if !me.heard {
+		return redisWait, "", waitf("for the Sentinel of this node")
+	}
+	var silent []string
+	formed, data := false, false
+	for _, m := range v.members {
+		switch {
+		case !m.heard:
+			silent = append(silent, m.name)
+		case m.Member || m.sentinel.Master != "":
+			formed = true
+		}
+		data = data || m.Member
+	}
+	if !formed {
+		switch first := v.members[0]; {
+		case len(silent) > 0:
+			return redisWait, "", waitf("for %s, who may have data", strings.Join(silent, ", "))
+		case first.name != me.name:
+			return redisWait, "", waitf("for %s to become the first master", first.name)
+		}
+		return redisFound, "", workf("starting as the first master")
+	}
+	if heard, need := len(v.members)-len(silent), len(v.members)/2+1; heard < need {
+		return redisWait, "", waitf("for %s: with %d of %d nodes nobody knows who is the master", strings.Join(silent, ", "), heard, len(v.members))
+	}
+	master = believedMaster(v)
+	switch {
+	case master == "":
+		return redisWait, "", waitf("for the others to have a master")
+	case master != me.ip:
+		return redisFollow, master, workf("starting as a replica of %s", v.name(master))
+	case !me.Member && !data && len(silent) == 0:
+		// The first master was replaced before it had a replica. All have answered, and nobody has anything.
+		return redisFound, "", workf("starting as the first master again: nobody has data")
+	case !me.Member:
+		return redisWait, "", waitf("for the others to choose another master: the disk of this one is empty")
+	case beingReplaced(v):
+		return redisWait, "", waitf("for the Sentinels, who are about to choose another master")
+	}
+	return redisLead, "", workf("starting as the master")
+}
+
+// decideRunning is for a server that runs: the Sentinels have it in hand.
+func decideRunning(v redisView) (redisStep, facts.Status) {
+	me := v.members[v.self]
+	switch {
+	case me.Loading:
+		return redisWait, workf("reading its data from the disk")
+	case me.Role == "master" && !me.Member && me.Eligible:
+		// Sentinel chose it in the moment between letting it and noting why.
+		return redisBelongs, workf("noting that the data is complete")
+	case me.Role == "master" && !me.Member:
+		return redisWait, waitf("to be made a replica: it is a master without data")
+	case me.Role == "master":
+		return redisWait, ready(fmt.Sprintf("master with %d of %d replicas", me.Replicas, len(v.members)-1))
+	case !me.Synced:
+		return redisWait, waitf("for the data of the master %s", v.name(me.Master))
+	case !me.Member:
+		return redisBelongs, workf("noting that the data is complete")
+	}
+	return redisWait, ready("replica of " + v.name(me.Master))
+}
+
+// believedMaster returns the address of the master: a running one, or else the one of the latest configuration.
+func believedMaster(v redisView) string {
+	master, epoch := "", int64(-1)
+	for i, m := range v.members {
+		switch {
+		case !m.heard:
+		case i != v.self && m.Running && m.Role == "master" && m.Member && m.sentinel.follows(m.ip):
+			return m.ip
+		case m.sentinel.Master != "" && m.sentinel.Epoch > epoch:
+			master, epoch = m.sentinel.Master, m.sentinel.Epoch
+		case m.Founder && epoch < 0: // it has not got as far as to set up a Sentinel
+			master = m.ip
+		}
+	}
+	return master
+}
+
+// beingReplaced tells whether the Sentinels of the other nodes hold this node, the master, to be down, and are able to
+// choose another. To start as the master just then would make two.
+func beingReplaced(v redisView) bool {
+	sentinels, down, heir := 0, false, false
+	for i, m := range v.members {
+		if i == v.self || !m.heard {
+			continue
+		}
+		if m.sentinel.Running {
+			sentinels++
+			down = down || m.sentinel.Down
+		}
+		heir = heir || m.Running && m.Member && !m.Loading
+	}
+	return down && heir && sentinels >= len(v.members)/2+1
+}
+
+// redisMembers puts together what is known of the role's nodes.
+func redisMembers(n Node, w World, own redisReport) redisView {
+	var v redisView
+	peers := append(peersIn(w, w.Self.Role), w.Self)
+	slices.SortFunc(peers, func(a, b facts.Peer) int { return cmp.Compare(a.Index, b.Index) })
+	for i, p := range peers {
+		m := redisMember{name: p.Name, ip: p.IP}
+		report := w.Reports[p.Name].NodeReport
+		if p.Name == w.Self.Name {
+			v.self = i
+			report = w.Own
+		}
+		sentinel, haveSentinel := reportOfKind[sentinelReport](report, "sentinel")
+		server, haveServer := reportOfKind[redisReport](report, "redis")
+		if p.Name == w.Self.Name {
+			server, haveServer = own, true
+		}
+		m.heard = haveServer && haveSentinel
+		m.redisReport, m.sentinel = server, sentinel
+		v.members = append(v.members, m)
+	}
+	return v
+}
+
+func (r *redis) Step(ctx context.Context, w World) (facts.Status, error) {
+	if r.unit.Load == "not-found" {
+		return stopf("the image has no unit %s", r.params.Unit), nil
+	}
+	step, master, status := decideRedis(redisMembers(r.node, w, r.seen))
+	if status.State == facts.Ready && time.Since(r.retry.until) > maxPause {
+		r.retry.reset()
+	}
+	switch step {
+	case redisWait:
+		return status, nil
+	case redisBelongs:
+		return status, r.belongs(ctx)
+	}
+	if active := r.unit.Active; active != "inactive" && active != "failed" {
+		return workf("Redis is starting"), nil
+	}
+	if held := r.retry.left(); held > 0 {
+		if r.unit.Active == "failed" {
+			return facts.Status{State: facts.Failed, Detail: fmt.Sprintf("Redis stopped: %s; next start in %d s", r.failed, seconds(held))}, nil
+		}
+		return status, nil
+	}
+	r.retry.next()
+	if step == redisFound {
+		if err := r.mark(member{Cluster: r.node.Facts.ClusterID, Founder: true}); err != nil {
+			return status, err
+		}
+	}
+	if err := r.configure(master); err != nil {
+		return status, err
+	}
+	return status, startUnit(ctx, r.params.Unit)
+}
+
+func (r *redis) mark(m member) error {
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(r.params.Dir, memberName), append(data, '\n'), 0o600)
+}
+
+// belongs lets Sentinel choose the node, and notes that it has the cluster's data. In this order: what is noted is not
+// done again, and Sentinel would pass over a node that died in between for as long as its server runs.
+func (r *redis) belongs(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, redisLimit)
+	defer cancel()
+	answers, err := r.server().ask(ctx, []string{"CONFIG", "SET", "replica-priority", "100"})
+	if err != nil {
+		return err
+	}
+	if refused, ok := answers[0].(redisError); ok {
+		return fmt.Errorf("let Sentinel choose this node: %w", refused)
+	}
+	return r.mark(member{Cluster: r.node.Facts.ClusterID})
+}
+
+// configure writes what the server starts with. master is empty for a master.
+func (r *redis) configure(master string) error {
+	text, err := os.ReadFile(r.params.Config)
+	if err != nil {
+		return err
+	}
+	return writeOwned(r.params.RunConfig, redisConfig(text, master, r.params.Port, r.seen.Member), r.params.Owner)
+}
+
+// redisConfig adds to the rendered configuration what depends on the cluster's state.
+func redisConfig(text []byte, master string, port int, hasData bool) []byte {
+	b := bytes.NewBuffer(bytes.TrimRight(text, "\n"))
+	b.WriteString("\n\n# Added by the agent at this start.\n")
+	if master != "" {
+		fmt.Fprintf(b, "replicaof %s %d\n", master, port)
+		if !hasData {
+			b.WriteString("# Not to be chosen as master until it has been in sync with one.\nreplica-priority 0\n")
+		}
+	}
+	return b.Bytes()
+}
+
+// writeOwned replaces a file that a daemon owns and may rewrite.
+func writeOwned(path string, data []byte, owner string) error {
+	if err := atomicfile.Write(path, data, 0o600); err != nil {
+		return err
+	}
+	return chownTo(path, owner)
+}
+
+// chownTo gives a file to "user:group".
+func chownTo(path, owner string) error {
+	uid, gid, err := lookupOwner(owner)
+	if err != nil {
+		return err
+	}
+	return os.Chown(path, uid, gid)
+}

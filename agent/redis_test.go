@@ -1,0 +1,279 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"imagegen/cluster/facts"
+)
+
+func TestRESP(t *testing.T) {
+	for text, want := range map[string]any{
+		"+OK\r\n":                              "OK",
+		":42\r\n":                              int64(42),
+		"$5\r\nhello\r\n":                      "hello",
+		"$0\r\n\r\n":                           "",
+		"$-1\r\n":                              nil,
+		"*-1\r\n":                              nil,
+		"*2\r\n$1\r\na\r\n:1\r\n":              []any{"a", int64(1)},
+		"-NOAUTH Authentication required.\r\n": redisError("NOAUTH Authentication required."),
+	} {
+		if got, err := readRESP(bufio.NewReader(strings.NewReader(text)), 0); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %#v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "\r\n", "+OK", "?\r\n", ":x\r\n", "$5\r\nhel", "$-2\r\n", "$99999999999\r\n", "*99999999\r\n", "*1\r\n", strings.Repeat("*1\r\n", 10)} {
+		if got, err := readRESP(bufio.NewReader(strings.NewReader(text)), 0); err == nil {
+			t.Errorf("%q: %#v", text, got)
+		}
+	}
+}
+
+func FuzzRESP(f *testing.F) {
+	for _, s := range []string{"+OK\r\n", "$5\r\nhello\r\n", "*2\r\n$1\r\na\r\n:1\r\n", "-ERR\r\n"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if v, err := readRESP(bufio.NewReader(strings.NewReader(string(data))), 0); err == nil {
+			pairs(v)
+			infoFields(v)
+		}
+	})
+}
+
+// The configurations as the agent writes them, read by real servers.
+func TestRedisConfigurations(t *testing.T) {
+	text := []byte("port 6379\n")
+	if got := string(redisConfig(text, "", 6379, true)); strings.Contains(got, "replica") {
+		t.Errorf("a master:\n%s", got)
+	}
+	if got := string(redisConfig(text, "10.0.0.1", 6379, true)); !strings.HasSuffix(got, "\nreplicaof 10.0.0.1 6379\n") {
+		t.Errorf("a replica with data:\n%s", got)
+	}
+	if got := string(redisConfig(text, "10.0.0.1", 6379, false)); !strings.Contains(got, "\nreplicaof 10.0.0.1 6379\n") || !strings.HasSuffix(got, "\nreplica-priority 0\n") {
+		t.Errorf("a replica without data:\n%s", got)
+	}
+	p := &facts.SentinelParams{Master: "mymaster", RedisPort: 6379, Quorum: 2, DownAfter: 5000, FailoverTimeout: 15000, ParallelSyncs: 1}
+	made := sentinelConfig([]byte("port 26379\n"), p, "10.0.0.1", "secret")
+	if got := parseSentinelConfig(made, "mymaster"); got.Master != "10.0.0.1" || got.Epoch != 0 {
+		t.Errorf("%+v from\n%s", got, made)
+	}
+	rewritten := "port 26379\nsentinel monitor mymaster 10.0.0.2 6379 2\nsentinel config-epoch mymaster 7\nsentinel monitor other 10.0.0.9 6379 2\nsentinel config-epoch other 9\n"
+	if got := parseSentinelConfig([]byte(rewritten), "mymaster"); got.Master != "10.0.0.2" || got.Epoch != 7 {
+		t.Errorf("%+v", got)
+	}
+	if got := parseSentinelConfig(nil, "mymaster"); got.Master != "" {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A real Redis is asked with its password and with a wrong one, over TLS and in the clear; and over TLS one that is not
+// who it should be and one that does not trust the agent.
+func TestAskRedis(t *testing.T) {
+	program, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Skip("SKIPPED: no redis-server on this machine (package redis-server)")
+	}
+	dir := t.TempDir()
+	ca, foreign := newAuthority(t), newAuthority(t)
+	write := func(name, kind string, der []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tomorrow := time.Now().Add(24 * time.Hour)
+	redis1 := ca.issue(t, "redis1", tomorrow)
+	key, err := x509.MarshalPKCS8PrivateKey(redis1.cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("ca.crt", "CERTIFICATE", ca.cert.Raw)
+	write("node.crt", "CERTIFICATE", redis1.cert.Certificate[0])
+	write("node.key", "PRIVATE KEY", key)
+	const encrypted = "port 0\ntls-port %d\ntls-cert-file node.crt\ntls-key-file node.key\ntls-ca-cert-file ca.crt\n"
+	node := func(name string, id identity, password string) Node {
+		return Node{Facts: facts.Facts{Node: facts.Peer{Name: name}}, Identity: id, Secrets: map[string]string{"redis": password}}
+	}
+	plainPort := serveRedis(t, program, dir, "port %d\n")
+	tlsPort := serveRedis(t, program, dir, encrypted)
+	ask := func(n Node, port int, encrypted bool) ([]any, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		return n.respServer(port, encrypted, "redis").ask(ctx, []string{"PING"}, []string{"INFO"}, []string{"NONSENSE"})
+	}
+	good := node("redis1", redis1, "secret")
+	for _, encrypted := range []bool{false, true} {
+		port := plainPort
+		if encrypted {
+			port = tlsPort
+		}
+		var answers []any
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if answers, err = ask(good, port, encrypted); err == nil || errors.Is(err, errTLS) || time.Now().After(end) {
+				break
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answers[0] != "PONG" || infoFields(answers[1])["role"] != "master" {
+			t.Errorf("%.200v", answers)
+		}
+		if _, is := answers[2].(redisError); !is {
+			t.Errorf("NONSENSE: %v", answers[2])
+		}
+		var refused redisError
+		if _, err := ask(node("redis1", redis1, "wrong"), port, encrypted); !errors.As(err, &refused) || strings.Contains(err.Error(), "wrong\"") {
+			t.Errorf("a wrong password: %v", err)
+		}
+	}
+	for what, n := range map[string]Node{
+		"another node's name":              node("redis2", redis1, "secret"),
+		"a server of an unknown authority": node("redis1", identity{redis1.cert, foreign.issue(t, "redis1", tomorrow).ca}, "secret"),
+		"an agent of an unknown authority": node("redis1", identity{foreign.issue(t, "redis1", tomorrow).cert, redis1.ca}, "secret"),
+		"an agent without a certificate":   node("redis1", identity{ca: redis1.ca}, "secret"),
+		"an agent with an expired one":     node("redis1", identity{ca.issue(t, "redis1", time.Now().Add(-time.Hour)).cert, redis1.ca}, "secret"),
+	} {
+		_, err := ask(n, tlsPort, true)
+		if err == nil {
+			t.Errorf("%s: answered", what)
+		}
+		// Why the server closes is not always read before the next write finds it closed.
+		if !strings.HasPrefix(what, "an agent") && !errors.Is(err, errTLS) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := ask(good, tlsPort, false); err == nil {
+		t.Error("a server with TLS answers in the clear")
+	}
+}
+
+// serveRedis starts a Redis in dir, whose directives have a verb for its port, and returns that.
+func serveRedis(t *testing.T, program, dir, directives string) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	server := exec.Command(program, "-")
+	server.Dir = dir
+	server.Stdin = strings.NewReader(fmt.Sprintf(directives, port) + "bind 127.0.0.1\nrequirepass secret\nsave \"\"\n")
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Process.Kill(); server.Wait() })
+	return port
+}
+
+// redisNodes makes a view of nodes redis1, redis2, … at 10.0.0.1, …, all of which are heard.
+func redisNodes(self int, nodes ...redisMember) redisView {
+	v := redisView{self: self}
+	for i, m := range nodes {
+		m.name, m.ip, m.heard = fmt.Sprintf("redis%d", i+1), fmt.Sprintf("10.0.0.%d", i+1), true
+		v.members = append(v.members, m)
+	}
+	return v
+}
+
+// A master whose Sentinels hold it to be down, and can choose another, waits for that: there would be two.
+func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
+	const me = "10.0.0.1"
+	stopped := redisMember{redisReport: redisReport{Member: true, Founder: true}, sentinel: sentinelReport{Master: me, Epoch: 3}}
+	other := func(down, running, member bool) redisMember {
+		return redisMember{redisReport: redisReport{Running: running, Member: member, Role: "slave", Master: me},
+			sentinel: sentinelReport{Running: true, Master: me, Epoch: 3, Down: down}}
+	}
+	off := other(true, true, true)
+	off.sentinel.Running = false
+	for name, c := range map[string]struct {
+		others [2]redisMember
+		want   redisStep
+	}{
+		"both hold it to be down":            {[2]redisMember{other(true, true, true), other(true, true, true)}, redisWait},
+		"one does":                           {[2]redisMember{other(true, true, true), other(false, true, true)}, redisWait},
+		"none does":                          {[2]redisMember{other(false, true, true), other(false, true, true)}, redisLead},
+		"there is nobody to choose":          {[2]redisMember{other(true, false, true), other(true, true, false)}, redisLead},
+		"one Sentinel of three is no quorum": {[2]redisMember{other(true, true, true), off}, redisLead},
+	} {
+		if step, master, status := decideRedis(redisNodes(0, stopped, c.others[0], c.others[1])); step != c.want {
+			t.Errorf("%s: step %d, %s, %+v", name, step, master, status)
+		}
+	}
+}
+
+// A running master that its own Sentinel does not take for the master is one that has not heard yet.
+func TestMasterThatItsSentinelDoesNotFollow(t *testing.T) {
+	stale := redisMember{redisReport: redisReport{Running: true, Member: true, Role: "master"}, sentinel: sentinelReport{Running: true, Master: "10.0.0.3", Epoch: 4}}
+	stopped := redisMember{redisReport: redisReport{Member: true}, sentinel: sentinelReport{Master: "10.0.0.2", Epoch: 3}}
+	chosen := redisMember{redisReport: redisReport{Member: true}, sentinel: sentinelReport{Master: "10.0.0.3", Epoch: 4}}
+	if step, master, status := decideRedis(redisNodes(0, stopped, stale, chosen)); step != redisFollow || master != "10.0.0.3" {
+		t.Errorf("step %d, %s, %+v", step, master, status)
+	}
+	if step, master, status := decideRedis(redisNodes(2, stopped, stale, chosen)); step != redisLead {
+		t.Errorf("the chosen one: step %d, %s, %+v", step, master, status)
+	}
+	stale.sentinel.Master = "10.0.0.2"
+	if step, master, status := decideRedis(redisNodes(0, stopped, stale, chosen)); step != redisFollow || master != "10.0.0.2" {
+		t.Errorf("one that its Sentinel follows: step %d, %s, %+v", step, master, status)
+	}
+}
+
+// Half of the nodes know nothing for sure: what they believe may have been replaced by the other half.
+func TestHalfIsNoMajority(t *testing.T) {
+	for nodes, need := range map[int]int{1: 1, 2: 2, 3: 2, 4: 3, 5: 3} {
+		for heard := 1; heard <= nodes; heard++ {
+			var all []redisMember
+			for range nodes {
+				all = append(all, redisMember{redisReport: redisReport{Member: true}, sentinel: sentinelReport{Master: "10.0.0.1", Epoch: 3}})
+			}
+			v := redisNodes(0, all...)
+			for i := heard; i < nodes; i++ {
+				v.members[i] = redisMember{name: v.members[i].name, ip: v.members[i].ip}
+			}
+			step, _, status := decideRedis(v)
+			if leads := step == redisLead; leads != (heard >= need) {
+				t.Errorf("%d of %d nodes heard: step %d, %+v", heard, nodes, step, status)
+			}
+		}
+	}
+}
+
+// Data of another cluster is never taken for this one's.
+func TestRedisDataOfAnotherCluster(t *testing.T) {
+	r := &redis{node: Node{Facts: facts.Facts{ClusterID: "ours"}}, params: &facts.RedisParams{Dir: t.TempDir()}}
+	for text, want := range map[string]string{
+		`{"cluster":"ours","founder":true}`: "",
+		`{"cluster":"theirs"}`:              "of the cluster theirs, and this one is ours",
+		`{"cluster":""}`:                    "of the cluster",
+		`{"cluster":`:                       "unexpected end",
+		"":                                  "unexpected end",
+	} {
+		if err := os.WriteFile(filepath.Join(r.params.Dir, memberName), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m, err := r.member()
+		if want == "" && (err != nil || !m.Founder) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %+v, %v", text, m, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(r.params.Dir, memberName)); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := r.member(); err != nil || m.Cluster != "" {
+		t.Errorf("without a mark: %+v, %v", m, err)
+	}
+}

@@ -1,0 +1,244 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"imagegen/cluster/facts"
+	"imagegen/internal/atomicfile"
+)
+
+// sentinel runs a Redis Sentinel. Its configuration is made once, when the node's Redis is part of the cluster, and
+// from then on is Sentinel's own: it holds the master of the day, the epoch, and its promises to other Sentinels.
+type sentinel struct {
+	node   Node
+	params *facts.SentinelParams
+	seen   sentinelReport
+	unit   unit
+	failed string
+	retry  backoff
+}
+
+// sentinelReport is what a Sentinel knows, running or not.
+type sentinelReport struct {
+	Running bool   `json:"running"`          // it answers
+	Master  string `json:"master,omitempty"` // address; empty: it has never been set up
+	Epoch   int64  `json:"epoch,omitempty"`  // of the configuration that made that the master
+	Down    bool   `json:"down,omitempty"`   // it holds the master to be down
+	Others  int    `json:"others,omitempty"` // Sentinels that it knows
+	// Quorum says what keeps the Sentinels from choosing a master; empty: nothing does.
+	Quorum string `json:"quorum,omitempty"`
+}
+
+// follows tells whether the Sentinel agrees that a node is the master; one that was never set up does not object.
+func (s sentinelReport) follows(ip string) bool { return s.Master == "" || s.Master == ip }
+
+func newSentinel(n Node, _ string, p *facts.SentinelParams) Component {
+	return &sentinel{node: n, params: p}
+}
+
+func (s *sentinel) unitNames() []string { return []string{s.params.Unit} }
+
+func (s *sentinel) Observe(ctx context.Context) (any, error) {
+	u, err := unitState(ctx, s.params.Unit)
+	if err != nil {
+		return nil, err
+	}
+	if u.Active == "failed" && s.unit.Active != "failed" {
+		s.failed = lastLine(ctx, s.params.Unit)
+	}
+	s.unit = u
+	text, err := os.ReadFile(s.params.RunConfig)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	seen := parseSentinelConfig(text, s.params.Master)
+	if u.Active == "active" {
+		err := s.ask(ctx, &seen)
+		noteAnswer(s.params.Unit, !errors.Is(err, errSilent))
+		if err != nil {
+			return nil, err
+		}
+	}
+	s.seen = seen
+	return seen, nil
+}
+
+// parseSentinelConfig reads which master a Sentinel's configuration has, and of which epoch. Sentinel writes one
+// directive a line, in lower case; it may quote values.
+func parseSentinelConfig(text []byte, master string) sentinelReport {
+	var r sentinelReport
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(strings.ReplaceAll(line, `"`, ""))
+		if len(f) < 4 || f[0] != "sentinel" || f[2] != master {
+			continue
+		}
+		switch f[1] {
+		case "monitor":
+			r.Master = f[3]
+		case "config-epoch":
+			r.Epoch, _ = strconv.ParseInt(f[3], 10, 64)
+		}
+	}
+	return r
+}
+
+// ask fills in what the running Sentinel says.
+func (s *sentinel) ask(ctx context.Context, seen *sentinelReport) error {
+	ctx, cancel := context.WithTimeout(ctx, redisLimit)
+	defer cancel()
+	answers, err := s.node.respServer(s.params.Port, s.params.TLS, s.params.Secret).ask(ctx,
+		[]string{"SENTINEL", "MASTER", s.params.Master}, []string{"SENTINEL", "CKQUORUM", s.params.Master})
+	switch {
+	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
+		return silentError(fmt.Sprintf("no answer from Sentinel within %v", redisLimit))
+	case err != nil:
+		var refused redisError
+		if errors.As(err, &refused) || errors.Is(err, errTLS) {
+			return err
+		}
+		return nil
+	}
+	if refused, ok := answers[0].(redisError); ok {
+		return fmt.Errorf("ask Sentinel for %s: %w", s.params.Master, refused)
+	}
+	m := pairs(answers[0])
+	seen.Running = true
+	seen.Master = m["ip"]
+	seen.Epoch, _ = strconv.ParseInt(m["config-epoch"], 10, 64)
+	seen.Others, _ = strconv.Atoi(m["num-other-sentinels"])
+	for flag := range strings.SplitSeq(m["flags"], ",") {
+		seen.Down = seen.Down || flag == "s_down" || flag == "o_down" || flag == "failover_in_progress"
+	}
+	if refused, ok := answers[1].(redisError); ok {
+		seen.Quorum = strings.TrimPrefix(refused.Error(), "NOQUORUM ")
+	}
+	return nil
+}
+
+// decideSentinel says whether to start, with a configuration for the given master if there is none yet, and where
+// things stand. server is the node's own Redis.
+func decideSentinel(seen sentinelReport, server redisReport, view redisView) (start bool, master string, status facts.Status) {
+	me := view.members[view.self]
+	switch {
+	case seen.Running && seen.Down:
+		return false, "", waitf("for the master %s, or another", view.name(seen.Master))
+	case seen.Running && seen.Quorum != "":
+		return false, "", waitf("for the other Sentinels: %d of %d known; %s", seen.Others, len(view.members)-1, seen.Quorum)
+	case seen.Running:
+		return false, "", ready("the master is " + view.name(seen.Master))
+	case !server.Running && !server.Member && believedMaster(view) == me.ip && (seen.Master == me.ip || othersHave(view, me.ip)):
+		// Redis cannot start before the Sentinels have chosen another master, and they may need this one's vote for it.
+		if seen.Master != "" {
+			me.ip = ""
+		}
+		return true, me.ip, workf("starting Sentinel, to choose another master: the disk of this one is empty")
+	case !server.Running || server.Loading:
+		// Sentinels without a Redis would choose a master where there is nothing to choose from.
+		return false, "", waitf("for Redis on this node")
+	case seen.Master != "":
+		return true, "", workf("starting Sentinel")
+	case server.Role == "master" && server.Member:
+		return true, me.ip, workf("setting up Sentinel with %s as the master", me.name)
+	case server.Role == "slave" && server.Synced:
+		return true, server.Master, workf("setting up Sentinel with %s as the master", view.name(server.Master))
+	case server.Role == "slave" && othersHave(view, server.Master):
+		// Should that one die before its data has come, the Sentinels need this one's vote to choose another.
+		return true, server.Master, workf("setting up Sentinel with %s as the master, as on the others", view.name(server.Master))
+	}
+	return false, "", waitf("for Redis on this node to be in sync with a master")
+}
+
+// othersHave tells whether the Sentinel of another node has the master.
+func othersHave(view redisView, master string) bool {
+	for i, m := range view.members {
+		if i != view.self && m.heard && m.sentinel.Master == master {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *sentinel) Step(ctx context.Context, w World) (facts.Status, error) {
+	if s.unit.Load == "not-found" {
+		return stopf("the image has no unit %s", s.params.Unit), nil
+	}
+	server, _ := reportOfKind[redisReport](w.Own, "redis")
+	view := redisMembers(s.node, w, server)
+	start, master, status := decideSentinel(s.seen, server, view)
+	if status.State == facts.Ready && time.Since(s.retry.until) > maxPause {
+		s.retry.reset()
+	}
+	if !start {
+		return status, nil
+	}
+	if active := s.unit.Active; active != "inactive" && active != "failed" {
+		return workf("Sentinel is starting"), nil
+	}
+	if held := s.retry.left(); held > 0 {
+		if s.unit.Active == "failed" {
+			return facts.Status{State: facts.Failed, Detail: fmt.Sprintf("Sentinel stopped: %s; next start in %d s", s.failed, seconds(held))}, nil
+		}
+		return status, nil
+	}
+	s.retry.next()
+	if master != "" {
+		text, err := os.ReadFile(s.params.Config)
+		if err != nil {
+			return status, err
+		}
+		text = sentinelConfig(text, s.params, master, s.node.Secrets[s.params.Secret])
+		text = append(text, sentinelPeers(s.params, s.node.Facts.ClusterID, master, view)...)
+		if err := atomicfile.Write(s.params.RunConfig, text, 0o600); err != nil {
+			return status, err
+		}
+	}
+	// At every start: a node that died in between may have left a file of root's.
+	if err := chownTo(s.params.RunConfig, s.params.Owner); err != nil {
+		return status, err
+	}
+	return status, startUnit(ctx, s.params.Unit)
+}
+
+// sentinelConfig adds the master to the rendered configuration. From the first start on the file is Sentinel's.
+func sentinelConfig(text []byte, p *facts.SentinelParams, master, password string) []byte {
+	b := bytes.NewBuffer(bytes.TrimRight(text, "\n"))
+	b.WriteString("\n\n")
+	fmt.Fprintf(b, "sentinel monitor %s %s %d %d\n", p.Master, master, p.RedisPort, p.Quorum)
+	if password != "" {
+		fmt.Fprintf(b, "sentinel auth-pass %s %s\n", p.Master, password)
+	}
+	fmt.Fprintf(b, "sentinel down-after-milliseconds %s %d\n", p.Master, p.DownAfter)
+	fmt.Fprintf(b, "sentinel failover-timeout %s %d\n", p.Master, p.FailoverTimeout)
+	fmt.Fprintf(b, "sentinel parallel-syncs %s %d\n", p.Master, p.ParallelSyncs)
+	return b.Bytes()
+}
+
+// sentinelPeers is what a new Sentinel is told of the others. By itself it would learn of them through the master; should
+// that die before, they would never find each other, and choose nobody.
+func sentinelPeers(p *facts.SentinelParams, clusterID, master string, view redisView) []byte {
+	b := fmt.Appendf(nil, "sentinel myid %s\n", sentinelID(clusterID, view.members[view.self].name))
+	for i, m := range view.members {
+		if m.ip != master {
+			b = fmt.Appendf(b, "sentinel known-replica %s %s %d\n", p.Master, m.ip, p.RedisPort)
+		}
+		if i != view.self {
+			b = fmt.Appendf(b, "sentinel known-sentinel %s %s %d %s\n", p.Master, m.ip, p.Port, sentinelID(clusterID, m.name))
+		}
+	}
+	return b
+}
+
+// sentinelID is the same for a node and for the one that replaces it: Sentinels never forget another one, and count
+// those that are no more when they need a majority.
+func sentinelID(clusterID, node string) string {
+	return fmt.Sprintf("%x", sha1.Sum([]byte(clusterID+" sentinel "+node)))
+}

@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"imagegen/cluster/facts"
+)
+
+const (
+	checkLimit = 2 * time.Second // one check of a service
+	// What costs a process to find out is asked less often while all is well: a check that is a command, and the state
+	// of a unit that has no main process.
+	calmCheck = 3 * time.Second
+	calmUnit  = 15 * time.Second
+	// Whatever does not answer for so long hangs: who asked it has given up. Unless its processes work on more than a little
+	// all the while: then it may have too much to do, and would have more of it after a start, with nothing in its caches.
+	hangLimit = 30 * time.Second
+	busyLimit = 5 * time.Minute
+	busyShare = 20 // of which one is a little
+)
+
+// service keeps a systemd unit running whose configuration needs no decisions.
+type service struct {
+	params  *facts.ServiceParams
+	retry   backoff
+	seen    serviceSeen
+	asked   time.Time     // when seen.Unit was last asked for
+	checked time.Time     // when seen.Fault was last determined
+	silent  time.Time     // since when the check gets no answer; zero: it got one
+	worked  time.Duration // what the unit's processes had worked then
+}
+
+// serviceSeen is what a service looks like.
+type serviceSeen struct {
+	Unit  unit   `json:"unit"`
+	Fault string `json:"fault,omitempty"` // why the check fails; empty: it passes, or there is none
+	Log   string `json:"log,omitempty"`   // the last line that the unit's processes wrote, once it has failed
+}
+
+func newService(_ Node, _ string, p *facts.ServiceParams) Component {
+	return &service{params: p}
+}
+
+func (s *service) unitNames() []string { return []string{s.params.Unit} }
+
+func (s *service) Observe(ctx context.Context) (any, error) {
+	calm := s.seen.Unit.Active == "active" && s.seen.Fault == ""
+	processless := s.seen.Unit.Sub == "exited" || !strings.HasSuffix(s.params.Unit, ".service")
+	if !calm || !processless || time.Since(s.asked) > calmUnit {
+		u, err := unitState(ctx, s.params.Unit)
+		if err != nil {
+			return nil, err
+		}
+		if u.Active == "failed" && s.seen.Unit.Active != "failed" {
+			s.seen.Log = lastLine(ctx, s.params.Unit)
+		}
+		if u.Active == "active" {
+			s.seen.Log = ""
+		}
+		s.seen.Unit, s.asked = u, time.Now()
+	}
+	if s.seen.Unit.Active != "active" || s.params.Check == nil {
+		s.seen.Fault, s.silent = "", time.Time{}
+		return s.seen, nil
+	}
+	if calm && s.params.Check.Exec != nil && time.Since(s.checked) < calmCheck {
+		return s.seen, nil
+	}
+	s.seen.Fault = ""
+	err := check(ctx, s.params.Check)
+	if err != nil {
+		s.seen.Fault = err.Error()
+	}
+	s.checked = time.Now()
+	if !errors.Is(err, errSilent) {
+		s.silent = time.Time{}
+	} else if s.silent.IsZero() {
+		s.silent, s.worked = s.checked, unitWork(s.params.Unit)
+	}
+	return s.seen, nil
+}
+
+// hangs tells whether the service does not answer because it never will.
+func (s *service) hangs() bool {
+	if s.silent.IsZero() {
+		return false
+	}
+	silent := time.Since(s.silent)
+	return silent > busyLimit || silent > hangLimit && unitWork(s.params.Unit)-s.worked < silent/busyShare
+}
+
+func (s *service) Step(ctx context.Context, _ World) (facts.Status, error) {
+	if s.hangs() {
+		s.silent = time.Time{}
+		return workf("%s hangs (%s), and is killed", s.params.Unit, s.seen.Fault), killUnit(ctx, s.params.Unit)
+	}
+	start, status := decideService(s.params.Unit, s.seen, s.retry.left())
+	if status.State == facts.Ready && time.Since(s.retry.until) > maxPause {
+		s.retry.reset() // not at once: a service that dies soon after every start is not well
+	}
+	if !start {
+		return status, nil
+	}
+	s.retry.next()
+	return status, startUnit(ctx, s.params.Unit)
+}
+
+// decideService says whether to start the unit now, and where things stand. held is how long the next start must wait.
+func decideService(name string, seen serviceSeen, held time.Duration) (start bool, status facts.Status) {
+	switch u := seen.Unit; {
+	case u.Load == "not-found":
+		return false, stopf("the image has no unit %s", name)
+	case u.Active == "active" && seen.Fault == "":
+		return false, ready("")
+	case u.Active == "active":
+		return false, workf("%s runs, but %s", name, seen.Fault)
+	case u.Active == "activating" || u.Active == "deactivating" || u.Active == "reloading":
+		return false, workf("%s is %s", name, u.Active)
+	case u.Active == "failed" && held > 0:
+		return false, facts.Status{State: facts.Failed, Detail: failure(name, seen) + fmt.Sprintf("; next start in %d s", seconds(held))}
+	case held > 0:
+		return false, workf("starting %s", name)
+	case u.Active == "failed":
+		return true, workf("starting again: %s", failure(name, seen))
+	}
+	return true, workf("starting %s", name)
+}
+
+// failure says why a unit failed.
+func failure(name string, seen serviceSeen) string {
+	s := fmt.Sprintf("%s failed (%s)", name, seen.Unit.Result)
+	if seen.Log != "" {
+		s += ": " + seen.Log
+	}
+	return s
+}
+
+// seconds rounds up, so that the last second counts down to 1.
+func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
+
+// lastLine returns the last line in the journal that the processes of a unit wrote; empty when there is none.
+func lastLine(ctx context.Context, name string) string {
+	// _SYSTEMD_UNIT leaves out what systemd itself says about the unit.
+	out, err := run(ctx, nil, "journalctl", "-q", "--no-pager", "-b", "-n", "1", "-o", "cat", "_SYSTEMD_UNIT="+name)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// errSilent is that of a service that takes connections, and does not answer.
+var errSilent = errors.New("no answer in time")
+
+// check returns why a service does not do its work, or nil.
+func check(ctx context.Context, c *facts.Check) error {
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	switch {
+	case c.TCP != "":
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", c.TCP)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.TCP, checkFault(err))
+		}
+		return conn.Close()
+	case c.HTTP != "":
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.HTTP, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := checkClient.Do(req)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.HTTP, checkFault(err))
+		}
+		resp.Body.Close()
+		if resp.StatusCode >= 500 {
+			return fmt.Errorf("%s answers %s", c.HTTP, resp.Status)
+		}
+		return nil
+	}
+	if c.FastCGI != "" {
+		if err := pingFPM(ctx, c.FastCGI); err != nil {
+			return fmt.Errorf("%s: %w", c.FastCGI, checkFault(err))
+		}
+		return nil
+	}
+	cmd := exec.CommandContext(ctx, c.Exec[0], c.Exec[1:]...)
+	cmd.WaitDelay = 100 * time.Millisecond // a child of it may hold its output open
+	out, err := cmd.CombinedOutput()
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", strings.Join(c.Exec, " "), errSilent)
+	case err != nil:
+		return fmt.Errorf("%s: %w: %s", strings.Join(c.Exec, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// checkFault is the short form of a check's error.
+func checkFault(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return errSilent
+	}
+	return errors.New(netFault(err))
+}
+
+// pingFPM asks PHP-FPM for its ping page, which one of its processes must be free to answer: the first bytes of an answer
+// are enough (FastCGI specification, https://fastcgi-archives.github.io/FastCGI_Specification.html).
+func pingFPM(ctx context.Context, addr string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	const beginRequest, params, stdin, stdout = 1, 4, 5, 6
+	var b bytes.Buffer
+	record := func(kind byte, content string) {
+		b.Write([]byte{1, kind, 0, 1, 0, byte(len(content)), 0, 0}) // version, type, request 1, length, no padding
+		b.WriteString(content)
+	}
+	record(beginRequest, "\x00\x01\x00\x00\x00\x00\x00\x00") // as a responder
+	var vars strings.Builder
+	for _, v := range [][2]string{{"REQUEST_METHOD", "GET"}, {"SCRIPT_NAME", "/ping"}, {"SCRIPT_FILENAME", "/ping"}} {
+		vars.Write([]byte{byte(len(v[0])), byte(len(v[1]))})
+		vars.WriteString(v[0] + v[1])
+	}
+	record(params, vars.String())
+	record(params, "")
+	record(stdin, "")
+	if _, err := conn.Write(b.Bytes()); err != nil {
+		return err
+	}
+	head := make([]byte, 8)
+	if _, err := io.ReadFull(conn, head); err != nil {
+		return err
+	}
+	if head[0] != 1 || head[1] != stdout {
+		return errors.New("what answers there is no PHP-FPM with ping.path = /ping")
+	}
+	return nil
+}
+
+// checkClient asks anew each time, as a load balancer's check does: a kept connection would hide that nobody accepts
+// new ones. A redirect is an answer.
+var checkClient = &http.Client{
+	Transport:     &http.Transport{DisableKeepAlives: true, Proxy: nil},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// netFault is the short form of a network error: its cause, without the addresses, which the caller names.
+func netFault(err error) string {
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.Is(err, context.DeadlineExceeded):
+		return "no answer in time"
+	}
+	return err.Error()
+}
+
+// backoff spaces out repeated attempts: 1 s after the first, then twice as long each time, 30 s at most.
+type backoff struct {
+	pause time.Duration
+	until time.Time
+}
+
+const maxPause = 30 * time.Second
+
+func (b *backoff) next() {
+	b.pause = min(max(time.Second, 2*b.pause), maxPause)
+	b.until = time.Now().Add(b.pause)
+}
+
+func (b *backoff) reset() { *b = backoff{} }
+
+// left is how long the next attempt must wait.
+func (b *backoff) left() time.Duration { return max(0, time.Until(b.until)) }

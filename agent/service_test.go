@@ -1,0 +1,316 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"imagegen/cluster/facts"
+)
+
+func TestServiceDecisions(t *testing.T) {
+	for name, c := range map[string]struct {
+		seen  serviceSeen
+		held  time.Duration
+		start bool
+		want  facts.Status
+	}{
+		"at boot":          {serviceSeen{Unit: unit{Load: "loaded", Active: "inactive"}}, 0, true, workf("starting nginx.service")},
+		"just asked for":   {serviceSeen{Unit: unit{Load: "loaded", Active: "inactive"}}, time.Second, false, workf("starting nginx.service")},
+		"starting":         {serviceSeen{Unit: unit{Load: "loaded", Active: "activating"}}, 0, false, workf("nginx.service is activating")},
+		"running":          {serviceSeen{Unit: unit{Load: "loaded", Active: "active", Sub: "running"}}, 0, false, ready("")},
+		"oneshot":          {serviceSeen{Unit: unit{Load: "loaded", Active: "active", Sub: "exited"}}, 0, false, ready("")},
+		"does not answer":  {serviceSeen{Unit: unit{Load: "loaded", Active: "active"}, Fault: "127.0.0.1:80: connection refused"}, 0, false, workf("nginx.service runs, but 127.0.0.1:80: connection refused")},
+		"failed, held":     {serviceSeen{Unit: unit{Load: "loaded", Active: "failed", Result: "exit-code"}, Log: "bind() failed"}, 1500 * time.Millisecond, false, facts.Status{State: facts.Failed, Detail: "nginx.service failed (exit-code): bind() failed; next start in 2 s"}},
+		"failed, its turn": {serviceSeen{Unit: unit{Load: "loaded", Active: "failed", Result: "exit-code"}}, 0, true, workf("starting again: nginx.service failed (exit-code)")},
+		"not in the image": {serviceSeen{Unit: unit{Load: "not-found", Active: "inactive"}}, 0, false, stopf("the image has no unit nginx.service")},
+	} {
+		start, got := decideService("nginx.service", c.seen, c.held)
+		if start != c.start || got != c.want {
+			t.Errorf("%s: %v, %+v", name, start, got)
+		}
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b backoff
+		for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
+			if b.left() != 0 {
+				t.Errorf("held for %v", b.left())
+			}
+			b.next()
+			if got := b.left(); got != want*time.Second {
+				t.Errorf("pause %v, want %v s", got, want)
+			}
+			time.Sleep(b.left())
+		}
+		b.reset()
+		if b.next(); b.left() != time.Second {
+			t.Errorf("after a reset: %v", b.left())
+		}
+	})
+}
+
+func TestCheck(t *testing.T) {
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/broken":
+			w.WriteHeader(502)
+		case "/elsewhere":
+			http.Redirect(w, r, "http://192.0.2.1/", http.StatusFound)
+		}
+	}))
+	defer web.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := l.Addr().String()
+	l.Close()
+	for name, c := range map[string]struct {
+		check facts.Check
+		want  string
+	}{
+		"tcp":          {facts.Check{TCP: web.Listener.Addr().String()}, ""},
+		"tcp closed":   {facts.Check{TCP: free}, free + ": connection refused"},
+		"http":         {facts.Check{HTTP: web.URL}, ""},
+		"http moved":   {facts.Check{HTTP: web.URL + "/elsewhere"}, ""},
+		"http missing": {facts.Check{HTTP: web.URL + "/broken"}, "answers 502 Bad Gateway"},
+		"http closed":  {facts.Check{HTTP: "http://" + free + "/"}, "connection refused"},
+		"exec":         {facts.Check{Exec: []string{"true"}}, ""},
+		"exec fails":   {facts.Check{Exec: []string{"sh", "-c", "echo no VIP; exit 3"}}, "exit status 3: no VIP"},
+		"exec hangs":   {facts.Check{Exec: []string{"sh", "-c", "sleep 30"}}, "no answer in time"},
+		"fastcgi":      {facts.Check{FastCGI: free}, "connection refused"},
+	} {
+		err := check(t.Context(), &c.check)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// fakeSystemd puts a systemctl into PATH that knows one unit, whose state is in the returned file, and that notes what
+// it was asked in another.
+func fakeSystemd(t *testing.T) (state, asked string) {
+	t.Helper()
+	dir := t.TempDir()
+	state, asked = filepath.Join(dir, "state"), filepath.Join(dir, "asked")
+	script := `#!/bin/sh
+case $1 in
+show) cat ` + state + `;;
+esac
+echo "$@" >>` + asked + `
+`
+	for name, text := range map[string]string{"systemctl": script, "journalctl": "#!/bin/sh\necho 'nginx: [emerg] no such directive'\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return state, asked
+}
+
+// turn lets a service look and act once.
+func turn(t *testing.T, s *service) facts.Status {
+	t.Helper()
+	if _, err := s.Observe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	status, err := s.Step(t.Context(), World{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status
+}
+
+func TestServiceIsStartedAgainAfterItFails(t *testing.T) {
+	state, asked := fakeSystemd(t)
+	set := func(active string) {
+		os.WriteFile(state, []byte("LoadState=loaded\nActiveState="+active+"\nSubState=x\nResult=exit-code\nMainPID=0\n"), 0o644)
+	}
+	s := newService(Node{}, "nginx", &facts.ServiceParams{Unit: "imagegen-test-nginx.service"}).(*service)
+	turn := func() facts.Status { t.Helper(); return turn(t, s) }
+	starts := func() int {
+		data, _ := os.ReadFile(asked)
+		return strings.Count(string(data), "start --no-block imagegen-test-nginx.service")
+	}
+	set("inactive")
+	turn()
+	set("active")
+	if got := turn(); got != ready("") || starts() != 1 {
+		t.Fatalf("%+v after %d starts", got, starts())
+	}
+	set("failed")
+	if got := turn(); got.State != facts.Failed || !strings.Contains(got.Detail, "no such directive") || starts() != 1 {
+		t.Errorf("%+v after %d starts", got, starts())
+	}
+	s.retry.until = time.Now()
+	if got := turn(); got.State != facts.Working || starts() != 2 {
+		t.Errorf("%+v after %d starts", got, starts())
+	}
+	if s.retry.left() < time.Second {
+		t.Errorf("the second start is followed by a pause of %v", s.retry.left())
+	}
+}
+
+// A service that takes connections and never answers is killed, so that it is started again; one that is merely slow, or
+// answers that all is not well, is not.
+func TestServiceThatHangsIsKilled(t *testing.T) {
+	state, asked := fakeSystemd(t)
+	idle := exec.Command("sleep", "600")
+	if err := idle.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { idle.Process.Kill(); idle.Wait() })
+	os.WriteFile(state, fmt.Appendf(nil, "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=%d\n", idle.Process.Pid), 0o644)
+	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const unit = "imagegen-test-fpm.service"
+	s := newService(Node{}, "fpm", &facts.ServiceParams{Unit: unit, Check: &facts.Check{FastCGI: l.Addr().String()}}).(*service)
+	turn := func() facts.Status { t.Helper(); return turn(t, s) }
+	kills := func() int {
+		data, _ := os.ReadFile(asked)
+		return strings.Count(string(data), "kill --signal=KILL "+unit)
+	}
+	if got := turn(); got.State != facts.Working || !strings.Contains(got.Detail, "no answer in time") || kills() != 0 {
+		t.Fatalf("at first: %+v, killed %d times", got, kills())
+	}
+	s.silent = s.silent.Add(-2 * hangLimit)
+	if got := turn(); !strings.Contains(got.Detail, "hangs") || kills() != 1 {
+		t.Errorf("after long: %+v, killed %d times", got, kills())
+	}
+	if turn(); kills() != 1 {
+		t.Error("killed again at once")
+	}
+	s.silent = s.silent.Add(-2 * hangLimit)
+	l.Close() // refused is an answer
+	if turn(); kills() != 1 || !s.silent.IsZero() {
+		t.Error("killed though it refuses")
+	}
+}
+
+// A service that does not answer, but works, is not killed before it has done so for long.
+func TestServiceThatWorksIsNotKilled(t *testing.T) {
+	state, asked := fakeSystemd(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	// The main process waits, and one that it started works.
+	work := exec.Command("sh", "-c", "sh -c 'while :; do :; done' & wait")
+	work.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := work.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(-work.Process.Pid, syscall.SIGKILL); work.Wait() })
+	os.WriteFile(state, fmt.Appendf(nil, "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=%d\n", work.Process.Pid), 0o644)
+	const unit = "imagegen-test-busy.service"
+	s := newService(Node{}, "busy", &facts.ServiceParams{Unit: unit, Check: &facts.Check{FastCGI: l.Addr().String()}}).(*service)
+	kills := func() int {
+		data, _ := os.ReadFile(asked)
+		return strings.Count(string(data), "kill --signal=KILL "+unit)
+	}
+	turn(t, s)
+	// It is given what it must have worked, but for a tenth of a second, which it works for on any machine.
+	const enough = (hangLimit + time.Second) / busyShare
+	for end := time.Now().Add(time.Minute); unitWork(unit) < 200*time.Millisecond; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("in a minute it has worked for %s", unitWork(unit))
+		}
+	}
+	s.silent, s.worked = time.Now().Add(-hangLimit-time.Second), 100*time.Millisecond-enough
+	if got := turn(t, s); kills() != 0 || !strings.Contains(got.Detail, "no answer in time") {
+		t.Errorf("%+v, killed %d times though it works", got, kills())
+	}
+	s.silent = time.Now().Add(-busyLimit - time.Second)
+	if got := turn(t, s); kills() != 1 || !strings.Contains(got.Detail, "hangs") {
+		t.Errorf("%+v, killed %d times after %s of work for nothing", got, kills(), busyLimit)
+	}
+}
+
+// A unit's work is that of its own processes. systemd says process 1 for what runs as the system itself: everything descends
+// from that, and a hung service must not seem busy because the machine is.
+func TestUnitWorkIsItsOwn(t *testing.T) {
+	if processStart("1") == "" {
+		t.Skip("SKIPPED: needs /proc with process 1 in it")
+	}
+	state, _ := fakeSystemd(t)
+	for _, pid := range []string{"0", "1"} {
+		unit := "imagegen-test-main" + pid + ".service"
+		os.WriteFile(state, []byte("LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID="+pid+"\n"), 0o644)
+		if _, err := unitState(t.Context(), unit); err != nil {
+			t.Fatal(err)
+		}
+		if got := unitWork(unit); got != 0 {
+			t.Errorf("main process %s: it worked for %s", pid, got)
+		}
+	}
+	os.WriteFile(state, fmt.Appendf(nil, "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=%d\n", os.Getpid()), 0o644)
+	const own = "imagegen-test-own.service"
+	if _, err := unitState(t.Context(), own); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); unitWork(own) == 0; {
+		if time.Now().After(end) {
+			t.Fatal("this process has worked for a minute, and for nothing")
+		}
+	}
+}
+
+// A real PHP-FPM is asked; then it hangs, while its kernel still takes connections for it.
+func TestCheckFPM(t *testing.T) {
+	program, err := exec.LookPath("php-fpm8.2")
+	if err != nil {
+		t.Skip("SKIPPED: no php-fpm8.2 on this machine (package php8.2-fpm)")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	config := filepath.Join(t.TempDir(), "fpm.conf")
+	text := "[global]\nerror_log = /dev/stderr\n[www]\nlisten = " + addr + "\npm = static\npm.max_children = 1\nping.path = /ping\n"
+	if os.Getuid() == 0 {
+		text += "user = nobody\n"
+	}
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	fpm := exec.Command(program, "--nodaemonize", "--fpm-config", config)
+	fpm.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := fpm.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(-fpm.Process.Pid, syscall.SIGKILL); fpm.Wait() })
+	ask := func() error { return check(t.Context(), &facts.Check{FastCGI: addr}) }
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if err = ask(); err == nil || time.Now().After(end) {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(-fpm.Process.Pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(); !errors.Is(err, errSilent) {
+		t.Errorf("it hangs: %v", err)
+	}
+}

@@ -1,0 +1,801 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"imagegen/cluster/facts"
+)
+
+// How the models of Redis and Sentinel behave, after src/sentinel.c and src/replication.c of Redis 7:
+//
+//   - A replica copies what its master has, later: all of it, when it connects anew. A new configuration or REPLICAOF
+//     changes what a server is; it does not ask.
+//   - A Sentinel holds the master to be down (s_down) when it has not answered for down-after, and when it has called
+//     itself a replica for long. With the quorum agreed (o_down) it asks the Sentinels that it knows to elect it for an
+//     epoch; each votes once an epoch. Who has the majority promotes the replica with the best priority, which is not 0,
+//     then the greatest offset; and numbers the new configuration with the epoch.
+//   - Configurations spread by messages through the servers, and the one of the greater epoch is adopted. A server that
+//     calls itself a master and is none, by a configuration that has stood for a while, is made a replica; one that
+//     follows another master than it should, likewise.
+//   - A Sentinel's knowledge is in its file: master, epochs, vote, servers and Sentinels.
+const (
+	downAfter       = 5 * time.Second
+	failoverTimeout = 15 * time.Second
+	infoPeriod      = 10 * time.Second
+	helloPeriod     = 2 * time.Second
+)
+
+var simRedis = &simKind{
+	name: "redis", role: "redis", share: 45,
+	build: func(w *simWorld) simModel { return newRedisModel(w) },
+	faults: []faultKind{lateBoot, lateBoot, gone, crash, crash, crash, reboot, outage, outage, blankDisk, blankDisk, agentDies,
+		daemonDies, daemonDies, cutOneWay, isolated, split, split, slowNet, paused, frozen, lying, noStart, slowStart, stepCrash, stepCrash, stepAgent},
+}
+
+type redisDisk struct {
+	member, founder bool // memberName; what is not noted there does not count as data
+	head            *txn // the data
+	follows         int  // the master in the configuration of the next start; -1: none
+	priority        int
+	sentinel        *sentinelFile
+}
+
+// sentinelFile is a Sentinel's configuration file.
+type sentinelFile struct {
+	master         int
+	epoch, current int64
+	leader         int
+	voted          int64 // the epoch of the vote for leader
+	servers, peers map[int]bool
+	changed        time.Duration // when the master last did
+}
+
+type redisServer struct {
+	n        *machine
+	up       bool
+	loading  bool
+	follows  int  // -1: a master
+	linked   bool // to its master, with all that it has
+	lost     time.Duration
+	copying  bool
+	priority int
+}
+
+type sentinelServer struct {
+	n        *machine
+	up       bool
+	answered time.Duration // when the master did last
+	down     bool
+	failover int64 // the epoch of the failover that goes on; 0: none
+	began    time.Duration
+	promoted int // -1: nobody yet
+	roles    map[int]role
+}
+
+// role is what a server called itself, as a Sentinel saw it, and since when it saw that.
+type role struct {
+	follows int
+	since   time.Duration
+}
+
+type redisModel struct {
+	w              *simWorld
+	disks          []*redisDisk
+	servers        []*redisServer
+	sentinels      []*sentinelServer
+	decide         func(redisView) (redisStep, string, facts.Status)
+	noteFirst      bool // a mutation of redis.belongs
+	decideSentinel func(sentinelReport, redisReport, redisView) (bool, string, facts.Status)
+}
+
+func newRedisModel(w *simWorld) *redisModel {
+	r := &redisModel{w: w, servers: make([]*redisServer, len(w.nodes)), sentinels: make([]*sentinelServer, len(w.nodes)), decide: decideRedis, decideSentinel: decideSentinel}
+	for range w.nodes {
+		r.disks = append(r.disks, &redisDisk{follows: -1})
+	}
+	r.client()
+	return r
+}
+
+func (r *redisModel) components() []string { return []string{"redis", "sentinel"} }
+
+// faults
+
+func (r *redisModel) stop(n *machine, _ bool) { r.servers[n.index], r.sentinels[n.index] = nil, nil }
+
+func (r *redisModel) kill(n *machine, which int) {
+	if which == 0 {
+		r.servers[n.index] = nil
+	} else {
+		r.sentinels[n.index] = nil
+	}
+}
+
+func (r *redisModel) blank(n *machine) { r.disks[n.index] = &redisDisk{follows: -1} }
+func (r *redisModel) foreign(*machine) {}
+func (r *redisModel) relinked()        {}
+
+func (r *redisModel) lie(n *machine, name string) any {
+	if name == "sentinel" {
+		s, _ := (&sentinelPart{r: r, a: n.agent}).observe()
+		report := s.(sentinelReport)
+		report.Running, report.Down, report.Quorum = true, false, ""
+		return report
+	}
+	d := r.disks[n.index]
+	return redisReport{Running: true, Member: d.member, Founder: d.founder, Role: "slave", Master: r.ip(0), Synced: true}
+}
+
+func (r *redisModel) ip(i int) string {
+	if i < 0 {
+		return ""
+	}
+	return r.w.nodes[i].peer.IP
+}
+
+func (r *redisModel) index(ip string) int {
+	return slices.IndexFunc(r.w.nodes, func(n *machine) bool { return n.peer.IP == ip })
+}
+
+// servers
+
+func (r *redisModel) startServer(n *machine) {
+	d := r.disks[n.index]
+	s := &redisServer{n: n, follows: d.follows, priority: d.priority, lost: r.w.now}
+	r.servers[n.index] = s
+	alive := func() bool { return r.servers[n.index] == s }
+	n.after(n.pace(100*time.Millisecond, time.Second), alive, func() {
+		if n.failing > 0 {
+			r.servers[n.index] = nil
+			return
+		}
+		s.up, s.loading = true, d.head != nil
+		n.after(n.pace(0, 2*time.Second), alive, func() { s.loading = false })
+		r.replicate(s, alive)
+	})
+}
+
+// answers tells whether a node's server answers another node.
+func (r *redisModel) answers(from *machine, i int) bool {
+	s := r.servers[i]
+	return s != nil && s.up && !s.n.suspended() && r.w.linked(from, s.n)
+}
+
+// replicate copies what the master has, again and again.
+func (r *redisModel) replicate(s *redisServer, alive func() bool) {
+	s.n.after(s.n.w.between(100*time.Millisecond, 800*time.Millisecond), alive, func() {
+		defer r.replicate(s, alive)
+		if s.follows < 0 || s.loading || s.copying {
+			return
+		}
+		from := s.follows
+		master := r.servers[from]
+		if from == s.n.index || !r.answers(s.n, from) || master.loading || master.follows >= 0 && !master.linked {
+			if s.linked {
+				s.linked, s.lost = false, r.w.now
+			}
+			return
+		}
+		d := r.disks[s.n.index]
+		if s.linked {
+			d.head = r.disks[from].head
+			return
+		}
+		s.copying = true
+		s.n.after(s.n.pace(200*time.Millisecond, 4*time.Second), alive, func() {
+			s.copying = false
+			if s.follows == from && r.servers[from] == master && r.answers(s.n, from) {
+				s.linked, d.head = true, r.disks[from].head
+			}
+		})
+	})
+}
+
+// order is REPLICAOF: follows is -1 for NO ONE.
+func (r *redisModel) order(s *redisServer, follows int) {
+	if s.follows == follows {
+		return
+	}
+	r.w.tell("%s: the server now follows %q", s.n.peer.Name, r.ip(follows))
+	s.follows, s.lost, s.linked = follows, r.w.now, false
+}
+
+// Sentinels
+
+func (r *redisModel) startSentinel(n *machine) {
+	s := &sentinelServer{n: n, promoted: -1, roles: map[int]role{}}
+	r.sentinels[n.index] = s
+	alive := func() bool { return r.sentinels[n.index] == s }
+	n.after(n.pace(100*time.Millisecond, time.Second), alive, func() {
+		if n.failing > 0 {
+			r.sentinels[n.index] = nil
+			return
+		}
+		s.up, s.answered = true, r.w.now
+		f := r.disks[n.index].sentinel
+		f.changed = r.w.now
+		r.watch(s, alive)
+		r.hello(s, alive)
+	})
+}
+
+func (r *redisModel) watch(s *sentinelServer, alive func() bool) {
+	s.n.after(r.w.between(900*time.Millisecond, 1100*time.Millisecond), alive, func() {
+		r.look(s)
+		r.watch(s, alive)
+	})
+}
+
+// talks tells whether a Sentinel is there to answer another one.
+func (r *redisModel) talks(from *machine, i int) bool {
+	s := r.sentinels[i]
+	return s != nil && s.up && !s.n.suspended() && r.w.linked(from, s.n)
+}
+
+// look is one round of a Sentinel.
+func (r *redisModel) look(s *sentinelServer) {
+	w, f := r.w, r.disks[s.n.index].sentinel
+	for i, o := range r.servers {
+		if (i == f.master || f.servers[i]) && r.answers(s.n, i) {
+			if was, ok := s.roles[i]; !ok || was.follows != o.follows {
+				s.roles[i] = role{o.follows, w.now}
+			}
+		}
+	}
+	master := r.servers[f.master]
+	sane := false
+	if r.answers(s.n, f.master) {
+		s.answered = w.now
+		sane = master.follows < 0
+		for i, o := range r.servers {
+			if sane && o != nil && o.up && o.follows == f.master && o.linked {
+				f.servers[i] = true
+			}
+		}
+	}
+	s.down = w.now-s.answered > downAfter || r.answers(s.n, f.master) && !sane && w.now-max(s.roles[f.master].since, f.changed) > downAfter+2*infoPeriod
+	sane = sane && !s.down
+	for _, i := range slices.Sorted(maps.Keys(f.servers)) {
+		if i == f.master || !r.answers(s.n, i) || !sane || s.failover != 0 {
+			continue
+		}
+		o := r.servers[i]
+		stood := w.now - max(s.roles[i].since, f.changed)
+		if o.follows < 0 && stood > 4*helloPeriod || o.follows >= 0 && o.follows != f.master && stood > failoverTimeout {
+			r.order(o, f.master)
+		}
+	}
+	if s.failover != 0 {
+		r.goOn(s)
+		return
+	}
+	agree := 0
+	for i := range r.sentinels {
+		if i == s.n.index && s.down || f.peers[i] && r.talks(s.n, i) && r.disks[i].sentinel.master == f.master && r.sentinels[i].down {
+			agree++
+		}
+	}
+	if s.down && agree >= len(w.nodes)/2+1 && w.now-s.began >= 2*failoverTimeout || s.down && agree >= len(w.nodes)/2+1 && s.began == 0 {
+		f.current++
+		s.failover, s.promoted = f.current, -1
+		s.began = w.now + w.between(0, time.Second)
+		w.tell("%s: Sentinel tries a failover, epoch %d", s.n.peer.Name, s.failover)
+	}
+}
+
+// vote is a Sentinel's answer to one that wants to lead an epoch.
+func (r *redisModel) vote(s *sentinelServer, candidate int, epoch int64) bool {
+	f := r.disks[s.n.index].sentinel
+	f.current = max(f.current, epoch)
+	if f.voted < epoch && f.current <= epoch {
+		f.leader, f.voted = candidate, epoch
+		if candidate != s.n.index {
+			s.began = r.w.now + r.w.between(0, time.Second)
+		}
+	}
+	return f.leader == candidate && f.voted == epoch
+}
+
+// goOn takes a failover one step further.
+func (r *redisModel) goOn(s *sentinelServer) {
+	w, f := r.w, r.disks[s.n.index].sentinel
+	if s.promoted >= 0 {
+		o := r.servers[s.promoted]
+		switch {
+		case r.answers(s.n, s.promoted) && o.follows < 0:
+			old := f.master
+			f.epoch = s.failover
+			f.servers[old] = true
+			r.adopt(s, s.promoted)
+			for _, i := range slices.Sorted(maps.Keys(f.servers)) {
+				if i != f.master && i != old && r.answers(s.n, i) {
+					r.order(r.servers[i], f.master)
+				}
+			}
+			s.failover = 0
+		case w.now-s.began > failoverTimeout:
+			s.failover = 0
+		}
+		return
+	}
+	if w.now < s.began {
+		return
+	}
+	votes := 0
+	if r.vote(s, s.n.index, s.failover) {
+		votes++
+	}
+	for i := range r.sentinels {
+		if f.peers[i] && r.talks(s.n, i) && r.disks[i].sentinel.master == f.master && r.vote(r.sentinels[i], s.n.index, s.failover) {
+			votes++
+		}
+	}
+	if votes < max(len(w.nodes)/2+1, (len(f.peers)+1)/2+1) {
+		if w.now-s.began > 10*time.Second {
+			s.failover = 0
+		}
+		return
+	}
+	best := -1
+	for _, i := range slices.Sorted(maps.Keys(f.servers)) {
+		if i == f.master || !r.answers(s.n, i) || r.servers[i].priority == 0 {
+			continue
+		}
+		if o := r.servers[i]; o.follows >= 0 && !o.linked && w.now-o.lost > w.now-s.answered+10*downAfter {
+			continue
+		}
+		if best < 0 || r.disks[i].head.reach() > r.disks[best].head.reach() {
+			best = i
+		}
+	}
+	if best < 0 {
+		w.tell("%s: Sentinel finds no good replica", s.n.peer.Name)
+		s.failover = 0
+		return
+	}
+	w.tell("%s: Sentinel promotes %s, epoch %d", s.n.peer.Name, w.nodes[best].peer.Name, s.failover)
+	s.promoted = best
+	r.order(r.servers[best], -1)
+}
+
+// reach is the offset in the replication stream.
+func (head *txn) reach() int {
+	if head == nil {
+		return -1
+	}
+	return head.depth
+}
+
+// adopt changes the master that a Sentinel knows.
+func (r *redisModel) adopt(s *sentinelServer, master int) {
+	f := r.disks[s.n.index].sentinel
+	r.w.tell("%s: Sentinel now has %s as the master, epoch %d", s.n.peer.Name, r.w.nodes[master].peer.Name, f.epoch)
+	f.servers[f.master] = true
+	delete(f.servers, master)
+	f.master, f.changed = master, r.w.now
+	s.answered, s.down = r.w.now, false
+}
+
+// hello tells the other Sentinels what this one knows.
+func (r *redisModel) hello(s *sentinelServer, alive func() bool) {
+	s.n.after(helloPeriod, alive, func() {
+		f := r.disks[s.n.index].sentinel
+		for i, o := range r.sentinels {
+			if o == nil || !o.up || o == s || o.n.suspended() {
+				continue
+			}
+			g := r.disks[i].sentinel
+			heard := f.peers[i] && r.w.linked(s.n, o.n)
+			for j := range r.servers {
+				mine, its := j == f.master || f.servers[j], j == g.master || g.servers[j]
+				heard = heard || mine && its && r.answers(s.n, j) && r.answers(o.n, j)
+			}
+			if !heard {
+				continue
+			}
+			g.peers[s.n.index] = true
+			g.current = max(g.current, f.current)
+			if f.epoch > g.epoch {
+				g.epoch = f.epoch
+				if g.master != f.master {
+					o.failover = 0
+					r.adopt(o, f.master)
+				}
+			}
+		}
+		r.hello(s, alive)
+	})
+}
+
+// client writes to a master that has a connection to a replica, as one that asks Sentinel would.
+func (r *redisModel) client() {
+	r.w.in(r.w.between(200*time.Millisecond, 2*time.Second), func() {
+		if s := r.servers[r.w.rand.IntN(len(r.servers))]; s != nil && s.up && !s.loading && s.follows < 0 {
+			if d := r.disks[s.n.index]; d.head != nil {
+				d.head = &txn{prev: d.head, depth: d.head.depth + 1, history: d.head.history}
+			}
+		}
+		r.client()
+	})
+}
+
+// what is right
+
+func (r *redisModel) check() error {
+	for i, s := range r.servers {
+		if s == nil || !s.up || s.follows >= 0 || r.disks[i].head != nil {
+			continue
+		}
+		for j, d := range r.disks {
+			if d.head != nil && (d.member || d.founder) {
+				return fmt.Errorf("%s is a master without data, and %s has data", s.n.peer.Name, r.w.nodes[j].peer.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func (r *redisModel) settled() error {
+	master := -1
+	for i, s := range r.servers {
+		switch {
+		case s == nil || s.follows >= 0:
+		case master >= 0:
+			return fmt.Errorf("%s and %s both stay masters", r.w.nodes[master].peer.Name, s.n.peer.Name)
+		default:
+			master = i
+		}
+	}
+	if master < 0 {
+		return errors.New("nobody is the master")
+	}
+	for i, n := range r.w.nodes {
+		switch {
+		case !n.on():
+		case r.servers[i] == nil || i != master && (r.servers[i].follows != master || !r.servers[i].linked):
+			return fmt.Errorf("%s is ready, and does not follow the master %s", n.peer.Name, r.w.nodes[master].peer.Name)
+		case r.sentinels[i] == nil || r.disks[i].sentinel.master != master:
+			return fmt.Errorf("%s is ready, and its Sentinel does not know the master %s", n.peer.Name, r.w.nodes[master].peer.Name)
+		}
+	}
+	return nil
+}
+
+func (r *redisModel) excused(*machine) bool { return false }
+
+// patient: without a majority nobody knows who is the master, and without data there is none.
+func (r *redisModel) patient() bool {
+	here, data := 0, false
+	for i, n := range r.w.nodes {
+		if n.on() {
+			here++
+			data = data || r.disks[i].head != nil && r.disks[i].member
+		}
+	}
+	return here < len(r.w.nodes)/2+1 || !data
+}
+
+// the agent's parts
+
+type redisPart struct {
+	r     *redisModel
+	a     *simAgent
+	seen  redisReport
+	view  redisView
+	retry simBackoff
+}
+
+type sentinelPart struct {
+	r      *redisModel
+	a      *simAgent
+	seen   sentinelReport
+	server redisReport
+	view   redisView
+	retry  simBackoff
+}
+
+func (r *redisModel) part(a *simAgent, name string) simPart {
+	if name == "redis" {
+		return &redisPart{r: r, a: a}
+	}
+	return &sentinelPart{r: r, a: a}
+}
+
+func (p *redisPart) observe() (any, error) {
+	i := p.a.n.index
+	s, d := p.r.servers[i], p.r.disks[i]
+	p.seen = redisReport{Member: d.member, Founder: d.founder}
+	if s == nil || !s.up {
+		return p.seen, nil
+	}
+	p.seen.Running, p.seen.Loading, p.seen.Eligible = true, s.loading, s.priority != 0
+	if s.follows >= 0 {
+		p.seen.Role, p.seen.Master, p.seen.Synced = "slave", p.r.ip(s.follows), s.linked
+		return p.seen, nil
+	}
+	p.seen.Role = "master"
+	for _, o := range p.r.servers {
+		if o != nil && o.follows == i && o.linked {
+			p.seen.Replicas++
+		}
+	}
+	return p.seen, nil
+}
+
+func (p *redisPart) step(w World, c *simComponent) facts.Status {
+	n, r := p.a.n, p.r
+	d := r.disks[n.index]
+	if c.fresh {
+		p.view = redisMembers(Node{}, w, p.seen)
+	}
+	step, master, status := r.decide(p.view)
+	if status.State == facts.Ready && n.clock()-p.retry.until > maxPause {
+		p.retry = simBackoff{}
+	}
+	switch step {
+	case redisWait:
+		return status
+	case redisBelongs:
+		choose := simStep{"let Sentinel choose the node", 0, func() error {
+			if s := r.servers[n.index]; s != nil {
+				s.priority = 100
+				return nil
+			}
+			return errors.New("no answer from Redis")
+		}}
+		note := simStep{"note that the data is the cluster's", 0, func() error { d.member = true; return nil }}
+		if r.noteFirst {
+			choose, note = note, choose
+		}
+		c.take(choose, note)
+		return status
+	}
+	if r.servers[n.index] != nil {
+		return workf("Redis is starting")
+	}
+	if n.clock() < p.retry.until {
+		return status
+	}
+	p.retry.next(n.clock())
+	var steps []simStep
+	if step == redisFound {
+		steps = append(steps, simStep{"note that this is the first master", 0, func() error {
+			for i, o := range r.disks {
+				if o.head != nil && o.member {
+					r.w.fail("%s becomes the first master, and %s has data", n.peer.Name, r.w.nodes[i].peer.Name)
+				}
+			}
+			d.member, d.founder = true, true
+			return nil
+		}})
+	}
+	has := p.seen.Member
+	steps = append(steps,
+		simStep{"configure", 0, func() error {
+			if d.follows, d.priority = r.index(master), 100; master != "" && !has {
+				d.priority = 0
+			}
+			return nil
+		}},
+		simStep{"start Redis", 0, func() error {
+			if d.founder && d.head == nil && d.follows < 0 {
+				d.head = &txn{history: "redis"}
+			}
+			r.startServer(n)
+			return nil
+		}})
+	c.take(steps...)
+	return status
+}
+
+func (p *sentinelPart) observe() (any, error) {
+	i := p.a.n.index
+	s, f := p.r.sentinels[i], p.r.disks[i].sentinel
+	p.seen = sentinelReport{}
+	if f == nil {
+		return p.seen, nil
+	}
+	p.seen.Master, p.seen.Epoch = p.r.ip(f.master), f.epoch
+	if s == nil || !s.up {
+		return p.seen, nil
+	}
+	p.seen.Running, p.seen.Down, p.seen.Others = true, s.down || s.failover != 0, len(f.peers)
+	usable := 1
+	for j := range f.peers {
+		if p.r.talks(s.n, j) {
+			usable++
+		}
+	}
+	if usable < max(len(p.r.w.nodes)/2+1, (len(f.peers)+1)/2+1) {
+		p.seen.Quorum = "not enough Sentinels"
+	}
+	return p.seen, nil
+}
+
+func (p *sentinelPart) step(w World, c *simComponent) facts.Status {
+	n, r := p.a.n, p.r
+	if c.fresh {
+		p.server, _ = reportOfKind[redisReport](w.Own, "redis")
+		p.view = redisMembers(Node{}, w, p.server)
+	}
+	start, master, status := r.decideSentinel(p.seen, p.server, p.view)
+	if status.State == facts.Ready && n.clock()-p.retry.until > maxPause {
+		p.retry = simBackoff{}
+	}
+	if !start {
+		return status
+	}
+	if r.sentinels[n.index] != nil {
+		return workf("Sentinel is starting")
+	}
+	if n.clock() < p.retry.until {
+		return status
+	}
+	p.retry.next(n.clock())
+	var steps []simStep
+	if master != "" {
+		steps = append(steps, simStep{"configure Sentinel", 0, func() error {
+			f := &sentinelFile{master: r.index(master), leader: -1, servers: map[int]bool{}, peers: map[int]bool{}}
+			for i := range r.disks { // sentinelPeers
+				if i != f.master {
+					f.servers[i] = true
+				}
+				if i != n.index {
+					f.peers[i] = true
+				}
+			}
+			r.disks[n.index].sentinel = f
+			return nil
+		}})
+	}
+	c.take(append(steps, simStep{"start Sentinel", 0, func() error { r.startSentinel(n); return nil }})...)
+	return status
+}
+
+func TestSimRedis(t *testing.T) { runSim(t, simRedis) }
+
+// bitnami/charts 24380 and 8878: when all pods started at once, each Sentinel asked itself, and became its own master.
+func TestSimParallelStart(t *testing.T) {
+	scenario(t, simRedis, 3)
+}
+
+// redis-ha 410: after all had been away, nobody was the master.
+func TestSimNoMasterAfterOutage(t *testing.T) {
+	scenario(t, simRedis, 3,
+		fault{at: 30 * time.Second, kind: outage, lasts: 5 * time.Second},
+		fault{at: 90 * time.Second, kind: crash, node: 0, lasts: 20 * time.Second},
+		fault{at: 130 * time.Second, kind: outage, lasts: 5 * time.Second})
+}
+
+// The last replica with data had a vote too few: the Sentinel of a replaced node waited for the data of a master that
+// was no more.
+func TestSimMasterDiesBeforeReplacedNodeHasData(t *testing.T) {
+	scenario(t, simRedis, 3,
+		fault{at: 60 * time.Second, kind: blankDisk, node: 2, lasts: 10 * time.Second},
+		fault{at: 70 * time.Second, kind: gone, node: 0, lasts: forever})
+}
+
+// The replaced node was the master: the others chose nobody without its Sentinel, which waited for its Redis.
+func TestSimMasterReplacedAndOneGone(t *testing.T) {
+	scenario(t, simRedis, 3,
+		fault{at: 80 * time.Second, kind: blankDisk, node: 0, lasts: 30 * time.Second},
+		fault{at: 85 * time.Second, kind: gone, node: 1, lasts: forever})
+}
+
+// The agent dies between letting Sentinel choose its node and noting why, and Sentinel chooses it.
+func TestSimChosenBeforeItIsNoted(t *testing.T) {
+	scenario(t, simRedis, 3,
+		fault{at: 0, kind: stepAgent, node: 1, arg: 4, lasts: 20 * time.Second},
+		fault{at: 20 * time.Second, kind: crash, node: 0, lasts: 20 * time.Second})
+}
+
+// The first master was lost before the Sentinels knew each other, or before anybody else had data.
+func TestSimFirstMasterReplaced(t *testing.T) {
+	scenario(t, simRedis, 3, fault{at: 7 * time.Second, kind: blankDisk, node: 0, lasts: 2 * time.Second})
+}
+
+// redisMutant changes what decideRedis and decideSentinel see, and then what the first says. Either may be nil.
+func redisMutant(name string, view func(v *redisView), step func(v redisView, s redisStep, master string) (redisStep, string)) mutant {
+	return mutant{name, func(w *simWorld) {
+		r := w.model.(*redisModel)
+		change := func(v redisView) redisView {
+			v.members = slices.Clone(v.members)
+			if view != nil {
+				view(&v)
+			}
+			return v
+		}
+		r.decide = func(v redisView) (redisStep, string, facts.Status) {
+			s, master, status := decideRedis(change(v))
+			if step != nil {
+				s, master = step(v, s, master)
+			}
+			return s, master, status
+		}
+		r.decideSentinel = func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
+			return decideSentinel(seen, server, change(v))
+		}
+	}}
+}
+
+func TestSimRedisMutants(t *testing.T) {
+	hear := func(v *redisView) {
+		for i := range v.members {
+			v.members[i].heard = true
+		}
+	}
+	sentinel := func(name string, decide func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status)) mutant {
+		return mutant{name, func(w *simWorld) { w.model.(*redisModel).decideSentinel = decide }}
+	}
+	killAll(t, simRedis, []mutant{
+		redisMutant("silent nodes have nothing", hear, nil),
+		redisMutant("a minority is believed", func(v *redisView) {
+			formed := slices.ContainsFunc(v.members, func(m redisMember) bool { return m.heard && (m.Member || m.sentinel.Master != "") })
+			if formed {
+				hear(v)
+			}
+		}, nil),
+		redisMutant("every node becomes a first master", nil, func(v redisView, s redisStep, master string) (redisStep, string) {
+			if s == redisFollow && !v.members[v.self].Member {
+				return redisFound, ""
+			}
+			return s, master
+		}),
+		redisMutant("the lowest node leads, whatever it has", nil, func(v redisView, s redisStep, master string) (redisStep, string) {
+			if v.self == 0 && (s == redisFollow || s == redisWait && !v.members[0].Running && v.members[0].heard) {
+				return redisLead, ""
+			}
+			return s, master
+		}),
+		redisMutant("an empty node may lead", func(v *redisView) {
+			if m := &v.members[v.self]; !m.Running && m.sentinel.Master == "" {
+				m.Member = true
+			}
+		}, nil),
+		redisMutant("each node believes itself", nil, func(v redisView, s redisStep, master string) (redisStep, string) {
+			if s == redisFollow {
+				return redisLead, ""
+			}
+			return s, master
+		}),
+		redisMutant("the oldest configuration is believed", func(v *redisView) {
+			for i := range v.members {
+				m := &v.members[i]
+				m.sentinel.Epoch = 1<<20 - m.sentinel.Epoch
+				if i != v.self {
+					m.Running = false
+				}
+			}
+		}, nil),
+		redisMutant("complete data is never noted", nil, func(_ redisView, s redisStep, master string) (redisStep, string) {
+			if s == redisBelongs {
+				return redisWait, ""
+			}
+			return s, master
+		}),
+		{"complete data is noted before Sentinel may choose the node", func(w *simWorld) { w.model.(*redisModel).noteFirst = true }},
+		sentinel("each Sentinel watches its own node", func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
+			start, master, status := decideSentinel(seen, server, v)
+			if master != "" {
+				master = v.members[v.self].ip
+			}
+			return start, master, status
+		}),
+		sentinel("a Sentinel is never started again", func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
+			start, master, status := decideSentinel(seen, server, v)
+			return start && master != "", master, status
+		}),
+		sentinel("a Sentinel waits for data", func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
+			start, master, status := decideSentinel(seen, server, v)
+			if start && seen.Master == "" && !server.Member {
+				return false, "", waitf("for data")
+			}
+			return start, master, status
+		}),
+	})
+}

@@ -1,0 +1,1062 @@
+package agent
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"imagegen/cluster/facts"
+)
+
+// The simulator runs the real decisions, on views put together by the real functions from reports that went through
+// JSON as they do between agents, against simulated nodes, disks, daemons, clocks and a network. One seed determines a
+// history: which faults happen and when, and how long everything takes. Whatever the decisions depend on is asked and
+// answered as the agents do it (see Agent.turn and peers.poll); the daemons are models of what Galera, Redis with
+// Sentinel, and glusterd do, each described where it is modelled.
+//
+// After every event the invariants are checked. Once the faults have ended, the cluster must become ready, or wait for
+// what the design says it must wait for.
+var (
+	simSeed      = flag.Uint64("seed", 0, "simulate the history of this seed alone, and tell it")
+	simHistories = flag.Int("histories", 10000, "histories to simulate, in all")
+)
+
+const (
+	simBound  = 10 * time.Minute // in which a cluster without faults must become ready
+	simSteady = 5 * time.Second  // for which it must stay so
+	forever   = time.Duration(1 << 62)
+)
+
+// simKind is a kind of cluster that can be simulated.
+type simKind struct {
+	name  string
+	role  string
+	share int // of all histories, in percent
+	build func(w *simWorld) simModel
+	// faults lists what may happen, the frequent ones more than once.
+	faults []faultKind
+}
+
+// simModel is the simulated daemons and disks of a cluster.
+type simModel interface {
+	// components are the names, which are also the kinds, of what each agent assembles.
+	components() []string
+	// part makes what an agent remembers of a component: nothing, when it has just started.
+	part(a *simAgent, name string) simPart
+	// stop ends the node's daemons: cleanly, as a shutdown does, or as a loss of power does.
+	stop(n *machine, clean bool)
+	kill(n *machine, which int)      // one daemon
+	blank(n *machine)                // the disk of a node that is off is replaced
+	foreign(n *machine)              // by one that another cluster has used
+	relinked()                       // who reaches whom has changed
+	lie(n *machine, name string) any // the report of a peer that falsely calls itself ready
+	check() error                    // the invariants
+	settled() error                  // nil: all nodes that are on are ready, and rightly so
+	patient() bool                   // the design has it wait for nodes that stay away, and asks no operator
+	excused(n *machine) bool         // the design makes it wait or stop, for a reason other than a silent node
+}
+
+// simPart is a component of a simulated agent.
+type simPart interface {
+	observe() (any, error)
+	step(w World, p *simComponent) facts.Status
+}
+
+// faultKind is something that goes wrong.
+type faultKind string
+
+const (
+	lateBoot    faultKind = "is off at first"
+	gone        faultKind = "dies and stays away"
+	crash       faultKind = "loses power"
+	reboot      faultKind = "reboots"
+	outage      faultKind = "outage: all lose power"
+	blankDisk   faultKind = "gets a blank disk"
+	foreignDisk faultKind = "gets a disk of another cluster"
+	agentDies   faultKind = "agent dies"
+	daemonDies  faultKind = "daemon dies"
+	cutOneWay   faultKind = "is not heard by"
+	isolated    faultKind = "is cut off"
+	split       faultKind = "network splits"
+	slowNet     faultKind = "network is slow"
+	paused      faultKind = "is suspended"
+	frozen      faultKind = "agent hangs, and answers what it saw before"
+	lying       faultKind = "claims to be ready"
+	noStart     faultKind = "daemons fail to start"
+	slowStart   faultKind = "everything takes long"
+	stepCrash   faultKind = "loses power just before its step"
+	givenUp     faultKind = "loses power, and is given up by an operator"
+	stepAgent   faultKind = "agent dies just before its step"
+)
+
+// fault is one line of a history.
+type fault struct {
+	at    time.Duration
+	kind  faultKind
+	node  int
+	arg   int // the other node, a set of nodes, the number of a step or of a daemon
+	lasts time.Duration
+}
+
+func (f fault) String() string {
+	s := fmt.Sprintf("%8.2fs  node %d %s", f.at.Seconds(), f.node+1, f.kind)
+	switch f.kind {
+	case outage, slowNet:
+		s = fmt.Sprintf("%8.2fs  %s", f.at.Seconds(), f.kind)
+	case split:
+		s = fmt.Sprintf("%8.2fs  %s: %03b", f.at.Seconds(), f.kind, f.arg)
+	case cutOneWay:
+		s += fmt.Sprintf(" node %d", f.arg+1)
+	case daemonDies, stepCrash, stepAgent:
+		s += fmt.Sprintf(" (%d)", f.arg)
+	}
+	if f.lasts == forever {
+		return s
+	}
+	return s + fmt.Sprintf(", for %.2fs", f.lasts.Seconds())
+}
+
+// history is what a run is made of. The same history runs the same way.
+type history struct {
+	seed   uint64
+	nodes  int
+	faults []fault
+}
+
+func (h history) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "seed %d, %d nodes:\n", h.seed, h.nodes)
+	for _, f := range h.faults {
+		fmt.Fprintf(&b, "%v\n", f)
+	}
+	return b.String()
+}
+
+// newHistory draws a history.
+func newHistory(k *simKind, seed uint64) history {
+	r := rand.New(rand.NewPCG(seed, 1))
+	h := history{seed: seed, nodes: 3}
+	if r.IntN(6) == 0 {
+		h.nodes = 5
+	}
+	secs := func(mean float64) time.Duration {
+		return time.Duration((0.05 + r.ExpFloat64()*mean) * float64(time.Second)).Truncate(10 * time.Millisecond)
+	}
+	// Half of the histories begin with a cluster that has its first minute in peace.
+	start := 0.
+	if r.IntN(2) == 0 {
+		start = 60
+	}
+	for range 1 + r.IntN(8) {
+		f := fault{kind: k.faults[r.IntN(len(k.faults))], node: r.IntN(h.nodes), lasts: secs(10)}
+		f.at = time.Duration((start + r.Float64()*60) * float64(time.Second)).Truncate(10 * time.Millisecond)
+		switch f.kind {
+		case lateBoot, foreignDisk: // whoever attaches another cluster's disk does so before the first start
+			f.at = 0
+		case gone:
+			f.lasts = forever
+		case agentDies:
+			f.lasts = secs(2)
+		case daemonDies:
+			f.arg = r.IntN(2)
+		case givenUp:
+			f.lasts = secs(30)
+		case cutOneWay:
+			f.arg = (f.node + 1 + r.IntN(h.nodes-1)) % h.nodes
+		case split:
+			f.arg = 1 + r.IntN(1<<h.nodes-2)
+		case stepCrash, stepAgent:
+			f.at = 0
+			if start > 0 {
+				f.at = time.Duration(start) * time.Second
+			}
+			f.arg = 1 + r.IntN(12)
+		}
+		h.faults = append(h.faults, f)
+	}
+	slices.SortStableFunc(h.faults, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
+	return h
+}
+
+// event is something that is going to happen.
+type event struct {
+	at  time.Duration
+	seq int
+	do  func()
+}
+
+// simWorld is a simulated cluster.
+type simWorld struct {
+	kind  *simKind
+	model simModel
+	rand  *rand.Rand
+	now   time.Duration
+	queue []event // a heap
+	seq   int
+	nodes []*machine
+	cuts  [][]int // [from][to]: how many faults keep messages from getting there
+	slow  int
+	err   error // the first invariant that was violated
+	armed bool  // faults may still happen
+	tell  func(format string, args ...any)
+	// What a mutation may change.
+	heard time.Duration
+}
+
+func newSimWorld(k *simKind, h history) *simWorld {
+	w := &simWorld{kind: k, rand: rand.New(rand.NewPCG(h.seed, 2)), armed: true, heard: heardLimit, tell: func(string, ...any) {}}
+	for i := range h.nodes {
+		w.cuts = append(w.cuts, make([]int, h.nodes))
+		name := fmt.Sprintf("node%d", i+1)
+		w.nodes = append(w.nodes, &machine{w: w, index: i, off: 1, without: map[string][]string{}, peer: facts.Peer{Name: name, Role: k.role, IP: fmt.Sprintf("10.0.0.%d", i+1), Index: i}})
+	}
+	for _, n := range w.nodes {
+		for _, m := range w.nodes {
+			if m != n {
+				n.peers = append(n.peers, m.peer)
+			}
+		}
+	}
+	w.model = k.build(w)
+	return w
+}
+
+// in has something happen after d.
+func (w *simWorld) in(d time.Duration, do func()) {
+	w.seq++
+	q := append(w.queue, event{w.now + d, w.seq, do})
+	for i := len(q) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !before(q[i], q[up]) {
+			break
+		}
+		q[i], q[up] = q[up], q[i]
+		i = up
+	}
+	w.queue = q
+}
+
+func before(a, b event) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }
+
+// next lets the next thing happen.
+func (w *simWorld) next() {
+	q := w.queue
+	e := q[0]
+	last := len(q) - 1
+	q[0] = q[last]
+	q[last] = event{}
+	q = q[:last]
+	for i := 0; ; {
+		least := i
+		for _, c := range [2]int{2*i + 1, 2*i + 2} {
+			if c < len(q) && before(q[c], q[least]) {
+				least = c
+			}
+		}
+		if least == i {
+			break
+		}
+		q[i], q[least] = q[least], q[i]
+		i = least
+	}
+	w.queue = q
+	w.now = e.at
+	e.do()
+	if w.err == nil {
+		w.err = w.model.check()
+	}
+}
+
+// between draws a duration.
+func (w *simWorld) between(low, high time.Duration) time.Duration {
+	return low + time.Duration(w.rand.Int64N(int64(high-low)+1))
+}
+
+// chance is true once in n times.
+func (w *simWorld) chance(n int) bool { return w.rand.IntN(n) == 0 }
+
+// fail notes the first violation.
+func (w *simWorld) fail(format string, args ...any) {
+	if w.err == nil {
+		w.err = fmt.Errorf(format, args...)
+	}
+}
+
+// linked tells whether two nodes can talk: a connection needs both directions.
+func (w *simWorld) linked(a, b *machine) bool {
+	return a == b || a.on() && b.on() && !a.suspended() && !b.suspended() && w.cuts[a.index][b.index] == 0 && w.cuts[b.index][a.index] == 0
+}
+
+// machine is a node.
+type machine struct {
+	w        *simWorld
+	index    int
+	peer     facts.Peer
+	peers    []facts.Peer
+	off      int // how many faults keep it off; 0: it is on
+	gone     bool
+	agent    *simAgent
+	mute     int // how many faults keep its agent from running
+	until    time.Duration
+	lost     time.Duration // how long it was suspended, in all
+	diskAt   time.Duration // when its disk is mounted
+	stuck    int           // faults
+	liar     int
+	failing  int
+	dragging int
+	steps    int             // taken since arming
+	traps    map[int][]fault // by step
+	without  map[string][]string
+	given    bool // an operator has decided to go on without it
+}
+
+func (n *machine) on() bool        { return n.off == 0 }
+func (n *machine) suspended() bool { return n.until > n.w.now }
+func (n *machine) clock() time.Duration {
+	return n.w.now - n.lost
+}
+
+// pace draws how long something takes on the node.
+func (n *machine) pace(low, high time.Duration) time.Duration {
+	d := n.w.between(low, high)
+	if n.dragging > 0 {
+		d *= 10
+	}
+	return d
+}
+
+// after has something happen on the node after d, if what does it is still there; a suspended node does it late.
+func (n *machine) after(d time.Duration, alive func() bool, do func()) {
+	n.w.in(d, func() {
+		switch {
+		case !alive():
+		case n.suspended():
+			n.after(n.until-n.w.now, alive, do)
+		default:
+			do()
+		}
+	})
+}
+
+func (n *machine) powerOff(clean bool) {
+	n.off++
+	if n.off > 1 {
+		return
+	}
+	n.agent = nil
+	n.w.model.stop(n, clean)
+	n.w.model.relinked()
+}
+
+func (n *machine) powerOn() {
+	n.off--
+	if n.off > 0 {
+		return
+	}
+	n.diskAt = n.w.now + n.pace(50*time.Millisecond, 3*time.Second)
+	n.startAgent(n.w.between(0, 2*time.Second))
+	n.w.model.relinked()
+}
+
+func (n *machine) startAgent(d time.Duration) {
+	n.w.in(d, func() {
+		if n.on() && n.mute == 0 && n.agent == nil {
+			newSimAgent(n)
+		}
+	})
+}
+
+// start applies a fault, and its end.
+func (w *simWorld) start(f fault) {
+	n := w.nodes[f.node]
+	w.tell("%v", f)
+	var end func()
+	switch f.kind {
+	case gone:
+		if n.gone {
+			return
+		}
+		n.gone = true
+		n.powerOff(false)
+	case lateBoot, crash, stepCrash:
+		n.powerOff(false)
+		end = n.powerOn
+	case reboot:
+		n.powerOff(true)
+		end = n.powerOn
+	case outage:
+		for _, m := range w.nodes {
+			m.powerOff(false)
+			w.in(f.lasts+w.between(0, 20*time.Second), m.powerOn)
+		}
+	case blankDisk, foreignDisk:
+		n.powerOff(false)
+		if n.given = false; f.kind == blankDisk {
+			w.model.blank(n)
+		} else {
+			w.model.foreign(n)
+		}
+		end = n.powerOn
+	case agentDies, stepAgent:
+		n.mute++
+		n.agent = nil
+		end = func() {
+			n.mute--
+			n.startAgent(0)
+		}
+	case daemonDies:
+		if n.on() {
+			w.model.kill(n, f.arg)
+		}
+	case cutOneWay:
+		end = w.cut([][2]int{{f.node, f.arg}})
+	case isolated:
+		var links [][2]int
+		for _, m := range w.nodes {
+			if m != n {
+				links = append(links, [2]int{n.index, m.index}, [2]int{m.index, n.index})
+			}
+		}
+		end = w.cut(links)
+	case split:
+		var links [][2]int
+		for i := range w.nodes {
+			for j := range w.nodes {
+				if f.arg>>i&1 != f.arg>>j&1 {
+					links = append(links, [2]int{i, j})
+				}
+			}
+		}
+		end = w.cut(links)
+	case slowNet:
+		w.slow++
+		end = func() { w.slow-- }
+	case paused:
+		if n.suspended() {
+			return
+		}
+		n.until = w.now + f.lasts
+		n.lost += f.lasts
+		w.model.relinked()
+		end = w.model.relinked
+	case givenUp:
+		n.powerOff(false)
+		end = n.powerOn
+		w.giveUp(n, w.now+f.lasts)
+	case frozen:
+		end = during(&n.stuck)
+	case lying:
+		end = during(&n.liar)
+	case noStart:
+		end = during(&n.failing)
+	case slowStart:
+		end = during(&n.dragging)
+	}
+	if end != nil && f.lasts != forever {
+		w.in(f.lasts, func() {
+			w.tell("end of: node %d %s", f.node+1, f.kind)
+			end()
+		})
+	}
+}
+
+// giveUp has an operator decide to go on without a node that is off, as soon as an agent waits for it.
+func (w *simWorld) giveUp(n *machine, until time.Duration) {
+	if w.now > until {
+		return
+	}
+	if !n.on() {
+		for _, m := range w.nodes {
+			m.decideWithout(n.peer.Name)
+		}
+	}
+	w.in(2*time.Second, func() { w.giveUp(n, until) })
+}
+
+// decideWithout is Agent.decide, for one of the nodes that are waited for or, with an empty name, for all.
+func (n *machine) decideWithout(name string) (decided bool) {
+	if n.agent == nil {
+		return false
+	}
+	for _, c := range n.agent.parts {
+		without := strings.Split(c.status.Missing, ",")
+		switch {
+		case c.status.Missing == "" || name != "" && !slices.Contains(without, name):
+			continue
+		case name != "":
+			without = []string{name}
+		}
+		for _, m := range n.w.nodes {
+			m.given = m.given || slices.Contains(without, m.peer.Name)
+		}
+		n.w.tell("an operator has %s go on without %v", n.peer.Name, without)
+		n.without[c.name] = append(n.without[c.name], without...)
+		decided = true
+	}
+	return decided
+}
+
+func during(count *int) (end func()) {
+	*count++
+	return func() { *count-- }
+}
+
+func (w *simWorld) cut(links [][2]int) (mend func()) {
+	add := func(d int) {
+		for _, l := range links {
+			w.cuts[l[0]][l[1]] += d
+		}
+		w.model.relinked()
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// simAgent is a running agent.
+type simAgent struct {
+	n       *machine
+	parts   []*simComponent
+	answers map[string]simAnswer
+	ready   bool
+	report  *facts.NodeReport // as published; nil: something has changed
+}
+
+type simAnswer struct {
+	asked  time.Duration
+	report *facts.NodeReport
+}
+
+// simComponent is a component as its agent runs it.
+type simComponent struct {
+	simPart
+	a      *simAgent
+	name   string
+	seen   any
+	raw    json.RawMessage
+	status facts.Status
+	busy   bool // a step is being taken
+	// What the last view was put together from: reports by node, nil for those not heard, and whom to go on without.
+	reports []*facts.NodeReport
+	without []string
+	fresh   bool // the view must be put together anew
+	until   func() bool
+}
+
+func newSimAgent(n *machine) {
+	a := &simAgent{n: n, answers: map[string]simAnswer{}}
+	n.agent = a
+	for _, name := range n.w.model.components() {
+		c := &simComponent{a: a, name: name, simPart: n.w.model.part(a, name), status: waitf("the agent has just started")}
+		a.parts = append(a.parts, c)
+		a.after(n.w.between(0, restless), func() { a.turn(c) })
+	}
+	for i := range n.w.nodes {
+		if i != n.index {
+			a.after(n.w.between(0, restless), func() { a.poll(i) })
+		}
+	}
+}
+
+func (a *simAgent) alive() bool { return a.n.agent == a }
+
+func (a *simAgent) after(d time.Duration, do func()) { a.n.after(d, a.alive, do) }
+
+// delay is how long a message takes.
+func (w *simWorld) delay() time.Duration {
+	if w.slow > 0 {
+		return w.between(0, 1500*time.Millisecond)
+	}
+	return w.between(0, 20*time.Millisecond)
+}
+
+// poll is peers.poll and peers.ask, for one peer.
+func (a *simAgent) poll(i int) {
+	w := a.n.w
+	peer := w.nodes[i]
+	asked := a.n.clock()
+	there, back := w.delay(), w.delay()
+	a.after(there, func() {
+		if w.linked(a.n, peer) && peer.agent != nil {
+			report := peer.agent.published()
+			a.after(back, func() {
+				if there+back <= pollLimit && w.linked(a.n, peer) {
+					a.answers[peer.peer.Name] = simAnswer{asked, report}
+				}
+			})
+		}
+	})
+	pause := restless
+	if a.ready {
+		pause = restful
+	}
+	a.after(there+back+pause, func() { a.poll(i) })
+}
+
+// truth is Agent.report.
+func (a *simAgent) truth() *facts.NodeReport {
+	if a.report == nil {
+		a.report = &facts.NodeReport{Cluster: "sim", ClusterID: simCluster, Node: a.n.peer, Ready: a.ready, Components: map[string]facts.ComponentReport{}}
+		for _, c := range a.parts {
+			a.report.Components[c.name] = facts.ComponentReport{Kind: c.name, Status: c.status, Report: c.raw}
+		}
+	}
+	return a.report
+}
+
+// published is what the peers are told.
+func (a *simAgent) published() *facts.NodeReport {
+	if a.n.liar > 0 {
+		lie := *a.truth()
+		lie.Ready = true
+		lie.Components = map[string]facts.ComponentReport{}
+		for _, c := range a.parts {
+			raw, _ := json.Marshal(a.n.w.model.lie(a.n, c.name))
+			lie.Components[c.name] = facts.ComponentReport{Kind: c.name, Status: ready(""), Report: raw}
+		}
+		return &lie
+	}
+	return a.truth()
+}
+
+const simCluster = "7b6b5b4b-0000-4000-8000-000000000001"
+
+// heard is peers.heard.
+func (a *simAgent) heard() map[string]PeerReport {
+	m := map[string]PeerReport{}
+	for name, r := range a.answers {
+		if age := a.n.clock() - r.asked; age <= a.n.w.heard {
+			m[name] = PeerReport{*r.report, age}
+		}
+	}
+	return m
+}
+
+// turn is Agent.drive and Agent.turn.
+func (a *simAgent) turn(c *simComponent) {
+	n := a.n
+	again := func() {
+		pause := restless
+		if c.status.State == facts.Ready {
+			pause = restful
+		}
+		a.after(pause, func() { a.turn(c) })
+	}
+	if n.stuck > 0 {
+		a.after(restless, func() { a.turn(c) })
+		return
+	}
+	if n.w.now < n.diskAt {
+		a.publish(c, nil)
+		a.set(c, waitf("for disk on this node"))
+		again()
+		return
+	}
+	report, err := c.observe()
+	if err != nil {
+		a.publish(c, nil)
+		a.set(c, facts.Status{State: facts.Failed, Detail: err.Error()})
+		again()
+		return
+	}
+	act := func() {
+		a.publish(c, report)
+		w := World{Self: n.peer, Peers: n.peers, Reports: a.heard(), Own: *a.truth()}
+		n.without[c.name] = stillSilent(n.without[c.name], w.Reports)
+		w.Without = n.without[c.name]
+		c.fresh = a.news(c)
+		status := c.step(w, c)
+		a.set(c, status)
+		if status.State == facts.Ready {
+			delete(n.without, c.name)
+		}
+		if !c.busy {
+			again()
+		}
+	}
+	// Looking may take its time, and what was seen is old by then.
+	if n.w.chance(50) {
+		a.after(n.w.between(0, askLimit), act)
+	} else {
+		act()
+	}
+}
+
+// news tells whether anything has changed of what a component's view is put together from. Doing that anew each time is
+// most of what a history costs.
+func (a *simAgent) news(c *simComponent) bool {
+	changed := len(c.reports) == 0 || !slices.Equal(c.without, a.n.without[c.name])
+	if changed {
+		c.reports, c.without = make([]*facts.NodeReport, len(a.n.w.nodes)), slices.Clone(a.n.without[c.name])
+	}
+	for i, n := range a.n.w.nodes {
+		var report *facts.NodeReport
+		if r := a.answers[n.peer.Name]; n == a.n {
+			report = a.truth()
+		} else if a.n.clock()-r.asked <= a.n.w.heard {
+			report = r.report
+		}
+		changed = changed || c.reports[i] != report
+		c.reports[i] = report
+	}
+	return changed
+}
+
+func (a *simAgent) publish(c *simComponent, report any) {
+	if report == nil {
+		c.seen, c.raw, a.report = nil, nil, nil
+	} else if c.seen != report {
+		c.seen = report
+		c.raw, _ = json.Marshal(report)
+		a.report = nil
+	}
+}
+
+func (a *simAgent) set(c *simComponent, s facts.Status) {
+	if c.status == s {
+		return
+	}
+	if c.status.State != s.State || c.status.Detail != s.Detail {
+		a.n.w.tell("%s: %s: %s", a.n.peer.Name, c.name, describeStatus(s))
+	}
+	c.status, a.report = s, nil
+	a.ready = !slices.ContainsFunc(a.parts, func(c *simComponent) bool { return c.status.State != facts.Ready })
+}
+
+// simStep is a part of what a component does in one step that cannot be cut in two.
+type simStep struct {
+	what string
+	need time.Duration // how long it takes to get there
+	do   func() error
+}
+
+// take has the agent take steps one by one. It and its node may die before each.
+func (c *simComponent) take(steps ...simStep) {
+	a := c.a
+	c.busy = true
+	if c.until != nil && !c.until() {
+		a.after(200*time.Millisecond, func() { c.take(steps...) })
+		return
+	}
+	c.until = nil
+	if len(steps) == 0 {
+		c.busy = false
+		a.after(restless, func() { a.turn(c) })
+		return
+	}
+	a.after(steps[0].need, func() {
+		n := a.n
+		n.steps++
+		for _, f := range n.traps[n.steps] {
+			n.w.start(f)
+		}
+		delete(n.traps, n.steps)
+		if !a.alive() {
+			return
+		}
+		n.w.tell("%s: step %d: %s", n.peer.Name, n.steps, steps[0].what)
+		if err := steps[0].do(); err != nil {
+			a.set(c, facts.Status{State: facts.Failed, Detail: err.Error()})
+			steps = steps[:1]
+		}
+		c.take(steps[1:]...)
+	})
+}
+
+// waitFor keeps the component from its next step until something is the case.
+func (c *simComponent) waitFor(is func() bool) { c.until = is }
+
+// simBackoff is backoff, by the node's clock.
+type simBackoff struct{ pause, until time.Duration }
+
+func (b *simBackoff) next(now time.Duration) {
+	b.pause = min(max(time.Second, 2*b.pause), maxPause)
+	b.until = now + b.pause
+}
+
+// simulate runs a history and returns what went wrong.
+func simulate(k *simKind, h history, change func(w *simWorld), tell func(string, ...any)) error {
+	w := newSimWorld(k, h)
+	if change != nil {
+		change(w)
+	}
+	if tell != nil {
+		w.tell = func(format string, args ...any) { tell("%9.3fs  "+format, append([]any{w.now.Seconds()}, args...)...) }
+	}
+	end := 5 * time.Second
+	for _, f := range h.faults {
+		if f.kind == stepCrash || f.kind == stepAgent {
+			n := w.nodes[f.node]
+			w.in(f.at, func() {
+				if n.traps == nil {
+					n.traps = map[int][]fault{}
+				}
+				n.traps[n.steps+f.arg] = append(n.traps[n.steps+f.arg], f)
+			})
+			end = max(end, f.at+f.lasts+20*time.Second)
+			continue
+		}
+		w.in(f.at, func() { w.start(f) })
+		end = max(end, f.at)
+		if f.lasts != forever {
+			end = max(end, f.at+f.lasts)
+		}
+		if f.kind == outage {
+			end = max(end, f.at+f.lasts+20*time.Second)
+		}
+	}
+	w.in(0, func() {
+		for _, n := range w.nodes {
+			n.powerOn()
+		}
+	})
+	if err := w.runTo(end); err != nil {
+		return err
+	}
+	for _, n := range w.nodes {
+		n.traps = nil
+	}
+	w.tell("no more faults")
+	err := w.settle()
+	if w.err != nil || err == nil && !slices.ContainsFunc(w.nodes, func(n *machine) bool { return n.gone }) {
+		return cmp.Or(w.err, err)
+	}
+	for tries := 0; err != nil && !w.model.patient(); tries++ {
+		// Waiting for a node that stays away is right where its word counts. Then an operator may decide.
+		if wrong := w.decide(); wrong != nil || tries == 3 {
+			return fmt.Errorf("%w; %w", err, cmp.Or(wrong, errors.New("the operator's decisions do not help")))
+		}
+		if err = w.settle(); w.err != nil {
+			return w.err
+		}
+	}
+	for _, n := range w.nodes {
+		if n.gone {
+			w.tell("%s comes back", n.peer.Name)
+			n.gone = false
+			n.powerOn()
+		}
+	}
+	return w.settle()
+}
+
+func (w *simWorld) runTo(t time.Duration) error {
+	for w.err == nil && w.queue[0].at <= t {
+		w.next()
+	}
+	w.now = max(w.now, t)
+	return w.err
+}
+
+// settle waits until the cluster is, and stays, as it should be.
+func (w *simWorld) settle() error {
+	start, since := w.now, time.Duration(-1)
+	for {
+		if err := w.runTo(w.now + time.Second); err != nil {
+			return err
+		}
+		err := w.rest()
+		switch {
+		case err != nil && w.now-start > simBound:
+			return fmt.Errorf("not ready %v after the last fault: %w", simBound, err)
+		case err != nil:
+			since = -1
+		case since < 0:
+			since = w.now
+		case w.now-since >= simSteady:
+			w.tell("settled after %v", w.now-start)
+			return nil
+		}
+		// Where the agents ask for a decision about a node that has gone, they wait for good; that is seen sooner.
+		// Sentinels who have nobody to ask may need several elections until the one who can promote a replica wins.
+		if err != nil && w.now-start > 3*time.Minute && slices.ContainsFunc(w.nodes, (*machine).undecided) {
+			return err
+		}
+	}
+}
+
+// rest tells what keeps the cluster from being at rest.
+func (w *simWorld) rest() error {
+	stopped := false
+	var errs []error
+	for _, n := range w.nodes {
+		if !n.on() {
+			continue
+		}
+		if n.agent == nil {
+			return fmt.Errorf("%s: the agent does not run", n.peer.Name)
+		}
+		for _, c := range n.agent.parts {
+			if c.status.State == facts.Ready {
+				continue
+			}
+			if w.model.excused(n) && !c.busy {
+				stopped = true
+				continue
+			}
+			errs = append(errs, fmt.Errorf("%s: %s: %s", n.peer.Name, c.name, describeStatus(c.status)))
+		}
+	}
+	if err := errors.Join(errs...); err != nil || stopped {
+		return err
+	}
+	return w.model.settled()
+}
+
+// undecided tells whether the agent waits for a decision about a node that does not answer.
+func (n *machine) undecided() bool {
+	return n.agent != nil && slices.ContainsFunc(n.agent.parts, func(c *simComponent) bool { return c.status.Missing != "" })
+}
+
+// decide has an operator go on without the nodes that have gone, wherever the agents say that this is the question.
+func (w *simWorld) decide() error {
+	decided := false
+	for _, n := range w.nodes {
+		if n.agent == nil {
+			continue
+		}
+		for _, c := range n.agent.parts {
+			for name := range strings.SplitSeq(c.status.Missing, ",") {
+				if i := slices.IndexFunc(w.nodes, func(m *machine) bool { return m.peer.Name == name }); i >= 0 && !w.nodes[i].gone {
+					return fmt.Errorf("%s waits for %s, which is there", n.peer.Name, name)
+				}
+			}
+		}
+	}
+	for _, n := range w.nodes {
+		if n.decideWithout("") {
+			decided = true
+		}
+	}
+	if !decided {
+		return errors.New("and no agent says which node it waits for")
+	}
+	return nil
+}
+
+// shrink makes a failing history short: it must still fail, not necessarily in the same way.
+func shrink(k *simKind, h history, change func(*simWorld)) history {
+	fails := func(h history) bool { return simulate(k, h, change, nil) != nil }
+	for again := true; again; {
+		again = false
+		for size := max(1, len(h.faults)/2); size > 0; size /= 2 {
+			for i := 0; i+size <= len(h.faults); {
+				less := h
+				less.faults = slices.Delete(slices.Clone(h.faults), i, i+size)
+				if fails(less) {
+					h, again = less, true
+				} else {
+					i++
+				}
+			}
+		}
+	}
+	for i := range h.faults {
+		for _, round := range []time.Duration{10 * time.Second, time.Second} {
+			less := h
+			less.faults = slices.Clone(h.faults)
+			f := &less.faults[i]
+			f.at = f.at.Round(round)
+			if f.lasts != forever {
+				f.lasts = max(f.lasts.Round(round), time.Second)
+			}
+			if fails(less) {
+				h = less
+				break
+			}
+		}
+	}
+	return h
+}
+
+// search simulates histories until one fails, and returns it. The histories are those of the seeds from first on.
+func search(k *simKind, first uint64, count int, change func(*simWorld)) (failing history, err error) {
+	var next atomic.Int64
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(count); i = next.Add(1) - 1 {
+				h := newHistory(k, first+uint64(i))
+				if e := simulate(k, h, change, nil); e != nil {
+					mu.Lock()
+					if err == nil || h.seed < failing.seed {
+						failing, err = h, e
+					}
+					mu.Unlock()
+					next.Store(int64(count))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return failing, err
+}
+
+// runSim is the test of a kind.
+func runSim(t *testing.T, k *simKind) {
+	if *simSeed != 0 {
+		h := newHistory(k, *simSeed)
+		t.Log(h)
+		if err := simulate(k, h, nil, t.Logf); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	count := *simHistories * k.share / 100
+	start := time.Now()
+	h, err := search(k, 1, count, nil)
+	if err == nil {
+		t.Logf("%d histories in %.1f s", count, time.Since(start).Seconds())
+		return
+	}
+	short := shrink(k, h, nil)
+	t.Errorf("%v\n%v\n(replay it: go test ./assemble -run '^%s$' -v -seed %d)\n\nin short: %v", err, h, t.Name(), h.seed, short)
+	if err := simulate(k, short, nil, t.Logf); err != nil {
+		t.Error(err)
+	}
+}
+
+// scenario runs one list of faults with many seeds: how long everything takes differs, and so does what meets what.
+func scenario(t *testing.T, k *simKind, nodes int, faults ...fault) {
+	t.Helper()
+	t.Parallel()
+	for seed := range uint64(100) {
+		if h := (history{seed, nodes, faults}); simulate(k, h, nil, nil) != nil {
+			t.Error(h, simulate(k, h, nil, t.Logf))
+			return
+		}
+	}
+}
+
+// mutant is a decision that was broken on purpose.
+type mutant struct {
+	name  string
+	apply func(w *simWorld)
+}
+
+// killAll checks that the simulator finds out each mutant within as many histories as it runs by default.
+func killAll(t *testing.T, k *simKind, mutants []mutant) {
+	if testing.Short() {
+		t.Skip("SKIPPED: breaks the rules one by one for half a minute; run it without -short")
+	}
+	for _, m := range mutants {
+		t.Run(m.name, func(t *testing.T) {
+			h, err := search(k, 1, max(10000, *simHistories)*k.share/100, m.apply)
+			if err == nil {
+				t.Fatal("the simulator does not notice")
+			}
+			first, _, _ := strings.Cut(err.Error(), "\n")
+			t.Logf("seed %d: %s", h.seed, first)
+		})
+	}
+}

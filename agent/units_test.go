@@ -1,0 +1,373 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"imagegen/cluster/facts"
+)
+
+// realUnit is a unit with real processes in a control group of its own, behind a systemctl that knows no more than what
+// systemd says of it and how to kill them.
+type realUnit struct {
+	name, group, state string
+	started            *exec.Cmd
+}
+
+// newRealUnit runs a shell script as a unit's main process.
+func newRealUnit(t *testing.T, script string) *realUnit {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: makes a control group")
+	}
+	u := &realUnit{name: fmt.Sprintf("imagegen-test-%d-%s.service", os.Getpid(), strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")))}
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"} {
+		if _, err := os.Stat(root + "/cgroup.procs"); err == nil && os.Mkdir(filepath.Join(root, u.name), 0o755) == nil {
+			u.group = filepath.Join(root, u.name)
+			break
+		}
+	}
+	if u.group == "" {
+		t.Skip("needs a control group hierarchy that can be written to")
+	}
+	dir := t.TempDir()
+	u.state = filepath.Join(dir, "state")
+	systemctl := `#!/bin/sh
+case "$1 $*" in
+show*) cat ` + u.state + `;;
+kill*--kill-who=control*) exit 1;;
+kill*--kill-who=main*) kill -9 $(sed -n s/MainPID=//p ` + u.state + `);;
+kill*--signal=KILL*) kill -9 $(cat ` + u.group + `/cgroup.procs);;
+stop*) kill -TERM $(cat ` + u.group + `/cgroup.procs);;
+esac
+`
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(systemctl), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	u.started = exec.Command("sh", "-c", `echo $$ >"$1/cgroup.procs" && eval "$2"`, "sh", u.group, script)
+	ready, err := u.started.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.started.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		exec.Command("sh", "-c", `kill -9 $(cat "$1/cgroup.procs")`, "sh", u.group).Run()
+		u.started.Wait()
+		for end := time.Now().Add(5 * time.Second); os.Remove(u.group) != nil && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		}
+	})
+	if _, err := ready.Read(make([]byte, 1)); err != nil { // the script says when it is set up
+		t.Fatalf("the unit's process: %v", err)
+	}
+	return u
+}
+
+// is sets what systemd says of the unit.
+func (u *realUnit) is(t *testing.T, active, sub, killMode string) {
+	t.Helper()
+	text := fmt.Sprintf("LoadState=loaded\nActiveState=%s\nSubState=%s\nResult=success\nMainPID=%d\nControlGroup=/%s\nKillMode=%s\n",
+		active, sub, u.started.Process.Pid, u.name, killMode)
+	if err := os.WriteFile(u.state, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// processes counts the unit's processes.
+func (u *realUnit) processes() int {
+	data, _ := os.ReadFile(filepath.Join(u.group, "cgroup.procs"))
+	n := 0
+	for _, pid := range strings.Fields(string(data)) {
+		if processStat(pid) != nil { // a zombie is none
+			n++
+		}
+	}
+	return n
+}
+
+// unitFor returns components of every kind that run the unit.
+func unitFor(name string) map[string]Component {
+	return map[string]Component{
+		"service":  newService(Node{}, "x", &facts.ServiceParams{Unit: name}),
+		"redis":    newRedis(Node{}, "x", &facts.RedisParams{Unit: name}),
+		"sentinel": newSentinel(Node{}, "x", &facts.SentinelParams{Unit: name}),
+		"gluster":  newGluster(Node{}, "x", &facts.GlusterParams{Unit: name}),
+		"mount":    newMount(Node{}, "x", &facts.MountParams{Unit: name}),
+		"galera":   newGalera(Node{}, "x", &facts.GaleraParams{Unit: "other.service", BootUnit: name}),
+	}
+}
+
+// limits makes time pass faster.
+func limits(t *testing.T, stop, start changeLimits) {
+	t.Helper()
+	oldStop, oldStart, oldWindow := stopLimits, startLimits, workWindow
+	stopLimits, startLimits, workWindow = stop, start, 100*time.Millisecond
+	t.Cleanup(func() { stopLimits, startLimits, workWindow = oldStop, oldStart, oldWindow })
+}
+
+// deaf ignores SIGTERM, and so does its child.
+const deaf = `trap "" TERM; sleep 1000 & echo; wait`
+
+// untilKilled lets a component look until the unit's processes are gone, and returns after how long.
+func untilKilled(t *testing.T, u *realUnit, c Component, left int, limit time.Duration) (took time.Duration, said string) {
+	t.Helper()
+	start := time.Now()
+	for u.processes() > left {
+		if time.Since(start) > limit {
+			return 0, said
+		}
+		if _, err := unitState(t.Context(), u.name); err != nil {
+			t.Fatal(err)
+		}
+		status, killed, err := endHung(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if killed {
+			said = status.Detail
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return time.Since(start), said
+}
+
+// A server that was told to stop and does not was never killed: its unit forbids systemd to do that. Whatever kind of
+// component runs it, the agent does.
+func TestServerThatIgnoresSIGTERM(t *testing.T) {
+	for kind := range unitFor("") {
+		t.Run(kind, func(t *testing.T) {
+			limits(t, changeLimits{idle: 500 * time.Millisecond, silent: time.Hour}, changeLimits{idle: time.Hour, silent: time.Hour})
+			u := newRealUnit(t, deaf)
+			u.is(t, "active", "running", "control-group")
+			if _, err := unitState(t.Context(), u.name); err != nil {
+				t.Fatal(err)
+			}
+			if err := stopUnit(t.Context(), u.name); err != nil { // does not wait for the end
+				t.Fatal(err)
+			}
+			u.is(t, "deactivating", "stop-sigterm", "control-group")
+			took, said := untilKilled(t, u, unitFor(u.name)[kind], 0, 20*time.Second)
+			if took < stopLimits.idle || !strings.Contains(said, "has not stopped, and done nothing") {
+				t.Errorf("killed after %s: %q", took, said)
+			}
+		})
+	}
+}
+
+// A unit that leaves processes running when it stops, as glusterd leaves its bricks, keeps them when it is killed.
+func TestKillSparesWhatTheUnitLeavesRunning(t *testing.T) {
+	limits(t, changeLimits{idle: 300 * time.Millisecond, silent: time.Hour}, startLimits)
+	u := newRealUnit(t, deaf)
+	u.is(t, "deactivating", "stop-sigterm", "process")
+	if took, _ := untilKilled(t, u, unitFor(u.name)["gluster"], 1, 20*time.Second); took == 0 || u.processes() != 1 {
+		t.Errorf("%d processes left", u.processes())
+	}
+}
+
+// A start that goes nowhere ends; one that gets on, as that of a database that is being given its data, does not, however
+// long it takes.
+func TestStartThatNeverEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		script string
+		killed string // what is said; empty: it lives
+	}{
+		"does nothing":              {`echo; sleep 1000`, "done nothing"},
+		"reads and writes":          {`echo; while :; do dd if=/dev/zero of=/dev/null bs=64k count=64 2>/dev/null; sleep 0.02; done`, ""},
+		"computes for a while only": {`echo; while :; do :; done`, "read or written nothing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			limits(t, stopLimits, changeLimits{idle: 700 * time.Millisecond, silent: 3 * time.Second})
+			u := newRealUnit(t, c.script)
+			u.is(t, "activating", "start", "control-group")
+			took, said := untilKilled(t, u, unitFor(u.name)["galera"], 0, 6*time.Second)
+			if c.killed == "" && said != "" || c.killed != "" && (took == 0 || !strings.Contains(said, c.killed)) {
+				t.Errorf("after %s: %q", took, said)
+			}
+		})
+	}
+}
+
+// A server that starts without a primary component to join is started anew, but not while it gets on: then it recovers its
+// own data, or is being given that of another one.
+func TestStartingServerThatGetsOnIsNotAlone(t *testing.T) {
+	limits(t, stopLimits, startLimits)
+	for name, c := range map[string]struct {
+		script string
+		want   bool
+	}{
+		"gets on":      {`echo; while :; do dd if=/dev/zero of=/dev/null bs=64k count=64 2>/dev/null; sleep 0.02; done`, false},
+		"does nothing": {`echo; sleep 1000`, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newRealUnit(t, c.script)
+			u.is(t, "activating", "start", "control-group")
+			g := newGalera(Node{}, "x", &facts.GaleraParams{Unit: u.name, BootUnit: u.name}).(*galera)
+			alone := false
+			for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+				if _, err := g.Observe(t.Context()); err != nil || g.seen.State != galeraStarting {
+					t.Fatalf("%+v, %v", g.seen, err)
+				}
+				if _, killed, err := endHung(t.Context(), g); killed || err != nil {
+					t.Fatal(killed, err)
+				}
+				alone = g.view(World{}).alone > 500*time.Millisecond
+			}
+			if alone != c.want {
+				t.Errorf("alone is %v", alone)
+			}
+		})
+	}
+}
+
+// Each pause between systemd's own attempts, and each start anew, begins the time again.
+func TestChangesAreTimedEachForItself(t *testing.T) {
+	const name = "imagegen-test-changes.service"
+	since := func() time.Time {
+		if c := changing.units[name]; c != nil {
+			return c.since
+		}
+		return time.Time{}
+	}
+	var last time.Time
+	for i, c := range []struct {
+		is  change
+		new bool
+	}{
+		{change{active: "activating", sub: "start-pre", pid: "0"}, true},
+		{change{active: "activating", sub: "start-pre", pid: "0"}, false},
+		{change{active: "activating", sub: "start", pid: "7"}, true},
+		{change{active: "activating", sub: "start", pid: "8"}, true},
+		{change{active: "deactivating", sub: "stop-sigterm", pid: "8"}, true},
+		{change{active: "deactivating", sub: "final-sigterm", pid: "8"}, false}, // still the same stop
+	} {
+		time.Sleep(time.Millisecond)
+		noteChange(name, c.is)
+		if got := since(); got.Equal(last) == c.new {
+			t.Errorf("%d: %+v began at %s, the one before at %s", i, c.is, got, last)
+		}
+		last = since()
+	}
+	for _, is := range []change{{active: "activating", sub: "auto-restart"}, {active: "active"}, {active: "failed"}} {
+		noteChange(name, change{active: "activating", sub: "start"})
+		if noteChange(name, is); !since().IsZero() {
+			t.Errorf("%+v counts as a change", is)
+		}
+	}
+}
+
+func TestCgroups(t *testing.T) {
+	for text, want := range map[string]bool{
+		"0::/system.slice/mariadb.service\n":                          true,
+		"1:name=systemd:/machine/p1/system.slice/mariadb.service/x\n": true,
+		"0::/system.slice/mariadb.service.d\n":                        false,
+		"0::/\n":                                                      false,
+	} {
+		if inCgroup(text, "/system.slice/mariadb.service") != want {
+			t.Errorf("%q: %v", text, !want)
+		}
+	}
+	if got := processWork(""); len(got) != 0 {
+		t.Errorf("no control group has %d processes", len(got))
+	}
+	// This test's own group, as the kernel names it.
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Skipf("needs control groups: %v", err)
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	if w, ok := processWork(strings.TrimSuffix(line[strings.LastIndexByte(line, ':')+1:], "/"))[strconv.Itoa(os.Getpid())]; line[len(line)-1] != '/' && (!ok || w.bytes == 0) {
+		t.Errorf("own work: %+v", w)
+	}
+}
+
+// A daemon that runs, does not answer and does nothing is killed; it used to be waited for, for ever. One that answers in
+// between is not, nor is one that works.
+func TestDaemonThatDoesNotAnswer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	node := Node{Facts: facts.Facts{Node: facts.Peer{Name: "x"}}}
+	components := func(unit string) map[string]Component {
+		return map[string]Component{
+			"galera":   newGalera(node, "x", &facts.GaleraParams{Unit: unit, BootUnit: unit, Client: []string{"sleep", "1000"}}),
+			"redis":    newRedis(node, "x", &facts.RedisParams{Unit: unit, Port: port, Dir: t.TempDir()}),
+			"sentinel": newSentinel(node, "x", &facts.SentinelParams{Unit: unit, Port: port, RunConfig: filepath.Join(t.TempDir(), "sentinel.conf")}),
+		}
+	}
+	for kind := range components("") {
+		t.Run(kind, func(t *testing.T) {
+			old := answerLimits
+			answerLimits = changeLimits{idle: 500 * time.Millisecond, silent: time.Hour}
+			t.Cleanup(func() { answerLimits = old })
+			limits(t, stopLimits, startLimits)
+			u := newRealUnit(t, deaf)
+			u.is(t, "active", "running", "control-group")
+			r := component(kind, nil, components(u.name)[kind])
+			r.decision = filepath.Join(t.TempDir(), "decision.json")
+			a := testAgent(func(string) {}, r)
+			if a.turn(t.Context(), r); u.processes() != 2 {
+				t.Fatal("killed at once")
+			}
+			noteAnswer(u.name, true)
+			if a.turn(t.Context(), r); u.processes() != 2 {
+				t.Fatal("killed though it has answered in between")
+			}
+			status := a.turn(t.Context(), r)
+			for end := time.Now().Add(5 * time.Second); u.processes() > 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			}
+			if u.processes() > 0 || !strings.Contains(status.Detail, "has not answered, and done nothing") {
+				t.Errorf("%d processes; %+v", u.processes(), status)
+			}
+		})
+	}
+	t.Run("busy", func(t *testing.T) {
+		old := answerLimits
+		answerLimits = changeLimits{idle: 500 * time.Millisecond, silent: 2 * time.Second}
+		t.Cleanup(func() { answerLimits = old })
+		limits(t, stopLimits, startLimits)
+		u := newRealUnit(t, `echo; while :; do :; done`)
+		u.is(t, "active", "running", "control-group")
+		if _, err := unitState(t.Context(), u.name); err != nil {
+			t.Fatal(err)
+		}
+		noteAnswer(u.name, false)
+		took, said := untilKilled(t, u, unitFor(u.name)["redis"], 0, 20*time.Second)
+		if took < answerLimits.silent || !strings.Contains(said, "read or written nothing") {
+			t.Errorf("killed after %s: %q", took, said)
+		}
+	})
+}
+
+// A command that is given up ends with all that it has started: a shell's child would go on, and hold the agent.
+func TestCommandsEndWithTheirChildren(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	mark := filepath.Join(t.TempDir(), "pid")
+	start := time.Now()
+	_, err := run(ctx, nil, "sh", "-c", `sleep 1000 & echo $! >"$0"; wait`, mark)
+	if took := time.Since(start); err == nil || took > 10*time.Second {
+		t.Errorf("after %s: %v", took, err)
+	}
+	pid, err := os.ReadFile(mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Second); processStat(strings.TrimSpace(string(pid))) != nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the shell's child goes on")
+		}
+	}
+}

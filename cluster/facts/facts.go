@@ -1,0 +1,203 @@
+// Package facts is the contract between a seed and the agent that reads it, and between agents: what a node is told about itself and its
+// peers, and what it reports. It is linked into the agent, so it holds no YAML, no time zones and nothing of the spec.
+package facts
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"imagegen/internal/words"
+)
+
+// Where a seed puts things on a node, and where the agent looks for them.
+const (
+	FactsPath   = "/etc/imagegen/node.json"    // Facts, JSON, mode 0644
+	SecretsPath = "/etc/imagegen/secrets.json" // map of secret name to value, JSON, mode 0600
+	PKIDir      = "/etc/imagegen/pki"          // ca.crt, node.crt, node.key (0600), PEM
+	StateDir    = "/var/lib/imagegen"          // the agent's own state, on the root disk
+	AgentPath   = "/usr/local/sbin/imagegen-node"
+	AgentUnit   = "imagegen-node.service"
+)
+
+// Ports of the agent on every node.
+const (
+	APIPort    = 7373 // HTTPS with mutual TLS, for peers and the operator
+	HealthPort = 7374 // plain HTTP, read-only: GET /COMPONENT answers 200 (ready) or 503
+)
+
+// Names of the components that load the node's packet filter. On a distro that has one for both, the first is for IPv6 as
+// well. Every other component waits for them, whatever its After says.
+const (
+	Firewall  = "firewall"
+	Firewall6 = "firewall6"
+)
+
+// FactsVersion is raised when an older agent could misread newer facts.
+const FactsVersion = 1
+
+// Facts is all that the agent knows about its node: the contract between seed and agent. It holds no secret.
+type Facts struct {
+	Version    int         `json:"version"`
+	Cluster    string      `json:"cluster"`
+	ClusterID  string      `json:"cluster_id"` // UUID, made with the secrets: two clusters of one name differ
+	Distro     string      `json:"distro"`
+	Node       Peer        `json:"node"`
+	Peers      []Peer      `json:"peers"` // the other nodes of PeerRoles, in the spec's order
+	Components []Component `json:"components"`
+}
+
+// Peer is a node as other nodes see it.
+type Peer struct {
+	Name  string `json:"name"`
+	Role  string `json:"role"`
+	IP    string `json:"ip"`
+	Index int    `json:"index"` // position in its role; the lowest acts where one must
+}
+
+// Component is one thing that the agent brings to ready.
+type Component struct {
+	Name string `json:"name"` // unique on the node; also its path on the health port
+	Kind string `json:"kind"` // key of ParamsFor
+	// After lists components of this node that must be ready before this one takes a step.
+	After  []string        `json:"after,omitempty"`
+	Params json.RawMessage `json:"params"`
+}
+
+// PeerRoles returns the roles whose nodes the components of a node of role own decide on. Facts hold no others, and the
+// agent asks no others: all would cost the square of the cluster's size for nothing.
+func PeerRoles(own string, components []Component) (map[string]bool, error) {
+	roles := map[string]bool{}
+	for _, c := range components {
+		params, err := DecodeParams(c.Kind, c.Params)
+		if err != nil {
+			return nil, fmt.Errorf("component %s: %w", words.Quote(c.Name), err)
+		}
+		switch p := params.(type) {
+		case *MountParams:
+			roles[p.Role] = true
+		case *GaleraParams, *GlusterParams, *RedisParams, *SentinelParams, *SiteParams:
+			roles[own] = true
+		}
+	}
+	return roles, nil
+}
+
+// ServiceParams run a systemd unit whose configuration needs no decisions (nginx, haproxy, php-fpm, …).
+type ServiceParams struct {
+	Unit  string `json:"unit"`
+	Check *Check `json:"check,omitempty"` // beyond the unit being active; nil: active is enough
+}
+
+// Check tells whether a service does its work. Exactly one field is set.
+type Check struct {
+	TCP     string   `json:"tcp,omitempty"`     // host:port that accepts a connection
+	HTTP    string   `json:"http,omitempty"`    // URL that answers with a status below 500
+	FastCGI string   `json:"fastcgi,omitempty"` // host:port of PHP-FPM that answers at its ping.path, /ping
+	Exec    []string `json:"exec,omitempty"`    // command that exits 0
+}
+
+// DiskParams prepare the node's data disk: found, formatted only when blank, marked as this cluster's, mounted.
+type DiskParams struct {
+	Mount      string `json:"mount"`      // such as /data
+	Filesystem string `json:"filesystem"` // ext4 or xfs
+	Dirs       []Dir  `json:"dirs,omitempty"`
+}
+
+// Dir is a folder on the data disk.
+type Dir struct {
+	Path  string `json:"path"`           // absolute, below the mount point
+	Owner string `json:"owner"`          // user:group
+	Mode  string `json:"mode"`           // octal, such as 0750
+	Bind  string `json:"bind,omitempty"` // where else it appears (a bind mount), such as /var/lib/mysql
+}
+
+// GlusterParams run a GlusterFS server and, together with its peers, one replicated volume.
+type GlusterParams struct {
+	Unit    string            `json:"unit"`
+	WorkDir string            `json:"work_dir"` // glusterd's own state, /var/lib/glusterd
+	Volume  string            `json:"volume"`
+	Brick   string            `json:"brick"` // on the data disk
+	Options map[string]string `json:"options,omitempty"`
+	UID     int               `json:"uid"` // owner of the volume's root
+	GID     int               `json:"gid"`
+}
+
+// MountParams mount the GlusterFS volume through a systemd mount unit once its servers say that it is started.
+type MountParams struct {
+	Unit string `json:"unit"` // such as mnt-gluster.mount; its file is rendered into the seed
+	Path string `json:"path"`
+	Role string `json:"role"` // the role whose nodes serve the volume
+}
+
+// RedisParams run a Redis server as master or replica, as the peers and Sentinel have it.
+type RedisParams struct {
+	Unit   string `json:"unit"`
+	Port   int    `json:"port"`
+	TLS    bool   `json:"tls,omitempty"` // with the node's certificate, on Port; nothing is plain then
+	Dir    string `json:"dir"`           // its data, on the data disk
+	Config string `json:"config"`        // rendered; the agent copies it to RunConfig and adds the replication role
+	// RunConfig is what the unit starts Redis with; Redis may rewrite it.
+	RunConfig string `json:"run_config"`
+	Owner     string `json:"owner"`  // user:group of RunConfig
+	Secret    string `json:"secret"` // name of the password
+}
+
+// SentinelParams run a Sentinel beside a Redis.
+type SentinelParams struct {
+	Unit      string `json:"unit"`
+	Port      int    `json:"port"`
+	TLS       bool   `json:"tls,omitempty"` // of Redis and Sentinel alike
+	Config    string `json:"config"`        // rendered, without a monitored master
+	RunConfig string `json:"run_config"`    // Sentinel's own state; on the data disk, kept for ever
+	Owner     string `json:"owner"`
+	Master    string `json:"master"` // name of the monitored master
+	RedisPort int    `json:"redis_port"`
+	Quorum    int    `json:"quorum"`
+	// Times in milliseconds, see the Sentinel documentation.
+	DownAfter       int    `json:"down_after"`
+	FailoverTimeout int    `json:"failover_timeout"`
+	ParallelSyncs   int    `json:"parallel_syncs"`
+	Secret          string `json:"secret"` // name of the password of Redis and Sentinel alike
+}
+
+// GaleraParams run a member of a Galera cluster (MariaDB or Percona XtraDB Cluster).
+type GaleraParams struct {
+	Unit      string   `json:"unit"`       // joins a running cluster when started
+	Bootstrap []string `json:"bootstrap"`  // command that starts a new cluster from this node; must not block for ever
+	BootUnit  string   `json:"boot_unit"`  // unit that runs mysqld after Bootstrap; often the same as Unit
+	InstallDB []string `json:"install_db"` // command that makes an empty data folder
+	Recover   []string `json:"recover"`    // command that prints the recovered position, "… Recovered position: UUID:SEQNO"
+	DataDir   string   `json:"data_dir"`
+	Owner     string   `json:"owner"`
+	Client    []string `json:"client"`   // reads SQL on standard input, as root through the local socket, prints tab-separated rows without headers
+	InitSQL   string   `json:"init_sql"` // rendered; users and databases; run once per cluster, safe to repeat
+}
+
+// SiteParams install the site once: its files in the volume, its tables in the database.
+type SiteParams struct {
+	Source      string   `json:"source"`            // folder or .tar.gz in the image that holds WordPress
+	Target      string   `json:"target"`            // folder on the volume
+	Config      string   `json:"config"`            // rendered wp-config.php
+	DropIn      string   `json:"drop_in,omitempty"` // rendered wp-content/db.php; empty: none
+	Owner       string   `json:"owner"`             // user:group of the files
+	PHP         []string `json:"php"`               // the command-line interpreter
+	Database    string   `json:"database"`          // host:port
+	Title       string   `json:"title"`
+	URL         string   `json:"url"`
+	Timezone    string   `json:"timezone,omitempty"` // that the site starts with; empty: UTC
+	AdminUser   string   `json:"admin_user"`
+	AdminEmail  string   `json:"admin_email"`
+	AdminSecret string   `json:"admin_secret"` // name of the generated password
+}
+
+// ParamsFor has, for each kind of component, a function that makes its empty parameters.
+var ParamsFor = map[string]func() any{
+	"service":  func() any { return new(ServiceParams) },
+	"disk":     func() any { return new(DiskParams) },
+	"gluster":  func() any { return new(GlusterParams) },
+	"mount":    func() any { return new(MountParams) },
+	"redis":    func() any { return new(RedisParams) },
+	"sentinel": func() any { return new(SentinelParams) },
+	"galera":   func() any { return new(GaleraParams) },
+	"site":     func() any { return new(SiteParams) },
+}

@@ -1,0 +1,117 @@
+package facts
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"imagegen/internal/testkit"
+)
+
+const goodFacts = `{"version": 1, "cluster": "otus", "cluster_id": "6f1c0a52-8a6a-4c0e-9c1b-0123456789ab", "distro": "debian12",
+ "node": {"name": "web1", "role": "web", "ip": "192.168.10.42", "index": 0},
+ "peers": [{"name": "glusterfs1", "role": "glusterfs", "ip": "192.168.10.44", "index": 0}],
+ "components": [
+  {"name": "mount", "kind": "mount", "params": {"unit": "mnt-gluster.mount", "path": "/mnt/gluster", "role": "glusterfs"}},
+  {"name": "nginx", "kind": "service", "after": ["mount"], "params": {"unit": "nginx.service", "check": {"http": "http://127.0.0.1/?a=1&b=<2>"}}}]}`
+
+func TestFactsRoundTrip(t *testing.T) {
+	f, err := Decode([]byte(goodFacts))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := f.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	testkit.Golden(t, "testdata/facts.json", data)
+	// The order of keys in the parameters is nobody's business.
+	f.Components[0].Params = json.RawMessage(`{"role":"glusterfs",  "path":"/mnt/gluster", "unit":"mnt-gluster.mount"}`)
+	again, err := f.Encode()
+	if err != nil || !bytes.Equal(again, data) {
+		t.Errorf("encoded as\n%s%v, before as\n%s", again, err, data)
+	}
+	if _, err := Decode(data); err != nil {
+		t.Error(err)
+	}
+}
+
+// What an agent must not run with, and what it says.
+func TestBrokenFacts(t *testing.T) {
+	for _, c := range []struct{ old, new, want string }{
+		{goodFacts, ``, "not a facts file: must be a JSON object, {…}"},
+		{goodFacts, `null`, "not a facts file: must be a JSON object, {…}"},
+		{goodFacts, `{}`, "not a facts file: it has no version"},
+		{goodFacts, `{"version": "1"}`, "not a facts file: version: a string does not belong here"},
+		{`"version": 1`, `"version": 2, "new": {}`, "the facts have version 2, this agent reads version 1: image and seed are from different releases of imagegen; build both with the same one"},
+		{`"distro"`, `"distribution"`, `broken facts: the key "distribution" is not known`},
+		{`"unit": "nginx.service"`, `"unti": "nginx.service"`, `broken facts: component nginx: params: the key "unti" is not known`},
+		{`"unit": "nginx.service"`, `"unit": 7`, `broken facts: component nginx: params: unit: a number does not belong here`},
+		{`"http"`, `"tcp": "127.0.0.1:80", "http"`, "broken facts: component nginx: params: check: give exactly one of tcp, http, fastcgi and exec"},
+		{`"http": "http://127.0.0.1/?a=1&b=<2>"`, ``, "broken facts: component nginx: params: check: give exactly one of tcp, http, fastcgi and exec"},
+		{`"kind": "service"`, `"kind": "services"`, "broken facts: component nginx: there is no kind of component services; it may be disk, galera, gluster, mount, redis, sentinel, service or site"},
+		{`"name": "nginx"`, `"name": "mount"`, "broken facts: component mount: there are two"},
+		{`"after": ["mount"]`, `"after": ["disk"]`, "broken facts: component nginx: after: disk must be a component that stands before it in the list"},
+		{`"kind": "mount",`, `"kind": "mount", "after": ["nginx"],`, "broken facts: component mount: after: nginx must be a component that stands before it in the list"},
+		{`"name": "nginx"`, `"name": "../nginx"`, "broken facts: component ../nginx: a name has small letters, digits, - and _"},
+		{`"name": "glusterfs1"`, `"name": "web1"`, "broken facts: node web1: web1 is given to two nodes"},
+		{`192.168.10.44`, `192.168.10.42`, "broken facts: node glusterfs1: 192.168.10.42 is given to two nodes"},
+		{`192.168.10.44`, `fd00::1`, "broken facts: node glusterfs1: ip: fd00::1 is not an IPv4 address"},
+		{`6f1c0a52`, `6f1c0a5`, "broken facts: cluster_id: 6f1c0a5-8a6a-4c0e-9c1b-0123456789ab is not a UUID"},
+		{`}}}]}`, `}}}]}{}`, "not a facts file: something comes after the JSON object"},
+		{`}}}]}`, `}}`, "not a facts file: the JSON is cut off"},
+	} {
+		text := strings.Replace(goodFacts, c.old, c.new, 1)
+		_, err := Decode([]byte(text))
+		if err == nil || err.Error() != c.want {
+			t.Errorf("%s for %s:\n got %v\nwant %s", c.new, c.old, err, c.want)
+		}
+	}
+}
+
+// Facts that no agent would take are an error on the build host already.
+func TestEncodeRefusesWhatDecodeWould(t *testing.T) {
+	f, err := Decode([]byte(goodFacts))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Components[1].After = []string{"disk"}
+	if _, err := f.Encode(); err == nil {
+		t.Error("encoded a component after one that is not there")
+	}
+}
+
+// FuzzDecodeFacts: what is taken for facts can be written and read again; what is not is refused in plain words.
+func FuzzDecodeFacts(f *testing.F) {
+	f.Add([]byte(goodFacts))
+	f.Add([]byte(`{"version": 2}`))
+	f.Add([]byte(`{"version": 1, "components": [{"name": "d", "kind": "disk", "params": {"mount": "/data", "filesystem": "ext4", "dirs": [{"path": "/data/a", "owner": "a:a", "mode": "0750"}]}}]}`))
+	f.Add([]byte(`{"version": 1, "components": [{"name": "g", "kind": "gluster", "params": {"options": {"a": "b"}, "uid": 1}}]}`))
+	f.Add([]byte(`[1`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		facts, err := Decode(data)
+		if err != nil {
+			for _, word := range []string{"cluster.", "Go struct", "Go value", "unmarshal", "json:", "map[", "%!"} {
+				if strings.Contains(err.Error(), word) && !bytes.Contains(data, []byte(word)) {
+					t.Errorf("%q is for programmers: %v", word, err)
+				}
+			}
+			if strings.ContainsAny(err.Error(), "\n\r\x1b") {
+				t.Errorf("not one line of text: %q", err)
+			}
+			return
+		}
+		once, err := facts.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := Decode(once)
+		if err != nil {
+			t.Fatalf("%v: %s", err, once)
+		}
+		if twice, err := back.Encode(); err != nil || !bytes.Equal(once, twice) {
+			t.Fatalf("%v: %s is written as %s", err, once, twice)
+		}
+	})
+}

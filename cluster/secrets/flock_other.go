@@ -1,0 +1,8 @@
+//go:build !unix
+
+package secrets
+
+import "os"
+
+// flock does nothing: folders cannot be locked here, so runs at the same time do not wait for each other.
+func flock(*os.File, bool) error { return nil }
