@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"imagegen/cluster/facts"
-	"imagegen/cluster/secrets"
 )
 
 // maxDecision is the largest decision that is read, in bytes.
@@ -69,7 +68,7 @@ func (a *Agent) apiHandler() http.Handler {
 		json.NewEncoder(w).Encode(a.report()) // fails when the peer has gone, which is the peer's news
 	})
 	mux.HandleFunc("POST "+facts.DecidePath, func(w http.ResponseWriter, r *http.Request) {
-		if who := r.TLS.PeerCertificates[0].Subject.CommonName; who != secrets.OperatorName {
+		if who := r.TLS.PeerCertificates[0].Subject.CommonName; who != facts.OperatorName {
 			http.Error(w, "only the operator decides, not "+who, http.StatusForbidden)
 			return
 		}

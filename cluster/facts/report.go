@@ -11,6 +11,9 @@ const StatePath = "/v1/state"
 // DecidePath is where an agent takes an operator's Decision: POST, as JSON, with the operator's certificate.
 const DecidePath = "/v1/decide"
 
+// OperatorName is the common name of the operator's certificate. No node may have it.
+const OperatorName = "operator"
+
 // Decision lets a component go on without nodes on whose word it waits. What only those nodes have may then be lost.
 type Decision struct {
 	Component string   `json:"component"`

@@ -35,7 +35,7 @@ const (
 
 // order is how a cluster's first secrets are made. A run that was killed has made the first of them, so one that is
 // missing before another was lost, whether or not there is a list of what was issued.
-var order = []string{idItem, passwordsFile, "ca.key", "ca.crt", OperatorName + ".key", OperatorName + ".crt", "nodes"}
+var order = []string{idItem, passwordsFile, "ca.key", "ca.crt", facts.OperatorName + ".key", facts.OperatorName + ".crt", "nodes"}
 
 func (v *vault) readIssued() error {
 	v.items = map[string]bool{}
@@ -208,7 +208,7 @@ func (s *Secrets) Expiring(now time.Time) []string {
 			}
 		}
 	}
-	add(OperatorName, s.Operator)
+	add(facts.OperatorName, s.Operator)
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		add(name, s.Nodes[name])
 	}

@@ -53,10 +53,9 @@ const (
 	caYears   = 20
 	nodeYears = 10
 
-	OperatorName = "operator" // in the operator's certificate
-	passwordLen  = 24
-	vrrpLen      = 8 // keepalived cuts auth_pass to 8 characters
-	alphabet     = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	passwordLen = 24
+	vrrpLen     = 8 // keepalived cuts auth_pass to 8 characters
+	alphabet    = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 )
 
 // Load reads the secrets of spec from dir, the folder secrets/ beside the spec, and issues those that the cluster
@@ -85,9 +84,9 @@ func Load(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
 	return v.load(spec, names)
 }
 
-// ReadSecrets reads the secrets of spec as [Load] does, but writes nothing. What was not issued yet is left out;
+// Read reads the secrets of spec as [Load] does, but writes nothing. What was not issued yet is left out;
 // of a cluster that has no secrets yet, that is everything.
-func ReadSecrets(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
+func Read(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
 	v := &vault{dir: dir}
 	err := private(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -141,7 +140,7 @@ func (v *vault) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 		return nil, err
 	}
 	s.CA = ca.pair
-	if s.Operator, err = v.issue(ca, OperatorName); err != nil {
+	if s.Operator, err = v.issue(ca, facts.OperatorName); err != nil {
 		return nil, err
 	}
 	if v.issues {

@@ -304,7 +304,7 @@ func TestLostSecrets(t *testing.T) {
 			t.Fatal(err)
 		}
 		refused(t, dir, spec, name+" lost", filepath.Join(dir, name)+" is missing, but was issued")
-		if _, err := ReadSecrets(dir, spec, testNames); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, name)) {
+		if _, err := Read(dir, spec, testNames); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, name)) {
 			t.Errorf("%s lost, and read: %v", name, err)
 		}
 		// A cluster from before there was a list: what was made before something that is there is lost, too.
@@ -343,7 +343,7 @@ func TestLostSecrets(t *testing.T) {
 func TestReadSecretsWritesNothing(t *testing.T) {
 	spec := testSpec(t)
 	dir := filepath.Join(t.TempDir(), "secrets")
-	s, err := ReadSecrets(dir, spec, testNames)
+	s, err := Read(dir, spec, testNames)
 	if err != nil || s.ClusterID != "" || len(s.Passwords)+len(s.Nodes) != 0 || s.Operator.Cert != nil {
 		t.Errorf("secrets that were never issued: %v, %v", s, err)
 	}
@@ -353,7 +353,7 @@ func TestReadSecretsWritesNothing(t *testing.T) {
 	issued := load(t, dir, spec, testNames)
 	before := content(t, dir)
 	spec.Roles[0].Nodes = append(spec.Roles[0].Nodes, cluster.Node{Name: "balancer9", Role: "balancer", IP: netip.MustParseAddr("192.168.10.99")})
-	s, err = ReadSecrets(dir, spec, append(testNames, "monitor"))
+	s, err = Read(dir, spec, append(testNames, "monitor"))
 	if err != nil || !reflect.DeepEqual(s, issued) {
 		t.Errorf("secrets with a node more: %v", err)
 	}
@@ -413,7 +413,7 @@ func TestRenewal(t *testing.T) {
 	aged(t, dir, "nodes/web2", now.AddDate(3, 5, 0))
 	aged(t, dir, "operator", now.Add(-time.Hour))
 	before := content(t, dir)
-	read, err := ReadSecrets(dir, spec, nil)
+	read, err := Read(dir, spec, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -439,7 +439,7 @@ func TestRenewal(t *testing.T) {
 	// The authority: what it signed before and after is believed by those who have the old and the new one.
 	aged(t, dir, "ca", now.AddDate(6, 0, 0))
 	old := []byte(content(t, dir)["ca.crt"])
-	read, _ = ReadSecrets(dir, spec, nil)
+	read, _ = Read(dir, spec, nil)
 	if said := read.Expiring(now); len(said) != 1 || !strings.Contains(said[0], "authority, ca.crt, expires on "+now.AddDate(6, 0, 0).UTC().Format(time.DateOnly)) {
 		t.Errorf("said: %q", said)
 	}
@@ -467,7 +467,7 @@ func TestExpiredAuthority(t *testing.T) {
 	load(t, dir, spec, testNames)
 	aged(t, dir, "ca", time.Now().Add(-time.Hour))
 	refused(t, dir, spec, "an expired authority", filepath.Join(dir, "ca.crt")+", the cluster's authority, expired on ")
-	s, err := ReadSecrets(dir, spec, testNames)
+	s, err := Read(dir, spec, testNames)
 	if err != nil {
 		t.Fatal(err)
 	}

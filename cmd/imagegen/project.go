@@ -158,7 +158,7 @@ func seedCluster(path string) (string, error) {
 
 // readSecrets returns the secrets that the cluster has, and makes none.
 func (p *project) readSecrets() (*secrets.Secrets, error) {
-	return secrets.ReadSecrets(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
+	return secrets.Read(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
 }
 
 // standIns puts something in place of each secret that was not issued yet, so that files can be rendered all the same.

@@ -1,0 +1,58 @@
+// Package layout holds the rules of which package may import which. docs/architecture.md says why.
+package layout
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// never lists, for a package and those below it, what must not be linked into it, directly or through others.
+var never = []struct {
+	pkg   string
+	never []string
+	why   string
+}{
+	{"cluster/facts", []string{"gopkg.in", "time/tzdata", "imagegen/cluster", "imagegen/roles"}, "it is linked into every node's agent"},
+	{"cmd/imagegen-node", []string{"gopkg.in/yaml.v3", "time/tzdata", "github.com", "imagegen/cluster", "imagegen/roles", "imagegen/images"}, "an agent knows facts, not specs"},
+	{"agent", []string{"gopkg.in/yaml.v3", "time/tzdata", "github.com", "imagegen/cluster", "imagegen/roles"}, "an agent knows facts, not specs"},
+	{"cluster", []string{"imagegen/roles", "imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "the spec stands below all others"},
+	{"roles", []string{"imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "rendering needs neither images nor machines"},
+	{"cloudinit", []string{"imagegen/roles", "imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "a seed is files and addresses"},
+	{"images", []string{"imagegen/agent", "imagegen/lab", "imagegen/machines"}, "an image knows no machine"},
+	{"machines", []string{"imagegen/agent", "imagegen/lab"}, "a machine does not know what it is for"},
+	{"operate", []string{"imagegen/agent", "imagegen/lab", "imagegen/machines"}, "members are operated wherever their machines are"},
+}
+
+func TestImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Deps " "}}`, "imagegen/...").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	checked := 0
+	for line := range strings.Lines(string(out)) {
+		pkg, deps, _ := strings.Cut(strings.TrimSpace(line), " ")
+		for _, rule := range never {
+			if !below(pkg, "imagegen/"+rule.pkg) {
+				continue
+			}
+			checked++
+			for d := range strings.FieldsSeq(deps) {
+				if slices.ContainsFunc(rule.never, func(n string) bool { return d == n || !own(n) && below(d, n) || own(n) && below(d, n) && !allowed(d) }) && !below(d, "imagegen/"+rule.pkg) {
+					t.Errorf("%s imports %s: %s", pkg, d, rule.why)
+				}
+			}
+		}
+	}
+	if checked < len(never)-1 { // operate is to come
+		t.Errorf("only %d rules apply to a package", checked)
+	}
+}
+
+// allowed are packages below a forbidden one that are no part of it: the contract between seed and agent.
+func allowed(pkg string) bool { return below(pkg, "imagegen/cluster/facts") }
+
+func own(pkg string) bool { return strings.HasPrefix(pkg, "imagegen/") }
+
+func below(pkg, root string) bool { return pkg == root || strings.HasPrefix(pkg, root+"/") }
