@@ -170,7 +170,7 @@ func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
 	b := &bake{config: c, name: "base", base: in}
 	err = b.run(ctx,
 		step{"prepare", (*bake).makeBase},
-		step{"keep", func(b *bake, _ context.Context) error { return keep(filepath.Join(b.work, "result"), dir) }})
+		step{"keep", func(b *bake, ctx context.Context) error { return keep(ctx, filepath.Join(b.work, "result"), dir) }})
 	if err == nil {
 		c.UI.Done(b.name, false)
 	}
@@ -200,7 +200,7 @@ func (c *Config) bakeRole(ctx context.Context, p *plan, by builder) error {
 		return nil
 	}
 	b := &bake{config: c, name: p.name(), plan: p, builder: by, base: p.inputs.Base}
-	keep := step{"keep", func(b *bake, _ context.Context) error { return keep(filepath.Join(b.work, "result"), dir) }}
+	keep := step{"keep", func(b *bake, ctx context.Context) error { return keep(ctx, filepath.Join(b.work, "result"), dir) }}
 	steps := []multistep.Step{
 		step{"download files", (*bake).download},
 		step{"prepare", (*bake).install},
@@ -257,7 +257,7 @@ func (b *bake) unpackBase(ctx context.Context) error {
 	if from == "" {
 		from, wrong = b.config.store().path(b.base.SHA256), "remove that file, and imagegen gets it anew"
 	}
-	if err := hasSum(from, b.base.SHA256); err != nil {
+	if err := hasSum(ctx, from, b.base.SHA256); err != nil {
 		return fmt.Errorf("%s: %w; %s", from, err, wrong)
 	}
 	b.begin("unpack the disk")
@@ -272,11 +272,11 @@ func nameUUID(name string) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
-func (b *bake) copyBase(context.Context) error {
+func (b *bake) copyBase(ctx context.Context) error {
 	if err := os.Mkdir(filepath.Join(b.work, "result"), 0o755); err != nil {
 		return err
 	}
-	return copySparse(filepath.Join(b.config.baseDir(b.base), diskName), filepath.Join(b.work, "result", diskName))
+	return copySparse(ctx, filepath.Join(b.config.baseDir(b.base), diskName), filepath.Join(b.work, "result", diskName))
 }
 
 // uuid is that of the file systems of all images of a base.
@@ -305,7 +305,7 @@ func (b *bake) putTree(ctx context.Context, t layers, path string, bytes int64, 
 		return err
 	}
 	defer e.disk.Close()
-	if err := e.fill(ctx, t); err != nil {
+	if err := e.fill(t); err != nil {
 		return err
 	}
 	boot, err := os.ReadFile(filepath.Join(b.config.baseDir(b.base), "boot"))
@@ -330,7 +330,7 @@ func (b *bake) putTree(ctx context.Context, t layers, path string, bytes int64, 
 // check has the file system looked at by the program that repairs it.
 func (b *bake) check(ctx context.Context) error {
 	disk := filepath.Join(b.work, "result", diskName)
-	out, err := exec.CommandContext(ctx, "e2fsck", "-f", "-n", fmt.Sprintf("%s?offset=%d", disk, partitionStart)).CombinedOutput()
+	out, err := command(ctx, "e2fsck", "-f", "-n", fmt.Sprintf("%s?offset=%d", disk, partitionStart)).CombinedOutput()
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("e2fsck: %w\n%s", err, lastLines(bytes.NewReader(out), 8))
 	}
@@ -348,7 +348,7 @@ func (b *bake) download(ctx context.Context) error {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		if err := b.config.store().take(d.SHA256, path, d.URL); err != nil {
+		if err := b.config.store().take(ctx, d.SHA256, path, d.URL); err != nil {
 			return err
 		}
 	}
@@ -373,13 +373,13 @@ func (b *bake) inputs(name string) string { return filepath.Join(b.work, "bake",
 // all else by the folder's path alone, in BAKE.
 func (b *bake) lay(ctx context.Context) error {
 	in := b.plan.inputs
-	if err := layLocal(b.inputs("local"), in.Local); err != nil {
+	if err := layLocal(ctx, b.inputs("local"), in.Local); err != nil {
 		return err
 	}
 	err := errors.Join(
 		os.Rename(filepath.Join(b.work, "files"), b.inputs("files")),
 		layUnits(b.inputs("units"), in.Units),
-		copyAs(b.config.Agent, b.inputs("agent"), in.Agent))
+		copyAs(ctx, b.config.Agent, b.inputs("agent"), in.Agent))
 	if err != nil {
 		return err
 	}
@@ -390,7 +390,7 @@ func (b *bake) lay(ctx context.Context) error {
 		err = b.layAPT(ctx)
 	} else {
 		vars, script = centosVars(in), centosScript
-		err = b.layRPMs()
+		err = b.layRPMs(ctx)
 	}
 	return errors.Join(err, os.WriteFile(b.inputs("script"), []byte(assignments(vars)+script), 0o644))
 }
@@ -404,12 +404,12 @@ func layUnits(dir string, units []unit) error {
 }
 
 // layLocal copies package files of the spec to a new folder.
-func layLocal(dir string, all []localPackage) error {
+func layLocal(ctx context.Context, dir string, all []localPackage) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	for _, l := range all {
-		if err := copyAs(l.path, filepath.Join(dir, l.Name), l.SHA256); err != nil {
+		if err := copyAs(ctx, l.path, filepath.Join(dir, l.Name), l.SHA256); err != nil {
 			return err
 		}
 	}
@@ -420,7 +420,7 @@ func layLocal(dir string, all []localPackage) error {
 func (b *bake) layAPT(ctx context.Context) error {
 	for _, k := range keyrings(b.base.Sources) {
 		path := filepath.Join(b.inputs("keys"), k)
-		err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), copySparse(k, path))
+		err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), copySparse(ctx, k, path))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // the base may have it
 			return fmt.Errorf("copy the archive's keys: %w", err)
 		}
@@ -441,17 +441,18 @@ func assignments(vars map[string]string) string {
 }
 
 // copyAs copies a file that has to be the one whose hash is part of the image's identity.
-func copyAs(from, to, sum string) error {
-	if err := copySparse(from, to); err != nil {
+func copyAs(ctx context.Context, from, to, sum string) error {
+	if err := copySparse(ctx, from, to); err != nil {
 		return err
 	}
-	if got, err := hashFile(to); err != nil || got != sum {
-		return errors.Join(err, fmt.Errorf("%s has changed since the build began; build again", from))
+	got, err := hashFile(ctx, to)
+	if err == nil && got != sum {
+		err = fmt.Errorf("%s has changed since the build began; build again", from)
 	}
-	return nil
+	return err
 }
 
-func (b *bake) writeManifest(context.Context) error {
+func (b *bake) writeManifest(ctx context.Context) error {
 	out, err := os.ReadFile(filepath.Join(b.work, "packages"))
 	if err != nil {
 		return err
@@ -466,7 +467,7 @@ func (b *bake) writeManifest(context.Context) error {
 		return err
 	}
 	m.Disk = Output{Format: "raw", Bytes: cluster.Bytes(info.Size())}
-	if m.Disk.SHA256, err = hashFile(disk); err != nil {
+	if m.Disk.Data, err = hashData(ctx, disk); err != nil {
 		return err
 	}
 	data, err := m.encode()
@@ -477,7 +478,7 @@ func (b *bake) writeManifest(context.Context) error {
 }
 
 // keep moves a finished result into the cache: its files to the disk first, then the folder into place, whole.
-func keep(result, dir string) error {
+func keep(ctx context.Context, result, dir string) error {
 	entries, err := os.ReadDir(result)
 	if err != nil {
 		return err
@@ -490,7 +491,10 @@ func keep(result, dir string) error {
 		if err != nil {
 			return err
 		}
-		err = errors.Join(f.Chmod(0o444), f.Sync(), f.Close())
+		err = errors.Join(f.Chmod(0o444), flush(ctx, f), f.Close())
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
 			return fmt.Errorf("write %s to the disk: %w", e.Name(), err)
 		}

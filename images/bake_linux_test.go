@@ -320,11 +320,14 @@ func TestBake(t *testing.T) {
 	t.Run("offline", func(t *testing.T) { bakedOffline(t, dir, cache) })
 	took("offline")
 
+	t.Run("stops at every step", func(t *testing.T) { stopsAtEveryStep(t, dir, cache) })
+	took("stops at every step")
+
 	t.Run("unknown package", func(t *testing.T) {
 		role := strings.Replace(tinyRole, "cron]", "no-such-package]", 1)
 		c := mustConfig(t, testDir(t, tinySpec, map[string]string{"tiny": role}), cache)
 		_, err := Build(t.Context(), c)
-		wantError(t, err, "packages of tiny: ", "Unable to locate package no-such-package")
+		wantError(t, err, "roles/tiny/role.yaml:4:16: ", "the archive has no package no-such-package for debian12")
 		if left := files(t, filepath.Join(cache, "work")); len(left) > 0 {
 			t.Errorf("left: %q", left)
 		}
@@ -365,6 +368,11 @@ func sealed(t *testing.T, r Result) {
 	}
 	if !slices.ContainsFunc(m.Packages, func(p Package) bool { return p.Name == "cron" && p.Version != "" && p.Architecture == "amd64" }) {
 		t.Errorf("the manifest does not list cron: %v", m.Packages)
+	}
+	if !slices.ContainsFunc(m.Packages, func(p Package) bool {
+		return p.Name == "libc6" && strings.HasPrefix(p.Source, "glibc@") && strings.Contains(p.Supplier, "Debian")
+	}) {
+		t.Errorf("the manifest does not say what libc6 is made of: %v", m.Packages)
 	}
 	root := t.TempDir()
 	if out, err := exec.Command("mount", "-o", "ro,noload,loop,offset=1048576", disk, root).CombinedOutput(); err != nil {
@@ -719,7 +727,7 @@ func TestReproducible(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
-	if err := copySparse(filepath.Join(first, LockName), filepath.Join(second, LockName)); err != nil {
+	if err := copySparse(t.Context(), filepath.Join(first, LockName), filepath.Join(second, LockName)); err != nil {
 		t.Fatal(err)
 	}
 	build := func(dir, umask string, env ...string) {
@@ -746,7 +754,7 @@ func TestReproducible(t *testing.T) {
 		if err := json.Unmarshal(data, &m); err != nil {
 			t.Fatal(err)
 		}
-		all := map[string]string{"raw": m.Disk.SHA256}
+		all := map[string]string{"raw": m.Disk.Data}
 		for _, o := range m.Outputs {
 			all[o.Format] = o.SHA256
 		}

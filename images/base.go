@@ -43,7 +43,7 @@ func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps 
 		if from == "" {
 			from = to + ".qcow2"
 			defer os.Remove(from)
-			if err := writeStream(r, from); err != nil {
+			if err := writeStream(ctx, r, from); err != nil {
 				return err
 			}
 		}
@@ -71,7 +71,7 @@ func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps 
 			}
 		}
 	case len(head) == 512 && head[510] == 0x55 && head[511] == 0xaa:
-		return writeStream(r, to)
+		return writeStream(ctx, r, to)
 	}
 	return errors.New("it is neither a qcow2 nor a raw disk with a boot sector, nor one of them packed with gzip, xz or tar")
 }
@@ -90,7 +90,7 @@ func (c ctxReader) Read(p []byte) (int, error) {
 }
 
 // writeStream writes a new file, in which blocks of zeros are holes.
-func writeStream(r io.Reader, path string) (err error) {
+func writeStream(ctx context.Context, r io.Reader, path string) (err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
@@ -99,6 +99,9 @@ func writeStream(r io.Reader, path string) (err error) {
 	var size int64
 	buf, zeros := make([]byte, 64<<10), make([]byte, 64<<10)
 	for {
+		if err := ctx.Err(); err != nil { // what is packed may be little, and what it holds much
+			return err
+		}
 		// Not io.ReadFull, whose error for a short read is that of a packed file which ends too early.
 		n, err := 0, error(nil)
 		for n < len(buf) && err == nil {
@@ -158,7 +161,7 @@ func tool(ctx context.Context, pkg, program string, args ...string) (*exec.Cmd, 
 	if err != nil {
 		return nil, fmt.Errorf("there is no %s on this machine: apt-get install %s", program, pkg)
 	}
-	return exec.CommandContext(ctx, path, args...), nil
+	return command(ctx, path, args...), nil
 }
 
 func runTool(ctx context.Context, pkg, program string, args ...string) error {

@@ -304,7 +304,7 @@ func TestCentOSScript(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := &Config{Spec: spec, Catalogue: catalogue, CacheDir: t.TempDir(), Agent: filepath.Join(dir, "agent")}
-		in, err := c.inputs(role, c.centosInputs(), sumOf([]byte("#!/bin/sh\n")), nil)
+		in, err := c.inputs(t.Context(), role, c.centosInputs(), sumOf([]byte("#!/bin/sh\n")), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -373,7 +373,7 @@ func TestCentOSScript(t *testing.T) {
 		wantPins(t, l.Base.Packages, append(slices.Clone(centosPackages), "selinux-dependency")...)
 		wantPins(t, l.Roles["web"].Packages, "glusterfs-fuse", "nginx", "userspace-rcu")
 		for _, p := range slices.Concat(l.Base.Packages, l.Roles["web"].Packages) {
-			if err := hasSum(b.config.store().path(p.SHA256), p.SHA256); err != nil {
+			if err := hasSum(t.Context(), b.config.store().path(p.SHA256), p.SHA256); err != nil {
 				t.Errorf("%s: %v", p, err)
 			}
 		}
@@ -397,7 +397,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 			}
 		}
 		for _, want := range []string{
-			"glusterfs-fuse\t9.6-1.el7\tx86_64\n", "nginx\t1.20.1-1.el7\tx86_64\n", "userspace-rcu\t0.10.0-1.el7\tx86_64\n", "chrony\t3.4-1.el7\tx86_64\n",
+			"glusterfs-fuse\t9.6-1.el7\tx86_64\tfixtures-1-1.src.rpm\t(none)\n", "nginx\t1.20.1-1.el7\tx86_64\tfixtures-1-1.src.rpm\t(none)\n", "userspace-rcu\t0.10.0-1.el7\tx86_64\tfixtures-1-1.src.rpm\t(none)\n", "chrony\t3.4-1.el7\tx86_64\tfixtures-1-1.src.rpm\t(none)\n",
 			"semanage boolean -m --on httpd_can_network_connect\n", "semanage boolean -m --on httpd_use_fusefs\n",
 			"setfiles -F -e /proc -e /sys -e /dev -e /run -e /tmp -e /bake /etc/selinux/targeted/contexts/files/file_contexts /\n",
 			"SELINUX=enforcing\n", "[Journal]\nSystemMaxUse=64M\n", "nginx:x:2000:3000::/nonexistent:/sbin/nologin\n", "755 /usr/local/sbin/imagegen-node\n",
@@ -416,7 +416,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 	t.Run("database", func(t *testing.T) {
 		t.Parallel()
 		file := filepath.Join(dir, "unsigned", "x86_64", "extra-1-1.el7.x86_64.rpm")
-		sum, err := hashFile(file)
+		sum, err := hashFile(t.Context(), file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -432,7 +432,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 			// what the policy has given to others is taken from them
 			"semanage port -a -t mysqld_port_t -p tcp 4567\nsemanage port -m -t mysqld_port_t -p tcp 4567\n",
 			"semanage port -m -t mysqld_port_t -p udp 4567\n", "semanage permissive -a mysqld_t\n",
-			"Percona-XtraDB-Cluster-57\t5.7.44-1.el7\tx86_64\n", "extra\t1-1.el7\tx86_64\n", "\ndisabled\n",
+			"Percona-XtraDB-Cluster-57\t5.7.44-1.el7\tx86_64\tfixtures-1-1.src.rpm\t(none)\n", "extra\t1-1.el7\tx86_64\tfixtures-1-1.src.rpm\t(none)\n", "\ndisabled\n",
 		} {
 			if !strings.Contains(state, want) {
 				t.Errorf("no %q in\n%s", want, state)
@@ -660,7 +660,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 	if changed, err := Renew(t.Context(), c); err != nil || !changed || !slices.Equal(said, []string{"tiny: nginx 1.20.1-1.el7 → 1.20.2-1.el7, + nginx-core 1.20.2-1.el7"}) {
 		t.Errorf("renewed: %v, %v, %q", changed, err, said)
 	}
-	plans, err := Plan(c)
+	plans, err := Plan(t.Context(), c)
 	want := []string{"pinned packages: nginx 1.20.1-1.el7 → 1.20.2-1.el7, + nginx-core 1.20.2-1.el7", "removed paths: + /opt/two, - /opt/one"}
 	if err != nil || len(plans) != 1 || !slices.Equal(plans[0].Because, want) {
 		t.Errorf("the plan is %+v, %v", plans, err)
@@ -678,7 +678,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 		t.Error(err)
 	}
 	for _, p := range slices.Concat(l.Base.Packages, l.Roles["tiny"].Packages) {
-		if err := hasSum(in(p), p.SHA256); err != nil {
+		if err := hasSum(t.Context(), in(p), p.SHA256); err != nil {
 			t.Errorf("%s: %v", p, err)
 		}
 	}
@@ -708,7 +708,7 @@ func TestFetchRPMs(t *testing.T) {
 	var pinned []Pin
 	for _, name := range []string{"one 1~rc1-1.el7", "two 2^git-1.el7", "three 3-1.el7"} {
 		name, version, _ := strings.Cut(name, " ")
-		sum, err := hashFile(filepath.Join(dir, "x86_64", name+"-"+version+".x86_64.rpm"))
+		sum, err := hashFile(t.Context(), filepath.Join(dir, "x86_64", name+"-"+version+".x86_64.rpm"))
 		if err != nil {
 			t.Fatal(err)
 		}

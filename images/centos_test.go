@@ -94,7 +94,7 @@ func TestCentOSBase(t *testing.T) {
 	}
 	image := func(more string) string {
 		spec, catalogue := referenceCentOS(t, more)
-		in, err := (&Config{Spec: spec, Catalogue: catalogue}).inputs("web", pinned, "", &lock{})
+		in, err := (&Config{Spec: spec, Catalogue: catalogue}).inputs(t.Context(), "web", pinned, "", &lock{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +134,7 @@ func TestTooOldPackages(t *testing.T) {
 	}
 	c := &Config{Spec: spec, Catalogue: catalogue}
 	for role, pin := range map[string]string{"percona": "Percona-XtraDB-Cluster-57 5.7.25-31.35.1.el7", "backend": "proxysql2 2.0.16-1.el7"} {
-		in, err := c.inputs(role, baseInputs{}, "", nil)
+		in, err := c.inputs(t.Context(), role, baseInputs{}, "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,7 +143,7 @@ func TestTooOldPackages(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := &lock{Roles: map[string]*pins{role: {in.requested(), []Pin{p}}}}
-		_, err = c.inputs(role, baseInputs{Pinned: []Pin{p}}, "", l)
+		_, err = c.inputs(t.Context(), role, baseInputs{Pinned: []Pin{p}}, "", l)
 		if err == nil || !strings.Contains(err.Error(), "imagegen.lock pins "+pin+", which is too old: the role needs ") {
 			t.Errorf("%s: %v", pin, err)
 		}

@@ -63,4 +63,4 @@ func debianVars(in inputs) map[string]string {
 }
 
 // diskVersion is raised when the same tree is to make another disk.
-const diskVersion = 1
+const diskVersion = 2

@@ -5,13 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 )
 
 // newest is the time of files that a bake has written: as it is the same for all bakes, so are they. The packages' own
 // files are older.
 const newest = 1735689600 // 2025-01-01
+
+// journalMiB is the size of the journal. mkfs.ext4 would give 1 GiB to a large disk, all of which it writes.
+const journalMiB = 64
 
 // newDisk makes a disk: a partition with an empty file system in it, and no boot loader.
 func newDisk(ctx context.Context, path string, size int64, uuid string) (_ *ext4, err error) {
@@ -28,7 +30,8 @@ func newDisk(ctx context.Context, path string, size int64, uuid string) (_ *ext4
 		return nil, err
 	}
 	// All that mkfs.ext4 would look up, or choose by itself, is said.
-	cmd := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-L", "root", "-U", uuid, "-b", "4096", "-I", "256", "-i", "16384", "-m", "5",
+	cmd := command(ctx, "mkfs.ext4", "-q", "-F", "-L", "root", "-U", uuid, "-b", "4096", "-I", "256", "-i", "16384", "-m", "5",
+		"-J", fmt.Sprintf("size=%d", journalMiB),
 		"-O", "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum",
 		"-E", fmt.Sprintf("offset=%d,hash_seed=%s,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0", partitionStart, uuid),
 		path, fmt.Sprintf("%dk", (size-partitionStart)/1024))
@@ -39,5 +42,5 @@ func newDisk(ctx context.Context, path string, size int64, uuid string) (_ *ext4
 		}
 		return nil, errors.Join(fmt.Errorf("mkfs.ext4: %w", err), errors.New(strings.TrimSpace(string(out))))
 	}
-	return openExt4(disk, partitionStart, newest)
+	return openExt4(ctx, disk, partitionStart, newest)
 }

@@ -61,8 +61,8 @@ const (
 var le = binary.LittleEndian
 
 // openExt4 reads an empty file system.
-func openExt4(disk *os.File, start, newest int64) (*ext4, error) {
-	e := &ext4{disk: disk, start: start, newest: newest, super: make([]byte, 1024),
+func openExt4(ctx context.Context, disk *os.File, start, newest int64) (*ext4, error) {
+	e := &ext4{ctx: ctx, disk: disk, start: start, newest: newest, super: make([]byte, 1024),
 		tables: map[uint32][]byte{}, links: map[fileID]uint32{}, placed: map[string][]extent{}}
 	if _, err := disk.ReadAt(e.super, start+1024); err != nil {
 		return nil, err
@@ -85,6 +85,9 @@ func openExt4(disk *os.File, start, newest int64) (*ext4, error) {
 	}
 	e.blocks, e.inodes = make([]byte, n*ext4Block), make([]byte, n*e.inodesPer/8)
 	for g := range n {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		d := e.group(g)
 		bitmap := e.blocks[g*ext4Block:][:ext4Block]
 		if le.Uint16(d[0x12:])&ext4BlockUninit != 0 {
@@ -112,10 +115,8 @@ func openExt4(disk *os.File, start, newest int64) (*ext4, error) {
 func (e *ext4) unwritten(g uint32, bitmap []byte) {
 	first, n := g*e.perGroup, uint32(len(e.groups))/ext4DescSize
 	take := func(block, count uint32) {
-		for b := block; b < block+count; b++ {
-			if b >= first && b < first+e.perGroup {
-				bitmap[(b-first)/8] |= 1 << ((b - first) % 8)
-			}
+		for b := max(block, first); b < min(block+count, first+e.perGroup); b++ {
+			bitmap[(b-first)/8] |= 1 << ((b - first) % 8)
 		}
 	}
 	if power := func(base uint32) bool {
@@ -224,7 +225,7 @@ func (e *ext4) inode(ino uint32) ([]byte, error) {
 }
 
 // fill puts the tree into the file system.
-func (e *ext4) fill(ctx context.Context, t layers) error {
+func (e *ext4) fill(t layers) error {
 	// The root directory is written anew, so its only block is free.
 	root, err := e.inode(ext4RootInode)
 	if err != nil {
@@ -237,7 +238,6 @@ func (e *ext4) fill(ctx context.Context, t layers) error {
 	e.blocks[old/8] &^= 1 << (old % 8)
 	d := e.group(old / e.perGroup)
 	le.PutUint16(d[0xc:], le.Uint16(d[0xc:])+1)
-	e.ctx = ctx
 	if _, err := e.dir(t, ".", ext4RootInode, ext4RootInode); err != nil {
 		return err
 	}
@@ -401,6 +401,9 @@ func (e *ext4) content(path string) (runs []extent, size int64, err error) {
 	left := size
 	for _, r := range runs {
 		for block, end := r.first, r.first+r.count; block < end; {
+			if err := e.ctx.Err(); err != nil {
+				return nil, 0, err
+			}
 			p := buf[:min(left, int64(end-block)*ext4Block, int64(len(buf)))]
 			if _, err := io.ReadFull(f, p); err != nil {
 				return nil, 0, fmt.Errorf("read %s: %w", path, err)
@@ -522,6 +525,9 @@ func (e *ext4) extents(ino uint32, root []byte, runs []extent) (uint32, error) {
 func (e *ext4) finish() error {
 	var freeBlocks, freeInodes uint32
 	for g := range uint32(len(e.groups) / ext4DescSize) {
+		if err := e.ctx.Err(); err != nil {
+			return err
+		}
 		d := e.group(g)
 		freeBlocks += uint32(le.Uint16(d[0xc:]))
 		freeInodes += uint32(le.Uint16(d[0xe:]))

@@ -101,14 +101,14 @@ func TestExt4(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := e.fill(t.Context(), tree); err != nil {
+		if err := e.fill(tree); err != nil {
 			t.Fatal(err)
 		}
 		if err := e.disk.Close(); err != nil {
 			t.Fatal(err)
 		}
 		mustRun(t, "e2fsck", "-f", "-n", path+"?offset=1048576")
-		sum, err := hashFile(path)
+		sum, err := hashFile(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +151,7 @@ func sameTree(t *testing.T, disk string, tree layers) {
 			}
 			switch info.Mode().Type() {
 			case 0:
-				sum, err := hashFile(path)
+				sum, err := hashFile(t.Context(), path)
 				if err != nil {
 					return err
 				}

@@ -43,7 +43,7 @@ func newFetcher(dir string, say func(string)) *fetcher {
 // fetch returns the path of the file with this SHA-256, which is at the address from if it is not in the folder yet.
 func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 	path := filepath.Join(f.dir, sum)
-	switch err := hasSum(path, sum); {
+	switch err := hasSum(ctx, path, sum); {
 	case err == nil:
 		return path, nil
 	case errors.Is(err, fs.ErrNotExist):
@@ -62,7 +62,7 @@ func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 		if err := f.download(ctx, from, part); err != nil {
 			return "", fmt.Errorf("%s: %w", from, err)
 		}
-		err := hasSum(part, sum)
+		err := hasSum(ctx, part, sum)
 		if err == nil {
 			break
 		}
@@ -78,7 +78,7 @@ func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(file.Chmod(0o444), file.Sync(), file.Close()); err != nil {
+	if err := errors.Join(file.Chmod(0o444), flush(ctx, file), file.Close()); err != nil {
 		return "", err
 	}
 	return path, os.Rename(part, path)
@@ -91,8 +91,8 @@ func (w wrongSum) Error() string {
 	return fmt.Sprintf("its SHA-256 is %s and should be %s", w.got, w.want)
 }
 
-func hasSum(path, sum string) error {
-	got, err := hashFile(path)
+func hasSum(ctx context.Context, path, sum string) error {
+	got, err := hashFile(ctx, path)
 	if err == nil && got != sum {
 		err = wrongSum{got, sum}
 	}

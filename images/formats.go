@@ -62,7 +62,7 @@ func (c *Config) convert(ctx context.Context, role string, p *plan, format strin
 			return out, err
 		}
 		out.Bytes = cluster.Bytes(info.Size())
-		if out.SHA256, err = hashFile(made); err != nil {
+		if out.SHA256, err = hashFile(ctx, made); err != nil {
 			return out, err
 		}
 		if data, err = json.Marshal(out); err != nil {
@@ -79,7 +79,7 @@ func (c *Config) convert(ctx context.Context, role string, p *plan, format strin
 	if err := atomicfile.MakeDirs(filepath.Dir(path)); err != nil {
 		return out, err
 	}
-	return out, place(made, path)
+	return out, place(ctx, made, path)
 }
 
 // formatVersion is raised when the same image is to be written in another way.
@@ -112,7 +112,7 @@ func writeFormat(ctx context.Context, path, from, format string, m Machine) erro
 	tmp := path + ".tmp"
 	defer os.Remove(tmp) // where it was not renamed
 	if format == "qcow2" {
-		if out, err := exec.CommandContext(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", from, tmp).CombinedOutput(); err != nil {
+		if out, err := command(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", from, tmp).CombinedOutput(); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -125,7 +125,10 @@ func writeFormat(ctx context.Context, path, from, format string, m Machine) erro
 		return err
 	}
 	err = WriteVMDK(ctx, f, disk, m.ID, runtime.NumCPU())
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+	if err == nil {
+		err = flush(ctx, f)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // tools are the programs that a bake runs on this machine, the Debian packages that have them, and the distro that needs
@@ -159,6 +160,9 @@ func (c *Config) removeLeftovers(ctx context.Context) error {
 		return err
 	}
 	for _, dir := range dirs {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		lock, err := lockFile(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			continue // somebody else's, at work
@@ -221,6 +225,41 @@ func lockFile(ctx context.Context, path string, how int) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// command is a program that ends with ctx, with all that it has started: APT's methods, say, would hold its output open.
+// A Ctrl-C is for imagegen, which ends the program.
+func command(ctx context.Context, program string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
+// flush brings a file to the disk, a piece at a time: fsync of all at once may take many seconds, in which nobody can be
+// interrupted.
+func flush(ctx context.Context, f *os.File) error {
+	const waitBefore, write, waitAfter = 1, 2, 4 // sync_file_range(2)
+	err := eachExtent(f, func(start, end int64) error {
+		for ; start < end; start += copyPiece {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			err := syscall.SyncFileRange(int(f.Fd()), start, min(end-start, copyPiece), waitBefore|write|waitAfter)
+			if errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ESPIPE) {
+				return nil // fsync does it all
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // eachExtent calls do for each part of a sparse file that holds data.

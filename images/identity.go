@@ -2,12 +2,11 @@ package images
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -79,42 +78,8 @@ func hashJSON(v any) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// hashFile returns the SHA-256 of a file. The holes of a sparse one are hashed without being read.
-func hashFile(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	h := sha256.New()
-	buf, zeros := make([]byte, 1<<20), make([]byte, 1<<20)
-	pos := int64(0)
-	hole := func(end int64) {
-		for pos < end {
-			n := min(end-pos, int64(len(zeros)))
-			h.Write(zeros[:n])
-			pos += n
-		}
-	}
-	err = eachExtent(f, func(start, end int64) error {
-		hole(start)
-		pos = end
-		_, err := io.CopyBuffer(h, io.NewSectionReader(f, start, end-start), buf)
-		return err
-	})
-	if err != nil {
-		return "", fmt.Errorf("read %s: %w", path, err)
-	}
-	hole(info.Size())
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
 // inputs collects what the image of a role depends on. The lock counts as far as it fits; nil: there is none.
-func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (inputs, error) {
+func (c *Config) inputs(ctx context.Context, name string, base baseInputs, agent string, l *lock) (inputs, error) {
 	role, spec := c.Catalogue.Role(name), c.Spec.Role(name)
 	if role == nil || spec == nil {
 		return inputs{}, fmt.Errorf("there is no role %s", name)
@@ -143,7 +108,7 @@ func (c *Config) inputs(name string, base baseInputs, agent string, l *lock) (in
 		if err != nil {
 			return inputs{}, err
 		}
-		sum, err := hashFile(path)
+		sum, err := hashFile(ctx, path)
 		if err != nil {
 			return inputs{}, err
 		}
@@ -176,13 +141,16 @@ type Package struct {
 	Name         string `json:"name"`
 	Version      string `json:"version"`
 	Architecture string `json:"architecture"`
+	Source       string `json:"source,omitempty"`   // NAME@VERSION of Debian's source package, or the name of a source RPM
+	Supplier     string `json:"supplier,omitempty"` // the maintainer, or the vendor of an RPM
 }
 
 // Output is a file that a bake made.
 type Output struct {
-	Format string        `json:"format"` // one of Formats
-	Bytes  cluster.Bytes `json:"bytes"`  // of a raw one, as the machine sees the disk: the file has holes
-	SHA256 string        `json:"sha256"`
+	Format string        `json:"format"`                  // one of Formats
+	Bytes  cluster.Bytes `json:"bytes"`                   // of a raw one, as the machine sees the disk: the file has holes
+	SHA256 string        `json:"sha256,omitempty"`        // of a raw one in manifests of older versions alone
+	Data   string        `json:"sparse_sha256,omitempty"` // of a raw one: what hashData returns
 }
 
 func (m Manifest) encode() ([]byte, error) {
@@ -194,15 +162,21 @@ func (m Manifest) encode() ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// parsePackages reads what the scripts have dpkg-query or rpm print: name, version and architecture a line.
+// parsePackages reads what the scripts have dpkg-query or rpm print: name, version, architecture, source package and
+// supplier a line.
 func parsePackages(out string) ([]Package, error) {
 	var all []Package
 	for line := range strings.Lines(out) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if len(f) != 3 {
+		if len(f) != 5 {
 			return nil, fmt.Errorf("the list of packages has a line %q", line)
 		}
-		all = append(all, Package{f[0], f[1], f[2]})
+		for i := range f {
+			if f[i] == "(none)" { // as rpm prints what is not there
+				f[i] = ""
+			}
+		}
+		all = append(all, Package{f[0], f[1], f[2], f[3], f[4]})
 	}
 	return all, nil
 }

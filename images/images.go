@@ -174,13 +174,13 @@ func Renew(ctx context.Context, c Config) (changed bool, err error) {
 }
 
 // Identities returns the identity of every role's image, baked or not.
-func Identities(c Config) (map[string]string, error) {
+func Identities(ctx context.Context, c Config) (map[string]string, error) {
 	c.Roles = nil
 	names, err := c.prepare()
 	if err != nil {
 		return nil, err
 	}
-	plans, err := c.plan(names)
+	plans, err := c.plan(ctx, names)
 	if err != nil {
 		return nil, err
 	}
@@ -204,14 +204,14 @@ type plan struct {
 func (p *plan) name() string { return strings.Join(p.roles, ", ") }
 
 // plan returns the images of the roles, each once.
-func (c *Config) plan(names []string) ([]*plan, error) {
+func (c *Config) plan(ctx context.Context, names []string) ([]*plan, error) {
 	base, err := c.baseInputs()
 	if err != nil {
 		return nil, err
 	}
 	agent := ""
 	if c.Agent != "" {
-		if agent, err = hashFile(c.Agent); err != nil {
+		if agent, err = hashFile(ctx, c.Agent); err != nil {
 			return nil, fmt.Errorf("read the agent: %w", err)
 		}
 	}
@@ -224,7 +224,7 @@ func (c *Config) plan(names []string) ([]*plan, error) {
 	}
 	var plans []*plan
 	for _, name := range names {
-		in, err := c.inputs(name, base, agent, l)
+		in, err := c.inputs(ctx, name, base, agent, l)
 		if err != nil {
 			return nil, fmt.Errorf("image of %s: %w", name, err)
 		}
@@ -267,7 +267,7 @@ func (c *Config) export(ctx context.Context, role string, p *plan) (Result, erro
 	}
 	r := Result{Role: role, Identity: p.identity, Cached: p.cached, Path: c.file(role, "raw"), Manifest: c.file(role, "json")}
 	from := filepath.Join(c.imageDir(p.identity), diskName)
-	if err := place(from, r.Path); err != nil {
+	if err := place(ctx, from, r.Path); err != nil {
 		return r, err
 	}
 	data, err := os.ReadFile(filepath.Join(c.imageDir(p.identity), manifestName))
@@ -323,7 +323,7 @@ func writeChanged(path string, data []byte) error {
 }
 
 // place makes path a hard link of from, or a copy where no link can be.
-func place(from, path string) error {
+func place(ctx context.Context, from, path string) error {
 	src, err := os.Stat(from)
 	if err != nil {
 		return err
@@ -340,7 +340,7 @@ func place(from, path string) error {
 		if errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("%w; is another build writing there?", err)
 		}
-		err = copySparse(from, tmp)
+		err = copySparse(ctx, from, tmp)
 		err = errors.Join(err, os.Chmod(tmp, 0o444), os.Chtimes(tmp, src.ModTime(), src.ModTime()))
 		if err != nil {
 			os.Remove(tmp)
@@ -355,8 +355,11 @@ func place(from, path string) error {
 	return os.Rename(tmp, path)
 }
 
+// copyPiece is how much is copied, or brought to the disk, before somebody looks whether it is still wanted.
+const copyPiece = 16 << 20
+
 // copySparse copies a file's data to a new file, leaves its holes holes.
-func copySparse(from, to string) (err error) {
+func copySparse(ctx context.Context, from, to string) (err error) {
 	src, err := os.Open(from)
 	if err != nil {
 		return err
@@ -381,7 +384,16 @@ func copySparse(from, to string) (err error) {
 		if _, err := dst.Seek(start, io.SeekStart); err != nil {
 			return err
 		}
-		_, err := io.CopyN(dst, src, end-start)
-		return err
+		for start < end { // the kernel copies, a piece at a time, so that it can be interrupted
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			n, err := io.CopyN(dst, src, min(end-start, copyPiece))
+			if err != nil {
+				return err
+			}
+			start += n
+		}
+		return nil
 	})
 }

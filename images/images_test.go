@@ -118,7 +118,7 @@ func TestPackageFilePath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in, err := c.inputs("tiny", baseInputs{}, "", nil)
+	in, err := c.inputs(t.Context(), "tiny", baseInputs{}, "", nil)
 	if err != nil || len(in.Local) != 1 || !filepath.IsAbs(in.Local[0].path) {
 		t.Errorf("%+v, %v", in.Local, err)
 	}
@@ -135,7 +135,7 @@ func TestIdentity(t *testing.T) {
 			change(dir)
 		}
 		c := mustConfig(t, dir, "")
-		plans, err := c.plan([]string{"tiny"})
+		plans, err := c.plan(t.Context(), []string{"tiny"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -260,12 +260,12 @@ func fill(v reflect.Value) {
 
 func TestPlanShares(t *testing.T) {
 	c := mustConfig(t, testDir(t, twoRoles, map[string]string{"tiny": tinyRole, "small": tinyRole}), "")
-	plans, err := c.plan([]string{"tiny", "small"})
+	plans, err := c.plan(t.Context(), []string{"tiny", "small"})
 	if err != nil || len(plans) != 1 || plans[0].name() != "tiny, small" {
 		t.Fatalf("%v: %d plans", err, len(plans))
 	}
 	c = mustConfig(t, testDir(t, strings.Replace(twoRoles, "disk: 4GiB", "disk: 5GiB", 1), map[string]string{"tiny": tinyRole, "small": tinyRole}), "")
-	if plans, err = c.plan([]string{"tiny", "small"}); err != nil || len(plans) != 2 {
+	if plans, err = c.plan(t.Context(), []string{"tiny", "small"}); err != nil || len(plans) != 2 {
 		t.Fatalf("%v: %d plans", err, len(plans))
 	}
 }
@@ -322,7 +322,7 @@ func TestHashFile(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "x")
 			content := sparse(t, path, c.size, c.data)
-			got, err := hashFile(path)
+			got, err := hashFile(t.Context(), path)
 			if want := fmt.Sprintf("%x", sha256.Sum256(content)); err != nil || got != want {
 				t.Errorf("%v: %s, want %s", err, got, want)
 			}
@@ -337,7 +337,7 @@ func BenchmarkHashFile(b *testing.B) {
 	b.SetBytes(size)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := hashFile(path); err != nil {
+		if _, err := hashFile(b.Context(), path); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -349,7 +349,7 @@ func TestCopySparse(t *testing.T) {
 			dir := t.TempDir()
 			from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
 			content := sparse(t, from, c.size, c.data)
-			if err := copySparse(from, to); err != nil {
+			if err := copySparse(t.Context(), from, to); err != nil {
 				t.Fatal(err)
 			}
 			got, err := os.ReadFile(to)
@@ -359,7 +359,7 @@ func TestCopySparse(t *testing.T) {
 			if a, b := blocks(t, from), blocks(t, to); b > a+16 {
 				t.Errorf("the copy takes %d blocks, the original %d", b, a)
 			}
-			if err := copySparse(from, to); !errors.Is(err, fs.ErrExist) {
+			if err := copySparse(t.Context(), from, to); !errors.Is(err, fs.ErrExist) {
 				t.Errorf("a file was written over: %v", err)
 			}
 		})
@@ -388,7 +388,7 @@ func TestPlace(t *testing.T) {
 		return errA == nil && errB == nil && os.SameFile(ia, ib)
 	}
 	for range 2 {
-		if err := place(from, to); err != nil || !same(from, to) {
+		if err := place(t.Context(), from, to); err != nil || !same(from, to) {
 			t.Fatalf("%v, linked: %v", err, same(from, to))
 		}
 	}
@@ -402,7 +402,7 @@ func TestPlace(t *testing.T) {
 	if err := os.Chtimes(from, time.Time{}, time.Unix(1700000000, 123456789)); err != nil {
 		t.Fatal(err)
 	}
-	if err := place(from, to); err != nil {
+	if err := place(t.Context(), from, to); err != nil {
 		t.Fatal(err)
 	}
 	if same(from, to) {
@@ -412,14 +412,14 @@ func TestPlace(t *testing.T) {
 	if err != nil || first.Mode().Perm() != 0o444 {
 		t.Fatalf("%v, %v", first, err)
 	}
-	if err := place(from, to); err != nil {
+	if err := place(t.Context(), from, to); err != nil {
 		t.Fatal(err)
 	}
 	if second, err := os.Stat(to); err != nil || !os.SameFile(first, second) {
 		t.Errorf("it was copied again: %v", err)
 	}
 	write(t, from, "newer")
-	if err := place(from, to); err != nil {
+	if err := place(t.Context(), from, to); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(to); string(data) != "newer" {
@@ -440,7 +440,7 @@ func TestUpToDate(t *testing.T) {
 	if err := c.writeLock(&lock{Schema: 1, Distro: "debian12", Base: base, Roles: map[string]*pins{"tiny": pinned, "small": pinned}}); err != nil {
 		t.Fatal(err)
 	}
-	plans, err := c.plan([]string{"tiny", "small"})
+	plans, err := c.plan(t.Context(), []string{"tiny", "small"})
 	if err != nil || !slices.Equal(plans[0].inputs.Pinned, pinned.Packages) || !slices.Equal(plans[0].inputs.Base.Pinned, base.Packages) {
 		t.Fatalf("%v, %+v", err, plans)
 	}
@@ -491,18 +491,18 @@ func TestUpToDate(t *testing.T) {
 }
 
 func TestManifest(t *testing.T) {
-	packages, err := parsePackages("cron\t3.0pl1-162\tamd64\nlibc6\t2.36-9+deb12u10\tamd64\n")
+	packages, err := parsePackages("cron\t3.0pl1-162\tamd64\tcron@3.0pl1-162\tJane Doe <jane@example.com>\nlibc6\t2.36-9+deb12u10\tamd64\tglibc@2.36-9+deb12u10\t(none)\n")
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := Manifest{Schema: 1, Role: "tiny", Identity: "0123", Packages: packages, Disk: Output{Format: "raw", Bytes: 4 << 30, SHA256: "abcd"}}
+	m := Manifest{Schema: 1, Role: "tiny", Identity: "0123", Packages: packages, Disk: Output{Format: "raw", Bytes: 4 << 30, Data: "abcd"}}
 	m.Inputs.Packages = []string{"cron"}
 	m.Inputs.Units = []unit{{"a.service", "[Unit]\nDescription=<a> & b\n"}}
 	data, err := m.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"name": "cron",` + "\n      " + `"version": "3.0pl1-162",`, `"bytes": 4294967296`, `<a> & b`, `"sha256": "abcd"`} {
+	for _, want := range []string{`"name": "cron",` + "\n      " + `"version": "3.0pl1-162",`, `"bytes": 4294967296`, `<a> & b`, `"sparse_sha256": "abcd"`, `"source": "glibc@2.36-9+deb12u10"`, `"supplier": "Jane Doe <jane@example.com>"`} {
 		if !strings.Contains(string(data), want) {
 			t.Errorf("there is no %s in\n%s", want, data)
 		}
@@ -511,7 +511,7 @@ func TestManifest(t *testing.T) {
 	if err := json.Unmarshal(data, &back); err != nil || !reflect.DeepEqual(back, m) {
 		t.Errorf("%v: read back as %+v", err, back)
 	}
-	for _, bad := range []string{"cron\t1\n", "cron\n", "a\tb\tc\td\n"} {
+	for _, bad := range []string{"cron\t1\n", "cron\n", "a\tb\tc\td\n", "a\tb\tc\td\te\tf\n"} {
 		if _, err := parsePackages(bad); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 
 // Inspect returns the manifest of an image file in any format, which lies where Build put it, and makes sure that the
 // file is what the manifest says.
-func Inspect(path string) (Manifest, error) {
+func Inspect(ctx context.Context, path string) (Manifest, error) {
 	format := strings.TrimPrefix(filepath.Ext(path), ".")
 	if !slices.Contains(Formats, format) {
 		return Manifest{}, fmt.Errorf("%s: an image's name ends in .%s", path, strings.Join(Formats, ", ."))
@@ -41,10 +42,24 @@ func Inspect(path string) (Manifest, error) {
 	if !ok {
 		return m, fmt.Errorf("%s: the manifest %s does not know it: it is of an earlier image; imagegen build --format %s writes it anew", path, beside, format)
 	}
-	if err := hasSum(path, want.SHA256); err != nil {
+	if err := want.check(ctx, path); err != nil {
 		return m, fmt.Errorf("%s: %w; it is not what imagegen wrote", path, err)
 	}
 	return m, nil
+}
+
+// check makes sure that a file is the output.
+func (o Output) check(ctx context.Context, path string) error {
+	if o.Data == "" {
+		return hasSum(ctx, path, o.SHA256)
+	}
+	switch got, err := hashData(ctx, path); {
+	case err != nil:
+		return err
+	case got != o.Data:
+		return fmt.Errorf("the digest of its data is %s and should be %s", got, o.Data)
+	}
+	return nil
 }
 
 // output returns what the manifest says of a format.

@@ -98,7 +98,7 @@ func writePackage(ctx context.Context, path string, disk *os.File, m Machine, wo
 	if err != nil {
 		return fmt.Errorf("describe the machine %s: %w", m.Name, err)
 	}
-	return writeAside(path, func(f *os.File) error {
+	return writeAside(ctx, path, func(f *os.File) error {
 		t := &tarFile{f: f}
 		digest := sha256.New() // of the VMDK
 		head := func(ovf entry, size int64) error {
@@ -166,14 +166,14 @@ func (t *tarFile) add(e entry) error {
 }
 
 // writeAside makes a file that is at path when do has written it and it is on the disk, and not before.
-func writeAside(path string, do func(f *os.File) error) (err error) {
+func writeAside(ctx context.Context, path string, do func(f *os.File) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	err = do(f)
 	if err == nil {
-		err = errors.Join(f.Chmod(0o644), f.Sync())
+		err = errors.Join(f.Chmod(0o644), flush(ctx, f))
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)

@@ -25,7 +25,7 @@ func TestPlacedImageBelongsToSudoUser(t *testing.T) {
 		to = append(to, filepath.Join(other, "web.raw"))
 	}
 	for _, path := range to {
-		if err := place(from, path); err != nil {
+		if err := place(t.Context(), from, path); err != nil {
 			t.Fatal(err)
 		}
 		info, err := os.Stat(path)

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,12 +25,12 @@ type Planned struct {
 }
 
 // Plan returns what Build would do, and does nothing.
-func Plan(c Config) ([]Planned, error) {
+func Plan(ctx context.Context, c Config) ([]Planned, error) {
 	names, err := c.prepare()
 	if err != nil {
 		return nil, err
 	}
-	plans, err := c.plan(names)
+	plans, err := c.plan(ctx, names)
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -50,7 +49,7 @@ func (c *Config) openArchive(ctx context.Context) (_ *archive, err error) {
 			a.close()
 		}
 	}()
-	dump, err := exec.CommandContext(ctx, "apt-config", "dump").Output()
+	dump, err := command(ctx, "apt-config", "dump").Output()
 	if err != nil {
 		return nil, fmt.Errorf("ask apt-config, of the package apt, for this machine's settings: %w", err)
 	}
@@ -146,7 +145,7 @@ func (a *archive) trust() error {
 // run runs one of APT's programs in a folder. The status is a file of what counts as installed; empty: nothing.
 func (a *archive) run(ctx context.Context, dir, status string, program string, args ...string) (string, error) {
 	args = append([]string{"-o", "Dir::State::status=" + cmp.Or(status, filepath.Join(a.dir, "empty"))}, args...)
-	cmd := exec.CommandContext(ctx, program, args...)
+	cmd := command(ctx, program, args...)
 	cmd.Dir = dir
 	cmd.Env = append([]string{"LC_ALL=C.UTF-8", "PATH=" + toolPath, "APT_CONFIG=" + filepath.Join(a.dir, "apt.conf")}, proxyEnv()...)
 	var out, said bytes.Buffer
@@ -186,7 +185,7 @@ func (a *archive) status(ctx context.Context, s store, packages []Pin) (string, 
 
 // control returns what a package file says of itself.
 func control(ctx context.Context, path string) (string, error) {
-	out, err := exec.CommandContext(ctx, "dpkg-deb", "--field", path).Output()
+	out, err := command(ctx, "dpkg-deb", "--field", path).Output()
 	return strings.TrimSpace(string(out)) + "\n", err
 }
 
@@ -304,7 +303,7 @@ func (a *archive) download(ctx context.Context, s store, packages []Pin) error {
 		return err
 	}
 	for _, p := range packages {
-		if err := s.add(filepath.Join(dir, p.file()), p.SHA256, p.String()); err != nil {
+		if err := s.add(ctx, filepath.Join(dir, p.file()), p.SHA256, p.String()); err != nil {
 			return err
 		}
 	}
@@ -324,7 +323,7 @@ func (c *Config) stock(ctx context.Context, names []string, everything bool) ([]
 	}
 	if !everything {
 		// Better refused now than after all has been fetched.
-		plans, err := c.plan(names)
+		plans, err := c.plan(ctx, names)
 		if err != nil {
 			return nil, err
 		}
@@ -341,7 +340,7 @@ func (c *Config) stock(ctx context.Context, names []string, everything bool) ([]
 		if err := c.pin(ctx, names, renew); err != nil {
 			return nil, err
 		}
-		plans, err := c.plan(names)
+		plans, err := c.plan(ctx, names)
 		if err != nil {
 			return nil, err
 		}
@@ -385,7 +384,7 @@ func (c *Config) pin(ctx context.Context, names []string, renew bool) error {
 func (c *Config) repin(ctx context.Context, old *lock, names []string, renew bool) (*lock, error) {
 	requests := map[string]inputs{}
 	for _, name := range names {
-		in, err := c.inputs(name, baseInputs{}, "", nil)
+		in, err := c.inputs(ctx, name, baseInputs{}, "", nil)
 		if err != nil {
 			return nil, fmt.Errorf("image of %s: %w", name, err)
 		}
@@ -619,12 +618,18 @@ func (c *Config) repository(ctx context.Context, dir string, packages []Pin) err
 	var wg sync.WaitGroup
 	for i, p := range packages {
 		slots <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
 		wg.Go(func() {
 			defer func() { <-slots }()
 			stanzas[i], errs[i] = c.enter(ctx, dir, p)
 		})
 	}
 	wg.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -637,7 +642,7 @@ func (c *Config) repository(ctx context.Context, dir string, packages []Pin) err
 // enter puts a package into a folder and returns its entry in the list of packages.
 func (c *Config) enter(ctx context.Context, dir string, p Pin) (string, error) {
 	path := filepath.Join(dir, p.file())
-	if err := c.store().take(p.SHA256, path, "package "+p.String()); err != nil {
+	if err := c.store().take(ctx, p.SHA256, path, "package "+p.String()); err != nil {
 		return "", err
 	}
 	info, err := os.Stat(path)

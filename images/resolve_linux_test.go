@@ -51,7 +51,7 @@ func (a *testArchive) put(p Pin, fields string) {
 	if out, err := exec.Command("dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, path).CombinedOutput(); err != nil {
 		a.t.Fatalf("dpkg-deb: %v: %s", err, out)
 	}
-	sum, err := hashFile(path)
+	sum, err := hashFile(a.t.Context(), path)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func TestLock(t *testing.T) {
 	fetch("at last", "cron", locked)
 
 	c, _ = a.config(dir, cache, "no-such-package")
-	wantError(t, Fetch(t.Context(), c), "packages of tiny: ", "Unable to locate package no-such-package")
+	wantError(t, Fetch(t.Context(), c), "roles/tiny/role.yaml:4:16: ", "the archive has no package no-such-package for debian12")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := Fetch(ctx, c); err != context.Canceled {

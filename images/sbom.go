@@ -30,10 +30,12 @@ type (
 		Name          string         `json:"name"`
 		ID            string         `json:"SPDXID"`
 		Version       string         `json:"versionInfo"`
+		Supplier      string         `json:"supplier"`
 		Location      string         `json:"downloadLocation"`
 		FilesAnalyzed bool           `json:"filesAnalyzed"`
 		Purpose       string         `json:"primaryPackagePurpose,omitempty"`
 		Checksums     []spdxChecksum `json:"checksums,omitempty"`
+		Comment       string         `json:"comment,omitempty"`
 		References    []spdxRef      `json:"externalRefs,omitempty"`
 	}
 	spdxChecksum struct {
@@ -55,36 +57,41 @@ type (
 const (
 	spdxDocumentID = "SPDXRef-DOCUMENT"
 	spdxImageID    = "SPDXRef-Image"
+	noAssertion    = "NOASSERTION"
 )
 
 // sbom returns the bill of materials of the image that the manifest is of, as SPDX 2.3 in JSON. It is a function of the
 // manifest alone.
 func (m Manifest) sbom() ([]byte, error) {
 	image := spdxPackage{
-		Name: m.Role, ID: spdxImageID, Version: m.Identity, Location: "NOASSERTION", Purpose: "OPERATING-SYSTEM",
-		Checksums: []spdxChecksum{{"SHA256", m.Disk.SHA256}},
+		Name: m.Role, ID: spdxImageID, Version: m.Identity, Supplier: noAssertion, Location: noAssertion, Purpose: "OPERATING-SYSTEM",
+	}
+	if m.Disk.Data != "" {
+		image.Comment = "sparse_sha256 of the raw disk: " + m.Disk.Data
+	} else { // baked by an older version
+		image.Checksums = []spdxChecksum{{"SHA256", m.Disk.SHA256}}
 	}
 	d := spdxDocument{
 		Version: "SPDX-2.3", DataLicense: "CC0-1.0", ID: spdxDocumentID, Name: m.Role,
-		Namespace: "urn:uuid:" + uuid("sbom", m.Role+"\x00"+m.Identity+"\x00"+m.Disk.SHA256),
+		Namespace: "urn:uuid:" + uuid("sbom", m.Role+"\x00"+m.Identity+"\x00"+m.Disk.SHA256+m.Disk.Data),
 		Creation: spdxCreation{"1970-01-01T00:00:00Z", []string{"Tool: imagegen"},
 			"The time is fixed, so that the same image has the same document."},
 		Packages:      []spdxPackage{image},
 		Relationships: []spdxRelationship{{spdxDocumentID, "DESCRIBES", spdxImageID}},
 	}
-	files := map[Package]string{}
+	files := map[Pin]string{} // without their hash
 	for _, p := range slices.Concat(m.Inputs.Base.Pinned, m.Inputs.Pinned) {
-		files[Package{p.Name, p.Version, p.Architecture}] = p.SHA256
+		files[Pin{Name: p.Name, Version: p.Version, Architecture: p.Architecture}] = p.SHA256
 	}
 	for i, p := range m.Packages {
 		var sums []spdxChecksum
-		if sum, ok := files[p]; ok { // not of what came with the base, where that is a disk
+		if sum, ok := files[Pin{Name: p.Name, Version: p.Version, Architecture: p.Architecture}]; ok { // not of what came with the base, where that is a disk
 			sums = []spdxChecksum{{"SHA256", sum}}
 		}
 		// A name may be there twice (kernels, architectures) and hold what an ID may not: a number cannot clash.
 		id := fmt.Sprintf("SPDXRef-Package-%d", i+1)
 		d.Packages = append(d.Packages, spdxPackage{
-			Name: p.Name, ID: id, Version: p.Version, Location: "NOASSERTION", Checksums: sums,
+			Name: p.Name, ID: id, Version: p.Version, Supplier: p.supplier(), Location: noAssertion, Checksums: sums,
 			References: []spdxRef{{"PACKAGE-MANAGER", "purl", p.purl(m.Inputs.Base.Distro)}},
 		})
 		d.Relationships = append(d.Relationships, spdxRelationship{spdxImageID, "CONTAINS", id})
@@ -95,6 +102,33 @@ func (m Manifest) sbom() ([]byte, error) {
 	enc.SetIndent("", "  ")
 	err := enc.Encode(d)
 	return b.Bytes(), err
+}
+
+// supplier is who the package is from, as SPDX writes it. Whether a maintainer is a person or a team cannot be told.
+func (p Package) supplier() string {
+	name, rest, _ := strings.Cut(p.Supplier, "<")
+	address, _, _ := strings.Cut(rest, ">")
+	switch name = strings.TrimSpace(name); {
+	case name == "":
+		return noAssertion
+	case address != "":
+		return "Organization: " + name + " (" + address + ")"
+	}
+	return "Organization: " + name
+}
+
+// upstream names the source package, which is what advisories are about, in the form that Syft has introduced and scanners
+// read: NAME, or NAME@VERSION where the version is another one, or the name of a source RPM. It is empty where it would say
+// nothing, and in manifests of older versions.
+func (p Package) upstream() string {
+	name, version, _ := strings.Cut(p.Source, "@")
+	switch {
+	case version != p.Version:
+		return p.Source
+	case name != p.Name:
+		return name
+	}
+	return ""
 }
 
 // purl names the package to programs that look for known weaknesses: https://github.com/package-url/purl-spec.
@@ -109,5 +143,8 @@ func (p Package) purl(distro string) string {
 		}
 	}
 	query.Set("distro", release)
+	if u := p.upstream(); u != "" {
+		query.Set("upstream", u)
+	}
 	return fmt.Sprintf("pkg:%s/%s@%s?%s", kind, url.QueryEscape(p.Name), url.QueryEscape(version), query.Encode())
 }

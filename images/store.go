@@ -1,6 +1,7 @@
 package images
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -24,15 +25,19 @@ func (s store) has(sum string) bool {
 }
 
 // add moves a file of the same file system into the store, if it is what it should be; what is said in the error.
-func (s store) add(path, sum, what string) error {
-	if got, err := hashFile(path); err != nil || got != sum {
-		return errors.Join(err, fmt.Errorf("%s: its SHA-256 is %s and should be %s", what, got, sum))
+func (s store) add(ctx context.Context, path, sum, what string) error {
+	got, err := hashFile(ctx, path)
+	if err != nil {
+		return err
+	}
+	if got != sum {
+		return fmt.Errorf("%s: its SHA-256 is %s and should be %s", what, got, sum)
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Chmod(0o444), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(f.Chmod(0o444), flush(ctx, f), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(path, s.path(sum))
@@ -40,7 +45,7 @@ func (s store) add(path, sum, what string) error {
 
 // take puts what is in the store at path, if it still is what it was. It is copied: programs of a bake have no way to the
 // store itself. What it is, is said in the error.
-func (s store) take(sum, path, what string) (err error) {
+func (s store) take(ctx context.Context, sum, path, what string) (err error) {
 	from, err := os.Open(s.path(sum))
 	if err != nil {
 		return err
@@ -51,7 +56,7 @@ func (s store) take(sum, path, what string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, to.Close()) }()
-	got, err := hashCopy(to, from)
+	got, err := hashCopy(ctx, to, from)
 	if err != nil {
 		return fmt.Errorf("copy %s from the cache: %w", what, err)
 	}
@@ -62,9 +67,9 @@ func (s store) take(sum, path, what string) (err error) {
 }
 
 // hashCopy copies, and returns the SHA-256 of what it copied.
-func hashCopy(to io.Writer, from io.Reader) (string, error) {
+func hashCopy(ctx context.Context, to io.Writer, from io.Reader) (string, error) {
 	h := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(to, h), from); err != nil {
+	if _, err := io.Copy(io.MultiWriter(to, h), ctxReader{ctx, from}); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil

@@ -103,7 +103,7 @@ func (v vmBuilder) install(ctx context.Context, b *bake) error {
 		return err
 	}
 	inputs := path("inputs.tar")
-	size, err := writeTar(b.inputs(""), inputs)
+	size, err := writeTar(ctx, b.inputs(""), inputs)
 	if err != nil {
 		return fmt.Errorf("pack what is to go in: %w", err)
 	}
@@ -167,14 +167,27 @@ func fromVM(name, value string) string {
 	return strings.NewReplacer("//127.0.0.1:", "//10.0.2.2:", "//localhost:", "//10.0.2.2:", "//[::1]:", "//10.0.2.2:").Replace(value)
 }
 
+// ctxWriter ends when its context does.
+type ctxWriter struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (c ctxWriter) Write(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.w.Write(p)
+}
+
 // writeTar packs a folder, behind an empty file by which the archive is known, and returns the archive's size.
-func writeTar(dir, path string) (size int64, err error) {
+func writeTar(ctx context.Context, dir, path string) (size int64, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	t := tar.NewWriter(f)
+	t := tar.NewWriter(ctxWriter{ctx, f})
 	if err := t.WriteHeader(&tar.Header{Name: inputsMark, Mode: 0o644}); err != nil {
 		return 0, err
 	}

@@ -131,7 +131,7 @@ func (v virtualBox) run(ctx context.Context, m vm, console, bake io.Writer) (err
 	cmd.Stdout, cmd.Stderr = &said, &said
 	// Asked to, it switches the VM off itself.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 20 * time.Second
+	cmd.WaitDelay = time.Second
 	// A Ctrl-C is for imagegen, which ends the VM.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Run(); err != nil {

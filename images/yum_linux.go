@@ -97,7 +97,7 @@ type question struct {
 // ask runs the script that has yum answer.
 func (q question) ask(b *bake, ctx context.Context) error {
 	if q.lock.Base != nil {
-		if err := b.takeRPMs(b.inputs("base/rpms"), q.lock.Base.Packages); err != nil {
+		if err := b.takeRPMs(ctx, b.inputs("base/rpms"), q.lock.Base.Packages); err != nil {
 			return err
 		}
 	} else if err := request(b.inputs("base"), b.base.Packages, centosRepos(b.config.Spec, roles.Distro{})); err != nil {
@@ -111,7 +111,7 @@ func (q question) ask(b *bake, ctx context.Context) error {
 		if err := request(dir, in.Packages, in.repos); err != nil {
 			return err
 		}
-		if err := layLocal(filepath.Join(dir, "local"), in.Local); err != nil {
+		if err := layLocal(ctx, filepath.Join(dir, "local"), in.Local); err != nil {
 			return err
 		}
 	}
@@ -133,7 +133,7 @@ func (q question) ask(b *bake, ctx context.Context) error {
 		for _, p := range b.config.lacking(packages) {
 			// What is not here is found in the repositories later, by its hash.
 			if path := b.inputs("found/" + p.SHA256); size(path) > 0 {
-				if err := b.config.store().add(path, p.SHA256, "package "+p.String()); err != nil {
+				if err := b.config.store().add(ctx, path, p.SHA256, "package "+p.String()); err != nil {
 					return err
 				}
 			}
@@ -179,14 +179,14 @@ func parseFound(text string) (map[string][]Pin, error) {
 }
 
 // takeRPMs puts pinned packages into a new folder.
-func (b *bake) takeRPMs(dir string, packages []Pin) error {
+func (b *bake) takeRPMs(ctx context.Context, dir string, packages []Pin) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	for _, p := range packages {
 		version := p.Version[strings.Index(p.Version, ":")+1:] // without the epoch
 		path := filepath.Join(dir, p.Name+"-"+version+"."+p.Architecture+".rpm")
-		if err := b.config.store().take(p.SHA256, path, "package "+p.String()); err != nil {
+		if err := b.config.store().take(ctx, p.SHA256, path, "package "+p.String()); err != nil {
 			return err
 		}
 	}
@@ -194,10 +194,10 @@ func (b *bake) takeRPMs(dir string, packages []Pin) error {
 }
 
 // layRPMs lays the packages of an image of centos7.
-func (b *bake) layRPMs() error {
+func (b *bake) layRPMs(ctx context.Context) error {
 	return errors.Join(
-		b.takeRPMs(b.inputs("base"), b.base.Pinned),
-		b.takeRPMs(b.inputs("role"), b.plan.inputs.Pinned))
+		b.takeRPMs(ctx, b.inputs("base"), b.base.Pinned),
+		b.takeRPMs(ctx, b.inputs("role"), b.plan.inputs.Pinned))
 }
 
 // rpmDownloads is how many packages are fetched at once. Archives of what is gone are not quick, and not rich.
@@ -264,6 +264,9 @@ func (c *Config) fetchRPMs(ctx context.Context, repos []roles.Repo, missing []Pi
 	var wg sync.WaitGroup
 	for i, p := range missing {
 		slots <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
 		wg.Go(func() {
 			defer func() { <-slots }()
 			for _, url := range where[p] {

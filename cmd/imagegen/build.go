@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -109,7 +110,7 @@ func build(c *cli.Context) error {
 	}
 	b.clear()
 	if slices.Contains(formats, "box") {
-		if err := p.writeVagrantfile(config); err != nil {
+		if err := p.writeVagrantfile(c.Context, config); err != nil {
 			return err
 		}
 		defer fmt.Fprint(c.App.ErrWriter, vagrantNote(p.spec))
@@ -126,8 +127,8 @@ func build(c *cli.Context) error {
 }
 
 // writeVagrantfile writes the Vagrantfile of all nodes beside the folder of their boxes.
-func (p *project) writeVagrantfile(config images.Config) error {
-	ids, err := images.Identities(config)
+func (p *project) writeVagrantfile(ctx context.Context, config images.Config) error {
+	ids, err := images.Identities(ctx, config)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func inspectCommand() *cli.Command {
 func inspectImages(c *cli.Context, paths []string) error {
 	var manifests []images.Manifest
 	for _, p := range paths {
-		m, err := images.Inspect(p)
+		m, err := images.Inspect(c.Context, p)
 		if err != nil {
 			return err
 		}

@@ -35,7 +35,7 @@ func planCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			plan, err := images.Plan(images.Config{
+			plan, err := images.Plan(c.Context, images.Config{
 				Spec: p.spec, Catalogue: p.catalogue, Roles: c.Args().Slice(), CacheDir: cache, OutDir: p.out, Agent: agent,
 			})
 			if err != nil {

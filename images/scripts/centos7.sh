@@ -76,7 +76,7 @@ done
 for d in $DOMAINS; do semanage permissive -a "$d"; done
 
 step 'seal'
-rpm -qa --queryformat '%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\n' | grep -v '^gpg-pubkey' | LC_ALL=C sort >"$BAKE/packages"
+rpm -qa --queryformat '%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\t%{SOURCERPM}\t%{VENDOR}\n' | grep -v '^gpg-pubkey' | LC_ALL=C sort >"$BAKE/packages"
 rm -rf /var/cache/yum/* /etc/yum.repos.d/*.repo
 rm -f /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /etc/hostname /etc/udev/rules.d/70-persistent-*.rules /var/lib/dbus/machine-id
 for f in /etc/sysconfig/network-scripts/ifcfg-*; do [ ! -e "$f" ] || sed -i '/^HWADDR=/d; /^UUID=/d' "$f"; done

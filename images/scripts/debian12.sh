@@ -51,7 +51,7 @@ for u in $DISABLE; do systemctl -q disable "$u"; done
 
 step 'seal'
 sed -i 's/^update_initramfs=no/update_initramfs=yes/' $initramfs
-dpkg-query -W -f '${Package}\t${Version}\t${Architecture}\n' >"$BAKE/packages"
+dpkg-query -W -f '${Package}\t${Version}\t${Architecture}\t${source:Package}@${source:Version}\t${Maintainer}\n' >"$BAKE/packages"
 cp "$BAKE/sources" /etc/apt/sources.list
 for k in $KEYS; do [ -e "$k" ] || install -D -m 0644 "$BAKE/keys$k" "$k"; done
 rm -f /usr/sbin/policy-rc.d /etc/apt/apt.conf.d/90bake /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /etc/hostname

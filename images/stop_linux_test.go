@@ -1,0 +1,421 @@
+package images
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// asked is a context that ends when it has been asked often enough whether it has, so that work can be interrupted at
+// each of the places where it can be.
+type asked struct {
+	context.Context
+	times, limit atomic.Int64
+}
+
+func (a *asked) Err() error {
+	if a.times.Add(1) > a.limit.Load() {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestWorkIsInterrupted: whatever takes long for much data ends with its context, and does not ask only at the beginning.
+func TestWorkIsInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	const size = 50 << 20
+	data := make([]byte, size)
+	rand.NewChaCha8([32]byte{}).Read(data)
+	full := filepath.Join(dir, "full")
+	write(t, full, string(data))
+	sum, err := hashFile(t.Context(), full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holes := filepath.Join(dir, "holes") // hashing all of them takes seconds
+	write(t, holes, "x")
+	if err := os.Truncate(holes, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	packed := filepath.Join(dir, "packed") // little that holds much
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	boot := make([]byte, 128<<20)
+	boot[510], boot[511] = 0x55, 0xaa
+	z.Write(boot)
+	z.Close()
+	write(t, packed, b.String())
+	for _, name := range []string{"store", "tree/bake", "tree/upper"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(full, filepath.Join(dir, "tree/bake/file")); err != nil {
+		t.Fatal(err)
+	}
+	s := store(filepath.Join(dir, "store"))
+	write(t, s.path(sum), string(data))
+	out := filepath.Join(dir, "out")
+	machine := Machine{Name: "tiny", Distro: "debian12", CPUs: 1, Memory: 1 << 30, ID: "x"}
+	convert := func(format string) func(context.Context) error {
+		return func(ctx context.Context) error { return writeFormat(ctx, out, full, format, machine) }
+	}
+	for _, c := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"hash a file", func(ctx context.Context) error { _, err := hashFile(ctx, full); return err }},
+		{"hash holes", func(ctx context.Context) error { _, err := hashFile(ctx, holes); return err }},
+		{"hash a disk's data", func(ctx context.Context) error { _, err := hashData(ctx, full); return err }},
+		{"copy a disk", func(ctx context.Context) error { return copySparse(ctx, full, out) }},
+		{"take a package", func(ctx context.Context) error { return s.take(ctx, sum, out, "it") }},
+		{"copy a package file", func(ctx context.Context) error { return copyAs(ctx, full, out, sum) }},
+		{"bring to the disk", func(ctx context.Context) error {
+			f, err := os.Open(full)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return flush(ctx, f)
+		}},
+		{"unpack a base", func(ctx context.Context) error { return unpack(ctx, packed, out) }},
+		{"pack what a VM gets", func(ctx context.Context) error {
+			_, err := writeTar(ctx, filepath.Join(dir, "tree/bake"), out)
+			return err
+		}},
+		{"write a VMDK", convert("vmdk")},
+		{"write an OVA", convert("ova")},
+		{"write a box", convert("box")},
+		{"write the disk", func(ctx context.Context) error {
+			program(t, "mkfs.ext4", "e2fsprogs")
+			e, err := newDisk(ctx, out, 300<<20, "6ba7b810-9dad-81d1-80b4-00c04fd430c8")
+			if err != nil {
+				return err
+			}
+			defer e.disk.Close()
+			return e.fill(layers{lower: filepath.Join(dir, "tree"), upper: filepath.Join(dir, "tree/upper")})
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			run := func(limit int64) (int64, error) {
+				defer os.Remove(out)
+				ctx := &asked{Context: t.Context()}
+				ctx.limit.Store(limit)
+				err := c.do(ctx)
+				return ctx.times.Load(), err
+			}
+			times, err := run(1 << 40)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if times < 4 {
+				t.Fatalf("it asks %d times whether it is still wanted", times)
+			}
+			for _, limit := range []int64{0, 1, times / 2, times - 1} {
+				if _, err := run(limit); !errors.Is(err, context.Canceled) {
+					t.Errorf("interrupted at %d of %d: %v", limit, times, err)
+				}
+			}
+			if left, _ := filepath.Glob(out + "*"); len(left) > 0 {
+				t.Errorf("left: %q", left)
+			}
+		})
+	}
+}
+
+// stopLimit is how long a program may go on after SIGTERM: the 2 s that are promised, and what a busy machine adds.
+const stopLimit = 4 * time.Second
+
+// theProgram builds imagegen itself.
+func theProgram(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "imagegen")
+	if out, err := exec.Command("go", "build", "-o", path, "imagegen/cmd/imagegen").CombinedOutput(); err != nil {
+		t.Skipf("needs Go's compiler: that imagegen stops at once is NOT tested: %v: %s", err, out)
+	}
+	return path
+}
+
+// stopAt runs a program, sends it SIGTERM as soon as it says a line (or, if that is empty, after it has read 64 MiB), and
+// checks that it ends at once.
+func stopAt(t *testing.T, line string, program string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(program, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	lines := make(chan string, 1000)
+	go func() {
+		for s := bufio.NewScanner(said); s.Scan(); {
+			lines <- s.Text()
+		}
+		close(lines)
+	}()
+	var all []string
+	if line == "" {
+		eventually(t, program+" is at work", func() bool {
+			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+			f := strings.Fields(string(stat))
+			return len(f) > 14 && f[13] != "0" && len(f[13]) > 1 // tenths of a second of its own
+		})
+	} else {
+		for l := range lines {
+			all = append(all, l)
+			if l == line {
+				break
+			}
+		}
+		if !slices.Contains(all, line) {
+			t.Fatalf("it has not said %q:\n%s", line, strings.Join(all, "\n"))
+		}
+	}
+	began := time.Now()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for l := range lines {
+		all = append(all, l)
+	}
+	err = cmd.Wait()
+	took := time.Since(began)
+	t.Logf("%s: ended after %s", line, took.Round(time.Millisecond))
+	if took > stopLimit {
+		t.Errorf("it took %s to end", took)
+	}
+	if cmd.ProcessState.ExitCode() != 1 || all[len(all)-1] != "imagegen: interrupted" {
+		t.Errorf("%v:\n%s", err, strings.Join(all, "\n"))
+	}
+}
+
+// TestTermStopsHash: the manifest of an older version has the SHA-256 of all of the disk, which takes long to compute.
+func TestTermStopsHash(t *testing.T) {
+	imagegen := theProgram(t)
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "web.json"), `{"schema": 1, "role": "web", "disk": {"format": "raw", "bytes": 1, "sha256": "00"}}`)
+	write(t, filepath.Join(dir, "web.raw"), "x")
+	if err := os.Truncate(filepath.Join(dir, "web.raw"), 2<<40); err != nil {
+		t.Fatal(err)
+	}
+	stopAt(t, "", imagegen, "inspect", filepath.Join(dir, "web.raw"))
+}
+
+// bakedDir is a project whose image is in the cache: a disk of that size, with data of random bytes.
+func bakedDir(t *testing.T, size, data int64) (dir, cache string) {
+	t.Helper()
+	cache, dir = t.TempDir(), testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
+	c := mustConfig(t, dir, cache)
+	pinned := &pins{Requested: []string{"cron"}, Packages: []Pin{{"cron", "1.0", "amd64", strings.Repeat("0a", 32)}}}
+	base := &pins{Requested: debianBase, Packages: []Pin{{"udev", "1.0", "amd64", strings.Repeat("0b", 32)}}}
+	if err := c.writeLock(&lock{Schema: 1, Distro: "debian12", Base: base, Roles: map[string]*pins{"tiny": pinned}}); err != nil {
+		t.Fatal(err)
+	}
+	plans, err := c.plan(t.Context(), []string{"tiny"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := c.imageDir(plans[0].identity)
+	manifest, err := Manifest{Schema: 1, Role: "tiny", Identity: plans[0].identity, Inputs: plans[0].inputs}.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(image, manifestName), string(manifest))
+	f, err := os.Create(filepath.Join(image, diskName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.CopyN(f, rand.NewChaCha8([32]byte{}), data); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return dir, cache
+}
+
+// TestTermStopsFormats ends the program while it writes an image in another format.
+func TestTermStopsFormats(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: that writing formats can be interrupted is NOT tested")
+	}
+	imagegen := theProgram(t)
+	dir, cache := bakedDir(t, 4<<30, 256<<20) // each takes seconds
+	for _, format := range Formats[1:] {
+		t.Run(format, func(t *testing.T) {
+			if format == "qcow2" {
+				program(t, "qemu-img", "qemu-utils")
+			}
+			stopAt(t, "tiny: write as "+format, imagegen, "build", "-f", filepath.Join(dir, "cluster.yaml"), "--cache", cache,
+				"--agent", filepath.Join(dir, "agent"), "-o", filepath.Join(dir, "dist"), "--format", format)
+			left, _ := filepath.Glob(filepath.Join(cache, "formats/*/*"))
+			more, _ := filepath.Glob(filepath.Join(dir, "dist/*/tiny."+format+"*"))
+			if left = append(left, more...); len(left) > 0 {
+				t.Errorf("left: %q", left)
+			}
+		})
+	}
+}
+
+// stopsAtEveryStep ends the program at each step of a bake.
+func stopsAtEveryStep(t *testing.T, dir, cache string) {
+	imagegen := theProgram(t)
+	role := filepath.Join(dir, "roles/tiny/role.yaml")
+	write(t, role, strings.Replace(tinyRole, "cron.daily/*", "cron.monthly/*", 1))
+	defer write(t, role, tinyRole)
+	before := files(t, filepath.Join(cache, "images"))
+	for _, step := range []string{"tiny: prepare", "tiny: make users", "tiny: install packages", "tiny: seal",
+		"tiny: write the disk", "tiny: check", "tiny: write the manifest"} {
+		stopAt(t, step, imagegen, "build", "-f", filepath.Join(dir, "cluster.yaml"), "--cache", cache, "--agent", filepath.Join(dir, "agent"), "--builder", "chroot")
+		nothingRuns(t, cache)
+		if left := files(t, filepath.Join(cache, "work")); len(left) > 0 {
+			t.Errorf("%s: left: %q", step, left)
+		}
+		if now := files(t, filepath.Join(cache, "images")); !slices.Equal(now, before) {
+			t.Errorf("%s: images are %q, and were %q", step, now, before)
+		}
+	}
+}
+
+// TestLargeSparseDisk: what a disk costs follows what is on it, not its size.
+func TestLargeSparseDisk(t *testing.T) {
+	program(t, "mkfs.ext4", "e2fsprogs")
+	dir := t.TempDir()
+	tree := filepath.Join(dir, "tree")
+	write(t, filepath.Join(tree, "etc/data"), strings.Repeat("data\n", 1<<20))
+	const size = 200 << 30
+	began := time.Now()
+	lap := func(what string) {
+		t.Logf("%s: %s", what, time.Since(began).Round(time.Millisecond))
+		if took := time.Since(began); took > 20*time.Second { // minutes, where it follows the size
+			t.Errorf("%s took %s", what, took)
+		}
+		began = time.Now()
+	}
+	disk := filepath.Join(dir, "disk")
+	e, err := newDisk(t.Context(), disk, size, "6ba7b810-9dad-81d1-80b4-00c04fd430c8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(e.fill(layers{lower: tree, upper: filepath.Join(dir, "nothing")}), e.disk.Close()); err != nil {
+		t.Fatal(err)
+	}
+	lap("write the disk")
+	mustRun(t, "e2fsck", "-f", "-n", disk+"?offset=1048576")
+	lap("check")
+	if got := blocks(t, disk) * 512 >> 20; got > journalMiB+32 {
+		t.Errorf("it takes %d MiB", got)
+	}
+	sum, err := hashData(t.Context(), disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lap("hash")
+	if err := copySparse(t.Context(), disk, disk+".copy"); err != nil {
+		t.Fatal(err)
+	}
+	lap("copy")
+	if got, err := hashData(t.Context(), disk+".copy"); err != nil || got != sum {
+		t.Errorf("the copy has the digest %s (%v), not %s", got, err, sum)
+	}
+	lap("hash the copy")
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(flush(t.Context(), f), place(t.Context(), disk, filepath.Join(dir, "placed"))); err != nil {
+		t.Fatal(err)
+	}
+	lap("place")
+	m := Machine{Name: "tiny", Distro: "debian12", CPUs: 1, Memory: 1 << 30, ID: "x"}
+	for _, format := range Formats[1:] {
+		if format == "qcow2" {
+			if _, err := exec.LookPath("qemu-img"); err != nil {
+				t.Log("needs qemu-img: qcow2 is NOT tested")
+				continue
+			}
+		}
+		if err := writeFormat(t.Context(), filepath.Join(dir, "out."+format), disk, format, m); err != nil {
+			t.Fatal(err)
+		}
+		lap(format)
+	}
+}
+
+// TestHashData: the digest is that of what a disk holds, wherever a file of it has holes, and what the documentation says.
+func TestHashData(t *testing.T) {
+	for _, c := range sparseFiles {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			content := sparse(t, filepath.Join(dir, "sparse"), c.size, c.data)
+			write(t, filepath.Join(dir, "full"), string(content))
+			a, errA := hashData(t.Context(), filepath.Join(dir, "sparse"))
+			b, errB := hashData(t.Context(), filepath.Join(dir, "full"))
+			if a != b || errA != nil || errB != nil {
+				t.Errorf("with holes %s (%v), without %s (%v)", a, errA, b, errB)
+			}
+			if len(content) > 0 {
+				content[len(content)/2] ^= 1
+				write(t, filepath.Join(dir, "other"), string(content))
+				if other, err := hashData(t.Context(), filepath.Join(dir, "other")); err != nil || other == a {
+					t.Errorf("another content has the same digest (%v)", err)
+				}
+			}
+			write(t, filepath.Join(dir, "longer"), string(content)+"\x00")
+			if other, err := hashData(t.Context(), filepath.Join(dir, "longer")); err != nil || other == a {
+				t.Errorf("a longer one has the same digest (%v)", err)
+			}
+		})
+	}
+}
+
+// documented is what docs/images.md gives to compute a disk's digest with.
+func documented(t *testing.T) string {
+	t.Helper()
+	page, err := os.ReadFile("../docs/images.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(page), "```python\n")
+	script, _, ok2 := strings.Cut(rest, "```\n")
+	if !ok || !ok2 {
+		t.Fatal("docs/images.md has no script in Python")
+	}
+	return script
+}
+
+// TestDocumentedDigest: whoever has no imagegen can check a disk with the script in the docs.
+func TestDocumentedDigest(t *testing.T) {
+	program(t, "python3", "python3")
+	for _, c := range sparseFiles {
+		path := filepath.Join(t.TempDir(), "disk")
+		sparse(t, path, c.size, c.data)
+		want, err := hashData(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.TrimSpace(mustRun(t, "python3", "-c", documented(t), path)); got != want {
+			t.Errorf("%s: %s, and the docs' script prints %s", c.name, want, got)
+		}
+	}
+}
