@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"imagegen/cluster"
 )
 
 // TestMain lets the test binary run itself as a build that can be killed.
@@ -290,7 +292,7 @@ func TestBake(t *testing.T) {
 		t.Fatalf("%+v", results)
 	}
 
-	t.Run("sealed", func(t *testing.T) { sealed(t, results[0]) })
+	t.Run("sealed", func(t *testing.T) { sealed(t, results[0], c.Catalogue.Rules()) })
 	lap = time.Now()
 
 	t.Run("up to date", func(t *testing.T) {
@@ -353,7 +355,7 @@ func wantError(t *testing.T, err error, parts ...string) {
 }
 
 // sealed checks what an image holds, and that it holds nothing of the machine that made it.
-func sealed(t *testing.T, r Result) {
+func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 	disk := r.Path
 	if info, err := os.Stat(disk); err != nil || info.Mode().Perm() != 0o444 || info.Size() != 4<<30 {
 		t.Errorf("%v, %v", info, err)
@@ -422,6 +424,7 @@ func sealed(t *testing.T, r Result) {
 	if keys, _ := filepath.Glob(filepath.Join(root, "etc/ssh/ssh_host_*")); len(keys) > 0 {
 		t.Errorf("the image holds host keys: %q", keys)
 	}
+	systemAccountsRefused(t, root, rules)
 	if got := cat("/etc/passwd"); !strings.Contains(got, "\napp:x:2000:3000::/nonexistent:/usr/sbin/nologin\n") {
 		t.Errorf("there is no user app: %s", got)
 	}

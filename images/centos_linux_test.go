@@ -456,7 +456,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 		"key that cannot be had":     {strings.Replace(repos, server.URL+"/keys/right", server.URL+"/keys/none", 1), "", "/keys/none"},
 		"package signed by another":  {repos + "  foreign: {" + at("foreign") + "}\n", "extra", "extra"},
 		"package signed by nobody":   {repos + "  unsigned: {" + at("unsigned") + "}\n", "extra", "not signed"},
-		"package that nobody has":    {repos, "no-such-package", "no-such-package"},
+		"package that nobody has":    {repos, "no-such-package nor-this", "\nno repository has nor-this for web\n"},
 		"package that all exclude":   {strings.Replace(repos, at("epel"), at("epel")+", exclude: [nginx]", 1), "", "nginx"},
 		"needed package is excluded": {strings.Replace(repos, at("gluster"), at("gluster")+", exclude: [userspace-rcu]", 1), "", "userspace-rcu"},
 	} {
@@ -693,6 +693,10 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 	wantError(t, Fetch(t.Context(), c), "does not fit", "  tiny: package list: + socat\n", "without --locked")
 	c.Locked, c.Offline = false, true
 	wantError(t, Fetch(t.Context(), c), c.LockPath()+" does not pin all that", "Only yum can find it", "imagegen fetch")
+	// A package that is not there is a fault of who wrote its name.
+	write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, nosuchpkg]}}\n")
+	c = mustConfig(t, project, c.CacheDir)
+	wantError(t, Fetch(t.Context(), c), "roles/tiny/role.yaml:2:43: distros.centos7.packages[1]: no repository has a package nosuchpkg for centos7")
 }
 
 // TestFetchRPMs: packages that are pinned are found in the lists of repositories, whatever these are packed with and name them by.

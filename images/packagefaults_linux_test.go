@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"imagegen/cluster"
@@ -36,6 +37,11 @@ func TestPackageThatIsNotThere(t *testing.T) {
 		"cluster.yaml:6:25: roles.rb.packages[1]: the archive has no package nosuchtool for debian12"
 	if got.Error() != want {
 		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	got = c.absentFaults("step: find out\nno repository has nosuchpkg for rb\nno repository has nosuchtool for rb\r\nno repository has x for nobody\n")
+	want = strings.ReplaceAll(want, "the archive has no package", "no repository has a package")
+	if got.Error() != want {
+		t.Errorf("yum: %s\nwant\n%s", got, want)
 	}
 	if got := c.packageFaults("rb", errors.New("E: Unmet dependencies")); got != nil {
 		t.Errorf("another failure is taken for a fault of the role: %s", got)

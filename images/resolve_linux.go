@@ -238,14 +238,34 @@ func (c *Config) packageFaults(role string, err error) cluster.Problems {
 	var faults cluster.Problems
 	for _, m := range notFound.FindAllStringSubmatch(err.Error(), -1) {
 		name := cmp.Or(m[1], m[2])
-		msg := fmt.Sprintf("the archive has no package %s for %s", name, c.Spec.Distro)
-		if p, ok := c.Spec.Role(role).PackageFault(name, msg); ok {
-			faults = append(faults, p)
-		} else if p, ok := c.Catalogue.Role(role).PackageFault(c.Spec.Distro, name, msg); ok {
-			faults = append(faults, p)
+		faults = append(faults, c.packageFault(role, name, fmt.Sprintf("the archive has no package %s for %s", name, c.Spec.Distro))...)
+	}
+	return faults
+}
+
+// absent is how the script that asks yum says that no repository has a package for a role.
+var absent = regexp.MustCompile(`(?m)^no repository has (\S+) for (\S+)\r?$`)
+
+// absentFaults is packageFaults for what that script has printed.
+func (c *Config) absentFaults(log string) cluster.Problems {
+	var faults cluster.Problems
+	for _, m := range absent.FindAllStringSubmatch(log, -1) {
+		if c.Spec.Role(m[2]) != nil {
+			faults = append(faults, c.packageFault(m[2], m[1], fmt.Sprintf("no repository has a package %s for %s", m[1], c.Spec.Distro))...)
 		}
 	}
 	return faults
+}
+
+// packageFault is a fault at the place where a role's package is named, in the spec or in the role; none: it is in neither.
+func (c *Config) packageFault(role, name, msg string) cluster.Problems {
+	if p, ok := c.Spec.Role(role).PackageFault(name, msg); ok {
+		return cluster.Problems{p}
+	}
+	if p, ok := c.Catalogue.Role(role).PackageFault(c.Spec.Distro, name, msg); ok {
+		return cluster.Problems{p}
+	}
+	return nil
 }
 
 // stanza is what the archive says of a package.

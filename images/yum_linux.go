@@ -73,6 +73,12 @@ func (c *Config) resolveYum(ctx context.Context, now *lock, requests map[string]
 		step{"copy the base", (*bake).copyBase},
 		step{"find out which are needed", q.ask})
 	if err != nil {
+		if ctx.Err() == nil {
+			log, _ := os.ReadFile(b.log.Name()) // without it, err says enough
+			if found := c.absentFaults(string(log)); found != nil {
+				return found
+			}
+		}
 		return fmt.Errorf("packages of %s: %w", c.Spec.Distro, err)
 	}
 	for _, name := range now.misfits(requests) {

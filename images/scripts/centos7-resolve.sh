@@ -71,19 +71,35 @@ else
     find "$BAKE/base/rpms" -name '*.rpm' -exec yum -y -q --disablerepo='*' install {} +
 fi
 
+absent=
 for role in "$BAKE"/roles/*; do
     step "find out what ${role##*/} needs"
     use "$role"
     # shellcheck disable=SC2046 # words
     set -- $(cat "$role/packages") $(find "$role/local" -name '*.rpm' | LC_ALL=C sort)
     [ $# -gt 0 ] || continue
-    run_yum -c $work/test install "$@"
+    said=0
+    run_yum -c $work/test install "$@" >$work/said 2>&1 || said=$?
+    cat $work/said
+    # All that no repository has, of all roles: each is named once, with whom it is for. yum fails when it could find nothing of
+    # what was asked for; yum 4 when it could not find all of it, which it names.
+    if [ $said != 0 ] && ! grep -q 'Nothing to do' $work/said; then
+        names=$(sed -n 's/.*Unable to find a match: //p' $work/said)
+        [ -n "$names" ] || exit $said
+        for p in $names; do echo "no repository has $p for ${role##*/}"; done
+        absent=yes
+        continue
+    fi
     find $work/cache -name '*.rpm' | LC_ALL=C sort >$work/files
     # yum ends well when it could find some of what was asked for.
     xargs -r rpm -qp --nosignature --queryformat '[%{PROVIDENAME}\n]%{NAME}-%{VERSION}\n%{NAME}-%{VERSION}-%{RELEASE}\n%{NAME}.%{ARCH}\n%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}\n' \
         <$work/files >$work/provided
     while read -r p; do
-        rpm -q --quiet "$p" || rpm -q --quiet --whatprovides "$p" || grep -Fqx "$p" $work/provided || { echo "no repository has $p"; exit 1; }
+        rpm -q --quiet "$p" || rpm -q --quiet --whatprovides "$p" || grep -Fqx "$p" $work/provided || {
+            echo "no repository has $p for ${role##*/}"
+            absent=yes
+        }
     done <"$role/packages"
     while read -r f; do note "${role##*/}" "$f"; done <$work/files
 done
+[ -z "$absent" ]
