@@ -13,6 +13,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/operate"
 )
 
 // CheckFiles makes sure that build has made what the nodes with these names are turned on with, and from this spec.
@@ -133,16 +134,16 @@ func (l *Lab) hasLatestSeed(name string) (bool, error) {
 	return sameSeed(a, b), errors.Join(err1, err2)
 }
 
-// build is NodeStatus.Build of a node.
+// build is operate.Machine.Build of a node.
 func (l *Lab) build(n cluster.Node) string {
 	if _, ok := l.spec.Node(n.Name); !ok {
-		return BuildRemoved
+		return operate.BuildRemoved
 	}
 	if _, err := os.Stat(l.paths.in(n.Name, seedFile)); err != nil {
 		return ""
 	}
 	if current, err := l.Current(n.Name); err == nil && current {
-		return BuildCurrent
+		return operate.BuildCurrent
 	}
-	return BuildOlder // also where what build made last is gone
+	return operate.BuildOlder // also where what build made last is gone
 }

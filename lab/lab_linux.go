@@ -2,13 +2,11 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -20,7 +18,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
-	"imagegen/cluster/facts"
+	"imagegen/operate"
 )
 
 // Lab is one cluster on this machine. Its methods may be called by several processes at once: those that change
@@ -31,7 +29,7 @@ type Lab struct {
 	shown    string // the output folder as the user wrote it, for messages
 	seed     func(cluster.Node) (cloudinit.Seed, error)
 	log      func(format string, args ...any)
-	asker    *asker
+	agents   *operate.Agents
 	operator netip.Prefix
 	network  netns
 	group    cgroup // one for each node, and those of helper
@@ -64,17 +62,20 @@ func Open(c Config) (*Lab, error) {
 	if l.operator, err = operatorAddress(c.Spec); err != nil {
 		return nil, err
 	}
-	if l.asker, err = newAsker(c.Secrets, l.network.dial); err != nil {
+	if l.agents, err = operate.NewAgents(c.Secrets, l.network.dial); err != nil {
 		return nil, err
 	}
 	return l, l.bePatient()
 }
 
+// emulatedLimit is how long an agent may take to answer where the node's processor is emulated.
+const emulatedLimit = 15 * time.Second
+
 // bePatient gives agents on emulated processors more time to answer.
 func (l *Lab) bePatient() error {
 	_, accel, err := l.record()
 	if accel == "tcg" {
-		l.asker.limit = emulatedLimit
+		l.agents.Limit = emulatedLimit
 	}
 	return err
 }
@@ -177,6 +178,14 @@ func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() e
 		errs = append(errs, started())
 	}
 	return errors.Join(errs...)
+}
+
+// CheckReplace fails where nodes cannot be replaced now: build has to be run first, or the cluster is not up.
+func (l *Lab) CheckReplace(names ...string) error {
+	if err := l.CheckFiles(names...); err != nil {
+		return err
+	}
+	return l.CheckUp()
 }
 
 // CheckUp fails where the cluster is not up.
@@ -337,82 +346,56 @@ func (l *Lab) Down(ctx context.Context) error {
 	return nil
 }
 
-// Status asks all nodes at once how they are doing, and returns the answers in the spec's order; after those, nodes of
-// this lab that the spec no longer has.
-func (l *Lab) Status(ctx context.Context) ([]NodeStatus, error) {
+// Known returns what this machine knows of the spec's nodes, in the spec's order, and after those of nodes of this lab that the
+// spec no longer has.
+func (l *Lab) Known(context.Context) ([]operate.Machine, error) {
 	owner, err := currentOwner(l.spec.Cluster)
 	if err != nil {
 		return nil, err
 	}
 	mine, former := owner.is(l.paths.lab()), l.former()
 	nodes := append(l.spec.Nodes(), l.removed()...)
-	all := make([]NodeStatus, len(nodes))
-	var asking sync.WaitGroup
+	all := make([]operate.Machine, len(nodes))
 	for i, n := range nodes {
-		s := &all[i]
-		*s = NodeStatus{Node: n.Name, Role: n.Role, Address: addressOf(n), Power: "off", State: stateOff, Build: l.build(n)}
+		m := &all[i]
+		*m = operate.Machine{Node: n, Power: operate.PowerOff, Build: l.build(n)}
 		group := l.group.sub(n.Name)
 		if i := slices.IndexFunc(former, func(f *Lab) bool { return f.group.sub(n.Name).busy() }); i >= 0 {
-			s.Detail = "still runs as a node of cluster " + former[i].spec.Cluster + ": imagegen down ends that"
+			m.Detail = "still runs as a node of cluster " + former[i].spec.Cluster + ": imagegen down ends that"
 			continue
 		}
 		if !mine {
 			if group.busy() {
-				s.Detail = "another cluster of this name runs from " + owner.dir
+				m.Detail = "another cluster of this name runs from " + owner.dir
 			}
 			continue
 		}
 		if !group.busy() {
 			if group.exists() { // Kill removes it
-				s.Detail = "ended by itself; see its console: imagegen logs " + n.Name
+				m.Detail = "ended by itself; see its console: imagegen logs " + n.Name
 			}
 			continue
 		}
-		s.Power, s.State = "on", stateSilent
+		m.Power = operate.PowerOn
 		if info, err := os.Stat(l.paths.in(n.Name, turnedOn)); err == nil {
-			s.Since = info.ModTime()
+			m.Since = info.ModTime()
 		}
-		if s.Build == BuildOlder { // perhaps of another address, too
+		if m.Build == operate.BuildOlder { // perhaps of another address, too
 			if was, err := l.bootedAs(n.Name); err == nil && was.IP.IsValid() {
-				n.IP, s.Address = was.IP, addressOf(was)
+				m.Node.IP = was.IP
 			}
 		}
-		asking.Go(func() {
-			r, err := l.asker.ask(ctx, n.Name, n.IP)
-			if err != nil {
-				s.Detail, s.Error = "its agent does not answer", err.Error()
-				return
-			}
-			s.add(r)
-		})
 	}
-	asking.Wait()
-	return all, ctx.Err()
+	return all, nil
 }
 
-// Decide tells a component of a node an operator's decision. The node's agent refuses one that is not needed.
-func (l *Lab) Decide(ctx context.Context, node string, d facts.Decision) error {
-	nodes, err := l.pick([]string{node})
-	if err != nil {
-		return err
-	}
-	body, err := json.Marshal(d)
-	if err != nil {
-		return err
-	}
-	_, _, err = l.asker.request(ctx, node, nodes[0].IP, http.MethodPost, facts.DecidePath, body)
-	var refused refusal
-	switch {
-	case errors.As(err, &refused):
-		return errors.New(refused.text)
-	case err != nil:
-		return fmt.Errorf("tell %s: %w", node, err)
-	}
-	return nil
+// Cluster returns the cluster as it is operated here: its agents are asked through the lab's network.
+func (l *Lab) Cluster() *operate.Cluster {
+	return &operate.Cluster{Spec: l.spec, Agents: l.agents, Machines: l}
 }
 
-// Logs writes a node's console to w: from its beginning to now or, when follow is set, until ctx ends.
-func (l *Lab) Logs(ctx context.Context, w io.Writer, node string, follow bool) error {
+// Console writes a node's console to w: from its beginning to now or, when follow is set, until ctx ends.
+func (l *Lab) Console(ctx context.Context, w io.Writer, node string, follow bool) error {
 	if _, err := l.known([]string{node}); err != nil {
 		return err
 	}

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"io"
 
-	"imagegen/cluster/facts"
+	"imagegen/operate"
 )
 
 var errLinux = errors.New("the lab runs on Linux alone: it is made of Linux namespaces")
@@ -39,6 +39,9 @@ func (*Lab) Current(string) (bool, error) { return false, errLinux }
 // CheckFiles fails.
 func (*Lab) CheckFiles(...string) error { return errLinux }
 
+// CheckReplace fails.
+func (*Lab) CheckReplace(...string) error { return errLinux }
+
 // CheckUp fails.
 func (*Lab) CheckUp() error { return errLinux }
 
@@ -51,17 +54,17 @@ func (*Lab) Cut(context.Context, []string, []string, bool) error { return errLin
 // Mend fails.
 func (*Lab) Mend(context.Context) error { return errLinux }
 
-// Decide fails.
-func (*Lab) Decide(context.Context, string, facts.Decision) error { return errLinux }
-
 // Down fails.
 func (*Lab) Down(context.Context) error { return errLinux }
 
-// Status fails.
-func (*Lab) Status(context.Context) ([]NodeStatus, error) { return nil, errLinux }
+// Known fails.
+func (*Lab) Known(context.Context) ([]operate.Machine, error) { return nil, errLinux }
 
-// Logs fails.
-func (*Lab) Logs(context.Context, io.Writer, string, bool) error { return errLinux }
+// Cluster returns nil.
+func (*Lab) Cluster() *operate.Cluster { return nil }
+
+// Console fails.
+func (*Lab) Console(context.Context, io.Writer, string, bool) error { return errLinux }
 
 // Exec fails.
 func (*Lab) Exec(context.Context, string, []string, io.Reader, io.Writer, io.Writer) (int, error) {

@@ -24,6 +24,7 @@ import (
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/operate"
 )
 
 // The test program plays several parts, as imagegen does: the forwarder, an `imagegen up` or `down` that is killed, and the agent
@@ -400,14 +401,14 @@ func TestNodes(t *testing.T) {
 
 	t.Run("console", func(t *testing.T) {
 		var log bytes.Buffer
-		if err := b.Logs(ctx, &log, "store1", false); err != nil || strings.Count(log.String(), "imagegen: stub ready") != 4 {
+		if err := b.Console(ctx, &log, "store1", false); err != nil || strings.Count(log.String(), "imagegen: stub ready") != 4 {
 			t.Errorf("four boots are not on the console: %v\n%s", err, &log)
 		}
 		following, stop := context.WithCancel(ctx)
 		defer stop()
 		r, w := io.Pipe()
 		done := make(chan error, 1)
-		go func() { done <- b.Logs(following, w, "store2", true) }()
+		go func() { done <- b.Console(following, w, "store2", true) }()
 		go b.in(t, "store2", "echo fresh news >/dev/console")
 		var seen []byte
 		buf := make([]byte, 4096)
@@ -556,7 +557,7 @@ func TestChangedSpec(t *testing.T) {
 	}
 	eventually(t, "store0 beside the others", func() error {
 		all := b.status(t)
-		for name, want := range map[string]string{"balancer1": "", "store0": "", "store1": "", "store2": BuildRemoved} {
+		for name, want := range map[string]string{"balancer1": "", "store0": "", "store1": "", "store2": operate.BuildRemoved} {
 			if s := all[name]; s.State != "ready" || want != "" && s.Build != want {
 				return fmt.Errorf("%+v", s)
 			}
@@ -687,18 +688,18 @@ func (b *bench) nothingLeft(t *testing.T) {
 	}
 }
 
-func statusOf(t *testing.T, l *Lab) []NodeStatus {
+func statusOf(t *testing.T, l *Lab) []operate.NodeStatus {
 	t.Helper()
-	all, err := l.Status(t.Context())
+	all, err := l.Cluster().Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return all
 }
 
-func (b *bench) status(t *testing.T) map[string]NodeStatus {
+func (b *bench) status(t *testing.T) map[string]operate.NodeStatus {
 	t.Helper()
-	m := map[string]NodeStatus{}
+	m := map[string]operate.NodeStatus{}
 	for _, s := range statusOf(t, b.Lab) {
 		m[s.Node] = s
 	}
@@ -709,7 +710,7 @@ func (b *bench) waitReady(t *testing.T) {
 	t.Helper()
 	eventually(t, "all nodes ready", func() error {
 		all := statusOf(t, b.Lab)
-		if i := slices.IndexFunc(all, func(s NodeStatus) bool { return s.State != "ready" }); i >= 0 {
+		if i := slices.IndexFunc(all, func(s operate.NodeStatus) bool { return s.State != "ready" }); i >= 0 {
 			return fmt.Errorf("%+v", all[i])
 		}
 		return nil

@@ -197,7 +197,7 @@ func (l *Lab) booted(ctx context.Context, n cluster.Node) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for l.group.sub(n.Name).busy() {
-		if _, err := l.asker.ask(ctx, n.Name, n.IP); err == nil {
+		if _, err := l.agents.Ask(ctx, n.Name, n.IP); err == nil {
 			return
 		}
 		select {

@@ -128,7 +128,7 @@ func TestMachines(t *testing.T) {
 		t.Helper()
 		eventually(t, "boot of "+node, func() error {
 			var log bytes.Buffer
-			if err := b.Logs(ctx, &log, node, false); err != nil || strings.Count(log.String(), "a machine") != times {
+			if err := b.Console(ctx, &log, node, false); err != nil || strings.Count(log.String(), "a machine") != times {
 				return fmt.Errorf("%v, %q", err, &log)
 			}
 			return nil

@@ -11,6 +11,7 @@ import (
 	"imagegen/cloudinit"
 	"imagegen/cluster"
 	"imagegen/cluster/secrets"
+	"imagegen/operate"
 )
 
 // still is a lab of testSpec whose nodes are on only as far as fake cgroups say so.
@@ -123,7 +124,7 @@ func TestRemovedNodes(t *testing.T) {
 	if _, err := s.known([]string{"store9"}); err == nil {
 		t.Error("a node is known that never was")
 	}
-	if got := s.Lab.build(known[0]); got != BuildRemoved {
+	if got := s.Lab.build(known[0]); got != operate.BuildRemoved {
 		t.Errorf("build of store2: %q", got)
 	}
 	err = s.checkAddresses(store.Nodes[1:])
@@ -156,13 +157,13 @@ func TestOlderNodes(t *testing.T) {
 	s.on(t, "balancer1")
 	s.build(t, node("store2")) // the same content in another file
 	for _, name := range []string{"store1", "store2"} {
-		if got := s.Lab.build(node(name)); got != BuildCurrent {
+		if got := s.Lab.build(node(name)); got != operate.BuildCurrent {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
 	s.spec.Roles[1].Nodes[0].IP = netip.MustParseAddr("192.168.10.77")
 	s.build(t, node("store1"))
-	if got := s.Lab.build(node("store1")); got != BuildOlder {
+	if got := s.Lab.build(node("store1")); got != operate.BuildOlder {
 		t.Errorf("another seed: %q", got)
 	}
 	if got := s.runningAddress(node("store1")); got != "192.168.10.44" {
@@ -170,7 +171,7 @@ func TestOlderNodes(t *testing.T) {
 	}
 	os.Remove(s.paths.image("balancer"))
 	s.write(t, s.paths.image("balancer"), "another image")
-	if got := s.Lab.build(node("balancer1")); got != BuildOlder {
+	if got := s.Lab.build(node("balancer1")); got != operate.BuildOlder {
 		t.Errorf("another image: %q", got)
 	}
 }

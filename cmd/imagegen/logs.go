@@ -22,7 +22,7 @@ func logsCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			err = l.Logs(c.Context, c.App.Writer, node, c.Bool("follow"))
+			err = l.Console(c.Context, c.App.Writer, node, c.Bool("follow"))
 			if c.Bool("follow") && c.Context.Err() != nil {
 				return nil // Ctrl-C is how one ends it
 			}

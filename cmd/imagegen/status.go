@@ -2,20 +2,18 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"regexp"
 	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"imagegen/cluster/facts"
-	"imagegen/lab"
+	"imagegen/operate"
 )
 
 // timeoutFlag bounds a wait for nodes; what says what happens then.
@@ -49,12 +47,13 @@ func statusCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			cl := l.Cluster()
 			warnOfExpiry(c.App.ErrWriter, secrets)
-			var nodes []lab.NodeStatus
+			var nodes []operate.NodeStatus
 			if c.Bool("wait") {
-				nodes, err = wait(c, b, l, names)
+				nodes, err = cl.WaitReady(c.Context, waiting(c, b), names)
 			} else {
-				nodes, err = l.Status(c.Context)
+				nodes, err = cl.Status(c.Context)
 			}
 			b.clear()
 			if len(nodes) == 0 {
@@ -68,7 +67,7 @@ func statusCommand() *cli.Command {
 	}
 }
 
-func printTable(w io.Writer, nodes []lab.NodeStatus, now time.Time) error {
+func printTable(w io.Writer, nodes []operate.NodeStatus, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NODE\tROLE\tADDRESS\tSTATE\tSINCE\tBUILD\tWAITS FOR")
 	for _, n := range nodes {
@@ -77,17 +76,17 @@ func printTable(w io.Writer, nodes []lab.NodeStatus, now time.Time) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	for _, line := range slices.Concat(removedNodes(nodes), undecided(nodes, now)) {
+	for _, line := range slices.Concat(removedNodes(nodes), operate.Undecided(nodes, now)) {
 		fmt.Fprintf(w, "\n%s\n", printable(line))
 	}
 	return nil
 }
 
 // removedNodes says what can be done about nodes that the spec no longer has, a line each.
-func removedNodes(nodes []lab.NodeStatus) []string {
+func removedNodes(nodes []operate.NodeStatus) []string {
 	var lines []string
 	for _, n := range nodes {
-		if n.Build != lab.BuildRemoved {
+		if n.Build != operate.BuildRemoved {
 			continue
 		}
 		line := n.Node + " is not in the spec any more: "
@@ -119,84 +118,25 @@ func age(t, now time.Time) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-const askEvery = 500 * time.Millisecond
-
-// wait asks until the named nodes are ready, and shows meanwhile what the others wait for. It returns the last answer, of
-// all nodes, also when the time is over.
-func wait(c *cli.Context, b *block, l *lab.Lab, names []string) ([]lab.NodeStatus, error) {
-	return waitFor(c, b, l, names, nil)
-}
-
-// waitFor is wait that also ends when enough, if there is one, says so of the named nodes.
-func waitFor(c *cli.Context, b *block, l *lab.Lab, names []string, enough func([]lab.NodeStatus) bool) ([]lab.NodeStatus, error) {
-	timeout := c.Duration("timeout")
-	ctx, cancel := context.WithTimeout(c.Context, timeout)
-	defer cancel()
-	tick := time.NewTicker(askEvery)
-	defer tick.Stop()
+// waiting is how a command waits for nodes: it shows meanwhile what those that are not ready wait for.
+func waiting(c *cli.Context, b *block) operate.Wait {
 	start := time.Now()
 	said := news{}
-	var nodes []lab.NodeStatus
-	for {
-		if now, err := l.Status(ctx); err == nil {
-			nodes = now
-		} else if ctx.Err() == nil {
-			return nil, err
-		}
-		var missing []lab.NodeStatus
+	return operate.Wait{Timeout: c.Duration("timeout"), Progress: func(nodes []operate.NodeStatus) {
+		var missing []string
 		for _, n := range nodes {
-			if !slices.Contains(names, n.Node) {
-				continue
-			}
-			if n.State != string(facts.Ready) {
-				missing = append(missing, n)
+			if !n.Ready() {
+				missing = append(missing, "  "+operate.Describe(n))
 			}
 			if line, fresh := said.of(n); fresh && !b.terminal {
 				b.say("%s", line)
 			}
 		}
-		if nodes != nil && (len(missing) == 0 || enough != nil && enough(among(nodes, names))) {
-			return nodes, nil
+		if missing != nil {
+			head := fmt.Sprintf("%d of %s ready after %s", len(nodes)-len(missing), count(len(nodes), "node"), age(start, time.Now()))
+			b.show(append([]string{head}, missing...))
 		}
-		if c.Context.Err() != nil {
-			return nil, c.Context.Err()
-		}
-		if ctx.Err() != nil {
-			var late []string
-			for _, n := range missing {
-				late = append(late, n.Node)
-			}
-			return nodes, fmt.Errorf("%d of %s not ready within %s: %s", len(missing), count(len(names), "node"), timeout, cmp.Or(strings.Join(late, ", "), "no answer"))
-		}
-		lines := []string{fmt.Sprintf("%d of %s ready after %s", len(names)-len(missing), count(len(names), "node"), age(start, time.Now()))}
-		for _, n := range missing {
-			lines = append(lines, "  "+describe(n))
-		}
-		b.show(lines)
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// among returns the named ones of nodes.
-func among(nodes []lab.NodeStatus, names []string) []lab.NodeStatus {
-	var some []lab.NodeStatus
-	for _, n := range nodes {
-		if slices.Contains(names, n.Node) {
-			some = append(some, n)
-		}
-	}
-	return some
-}
-
-// describe says in a line where a node stands.
-func describe(n lab.NodeStatus) string {
-	if n.Detail == "" {
-		return fmt.Sprintf("%s: %s", n.Node, n.State)
-	}
-	return fmt.Sprintf("%s: %s: %s", n.Node, n.State, n.Detail)
+	}}
 }
 
 // news remembers what has been said of each node. Where there is no terminal, a line is said once until the node is
@@ -212,8 +152,8 @@ type saidOf struct {
 const longestNews = 160
 
 // of returns the line that says where a node stands, and whether that is news.
-func (said news) of(n lab.NodeStatus) (line string, fresh bool) {
-	line = describe(n)
+func (said news) of(n operate.NodeStatus) (line string, fresh bool) {
+	line = operate.Describe(n)
 	before := said[n.Node]
 	if before == nil {
 		before = &saidOf{all: map[string]bool{}}

@@ -23,6 +23,8 @@ import (
 	"unicode"
 
 	"github.com/urfave/cli/v2"
+
+	"imagegen/internal/words"
 )
 
 // block shows progress: lines that replace those shown before.
@@ -119,9 +121,4 @@ func printJSON(w io.Writer, v any) error {
 }
 
 // count returns "1 node", "2 nodes".
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
+func count(n int, noun string) string { return words.Count(n, noun) }

@@ -2,13 +2,12 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"imagegen/images"
-	"imagegen/lab"
+	"imagegen/operate"
 )
 
 func TestBlockOnTerminal(t *testing.T) {
@@ -89,13 +88,13 @@ func TestSummary(t *testing.T) {
 func TestStatusTable(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	var out bytes.Buffer
-	err := printTable(&out, []lab.NodeStatus{
-		{Node: "balancer1", Role: "balancer", Address: "192.168.10.40", State: "ready", Since: now.Add(-75 * time.Second), Build: lab.BuildCurrent},
-		{Node: "redis1", Role: "redis", Address: "192.168.10.49", State: "waiting", Since: now.Add(-3 * time.Hour), Detail: "redis: redis2 and redis3 to answer", Build: lab.BuildOlder},
+	err := printTable(&out, []operate.NodeStatus{
+		{Node: "balancer1", Role: "balancer", Address: "192.168.10.40", State: "ready", Since: now.Add(-75 * time.Second), Build: operate.BuildCurrent},
+		{Node: "redis1", Role: "redis", Address: "192.168.10.49", State: "waiting", Since: now.Add(-3 * time.Hour), Detail: "redis: redis2 and redis3 to answer", Build: operate.BuildOlder},
 		{Node: "web1", Role: "web", Address: "192.168.10.42", State: "silent", Error: "no answer within 2s"},
 		{Node: "web2", Role: "web", Address: "192.168.10.43", State: "off", Since: now.Add(-72 * time.Hour)},
-		{Node: "web3", Role: "web", Address: "192.168.10.44", Power: "on", State: "ready", Build: lab.BuildRemoved},
-		{Node: "web4", State: "off", Build: lab.BuildRemoved},
+		{Node: "web3", Role: "web", Address: "192.168.10.44", Power: "on", State: "ready", Build: operate.BuildRemoved},
+		{Node: "web4", State: "off", Build: operate.BuildRemoved},
 	}, now)
 	want := `NODE       ROLE      ADDRESS        STATE    SINCE  BUILD    WAITS FOR
 balancer1  balancer  192.168.10.40  ready    1m15s  current  -
@@ -136,7 +135,7 @@ func TestWaitSaysNewsOnce(t *testing.T) {
 		{"working", "site: starting anew", true}, // it was ready meanwhile
 		{"ready", "", true},
 	} {
-		n := lab.NodeStatus{Node: "web1", State: c.state, Detail: c.detail}
+		n := operate.NodeStatus{Node: "web1", State: c.state, Detail: c.detail}
 		line, fresh := said.of(n)
 		if fresh != c.fresh {
 			t.Errorf("%.60s: news: %t, want %t", line, fresh, c.fresh)
@@ -145,53 +144,7 @@ func TestWaitSaysNewsOnce(t *testing.T) {
 			t.Errorf("a line of %d characters", len([]rune(line)))
 		}
 	}
-	if _, fresh := said.of(lab.NodeStatus{Node: "web2", State: "ready"}); !fresh {
+	if _, fresh := said.of(operate.NodeStatus{Node: "web2", State: "ready"}); !fresh {
 		t.Error("what is said of one node is no news of another")
-	}
-}
-
-// A roll begins with the nodes that an earlier build broke, and goes on when no other can become ready any more.
-func TestRollOrder(t *testing.T) {
-	const long = 2 * patience
-	node := func(name, build, state string) lab.NodeStatus {
-		power := "on"
-		if state == "off" {
-			power = "off"
-		}
-		return lab.NodeStatus{Node: name, Build: build, State: state, Power: power}
-	}
-	for name, c := range map[string]struct {
-		builds, states string
-		watched        time.Duration
-		next           string
-		settled        bool
-	}{
-		"nothing to do":                        {"current current current", "ready ready ready", 0, "", true},
-		"all ready":                            {"older older older", "ready ready ready", 0, "1", true},
-		"half-way":                             {"current older older", "ready ready ready", 0, "2", true},
-		"half-way, the new one starts":         {"current older older", "working ready ready", long, "2", false},
-		"half-way, the new one failed":         {"current older older", "failed ready ready", long, "2", false},
-		"one was broken":                       {"older older older", "ready failed ready", 0, "2", true},
-		"one starts, perhaps":                  {"older older older", "ready working ready", 0, "2", false},
-		"one has been starting for long":       {"older older older", "ready working ready", long, "2", true},
-		"all broken":                           {"older older older", "failed stopped failed", 0, "1", true},
-		"all broken, the first renewed":        {"current older older", "waiting failed failed", 0, "2", false},
-		"all broken, the first waits":          {"current older older", "waiting failed failed", long, "2", true},
-		"all broken, the first broken as well": {"current older older", "failed failed failed", long, "2", false},
-		"all renewed, and waiting":             {"current current current", "waiting waiting ready", long, "", false},
-		"one is off":                           {"older older older", "ready off ready", 0, "1", true},
-		"one is off, the others are done":      {"current older current", "ready off ready", 0, "2", true},
-	} {
-		var nodes []lab.NodeStatus
-		states := strings.Fields(c.states)
-		for i, build := range strings.Fields(c.builds) {
-			nodes = append(nodes, node(fmt.Sprint(i+1), build, states[i]))
-		}
-		if next, more := nextToRoll(nodes); next != c.next || more != (c.next != "") {
-			t.Errorf("%s: next is %q, %t; want %q", name, next, more, c.next)
-		}
-		if got := settled(nodes, c.watched); got != c.settled {
-			t.Errorf("%s: settled: %t", name, got)
-		}
 	}
 }

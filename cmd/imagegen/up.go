@@ -50,7 +50,7 @@ func upCommand() *cli.Command {
 				return nil
 			}
 			start := time.Now()
-			nodes, err := wait(c, b, l, names)
+			nodes, err := l.Cluster().WaitReady(c.Context, waiting(c, b), names)
 			b.clear()
 			if err != nil {
 				return errors.Join(printTable(c.App.Writer, nodes, time.Now()), err)

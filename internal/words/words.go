@@ -2,6 +2,7 @@
 package words
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"unicode"
@@ -40,6 +41,14 @@ func Hint(word, lead string, words []string) string {
 		return "; did you mean " + near + "?"
 	}
 	return "; " + lead + " " + List(words, "or")
+}
+
+// Count returns "1 node", "2 nodes".
+func Count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // Nearest returns the one of words that text begins or is a slip of, or "". A slip is one letter, in longer words a third of

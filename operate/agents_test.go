@@ -1,4 +1,4 @@
-package lab
+package operate
 
 import (
 	"context"
@@ -55,7 +55,7 @@ func TestStateOfNode(t *testing.T) {
 			want:       NodeStatus{State: "working", Detail: "the agent has not looked at everything yet"},
 		},
 	} {
-		got := NodeStatus{State: stateSilent, Since: at(0)}
+		got := NodeStatus{State: Silent, Since: at(0)}
 		got.add(facts.NodeReport{Ready: c.ready, Components: c.components, Order: order})
 		for _, r := range got.Components {
 			if r.Report != nil {
@@ -141,7 +141,7 @@ func TestAsk(t *testing.T) {
 			server.StartTLS()
 			defer server.Close()
 			var asked string
-			a, err := newAsker(keys, func(ctx context.Context, network, address string) (net.Conn, error) {
+			a, err := NewAgents(keys, func(ctx context.Context, network, address string) (net.Conn, error) {
 				asked = address
 				var d net.Dialer
 				return d.DialContext(ctx, network, server.Listener.Addr().String())
@@ -149,7 +149,7 @@ func TestAsk(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r, err := a.ask(t.Context(), "web1", spec.Roles[0].Nodes[0].IP)
+			r, err := a.Ask(t.Context(), "web1", spec.Roles[0].Nodes[0].IP)
 			switch {
 			case asked != "192.168.10.42:7373":
 				t.Errorf("asked %s", asked)

@@ -1,0 +1,145 @@
+package operate
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"imagegen/cluster/facts"
+)
+
+// Replace puts a new machine in the place of a node's and waits until the node is ready. It fails while another node of the role
+// is not ready, unless force says that what only this node has may be lost.
+func (c *Cluster) Replace(ctx context.Context, w Wait, name string, blank, force bool) error {
+	if err := c.Machines.CheckReplace(name); err != nil {
+		return err
+	}
+	if !force {
+		if err := c.othersReady(ctx, name); err != nil {
+			return fmt.Errorf("%w; --force replaces %s all the same", err, name)
+		}
+	}
+	if err := c.Machines.Replace(ctx, name, blank); err != nil {
+		return err
+	}
+	_, err := c.WaitReady(ctx, w, []string{name})
+	return err
+}
+
+// othersReady fails while another node of the node's role is not ready.
+func (c *Cluster) othersReady(ctx context.Context, name string) error {
+	nodes, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(nodes, func(n NodeStatus) bool { return n.Node == name })
+	var missing []string
+	for _, n := range nodes {
+		if n.Role == nodes[i].Role && n.Build != BuildRemoved && n.Node != name && !n.Ready() {
+			missing = append(missing, Describe(n))
+		}
+	}
+	if missing != nil {
+		return fmt.Errorf("not replaced: %s", strings.Join(missing, "; "))
+	}
+	return nil
+}
+
+// Roll replaces those of the named nodes that are not of the latest image and seed, one role after the other in the spec's order
+// and one node at a time. replaced is called after each.
+func (c *Cluster) Roll(ctx context.Context, w Wait, names []string, replaced func(node string)) error {
+	if err := c.Machines.CheckReplace(names...); err != nil {
+		return err
+	}
+	for _, r := range c.Spec.Roles {
+		var members []string
+		for _, n := range r.Nodes {
+			if slices.Contains(names, n.Name) {
+				members = append(members, n.Name)
+			}
+		}
+		if err := c.rollRole(ctx, w, members, replaced); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rollRole is Roll of nodes of one role.
+func (c *Cluster) rollRole(ctx context.Context, w Wait, names []string, replaced func(node string)) error {
+	some := false
+	for {
+		all, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		next, more := nextToRoll(among(all, names))
+		if !more {
+			if some { // the last one is waited for, too
+				_, err = c.WaitReady(ctx, w, names)
+			}
+			return err
+		}
+		began := time.Now()
+		all, err = c.waitFor(ctx, w, names, func(nodes []NodeStatus) bool { return settled(nodes, time.Since(began)) })
+		if err != nil {
+			return fmt.Errorf("%s is not replaced: %w", next, err)
+		}
+		nodes := among(all, names)
+		next, _ = nextToRoll(nodes)
+		for _, n := range nodes {
+			if n.Node != next && n.Power == PowerOff {
+				return fmt.Errorf("%s is not replaced: %s is off: imagegen start %[2]s", next, n.Node)
+			}
+		}
+		if err := c.Machines.Replace(ctx, next, false); err != nil {
+			return err
+		}
+		some = true
+		replaced(next)
+	}
+}
+
+// nextToRoll returns the node of a role that is to be replaced next: while any that is on and not ready is to be, one of
+// these, since it serves nobody; false when all are of the latest image and seed.
+func nextToRoll(nodes []NodeStatus) (name string, more bool) {
+	for _, n := range nodes {
+		if n.Build == BuildCurrent {
+			continue
+		}
+		if !n.Ready() && n.Power != PowerOff {
+			return n.Node, true
+		}
+		if !more {
+			name, more = n.Node, true
+		}
+	}
+	return name, more
+}
+
+// settled tells whether no node of a role that has been watched for so long will become ready before another is replaced
+// or turned on. What is of the latest image and seed must become ready, unless it waits for others that are still to be
+// replaced because they are not ready either. For the rest it is enough to have failed, or not to be ready for long.
+func settled(nodes []NodeStatus, watched time.Duration) bool {
+	broken := 0 // and to be replaced
+	for _, n := range nodes {
+		if n.Build != BuildCurrent && !n.Ready() {
+			broken++
+		}
+	}
+	for _, n := range nodes {
+		state := facts.State(n.State)
+		ended := n.Ready() || n.Power == PowerOff
+		if n.Build == BuildCurrent {
+			ended = ended || broken > 0 && state == facts.Waiting && watched >= patience
+		} else {
+			ended = ended || state == facts.Failed || state == facts.Stopped || watched >= patience
+		}
+		if !ended {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,145 @@
+package operate
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"imagegen/cluster"
+	"imagegen/cluster/facts"
+)
+
+// Cluster is a cluster that is operated.
+type Cluster struct {
+	Spec     *cluster.Spec
+	Agents   *Agents
+	Machines Machines // nil: nobody knows anything of the machines
+}
+
+// Machines is what a provider, or the lab, knows of the cluster's machines and can do with them.
+type Machines interface {
+	// Known returns what is known of the spec's nodes, in the spec's order, and after those of machines of nodes that the spec no
+	// longer has.
+	Known(ctx context.Context) ([]Machine, error)
+	// CheckReplace fails when nodes cannot be replaced now, for example because their images have not been built.
+	CheckReplace(names ...string) error
+	// Replace puts a new machine in the place of a node's old one, made from what build made last. The data disk is kept, unless blank
+	// is set.
+	Replace(ctx context.Context, node string, blank bool) error
+	// Console writes what a node's machine has printed to w: until now or, when follow is set, until ctx ends.
+	Console(ctx context.Context, w io.Writer, node string, follow bool) error
+}
+
+// Machine is what is known of a node's machine.
+type Machine struct {
+	Node   cluster.Node // its address is the one that it has now
+	Power  string       // PowerOn, PowerOff, or empty: not known
+	Since  time.Time    // when it was turned on; zero: not known
+	Build  string       // one of the constants below, or empty: not made yet, or not known
+	Detail string       // what an operator should know of a machine that is off
+}
+
+// Values of NodeStatus.Power.
+const (
+	PowerOn  = "on"
+	PowerOff = "off"
+)
+
+// Values of NodeStatus.State when no agent tells it.
+const (
+	Off    = "off"
+	Silent = "silent" // not known to be off, and its agent does not answer (yet)
+)
+
+// Values of NodeStatus.Build.
+const (
+	BuildCurrent = "current" // the image and the seed that build made last
+	BuildOlder   = "older"   // an earlier image or an earlier seed: replace and roll renew the node
+	BuildRemoved = "removed" // the spec no longer has the node
+)
+
+// NodeStatus is how a node is doing.
+type NodeStatus struct {
+	Node    string `json:"node"`
+	Role    string `json:"role"`
+	Address string `json:"address"`
+	Power   string `json:"power"` // on or off
+	// State is ready when all components are, else the state of the component that matters most (see
+	// urgency), or off, or silent.
+	State string    `json:"state"`
+	Since time.Time `json:"since,omitzero"` // when State began, as far as it is known
+	// Detail says which component waits for what, in a few words.
+	Detail     string                           `json:"detail,omitempty"`
+	Components map[string]facts.ComponentReport `json:"components,omitempty"` // without their raw reports
+	Error      string                           `json:"error,omitempty"`      // why the agent could not be asked
+	// Build says how what the node was made of compares with the spec and with what build made last: one of the
+	// constants above, or empty when the node has not been made yet.
+	Build string `json:"build,omitempty"`
+}
+
+// Ready tells whether all of the node's components are ready.
+func (s NodeStatus) Ready() bool { return s.State == string(facts.Ready) }
+
+// urgency orders the states of components that are not ready: what an operator must look at comes first.
+var urgency = map[facts.State]int{facts.Stopped: 4, facts.Failed: 3, facts.Working: 2, facts.Waiting: 1}
+
+// add puts what the node's agent reports into s.
+func (s *NodeStatus) add(r facts.NodeReport) {
+	s.Components = map[string]facts.ComponentReport{}
+	s.State, s.Since = string(facts.Ready), time.Time{}
+	worst := 0
+	for _, name := range r.Order {
+		c, ok := r.Components[name]
+		if !ok {
+			continue
+		}
+		c.Report = nil
+		s.Components[name] = c
+		u := urgency[c.Status.State]
+		if u > worst { // of equals the first in order: the others often wait for it
+			worst = u
+			s.State, s.Since, s.Detail = string(c.Status.State), c.Since, name
+			if c.Status.Detail != "" {
+				s.Detail += ": " + c.Status.Detail
+			}
+		} else if worst == 0 && c.Since.After(s.Since) {
+			s.Since = c.Since
+		}
+	}
+	if !r.Ready && worst == 0 {
+		s.State, s.Since, s.Detail = string(facts.Working), time.Time{}, "the agent has not looked at everything yet"
+	}
+}
+
+// Status asks all nodes at once how they are doing, and returns the answers in the spec's order; after those, machines of nodes
+// that the spec no longer has.
+func (c *Cluster) Status(ctx context.Context) ([]NodeStatus, error) {
+	machines, err := c.Machines.Known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]NodeStatus, len(machines))
+	var asking sync.WaitGroup
+	for i, m := range machines {
+		s := &all[i]
+		*s = NodeStatus{Node: m.Node.Name, Role: m.Node.Role, Power: m.Power, State: Off, Since: m.Since, Build: m.Build, Detail: m.Detail}
+		if m.Node.IP.IsValid() {
+			s.Address = m.Node.IP.String()
+		}
+		if m.Power == PowerOff {
+			continue
+		}
+		s.State = Silent
+		asking.Go(func() {
+			r, err := c.Agents.Ask(ctx, m.Node.Name, m.Node.IP)
+			if err != nil {
+				s.Detail, s.Error = "its agent does not answer", err.Error()
+				return
+			}
+			s.add(r)
+		})
+	}
+	asking.Wait()
+	return all, ctx.Err()
+}

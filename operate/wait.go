@@ -1,0 +1,88 @@
+package operate
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"imagegen/internal/words"
+)
+
+// askEvery is how often nodes that are waited for are asked.
+const askEvery = 500 * time.Millisecond
+
+// Wait is how nodes are waited for.
+type Wait struct {
+	Timeout time.Duration
+	// Progress, if set, gets each answer of the nodes that are waited for.
+	Progress func(nodes []NodeStatus)
+}
+
+// WaitReady asks until the named nodes are ready. It returns the last answer of all nodes, also when the time is over.
+func (c *Cluster) WaitReady(ctx context.Context, w Wait, names []string) ([]NodeStatus, error) {
+	return c.waitFor(ctx, w, names, nil)
+}
+
+// waitFor is WaitReady that also ends when enough, if there is one, says so of the named nodes.
+func (c *Cluster) waitFor(ctx context.Context, w Wait, names []string, enough func([]NodeStatus) bool) ([]NodeStatus, error) {
+	limited, cancel := context.WithTimeout(ctx, w.Timeout)
+	defer cancel()
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	var nodes []NodeStatus
+	for {
+		if now, err := c.Status(limited); err == nil {
+			nodes = now
+		} else if limited.Err() == nil {
+			return nil, err
+		}
+		some := among(nodes, names)
+		var missing []string
+		for _, n := range some {
+			if !n.Ready() {
+				missing = append(missing, n.Node)
+			}
+		}
+		if nodes != nil && (len(missing) == 0 || enough != nil && enough(some)) {
+			if w.Progress != nil {
+				w.Progress(some)
+			}
+			return nodes, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if limited.Err() != nil {
+			return nodes, fmt.Errorf("%d of %s not ready within %s: %s", len(missing), words.Count(len(names), "node"), w.Timeout, cmp.Or(strings.Join(missing, ", "), "no answer"))
+		}
+		if w.Progress != nil {
+			w.Progress(some)
+		}
+		select {
+		case <-tick.C:
+		case <-limited.Done():
+		}
+	}
+}
+
+// among returns the named ones of nodes.
+func among(nodes []NodeStatus, names []string) []NodeStatus {
+	var some []NodeStatus
+	for _, n := range nodes {
+		if slices.Contains(names, n.Node) {
+			some = append(some, n)
+		}
+	}
+	return some
+}
+
+// Describe says in a line where a node stands.
+func Describe(n NodeStatus) string {
+	if n.Detail == "" {
+		return fmt.Sprintf("%s: %s", n.Node, n.State)
+	}
+	return fmt.Sprintf("%s: %s: %s", n.Node, n.State, n.Detail)
+}
