@@ -113,7 +113,7 @@ const rolesExample = "web: {nodes: {web1: 192.168.10.42}}"
 
 func (p *parser) root(v value) {
 	get, ok := p.object(v, "cluster: otus, distro: debian12, …",
-		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "base", "repos", "downloads", "selinux", "roles")
+		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "base", "repos", "downloads", "selinux", "machines", "roles")
 	if !ok {
 		return
 	}
@@ -129,6 +129,7 @@ func (p *parser) root(v value) {
 	p.repos(get("repos"))
 	p.downloads(get("downloads"))
 	p.selinux(get("selinux"))
+	p.machines(get("machines"))
 	p.roles(p.required(get("roles"), "{"+rolesExample+"}"))
 }
 

@@ -30,6 +30,7 @@ type Spec struct {
 	// Downloads are files of the roles that come from elsewhere than role.yaml says.
 	Downloads []Download
 	SELinux   string // centos7: "permissive" or "enforcing"
+	Machines  Machines
 	Roles     []Role // in the spec's order
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,6 +25,7 @@ func buildCommand() *cli.Command {
 		Usage:     "make the images and seeds of all roles, or of the named ones",
 		ArgsUsage: "[ROLE…]",
 		Description: "Writes DIR/images/ROLE.raw, a manifest ROLE.json and an SBOM ROLE.spdx.json beside it, and the seeds of the roles' nodes (see imagegen seed).\n" +
+			"DIR/expected.json says which image and seed each node should have, for those who compare nodes with it.\n" +
 			"An image is baked when something that goes into it has changed, and comes from the cache otherwise; roles that need\n" +
 			"the same things share one. Baking needs Linux. The builder chroot installs into a tree on this machine, which takes root;\n" +
 			"qemu and virtualbox boot the base in a VM and install there. All make the same image of debian12, whose base takes root to make.\n\n" +
@@ -105,7 +107,8 @@ func build(c *cli.Context) error {
 		Locked: c.Bool("locked"), Offline: c.Bool("offline"), UI: &bakes{block: b, now: time.Now},
 	}
 	results, err := images.Build(c.Context, config)
-	if err != nil {
+	// Also after a failure: some images may be new, and the seeds are.
+	if err := errors.Join(err, p.writeExpected(secrets.ClusterID)); err != nil {
 		return err
 	}
 	b.clear()

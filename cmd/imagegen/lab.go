@@ -23,22 +23,37 @@ func openLab(c *cli.Context, b *block, names []string) (*lab.Lab, []string, erro
 	return l, names, err
 }
 
+// inLab tells whether a provider's machines are in the lab on this machine.
+func inLab(provider string) bool {
+	return provider == "" || provider == lab.Nspawn || provider == lab.Qemu
+}
+
 // openWithSecrets is openLab for who wants to see the secrets, too.
 func openWithSecrets(c *cli.Context, b *block, names []string) (*lab.Lab, []string, *secrets.Secrets, error) {
-	p, err := load(c)
+	p, names, err := loadNodes(c, names)
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	l, keys, err := p.lab(c, b)
+	return l, names, keys, err
+}
+
+// loadNodes is load for a command that works on the nodes called names. It returns them, or all nodes of the spec when names is
+// empty.
+func loadNodes(c *cli.Context, names []string) (*project, []string, error) {
+	p, err := load(c)
+	if err != nil {
+		return nil, nil, err
+	}
 	nodes, err := p.nodes(names)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	names = make([]string, len(nodes))
 	for i, n := range nodes {
 		names[i] = n.Name
 	}
-	l, keys, err := p.lab(c, b)
-	return l, names, keys, err
+	return p, names, nil
 }
 
 // openLabOf opens the lab for a command that works on the nodes called names, of the spec or removed from it.
@@ -58,6 +73,10 @@ func openLabOf(c *cli.Context, b *block, names []string) (*lab.Lab, error) {
 
 // lab opens the lab.
 func (p *project) lab(c *cli.Context, b *block) (*lab.Lab, *secrets.Secrets, error) {
+	if !inLab(p.provider) {
+		return nil, nil, wrongf("%s says that machines are made by %s; %s works in the lab alone, with the providers %s and %s",
+			p.spec.File, p.provider, c.Command.Name, lab.Nspawn, lab.Qemu)
+	}
 	keys, err := p.readSecrets()
 	if err == nil {
 		err = p.refuseLostSecrets()

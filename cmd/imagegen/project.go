@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -22,6 +23,7 @@ type project struct {
 	spec      *cluster.Spec
 	catalogue *roles.Catalogue
 	out       string
+	provider  string // of machines, by --provider or the spec; empty: neither says
 }
 
 func specFlag() cli.Flag {
@@ -54,7 +56,7 @@ func loadFile(c *cli.Context, file string) (*project, error) {
 	if err != nil {
 		return nil, wrongError{err}
 	}
-	p := &project{spec: spec, catalogue: catalogue, out: c.String("out")}
+	p := &project{spec: spec, catalogue: catalogue, out: c.String("out"), provider: cmp.Or(c.String("provider"), spec.Machines.Provider)}
 	if p.out == "" {
 		p.out = filepath.Join(dir, "dist")
 	}

@@ -27,7 +27,8 @@ func seedCommand() *cli.Command {
 		Description: "Writes DIR/seeds/NODE.iso, readable by its owner alone, since it holds the node's secrets. The same spec and\n" +
 			"secrets give the same bytes; a seed that is there already is left alone. Secrets are issued once, and kept in secrets/\n" +
 			"beside the spec: only seed and build make them. One that is lost is an error, never replaced; so is a folder secrets/\n" +
-			"that is gone while DIR/seeds holds seeds. Certificates are renewed in the last third of their life.",
+			"that is gone while DIR/seeds holds seeds. Certificates are renewed in the last third of their life.\n\n" +
+			"DIR/expected.json says which image and seed each node should have, and holds no secret (see docs/seeds.md).",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
 			&cli.BoolFlag{Name: "print", Usage: "print the files on the seeds, without their secrets, and write none"},
@@ -55,6 +56,9 @@ func seedCommand() *cli.Command {
 			}
 			said, err := p.writeSeeds(keys, nodes)
 			if err != nil {
+				return err
+			}
+			if err := p.writeExpected(keys.ClusterID); err != nil {
 				return err
 			}
 			fmt.Fprintln(c.App.Writer, said)

@@ -37,11 +37,15 @@ func upCommand() *cli.Command {
 			}
 			b := newBlock(c)
 			defer b.clear()
-			l, names, err := openLab(c, b, c.Args().Slice())
+			p, names, err := loadNodes(c, c.Args().Slice())
 			if err != nil {
 				return err
 			}
-			if err := l.Up(c.Context, names, lab.UpOptions{Site: site, Provider: c.String("provider")}); err != nil {
+			l, _, err := p.lab(c, b)
+			if err != nil {
+				return err
+			}
+			if err := l.Up(c.Context, names, lab.UpOptions{Site: site, Provider: p.provider}); err != nil {
 				return err
 			}
 			if !c.Bool("wait") {

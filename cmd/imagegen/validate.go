@@ -8,6 +8,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/cluster/secrets"
+	"imagegen/machines"
 )
 
 // validation is the output of validate --json.
@@ -15,6 +16,7 @@ type validation struct {
 	Spec     string    `json:"spec"`
 	Valid    bool      `json:"valid"`
 	Problems []problem `json:"problems"` // empty when valid
+	Losses   []string  `json:"losses"`   // see hostLosses
 }
 
 type problem struct {
@@ -31,7 +33,9 @@ func validateCommand() *cli.Command {
 		Usage: "check the spec and the roles",
 		Description: "Checks the spec, the roles beside it, and that every file of every node can be rendered. Writes nothing.\n" +
 			"All faults are listed, one a line: FILE:LINE:COLUMN: PATH: what is wrong; what would be right.\n\n" +
-			"--json prints {\"spec\", \"valid\", \"problems\": [{\"file\", \"line\", \"column\", \"path\", \"message\"}]}.",
+			"Where the spec has machines.hosts, each host whose loss the cluster would not survive as a whole is named, with what\n" +
+			"would be lost. That is no fault.\n\n" +
+			"--json prints {\"spec\", \"valid\", \"problems\": [{\"file\", \"line\", \"column\", \"path\", \"message\"}], \"losses\": [TEXT]}.",
 		Flags: []cli.Flag{specFlag(), jsonFlag("the result")},
 		Action: func(c *cli.Context) error {
 			if err := noArguments(c); err != nil {
@@ -42,7 +46,7 @@ func validateCommand() *cli.Command {
 				err = p.renderAll()
 			}
 			if c.Bool("json") {
-				return printValidation(c, err)
+				return printValidation(c, p, err)
 			}
 			if err != nil {
 				return err
@@ -50,6 +54,9 @@ func validateCommand() *cli.Command {
 			fmt.Fprintf(c.App.Writer, "%s: %s in %s on %s, no faults\n", p.spec.File,
 				count(len(p.spec.Nodes()), "node"), count(len(p.spec.Roles), "role"), p.spec.Distro)
 			fmt.Fprint(c.App.Writer, vagrantNote(p.spec))
+			for _, line := range p.hostLosses() {
+				fmt.Fprintf(c.App.Writer, "note: %s\n", line)
+			}
 			// The secrets are no part of what is checked: that they cannot be read is said where they are needed.
 			keys, err := p.readSecrets()
 			if err != nil {
@@ -76,8 +83,18 @@ func (p *project) renderAll() error {
 	return nil
 }
 
-func printValidation(c *cli.Context, err error) error {
-	v := validation{Spec: c.String("file"), Valid: err == nil, Problems: []problem{}}
+// hostLosses says what the loss of each host would cost, a line for each whose loss the cluster would not survive as a whole,
+// when all nodes are placed anew.
+func (p *project) hostLosses() []string {
+	hosts, rules := p.spec.Machines.Hosts, p.catalogue.Rules()
+	return machines.Losses(p.spec, hosts, machines.Place(p.spec, hosts, nil), func(role string) bool { return rules[role].Quorum })
+}
+
+func printValidation(c *cli.Context, p *project, err error) error {
+	v := validation{Spec: c.String("file"), Valid: err == nil, Problems: []problem{}, Losses: []string{}}
+	if err == nil {
+		v.Losses = append(v.Losses, p.hostLosses()...)
+	}
 	var problems cluster.Problems
 	if errors.As(err, &problems) {
 		for _, p := range problems {
