@@ -27,6 +27,8 @@ type Machine struct {
 	IP        string
 	Image     File // raw disk, shared by all nodes of the role
 	Seed      File // ISO, this node's own; secret
+	// Privileged: as a container, the node needs its host's root (role.yaml says why). Without meaning for virtual machines.
+	Privileged bool
 }
 
 // File is a file that build has made.

@@ -1,0 +1,372 @@
+// Package incushosts gives tests an Incus cluster of several hosts on one machine. Each host is an Incus daemon in a root file
+// system, a network namespace and a cgroup of its own, the namespaces hang on one bridge, and a host's power can be cut.
+//
+// The root file system is Debian 13, since Debian 12 has no Incus. It is made once, with mmdebstrap and from the archive that this
+// machine's APT uses, and kept in the user's cache folder.
+package incushosts
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+//go:embed enter.sh
+var enterScript string
+
+// packages of a host, beside those that APT needs. The tests take busybox for tiny images.
+const packages = "incus,incus-client,iproute2,attr,squashfs-tools,xz-utils,busybox-static"
+
+const (
+	makeRootIn = 20 * time.Minute // an archive that is far away
+	answersIn  = time.Minute
+	goneIn     = 30 * time.Second
+	pollEvery  = 50 * time.Millisecond
+	prefix     = "imagegen-incus-" // of namespaces and cgroups; the test's process id follows
+)
+
+// Cluster is an Incus cluster for a test. The hosts are called h1, h2, …, and their namespaces have a bridge br0 each, with the
+// addresses 10.99.0.1, ….
+type Cluster struct {
+	t     testing.TB
+	dir   string // of this cluster; on disk
+	root  string // the hosts' root file system, read-only
+	name  string
+	group string // cgroup
+	hosts []string
+}
+
+// Start makes a cluster of n hosts, and removes all of it when the test ends. It skips the test where it cannot run.
+func Start(t testing.TB, n int) *Cluster {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: Incus hosts need root: providers are NOT tested on Incus")
+	}
+	for _, p := range [][2]string{{"mmdebstrap", "mmdebstrap"}, {"ip", "iproute2"}, {"unshare", "util-linux"}, {"nsenter", "util-linux"}} {
+		if _, err := exec.LookPath(p[0]); err != nil {
+			t.Skipf("SKIPPED: no %s on this machine (package %s): providers are NOT tested on Incus", p[0], p[1])
+		}
+	}
+	cgroups, err := cgroupRoot()
+	if err != nil {
+		t.Skipf("SKIPPED: %v: providers are NOT tested on Incus", err)
+	}
+	removeStale(cgroups)
+	name := prefix + strconv.Itoa(os.Getpid())
+	c := &Cluster{t: t, root: makeRoot(t), name: name, group: filepath.Join(cgroups, name)}
+	if c.dir, err = os.MkdirTemp("", prefix); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.remove)
+	c.switchOn()
+	for i := range n {
+		c.add(i + 1)
+	}
+	c.join()
+	return c
+}
+
+// Network is the namespace that all hosts' bridges are connected to: a place to look at the nodes from, once it has an address.
+func (c *Cluster) Network() string { return c.name + "-switch" }
+
+// Hosts returns the names of the hosts.
+func (c *Cluster) Hosts() []string { return c.hosts }
+
+// Incus returns the path of an incus program that talks to a host.
+func (c *Cluster) Incus(host string) string { return filepath.Join(c.dir, host, "bin", "incus") }
+
+// Root returns the hosts' root file system: for programs to be taken from, not to be written to.
+func (c *Cluster) Root() string { return c.root }
+
+// Pool returns where a host keeps the volumes of its storage pool.
+func (c *Cluster) Pool(host string) string {
+	return filepath.Join(c.dir, host, "incus", "storage-pools", "default")
+}
+
+func (c *Cluster) netns(host string) string { return c.name + "-" + host }
+
+// Run runs the incus program of a host, and fails the test with its message if it fails.
+func (c *Cluster) Run(host string, args ...string) string {
+	c.t.Helper()
+	out, err := exec.Command(c.Incus(host), args...).CombinedOutput()
+	if err != nil {
+		c.t.Fatalf("incus %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// CutPower ends everything on a host at once.
+func (c *Cluster) CutPower(host string) {
+	c.t.Helper()
+	if err := killGroup(filepath.Join(c.group, host)); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// PowerOn starts a host that is off, and waits until its daemon answers.
+func (c *Cluster) PowerOn(host string) {
+	c.t.Helper()
+	group := filepath.Join(c.group, host)
+	if err := os.MkdirAll(group, 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(c.dir, host, "log"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command("sh", "-c", enterScript, "enter", c.root, filepath.Join(c.dir, host), c.netns(host), group, host)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	go cmd.Wait() // until its power is cut
+	if !poll(answersIn, func() bool { return exec.Command(c.Incus(host), "query", "/1.0").Run() == nil }) {
+		said, _ := os.ReadFile(log.Name())
+		c.t.Fatalf("the Incus daemon of %s does not answer:\n%s", host, said)
+	}
+}
+
+// Unplug takes a host's network cable out; Plug puts it back.
+func (c *Cluster) Unplug(host string) { c.ip("-n", c.netns(host), "link", "set", "up0", "down") }
+
+// Plug puts a host's network cable back.
+func (c *Cluster) Plug(host string) { c.ip("-n", c.netns(host), "link", "set", "up0", "up") }
+
+func (c *Cluster) ip(args ...string) {
+	c.t.Helper()
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		c.t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// bridge makes a namespace with a bridge.
+func (c *Cluster) bridge(ns, address string) {
+	c.t.Helper()
+	c.ip("netns", "add", ns)
+	c.ip("-n", ns, "link", "set", "lo", "up")
+	c.ip("-n", ns, "link", "add", "br0", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
+	c.ip("-n", ns, "address", "add", address, "dev", "br0")
+	c.ip("-n", ns, "link", "set", "br0", "up")
+}
+
+func (c *Cluster) switchOn() {
+	c.t.Helper()
+	c.bridge(c.Network(), "10.99.0.254/24")
+}
+
+// add makes a host and turns it on.
+func (c *Cluster) add(n int) {
+	c.t.Helper()
+	host := fmt.Sprint("h", n)
+	c.hosts = append(c.hosts, host)
+	for _, dir := range []string{"upper", "work", "root", "incus", "bin"} {
+		if err := os.MkdirAll(filepath.Join(c.dir, host, dir), 0o755); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	loader, libraries := filepath.Join(c.root, "lib64/ld-linux-x86-64.so.2"), filepath.Join(c.root, "usr/lib/x86_64-linux-gnu")
+	wrapper := fmt.Sprintf("#!/bin/sh\nexport INCUS_SOCKET=%s INCUS_CONF=%s\nexec %s --library-path %s %s \"$@\"\n",
+		filepath.Join(c.dir, host, "incus/unix.socket"), filepath.Join(c.dir, "conf"), loader, libraries, filepath.Join(c.root, "usr/bin/incus"))
+	if err := os.WriteFile(c.Incus(host), []byte(wrapper), 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+	c.bridge(c.netns(host), fmt.Sprintf("10.99.0.%d/24", n))
+	c.ip("link", "add", "up0", "netns", c.netns(host), "type", "veth", "peer", "name", host, "netns", c.Network())
+	c.ip("-n", c.netns(host), "link", "set", "up0", "master", "br0", "up")
+	c.ip("-n", c.Network(), "link", "set", host, "master", "br0", "up")
+	c.PowerOn(host)
+}
+
+// join makes one Incus cluster of the hosts.
+func (c *Cluster) join() {
+	c.t.Helper()
+	c.preseed(c.hosts[0], "config: {core.https_address: '10.99.0.1:8443'}\nstorage_pools: [{name: default, driver: dir}]\ncluster: {enabled: true, server_name: h1}\n")
+	for i, h := range c.hosts[1:] {
+		said := strings.Fields(c.Run(c.hosts[0], "cluster", "add", "--quiet", h))
+		c.preseed(h, fmt.Sprintf("cluster: {enabled: true, server_name: %s, server_address: '10.99.0.%d:8443', cluster_token: %s, member_config: [{entity: storage-pool, name: default, key: source, value: ''}]}\n",
+			h, i+2, said[len(said)-1]))
+	}
+}
+
+// preseed configures a host, from its own network: the program looks at the certificate of the cluster that the host is to join.
+func (c *Cluster) preseed(host, config string) {
+	c.t.Helper()
+	cmd := exec.Command("nsenter", "--net="+filepath.Join("/run/netns", c.netns(host)), c.Incus(host), "admin", "init", "--preseed")
+	cmd.Stdin = strings.NewReader(config)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		c.t.Fatalf("incus admin init on %s: %v: %s", host, err, out)
+	}
+}
+
+// remove removes all of the cluster.
+func (c *Cluster) remove() {
+	if c.t.Failed() {
+		for _, h := range c.hosts {
+			if log, err := os.ReadFile(filepath.Join(c.dir, h, "upper/var/log/incus/incus.log")); err == nil {
+				lines := strings.Split(string(log), "\n")
+				c.t.Logf("the last of Incus's log on %s:\n%s", h, strings.Join(lines[max(0, len(lines)-15):], "\n"))
+			}
+		}
+	}
+	if err := killGroup(c.group); err != nil {
+		c.t.Error(err)
+	}
+	for _, ns := range append([]string{"switch"}, c.hosts...) {
+		exec.Command("ip", "netns", "delete", c.netns(ns)).Run()
+	}
+	if err := os.RemoveAll(c.dir); err != nil {
+		c.t.Error(err)
+	}
+}
+
+// removeStale removes namespaces and cgroups of tests that were killed.
+func removeStale(cgroups string) {
+	stale := func(name string) bool {
+		rest, is := strings.CutPrefix(name, prefix)
+		pid, _, _ := strings.Cut(rest, "-")
+		if _, err := strconv.Atoi(pid); !is || err != nil {
+			return false
+		}
+		_, err := os.Stat("/proc/" + pid)
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	entries, _ := os.ReadDir(cgroups)
+	for _, e := range entries {
+		if stale(e.Name()) {
+			killGroup(filepath.Join(cgroups, e.Name()))
+		}
+	}
+	entries, _ = os.ReadDir("/run/netns")
+	for _, e := range entries {
+		if stale(e.Name()) {
+			exec.Command("ip", "netns", "delete", e.Name()).Run()
+		}
+	}
+}
+
+// makeRoot returns the hosts' root file system, and makes it if it is not there yet.
+func makeRoot(t testing.TB) string {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache = filepath.Join(cache, "imagegen-test")
+	root := filepath.Join(cache, "trixie-incus")
+	made := root + ".packages" // written last
+	if have, err := os.ReadFile(made); err == nil && string(have) == packages {
+		return root
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Create(filepath.Join(cache, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := os.ReadFile(made); err == nil && string(have) == packages {
+		return root
+	}
+	if err := os.RemoveAll(root); err != nil {
+		t.Fatal(err)
+	}
+	archive, err := archive()
+	if err != nil {
+		t.Skipf("SKIPPED: %v: providers are NOT tested on Incus", err)
+	}
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), makeRootIn)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "mmdebstrap", "--quiet", "--variant=apt", "--include="+packages, `--aptopt=APT::Install-Recommends "false"`,
+		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+		"trixie", root, archive).CombinedOutput()
+	if err != nil {
+		t.Fatalf("make Debian 13 with Incus: mmdebstrap: %v: %s", err, out)
+	}
+	if err := os.WriteFile(made, []byte(packages), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("Debian 13 with Incus was made in %s", time.Since(start).Round(time.Second))
+	return root
+}
+
+// archive returns the URL of the Debian archive that this machine's APT uses.
+func archive() (string, error) {
+	out, err := exec.Command("apt-get", "indextargets", "--format", "$(CREATED_BY) $(ORIGIN) $(COMPONENT) $(LABEL) $(REPO_URI)").Output()
+	if err != nil {
+		return "", fmt.Errorf("apt-get indextargets: %w", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); len(f) == 5 && strings.Join(f[:4], " ") == "Packages Debian main Debian" {
+			return f[4], nil
+		}
+	}
+	return "", errors.New("APT has no lists of a Debian archive (apt-get update brings them)")
+}
+
+// cgroupRoot returns where cgroup2 is mounted.
+func cgroupRoot() (string, error) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
+			return f[1], nil
+		}
+	}
+	return "", errors.New("no cgroup2 is mounted")
+}
+
+// killGroup kills all that is in a cgroup and below it, waits for its end, and removes the cgroup.
+func killGroup(group string) error {
+	if err := os.WriteFile(filepath.Join(group, "cgroup.kill"), []byte("1"), 0); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	if !poll(goneIn, func() bool {
+		events, err := os.ReadFile(filepath.Join(group, "cgroup.events"))
+		return err != nil || bytes.Contains(events, []byte("populated 0"))
+	}) {
+		return fmt.Errorf("what was killed in %s does not end", group)
+	}
+	var all []string
+	err := filepath.WalkDir(group, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			all = append(all, path)
+		}
+		return err
+	})
+	for i := range all {
+		err = errors.Join(err, os.Remove(all[len(all)-1-i]))
+	}
+	return err
+}
+
+func poll(limit time.Duration, done func() bool) bool {
+	for start := time.Now(); !done(); time.Sleep(pollEvery) {
+		if time.Since(start) > limit {
+			return false
+		}
+	}
+	return true
+}

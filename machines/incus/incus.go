@@ -1,0 +1,749 @@
+// Package incus makes machines of system containers on an Incus server or cluster of servers, with the incus program.
+//
+// Everything of a cluster is in a project of its own, imagegen-CLUSTER, and carries the cluster's UUID in user.imagegen.cluster,
+// the project included. A node's machine is the instance of its name, without profiles; its data disk is the custom volume
+// NODE-data on the same host. The seed, which holds secrets, is pushed into the instance as files; instance configuration, which
+// anyone who may look at the project can read, has identities only.
+package incus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"imagegen/cloudinit"
+	"imagegen/machines"
+)
+
+// Config is what the provider must know of the cluster and of Incus.
+type Config struct {
+	Cluster   string
+	ClusterID string
+	Hosts     []string // members of the Incus cluster; none: the one server
+	Network   string   // bridge on every host; default br0
+	Storage   string   // pool on every host; default default
+	Program   string   // default incus, from PATH
+	Log       func(format string, args ...any)
+}
+
+// Keys of what Incus keeps for us, in the configuration of instances, volumes and projects and in the properties of images.
+const (
+	clusterKey = "user.imagegen.cluster" // the mark
+	nodeKey    = "user.imagegen.node"
+	imageKey   = "user.imagegen.image" // identity; an image has it when all of it is there
+	seedKey    = "user.imagegen.seed"  // identity
+	stateKey   = "user.imagegen.state" // finished, or else it is not
+	finished   = "finished"
+)
+
+// seedFolder is where cloud-init in a container looks for its seed.
+const seedFolder = "/var/lib/cloud/seed/nocloud"
+
+// dataFolder is where the agent looks for a container's data disk.
+const dataFolder = "/data"
+
+// Provider is a [machines.Provider].
+type Provider struct {
+	config Config
+	client client
+	change func() error // called before every change; in tests only
+
+	images sync.Mutex // one import at a time
+}
+
+var _ machines.Provider = (*Provider)(nil)
+
+// New returns a provider. It asks nothing: Check does.
+func New(c Config) *Provider {
+	for _, d := range []struct {
+		value *string
+		def   string
+	}{{&c.Network, "br0"}, {&c.Storage, "default"}, {&c.Program, "incus"}} {
+		if *d.value == "" {
+			*d.value = d.def
+		}
+	}
+	if c.Log == nil {
+		c.Log = func(string, ...any) {}
+	}
+	return &Provider{config: c, client: client{program: c.Program, project: "imagegen-" + c.Cluster}, change: func() error { return nil }}
+}
+
+// What the API says of things.
+type (
+	instance struct {
+		Name     string            `json:"name"`
+		Status   string            `json:"status"`
+		Location string            `json:"location"`
+		Config   map[string]string `json:"config"`
+		LastUsed time.Time         `json:"last_used_at"`
+	}
+	volume struct {
+		Name     string            `json:"name"`
+		Location string            `json:"location"`
+		Config   map[string]string `json:"config"`
+	}
+	image struct {
+		Fingerprint string            `json:"fingerprint"`
+		Properties  map[string]string `json:"properties"`
+	}
+	project struct {
+		Name   string            `json:"name"`
+		Config map[string]string `json:"config"`
+		UsedBy []string          `json:"used_by"`
+	}
+	member struct {
+		Name    string `json:"server_name"`
+		Status  string `json:"status"`
+		Message string `json:"message"`
+	}
+	object = map[string]any
+)
+
+// host is where an instance or volume is; empty where there is but one server.
+func host(location string) string {
+	if location == "none" {
+		return ""
+	}
+	return location
+}
+
+func (p *Provider) ours(config map[string]string) bool {
+	return config[clusterKey] == p.config.ClusterID
+}
+
+// do changes something.
+func (p *Provider) do(ctx context.Context, method, path string, in any) error {
+	if err := p.change(); err != nil {
+		return err
+	}
+	return p.client.query(ctx, method, path, in, nil)
+}
+
+// project returns the cluster's project, or nil if there is none.
+func (p *Provider) project(ctx context.Context) (*project, error) {
+	var all []project
+	if err := p.client.query(ctx, "GET", "/1.0/projects?recursion=1", nil, &all); err != nil {
+		return nil, fmt.Errorf("list the projects of Incus: %w", err)
+	}
+	for _, pr := range all {
+		if pr.Name != p.client.project {
+			continue
+		}
+		if !p.ours(pr.Config) {
+			return nil, machines.Foreign("Incus project " + pr.Name)
+		}
+		return &pr, nil
+	}
+	return nil, nil
+}
+
+// ensureProject makes the cluster's project if there is none.
+func (p *Provider) ensureProject(ctx context.Context) error {
+	have, err := p.project(ctx)
+	if have != nil || err != nil {
+		return err
+	}
+	err = p.do(ctx, "POST", "/1.0/projects", object{
+		"name": p.client.project, "description": "cluster " + p.config.Cluster + " of imagegen",
+		"config": map[string]string{clusterKey: p.config.ClusterID, "features.images": "true", "features.storage.volumes": "true",
+			"features.profiles": "false", "features.networks": "false"},
+	})
+	if err != nil {
+		if have, again := p.project(ctx); have != nil && again == nil { // somebody else was faster
+			return nil
+		}
+		return fmt.Errorf("make the Incus project %s: %w", p.client.project, err)
+	}
+	return nil
+}
+
+// instances returns what is in the cluster's project, and false if there is no such project.
+func (p *Provider) instances(ctx context.Context) ([]instance, error) {
+	if have, err := p.project(ctx); have == nil || err != nil {
+		return nil, err
+	}
+	var all []instance
+	if err := p.client.query(ctx, "GET", p.client.path(url.Values{"recursion": {"1"}}, "instances"), nil, &all); err != nil {
+		return nil, fmt.Errorf("list the instances of the Incus project %s: %w", p.client.project, err)
+	}
+	return all, nil
+}
+
+// unreachable says that an instance's host does not answer. What Incus knows of the instance is then little more than its name.
+func (i *instance) unreachable() bool { return i.Status == "Error" && len(i.Config) == 0 }
+
+// find returns a node's instance, or nil if there is none, after what is still being done with it has ended.
+func (p *Provider) find(ctx context.Context, node string) (*instance, error) {
+	if err := p.settle(ctx, node); err != nil {
+		return nil, err
+	}
+	all, err := p.instances(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range all {
+		switch {
+		case i.Name != node:
+		case i.unreachable():
+			return nil, fmt.Errorf("%s is on host %s, which does not answer: bring that host back, or, if it is lost for ever, run incus cluster remove --force %[2]s", node, i.Location)
+		case !p.ours(i.Config):
+			return nil, machines.Foreign(fmt.Sprintf("Incus instance %s of project %s", node, p.client.project))
+		default:
+			return &i, nil
+		}
+	}
+	return nil, nil
+}
+
+// settle waits for the operations on a node's instance that an earlier process has begun: Incus goes on with them.
+func (p *Provider) settle(ctx context.Context, node string) error {
+	var byState map[string][]struct {
+		ID        string              `json:"id"`
+		Class     string              `json:"class"`
+		Resources map[string][]string `json:"resources"`
+	}
+	if err := p.client.query(ctx, "GET", p.client.path(url.Values{"recursion": {"1"}}, "operations"), nil, &byState); err != nil {
+		if have, again := p.project(ctx); have == nil && again == nil {
+			return nil // and no operations
+		}
+		return fmt.Errorf("list the operations of Incus: %w", err)
+	}
+	for state, ops := range byState {
+		if state != "running" && state != "pending" {
+			continue
+		}
+		for _, op := range ops {
+			if op.Class != "task" || !slices.ContainsFunc(op.Resources["instances"], func(r string) bool {
+				name, _, _ := strings.Cut(r[strings.LastIndex(r, "/")+1:], "?")
+				return name == node
+			}) {
+				continue
+			}
+			// Its error is that of who began it.
+			p.client.query(ctx, "GET", "/1.0/operations/"+op.ID+"/wait", nil, nil)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
+	}
+	return nil
+}
+
+// List is as [machines.Provider] says.
+func (p *Provider) List(ctx context.Context) ([]machines.State, error) {
+	all, err := p.instances(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := []machines.State{}
+	for _, i := range all {
+		s := machines.State{Node: i.Name, Host: host(i.Location), Image: i.Config[imageKey], Seed: i.Config[seedKey]}
+		switch {
+		case i.unreachable(): // whose it is cannot be seen, but the project is ours
+			s.Power = machines.Unknown
+		case !p.ours(i.Config):
+			continue
+		case i.Config[stateKey] != finished:
+			s.Power = machines.Unfinished
+		case i.Status == "Stopped":
+			s.Power = machines.Off
+		case i.Status == "Error":
+			s.Power = machines.Unknown
+		default:
+			s.Power = machines.On
+			if i.LastUsed.Unix() > 0 {
+				s.Since = i.LastUsed
+			}
+		}
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b machines.State) int { return strings.Compare(a.Node, b.Node) })
+	return list, nil
+}
+
+// on names a node with its host, for messages.
+func on(node, host string) string {
+	if host == "" {
+		return node
+	}
+	return node + " on host " + host
+}
+
+// Create is as [machines.Provider] says. A data disk stays on its host, so a machine is made there, wherever else it was to be.
+func (p *Provider) Create(ctx context.Context, m machines.Machine) error {
+	if err := p.ensureProject(ctx); err != nil {
+		return err
+	}
+	have, err := p.find(ctx, m.Node)
+	if err != nil {
+		return err
+	}
+	if have != nil {
+		if have.Config[stateKey] == finished {
+			return nil
+		}
+		if err := p.delete(ctx, have); err != nil {
+			return err
+		}
+	}
+	if err := p.create(ctx, &m); err != nil {
+		return fmt.Errorf("make %s: %w", on(m.Node, m.Host), err)
+	}
+	return nil
+}
+
+func (p *Provider) create(ctx context.Context, m *machines.Machine) error {
+	seed, err := cloudinit.ReadISO(m.Seed.Path)
+	if err != nil {
+		return err
+	}
+	fingerprint, err := p.ensureImage(ctx, m)
+	if err != nil {
+		return err
+	}
+	devices := object{
+		"root": object{"type": "disk", "path": "/", "pool": p.config.Storage},
+		"eth0": object{"type": "nic", "nictype": "bridged", "parent": p.config.Network, "name": "eth0", "hwaddr": m.MAC},
+	}
+	if m.Data > 0 {
+		if err := p.ensureData(ctx, m); err != nil {
+			return err
+		}
+		devices["data"] = object{"type": "disk", "pool": p.config.Storage, "source": dataName(m.Node), "path": dataFolder}
+	}
+	config := map[string]string{clusterKey: p.config.ClusterID, nodeKey: m.Node, imageKey: m.Image.Identity, seedKey: m.Seed.Identity}
+	if m.CPUs > 0 {
+		config["limits.cpu"] = strconv.Itoa(m.CPUs)
+	}
+	if m.Memory > 0 {
+		config["limits.memory"] = strconv.FormatInt(m.Memory, 10) + "B"
+	}
+	if m.Privileged {
+		config["security.privileged"] = "true"
+	}
+	if err := p.do(ctx, "POST", p.client.path(p.target(m.Host), "instances"), object{
+		"name": m.Node, "type": "container", "description": m.Role + " of cluster " + p.config.Cluster,
+		"source": object{"type": "image", "fingerprint": fingerprint}, "profiles": []string{}, "devices": devices, "config": config,
+	}); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{"network-config", seed.NetworkConfig}, {"user-data", seed.UserData}, {"meta-data", seed.MetaData}} {
+		if err := p.change(); err != nil {
+			return err
+		}
+		if _, err := p.client.run(ctx, f.data, "file", "push", "--quiet", "--project", p.client.project, "--create-dirs", "--mode", "0600", "--uid", "0", "--gid", "0",
+			"-", m.Node+seedFolder+"/"+f.name); err != nil {
+			return fmt.Errorf("push the seed: %w", err)
+		}
+	}
+	return p.do(ctx, "PATCH", p.client.path(nil, "instances", m.Node), object{"config": map[string]string{stateKey: finished}})
+}
+
+// target is the parameter that chooses a host.
+func (p *Provider) target(host string) url.Values {
+	if host == "" {
+		return url.Values{}
+	}
+	return url.Values{"target": {host}}
+}
+
+// ensureImage makes sure that Incus has a machine's image, and returns its fingerprint there.
+func (p *Provider) ensureImage(ctx context.Context, m *machines.Machine) (fingerprint string, err error) {
+	p.images.Lock()
+	defer p.images.Unlock()
+	for range 2 { // the second finds what the first has imported
+		all, err := p.ownImages(ctx)
+		if err != nil {
+			return "", err
+		}
+		unfinished := ""
+		for _, i := range all {
+			switch i.Properties[imageKey] {
+			case m.Image.Identity:
+				return i.Fingerprint, nil
+			case "":
+				unfinished = i.Fingerprint
+			}
+		}
+		if unfinished != "" { // it may be a part only
+			if err := p.do(ctx, "DELETE", p.client.path(nil, "images", unfinished), nil); err != nil {
+				return "", fmt.Errorf("remove an image that was not imported to its end: %w", err)
+			}
+		}
+		if err := p.change(); err != nil {
+			return "", err
+		}
+		p.config.Log("Incus imports the image of %s", m.Role)
+		if err := p.client.importImage(ctx, clusterKey+"="+p.config.ClusterID, func(w io.Writer) error {
+			return writeImage(ctx, w, m.Image.Path, map[string]string{"description": "imagegen " + m.Role, clusterKey: p.config.ClusterID, "image": m.Image.Identity})
+		}); err != nil {
+			return "", fmt.Errorf("import the image %s: %w", m.Image.Path, err)
+		}
+		all, err = p.ownImages(ctx)
+		if err != nil {
+			return "", err
+		}
+		for _, i := range all {
+			if i.Properties["image"] == m.Image.Identity && i.Properties[imageKey] == "" {
+				if err := p.do(ctx, "PATCH", p.client.path(nil, "images", i.Fingerprint), object{"properties": map[string]string{imageKey: m.Image.Identity}}); err != nil {
+					return "", fmt.Errorf("import the image %s: %w", m.Image.Path, err)
+				}
+			}
+		}
+	}
+	return "", fmt.Errorf("the image %s was imported, but Incus has not got it", m.Image.Path)
+}
+
+func (p *Provider) ownImages(ctx context.Context) ([]image, error) {
+	var all []image
+	if err := p.client.query(ctx, "GET", p.client.path(url.Values{"recursion": {"1"}}, "images"), nil, &all); err != nil {
+		return nil, fmt.Errorf("list the images of the Incus project %s: %w", p.client.project, err)
+	}
+	return slices.DeleteFunc(all, func(i image) bool { return !p.ours(i.Properties) }), nil
+}
+
+func dataName(node string) string { return node + "-data" }
+
+// data returns the volumes that are a node's data disk: none or one, and more only if somebody copied it.
+func (p *Provider) data(ctx context.Context, node string) ([]volume, error) {
+	var all []volume
+	if err := p.client.query(ctx, "GET", p.client.path(url.Values{"recursion": {"1"}}, "storage-pools", p.config.Storage, "volumes", "custom"), nil, &all); err != nil {
+		return nil, fmt.Errorf("list the volumes of the storage pool %s: %w", p.config.Storage, err)
+	}
+	all = slices.DeleteFunc(all, func(v volume) bool { return v.Name != dataName(node) })
+	for _, v := range all {
+		if !p.ours(v.Config) {
+			return nil, machines.Foreign(fmt.Sprintf("Incus volume %s of project %s", v.Name, p.client.project))
+		}
+	}
+	return all, nil
+}
+
+// ensureData makes the data disk of a machine, unless it is there, and moves the machine to where it is.
+func (p *Provider) ensureData(ctx context.Context, m *machines.Machine) error {
+	have, err := p.data(ctx, m.Node)
+	if err != nil {
+		return err
+	}
+	for _, v := range have {
+		if at := host(v.Location); at == m.Host || at == "" {
+			return nil
+		}
+	}
+	if len(have) > 0 {
+		at := host(have[0].Location)
+		p.config.Log("%s goes to host %s, where its data disk is", m.Node, at)
+		m.Host = at
+		return nil
+	}
+	if err := p.do(ctx, "POST", p.client.path(p.target(m.Host), "storage-pools", p.config.Storage, "volumes", "custom"), object{
+		"name": dataName(m.Node), "type": "custom", "content_type": "filesystem", "description": "data disk of " + m.Node,
+		"config": map[string]string{clusterKey: p.config.ClusterID, nodeKey: m.Node, "size": strconv.FormatInt(m.Data, 10) + "B"},
+	}); err != nil {
+		return fmt.Errorf("make the data disk: %w", err)
+	}
+	return nil
+}
+
+// power sets an instance's state.
+func (p *Provider) power(ctx context.Context, i *instance, action string, force bool) error {
+	return p.do(ctx, "PUT", p.client.path(nil, "instances", i.Name, "state"), object{"action": action, "force": force, "timeout": -1})
+}
+
+// Start is as [machines.Provider] says.
+func (p *Provider) Start(ctx context.Context, node string) error {
+	i, err := p.find(ctx, node)
+	switch {
+	case err != nil:
+		return err
+	case i == nil:
+		return fmt.Errorf("there is no Incus instance %s in project %s: imagegen up makes it", node, p.client.project)
+	case i.Config[stateKey] != finished:
+		return fmt.Errorf("%s was not made to its end: imagegen up finishes it", on(node, host(i.Location)))
+	case i.Status != "Stopped":
+		return nil
+	}
+	if err := p.power(ctx, i, "start", false); err != nil {
+		return fmt.Errorf("start %s: %w: incus info --project %s --show-log %s says more", on(node, host(i.Location)), err, p.client.project, node)
+	}
+	return nil
+}
+
+// Stop is as [machines.Provider] says.
+func (p *Provider) Stop(ctx context.Context, node string) error {
+	i, err := p.find(ctx, node)
+	if i == nil || err != nil {
+		return err
+	}
+	return p.stop(ctx, i)
+}
+
+func (p *Provider) stop(ctx context.Context, i *instance) error {
+	if i.Status == "Stopped" {
+		return nil
+	}
+	if err := p.power(ctx, i, "stop", true); err != nil {
+		return fmt.Errorf("stop %s: %w", on(i.Name, host(i.Location)), err)
+	}
+	return nil
+}
+
+// delete removes an instance. It is unfinished from its first step on: its files may go before its entry does.
+func (p *Provider) delete(ctx context.Context, i *instance) error {
+	if err := p.stop(ctx, i); err != nil {
+		return err
+	}
+	if i.Config[stateKey] == finished {
+		if err := p.do(ctx, "PATCH", p.client.path(nil, "instances", i.Name), object{"config": map[string]string{stateKey: ""}}); err != nil {
+			return fmt.Errorf("remove %s: %w", on(i.Name, host(i.Location)), err)
+		}
+	}
+	if err := p.do(ctx, "DELETE", p.client.path(nil, "instances", i.Name), nil); err != nil {
+		return fmt.Errorf("remove %s: %w", on(i.Name, host(i.Location)), err)
+	}
+	return nil
+}
+
+// Remove is as [machines.Provider] says.
+func (p *Provider) Remove(ctx context.Context, node string, data bool) error {
+	i, err := p.find(ctx, node)
+	if err != nil {
+		return err
+	}
+	if i != nil {
+		if err := p.delete(ctx, i); err != nil {
+			return err
+		}
+	}
+	if !data {
+		return nil
+	}
+	if have, err := p.project(ctx); have == nil || err != nil {
+		return err
+	}
+	volumes, err := p.data(ctx, node)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if err := p.do(ctx, "DELETE", p.client.path(p.target(host(v.Location)), "storage-pools", p.config.Storage, "volumes", "custom", v.Name), nil); err != nil {
+			return fmt.Errorf("remove the data disk of %s: %w", on(node, host(v.Location)), err)
+		}
+	}
+	return nil
+}
+
+// consolePoll is how often a console that is followed is read.
+const consolePoll = time.Second
+
+// Console is as [machines.Provider] says. Incus keeps the last part of what a container has printed.
+func (p *Provider) Console(ctx context.Context, w io.Writer, node string, follow bool) error {
+	i, err := p.find(ctx, node)
+	if err != nil {
+		return err
+	}
+	if i == nil {
+		return fmt.Errorf("there is no Incus instance %s in project %s", node, p.client.project)
+	}
+	var before []byte
+	for {
+		now, err := p.client.run(ctx, nil, "console", "--project", p.client.project, "--show-log", node)
+		if err != nil {
+			if follow && ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("read the console of %s: %w", on(node, host(i.Location)), err)
+		}
+		if _, err := w.Write(fresh(before, now)); err != nil || !follow {
+			return err
+		}
+		before = now
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(consolePoll):
+		}
+	}
+}
+
+// fresh returns what a log has gained, when its begin may have been dropped meanwhile.
+func fresh(before, now []byte) []byte {
+	const enough = 1024 // bytes that do not repeat
+	if rest, is := bytes.CutPrefix(now, before); is {
+		return rest
+	}
+	end := before[max(0, len(before)-enough):]
+	if i := bytes.LastIndex(now, end); i >= 0 {
+		return now[i+len(end):]
+	}
+	return now
+}
+
+// Purge is as [machines.Provider] says. A project that holds what is not ours stays.
+func (p *Provider) Purge(ctx context.Context) error {
+	have, err := p.project(ctx)
+	if have == nil || err != nil {
+		return err
+	}
+	images, err := p.ownImages(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		if err := p.do(ctx, "DELETE", p.client.path(nil, "images", i.Fingerprint), nil); err != nil {
+			return fmt.Errorf("remove an image from Incus: %w", err)
+		}
+	}
+	have, err = p.project(ctx)
+	if have == nil || err != nil {
+		return err
+	}
+	if len(have.UsedBy) > 0 {
+		p.config.Log("the Incus project %s stays: it holds what is not this cluster's: %s", have.Name, strings.Join(have.UsedBy, ", "))
+		return nil
+	}
+	if err := p.do(ctx, "DELETE", "/1.0/projects/"+url.PathEscape(have.Name), nil); err != nil {
+		return fmt.Errorf("remove the Incus project %s: %w", have.Name, err)
+	}
+	return nil
+}
+
+// Check is as [machines.Provider] says.
+func (p *Provider) Check(ctx context.Context) error {
+	if _, err := exec.LookPath(p.config.Program); err != nil {
+		return fmt.Errorf("there is no program %s on this computer: install the package incus-client (Debian 13) or incus", p.config.Program)
+	}
+	var server struct {
+		Auth        string `json:"auth"`
+		Environment struct {
+			Clustered bool `json:"server_clustered"`
+		} `json:"environment"`
+	}
+	if err := p.client.query(ctx, "GET", "/1.0", nil, &server); err != nil {
+		return fmt.Errorf("the Incus server does not answer: %w: incus remote list shows which one it is, and INCUS_REMOTE names another; on the server itself, be root or in the group incus-admin", err)
+	}
+	if server.Auth != "trusted" {
+		return errors.New("the Incus server does not trust this user: incus config trust add on the server gives a token, incus remote add here uses it")
+	}
+	if server.Environment.Clustered != (len(p.config.Hosts) > 0) {
+		if server.Environment.Clustered {
+			return errors.New("Incus is a cluster: name the hosts to use in the spec (machines: hosts: […]); incus cluster list shows them")
+		}
+		return errors.New("the spec names hosts, but Incus is not a cluster: incus cluster enable makes it one; or leave machines.hosts out")
+	}
+	hosts := p.config.Hosts
+	if server.Environment.Clustered {
+		if err := p.checkMembers(ctx); err != nil {
+			return err
+		}
+	} else {
+		hosts = []string{""}
+	}
+	var errs []error
+	for _, h := range hosts {
+		if err := p.checkHost(ctx, h); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if _, err := p.project(ctx); err != nil {
+		return err
+	}
+	p.warnOfLimits(ctx)
+	return nil
+}
+
+func (p *Provider) checkMembers(ctx context.Context) error {
+	var members []member
+	if err := p.client.query(ctx, "GET", "/1.0/cluster/members?recursion=1", nil, &members); err != nil {
+		return fmt.Errorf("list the hosts of Incus: %w", err)
+	}
+	var errs []error
+	for _, h := range p.config.Hosts {
+		i := slices.IndexFunc(members, func(m member) bool { return m.Name == h })
+		switch {
+		case i < 0:
+			var names []string
+			for _, m := range members {
+				names = append(names, m.Name)
+			}
+			errs = append(errs, fmt.Errorf("host %s is not in the Incus cluster, which has %s: incus cluster add %[1]s gives a token with which it joins", h, strings.Join(names, ", ")))
+		case members[i].Status != "Online":
+			errs = append(errs, fmt.Errorf("host %s is %s for Incus: %s: look at it with incus cluster info %[1]s", h, strings.ToLower(members[i].Status), members[i].Message))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkHost makes sure that a host has the bridge and the storage pool.
+func (p *Provider) checkHost(ctx context.Context, h string) error {
+	at := "this Incus server"
+	if h != "" {
+		at = "host " + h
+	}
+	query := ""
+	if h != "" {
+		query = "?" + p.target(h).Encode()
+	}
+	var network struct {
+		Type string `json:"type"`
+	}
+	if err := p.client.query(ctx, "GET", "/1.0/networks/"+url.PathEscape(p.config.Network)+query, nil, &network); err != nil || network.Type != "bridge" {
+		if err == nil {
+			err = fmt.Errorf("it is of type %s", network.Type)
+		}
+		return fmt.Errorf("%s has no bridge %s: %w: make it, with a port in the network that all hosts share, or name another (machines: network: …)", at, p.config.Network, err)
+	}
+	var pool struct {
+		Status    string   `json:"status"`
+		Locations []string `json:"locations"`
+	}
+	err := p.client.query(ctx, "GET", "/1.0/storage-pools/"+url.PathEscape(p.config.Storage), nil, &pool)
+	if err == nil && pool.Status != "Created" {
+		err = fmt.Errorf("its state is %s", pool.Status)
+	}
+	if err == nil && h != "" && !slices.Contains(pool.Locations, h) {
+		err = errors.New("it is on " + strings.Join(pool.Locations, ", "))
+	}
+	if err != nil {
+		return fmt.Errorf("%s has no storage pool %s: %w: incus storage create makes it, or name another (machines: storage: …)", at, p.config.Storage, err)
+	}
+	return nil
+}
+
+// warnOfLimits tells which hosts cannot limit memory: their cgroups lack the controller.
+func (p *Provider) warnOfLimits(ctx context.Context) {
+	var warnings []struct {
+		Type     string `json:"type"`
+		Location string `json:"location"`
+		Status   string `json:"status"`
+	}
+	if p.client.query(ctx, "GET", "/1.0/warnings?recursion=1", nil, &warnings) != nil {
+		return // who may not read them does without
+	}
+	var hosts []string
+	for _, w := range warnings {
+		if w.Type == "Couldn't find the CGroup memory controller" && w.Status != "resolved" && !slices.Contains(hosts, w.Location) {
+			hosts = append(hosts, w.Location)
+		}
+	}
+	if len(hosts) > 0 {
+		slices.Sort(hosts)
+		p.config.Log("memory is not limited on %s: no memory controller in cgroup2", strings.Join(hosts, ", "))
+	}
+}

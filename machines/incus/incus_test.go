@@ -1,0 +1,145 @@
+package incus
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"imagegen/cloudinit"
+	"imagegen/internal/incushosts"
+	"imagegen/machines"
+	"imagegen/machines/conformance"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hosts starts an Incus cluster, where tests may.
+func hosts(t *testing.T, n int) *incushosts.Cluster {
+	t.Helper()
+	if os.Getenv("IMAGEGEN_E2E") != "incus" {
+		t.Skip("tests on real Incus daemons run with IMAGEGEN_E2E=incus, as root: make e2e-incus")
+	}
+	return incushosts.Start(t, n)
+}
+
+const testID = "5c9a9b0e-6e0c-4ea5-9d26-3a1f0c7a2b11"
+
+// tiny makes a bootable image of busybox alone, and a seed.
+func tiny(t *testing.T, c *incushosts.Cluster, text string) (image, seed machines.File) {
+	t.Helper()
+	dir := t.TempDir()
+	tree := filepath.Join(dir, "root")
+	for _, d := range []string{"bin", "sbin", "dev", "proc", "sys", "run", "tmp", "etc", "var/lib", "data"} {
+		must(t, os.MkdirAll(filepath.Join(tree, d), 0o755))
+	}
+	busybox, err := os.ReadFile(filepath.Join(c.Root(), "usr/bin/busybox"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(tree, "bin/busybox"), busybox, 0o755))
+	must(t, os.Symlink("busybox", filepath.Join(tree, "bin/sh")))
+	must(t, os.WriteFile(filepath.Join(tree, "sbin/init"), []byte("#!/bin/sh\necho this is "+text+" >/dev/console\nwhile :; do busybox sleep 1000; done\n"), 0o755))
+	must(t, os.WriteFile(filepath.Join(tree, "etc/version"), []byte(text), 0o644))
+	disk := filepath.Join(dir, "disk.raw")
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-d", tree, disk, "16M").CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	iso := filepath.Join(dir, "seed.iso")
+	must(t, cloudinit.Seed{MetaData: []byte("instance-id: " + text + "\n"), UserData: []byte("#cloud-config\n{}\n"), NetworkConfig: []byte("version: 1\nconfig: []\n")}.WriteISO(iso))
+	return machines.File{Path: disk, Identity: "image-" + text}, machines.File{Path: iso, Identity: "seed-" + text}
+}
+
+// backend is Incus as the conformance suite sees it.
+type backend struct {
+	*incushosts.Cluster
+	images, seeds [2]machines.File
+}
+
+const projectName = "imagegen-suite"
+
+func (b backend) Provider(_ *testing.T, step func() error) machines.Provider {
+	p := New(Config{Cluster: "suite", ClusterID: testID, Hosts: b.Hosts(), Program: b.Incus("h1")})
+	p.change = step
+	return p
+}
+
+func (b backend) Machine(node string, version int) machines.Machine {
+	h := b.Hosts()[int(node[len(node)-1])%len(b.Hosts())]
+	return machines.Machine{Cluster: "suite", ClusterID: testID, Node: node, Role: "role", Host: h, CPUs: 1, Memory: 64 << 20, Data: 1 << 20,
+		MAC: "02:00:00:00:00:0" + node[len(node)-1:], Image: b.images[version], Seed: b.seeds[version]}
+}
+
+func (b backend) Foreign(t *testing.T, node string) {
+	must(t, b.Provider(t, func() error { return nil }).(*Provider).ensureProject(t.Context()))
+	b.Run("h1", "init", "--empty", "--no-profiles", "--project", projectName, "--storage", "default", "--target", b.Machine(node, 0).Host, node, "-c", "user.owner=somebody")
+	t.Cleanup(func() {
+		b.Run("h1", "delete", "--force", "--project", projectName, node)
+		b.Run("h1", "project", "delete", projectName)
+	})
+}
+
+func (b backend) ForeignIntact(t *testing.T, node string) {
+	t.Helper()
+	if got := b.Run("h1", "config", "get", "--project", projectName, node, "user.owner"); strings.TrimSpace(got) != "somebody" {
+		t.Errorf("the foreign instance's owner is %q", got)
+	}
+}
+
+func (b backend) Vanish(t *testing.T, node string) {
+	b.Run("h1", "delete", "--force", "--project", projectName, node)
+}
+
+func (b backend) dataFile(node string) string {
+	return filepath.Join(b.Pool(b.Machine(node, 0).Host), "custom", projectName+"_"+node+"-data", "text")
+}
+
+func (b backend) WriteData(t *testing.T, node, text string) {
+	must(t, os.WriteFile(b.dataFile(node), []byte(text), 0o644))
+}
+
+func (b backend) ReadData(t *testing.T, node string) string {
+	t.Helper()
+	data, err := os.ReadFile(b.dataFile(node))
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = os.Stat(filepath.Dir(b.dataFile(node)))
+	}
+	must(t, err)
+	return string(data)
+}
+
+func (b backend) Leftovers(t *testing.T) []string {
+	var left []string
+	for _, path := range []string{"/1.0/instances?all-projects=true", "/1.0/images?all-projects=true", "/1.0/storage-pools/default/volumes/custom?all-projects=true", "/1.0/projects"} {
+		var some []string
+		must(t, json.Unmarshal([]byte(b.Run("h1", "query", path)), &some))
+		left = append(left, some...)
+	}
+	for _, h := range b.Hosts() {
+		for _, kind := range []string{"containers", "custom"} {
+			on, _ := filepath.Glob(filepath.Join(b.Pool(h), kind, "*"))
+			left = append(left, on...)
+		}
+	}
+	return slices.DeleteFunc(left, func(s string) bool { return s == "/1.0/projects/default" })
+}
+
+// TestIncus runs the suite of all providers on real daemons.
+func TestIncus(t *testing.T) {
+	c := hosts(t, 3)
+	var b backend
+	b.Cluster = c
+	for i := range 2 {
+		b.images[i], b.seeds[i] = tiny(t, c, fmt.Sprint("version", i))
+	}
+	conformance.Run(t, func(*testing.T) conformance.Backend { return b })
+}
