@@ -682,6 +682,9 @@ func (p *parser) options(r *Role, v value, rules Rules) {
 // packageName is what apt and yum take as a package, with an architecture or a version.
 var packageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._:~=-]*$`)
 
+// packageFile is the name of a package's file: programs in a bake take it for a word.
+var packageFile = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~^:_-]*$`)
+
 func (p *parser) packages(r *Role, v value) {
 	seen := map[string]bool{}
 	for _, e := range p.list(v, "[tcpdump, ./my.deb]") {
@@ -699,6 +702,8 @@ func (p *parser) packages(r *Role, v value) {
 			p.faultf(e, "%s is not a package; write a name, such as tcpdump, or the path of a .deb or .rpm file", words.Quote(s))
 		case isFile && wants != "" && format != wants:
 			p.faultf(e, "%s cannot be installed on %s; a package file ends in .%s there", words.Quote(s), p.spec.Distro, wants)
+		case isFile && !packageFile.MatchString(filepath.Base(s)):
+			p.faultf(e, "%s cannot be a package file's name; rename it to letters, digits and .+~_- alone", words.Quote(filepath.Base(s)))
 		case isFile:
 			p.fileThere(e, s, "a package")
 		}

@@ -104,6 +104,7 @@ func (s *source) option(name, value string) {
 		s.archs = strings.FieldsFunc(value, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) })
 	case name == "signed-by" && strings.HasPrefix(value, "/"):
 		s.key, _, _ = strings.Cut(value, ",")
+		s.key = filepath.Clean(s.key)
 		s.options = append(s.options, name+"="+value)
 	case slices.Contains(sourceOptions, name) && value != "":
 		s.options = append(s.options, name+"="+value)

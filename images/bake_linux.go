@@ -343,12 +343,18 @@ func (b *bake) download(ctx context.Context) error {
 	if err := os.Mkdir(files, 0o755); err != nil {
 		return err
 	}
+	// The paths are a role's: they are checked when it is read, and cannot lead out of the folder here either.
+	root, err := os.OpenRoot(files)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
 	for _, d := range b.plan.inputs.Downloads {
-		path := filepath.Join(files, d.Path)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		path := strings.TrimPrefix(d.Path, "/")
+		if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		if err := b.config.store().take(ctx, d.SHA256, path, d.URL); err != nil {
+		if err := b.config.store().takeBelow(ctx, d.SHA256, root, path, d.URL); err != nil {
 			return err
 		}
 	}
@@ -409,6 +415,9 @@ func layLocal(ctx context.Context, dir string, all []localPackage) error {
 		return err
 	}
 	for _, l := range all {
+		if !pinWord.MatchString(l.Name) { // scripts take the names for words
+			return fmt.Errorf("%s: give the package file a name of letters, digits and .+~_- alone", l.path)
+		}
 		if err := copyAs(ctx, l.path, filepath.Join(dir, l.Name), l.SHA256); err != nil {
 			return err
 		}
@@ -418,17 +427,50 @@ func layLocal(ctx context.Context, dir string, all []localPackage) error {
 
 // layAPT lays what APT in the image needs to know.
 func (b *bake) layAPT(ctx context.Context) error {
-	for _, k := range keyrings(b.base.Sources) {
-		path := filepath.Join(b.inputs("keys"), k)
-		err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), copySparse(ctx, k, path))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // the base may have it
-			return fmt.Errorf("copy the archive's keys: %w", err)
-		}
+	if err := layKeys(b.inputs("keys"), keyrings(b.base.Sources)); err != nil {
+		return fmt.Errorf("copy the archive's keys: %w", err)
 	}
 	return errors.Join(
 		b.config.repository(ctx, b.inputs("archive"), b.plan.inputs.Pinned),
 		os.WriteFile(b.inputs("sources"), []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644),
 		os.WriteFile(b.inputs("apt.conf"), []byte(aptDefaults), 0o644))
+}
+
+// maxKeyring is the size of the largest file that is taken for a keyring.
+const maxKeyring = 16 << 20
+
+// layKeys copies keyrings of this machine to a new folder, below their paths, which come from the spec: they do not lead
+// out of it. What is not there the base may have.
+func layKeys(dir string, keys []string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, k := range keys {
+		info, err := os.Stat(k)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !info.Mode().IsRegular() || info.Size() > maxKeyring {
+			return fmt.Errorf("%s is no keyring", k)
+		}
+		data, err := os.ReadFile(k)
+		if err != nil {
+			return err
+		}
+		path := strings.TrimPrefix(k, "/")
+		if err := errors.Join(root.MkdirAll(filepath.Dir(path), 0o755), root.WriteFile(path, data, 0o644)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // assignments writes variables as a shell reads them.

@@ -51,7 +51,7 @@ func (t layers) list(path string) (fs.FileInfo, []fs.FileInfo, error) {
 		}
 		return nil
 	}
-	if !t.hidden(path) {
+	if !t.hidden(path) && isFolder(t.lower, path) {
 		if err := add(filepath.Join(t.lower, path)); err != nil {
 			return nil, nil, err
 		}
@@ -65,6 +65,16 @@ func (t layers) list(path string) (fs.FileInfo, []fs.FileInfo, error) {
 	}
 	slices.SortFunc(list, func(a, b fs.FileInfo) int { return strings.Compare(a.Name(), b.Name()) })
 	return info, list, nil
+}
+
+// isFolder says whether a path below a tree is a folder, and no part of it a link, which would lead to this machine's files.
+func isFolder(tree, path string) bool {
+	for ; path != "."; path = filepath.Dir(path) {
+		if info, err := os.Lstat(filepath.Join(tree, path)); err != nil || !info.IsDir() {
+			return false
+		}
+	}
+	return true
 }
 
 // hidden says whether nothing of what lower has in a directory is seen: it, or one above it, was removed and made anew.

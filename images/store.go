@@ -45,13 +45,23 @@ func (s store) add(ctx context.Context, path, sum, what string) error {
 
 // take puts what is in the store at path, if it still is what it was. It is copied: programs of a bake have no way to the
 // store itself. What it is, is said in the error.
-func (s store) take(ctx context.Context, sum, path, what string) (err error) {
+func (s store) take(ctx context.Context, sum, path, what string) error {
+	dir, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return s.takeBelow(ctx, sum, dir, filepath.Base(path), what)
+}
+
+// takeBelow is take to a path below a folder, which no link leads out of.
+func (s store) takeBelow(ctx context.Context, sum string, dir *os.Root, path, what string) (err error) {
 	from, err := os.Open(s.path(sum))
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	to, err := dir.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}

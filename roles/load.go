@@ -55,7 +55,12 @@ func Load(dir string) (*Catalogue, error) {
 		case !info.IsDir():
 			return nil, fmt.Errorf("read the roles: %s is not a folder", dir)
 		default:
-			if err := l.folder(c, os.DirFS(dir), dir); err != nil {
+			root, err := os.OpenRoot(dir)
+			if err != nil {
+				return nil, fmt.Errorf("read the roles: %w", err)
+			}
+			defer root.Close() // all files are read below
+			if err := l.folder(c, root.FS(), dir); err != nil {
 				return nil, err
 			}
 		}
@@ -153,7 +158,13 @@ func (l *loader) folder(c *Catalogue, fsys fs.FS, shown string) error {
 	var found []*source
 	for _, e := range entries {
 		// A link to a folder is a role, too; what is not a folder is none of ours.
+		// Links out of the roles' folder are not followed (os.Root): a checkout, built by root, must not read root's files.
 		info, err := fs.Stat(fsys, e.Name())
+		if err != nil && e.Type()&fs.ModeSymlink != 0 && !strings.HasPrefix(e.Name(), ".") {
+			l.sources[e.Name()] = &source{problems: cluster.Problems{{File: filepath.Join(shown, e.Name()), Line: 1, Col: 1,
+				Msg: "is a link out of the folder of roles, or to nothing; copy the role here"}}}
+			continue
+		}
 		if err != nil || !info.IsDir() || strings.HasPrefix(e.Name(), ".") || fsys == builtin && e.Name() == commonDir {
 			continue
 		}
@@ -415,6 +426,8 @@ func (s *source) checkDistros() {
 					s.fault(index(at+"."+list.key, i), "%q: one name an entry", v)
 				} else if list.key == "remove" && !cleanPath(v) {
 					s.fault(index(at+"."+list.key, i), "%q is not a clean absolute path", v)
+				} else if top, _, _ := strings.Cut(v[1:], "/"); list.key == "remove" && (strings.ContainsAny(top, "*?[") || slices.Contains(mounted, top)) {
+					s.fault(index(at+"."+list.key, i), "%q may lead to the build host's own files; name a path below a folder such as /usr or /etc", v)
 				}
 			}
 		}
@@ -484,6 +497,9 @@ func (s *source) checkDistros() {
 		}
 	}
 }
+
+// mounted are folders that are no part of an image while it is baked, but mounts of the build host's.
+var mounted = []string{"dev", "proc", "run", "sys"}
 
 // plainVersion is a version that can be compared number by number.
 var plainVersion = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)
@@ -662,8 +678,12 @@ func (s *source) parseFile(at, name string) {
 		return
 	}
 	text, err := fs.ReadFile(fsys, file)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		s.fault(at, "there is no %s", shown)
+		return
+	}
+	if err != nil { // a link out of the folder of roles among them
+		s.fault(at, "%s cannot be read: %v", shown, err)
 		return
 	}
 	// A checkout on Windows has CRLF; nodes get LF, as from any other machine.

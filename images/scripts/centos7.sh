@@ -86,7 +86,10 @@ rm -rf /var/lib/cloud /var/lib/mysql/* /var/lib/glusterd/* /var/lib/redis/* /var
 rm -rf /root/.bash_history /root/.ssh /root/anaconda-ks.cfg /root/original-ks.cfg
 # Emptied rather than removed: mysqld may write to its log, and not make it.
 find /var/log -type f -exec truncate -s 0 {} +
-for p in $REMOVE; do rm -rf "$p"; done # globs are wanted
+# Globs are wanted. What a link leads to is left alone when it is on one of the mounts, such as the build host's /dev.
+for p in $REMOVE; do
+    [ "$(stat -L -c %d "${p%/*}/" 2>/dev/null)" != "$(stat -c %d /)" ] || rm -rf --one-file-system "$p"
+done
 passwd -l root >/dev/null
 
 # What was written without SELinux has no label, and an enforced policy lets nobody read it. Last, therefore.
