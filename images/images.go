@@ -219,6 +219,7 @@ func (c *Config) plan(ctx context.Context, names []string) ([]*plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	base.Sources = l.named(base.Sources)
 	if p := l.Base.fit(base.requested()); p != nil {
 		base.Pinned = p.Packages
 	}

@@ -27,10 +27,11 @@ const lockHead = `# The packages of every image, as they were when they were pin
 
 // lock pins every package of every image. What its roles list comes on top of the base, which all images have.
 type lock struct {
-	Schema int              `yaml:"schema"` // 1
-	Distro string           `yaml:"distro"`
-	Base   *pins            `yaml:"base,omitempty"`
-	Roles  map[string]*pins `yaml:"roles,omitempty"`
+	Schema  int              `yaml:"schema"` // 1
+	Distro  string           `yaml:"distro"`
+	LeftOut []string         `yaml:"left_out,omitempty"` // suites that the archive at a plain address lacks
+	Base    *pins            `yaml:"base,omitempty"`
+	Roles   map[string]*pins `yaml:"roles,omitempty"`
 }
 
 // pins are the packages that a list of names stands for.
@@ -110,6 +111,14 @@ func (c *Config) writeLock(l *lock) error {
 		return err
 	}
 	return atomicfile.Write(c.LockPath(), b.Bytes(), 0o644)
+}
+
+// named returns the sources that an image is to name: not those that the archive lacks.
+func (l *lock) named(sources []string) []string {
+	return slices.DeleteFunc(slices.Clone(sources), func(line string) bool {
+		all := parseList(line)
+		return len(all) == 1 && slices.Contains(l.LeftOut, all[0].suite)
+	})
 }
 
 // clone copies a lock as far as it is changed: sections are replaced, never written to.

@@ -24,17 +24,23 @@ import (
 // archive asks APT on this machine about the sources that images are baked from. It has a folder of its own in the
 // cache, with the archive's lists; what this machine has installed, and where else it gets packages, is nothing to it.
 type archive struct {
-	dir  string
-	lock *os.File
+	dir     string
+	lock    *os.File
+	leftOut []string // suites that were asked for, and are not there
 }
 
 // openArchive makes an archive ready. Its lists are fetched unless the bake is offline. Others who want it wait until it
 // is closed.
-func (c *Config) openArchive(ctx context.Context) (_ *archive, err error) {
+func (c *Config) openArchive(ctx context.Context) (*archive, error) {
 	sources, err := c.sources()
 	if err != nil {
 		return nil, err
 	}
+	return c.openSources(ctx, sources)
+}
+
+// openSources is openArchive for these sources.
+func (c *Config) openSources(ctx context.Context, sources []string) (_ *archive, err error) {
 	a := &archive{dir: filepath.Join(c.CacheDir, "archive", hashJSON(sources)[:32])}
 	for _, d := range []string{"state/lists/partial", "cache/archives/partial", "trusted"} {
 		if err := os.MkdirAll(filepath.Join(a.dir, d), 0o755); err != nil {
@@ -88,31 +94,56 @@ APT::Sandbox::User "root";
 	}
 	err = update()
 	if err != nil && ctx.Err() == nil && !strings.HasPrefix(c.Spec.Mirror, "deb ") && c.Spec.Mirror != "" {
-		err = c.leaveOut(filepath.Join(a.dir, "sources.list"), sources, err, update)
+		if a.leftOut = lackedSuites(sources, err); a.leftOut != nil {
+			sources = (&lock{LeftOut: a.leftOut}).named(sources)
+			if err := os.WriteFile(filepath.Join(a.dir, "sources.list"), []byte(strings.Join(sources, "\n")+"\n"), 0o644); err != nil {
+				return nil, err
+			}
+			err = update()
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the archive's lists: %w", err)
 	}
+	c.warnOfSuites(sources, a.leftOut)
 	return a, nil
 }
 
-// leaveOut tries the archive at a plain address without the suites of updates that it may lack, and says loudly which are
-// left out. A suite counts as lacking only when the server says that it is not there: a broken connection is an error.
-func (c *Config) leaveOut(list string, sources []string, failed error, update func() error) error {
-	for i := 0; i < len(sources); i++ {
-		suite := strings.Fields(sources[i])[2]
-		if suite == "bookworm" || !strings.Contains(failed.Error(), suite+" Release' does not have a Release file") {
-			continue
+// lackedSuites returns the suites of updates that an archive at a plain address lacks, by the error of APT. A suite counts as
+// lacking only when the server says that it is not there: a broken connection is an error.
+func lackedSuites(sources []string, failed error) (suites []string) {
+	for _, s := range parseList(strings.Join(sources, "\n")) {
+		if s.suite != "bookworm" && strings.Contains(failed.Error(), s.suite+" Release' does not have a Release file") {
+			suites = append(suites, s.suite)
 		}
-		c.UI.Note(fmt.Sprintf("WARNING: %s: the images are made WITHOUT %s, which the mirror has not at %s; write its address in a list: mirror: [deb … bookworm main, deb … %s main]",
-			c.Spec.File, suite, strings.Fields(sources[i])[1], suite))
-		sources = slices.Delete(slices.Clone(sources), i, i+1)
-		i--
 	}
-	if err := os.WriteFile(list, []byte(strings.Join(sources, "\n")+"\n"), 0o644); err != nil {
-		return err
+	return suites
+}
+
+// warnOfSuites says loudly that images are made without security updates, or without what was left out. The build host's own
+// archive does not stand in: with it, images of one spec would differ between build hosts, and come from where the spec
+// does not say.
+func (c *Config) warnOfSuites(sources, leftOut []string) {
+	missing := slices.Clone(leftOut)
+	const security = "bookworm-security"
+	if !slices.Contains(missing, security) && !slices.ContainsFunc(parseList(strings.Join(sources, "\n")), func(s source) bool { return s.suite == security }) {
+		missing = append(missing, security)
 	}
-	return update()
+	for _, suite := range missing {
+		address := "…"
+		own, _ := hostSources("/") // a proposal; none is no fault
+		for _, s := range parseList(strings.Join(own, "\n")) {
+			if s.suite == suite {
+				address = s.uri
+			}
+		}
+		where := c.Spec.File + ": the mirror"
+		if c.Spec.Mirror == "" {
+			where = "this machine's APT configuration"
+		}
+		c.UI.Note(fmt.Sprintf("WARNING: the images are made WITHOUT %s, which %s does not have; name it in the spec, in a list: mirror: [deb … bookworm main, deb %s %s main]",
+			suite, where, address, suite))
+	}
 }
 
 // packagesName is what the progress calls the work on packages of all images.
@@ -452,6 +483,9 @@ func (c *Config) resolveAPT(ctx context.Context, now *lock, requests map[string]
 		return err
 	}
 	defer a.close()
+	if !c.Offline {
+		now.LeftOut = a.leftOut
+	}
 	c.UI.Step(packagesName, "find out which are needed")
 	var installed string
 	if now.Base != nil {

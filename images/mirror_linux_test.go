@@ -1,0 +1,114 @@
+package images
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestMirrorWithoutSuites has an archive at a plain address that lacks a suite of updates: it is left out, loudly, and the
+// image does not name it. One that merely cannot be reached is an error.
+func TestMirrorWithoutSuites(t *testing.T) {
+	program(t, "apt-get", "apt")
+	program(t, "gpg", "gnupg")
+	www := t.TempDir()
+	home := newKeys(t, www)
+	key := filepath.Join(www, "key.gpg")
+	must(t, exec.Command("gpg", "--homedir", home, "--batch", "--output", key, "--export", "right"))
+	for _, path := range []string{"debian/dists/bookworm", "debian/dists/bookworm-updates", "debian-security/dists/bookworm-security"} {
+		dir := filepath.Join(www, path)
+		write(t, filepath.Join(dir, "main/binary-amd64/Packages"), "")
+		write(t, filepath.Join(dir, "plain"), fmt.Sprintf("Suite: %[1]s\nCodename: %[1]s\nArchitectures: amd64\nComponents: main\nDate: Sat, 01 Nov 2025 00:00:00 UTC\nSHA256:\n %x 0 main/binary-amd64/Packages\n",
+			filepath.Base(path), sha256.Sum256(nil)))
+		must(t, exec.Command("gpg", "--homedir", home, "--batch", "--local-user", "right", "--output", filepath.Join(dir, "InRelease"), "--clearsign", filepath.Join(dir, "plain")))
+	}
+	var lacks string // a part of the paths
+	status := http.StatusNotFound
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if lacks != "" && strings.Contains(r.URL.Path, lacks) {
+			w.WriteHeader(status)
+			return
+		}
+		http.FileServer(http.Dir(www)).ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	open := func(t *testing.T, mirror string) (*archive, []string, Config, error) {
+		t.Helper()
+		c := mustConfig(t, testDir(t, tinySpec+"mirror: '"+strings.ReplaceAll(mirror, "URL", server.URL)+"'\n", map[string]string{"tiny": tinyRole}), t.TempDir())
+		var said []string
+		c.UI = all{&said}
+		sources, err := c.sources()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range sources { // Debian's own key is not here
+			sources[i] = strings.Replace(sources[i], "deb http", "deb [signed-by="+key+"] http", 1)
+		}
+		a, err := c.openSources(t.Context(), sources)
+		if err == nil {
+			a.close()
+		}
+		return a, said, c, err
+	}
+	t.Run("has all", func(t *testing.T) {
+		a, said, _, err := open(t, "URL/debian")
+		if err != nil || a.leftOut != nil || len(said) > 0 {
+			t.Errorf("%+v, %q, %v", a, said, err)
+		}
+	})
+	for _, suite := range []string{"bookworm-updates", "bookworm-security"} {
+		t.Run("lacks "+suite, func(t *testing.T) {
+			lacks = suite
+			defer func() { lacks = "" }()
+			a, said, c, err := open(t, "URL/debian")
+			if err != nil || !slices.Equal(a.leftOut, []string{suite}) {
+				t.Fatalf("%+v, %v", a, err)
+			}
+			if len(said) != 1 || !strings.HasPrefix(said[0], "WARNING: the images are made WITHOUT "+suite+", which "+c.Spec.File) {
+				t.Errorf("%q", said)
+			}
+			list, err := os.ReadFile(filepath.Join(a.dir, "sources.list"))
+			if err != nil || strings.Contains(string(list), suite) || strings.Count(string(list), "deb ") != 2 {
+				t.Errorf("%s, %v", list, err)
+			}
+			// The lock keeps it, and the image does not name it.
+			if err := c.writeLock(&lock{Schema: 1, Distro: "debian12", LeftOut: a.leftOut, Roles: map[string]*pins{}}); err != nil {
+				t.Fatal(err)
+			}
+			plans, err := c.plan(t.Context(), []string{"tiny"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s := strings.Join(plans[0].inputs.Base.Sources, "\n"); strings.Contains(s, suite) || strings.Count(s, "deb ") != 2 {
+				t.Errorf("the image names\n%s", s)
+			}
+		})
+	}
+	t.Run("cannot be reached", func(t *testing.T) {
+		lacks, status = "bookworm-security", http.StatusForbidden
+		defer func() { lacks = "" }()
+		if a, said, _, err := open(t, "URL/debian"); err == nil || len(said) > 0 {
+			t.Errorf("%+v, %q", a, said)
+		}
+	})
+	t.Run("is a line without security", func(t *testing.T) {
+		_, said, _, err := open(t, "deb URL/debian bookworm main")
+		if err != nil || len(said) != 1 || !strings.HasPrefix(said[0], "WARNING: the images are made WITHOUT bookworm-security, which ") {
+			t.Errorf("%q, %v", said, err)
+		}
+	})
+}
+
+// all is a Progress that keeps all notes.
+type all struct{ notes *[]string }
+
+func (all) Step(image, what string)        {}
+func (all) Done(image string, cached bool) {}
+func (a all) Note(text string)             { *a.notes = append(*a.notes, text) }
