@@ -78,6 +78,14 @@ func Removed(spec *cluster.Spec, dir string) []string {
 	return names
 }
 
+// Here tells whether the cluster's nodes run, or have run, in the lab on this machine from this output folder.
+func Here(spec *cluster.Spec, dir string) bool {
+	if _, err := os.Stat(paths{dir}.lab()); !errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	return leftBehind(spec, dir)
+}
+
 // followEvery is how often a console that is followed is looked at.
 const followEvery = 200 * time.Millisecond
 

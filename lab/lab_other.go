@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 
+	"imagegen/cluster"
 	"imagegen/operate"
 )
 
@@ -14,6 +15,8 @@ var errLinux = errors.New("the lab runs on Linux alone: it is made of Linux name
 
 // Lab is one cluster on this machine, which must run Linux.
 type Lab struct{}
+
+func leftBehind(*cluster.Spec, string) bool { return false }
 
 // Open fails.
 func Open(Config) (*Lab, error) { return nil, errLinux }

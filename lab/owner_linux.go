@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"imagegen/cluster"
 )
 
 // claim is the right to change the lab of one cluster name, which one process at a time has. The file says whose the
@@ -52,6 +54,16 @@ func inodeOf(dir string) string {
 	}
 	s := info.Sys().(*syscall.Stat_t)
 	return fmt.Sprintf("%d:%d", s.Dev, s.Ino)
+}
+
+// leftBehind tells whether a cluster that was run from a lab folder which is gone still runs.
+func leftBehind(spec *cluster.Spec, dir string) bool {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return false
+	}
+	o, err := currentOwner(spec.Cluster)
+	return err == nil && o.dir == paths{dir}.lab()
 }
 
 const registry = "/run/imagegen"

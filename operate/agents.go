@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"imagegen/cluster/facts"
@@ -38,12 +39,17 @@ type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 type Agents struct {
 	// Limit is how long an answer may take.
 	Limit time.Duration
+	// AtOnce is how many agents are asked at the same time; 0: all.
+	AtOnce int
 
 	clusterID string
 	operator  tls.Certificate
 	ca        *x509.CertPool
 	unable    error // why no agent can be asked; nil: they can
 	dial      Dial
+
+	once  sync.Once
+	turns chan struct{}
 }
 
 // NewAgents returns the agents that s lets the operator ask. Without the operator's certificate every question fails.
@@ -62,12 +68,31 @@ func NewAgents(s *secrets.Secrets, dial Dial) (*Agents, error) {
 	return &Agents{clusterID: s.ClusterID, operator: cert, ca: ca, Limit: AnswerLimit, dial: dial}, nil
 }
 
+// takeTurn waits until no more than AtOnce questions are asked.
+func (a *Agents) takeTurn(ctx context.Context) (done func(), err error) {
+	if a.AtOnce == 0 {
+		return func() {}, nil
+	}
+	a.once.Do(func() { a.turns = make(chan struct{}, a.AtOnce) })
+	select {
+	case a.turns <- struct{}{}:
+		return func() { <-a.turns }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // request sends a request to a node's agent and returns its answer, and how far the node's clock is behind, to about a
 // second. An answer that is no success is an error with what the agent says.
 func (a *Agents) request(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) (answer []byte, behind time.Duration, err error) {
 	if a.unable != nil {
 		return nil, 0, a.unable
 	}
+	done, err := a.takeTurn(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, a.Limit)
 	defer cancel()
 	transport := &http.Transport{
@@ -86,7 +111,7 @@ func (a *Agents) request(ctx context.Context, node string, ip netip.Addr, method
 		if ctx.Err() == context.DeadlineExceeded {
 			err = fmt.Errorf("no answer within %s", a.Limit)
 		}
-		return nil, 0, err
+		return nil, 0, explain(err)
 	}
 	defer resp.Body.Close()
 	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
@@ -125,7 +150,7 @@ func (a *Agents) Ask(ctx context.Context, node string, ip netip.Addr) (facts.Nod
 	if err := json.Unmarshal(body, &r); err != nil {
 		return facts.NodeReport{}, fmt.Errorf("the answer is no report: %w", err)
 	}
-	if r.Node.Name != node || r.ClusterID != a.clusterID {
+	if r.Node.Name != node || a.clusterID != "" && r.ClusterID != a.clusterID {
 		return facts.NodeReport{}, fmt.Errorf("node %s of cluster %s answered instead", r.Node.Name, strings.TrimSpace(r.Cluster+" "+r.ClusterID))
 	}
 	if behind.Abs() > sameClock {

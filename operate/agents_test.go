@@ -111,8 +111,8 @@ func TestAsk(t *testing.T) {
 	}{
 		"the node":                     {keys.Nodes["web1"], 200, body(good), "", 0},
 		"a node whose clock is behind": {keys.Nodes["web1"], 200, body(behind), "", late},
-		"another node's certificate":   {keys.Nodes["web2"], 200, body(good), "web1", 0},
-		"another cluster's":            {strangers.Nodes["web1"], 200, body(good), "certificate signed by unknown authority", 0},
+		"another node's certificate":   {keys.Nodes["web2"], 200, body(good), "not the node's", 0},
+		"another cluster's":            {strangers.Nodes["web1"], 200, body(good), "no node of this cluster", 0},
 		"a report of another cluster":  {keys.Nodes["web1"], 200, body(otherCluster), "answered instead", 0},
 		"a report of another node":     {keys.Nodes["web1"], 200, body(otherNode), "web2", 0},
 		"no report":                    {keys.Nodes["web1"], 200, "hello", "no report", 0},

@@ -2,6 +2,7 @@ package operate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,7 +14,7 @@ import (
 // Replace puts a new machine in the place of a node's and waits until the node is ready. It fails while another node of the role
 // is not ready, unless force says that what only this node has may be lost.
 func (c *Cluster) Replace(ctx context.Context, w Wait, name string, blank, force bool) error {
-	if err := c.Machines.CheckReplace(name); err != nil {
+	if err := c.canReplace(name); err != nil {
 		return err
 	}
 	if !force {
@@ -26,6 +27,14 @@ func (c *Cluster) Replace(ctx context.Context, w Wait, name string, blank, force
 	}
 	_, err := c.WaitReady(ctx, w, []string{name})
 	return err
+}
+
+// canReplace fails where nodes cannot be replaced now.
+func (c *Cluster) canReplace(names ...string) error {
+	if c.Machines == nil {
+		return errors.New("no provider is known that makes this cluster's machines: make the new machine by hand, from the image and seed that build made, in place of the old one")
+	}
+	return c.Machines.CheckReplace(names...)
 }
 
 // othersReady fails while another node of the node's role is not ready.
@@ -50,7 +59,7 @@ func (c *Cluster) othersReady(ctx context.Context, name string) error {
 // Roll replaces those of the named nodes that are not of the latest image and seed, one role after the other in the spec's order
 // and one node at a time. replaced is called after each.
 func (c *Cluster) Roll(ctx context.Context, w Wait, names []string, replaced func(node string)) error {
-	if err := c.Machines.CheckReplace(names...); err != nil {
+	if err := c.canReplace(names...); err != nil {
 		return err
 	}
 	for _, r := range c.Spec.Roles {

@@ -2,12 +2,16 @@ package operate
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
+	"imagegen/internal/words"
 )
 
 // Cluster is a cluster that is operated.
@@ -34,7 +38,7 @@ type Machines interface {
 // Machine is what is known of a node's machine.
 type Machine struct {
 	Node   cluster.Node // its address is the one that it has now
-	Power  string       // PowerOn, PowerOff, or empty: not known
+	Power  string       // one of the constants below
 	Since  time.Time    // when it was turned on; zero: not known
 	Build  string       // one of the constants below, or empty: not made yet, or not known
 	Detail string       // what an operator should know of a machine that is off
@@ -42,8 +46,9 @@ type Machine struct {
 
 // Values of NodeStatus.Power.
 const (
-	PowerOn  = "on"
-	PowerOff = "off"
+	PowerOn      = "on"
+	PowerOff     = "off"
+	PowerUnknown = "unknown"
 )
 
 // Values of NodeStatus.State when no agent tells it.
@@ -64,7 +69,7 @@ type NodeStatus struct {
 	Node    string `json:"node"`
 	Role    string `json:"role"`
 	Address string `json:"address"`
-	Power   string `json:"power"` // on or off
+	Power   string `json:"power"` // on, off or unknown
 	// State is ready when all components are, else the state of the component that matters most (see
 	// urgency), or off, or silent.
 	State string    `json:"state"`
@@ -113,9 +118,21 @@ func (s *NodeStatus) add(r facts.NodeReport) {
 }
 
 // Status asks all nodes at once how they are doing, and returns the answers in the spec's order; after those, machines of nodes
-// that the spec no longer has.
+// that the spec no longer has. It fails when no node answers and nothing is known of any machine.
 func (c *Cluster) Status(ctx context.Context) ([]NodeStatus, error) {
-	machines, err := c.Machines.Known(ctx)
+	nodes, err := c.status(ctx)
+	if err == nil {
+		err = c.unreachable(nodes)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return nodes, nil
+}
+
+// status is Status that also returns nodes of which nothing is known.
+func (c *Cluster) status(ctx context.Context) ([]NodeStatus, error) {
+	machines, err := c.known(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -135,6 +152,9 @@ func (c *Cluster) Status(ctx context.Context) ([]NodeStatus, error) {
 			r, err := c.Agents.Ask(ctx, m.Node.Name, m.Node.IP)
 			if err != nil {
 				s.Detail, s.Error = "its agent does not answer", err.Error()
+				if trust := (untrusted{}); errors.As(err, &trust) {
+					s.Detail = trust.Error()
+				}
 				return
 			}
 			s.add(r)
@@ -142,4 +162,42 @@ func (c *Cluster) Status(ctx context.Context) ([]NodeStatus, error) {
 	}
 	asking.Wait()
 	return all, ctx.Err()
+}
+
+// known is what is known of the machines. Without a provider that is the spec.
+func (c *Cluster) known(ctx context.Context) ([]Machine, error) {
+	if c.Machines != nil {
+		return c.Machines.Known(ctx)
+	}
+	nodes := c.Spec.Nodes()
+	all := make([]Machine, len(nodes))
+	for i, n := range nodes {
+		all[i] = Machine{Node: n, Power: PowerUnknown}
+	}
+	return all, nil
+}
+
+// unreachable is the error that no node could be asked, and what was tried. There is none where an agent answered or a provider
+// knows whether a machine is on.
+func (c *Cluster) unreachable(nodes []NodeStatus) error {
+	var reasons []string
+	tried := map[string][]string{}
+	for _, n := range nodes {
+		if n.Power != PowerUnknown || n.Components != nil {
+			return nil
+		}
+		if tried[n.Error] == nil {
+			reasons = append(reasons, n.Error)
+		}
+		tried[n.Error] = append(tried[n.Error], n.Node+" ("+n.Address+")")
+	}
+	var said []string
+	for _, reason := range reasons {
+		who := tried[reason]
+		if len(who) > 3 {
+			who = append(who[:3:3], fmt.Sprintf("%d more", len(who)-3))
+		}
+		said = append(said, words.List(who, "and")+": "+reason)
+	}
+	return fmt.Errorf("no node of cluster %s can be asked (port %d): %s", c.Spec.Cluster, facts.APIPort, strings.Join(said, "; "))
 }

@@ -34,7 +34,7 @@ func (c *Cluster) waitFor(ctx context.Context, w Wait, names []string, enough fu
 	defer tick.Stop()
 	var nodes []NodeStatus
 	for {
-		if now, err := c.Status(limited); err == nil {
+		if now, err := c.status(limited); err == nil {
 			nodes = now
 		} else if limited.Err() == nil {
 			return nil, err
@@ -56,6 +56,9 @@ func (c *Cluster) waitFor(ctx context.Context, w Wait, names []string, enough fu
 			return nil, ctx.Err()
 		}
 		if limited.Err() != nil {
+			if err := c.unreachable(nodes); err != nil && nodes != nil {
+				return nodes, fmt.Errorf("not ready within %s: %w", w.Timeout, err)
+			}
 			return nodes, fmt.Errorf("%d of %s not ready within %s: %s", len(missing), words.Count(len(names), "node"), w.Timeout, cmp.Or(strings.Join(missing, ", "), "no answer"))
 		}
 		if w.Progress != nil {

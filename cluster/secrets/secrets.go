@@ -492,16 +492,22 @@ func (v *vault) key(name string) (KeyPair, crypto.Signer, error) {
 		return pair, key, v.write(name+".key", pair.Key)
 	}
 	v.have(name + ".key")
-	block, _ := pem.Decode(pair.Key)
+	signer, err := parseKey(path, pair.Key)
+	return pair, signer, err
+}
+
+// parseKey parses the private key in the file path.
+func parseKey(path string, data []byte) (crypto.Signer, error) {
+	block, _ := pem.Decode(data)
 	if block == nil {
-		return pair, nil, fmt.Errorf("%s is no PEM file: put the file back from a copy", path)
+		return nil, fmt.Errorf("%s is no PEM file: put the file back from a copy", path)
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	signer, ok := key.(crypto.Signer)
 	if err != nil || !ok {
-		return pair, nil, fmt.Errorf("%s holds no private key: put the file back from a copy", path)
+		return nil, fmt.Errorf("%s holds no private key: put the file back from a copy", path)
 	}
-	return pair, signer, nil
+	return signer, nil
 }
 
 // certificate parses a pair's certificate and makes sure that it belongs to its key.

@@ -13,7 +13,7 @@ import (
 func decideCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "decide",
-		Category:  labCategory,
+		Category:  operateCategory,
 		Usage:     "let a component go on without nodes that it waits for",
 		ArgsUsage: "COMPONENT",
 		Description: "After an outage of all members, a database does not start while one of them is silent: that one may have the newest\n" +
@@ -21,7 +21,7 @@ func decideCommand() *cli.Command {
 			"in its place, or imagegen decide galera --without NODE. Either way, what only that node has is lost.\n\n" +
 			"A decision that is not needed is refused. It holds until the component is ready, or the node is heard again.",
 		Flags: []cli.Flag{
-			specFlag(), outFlag(),
+			specFlag(), outFlag(), viaFlag(),
 			&cli.StringFlag{Name: "without", Usage: "the silent `NODE`, or NODE,NODE, of which all data that no other node has may be lost"},
 		},
 		Action: func(c *cli.Context) error {
@@ -44,11 +44,11 @@ func decideCommand() *cli.Command {
 			if slices.ContainsFunc(nodes, func(n cluster.Node) bool { return n.Role != nodes[0].Role }) {
 				return wrongf("%s are nodes of different roles: decide for one at a time", strings.Join(without, ", "))
 			}
-			l, _, err := p.lab(c, newBlock(c))
+			cl, err := p.reach(c, newBlock(c))
 			if err != nil {
 				return err
 			}
-			told, err := l.Cluster().Decide(c.Context, component, without)
+			told, err := cl.Decide(c.Context, component, without)
 			if err != nil {
 				return err
 			}

@@ -19,23 +19,17 @@ const labCategory = "The lab (Linux, root)"
 // openLab opens the lab of the spec for a command that works on the nodes called names. It returns them, or all nodes of
 // the spec when names is empty. What the lab says about its work is progress.
 func openLab(c *cli.Context, b *block, names []string) (*lab.Lab, []string, error) {
-	l, names, _, err := openWithSecrets(c, b, names)
+	p, names, err := loadNodes(c, names)
+	if err != nil {
+		return nil, nil, err
+	}
+	l, _, err := p.lab(c, b)
 	return l, names, err
 }
 
 // inLab tells whether a provider's machines are in the lab on this machine.
 func inLab(provider string) bool {
 	return provider == "" || provider == lab.Nspawn || provider == lab.Qemu
-}
-
-// openWithSecrets is openLab for who wants to see the secrets, too.
-func openWithSecrets(c *cli.Context, b *block, names []string) (*lab.Lab, []string, *secrets.Secrets, error) {
-	p, names, err := loadNodes(c, names)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	l, keys, err := p.lab(c, b)
-	return l, names, keys, err
 }
 
 // loadNodes is load for a command that works on the nodes called names. It returns them, or all nodes of the spec when names is
@@ -49,11 +43,7 @@ func loadNodes(c *cli.Context, names []string) (*project, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	names = make([]string, len(nodes))
-	for i, n := range nodes {
-		names[i] = n.Name
-	}
-	return p, names, nil
+	return p, nodeNames(nodes), nil
 }
 
 // openLabOf opens the lab for a command that works on the nodes called names, of the spec or removed from it.

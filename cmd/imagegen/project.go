@@ -219,6 +219,15 @@ func (p *project) nodes(names []string) ([]cluster.Node, error) {
 	return nodes, nil
 }
 
+// nodeNames returns the names of nodes.
+func nodeNames(nodes []cluster.Node) []string {
+	names := make([]string, len(nodes))
+	for i, n := range nodes {
+		names[i] = n.Name
+	}
+	return names
+}
+
 // files renders what the node's seed writes.
 func (p *project) files(keys *secrets.Secrets, node cluster.Node) ([]cloudinit.File, error) {
 	r, err := p.catalogue.Render(p.spec, keys, node.Name)

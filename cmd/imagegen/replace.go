@@ -27,14 +27,22 @@ func replaceCommand() *cli.Command {
 			}
 			b := newBlock(c)
 			defer b.clear()
-			l, names, err := openLab(c, b, c.Args().Slice())
+			p, err := load(c)
 			if err != nil {
 				return err
 			}
-			if err := l.Cluster().Replace(c.Context, waiting(c, b), names[0], c.Bool("blank"), c.Bool("force")); err != nil {
+			nodes, err := p.nodes(c.Args().Slice())
+			if err != nil {
 				return err
 			}
-			b.say("%s: replaced", names[0])
+			cl, err := p.reach(c, b)
+			if err != nil {
+				return err
+			}
+			if err := cl.Replace(c.Context, waiting(c, b), nodes[0].Name, c.Bool("blank"), c.Bool("force")); err != nil {
+				return err
+			}
+			b.say("%s: replaced", nodes[0].Name)
 			return nil
 		},
 	}
@@ -62,16 +70,12 @@ func rollCommand() *cli.Command {
 			}
 			b := newBlock(c)
 			defer b.clear()
-			l, _, err := openLab(c, b, nil)
+			cl, err := p.reach(c, b)
 			if err != nil {
 				return err
 			}
-			var names []string
-			for _, n := range nodes {
-				names = append(names, n.Name)
-			}
 			replaced := 0
-			err = l.Cluster().Roll(c.Context, waiting(c, b), names, func(node string) {
+			err = cl.Roll(c.Context, waiting(c, b), nodeNames(nodes), func(node string) {
 				b.say("%s: replaced", node)
 				replaced++
 			})

@@ -24,17 +24,19 @@ func timeoutFlag(what string) cli.Flag {
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:     "status",
-		Category: labCategory,
+		Category: operateCategory,
 		Usage:    "show where each node stands, and what it waits for",
-		Description: "Asks the agents of the nodes. States: off, silent (the agent does not answer, or not yet), then what the agent says:\n" +
-			"waiting (for a peer), working, failed (and tried again), stopped (an operator must decide), ready.\n\n" +
+		Description: "Asks the agents of the nodes. States: off (known in the lab alone), silent (the agent does not answer, or not yet), then what\n" +
+			"the agent says: waiting (for a peer), working, failed (and tried again), stopped (an operator must decide), ready.\n\n" +
+			"Agents are reached through the lab where the nodes run there, and else at their addresses, port 7373; then this takes the spec\n" +
+			"and, of secrets/, ca.crt, operator.crt and operator.key alone, and no root. When no node can be asked, that is an error.\n\n" +
 			"--wait ends with 0 when all nodes are ready, and with 1 when they are not in time.\n" +
 			"BUILD compares a node with what imagegen build made last: current; older, of an earlier image or seed (imagegen roll\n" +
 			"renews it); or removed, when the spec no longer has the node and the lab still does.\n\n" +
 			"--json prints [{\"node\", \"role\", \"address\", \"power\", \"state\", \"since\", \"detail\", \"components\", \"error\", \"build\"}]; since\n" +
 			"is RFC 3339, by the node's clock; error says why an agent could not be asked.",
 		Flags: []cli.Flag{
-			specFlag(), outFlag(), jsonFlag("the nodes"),
+			specFlag(), outFlag(), viaFlag(), jsonFlag("the nodes"),
 			&cli.BoolFlag{Name: "wait", Usage: "wait until all nodes are ready"}, timeoutFlag("with --wait: give up"),
 		},
 		Action: func(c *cli.Context) error {
@@ -43,15 +45,13 @@ func statusCommand() *cli.Command {
 			}
 			b := newBlock(c)
 			defer b.clear()
-			l, names, secrets, err := openWithSecrets(c, b, nil)
+			p, cl, err := openCluster(c, b)
 			if err != nil {
 				return err
 			}
-			cl := l.Cluster()
-			warnOfExpiry(c.App.ErrWriter, secrets)
 			var nodes []operate.NodeStatus
 			if c.Bool("wait") {
-				nodes, err = cl.WaitReady(c.Context, waiting(c, b), names)
+				nodes, err = cl.WaitReady(c.Context, waiting(c, b), nodeNames(p.spec.Nodes()))
 			} else {
 				nodes, err = cl.Status(c.Context)
 			}

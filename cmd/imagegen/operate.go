@@ -1,0 +1,80 @@
+package main
+
+import (
+	"net"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"imagegen/cluster/secrets"
+	"imagegen/lab"
+	"imagegen/operate"
+)
+
+// operateCategory groups the commands that speak with the nodes' agents, wherever their machines are.
+const operateCategory = "Operating (any cluster whose nodes can be reached)"
+
+// dialNode connects to agents directly.
+var dialNode operate.Dial = new(net.Dialer).DialContext
+
+func viaFlag() cli.Flag {
+	return &cli.StringFlag{Name: "via", Usage: "reach the nodes through the SSH server `HOST`, with the program ssh"}
+}
+
+// reach returns the cluster as it is operated: in the lab on this machine where its nodes run there, else at the nodes' addresses.
+// The latter takes the spec and the operator's certificate alone. What the lab says about its work is progress.
+func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
+	via := c.String("via")
+	if via == "" && !c.IsSet("via") && lab.Here(p.spec, p.out) {
+		l, keys, err := p.lab(c, b)
+		if err != nil {
+			return nil, err
+		}
+		warnOfExpiry(c.App.ErrWriter, keys)
+		return l.Cluster(), nil
+	}
+	keys, err := p.operatorSecrets()
+	if err != nil {
+		return nil, err
+	}
+	warnOfExpiry(c.App.ErrWriter, keys)
+	dial, limit, atOnce := dialNode, operate.AnswerLimit, 0
+	if c.IsSet("via") {
+		if dial, err = operate.Via(via); err != nil {
+			return nil, wrongf("--via: %v", err)
+		}
+		limit, atOnce = operate.ViaLimit, operate.ViaAtOnce
+	}
+	agents, err := operate.NewAgents(keys, dial)
+	if err != nil {
+		return nil, err
+	}
+	agents.Limit, agents.AtOnce = limit, atOnce
+	return &operate.Cluster{Spec: p.spec, Agents: agents}, nil
+}
+
+// openCluster loads the spec and returns its cluster as it is operated.
+func openCluster(c *cli.Context, b *block) (*project, *operate.Cluster, error) {
+	p, err := load(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	cl, err := p.reach(c, b)
+	return p, cl, err
+}
+
+// operatorSecrets returns what the operator needs to speak with agents and, where all of the cluster's secrets are, the nodes'
+// certificates, whose end is then seen coming.
+func (p *project) operatorSecrets() (*secrets.Secrets, error) {
+	if err := p.refuseLostSecrets(); err != nil {
+		return nil, err
+	}
+	keys, err := secrets.ReadOperator(p.secretsDir(), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	if all, err := p.readSecrets(); err == nil {
+		keys.Nodes = all.Nodes
+	}
+	return keys, nil
+}
