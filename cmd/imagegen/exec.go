@@ -8,7 +8,7 @@ func execCommand() *cli.Command {
 		Category:  labCategory,
 		Usage:     "run a command on a node, as root",
 		ArgsUsage: "NODE -- COMMAND [ARGUMENT…]",
-		Description: "Ends with the command's exit code. Standard input, output and error are the command's. In a virtual machine it is run by\n" +
+		Description: "Ends with the command's exit code. Standard input, output and error are the command's, with all control characters. In a virtual machine it is run by\n" +
 			"SSH and sudo, for which the spec must have a key of yours (ssh), in ~/.ssh or in ssh-agent.",
 		Flags: []cli.Flag{specFlag(), outFlag()},
 		Action: func(c *cli.Context) error {

@@ -75,7 +75,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitFailed
 	case errors.As(err, &problems):
 		// One a line, in a form that editors jump to.
-		fmt.Fprintf(stderr, "%v\n", problems)
+		fmt.Fprintf(stderr, "%s\n", printable(problems.Error()))
 		fmt.Fprintf(stderr, "imagegen: %s in what you wrote\n", count(len(problems), "fault"))
 		return exitWrong
 	}

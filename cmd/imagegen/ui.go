@@ -20,7 +20,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"unicode"
 
 	"github.com/urfave/cli/v2"
 
@@ -72,7 +71,7 @@ func (b *block) show(lines []string) {
 // printable drops control characters but line ends and tabs: text from nodes and programs must not steer the terminal.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+		if steers(r) {
 			return -1
 		}
 		return r
