@@ -113,7 +113,7 @@ const rolesExample = "web: {nodes: {web1: 192.168.10.42}}"
 
 func (p *parser) root(v value) {
 	get, ok := p.object(v, "cluster: otus, distro: debian12, …",
-		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "base", "repos", "downloads", "selinux", "machines", "roles")
+		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "base", "repos", "downloads", "selinux", "machines", "operators", "roles")
 	if !ok {
 		return
 	}
@@ -130,6 +130,7 @@ func (p *parser) root(v value) {
 	p.downloads(get("downloads"))
 	p.selinux(get("selinux"))
 	p.machines(get("machines"))
+	p.operators(get("operators"))
 	p.roles(p.required(get("roles"), "{"+rolesExample+"}"))
 }
 
@@ -246,6 +247,31 @@ func (p *parser) cidr(v value) {
 		p.faultf(v, "%s is reserved; write a network of your own, such as 192.168.10.0/24", s)
 	default:
 		p.spec.Network.CIDR = prefix
+	}
+}
+
+// operators reads the networks from which agents may be asked.
+func (p *parser) operators(v value) {
+	for _, o := range p.list(v, "[192.0.2.0/24]") {
+		s, ok := p.text(o, "a network such as 192.0.2.0/24")
+		if !ok {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil && !strings.Contains(s, "/"):
+			p.faultf(o, "%s has no length; write a network such as 192.0.2.0/24, or 192.0.2.7/32 for one computer", words.Quote(s))
+		case err != nil:
+			p.faultf(o, "%s is not a network; write one such as 192.0.2.0/24", words.Quote(s))
+		case !prefix.Addr().Is4():
+			p.faultf(o, "%s is an IPv6 network; nodes have IPv4 addresses only, so write a network such as 192.0.2.0/24", s)
+		case prefix != prefix.Masked():
+			p.faultf(o, "%s is an address in a network; write %s, or %s/32 for one computer", s, prefix.Masked(), prefix.Addr())
+		case slices.Contains(p.spec.Operators, prefix):
+			p.faultf(o, "%s is in the list twice; remove one", s)
+		default:
+			p.spec.Operators = append(p.spec.Operators, prefix)
+		}
 	}
 }
 

@@ -31,6 +31,8 @@ type Spec struct {
 	Downloads []Download
 	SELinux   string // centos7: "permissive" or "enforcing"
 	Machines  Machines
+	// Operators are networks, beside the cluster's own, from which the nodes' agents may be asked.
+	Operators []netip.Prefix
 	Roles     []Role // in the spec's order
 }
 

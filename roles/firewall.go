@@ -17,6 +17,15 @@ var everyNode = []Port{
 	{Port: fmt.Sprint(facts.HealthPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: health, for load balancers"},
 }
 
+// ports are those that every node has, those for the operators' networks, and the role's.
+func (r *renderer) ports() []Port {
+	all := slices.Clone(everyNode)
+	for _, o := range r.spec.Operators {
+		all = append(all, Port{Port: fmt.Sprint(facts.APIPort), Proto: "tcp", From: []string{o.String()}, Why: "agent: operators elsewhere, with certificates"})
+	}
+	return append(all, r.role.Ports...)
+}
+
 // filter is a table of rules that a unit loads from a file.
 type filter struct {
 	component, unit string
@@ -54,7 +63,7 @@ table inet imagegen {
 		iif lo accept
 		meta l4proto { 1, 58 } accept comment "ICMP; images have no /etc/protocols"
 `)
-	for _, p := range slices.Concat(everyNode, r.role.Ports) {
+	for _, p := range r.ports() {
 		from := r.sources(p)
 		what := "ip protocol 112"
 		if p.Proto != "vrrp" {
@@ -93,7 +102,7 @@ func (r *renderer) iptables(v6 bool) []byte {
 -A INPUT -i lo -j ACCEPT
 -A INPUT -p %s -j ACCEPT
 `, icmp)
-	for _, p := range slices.Concat(everyNode, r.role.Ports) {
+	for _, p := range r.ports() {
 		what := "-p 112"
 		if p.Proto != "vrrp" {
 			what = "-p " + p.Proto + " --dport " + strings.Replace(p.Port, "-", ":", 1)
@@ -156,6 +165,10 @@ func (r *renderer) sources(p Port) []string {
 				add(role.Name)
 			}
 		default:
+			if strings.Contains(f, "/") { // a network of operators
+				addrs = append(addrs, f)
+				continue
+			}
 			add(f)
 		}
 	}
