@@ -115,6 +115,11 @@ func (b *bench) in(node, script string) (string, error) {
 	return b.try("exec", "-f", b.spec(), "-o", b.dist(), node, "--", "sh", "-c", script)
 }
 
+// on is in for one node.
+func (b *bench) on(node string) func(script string) (string, error) {
+	return func(script string) (string, error) { return b.in(node, script) }
+}
+
 func (b *bench) up(t *testing.T, nodes ...string) {
 	t.Helper()
 	b.lab(t, "up", append([]string{"--site", b.site}, nodes...)...)

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	_ "embed"
 	"fmt"
 	"os"
@@ -18,15 +17,19 @@ import (
 //go:embed testdata/seed-boot.sh
 var seedBoot string
 
+//go:embed testdata/seed-report.sh
+var seedReport string
+
 // seedMachine is one node's disk, which boots in a container of its own: with systemd and the distro's own cloud-init, and
 // with whatever seed a test gives it.
 type seedMachine struct {
 	dir, image string
+	alone      bool // nothing but cloud-init runs
 }
 
 // state is what must outlive a seed.
 type state struct {
-	Address, Instance, HostKey, Users, Hostname, Timezone, Facts string
+	Address, Network, Instance, HostKey, Users, Hostname, Timezone, Facts string
 }
 
 const seedSpec = `cluster: %s
@@ -73,7 +76,7 @@ func TestSeeds(t *testing.T) {
 	m := &seedMachine{dir: t.TempDir(), image: filepath.Join(b.dist(), "images", "redis.raw")}
 	own, newer := first("redis1"), changed("redis1")
 
-	console, _ := m.boot(t, nil, until("imagegen: no seed is attached: waiting"))
+	console, _ := m.boot(t, nil, until("imagegen: this disk has no seed yet: attach the seed of one node"))
 	m.sameAfter(t, "a first boot without a seed leaves no trace", console, func() bool {
 		_, err := os.Stat(filepath.Join(m.dir, "upper/var/lib/imagegen/seed"))
 		return os.IsNotExist(err)
@@ -88,7 +91,7 @@ func TestSeeds(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, want := m.boot(t, &own, nil)
-	if !strings.Contains(want.Address, "192.168.56.49/24") || want.Hostname != "redis1" || want.Facts != "redis1" ||
+	if strings.TrimSpace(want.Address) != "192.168.56.49/24" || strings.TrimSpace(want.Network) != "Address=192.168.56.49/24 DHCP=no" || want.Hostname != "redis1" || want.Facts != "redis1" ||
 		!strings.HasPrefix(want.Instance, "e2e-seeds-redis1-") || !strings.Contains(want.Users, "jane") {
 		t.Fatalf("after a first boot that was cut short, and a second: %+v", want)
 	}
@@ -103,7 +106,7 @@ func TestSeeds(t *testing.T) {
 		says string
 	}{
 		{"the same", &own, ""},
-		{"missing", nil, ""},
+		{"missing", nil, "imagegen: no seed is attached: this stays node redis1, instance e2e-seeds-redis1-"},
 		{"empty", &empty, "imagegen: cannot use the seed on /var/lib/cloud/seed/nocloud: "},
 		{"damaged", &damaged, "imagegen: cannot use the seed on /var/lib/cloud/seed/nocloud: damaged"},
 		{"another node's", &foreign, "imagegen: refused the seed on /var/lib/cloud/seed/nocloud: it is for node redis2 of cluster "},
@@ -128,6 +131,12 @@ func TestSeeds(t *testing.T) {
 	if _, got := m.boot(t, nil, nil); got != wantNewer {
 		t.Errorf("the new seed is gone: the node became\n%+v, and was\n%+v", got, wantNewer)
 	}
+	// Cloud-init itself keeps the node, too, when none of our units runs.
+	m.alone = true
+	console, got = m.boot(t, nil, nil)
+	if got.Address = wantNewer.Address; got != wantNewer { // it sets none
+		t.Errorf("cloud-init alone, without a seed: the node became\n%+v, and was\n%+v:\n%s", got, wantNewer, console)
+	}
 	// A new root disk takes any node's seed.
 	fresh := &seedMachine{dir: t.TempDir(), image: m.image}
 	if _, got := fresh.boot(t, &foreignCluster, nil); got.Facts != "redis1" || got.HostKey == want.HostKey {
@@ -140,6 +149,16 @@ func (m *seedMachine) sameAfter(t *testing.T, what, console string, ok func() bo
 	if !ok() {
 		t.Errorf("not so: %s\n%s", what, console)
 	}
+}
+
+// readState reads what testdata/seed-report.sh prints.
+func readState(t *testing.T, report []byte) state {
+	t.Helper()
+	f := strings.Split(strings.TrimSuffix(string(report), "\n"), "\n")
+	if len(f) != 8 {
+		t.Fatalf("the node reports %q", report)
+	}
+	return state{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]}
 }
 
 func until(text string) func(string) bool {
@@ -176,6 +195,10 @@ func (m *seedMachine) boot(t *testing.T, seed *cloudinit.Seed, enough func(conso
 	}
 	defer out.Close()
 	cmd := exec.Command("unshare", args...)
+	cmd.Env = append(os.Environ(), "REPORT="+seedReport)
+	if m.alone {
+		cmd.Env = append(cmd.Env, "ALONE=1")
+	}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -195,12 +218,7 @@ func (m *seedMachine) boot(t *testing.T, seed *cloudinit.Seed, enough func(conso
 			return console, state{}
 		}
 		if data, err := os.ReadFile(report); enough == nil && err == nil {
-			f := bytes.Split(bytes.TrimSuffix(data, []byte("\n")), []byte("\n"))
-			if len(f) != 7 {
-				t.Fatalf("the node reports %q", data)
-			}
-			line := func(i int) string { return string(f[i]) }
-			return console, state{line(0), line(1), line(2), line(3), line(4), line(5), line(6)}
+			return console, readState(t, data)
 		}
 		select {
 		case <-ended:

@@ -40,7 +40,7 @@ func TestVirtualMachines(t *testing.T) {
 		t.Errorf("%d nodes", len(nodes))
 	}
 	for _, n := range nodes {
-		b.cloudInitDone(t, n.Node)
+		cloudInitDone(t, n.Node, b.on(n.Node))
 	}
 	t.Run("down leaves nothing", b.downLeavesNothing)
 }
@@ -59,7 +59,7 @@ func (b *bench) redisInVMs(t *testing.T) {
 	var masters []string
 	watched := map[string]bool{} // addresses of masters, as the Sentinels have it
 	for _, n := range names {
-		b.cloudInitDone(t, n)
+		cloudInitDone(t, n, b.on(n))
 		master, err := b.in(n, redisCLI+"-p 26379 sentinel get-master-addr-by-name mymaster | head -n 1")
 		if err != nil {
 			t.Fatal(err)
@@ -122,14 +122,15 @@ func (b *bench) letIn(t *testing.T) {
 	}
 }
 
-// cloudInitDone waits for cloud-init's end on a node, and makes sure that it has read the node's copy of the CD-ROM and complained of nothing.
-func (b *bench) cloudInitDone(t *testing.T, node string) {
+// cloudInitDone waits for cloud-init's end on a node, and makes sure that it has read the node's copy of the CD-ROM and
+// complained of nothing. in runs a shell line on the node.
+func cloudInitDone(t *testing.T, node string, in func(script string) (string, error)) {
 	t.Helper()
 	eventually(t, 5*time.Minute, "cloud-init's end on "+node, func() error {
-		_, err := b.in(node, "test -e /run/cloud-init/result.json")
+		_, err := in("test -e /run/cloud-init/result.json")
 		return err
 	})
-	out, err := b.in(node, "cat /run/cloud-init/result.json")
+	out, err := in("cat /run/cloud-init/result.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +146,7 @@ func (b *bench) cloudInitDone(t *testing.T, node string) {
 	if len(result.V1.Errors) > 0 || !strings.Contains(result.V1.Datasource, "NoCloud [seed=/var/lib/cloud/seed/nocloud]") {
 		t.Errorf("cloud-init on %s: %+v", node, result.V1)
 	}
-	log, err := b.in(node, "cat /var/log/cloud-init.log")
+	log, err := in("cat /var/log/cloud-init.log")
 	if err != nil {
 		t.Fatal(err)
 	}

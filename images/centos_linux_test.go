@@ -387,7 +387,7 @@ grep -H HWADDR /etc/sysconfig/network-scripts/* || true
 grep ^SELINUX= /etc/selinux/config
 cat /etc/systemd/journald.conf.d/90-imagegen.conf
 getent passwd nginx
-stat -c '%a %n' /usr/local/sbin/imagegen-node /usr/share/wordpress.tar.gz
+stat -c '%a %n' /usr/local/sbin/imagegen-node /usr/share/wordpress.tar.gz /var/lib/cloud /var/lib/imagegen/seeds
 for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(systemctl is-enabled $u.service)"; done
 `)
 		steps, state, _ := strings.Cut(out, "# state\n")
@@ -401,6 +401,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 			"semanage boolean -m --on httpd_can_network_connect\n", "semanage boolean -m --on httpd_use_fusefs\n",
 			"setfiles -F -e /proc -e /sys -e /dev -e /run -e /tmp -e /bake /etc/selinux/targeted/contexts/files/file_contexts /\n",
 			"SELINUX=enforcing\n", "[Journal]\nSystemMaxUse=64M\n", "nginx:x:2000:3000::/nonexistent:/sbin/nologin\n", "755 /usr/local/sbin/imagegen-node\n",
+			"semanage fcontext -a -e /var/lib/cloud /var/lib/imagegen/seeds\n", "755 /var/lib/cloud\n", "700 /var/lib/imagegen/seeds\n",
 			"chronyd enabled\n", "sshd enabled\n", "imagegen-node enabled\n", "nginx disabled\n", "iptables disabled\n", "ip6tables disabled\n",
 		} {
 			if !strings.Contains(state, want) {

@@ -400,11 +400,17 @@ func TestCentOSKnows(t *testing.T) {
 			}
 		}
 	}
-	for name, check := range map[string]func(path, text string) []string{
-		"imagegen-node.service": systemd219,
-		"../../agent/site.php":  phpFaults,
-		"centos7.sh":            func(path, text string) []string { return shellFaults(t, path, text) },
-	} {
+	ofImages := map[string]func(path, text string) []string{
+		"../../agent/site.php": phpFaults,
+		"centos7.sh":           func(path, text string) []string { return shellFaults(t, path, text) },
+	}
+	for _, unit := range []string{"imagegen-node", "imagegen-seed", "imagegen-seed-applied"} {
+		ofImages[unit+".service"] = systemd219
+	}
+	if all, err := filepath.Glob("../images/scripts/*.service"); err != nil || len(all) != len(ofImages)-2 {
+		t.Errorf("images have the units %q, %v: not all are checked", all, err)
+	}
+	for name, check := range ofImages {
 		text, err := os.ReadFile(filepath.Join("../images/scripts", name))
 		if err != nil {
 			t.Fatal(err)

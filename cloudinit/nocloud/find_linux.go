@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,7 +57,28 @@ func isNothing(err error) bool {
 	return false
 }
 
+// Of the kernel's uapi/linux/cdrom.h.
+const (
+	cdromDriveStatus = 0x5326
+	statusTrayOpen   = 2
+)
+
+// trayOpen says whether path is a CD-ROM drive that is open. Opening its device would close it, on whoever is about to put a seed in.
+func trayOpen(path string) bool {
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(fd)
+	const currentSlot = math.MaxInt32
+	status, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), cdromDriveStatus, currentSlot)
+	return errno == 0 && status == statusTrayOpen
+}
+
 func readDevice(path string) (Seed, error) {
+	if trayOpen(path) {
+		return Seed{}, syscall.ENOMEDIUM
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return Seed{}, err

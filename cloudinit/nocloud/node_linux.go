@@ -8,16 +8,17 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// patience is how long a node that has no seed yet waits for one: devices appear when their drivers have found them.
-const patience = 60 * time.Second
+// reminder is how often a node that waits for its first seed says so.
+const reminder = time.Minute
 
 // Check is the step before cloud-init, at every boot, which does not run after an error. It keeps an attached seed that is new and for this node, and
-// shows cloud-init the kept one and no other. say tells people.
+// shows cloud-init the kept one and no other. A disk that has never had a seed waits for one. say tells people.
 func (d Disk) Check(ctx context.Context, say func(string)) error {
 	kept, err := d.Kept()
 	if err != nil {
@@ -32,9 +33,19 @@ func (d Disk) Check(ctx context.Context, say func(string)) error {
 	if damaged {
 		same = &Identity{Cluster: kept.Cluster, Node: kept.Node}
 	}
-	take, notes := d.look(ctx, same, say)
+	found := d.Find()
+	if len(found) == 0 || kept == nil { // drivers may not have found all devices yet
+		settle(ctx)
+		found = d.Find()
+	}
+	take, notes := Choose(same, found)
 	for _, n := range notes {
 		say(n)
+	}
+	if kept == nil && take == nil {
+		if take, err = waitForSeed(ctx, d.Find, notes, time.Second, reminder, say); err != nil {
+			return err
+		}
 	}
 	if take != nil {
 		err := d.Keep(take.Seed)
@@ -48,39 +59,51 @@ func (d Disk) Check(ctx context.Context, say func(string)) error {
 			say(fmt.Sprintf("cannot keep the new seed on %s: %v. This boot goes on with the one before", take.Where, err))
 		}
 	}
-	// Without a seed cloud-init would fall back to DHCP.
-	if kept == nil {
-		return errors.New("no seed to apply: attach the seed of one node (imagegen seed makes it) and reboot")
-	}
 	if damaged {
 		return errors.New("no seed to apply")
 	}
 	if err := d.Prepare(*kept); err != nil {
 		return err
 	}
+	stays := fmt.Sprintf("this stays node %s, instance %s", kept.Node, kept.Instance)
+	switch {
+	case take != nil:
+	case len(found) == 0:
+		say("no seed is attached: " + stays)
+	case len(notes) > 0:
+		say(stays)
+	}
 	return d.show(d.path(currentLink))
 }
 
-// look chooses among the seeds that are attached. If there is none, drivers may not have found it yet.
-func (d Disk) look(ctx context.Context, kept *Identity, say func(string)) (*Found, []string) {
-	found := d.Find()
-	if len(found) == 0 {
-		settle(ctx)
-		found = d.Find()
-	}
-	if kept == nil && len(found) == 0 {
-		say(fmt.Sprintf("no seed is attached: waiting for one, %s at most", patience))
-		ctx, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		for len(found) == 0 && ctx.Err() == nil {
-			select {
-			case <-time.After(time.Second):
-			case <-ctx.Done():
+// waitForSeed looks until a seed is attached that can be applied, for a disk that has never had one: cloud-init would fall
+// back to DHCP, and nobody could log in anyway. said is what people have been told of what is attached.
+func waitForSeed(ctx context.Context, find func() []Found, said []string, every, remind time.Duration, say func(string)) (*Found, error) {
+	const attach = "attach the seed of one node (imagegen seed makes it)"
+	say("this disk has no seed yet: " + attach + ". Waiting for it")
+	start := time.Now()
+	last := start
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for a seed: %w", ctx.Err())
+		case <-time.After(every):
+		}
+		take, notes := Choose(nil, find())
+		if !slices.Equal(notes, said) {
+			for _, n := range notes {
+				say(n)
 			}
-			found = d.Find()
+			said = notes
+		}
+		if take != nil {
+			return take, nil
+		}
+		if time.Since(last) >= remind {
+			last = time.Now()
+			say(fmt.Sprintf("still waiting for a seed, for %s: %s", time.Since(start).Round(time.Second), attach))
 		}
 	}
-	return Choose(kept, found)
 }
 
 // settle waits until the kernel's news of devices have been dealt with.

@@ -1,5 +1,6 @@
 # Boots a container: IMAGE DIR [SEED]. DIR/upper keeps what the node changes. At the end of its boot the node reports its state
-# in upper/report, a line each. Runs in mount, network and process namespaces of its own.
+# in upper/report, as the script REPORT prints it. With ALONE nothing
+# but cloud-init runs. Runs in mount, network and process namespaces of its own.
 set -eu
 image=$1 dir=$2 seed=${3-}
 cd "$dir"
@@ -22,21 +23,18 @@ cat >root/etc/systemd/system/report.service <<'UNIT'
 After=imagegen-seed-applied.service cloud-config.service network-online.target ssh.service
 [Service]
 Type=oneshot
-ExecStart=/bin/sh /etc/report.sh
+ExecStart=/bin/sh -c 'sh /etc/report.sh >/report.new 2>&1; mv /report.new /report'
 UNIT
 ln -sf ../report.service root/etc/systemd/system/multi-user.target.wants/report.service
-cat >root/etc/report.sh <<'SCRIPT'
-{
-    echo "$(ip -4 -o address show dev eth0 | awk '{print $4}')" $(grep -hE '^(Address|DHCP)=' /etc/systemd/network/10-cloud-init-*.network)
-    cat /var/lib/cloud/data/instance-id
-    sha256sum </etc/ssh/ssh_host_ed25519_key
-    cut -d: -f1 /etc/passwd | tr '\n' ' '; echo
-    hostname
-    readlink /etc/localtime
-    grep -o '"name": *"[^"]*"' /etc/imagegen/node.json | head -n 1 | cut -d '"' -f 4
-} >/report.new 2>&1
-mv /report.new /report
-SCRIPT
+printf '%s' "$REPORT" >root/etc/report.sh
+if [ -n "${ALONE-}" ]; then
+    mount -t proc proc root/proc
+    mount -t sysfs sysfs root/sys
+    for dir in run dev; do mount -t tmpfs tmpfs root/$dir; done
+    for node in null:3 random:8 urandom:9; do mknod -m 666 "root/dev/${node%:*}" c 1 "${node#*:}"; done
+    chroot root sh -c 'cloud-init init --local; cloud-init init; sh /etc/report.sh >/report.new 2>&1; mv /report.new /report'
+    exec sleep infinity
+fi
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
 exec systemd-nspawn --quiet --boot --directory=root --machine=seedtest --settings=no --register=no --keep-unit \
     --console=read-only --link-journal=no --resolv-conf=off --timezone=off --capability=CAP_NET_ADMIN --drop-capability=CAP_MKNOD \

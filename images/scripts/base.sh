@@ -40,8 +40,10 @@ echo "UUID=$FS_UUID / ext4 errors=remount-ro 0 1" >etc/fstab
 
 cat >etc/cloud/cloud.cfg.d/90-imagegen.cfg <<'CONF'
 # Only the seed counts, and only what it can ask for is run: each module costs time at every boot.
-# There is no source None: without a seed it would be a new instance with new users and host keys.
+# There is no source None: without a seed it would be a new instance with new users and host keys. And a node is what the
+# last seed made it until imagegen-seed has cloud-init forget that: without a seed there would be DHCP.
 datasource_list: [NoCloud]
+manual_cache_clean: true
 system_info:
   network:
     renderers: [networkd]

@@ -38,8 +38,11 @@ cp -r "$BAKE/files/." /
 step 'configure'
 cat >/etc/cloud/cloud.cfg.d/90-imagegen.cfg <<'CONF'
 # Only the seed counts, and only what it can ask for is run: each module costs time at every boot.
-# There is no source None: without a seed it would be a new instance with new users and host keys. NoCloud itself looks at no device: imagegen-seed does.
+# There is no source None: without a seed it would be a new instance with new users and host keys. And a node is what the
+# last seed made it until imagegen-seed has cloud-init forget that: without a seed there would be DHCP. NoCloud itself
+# looks at no device: imagegen-seed does.
 datasource_list: [NoCloud]
+manual_cache_clean: true
 datasource: {NoCloud: {fs_label: null}}
 cloud_init_modules: [bootcmd, write-files, growpart, resizefs, set_hostname, users-groups, ssh]
 cloud_config_modules: [set-passwords, timezone, runcmd]
@@ -74,6 +77,8 @@ for p in $PORTS; do
     semanage port -a -t "$type" -p "${rest%%:*}" "${rest#*:}" 2>/dev/null || semanage port -m -t "$type" -p "${rest%%:*}" "${rest#*:}"
 done
 for d in $DOMAINS; do semanage permissive -a "$d"; done
+# Cloud-init, which is held to cloud_init_t, reads imagegen-seed's copy of the seed. What is made in these folders gets their label.
+semanage fcontext -a -e /var/lib/cloud /var/lib/imagegen/seeds
 
 step 'seal'
 rpm -qa --queryformat '%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\t%{SOURCERPM}\t%{VENDOR}\n' | grep -v '^gpg-pubkey' | LC_ALL=C sort >"$BAKE/packages"
@@ -83,6 +88,8 @@ for f in /etc/sysconfig/network-scripts/ifcfg-*; do [ ! -e "$f" ] || sed -i '/^H
 : >/etc/machine-id
 : >/etc/resolv.conf
 rm -rf /var/lib/cloud /var/lib/mysql/* /var/lib/glusterd/* /var/lib/redis/* /var/lib/proxysql/* /var/lib/dhclient/* /var/tmp/*
+mkdir -p /var/lib/cloud /var/lib/imagegen/seeds
+chmod 700 /var/lib/imagegen/seeds
 rm -rf /root/.bash_history /root/.ssh /root/anaconda-ks.cfg /root/original-ks.cfg
 # Emptied rather than removed: mysqld may write to its log, and not make it.
 find /var/log -type f -exec truncate -s 0 {} +

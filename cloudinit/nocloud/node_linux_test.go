@@ -1,0 +1,78 @@
+package nocloud
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestWaitForSeed: a disk that has never had a seed takes one that comes late, says every change of what is attached once,
+// and reminds people meanwhile.
+func TestWaitForSeed(t *testing.T) {
+	damaged := makeSeed("c1", "web1", "a")
+	damaged.UserData = nil
+	right := found("sr0", makeSeed("c1", "web1", "b"))
+	wrong := found("sr0", damaged)
+	looks := [][]Found{nil, {wrong}, {wrong}, nil, {right, found("sr1", makeSeed("c1", "web2", "a"))}, {right}}
+	var said []string
+	find := func() []Found {
+		now := looks[0]
+		looks = looks[1:]
+		return now
+	}
+	take, err := waitForSeed(t.Context(), find, nil, time.Millisecond, 2*time.Millisecond, func(line string) { said = append(said, line) })
+	if err != nil || take == nil || take.ID != right.ID || len(looks) != 0 {
+		t.Fatalf("took %v, %v", take, err)
+	}
+	for want, times := range map[string]int{
+		"this disk has no seed yet: attach the seed of one node": 1, "cannot use the seed on sr0: damaged": 1, "several different seeds": 1,
+	} {
+		got := 0
+		for _, line := range said {
+			if strings.HasPrefix(line, want) {
+				got++
+			}
+		}
+		if got != times {
+			t.Errorf("%q was said %d times: %q", want, got, said)
+		}
+	}
+	if !slices.ContainsFunc(said, func(line string) bool { return strings.HasPrefix(line, "still waiting for a seed, for ") }) {
+		t.Errorf("no reminder: %q", said)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	looked := func() []Found { cancel(); return nil }
+	if _, err := waitForSeed(ctx, looked, nil, time.Millisecond, time.Hour, func(string) {}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a wait that is ended: %v", err)
+	}
+}
+
+// TestFindInFolder is what a container has; a folder with less than a seed is told of, and an empty one is none.
+func TestFindInFolder(t *testing.T) {
+	d := Disk{t.TempDir()}
+	dir := d.path(shownDir)
+	if all := d.Find(); len(all) != 0 {
+		t.Errorf("found %v", all)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if all := d.Find(); len(all) != 0 {
+		t.Errorf("found %v", all)
+	}
+	s := makeSeed("c1", "web1", "a")
+	for i, f := range s.files() {
+		if err := os.WriteFile(filepath.Join(dir, f.name), *f.data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if all := d.Find(); len(all) != 1 || all[0].Where != "/"+shownDir || (all[0].Err == nil) != (i == 2) {
+			t.Errorf("with %d files: found %v", i+1, all)
+		}
+	}
+}
