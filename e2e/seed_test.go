@@ -134,7 +134,8 @@ func TestSeeds(t *testing.T) {
 	// Cloud-init itself keeps the node, too, when none of our units runs.
 	m.alone = true
 	console, got = m.boot(t, nil, nil)
-	if got.Address = wantNewer.Address; got != wantNewer { // it sets none
+	got.Address, got.Hostname = wantNewer.Address, wantNewer.Hostname // systemd sets them at boot
+	if got != wantNewer {
 		t.Errorf("cloud-init alone, without a seed: the node became\n%+v, and was\n%+v:\n%s", got, wantNewer, console)
 	}
 	// A new root disk takes any node's seed.
@@ -176,7 +177,7 @@ func (m *seedMachine) boot(t *testing.T, seed *cloudinit.Seed, enough func(conso
 	if err := os.RemoveAll(seedDir); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "sh", "-c", seedBoot, "seed-boot", m.image, m.dir}
+	args := []string{"--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "sh", "-c", seedBoot, "seed-boot", m.image, m.dir}
 	if seed != nil {
 		if err := os.Mkdir(seedDir, 0o700); err != nil {
 			t.Fatal(err)

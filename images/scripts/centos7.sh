@@ -77,7 +77,7 @@ for p in $PORTS; do
     semanage port -a -t "$type" -p "${rest%%:*}" "${rest#*:}" 2>/dev/null || semanage port -m -t "$type" -p "${rest%%:*}" "${rest#*:}"
 done
 for d in $DOMAINS; do semanage permissive -a "$d"; done
-# Cloud-init, which is held to cloud_init_t, reads imagegen-seed's copy of the seed. What is made in these folders gets their label.
+# Cloud-init (cloud_init_t) reads imagegen-seed's copy of the seed. What is made in these folders gets their label.
 semanage fcontext -a -e /var/lib/cloud /var/lib/imagegen/seeds
 
 step 'seal'
