@@ -93,7 +93,7 @@ func writeVagrantfile(from, to string) error {
 	for _, r := range spec.Roles {
 		images[r.Name] = "0123456789abcdef"
 	}
-	text, err := vagrant.Write(spec, images)
+	text, err := vagrant.Write(spec, "11111111-2222-4333-8444-555555555555", images)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imagegen/internal/vboxtest"
 )
 
 const bootsName = "e2e-boots"
@@ -275,10 +277,7 @@ func TestBootInVirtualBox(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "vm" {
 		t.Skip("boots in VirtualBox run with IMAGEGEN_E2E=vm, as root: make e2e-vm")
 	}
-	root := os.Getenv("IMAGEGEN_VBOX")
-	if root == "" {
-		t.Skip("SKIPPED: no real VirtualBox; set IMAGEGEN_VBOX to a folder that is a root file system with VBoxManage inside")
-	}
+	root := vboxtest.Root(t)
 	b := newBenchOf(t, bootsName)
 	b.lab(t, "build", "--format", "box", "redis")
 	b.lab(t, "seed")

@@ -5,32 +5,12 @@ package images
 import (
 	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-)
 
-// vbox runs a shell script that uses a real VirtualBox in the chroot that IMAGEGEN_VBOX names; the folder dir is /mnt
-// there and keeps VirtualBox's settings. What the script starts ends with it.
-func vbox(t *testing.T, dir, script string) (string, error) {
-	t.Helper()
-	root := os.Getenv("IMAGEGEN_VBOX")
-	if root == "" {
-		t.Skip("SKIPPED: no real VirtualBox; set IMAGEGEN_VBOX to a folder that is a root file system with VBoxManage inside")
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: changing root to the VirtualBox in IMAGEGEN_VBOX needs root")
-	}
-	const enter = `mount -t proc proc "$1/proc" && mount -t tmpfs tmpfs "$1/tmp" && mount --bind "$2" "$1/mnt" || exit 99
-cd / && exec chroot "$1" env HOME=/mnt VBOX_USER_HOME=/mnt/settings sh -c "$3"`
-	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enter, "sh", root, dir, "set -e\nVBoxManage setproperty machinefolder /mnt/machines\n"+script)
-	out, err := cmd.CombinedOutput()
-	if cmd.ProcessState != nil && cmd.ProcessState.ExitCode() == 99 {
-		t.Fatalf("enter %s: %s", root, out)
-	}
-	return string(out), err
-}
+	"imagegen/internal/vboxtest"
+)
 
 // VirtualBox reads every kind of VMDK back as the disk it was made of.
 func TestVBoxVMDK(t *testing.T) {
@@ -49,7 +29,7 @@ func TestVBoxVMDK(t *testing.T) {
 			if err := WriteVMDK(t.Context(), f, disk, "id", 0); err != nil {
 				t.Fatal(err)
 			}
-			if out, err := vbox(t, dir, `VBoxManage clonemedium disk /mnt/disk.vmdk /mnt/back.raw --format RAW`); err != nil {
+			if out, err := vboxtest.Script(t, dir, `VBoxManage clonemedium disk /mnt/disk.vmdk /mnt/back.raw --format RAW`); err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			sameDisk(t, filepath.Join(dir, "back.raw"), disk)
@@ -79,7 +59,7 @@ done`},
 					}
 				}
 			}
-			out, err := vbox(t, dir, tt.bring+`
+			out, err := vboxtest.Script(t, dir, tt.bring+`
 VBoxManage showvminfo web --machinereadable
 disk=$(VBoxManage showvminfo web --machinereadable | sed -n 's/^"SATA-ImageUUID-0-0"="\(.*\)"$/\1/p')
 VBoxManage clonemedium disk "$disk" /mnt/back.raw --format RAW`)
@@ -133,7 +113,7 @@ func TestVBoxRefuses(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(dir, "web.ova"), tt.damaged, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			out, err := vbox(t, dir, `VBoxManage import /mnt/web.ova`)
+			out, err := vboxtest.Script(t, dir, `VBoxManage import /mnt/web.ova`)
 			if err == nil || !strings.Contains(out, tt.why) {
 				t.Errorf("VirtualBox does not refuse it for %q (%v):\n%s", tt.why, err, out)
 			}

@@ -10,52 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-// inVBox runs the test once more, in a process where VBoxManage and VBoxHeadless are those of the real VirtualBox in the chroot that
-// IMAGEGEN_VBOX names; it returns true in that process. Folders for tests are at the same path there, and what is started ends with it.
-func inVBox(t *testing.T) bool {
-	t.Helper()
-	root := os.Getenv("IMAGEGEN_VBOX")
-	if root == "" {
-		t.Skip("SKIPPED: no real VirtualBox; set IMAGEGEN_VBOX to a folder that is a root file system with VBoxManage inside")
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: changing root to the VirtualBox in IMAGEGEN_VBOX needs root")
-	}
-	if os.Getenv("IMAGES_TEST_VBOX") != "" {
-		return true
-	}
-	dir := t.TempDir()
-	for _, program := range []string{"VBoxManage", "VBoxHeadless"} {
-		write(t, filepath.Join(dir, "bin", program), `#!/bin/sh
-exec chroot "$IMAGEGEN_VBOX" env HOME="$IMAGES_TEST_VBOX" VBOX_USER_HOME="$IMAGES_TEST_VBOX/settings" PATH=/usr/sbin:/usr/bin:/sbin:/bin /usr/lib/virtualbox/`+program+` "$@"
-`)
-		if err := os.Chmod(filepath.Join(dir, "bin", program), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	const enter = `set -e
-mount -t proc proc /proc
-mount -t proc proc "$IMAGEGEN_VBOX/proc"
-mount -t tmpfs tmpfs "$IMAGEGEN_VBOX/tmp"
-mkdir -p "$IMAGEGEN_VBOX$IMAGES_TEST_VBOX"
-mount --bind "$IMAGES_TEST_VBOX" "$IMAGEGEN_VBOX$IMAGES_TEST_VBOX"
-VBoxManage setextradata global VBoxInternal/HM/FallbackToIEM 1
-exec "$0" -test.run "^$1\$" -test.v -test.timeout 90m`
-	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enter, self, t.Name())
-	cmd.Env = append(os.Environ(), "IMAGES_TEST_VBOX="+dir, "TMPDIR="+dir, "PATH="+dir+"/bin:"+os.Getenv("PATH"))
-	out, err := cmd.CombinedOutput()
-	t.Logf("%s", out)
-	if err != nil {
-		t.Error(err)
-	}
-	return false
-}
+	"imagegen/internal/vboxtest"
+)
 
 // vboxHas lists what VirtualBox has of a kind.
 func vboxHas(t *testing.T, kind string) string {
@@ -69,7 +26,7 @@ func vboxHas(t *testing.T, kind string) string {
 
 // TestRunVirtualBox: what a real VirtualBox passes on of a VM's two serial ports, and that nothing of it is left.
 func TestRunVirtualBox(t *testing.T) {
-	if !inVBox(t) {
+	if !vboxtest.Rerun(t, vboxtest.HostNetwork) {
 		return
 	}
 	var v virtualBox
@@ -109,7 +66,7 @@ func TestRunVirtualBox(t *testing.T) {
 
 // TestVBoxLeftovers: the VM of an imagegen that was killed is gone after the next one's start.
 func TestVBoxLeftovers(t *testing.T) {
-	if !inVBox(t) {
+	if !vboxtest.Rerun(t, vboxtest.HostNetwork) {
 		return
 	}
 	c := Config{CacheDir: t.TempDir()}
@@ -152,7 +109,7 @@ func TestBakeInVirtualBox(t *testing.T) {
 		t.Skip("IMAGEGEN_E2E is not vm: bakes in VirtualBox are NOT tested")
 	}
 	needBake(t)
-	if !inVBox(t) {
+	if !vboxtest.Rerun(t, vboxtest.HostNetwork) {
 		return
 	}
 	cache := t.TempDir()

@@ -11,7 +11,6 @@ import (
 	_ "embed"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"text/template"
 
@@ -29,8 +28,9 @@ var vagrantfile = template.Must(template.New("Vagrantfile").Option("missingkey=e
 
 // Write makes the Vagrantfile of all nodes of the spec. Identities holds each role's image's identity
 // (images.Result.Identity). It is part of the box's name: Vagrant keeps a copy of every box that it has seen, by name, and
-// would go on using the old one when boxes/ROLE.box has become another image. The same input gives the same bytes.
-func Write(spec *cluster.Spec, identities map[string]string) ([]byte, error) {
+// would go on using the old one when boxes/ROLE.box has become another image. ClusterID marks the machines. The same input gives
+// the same bytes.
+func Write(spec *cluster.Spec, clusterID string, identities map[string]string) ([]byte, error) {
 	boxes := map[string]string{}
 	for _, r := range spec.Roles {
 		id, ok := identities[r.Name]
@@ -39,13 +39,13 @@ func Write(spec *cluster.Spec, identities map[string]string) ([]byte, error) {
 		}
 		boxes[r.Name] = fmt.Sprintf("%s/%s-%.12s", spec.Cluster, r.Name, id)
 	}
-	host, err := hostAddr(spec)
+	host, err := spec.HostAddr()
 	if err != nil {
 		return nil, fmt.Errorf("write the Vagrantfile: %w", err)
 	}
 	var b bytes.Buffer
 	err = vagrantfile.Execute(&b, map[string]any{
-		"Spec": spec, "Boxes": boxes, "Host": host, "Netmask": netmask(spec.Network.CIDR), "NATNet": natNet(spec), "Keys": keys(spec),
+		"Spec": spec, "ClusterID": clusterID, "Identities": identities, "Boxes": boxes, "Host": host, "Netmask": netmask(spec.Network.CIDR), "NATNet": natNet(spec), "Keys": keys(spec),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("write the Vagrantfile: %w", err)
@@ -73,25 +73,6 @@ put this line into /etc/vbox/networks.conf on the machine that runs VirtualBox (
 
 or take a network in %[1]s, such as 192.168.56.0/24, and addresses in it. Windows, and macOS with VirtualBox 7, need neither.`,
 		hostOnlyDefault, cidr)
-}
-
-// hostAddr is the address of VirtualBox's host on the network: the first that no node and no role has.
-func hostAddr(spec *cluster.Spec) (netip.Addr, error) {
-	var taken []netip.Addr
-	for _, r := range spec.Roles {
-		taken = append(taken, r.VIP)
-		for _, n := range r.Nodes {
-			taken = append(taken, n.IP)
-		}
-	}
-	cidr := spec.Network.CIDR.Masked()
-	// The last address of a network is its broadcast address.
-	for a := cidr.Addr().Next(); cidr.Contains(a.Next()); a = a.Next() {
-		if !slices.Contains(taken, a) {
-			return a, nil
-		}
-	}
-	return netip.Addr{}, fmt.Errorf("network %s has no address left for VirtualBox's host; take a larger network", cidr)
 }
 
 // netmask writes a prefix length as Vagrant wants it.

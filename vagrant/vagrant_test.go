@@ -26,6 +26,8 @@ func parse(t testing.TB, text string) *cluster.Spec {
 	return s
 }
 
+const clusterID = "11111111-2222-4333-8444-555555555555"
+
 // identities are of images that are only named.
 func identities(s *cluster.Spec) map[string]string {
 	ids := map[string]string{}
@@ -37,7 +39,7 @@ func identities(s *cluster.Spec) map[string]string {
 
 func write(t testing.TB, s *cluster.Spec) []byte {
 	t.Helper()
-	got, err := Write(s, identities(s))
+	got, err := Write(s, clusterID, identities(s))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,12 +103,12 @@ func TestWriteRefuses(t *testing.T) {
 	s := parse(t, specs["debian12"])
 	ids := identities(s)
 	delete(ids, "web")
-	if _, err := Write(s, ids); err == nil || !strings.Contains(err.Error(), "role web: there is no image") {
+	if _, err := Write(s, clusterID, ids); err == nil || !strings.Contains(err.Error(), "role web: there is no image") {
 		t.Errorf("a role without an image: %v", err)
 	}
 	s = parse(t, `{cluster: full, distro: debian12, network: {cidr: 10.9.9.0/29}, roles: {
 redis: {nodes: {r1: 10.9.9.1, r2: 10.9.9.2, r3: 10.9.9.3}}, glusterfs: {nodes: {g1: 10.9.9.4, g2: 10.9.9.5, g3: 10.9.9.6}}}}`)
-	if _, err := Write(s, identities(s)); err == nil || !strings.Contains(err.Error(), "10.9.9.0/29 has no address left") {
+	if _, err := Write(s, clusterID, identities(s)); err == nil || !strings.Contains(err.Error(), "10.9.9.0/29 has no address left") {
 		t.Errorf("a network without room: %v", err)
 	}
 }
@@ -130,11 +132,12 @@ func TestBoxFollowsImage(t *testing.T) {
 	ids := identities(s)
 	old := string(write(t, s))
 	ids["web"] = strings.Repeat("f", 32)
-	next, err := Write(s, ids)
+	next, err := Write(s, clusterID, ids)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := strings.Replace(old, "otus/web-111111111111", "otus/web-ffffffffffff", 1); string(next) != want || old == want {
+	want := strings.NewReplacer("otus/web-111111111111", "otus/web-ffffffffffff", strings.Repeat("1", 32), strings.Repeat("f", 32)).Replace(old)
+	if string(next) != want || old == want {
 		t.Errorf("got\n%s", next)
 	}
 }

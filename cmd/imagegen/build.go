@@ -113,7 +113,7 @@ func build(c *cli.Context) error {
 	}
 	b.clear()
 	if slices.Contains(formats, "box") {
-		if err := p.writeVagrantfile(c.Context, config); err != nil {
+		if err := p.writeVagrantfile(c.Context, config, secrets.ClusterID); err != nil {
 			return err
 		}
 		defer fmt.Fprint(c.App.ErrWriter, vagrantNote(p.spec))
@@ -130,12 +130,12 @@ func build(c *cli.Context) error {
 }
 
 // writeVagrantfile writes the Vagrantfile of all nodes beside the folder of their boxes.
-func (p *project) writeVagrantfile(ctx context.Context, config images.Config) error {
+func (p *project) writeVagrantfile(ctx context.Context, config images.Config, clusterID string) error {
 	ids, err := images.Identities(ctx, config)
 	if err != nil {
 		return err
 	}
-	text, err := vagrant.Write(p.spec, ids)
+	text, err := vagrant.Write(p.spec, clusterID, ids)
 	if err != nil {
 		return err
 	}
