@@ -88,7 +88,7 @@ func (p *Provider) vagrant(ctx context.Context, args ...string) error {
 		return nil
 	}
 	cmd.WaitDelay = 20 * time.Second
-	if err := cmd.Run(); err != nil {
+	if err := cmd.Run(); err != nil && !errors.Is(err, exec.ErrWaitDelay) { // VirtualBox's server may have the output, too
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

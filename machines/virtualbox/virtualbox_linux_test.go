@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,9 +26,12 @@ const clusterID = "11111111-2222-4333-8444-555555555555"
 
 func manage(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("VBoxManage", append([]string{"-q"}, args...)...).CombinedOutput()
+	var said bytes.Buffer
+	cmd := exec.Command("VBoxManage", append([]string{"-q"}, args...)...)
+	cmd.Stderr = &said
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("VBoxManage %s: %v\n%s", strings.Join(args, " "), err, out)
+		t.Fatalf("VBoxManage %s: %v\n%s%s", strings.Join(args, " "), err, out, &said)
 	}
 	return string(out)
 }
@@ -169,6 +174,9 @@ func (b *backend) Leftovers(t *testing.T) []string {
 }
 
 func TestConformance(t *testing.T) {
+	if os.Getenv("IMAGEGEN_E2E") != "vm" {
+		t.Skip("SKIPPED: IMAGEGEN_E2E is not vm: many minutes with a real VirtualBox; make e2e-vm")
+	}
 	if !vboxtest.Rerun(t, vboxtest.OwnNetwork) {
 		return
 	}
@@ -326,4 +334,87 @@ func TestNetwork(t *testing.T) {
 	if after := vboxtest.Networks(t); after != before {
 		t.Errorf("another's network: %s", after)
 	}
+}
+
+// A machine whose settings are lost is unfinished, and is made again with its data disk. One that was renamed is still ours.
+func TestLostSettings(t *testing.T) {
+	if !vboxtest.Rerun(t, vboxtest.OwnNetwork) {
+		return
+	}
+	b, ctx := newBackend(t), t.Context()
+	p, m := b.provider, b.Machine("node1", 0)
+	expect := func(want string) {
+		t.Helper()
+		list, err := p.List(ctx)
+		if err != nil || len(list) != 1 || list[0].Node != "node1" || fmt.Sprint(list[0].Power, list[0].Image) != want {
+			t.Fatalf("listed %v, %v; want %s", list, err, want)
+		}
+	}
+	if err := p.Create(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	b.WriteData(t, "node1", "precious")
+	manage(t, "modifyvm", "otus-node1", "--name", "mine")
+	expect("offimage0")
+	if err := machines.Replace(ctx, p, b.Machine("node1", 1), false); err != nil {
+		t.Fatal(err)
+	}
+	expect("onimage1")
+	if err := p.Stop(ctx, "node1"); err != nil {
+		t.Fatal(err)
+	}
+	// VirtualBox's server has the settings in memory.
+	endServer(t)
+	settings := filepath.Join(p.folder("node1"), "otus-node1.vbox")
+	if err := os.Truncate(settings, 0); err != nil {
+		t.Fatal(err)
+	}
+	if out := manage(t, "list", "vms"); !strings.Contains(out, "<inaccessible>") {
+		t.Fatalf("VirtualBox still reads the settings: %s", out)
+	}
+	expect("unfinished")
+	if err := p.Purge(ctx); err == nil {
+		t.Error("purged with a machine")
+	}
+	if err := p.Start(ctx, "node1"); err == nil {
+		t.Error("started without settings")
+	}
+	if err := p.Create(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	expect("offimage0")
+	if got := b.ReadData(t, "node1"); got != "precious" {
+		t.Errorf("the data disk holds %q", got)
+	}
+	if err := machines.RemoveAll(ctx, p, nil); err != nil {
+		t.Fatal(err)
+	}
+	if left := b.Leftovers(t); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+// endServer ends VirtualBox's server, which the test's own process namespace has one of.
+func endServer(t *testing.T) {
+	t.Helper()
+	running := func() (pid int) {
+		comms, err := filepath.Glob("/proc/[0-9]*/comm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range comms {
+			name, _ := os.ReadFile(path)
+			status, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "status"))
+			if string(name) == "VBoxSVC\n" && !strings.Contains(string(status), "State:\tZ") {
+				pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			}
+		}
+		return pid
+	}
+	if pid := running(); pid != 0 {
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "VirtualBox's server has ended", func() string { return "" }, func() bool { return running() == 0 })
 }

@@ -55,11 +55,18 @@ func (p *Provider) all(ctx context.Context) (map[string]*vm, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A machine that somebody has renamed, or whose settings cannot be read, is known by its UUID alone.
+	known := map[string]string{}
+	for _, n := range p.spec.Nodes() {
+		known[p.uuid("machine", n.Name)] = n.Name
+	}
 	all := map[string]*vm{}
 	for _, r := range list {
-		node, is := strings.CutPrefix(r.name, p.spec.Cluster+"-")
+		node, is := known[r.id]
 		if !is {
-			continue
+			if node, is = strings.CutPrefix(r.name, p.spec.Cluster+"-"); !is {
+				continue
+			}
 		}
 		m, err := p.look(ctx, node, r)
 		if err != nil {
