@@ -28,7 +28,7 @@ import (
 type Config struct {
 	Cluster   string
 	ClusterID string
-	Hosts     []string // members of the Incus cluster; none: the one server
+	Hosts     []string // members of the Incus cluster, or the one server
 	Network   string   // bridge on every host; default br0
 	Storage   string   // pool on every host; default default
 	Program   string   // default incus, from PATH
@@ -58,6 +58,9 @@ type Provider struct {
 	change func() error // called before every change; in tests only
 
 	images sync.Mutex // one import at a time
+
+	asking sync.Mutex
+	asked  *server // nil: not yet; set before anything else is asked
 }
 
 var _ machines.Provider = (*Provider)(nil)
@@ -109,12 +112,47 @@ type (
 	object = map[string]any
 )
 
-// host is where an instance or volume is; empty where there is but one server.
-func host(location string) string {
+// server is what a server says of itself.
+type server struct {
+	Auth        string `json:"auth"`
+	Environment struct {
+		Name      string `json:"server_name"`
+		Clustered bool   `json:"server_clustered"`
+	} `json:"environment"`
+}
+
+// server asks who the server is, once.
+func (p *Provider) server(ctx context.Context) (*server, error) {
+	p.asking.Lock()
+	defer p.asking.Unlock()
+	if p.asked != nil {
+		return p.asked, nil
+	}
+	var s server
+	if err := p.client.query(ctx, "GET", "/1.0", nil, &s); err != nil {
+		return nil, fmt.Errorf("the Incus server does not answer: %w: incus remote list shows which one it is, and INCUS_REMOTE names another; on the server itself, be root or in the group incus-admin", err)
+	}
+	if s.Auth != "trusted" {
+		return nil, errors.New("the Incus server does not trust this user: incus config trust add on the server gives a token, incus remote add here uses it")
+	}
+	p.asked = &s
+	return p.asked, nil
+}
+
+// host is where an instance or volume is; empty: on all hosts.
+func (p *Provider) host(location string) string {
 	if location == "none" {
-		return ""
+		return p.asked.Environment.Name
 	}
 	return location
+}
+
+// target is the parameter that chooses a host. A server that is in no cluster refuses it.
+func (p *Provider) target(host string) url.Values {
+	if host == "" || !p.asked.Environment.Clustered {
+		return url.Values{}
+	}
+	return url.Values{"target": {host}}
 }
 
 func (p *Provider) ours(config map[string]string) bool {
@@ -131,6 +169,9 @@ func (p *Provider) do(ctx context.Context, method, path string, in any) error {
 
 // project returns the cluster's project, or nil if there is none.
 func (p *Provider) project(ctx context.Context) (*project, error) {
+	if _, err := p.server(ctx); err != nil {
+		return nil, err
+	}
 	var all []project
 	if err := p.client.query(ctx, "GET", "/1.0/projects?recursion=1", nil, &all); err != nil {
 		return nil, fmt.Errorf("list the projects of Incus: %w", err)
@@ -247,7 +288,7 @@ func (p *Provider) List(ctx context.Context) ([]machines.State, error) {
 	}
 	list := []machines.State{}
 	for _, i := range all {
-		s := machines.State{Node: i.Name, Host: host(i.Location), Image: i.Config[imageKey], Seed: i.Config[seedKey]}
+		s := machines.State{Node: i.Name, Host: p.host(i.Location), Image: i.Config[imageKey], Seed: i.Config[seedKey]}
 		switch {
 		case i.unreachable(): // whose it is cannot be seen, but the project is ours
 			s.Power = machines.Unknown
@@ -352,14 +393,6 @@ func (p *Provider) create(ctx context.Context, m *machines.Machine) error {
 	return p.do(ctx, "PATCH", p.client.path(nil, "instances", m.Node), object{"config": map[string]string{stateKey: finished}})
 }
 
-// target is the parameter that chooses a host.
-func (p *Provider) target(host string) url.Values {
-	if host == "" {
-		return url.Values{}
-	}
-	return url.Values{"target": {host}}
-}
-
 // ensureImage makes sure that Incus has a machine's image, and returns its fingerprint there.
 func (p *Provider) ensureImage(ctx context.Context, m *machines.Machine) (fingerprint string, err error) {
 	p.images.Lock()
@@ -439,12 +472,12 @@ func (p *Provider) ensureData(ctx context.Context, m *machines.Machine) error {
 		return err
 	}
 	for _, v := range have {
-		if at := host(v.Location); at == m.Host || at == "" {
+		if at := p.host(v.Location); at == m.Host || at == "" {
 			return nil
 		}
 	}
 	if len(have) > 0 {
-		at := host(have[0].Location)
+		at := p.host(have[0].Location)
 		p.config.Log("%s goes to host %s, where its data disk is", m.Node, at)
 		m.Host = at
 		return nil
@@ -472,12 +505,12 @@ func (p *Provider) Start(ctx context.Context, node string) error {
 	case i == nil:
 		return fmt.Errorf("there is no Incus instance %s in project %s: imagegen up makes it", node, p.client.project)
 	case i.Config[stateKey] != finished:
-		return fmt.Errorf("%s was not made to its end: imagegen up finishes it", on(node, host(i.Location)))
+		return fmt.Errorf("%s was not made to its end: imagegen up finishes it", on(node, p.host(i.Location)))
 	case i.Status != "Stopped":
 		return nil
 	}
 	if err := p.power(ctx, i, "start", false); err != nil {
-		return fmt.Errorf("start %s: %w: incus info --project %s --show-log %s says more", on(node, host(i.Location)), err, p.client.project, node)
+		return fmt.Errorf("start %s: %w: incus info --project %s --show-log %s says more", on(node, p.host(i.Location)), err, p.client.project, node)
 	}
 	return nil
 }
@@ -496,7 +529,7 @@ func (p *Provider) stop(ctx context.Context, i *instance) error {
 		return nil
 	}
 	if err := p.power(ctx, i, "stop", true); err != nil {
-		return fmt.Errorf("stop %s: %w", on(i.Name, host(i.Location)), err)
+		return fmt.Errorf("stop %s: %w", on(i.Name, p.host(i.Location)), err)
 	}
 	return nil
 }
@@ -508,11 +541,11 @@ func (p *Provider) delete(ctx context.Context, i *instance) error {
 	}
 	if i.Config[stateKey] == finished {
 		if err := p.do(ctx, "PATCH", p.client.path(nil, "instances", i.Name), object{"config": map[string]string{stateKey: ""}}); err != nil {
-			return fmt.Errorf("remove %s: %w", on(i.Name, host(i.Location)), err)
+			return fmt.Errorf("remove %s: %w", on(i.Name, p.host(i.Location)), err)
 		}
 	}
 	if err := p.do(ctx, "DELETE", p.client.path(nil, "instances", i.Name), nil); err != nil {
-		return fmt.Errorf("remove %s: %w", on(i.Name, host(i.Location)), err)
+		return fmt.Errorf("remove %s: %w", on(i.Name, p.host(i.Location)), err)
 	}
 	return nil
 }
@@ -539,8 +572,8 @@ func (p *Provider) Remove(ctx context.Context, node string, data bool) error {
 		return err
 	}
 	for _, v := range volumes {
-		if err := p.do(ctx, "DELETE", p.client.path(p.target(host(v.Location)), "storage-pools", p.config.Storage, "volumes", "custom", v.Name), nil); err != nil {
-			return fmt.Errorf("remove the data disk of %s: %w", on(node, host(v.Location)), err)
+		if err := p.do(ctx, "DELETE", p.client.path(p.target(p.host(v.Location)), "storage-pools", p.config.Storage, "volumes", "custom", v.Name), nil); err != nil {
+			return fmt.Errorf("remove the data disk of %s: %w", on(node, p.host(v.Location)), err)
 		}
 	}
 	return nil
@@ -565,7 +598,7 @@ func (p *Provider) Console(ctx context.Context, w io.Writer, node string, follow
 			if follow && ctx.Err() != nil {
 				return nil
 			}
-			return fmt.Errorf("read the console of %s: %w", on(node, host(i.Location)), err)
+			return fmt.Errorf("read the console of %s: %w", on(node, p.host(i.Location)), err)
 		}
 		if _, err := w.Write(fresh(before, now)); err != nil || !follow {
 			return err
@@ -626,34 +659,21 @@ func (p *Provider) Check(ctx context.Context) error {
 	if _, err := exec.LookPath(p.config.Program); err != nil {
 		return fmt.Errorf("there is no program %s on this computer: install the package incus-client (Debian 13) or incus", p.config.Program)
 	}
-	var server struct {
-		Auth        string `json:"auth"`
-		Environment struct {
-			Clustered bool `json:"server_clustered"`
-		} `json:"environment"`
+	server, err := p.server(ctx)
+	if err != nil {
+		return err
 	}
-	if err := p.client.query(ctx, "GET", "/1.0", nil, &server); err != nil {
-		return fmt.Errorf("the Incus server does not answer: %w: incus remote list shows which one it is, and INCUS_REMOTE names another; on the server itself, be root or in the group incus-admin", err)
-	}
-	if server.Auth != "trusted" {
-		return errors.New("the Incus server does not trust this user: incus config trust add on the server gives a token, incus remote add here uses it")
-	}
-	if server.Environment.Clustered != (len(p.config.Hosts) > 0) {
-		if server.Environment.Clustered {
-			return errors.New("Incus is a cluster: name the hosts to use in the spec (machines: hosts: […]); incus cluster list shows them")
-		}
-		return errors.New("the spec names hosts, but Incus is not a cluster: incus cluster enable makes it one; or leave machines.hosts out")
-	}
-	hosts := p.config.Hosts
-	if server.Environment.Clustered {
+	name := server.Environment.Name
+	switch {
+	case server.Environment.Clustered:
 		if err := p.checkMembers(ctx); err != nil {
 			return err
 		}
-	} else {
-		hosts = []string{""}
+	case len(p.config.Hosts) != 1 || p.config.Hosts[0] != name:
+		return fmt.Errorf("the Incus server is a single host, %s: write machines: hosts: [%[1]s], or make a cluster of it (incus cluster enable NAME) that the others join", name)
 	}
 	var errs []error
-	for _, h := range hosts {
+	for _, h := range p.config.Hosts {
 		if err := p.checkHost(ctx, h); err != nil {
 			errs = append(errs, err)
 		}
@@ -692,22 +712,14 @@ func (p *Provider) checkMembers(ctx context.Context) error {
 
 // checkHost makes sure that a host has the bridge and the storage pool.
 func (p *Provider) checkHost(ctx context.Context, h string) error {
-	at := "this Incus server"
-	if h != "" {
-		at = "host " + h
-	}
-	query := ""
-	if h != "" {
-		query = "?" + p.target(h).Encode()
-	}
 	var network struct {
 		Type string `json:"type"`
 	}
-	if err := p.client.query(ctx, "GET", "/1.0/networks/"+url.PathEscape(p.config.Network)+query, nil, &network); err != nil || network.Type != "bridge" {
+	if err := p.client.query(ctx, "GET", "/1.0/networks/"+url.PathEscape(p.config.Network)+"?"+p.target(h).Encode(), nil, &network); err != nil || network.Type != "bridge" {
 		if err == nil {
 			err = fmt.Errorf("it is of type %s", network.Type)
 		}
-		return fmt.Errorf("%s has no bridge %s: %w: make it, with a port in the network that all hosts share, or name another (machines: network: …)", at, p.config.Network, err)
+		return fmt.Errorf("host %s has no bridge %s: %w: make it, with a port in the network that all hosts share, or name another (machines: network: …)", h, p.config.Network, err)
 	}
 	var pool struct {
 		Status    string   `json:"status"`
@@ -717,11 +729,11 @@ func (p *Provider) checkHost(ctx context.Context, h string) error {
 	if err == nil && pool.Status != "Created" {
 		err = fmt.Errorf("its state is %s", pool.Status)
 	}
-	if err == nil && h != "" && !slices.Contains(pool.Locations, h) {
+	if err == nil && p.asked.Environment.Clustered && !slices.Contains(pool.Locations, h) {
 		err = errors.New("it is on " + strings.Join(pool.Locations, ", "))
 	}
 	if err != nil {
-		return fmt.Errorf("%s has no storage pool %s: %w: incus storage create makes it, or name another (machines: storage: …)", at, p.config.Storage, err)
+		return fmt.Errorf("host %s has no storage pool %s: %w: incus storage create makes it, or name another (machines: storage: …)", h, p.config.Storage, err)
 	}
 	return nil
 }
