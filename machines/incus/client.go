@@ -81,7 +81,7 @@ func (c *client) query(ctx context.Context, method, path string, in, out any) er
 	if json.Unmarshal(answer, &op) == nil && op.Class == "task" && (op.StatusCode >= 400 || op.Err != "") {
 		return errors.New(op.Err)
 	}
-	if out == nil {
+	if out == nil || len(bytes.TrimSpace(answer)) == 0 { // an empty map is not printed
 		return nil
 	}
 	if err := json.Unmarshal(answer, out); err != nil {
