@@ -583,7 +583,7 @@ func (p *parser) role(e entry) {
 	if !ok {
 		return
 	}
-	r := Role{Name: e.key, CPUs: rules.CPUs, Memory: rules.Memory, Disk: rules.Disk, Data: rules.Data}
+	r := Role{Name: e.key, CPUs: rules.CPUs, Memory: rules.Memory, Disk: rules.Disk, Data: rules.Data, Privileged: rules.Privileged}
 	if known {
 		p.vip(&r, e.at, rules, get)
 		p.options(&r, get("options"), rules)

@@ -15,13 +15,15 @@ type Rules struct {
 	Downloads map[string][]string
 	Repos     map[string][]string
 	Users     map[string][]string // users and groups that the role makes, by distro
-	CPUs      int
-	Memory    Bytes
-	Disk      Bytes
-	Data      Bytes // default size; 0: the role has no data disk and the spec may not give it one
-	MinNodes  int   // at least 1
-	MaxNodes  int   // 0: no limit
-	Options   map[string]Option
+	// Privileged says why a system container of the role must share its host's root; empty: it need not.
+	Privileged string
+	CPUs       int
+	Memory     Bytes
+	Disk       Bytes
+	Data       Bytes // default size; 0: the role has no data disk and the spec may not give it one
+	MinNodes   int   // at least 1
+	MaxNodes   int   // 0: no limit
+	Options    map[string]Option
 }
 
 // VIPRule says whether a role has a virtual address.

@@ -61,14 +61,15 @@ type SSH struct {
 
 // Role is one role of the cluster and its nodes.
 type Role struct {
-	Name     string
-	VIP      netip.Addr // zero: none
-	VRRPID   int        // 1 to 255 where VIP is set
-	CPUs     int
-	Memory   Bytes
-	Disk     Bytes    // size of the root disk
-	Data     Bytes    // size of the data disk; 0: none
-	Packages []string // in addition to the role's own; names, or paths of .deb or .rpm files
+	Name       string
+	VIP        netip.Addr // zero: none
+	VRRPID     int        // 1 to 255 where VIP is set
+	CPUs       int
+	Memory     Bytes
+	Disk       Bytes    // size of the root disk
+	Data       Bytes    // size of the data disk; 0: none
+	Privileged string   // why a system container of the role must share its host's root; empty: it need not
+	Packages   []string // in addition to the role's own; names, or paths of .deb or .rpm files
 
 	packagesAt []Problem         // where Packages are, without what is wrong
 	Options    map[string]string // every option the role declares, defaults filled in

@@ -89,7 +89,7 @@ func (o *onHosts) machine(n cluster.Node, host string) machines.Machine {
 	r := o.spec.Role(n.Role)
 	i := slices.IndexFunc(o.expected.Nodes, func(e expected.Node) bool { return e.Node == n.Name })
 	return machines.Machine{Cluster: o.spec.Cluster, ClusterID: o.expected.ClusterID, Node: n.Name, Role: n.Role, Host: host, CPUs: r.CPUs, Memory: int64(r.Memory),
-		Data: int64(r.Data), MAC: n.MAC, IP: n.IP.String(),
+		Data: int64(r.Data), MAC: n.MAC, IP: n.IP.String(), Privileged: r.Privileged != "",
 		Image: machines.File{Path: filepath.Join(o.dir, "dist", "images", n.Role+".raw"), Identity: o.expected.Nodes[i].Image},
 		Seed:  machines.File{Path: filepath.Join(o.dir, "dist", "seeds", n.Name+".iso"), Identity: o.expected.Nodes[i].Seed}}
 }

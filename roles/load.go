@@ -99,20 +99,21 @@ func (c *Catalogue) Rules() map[string]cluster.Rules {
 			return b
 		}
 		m[name] = cluster.Rules{
-			Name:     name,
-			Quorum:   r.Quorum,
-			VIP:      r.VIP,
-			VRRPID:   r.VRRPID,
-			Needs:    r.Needs,
-			Distros:  slices.Sorted(maps.Keys(r.Distros)),
-			CPUs:     r.CPUs,
-			Memory:   size(r.Memory),
-			Disk:     size(r.Disk),
-			Data:     size(r.Data),
-			MinNodes: r.MinNodes,
-			MaxNodes: r.MaxNodes,
-			Options:  r.Options,
-			Repos:    map[string][]string{}, Downloads: map[string][]string{}, Users: map[string][]string{},
+			Name:       name,
+			Quorum:     r.Quorum,
+			VIP:        r.VIP,
+			VRRPID:     r.VRRPID,
+			Needs:      r.Needs,
+			Distros:    slices.Sorted(maps.Keys(r.Distros)),
+			Privileged: r.Container.Privileged,
+			CPUs:       r.CPUs,
+			Memory:     size(r.Memory),
+			Disk:       size(r.Disk),
+			Data:       size(r.Data),
+			MinNodes:   r.MinNodes,
+			MaxNodes:   r.MaxNodes,
+			Options:    r.Options,
+			Repos:      map[string][]string{}, Downloads: map[string][]string{}, Users: map[string][]string{},
 		}
 		for distro, d := range r.Distros {
 			for _, u := range d.Users {

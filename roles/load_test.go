@@ -326,7 +326,7 @@ func TestDocs(t *testing.T) {
 	}
 	var words []string
 	for _, typ := range []reflect.Type{
-		reflect.TypeFor[Role](), reflect.TypeFor[Port](), reflect.TypeFor[Distro](), reflect.TypeFor[Repo](), reflect.TypeFor[User](),
+		reflect.TypeFor[Role](), reflect.TypeFor[Container](), reflect.TypeFor[Port](), reflect.TypeFor[Distro](), reflect.TypeFor[Repo](), reflect.TypeFor[User](),
 		reflect.TypeFor[Download](), reflect.TypeFor[File](), reflect.TypeFor[Component](), reflect.TypeFor[cluster.Option](),
 	} {
 		words = append(words, keysOf(typ, "yaml")...)

@@ -31,6 +31,8 @@ type Role struct {
 	Secrets  []string                  `yaml:"secrets,omitempty"` // names of the generated passwords that its files or agent use
 	Ports    []Port                    `yaml:"ports,omitempty"`
 
+	Container Container `yaml:"container,omitempty"`
+
 	// What follows may differ between distros. Bake inputs are under distros alone, so that nothing else rebakes.
 	Distros    map[string]Distro `yaml:"distros"`
 	Sysctl     map[string]string `yaml:"sysctl,omitempty"`
@@ -40,6 +42,12 @@ type Role struct {
 	file      string              // path of its role.yaml, for messages
 	packages  map[string]position // where its packages are named, by the path in role.yaml
 	templates *template.Template  // every template of the role, by the names in load.go
+}
+
+// Container is what a role needs of the system containers that its nodes may run in. Virtual machines have it anyway.
+type Container struct {
+	// Privileged says why root in the container must be root of its host; empty: it need not.
+	Privileged string `yaml:"privileged,omitempty"`
 }
 
 // Port is a port that the node listens on and who may reach it.
