@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package libvirthosts gives tests several hosts with libvirt on one machine. Each host is a libvirtd in mount, network and process
 // namespaces of its own; a program in the place of ssh enters them. Machines are emulated, and end with the test.
 package libvirthosts
