@@ -19,8 +19,8 @@ import (
 
 const seedVMName = "e2e-seed-vm"
 
-// aVMIn is how long one virtual machine may take to SSH: emulated, on a busy machine.
-const aVMIn = 8 * time.Minute
+// aVMIn is how long one virtual machine may take to each of its steps: emulated, on a busy machine.
+const aVMIn = 30 * time.Minute
 
 // seedVM is one node in a virtual machine of its own, whose CD-ROM drive a test fills, empties and breaks.
 type seedVM struct {

@@ -126,7 +126,7 @@ func (b *bench) letIn(t *testing.T) {
 // complained of nothing. in runs a shell line on the node.
 func cloudInitDone(t *testing.T, node string, in func(script string) (string, error)) {
 	t.Helper()
-	eventually(t, 5*time.Minute, "cloud-init's end on "+node, func() error {
+	eventually(t, aVMIn, "cloud-init's end on "+node, func() error {
 		_, err := in("test -e /run/cloud-init/result.json")
 		return err
 	})
