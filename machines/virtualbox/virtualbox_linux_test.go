@@ -336,6 +336,51 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
+// Machines are made and removed at the same time; what they share is made once.
+func TestTogether(t *testing.T) {
+	if !vboxtest.Rerun(t, vboxtest.OwnNetwork) {
+		return
+	}
+	b, ctx := newBackend(t), t.Context()
+	nodes := []string{"node1", "node2", "node3", "node4"}
+	together := func(do func(node string) error) {
+		t.Helper()
+		errs := make(chan error)
+		for _, n := range nodes {
+			go func() { errs <- do(n) }()
+		}
+		for range nodes {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for version := range 2 {
+		together(func(node string) error {
+			return machines.Replace(ctx, b.provider, b.Machine(node, version), false)
+		})
+	}
+	list, err := b.provider.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range nodes {
+		if len(list) != len(nodes) || list[i].Node != n || list[i].Power != machines.On || list[i].Image != "image1" {
+			t.Fatalf("listed %v", list)
+		}
+	}
+	if n := len(parseNetworks(vboxtest.Networks(t))); n != 1 {
+		t.Errorf("%d networks", n)
+	}
+	together(func(node string) error { return b.provider.Remove(ctx, node, true) })
+	if err := b.provider.Purge(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if left := b.Leftovers(t); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
 // A machine whose settings are lost is unfinished, and is made again with its data disk. One that was renamed is still ours.
 func TestLostSettings(t *testing.T) {
 	if !vboxtest.Rerun(t, vboxtest.OwnNetwork) {
