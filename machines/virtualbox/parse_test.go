@@ -1,10 +1,17 @@
 package virtualbox
 
 import (
+	"errors"
 	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
+	"imagegen/cluster"
 	"imagegen/machines"
 )
 
@@ -73,5 +80,42 @@ func TestStates(t *testing.T) {
 		if s := m.state("web1"); s != (machines.State{Node: "web1", Power: machines.Unfinished}) {
 			t.Errorf("%s without the mark: %+v", state, s)
 		}
+	}
+}
+
+// On macOS, a network is asked for with the words that VBoxManage's manual has. This shows no more than that.
+func TestNetworkOfMacOS(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("SKIPPED: needs a shell")
+	}
+	dir := t.TempDir()
+	script := "#!/bin/sh\nshift\ncase \"$*\" in --version) echo 7.1.4r165100 ;; 'list hostonlynets') cat \"" + dir + "/list\" ;; 'list vms') ;; *) echo \"$*\" >>\"" + dir + "/log\" ;; esac\n"
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "VBoxManage"), []byte(script), 0o755), os.WriteFile(filepath.Join(dir, "list"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	spec := &cluster.Spec{Cluster: "otus", Network: cluster.Network{CIDR: netip.MustParsePrefix("192.168.10.0/24")}}
+	p, err := New(Config{Spec: spec, ClusterID: "id", Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.os = "darwin"
+	want := []string{"--nic2", "hostonlynet", "--host-only-net2", "imagegen-id"}
+	for range 2 {
+		if got, err := p.network(t.Context()); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q, %v", got, err)
+		}
+		list := "Name:            imagegen-id\nState:           Enabled\nNetworkMask:     255.255.255.0\nLowerIP:         192.168.10.0\nUpperIP:         192.168.10.0\n"
+		if err := os.WriteFile(filepath.Join(dir, "list"), []byte(list), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.removeNetwork(t.Context()); err != nil {
+		t.Error(err)
+	}
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	if want := "hostonlynet add --name imagegen-id --netmask 255.255.255.0 --lower-ip 192.168.10.0 --upper-ip 192.168.10.0 --enable\n" +
+		"hostonlynet remove --name imagegen-id\n"; err != nil || string(log) != want {
+		t.Errorf("said %q, %v", log, err)
 	}
 }
