@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	osexec "os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -252,7 +253,9 @@ func (p *Provider) run(ctx context.Context, verb string, r request, out *limited
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(append(in, '\n')), out, said
 	cmd.WaitDelay = grace
 	ownGroup(cmd)
+	runtime.LockOSThread() // a signal on the parent's death is one on the death of the thread that started the program
 	err = cmd.Run()
+	runtime.UnlockOSThread()
 	if cmd.Process != nil && runs.Err() != nil {
 		endGroup(cmd)
 	}
