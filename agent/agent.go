@@ -40,9 +40,15 @@ type Agent struct {
 	identity identity
 	console  func(line string)
 
+	events  *events
+	journal []string      // the program that shows the journal
+	readers chan struct{} // a place for each reader of the journal
+	made    facts.Made
+
 	mu      sync.Mutex
 	reports map[string]facts.ComponentReport
-	ready   bool // every component is
+	ready   bool     // every component is
+	holds   []string // virtual addresses
 }
 
 // runner drives one component.
@@ -53,9 +59,9 @@ type runner struct {
 	decision string
 }
 
-// New makes the agent of a node from what its seed says, below root (normally "/"). Every change of a component's
+// New makes the agent of a node, which was made from made, from what its seed says, below root (normally "/"). Every change of a component's
 // status is passed to console as one line.
-func New(root string, console func(line string)) (*Agent, error) {
+func New(root string, made facts.Made, console func(line string)) (*Agent, error) {
 	data, err := os.ReadFile(filepath.Join(root, facts.FactsPath))
 	if err != nil {
 		return nil, fmt.Errorf("read the facts: %w", err)
@@ -84,7 +90,15 @@ func New(root string, console func(line string)) (*Agent, error) {
 		reports:  map[string]facts.ComponentReport{},
 		identity: id,
 		peers:    newPeers(id, known.Peers),
+		journal:  []string{"journalctl"},
+		readers:  make(chan struct{}, journalReaders),
+		made:     made,
 	}
+	if err := os.MkdirAll(filepath.Join(root, facts.StateDir), 0o700); err != nil {
+		return nil, err
+	}
+	a.events = openEvents(eventsPath(root))
+	a.happened("", "the agent has started")
 	for _, c := range known.Components {
 		n := Node{
 			Facts:    known,
@@ -143,6 +157,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { a.peers.poll(ctx, a.isReady) })
 	wg.Go(func() { boundLogs(ctx, "/") })
+	wg.Go(func() { a.watch(ctx) })
 	for _, r := range a.runners {
 		wg.Go(func() { a.drive(ctx, r) })
 	}
@@ -299,6 +314,7 @@ func (a *Agent) decide(d facts.Decision) error {
 	}
 	all := slices.Concat(before, d.Without)
 	slices.Sort(all)
+	a.happened(d.Component, "an operator has decided to go on without %s", strings.Join(d.Without, ", "))
 	a.console(fmt.Sprintf("%s: %s: an operator has decided to go on without %s", a.facts.Node.Name, d.Component, strings.Join(d.Without, ", ")))
 	return writeDecision(a.runners[i].decision, facts.Decision{Component: d.Component, Without: slices.Compact(all)})
 }
@@ -325,11 +341,19 @@ func (a *Agent) publish(name string, report any) {
 	if report != nil {
 		raw, _ = json.Marshal(report) // reports are plain structs
 	}
+	is := ""
+	if r, ok := report.(interface{ is() string }); ok {
+		is = r.is()
+	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	r := a.reports[name]
-	r.Report = raw
+	was := r.Is
+	r.Report, r.Is = raw, is
 	a.reports[name] = r
+	a.mu.Unlock()
+	if is != was && is != "" {
+		a.happened(name, "is %s", is)
+	}
 }
 
 // setStatus records where a component stands and says so when that has changed in more than a number.
@@ -357,8 +381,10 @@ func (a *Agent) setStatus(name string, s facts.Status) facts.Status {
 	if old.State == s.State && noDigits(old.Detail) == noDigits(s.Detail) {
 		return s // a count that goes on is for the status table
 	}
+	a.happened(name, "%s", describeStatus(s))
 	a.console(fmt.Sprintf("%s: %s: %s", a.facts.Node.Name, name, describeStatus(s)))
 	if became {
+		a.happened("", "ready")
 		a.console(a.facts.Node.Name + ": ready")
 	}
 	return s
@@ -414,6 +440,8 @@ func (a *Agent) report() facts.NodeReport {
 		Ready:      a.ready,
 		Components: maps.Clone(a.reports),
 		Heard:      heard,
+		Holds:      a.holds,
+		Made:       a.made,
 	}
 	for _, c := range a.facts.Components {
 		r.Order = append(r.Order, c.Name)

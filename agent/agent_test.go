@@ -64,6 +64,9 @@ func testAgent(console func(string), runners ...*runner) *Agent {
 		reports: map[string]facts.ComponentReport{},
 		peers:   newPeers(identity{}, nil),
 		runners: runners,
+		events:  &events{},
+		journal: []string{"journalctl"},
+		readers: make(chan struct{}, journalReaders),
 	}
 	for _, r := range runners {
 		a.reports[r.Name] = facts.ComponentReport{Status: waitf("the agent has just started")}
@@ -581,7 +584,7 @@ func TestDecision(t *testing.T) {
 			t.Errorf("%.60s: %d %s", body, code, answer)
 		}
 	}
-	if code, answer := decide("web2", good); code != http.StatusForbidden || !strings.Contains(answer, "only the operator decides") {
+	if code, answer := decide("web2", good); code != http.StatusForbidden || !strings.Contains(answer, "only the operator may do this") {
 		t.Errorf("a node: %d %s", code, answer)
 	}
 	if a.turn(t.Context(), galera); without != nil {

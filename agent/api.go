@@ -67,11 +67,9 @@ func (a *Agent) apiHandler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(a.report()) // fails when the peer has gone, which is the peer's news
 	})
-	mux.HandleFunc("POST "+facts.DecidePath, func(w http.ResponseWriter, r *http.Request) {
-		if who := r.TLS.PeerCertificates[0].Subject.CommonName; who != facts.OperatorName {
-			http.Error(w, "only the operator decides, not "+who, http.StatusForbidden)
-			return
-		}
+	mux.HandleFunc("GET "+facts.LogsPath, operatorOnly(a.serveJournal))
+	mux.HandleFunc("GET "+facts.EventsPath, operatorOnly(a.serveEvents))
+	mux.HandleFunc("POST "+facts.DecidePath, operatorOnly(func(w http.ResponseWriter, r *http.Request) {
 		var d facts.Decision
 		in := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxDecision))
 		in.DisallowUnknownFields()
@@ -84,7 +82,7 @@ func (a *Agent) apiHandler() http.Handler {
 			return
 		}
 		w.WriteHeader(http.StatusNoContent)
-	})
+	}))
 	return mux
 }
 

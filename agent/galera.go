@@ -127,6 +127,17 @@ type galeraReport struct {
 	Cluster string `json:"cluster,omitempty"`
 }
 
+// is says what the member is among the others. All members take writes; which of them gets them is the balancers' choice.
+func (r galeraReport) is() string {
+	switch r.State {
+	case galeraServing, galeraJoining:
+		return fmt.Sprintf("in a component of %d", r.Size)
+	case galeraApart:
+		return "in no primary component"
+	}
+	return ""
+}
+
 func newGalera(n Node, name string, p *facts.GaleraParams) Component {
 	return &galera{node: n, name: name, params: p, units: slices.Compact([]string{p.Unit, p.BootUnit})}
 }

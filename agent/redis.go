@@ -58,6 +58,17 @@ type redisReport struct {
 	Eligible bool `json:"eligible,omitempty"`
 }
 
+// is says what the server is among the cluster's.
+func (r redisReport) is() string {
+	switch {
+	case !r.Running:
+		return ""
+	case r.Role == "slave":
+		return "replica"
+	}
+	return r.Role
+}
+
 // member is what memberName holds.
 type member struct {
 	Cluster string `json:"cluster"`

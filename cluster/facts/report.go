@@ -11,6 +11,26 @@ const StatePath = "/v1/state"
 // DecidePath is where an agent takes an operator's Decision: POST, as JSON, with the operator's certificate.
 const DecidePath = "/v1/decide"
 
+// LogsPath is where an agent answers the operator with the node's journal, as text: GET, with ?since=DURATION (how long ago, such as
+// 15m) and ?follow=1.
+const LogsPath = "/v1/logs"
+
+// EventsPath is where an agent answers the operator with Events, as JSON: GET, with ?since=DURATION.
+const EventsPath = "/v1/events"
+
+// Events is what an agent remembers of what has happened on its node.
+type Events struct {
+	Node   string  `json:"node"`
+	Events []Event `json:"events"` // the oldest first
+}
+
+// Event is one thing that happened.
+type Event struct {
+	Time      time.Time `json:"time"`                // by the node's clock
+	Component string    `json:"component,omitempty"` // empty: it concerns the node
+	Text      string    `json:"text"`
+}
+
 // OperatorName is the common name of the operator's certificate. No node may have it.
 const OperatorName = "operator"
 
@@ -29,12 +49,24 @@ type NodeReport struct {
 	Components map[string]ComponentReport `json:"components"`
 	Order      []string                   `json:"order"` // of the components, as in the facts
 	Heard      []string                   `json:"heard"` // peers that answered this node lately
+	// Holds lists the virtual addresses that the node has.
+	Holds []string `json:"holds,omitempty"`
+	Made
+}
+
+// Made is what a node was made from.
+type Made struct {
+	// Seed is the digest of the seed that the node runs; empty: not known.
+	Seed string `json:"seed,omitempty"`
+	// Machine differs between any two root disks. A node that reports another one than before was made anew.
+	Machine string `json:"machine,omitempty"`
 }
 
 // ComponentReport is what one component of a node publishes.
 type ComponentReport struct {
 	Kind   string          `json:"kind"`
 	Status Status          `json:"status"`
+	Is     string          `json:"is,omitempty"`     // what it is among its like: master, 3 of 3 members, …
 	Since  time.Time       `json:"since"`            // when State last changed, by the node's clock; for people
 	Report json.RawMessage `json:"report,omitempty"` // what the component observed, for its like on the peers
 }

@@ -9,18 +9,22 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
 	"imagegen/agent"
 	"imagegen/cloudinit/nocloud"
+	"imagegen/cluster/facts"
 )
 
 func main() {
@@ -55,7 +59,7 @@ func checkSeed() error {
 func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a, err := agent.New("/", console)
+	a, err := agent.New("/", made(nocloud.Disk{Root: "/"}), console)
 	if err != nil {
 		return err
 	}
@@ -67,6 +71,19 @@ func run() error {
 		return fmt.Errorf("systemctl daemon-reload: %w: %s", err, out)
 	}
 	return a.Run(ctx)
+}
+
+// made says what the node was made from, as far as that is known.
+func made(d nocloud.Disk) facts.Made {
+	var m facts.Made
+	if seed, _ := d.Kept(); seed != nil { // a copy that is damaged is still of that seed
+		m.Seed = seed.Digest
+	}
+	// Made at the first boot of a root disk. The identity itself is nobody's business.
+	if id, err := os.ReadFile(filepath.Join(d.Root, "etc/machine-id")); err == nil && len(bytes.TrimSpace(id)) > 0 {
+		m.Machine = fmt.Sprintf("%x", sha256.Sum256(bytes.TrimSpace(id)))[:16]
+	}
+	return m
 }
 
 // console writes a line to the journal and to the machine's console, where somebody looks who has no other way in.

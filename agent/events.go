@@ -1,0 +1,215 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"imagegen/cluster/facts"
+	"imagegen/internal/atomicfile"
+)
+
+// Bounds of what is remembered of what has happened.
+const (
+	eventsKept = 1000
+	eventsFile = "events.json" // in the agent's state, an event a line
+	// eventsSize is how large the file may become before it is cut to the latest events.
+	eventsSize = 1 << 20
+)
+
+// events are the latest things that happened on the node. They are kept on the root disk, for after a reboot; one that a power cut
+// takes is only missed by people.
+type events struct {
+	mu   sync.Mutex
+	path string // empty: in memory alone
+	ring []facts.Event
+	size int64
+}
+
+// openEvents reads the events in a file, as far as they can be read.
+func openEvents(path string) *events {
+	e := &events{path: path}
+	data, _ := os.ReadFile(path) // none: nothing has happened yet
+	for line := range bytes.Lines(data) {
+		var v facts.Event
+		if json.Unmarshal(line, &v) == nil && !v.Time.IsZero() {
+			e.ring = append(e.ring, v)
+		}
+	}
+	e.cut()
+	e.rewrite() // a line that was cut off would spoil the next
+	return e
+}
+
+func (e *events) cut() {
+	if extra := len(e.ring) - eventsKept; extra > 0 {
+		e.ring = slices.Clone(e.ring[extra:])
+	}
+}
+
+// add remembers an event.
+func (e *events) add(v facts.Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ring = append(e.ring, v)
+	e.cut()
+	if e.path == "" {
+		return
+	}
+	line, _ := json.Marshal(v) // a plain struct
+	line = append(line, '\n')
+	if e.size+int64(len(line)) > eventsSize {
+		e.rewrite()
+		return
+	}
+	f, err := os.OpenFile(e.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err == nil {
+		var n int
+		n, err = f.Write(line)
+		e.size += int64(n)
+		f.Close()
+	}
+	if err != nil {
+		log.Printf("keep events: %v", err)
+	}
+}
+
+// rewrite makes the file what is in memory.
+func (e *events) rewrite() {
+	if e.path == "" {
+		return
+	}
+	var b bytes.Buffer
+	in := json.NewEncoder(&b)
+	for _, v := range e.ring {
+		in.Encode(v)
+	}
+	e.size = int64(b.Len())
+	if err := atomicfile.Write(e.path, b.Bytes(), 0o600); err != nil {
+		log.Printf("keep events: %v", err)
+	}
+}
+
+// since returns the events after a time, the oldest first.
+func (e *events) since(t time.Time) []facts.Event {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	some := []facts.Event{}
+	for _, v := range e.ring {
+		if v.Time.After(t) {
+			some = append(some, v)
+		}
+	}
+	return some
+}
+
+// happened remembers what happened to a component, or with an empty name to the node.
+func (a *Agent) happened(component, format string, args ...any) {
+	a.events.add(facts.Event{Time: time.Now(), Component: component, Text: oneLine(fmt.Sprintf(format, args...))})
+}
+
+// serveEvents answers with the events of the last since=DURATION, or all that are remembered.
+func (a *Agent) serveEvents(w http.ResponseWriter, r *http.Request) {
+	since, err := sinceParam(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	var after time.Time
+	if since > 0 {
+		after = time.Now().Add(-since)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(facts.Events{Node: a.facts.Node.Name, Events: a.events.since(after)})
+}
+
+// watchEvery is how often the agent looks at what belongs to no component.
+const watchEvery = time.Second
+
+// watch remembers when peers fall silent and are heard again, and which virtual addresses the node has, until ctx ends.
+func (a *Agent) watch(ctx context.Context) {
+	heard := map[string]bool{} // peers that have been heard, and whether they are
+	for {
+		now := a.peers.heard()
+		for _, p := range a.facts.Peers {
+			_, is := now[p.Name]
+			was, known := heard[p.Name]
+			switch {
+			case known && was && !is:
+				a.happened("", "%s does not answer any more", p.Name)
+			case known && !was && is:
+				a.happened("", "%s answers again", p.Name)
+			}
+			if known || is {
+				heard[p.Name] = is
+			}
+		}
+		a.hold(virtualAddresses(a.facts.Node.IP))
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(watchEvery):
+		}
+	}
+}
+
+// hold publishes which virtual addresses the node has now.
+func (a *Agent) hold(addresses []string) {
+	a.mu.Lock()
+	before := a.holds
+	a.holds = addresses
+	a.mu.Unlock()
+	for _, v := range addresses {
+		if !slices.Contains(before, v) {
+			a.happened("", "holds %s", v)
+		}
+	}
+	for _, v := range before {
+		if !slices.Contains(addresses, v) {
+			a.happened("", "gave up %s", v)
+		}
+	}
+}
+
+// virtualAddresses returns the addresses beside the node's own on the interface that has its own.
+func virtualAddresses(own string) []string {
+	cards, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	for _, card := range cards {
+		addrs, err := card.Addrs()
+		if err != nil {
+			continue
+		}
+		var others []string
+		is := false
+		for _, addr := range addrs {
+			ip, _, _ := strings.Cut(addr.String(), "/")
+			switch {
+			case ip == own:
+				is = true
+			case net.ParseIP(ip).To4() != nil:
+				others = append(others, ip)
+			}
+		}
+		if is {
+			slices.Sort(others)
+			return others
+		}
+	}
+	return nil
+}
+
+// eventsPath is where the events of an agent below root are.
+func eventsPath(root string) string { return filepath.Join(root, facts.StateDir, eventsFile) }
