@@ -153,11 +153,11 @@ type nodeStatus struct {
 
 func (b *bench) nodes(t *testing.T) []nodeStatus {
 	t.Helper()
-	var ns []nodeStatus
-	if err := json.Unmarshal([]byte(b.lab(t, "status", "--json")), &ns); err != nil {
+	var status struct{ Nodes []nodeStatus }
+	if err := json.Unmarshal([]byte(b.lab(t, "status", "--json")), &status); err != nil {
 		t.Fatal(err)
 	}
-	return ns
+	return status.Nodes
 }
 
 // secret returns a generated password.

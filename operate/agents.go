@@ -85,9 +85,6 @@ func (a *Agents) takeTurn(ctx context.Context) (done func(), err error) {
 // request sends a request to a node's agent and returns its answer, and how far the node's clock is behind, to about a
 // second. An answer that is no success is an error with what the agent says.
 func (a *Agents) request(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) (answer []byte, behind time.Duration, err error) {
-	if a.unable != nil {
-		return nil, 0, a.unable
-	}
 	done, err := a.takeTurn(ctx)
 	if err != nil {
 		return nil, 0, err
@@ -95,23 +92,12 @@ func (a *Agents) request(ctx context.Context, node string, ip netip.Addr, method
 	defer done()
 	ctx, cancel := context.WithTimeout(ctx, a.Limit)
 	defer cancel()
-	transport := &http.Transport{
-		DialContext:       a.dial,
-		DisableKeepAlives: true,
-		TLSClientConfig: &tls.Config{
-			Certificates: []tls.Certificate{a.operator}, RootCAs: a.ca, ServerName: node, MinVersion: tls.VersionTLS12,
-		},
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "https://"+net.JoinHostPort(ip.String(), strconv.Itoa(facts.APIPort))+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, 0, err
-	}
-	resp, err := transport.RoundTrip(req)
+	resp, err := a.send(ctx, node, ip, method, path, body)
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded {
 			err = fmt.Errorf("no answer within %s", a.Limit)
 		}
-		return nil, 0, explain(err)
+		return nil, 0, err
 	}
 	defer resp.Body.Close()
 	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
@@ -125,6 +111,29 @@ func (a *Agents) request(ctx context.Context, node string, ip netip.Addr, method
 		return nil, 0, refusal{resp.StatusCode, string(bytes.TrimSpace(answer))}
 	}
 	return answer, behind, nil
+}
+
+// send sends a request to a node's agent and returns the beginning of its answer.
+func (a *Agents) send(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) (*http.Response, error) {
+	if a.unable != nil {
+		return nil, a.unable
+	}
+	transport := &http.Transport{
+		DialContext:       a.dial,
+		DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{
+			Certificates: []tls.Certificate{a.operator}, RootCAs: a.ca, ServerName: node, MinVersion: tls.VersionTLS12,
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+net.JoinHostPort(ip.String(), strconv.Itoa(facts.APIPort))+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return resp, nil
 }
 
 // refusal is an agent's answer that it does not do what it was asked.

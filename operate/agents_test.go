@@ -25,18 +25,23 @@ import (
 func TestStateOfNode(t *testing.T) {
 	at := func(s int) time.Time { return time.Date(2026, 1, 1, 12, 0, s, 0, time.UTC) }
 	component := func(state facts.State, detail string, since int) facts.ComponentReport {
-		return facts.ComponentReport{Kind: "service", Status: facts.Status{State: state, Detail: detail}, Since: at(since), Report: json.RawMessage("{}")}
+		kind := "service"
+		if strings.HasPrefix(detail, "/dev/") {
+			kind = "disk"
+		}
+		return facts.ComponentReport{Kind: kind, Status: facts.Status{State: state, Detail: detail}, Since: at(since), Report: json.RawMessage("{}")}
 	}
 	order := []string{"disk", "galera", "site"}
 	for name, c := range map[string]struct {
 		components map[string]facts.ComponentReport
 		ready      bool
+		holds      []string
 		want       NodeStatus
 	}{
 		"ready since the last component is": {
 			components: map[string]facts.ComponentReport{"disk": component("ready", "/dev/vdb is 93 % full", 1), "galera": component("ready", "", 7), "site": component("ready", "", 3)},
 			ready:      true,
-			want:       NodeStatus{State: "ready", Since: at(7)},
+			want:       NodeStatus{State: "ready", Since: at(7), Warnings: []string{"disk: /dev/vdb is 93 % full"}},
 		},
 		"the first of those that wait": {
 			components: map[string]facts.ComponentReport{"disk": component("ready", "", 1), "galera": component("waiting", "for percona3", 2), "site": component("waiting", "for galera", 3)},
@@ -45,6 +50,11 @@ func TestStateOfNode(t *testing.T) {
 		"what needs an operator comes first": {
 			components: map[string]facts.ComponentReport{"disk": component("waiting", "for a disk", 1), "galera": component("failed", "", 2), "site": component("stopped", "not ours", 3)},
 			want:       NodeStatus{State: "stopped", Since: at(3), Detail: "site: not ours"},
+		},
+		"what it is": {
+			components: map[string]facts.ComponentReport{"galera": {Is: "in a component of 3", Status: facts.Status{State: facts.Ready}}},
+			holds:      []string{"192.168.10.39"}, ready: true,
+			want: NodeStatus{State: "ready", Is: "holds 192.168.10.39, galera: in a component of 3"},
 		},
 		"no detail": {
 			components: map[string]facts.ComponentReport{"disk": component("failed", "", 1), "galera": component("working", "", 2)},
@@ -56,7 +66,7 @@ func TestStateOfNode(t *testing.T) {
 		},
 	} {
 		got := NodeStatus{State: Silent, Since: at(0)}
-		got.add(facts.NodeReport{Ready: c.ready, Components: c.components, Order: order})
+		got.add(facts.NodeReport{Ready: c.ready, Components: c.components, Order: order, Holds: c.holds})
 		for _, r := range got.Components {
 			if r.Report != nil {
 				t.Errorf("%s: a raw report is passed on", name)

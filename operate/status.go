@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/cluster/expected"
 	"imagegen/cluster/facts"
 	"imagegen/internal/words"
 )
@@ -19,6 +20,8 @@ type Cluster struct {
 	Spec     *cluster.Spec
 	Agents   *Agents
 	Machines Machines // nil: nobody knows anything of the machines
+	// Expected says which seed each node should have, where the provider does not know; nil: nobody does.
+	Expected *expected.Expected
 }
 
 // Machines is what a provider, or the lab, knows of the cluster's machines and can do with them.
@@ -40,7 +43,8 @@ type Machine struct {
 	Node   cluster.Node // its address is the one that it has now
 	Power  string       // one of the constants below
 	Since  time.Time    // when it was turned on; zero: not known
-	Build  string       // one of the constants below, or empty: not made yet, or not known
+	Build  string       // one of the constants below, or empty: not made yet
+	Host   string       // the computer that carries it; empty: not known, or there is one only
 	Detail string       // what an operator should know of a machine that is off
 }
 
@@ -62,6 +66,7 @@ const (
 	BuildCurrent = "current" // the image and the seed that build made last
 	BuildOlder   = "older"   // an earlier image or an earlier seed: replace and roll renew the node
 	BuildRemoved = "removed" // the spec no longer has the node
+	BuildUnknown = "unknown" // the node does not say, or there is nothing to compare with
 )
 
 // NodeStatus is how a node is doing.
@@ -74,6 +79,12 @@ type NodeStatus struct {
 	// urgency), or off, or silent.
 	State string    `json:"state"`
 	Since time.Time `json:"since,omitzero"` // when State began, as far as it is known
+	Host  string    `json:"host,omitempty"`
+	// Is says what the node is among its like: which virtual address it holds, whether its Redis is the master, how many members
+	// its database's component has.
+	Is string `json:"is,omitempty"`
+	// Warnings are what an operator should look at although the node is ready.
+	Warnings []string `json:"warnings,omitempty"`
 	// Detail says which component waits for what, in a few words.
 	Detail     string                           `json:"detail,omitempty"`
 	Components map[string]facts.ComponentReport `json:"components,omitempty"` // without their raw reports
@@ -94,10 +105,20 @@ func (s *NodeStatus) add(r facts.NodeReport) {
 	s.Components = map[string]facts.ComponentReport{}
 	s.State, s.Since = string(facts.Ready), time.Time{}
 	worst := 0
+	var is []string
+	for _, vip := range r.Holds {
+		is = append(is, "holds "+vip)
+	}
 	for _, name := range r.Order {
 		c, ok := r.Components[name]
 		if !ok {
 			continue
+		}
+		if c.Is != "" {
+			is = append(is, name+": "+c.Is)
+		}
+		if c.Kind == "disk" && c.Status.State == facts.Ready && c.Status.Detail != "" {
+			s.Warnings = append(s.Warnings, name+": "+c.Status.Detail)
 		}
 		c.Report = nil
 		s.Components[name] = c
@@ -112,6 +133,7 @@ func (s *NodeStatus) add(r facts.NodeReport) {
 			s.Since = c.Since
 		}
 	}
+	s.Is = strings.Join(is, ", ")
 	if !r.Ready && worst == 0 {
 		s.State, s.Since, s.Detail = string(facts.Working), time.Time{}, "the agent has not looked at everything yet"
 	}
@@ -140,7 +162,7 @@ func (c *Cluster) status(ctx context.Context) ([]NodeStatus, error) {
 	var asking sync.WaitGroup
 	for i, m := range machines {
 		s := &all[i]
-		*s = NodeStatus{Node: m.Node.Name, Role: m.Node.Role, Power: m.Power, State: Off, Since: m.Since, Build: m.Build, Detail: m.Detail}
+		*s = NodeStatus{Node: m.Node.Name, Role: m.Node.Role, Power: m.Power, State: Off, Since: m.Since, Host: m.Host, Build: m.Build, Detail: m.Detail}
 		if m.Node.IP.IsValid() {
 			s.Address = m.Node.IP.String()
 		}
@@ -158,10 +180,28 @@ func (c *Cluster) status(ctx context.Context) ([]NodeStatus, error) {
 				return
 			}
 			s.add(r)
+			if s.Build == BuildUnknown {
+				s.Build = c.compare(s.Node, r.Made)
+			}
 		})
 	}
 	asking.Wait()
 	return all, ctx.Err()
+}
+
+// compare tells how the seed that a node was made from compares with the one that it should have.
+func (c *Cluster) compare(node string, made facts.Made) string {
+	if c.Expected == nil || made.Seed == "" {
+		return BuildUnknown
+	}
+	want, ok := c.Expected.Node(node)
+	switch {
+	case !ok || want.Seed == "":
+		return BuildUnknown
+	case want.Seed == made.Seed:
+		return BuildCurrent
+	}
+	return BuildOlder
 }
 
 // known is what is known of the machines. Without a provider that is the spec.
@@ -172,7 +212,7 @@ func (c *Cluster) known(ctx context.Context) ([]Machine, error) {
 	nodes := c.Spec.Nodes()
 	all := make([]Machine, len(nodes))
 	for i, n := range nodes {
-		all[i] = Machine{Node: n, Power: PowerUnknown}
+		all[i] = Machine{Node: n, Power: PowerUnknown, Build: BuildUnknown}
 	}
 	return all, nil
 }

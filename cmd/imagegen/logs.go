@@ -1,32 +1,146 @@
 package main
 
-import "github.com/urfave/cli/v2"
+import (
+	"fmt"
+	"io"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"github.com/urfave/cli/v2"
+
+	"imagegen/lab"
+)
+
+// sinceFlag bounds how far back something is shown.
+func sinceFlag(what string) cli.Flag {
+	return &cli.DurationFlag{Name: "since", DefaultText: what, Usage: "show what is no older than `TIME`, such as 15m or 24h"}
+}
 
 func logsCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "logs",
-		Category:    labCategory,
-		Usage:       "show a node's console: its boot, and what its agent does and waits for",
-		ArgsUsage:   "NODE",
-		Description: "Works on a node that is down, too. Control characters and escape sequences are left out: they would steer the terminal.",
+		Name:      "logs",
+		Category:  operateCategory,
+		Usage:     "show a node's journal: what its daemons and its agent do and wait for",
+		ArgsUsage: "NODE",
+		Description: "The journal comes from the node's agent. When that does not answer, or with --console, the lab shows the machine's console\n" +
+			"instead: its boot and what its agent says, also of a node that is off. Times are the node's.",
 		Flags: []cli.Flag{
-			specFlag(), outFlag(),
+			specFlag(), outFlag(), viaFlag(), sinceFlag("the last 1,000 lines"),
 			&cli.BoolFlag{Name: "follow", Aliases: []string{"F"}, Usage: "go on as lines come, until Ctrl-C"},
+			&cli.BoolFlag{Name: "console", Usage: "show the console of the node's machine, from its beginning"},
 		},
 		Action: func(c *cli.Context) error {
 			node, err := oneArgument(c, "node")
 			if err != nil {
 				return err
 			}
-			l, err := openLabOf(c, newBlock(c), []string{node})
+			p, err := load(c)
 			if err != nil {
 				return err
 			}
-			err = l.Console(c.Context, &plainWriter{w: c.App.Writer}, node, c.Bool("follow"))
+			if err := p.knows(node); err != nil {
+				return err
+			}
+			cl, err := p.reach(c, newBlock(c))
+			if err != nil {
+				return err
+			}
+			out := &printableWriter{w: c.App.Writer}
+			if c.Bool("console") {
+				if cl.Machines == nil {
+					return fmt.Errorf("no provider is known that could show the console of %s", node)
+				}
+				err = cl.Machines.Console(c.Context, out, node, c.Bool("follow"))
+			} else {
+				err = cl.Logs(c.Context, out, node, c.Duration("since"), c.Bool("follow"), func(why error) {
+					fmt.Fprintf(c.App.ErrWriter, "imagegen: the agent of %s does not show its journal (%v); this is the console of its machine\n", node, why)
+				})
+			}
 			if c.Bool("follow") && c.Context.Err() != nil {
 				return nil // Ctrl-C is how one ends it
 			}
 			return err
+		},
+	}
+}
+
+// knows fails when there is no node of that name in the spec, nor one that the lab has and the spec no longer has.
+func (p *project) knows(node string) error {
+	for _, removed := range lab.Removed(p.spec, p.out) {
+		if removed == node {
+			return nil
+		}
+	}
+	_, err := p.nodes([]string{node})
+	return err
+}
+
+// printableWriter writes text from nodes without control characters.
+type printableWriter struct {
+	w    io.Writer
+	rest []byte // the beginning of a character
+}
+
+func (w *printableWriter) Write(text []byte) (int, error) {
+	all := append(w.rest, text...)
+	whole := len(all)
+	for cut := 1; cut < utf8.UTFMax && cut <= len(all); cut++ {
+		if tail := all[len(all)-cut:]; utf8.RuneStart(tail[0]) {
+			if !utf8.FullRune(tail) {
+				whole = len(all) - cut
+			}
+			break
+		}
+	}
+	w.rest = slices.Clone(all[whole:])
+	if _, err := io.WriteString(w.w, printable(string(all[:whole]))); err != nil {
+		return 0, err
+	}
+	return len(text), nil
+}
+
+func eventsCommand() *cli.Command {
+	return &cli.Command{
+		Name:     "events",
+		Category: operateCategory,
+		Usage:    "show what has happened on all nodes, in the order of time",
+		Description: "Asks the agents of all nodes for what they remember (about 1,000 events each): changes of components, virtual addresses taken\n" +
+			"and given up, another Redis master, other sizes of the database's component, nodes that fell silent and are heard again,\n" +
+			"decisions, restarts of agents. Nodes that cannot be asked are named on standard error.\n\n" +
+			"--json prints [{\"node\", \"time\", \"component\", \"text\"}]; time is RFC 3339. Times are the nodes' own, or this computer's where the\n" +
+			"two differ by more than 5 s.",
+		Flags: []cli.Flag{specFlag(), outFlag(), viaFlag(), sinceFlag("all that is remembered"), jsonFlag("the events")},
+		Action: func(c *cli.Context) error {
+			if err := noArguments(c); err != nil {
+				return err
+			}
+			p, cl, err := openCluster(c, newBlock(c))
+			if err != nil {
+				return err
+			}
+			all, unheard, err := cl.Events(c.Context, c.Duration("since"))
+			if err != nil {
+				return err
+			}
+			for _, n := range p.spec.Nodes() {
+				if why := unheard[n.Name]; why != nil {
+					fmt.Fprintf(c.App.ErrWriter, "imagegen: %s is not in this: %s\n", n.Name, printable(why.Error()))
+				}
+			}
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, all)
+			}
+			for _, e := range all {
+				what := e.Text
+				if e.Component != "" {
+					what = e.Component + ": " + what
+				}
+				if _, err := fmt.Fprintf(c.App.Writer, "%s  %s: %s\n", e.Time.Local().Format(time.DateTime), e.Node, printable(what)); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	}
 }

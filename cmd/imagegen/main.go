@@ -102,7 +102,7 @@ func newApp() *cli.App {
 			"Exit codes: 0 done; 1 failed; 2 wrong usage or spec. exec ends with the code of the command that it ran.",
 		Commands: []*cli.Command{
 			initCommand(), validateCommand(), seedCommand(), planCommand(), lockCommand(), fetchCommand(), buildCommand(), inspectCommand(),
-			upCommand(), statusCommand(), logsCommand(), execCommand(), killCommand(), startCommand(), replaceCommand(), rollCommand(), decideCommand(), cutCommand(), mendCommand(), downCommand(),
+			upCommand(), statusCommand(), logsCommand(), eventsCommand(), execCommand(), killCommand(), startCommand(), replaceCommand(), rollCommand(), decideCommand(), cutCommand(), mendCommand(), downCommand(),
 			completionCommand(), forwardCommand(), completeCommand(),
 		},
 		Suggest:        true,
@@ -148,7 +148,7 @@ func commandNames(app *cli.App) []string {
 func checkDurations(c *cli.Context) error {
 	for _, f := range c.Command.Flags {
 		d, is := f.(*cli.DurationFlag)
-		if is && c.Duration(d.Name) <= 0 {
+		if is && c.IsSet(d.Name) && c.Duration(d.Name) <= 0 {
 			return wrongf("--%s %s: a time is longer than 0, such as 90s or 5m", d.Name, c.Duration(d.Name))
 		}
 	}

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"imagegen/cluster/expected"
 	"imagegen/cluster/secrets"
 	"imagegen/lab"
 	"imagegen/operate"
@@ -50,7 +53,15 @@ func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 		return nil, err
 	}
 	agents.Limit, agents.AtOnce = limit, atOnce
-	return &operate.Cluster{Spec: p.spec, Agents: agents}, nil
+	cl := &operate.Cluster{Spec: p.spec, Agents: agents}
+	want, err := expected.Read(expected.Path(p.out))
+	switch {
+	case err == nil && (keys.ClusterID == "" || want.ClusterID == keys.ClusterID):
+		cl.Expected = &want
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	return cl, nil
 }
 
 // openCluster loads the spec and returns its cluster as it is operated.

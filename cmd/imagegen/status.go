@@ -7,6 +7,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -31,17 +32,25 @@ func statusCommand() *cli.Command {
 			"Agents are reached through the lab where the nodes run there, and else at their addresses, port 7373; then this takes the spec\n" +
 			"and, of secrets/, ca.crt, operator.crt and operator.key alone, and no root. When no node can be asked, that is an error.\n\n" +
 			"--wait ends with 0 when all nodes are ready, and with 1 when they are not in time.\n" +
+			"IS says what a node is among its like: which virtual address it holds, whether its Redis is the master or a replica, of how\n" +
+			"many members its database sees the primary component.\n" +
 			"BUILD compares a node with what imagegen build made last: current; older, of an earlier image or seed (imagegen roll\n" +
-			"renews it); or removed, when the spec no longer has the node and the lab still does.\n\n" +
-			"--json prints [{\"node\", \"role\", \"address\", \"power\", \"state\", \"since\", \"detail\", \"components\", \"error\", \"build\"}]; since\n" +
-			"is RFC 3339, by the node's clock; error says why an agent could not be asked.",
+			"renews it); removed, when the spec no longer has the node and the lab still does; or unknown. Outside the lab it compares\n" +
+			"seeds alone, with DIR/expected.json, which build and seed write.\n\n" +
+			"--json prints {\"version\": 1, \"cluster\", \"nodes\": [{\"node\", \"role\", \"address\", \"host\", \"power\", \"state\", \"since\", \"is\",\n" +
+			"\"warnings\", \"detail\", \"components\", \"error\", \"build\"}]}; fields may be added to a version. power is on, off or unknown; since is\n" +
+			"RFC 3339, by this computer's clock; error says why an agent could not be asked. With --watch, one such value after the other.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(), jsonFlag("the nodes"),
+			&cli.BoolFlag{Name: "watch", Usage: "show the nodes again every two seconds, until Ctrl-C"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait until all nodes are ready"}, timeoutFlag("with --wait: give up"),
 		},
 		Action: func(c *cli.Context) error {
 			if err := noArguments(c); err != nil {
 				return err
+			}
+			if c.Bool("wait") && c.Bool("watch") {
+				return wrongf("--wait ends when all nodes are ready, and --watch does not: use one of them")
 			}
 			b := newBlock(c)
 			defer b.clear()
@@ -50,6 +59,9 @@ func statusCommand() *cli.Command {
 				return err
 			}
 			var nodes []operate.NodeStatus
+			if c.Bool("watch") {
+				return watch(c, p, cl)
+			}
 			if c.Bool("wait") {
 				nodes, err = cl.WaitReady(c.Context, waiting(c, b), nodeNames(p.spec.Nodes()))
 			} else {
@@ -59,27 +71,85 @@ func statusCommand() *cli.Command {
 			if len(nodes) == 0 {
 				return err
 			}
-			if c.Bool("json") {
-				return errors.Join(printJSON(c.App.Writer, nodes), err)
-			}
-			return errors.Join(printTable(c.App.Writer, nodes, time.Now()), err)
+			return errors.Join(printStatus(c, p, nodes), err)
 		},
+	}
+}
+
+// statusVersion is that of what status --json prints. Fields may be added without another version.
+const statusVersion = 1
+
+// statusJSON is what status --json prints.
+type statusJSON struct {
+	Version int                  `json:"version"`
+	Cluster string               `json:"cluster"`
+	Nodes   []operate.NodeStatus `json:"nodes"`
+}
+
+func printStatus(c *cli.Context, p *project, nodes []operate.NodeStatus) error {
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, statusJSON{statusVersion, p.spec.Cluster, nodes})
+	}
+	return printTable(c.App.Writer, nodes, time.Now())
+}
+
+// watchEvery is how often status --watch asks.
+const watchEvery = 2 * time.Second
+
+// watch shows the nodes again and again, until Ctrl-C: on a terminal in place of what was there.
+func watch(c *cli.Context, p *project, cl *operate.Cluster) error {
+	for {
+		nodes, err := cl.Status(c.Context)
+		if c.Context.Err() != nil {
+			return nil // Ctrl-C is how one ends it
+		}
+		if isTerminal(c.App.Writer) && !c.Bool("json") {
+			fmt.Fprint(c.App.Writer, "\x1b[H\x1b[2J")
+		}
+		if err != nil { // it may pass
+			fmt.Fprintf(c.App.ErrWriter, "imagegen: %s\n", printable(err.Error()))
+		} else if err := printStatus(c, p, nodes); err != nil {
+			return err
+		}
+		select {
+		case <-c.Context.Done():
+			return nil
+		case <-time.After(watchEvery):
+		}
 	}
 }
 
 func printTable(w io.Writer, nodes []operate.NodeStatus, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tROLE\tADDRESS\tSTATE\tSINCE\tBUILD\tWAITS FOR")
+	hosts := slices.ContainsFunc(nodes, func(n operate.NodeStatus) bool { return n.Host != "" })
+	row := func(host string, cells ...string) {
+		if hosts {
+			cells = slices.Insert(cells, 3, host)
+		}
+		fmt.Fprintln(t, printable(strings.Join(cells, "\t")))
+	}
+	row("HOST", "NODE", "ROLE", "ADDRESS", "STATE", "SINCE", "BUILD", "IS", "WAITS FOR")
 	for _, n := range nodes {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, cmp.Or(n.Role, "-"), cmp.Or(n.Address, "-"), n.State, age(n.Since, now), cmp.Or(n.Build, "-"), printable(cmp.Or(n.Detail, n.Error, "-")))
+		row(cmp.Or(n.Host, "-"), n.Node, cmp.Or(n.Role, "-"), cmp.Or(n.Address, "-"), n.State, age(n.Since, now), cmp.Or(n.Build, "-"), cmp.Or(n.Is, "-"), cmp.Or(n.Detail, n.Error, "-"))
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	for _, line := range slices.Concat(removedNodes(nodes), operate.Undecided(nodes, now)) {
+	for _, line := range slices.Concat(removedNodes(nodes), warnings(nodes), operate.Undecided(nodes, now)) {
 		fmt.Fprintf(w, "\n%s\n", printable(line))
 	}
 	return nil
+}
+
+// warnings returns those of nodes, a line each.
+func warnings(nodes []operate.NodeStatus) []string {
+	var lines []string
+	for _, n := range nodes {
+		for _, w := range n.Warnings {
+			lines = append(lines, n.Node+": "+w)
+		}
+	}
+	return lines
 }
 
 // removedNodes says what can be done about nodes that the spec no longer has, a line each.

@@ -89,27 +89,54 @@ func TestStatusTable(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	var out bytes.Buffer
 	err := printTable(&out, []operate.NodeStatus{
-		{Node: "balancer1", Role: "balancer", Address: "192.168.10.40", State: "ready", Since: now.Add(-75 * time.Second), Build: operate.BuildCurrent},
+		{Node: "balancer1", Role: "balancer", Address: "192.168.10.40", State: "ready", Since: now.Add(-75 * time.Second), Build: operate.BuildCurrent, Is: "holds 192.168.10.39", Warnings: []string{"disk: /dev/vdb is 93 % full"}},
 		{Node: "redis1", Role: "redis", Address: "192.168.10.49", State: "waiting", Since: now.Add(-3 * time.Hour), Detail: "redis: redis2 and redis3 to answer", Build: operate.BuildOlder},
 		{Node: "web1", Role: "web", Address: "192.168.10.42", State: "silent", Error: "no answer within 2s"},
 		{Node: "web2", Role: "web", Address: "192.168.10.43", State: "off", Since: now.Add(-72 * time.Hour)},
 		{Node: "web3", Role: "web", Address: "192.168.10.44", Power: "on", State: "ready", Build: operate.BuildRemoved},
 		{Node: "web4", State: "off", Build: operate.BuildRemoved},
 	}, now)
-	want := `NODE       ROLE      ADDRESS        STATE    SINCE  BUILD    WAITS FOR
-balancer1  balancer  192.168.10.40  ready    1m15s  current  -
-redis1     redis     192.168.10.49  waiting  3h00m  older    redis: redis2 and redis3 to answer
-web1       web       192.168.10.42  silent   -      -        no answer within 2s
-web2       web       192.168.10.43  off      3d     -        -
-web3       web       192.168.10.44  ready    -      removed  -
-web4       -         -              off      -      removed  -
+	want := `NODE       ROLE      ADDRESS        STATE    SINCE  BUILD    IS                   WAITS FOR
+balancer1  balancer  192.168.10.40  ready    1m15s  current  holds 192.168.10.39  -
+redis1     redis     192.168.10.49  waiting  3h00m  older    -                    redis: redis2 and redis3 to answer
+web1       web       192.168.10.42  silent   -      -        -                    no answer within 2s
+web2       web       192.168.10.43  off      3d     -        -                    -
+web3       web       192.168.10.44  ready    -      removed  -                    -
+web4       -         -              off      -      removed  -                    -
 
 web3 is not in the spec any more: imagegen kill web3 turns it off; imagegen down web3 also removes its disks, seed and key.
 
 web4 is not in the spec any more: imagegen down web4 removes its disks, seed and key.
+
+balancer1: disk: /dev/vdb is 93 % full
 `
 	if err != nil || out.String() != want {
 		t.Errorf("%v\n%s", err, out.String())
+	}
+}
+
+// The host is a column where machines have one.
+func TestStatusTableWithHosts(t *testing.T) {
+	var out bytes.Buffer
+	err := printTable(&out, []operate.NodeStatus{{Node: "web1", Role: "web", Address: "10.0.0.1", Host: "h1", State: "ready"}, {Node: "web2", State: "off"}}, time.Now())
+	want := `NODE  ROLE  ADDRESS   HOST  STATE  SINCE  BUILD  IS  WAITS FOR
+web1  web   10.0.0.1  h1    ready  -      -      -   -
+web2  -     -         -     off    -      -      -   -
+`
+	if err != nil || out.String() != want {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+}
+
+// What is shown of a journal loses control characters and no other, however it comes in parts.
+func TestPrintableWriter(t *testing.T) {
+	var out bytes.Buffer
+	w := &printableWriter{w: &out}
+	for _, b := range []byte("gr\u00fc\u00dfe \U0001f600\x1b[31m\tred\n") {
+		w.Write([]byte{b})
+	}
+	if want := "gr\u00fc\u00dfe \U0001f600[31m\tred\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
 	}
 }
 
