@@ -2,7 +2,6 @@ package operate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -22,19 +21,11 @@ func (c *Cluster) Replace(ctx context.Context, w Wait, name string, blank, force
 			return fmt.Errorf("%w; --force replaces %s all the same", err, name)
 		}
 	}
-	if err := c.Machines.Replace(ctx, name, blank); err != nil {
+	if err := c.replaceMachine(ctx, w, name, blank); err != nil {
 		return err
 	}
 	_, err := c.WaitReady(ctx, w, []string{name})
 	return err
-}
-
-// canReplace fails where nodes cannot be replaced now.
-func (c *Cluster) canReplace(names ...string) error {
-	if c.Machines == nil {
-		return errors.New("no provider is known that makes this cluster's machines: make the new machine by hand, from the image and seed that build made, in place of the old one")
-	}
-	return c.Machines.CheckReplace(names...)
 }
 
 // othersReady fails while another node of the node's role is not ready.
@@ -60,6 +51,9 @@ func (c *Cluster) othersReady(ctx context.Context, name string) error {
 // and one node at a time. replaced is called after each.
 func (c *Cluster) Roll(ctx context.Context, w Wait, names []string, replaced func(node string)) error {
 	if err := c.canReplace(names...); err != nil {
+		return err
+	}
+	if err := c.canRoll(names); err != nil {
 		return err
 	}
 	for _, r := range c.Spec.Roles {
@@ -103,7 +97,7 @@ func (c *Cluster) rollRole(ctx context.Context, w Wait, names []string, replaced
 				return fmt.Errorf("%s is not replaced: %s is off: imagegen start %[2]s", next, n.Node)
 			}
 		}
-		if err := c.Machines.Replace(ctx, next, false); err != nil {
+		if err := c.replaceMachine(ctx, w, next, false); err != nil {
 			return err
 		}
 		some = true

@@ -22,6 +22,9 @@ type Cluster struct {
 	Machines Machines // nil: nobody knows anything of the machines
 	// Expected says which seed each node should have, where the provider does not know; nil: nobody does.
 	Expected *expected.Expected
+	// Tell tells a person to make the machine of a node anew, with an empty data disk if blank is set, where no provider does; nil:
+	// nodes are not replaced then.
+	Tell func(node cluster.Node, blank bool)
 }
 
 // Machines is what a provider, or the lab, knows of the cluster's machines and can do with them.

@@ -32,6 +32,8 @@ type fakes struct {
 	addr  string
 	gone  map[string]bool // addresses that nobody answers at
 	certs map[string]*tls.Certificate
+	// report, if set, changes what agents report.
+	report func(*facts.NodeReport)
 }
 
 // newFakes makes a cluster of so many nodes of the role web, all of them ready.
@@ -55,10 +57,14 @@ func newFakes(t *testing.T, nodes int) *fakes {
 		f.certs[n.Name] = &pair
 	}
 	f.mux.HandleFunc("GET "+facts.StatePath, func(w http.ResponseWriter, r *http.Request) {
-		json.NewEncoder(w).Encode(facts.NodeReport{
+		report := facts.NodeReport{
 			Cluster: "otus", ClusterID: f.keys.ClusterID, Node: facts.Peer{Name: r.TLS.ServerName}, Ready: true, Order: []string{"nginx"},
 			Components: map[string]facts.ComponentReport{"nginx": {Kind: "service", Status: facts.Status{State: facts.Ready}, Since: time.Now()}},
-		})
+		}
+		if f.report != nil {
+			f.report(&report)
+		}
+		json.NewEncoder(w).Encode(report)
 	})
 	ca := x509.NewCertPool()
 	ca.AppendCertsFromPEM(f.keys.CA.Cert)

@@ -2,12 +2,15 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
+	"path/filepath"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"imagegen/cluster"
 	"imagegen/cluster/expected"
 	"imagegen/cluster/secrets"
 	"imagegen/lab"
@@ -53,7 +56,7 @@ func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 		return nil, err
 	}
 	agents.Limit, agents.AtOnce = limit, atOnce
-	cl := &operate.Cluster{Spec: p.spec, Agents: agents}
+	cl := &operate.Cluster{Spec: p.spec, Agents: agents, Tell: func(n cluster.Node, blank bool) { b.say("%s", p.byHand(n, blank)) }}
 	want, err := expected.Read(expected.Path(p.out))
 	switch {
 	case err == nil && (keys.ClusterID == "" || want.ClusterID == keys.ClusterID):
@@ -88,4 +91,18 @@ func (p *project) operatorSecrets() (*secrets.Secrets, error) {
 		keys.Nodes = all.Nodes
 	}
 	return keys, nil
+}
+
+// byHand tells a person how to make a node's machine anew.
+func (p *project) byHand(n cluster.Node, blank bool) string {
+	role := p.spec.Role(n.Role)
+	said := fmt.Sprintf("%s: make its machine anew now: turn the old one off; a new root disk from the image %s, the seed %s as its CD-ROM, a network card with the hardware address %s",
+		n.Name, filepath.Join(p.out, "images", n.Role+".*"), p.seedPath(n.Name), n.MAC)
+	switch {
+	case role.Data > 0 && blank:
+		said += fmt.Sprintf(", an empty data disk of %s", role.Data)
+	case role.Data > 0:
+		said += ", and the data disk that it has"
+	}
+	return said + "; turn it on"
 }
