@@ -24,8 +24,9 @@ type changeLimits struct {
 }
 
 var (
-	// Stopping loses nothing when it is cut short: daemons recover from a kill as they do from a loss of power.
-	stopLimits = changeLimits{idle: 45 * time.Second, silent: 5 * time.Minute, total: 15 * time.Minute}
+	// Stopping loses nothing when it is cut short: daemons recover from a kill as they do from a loss of power. A server that
+	// ignores the signal may go on with its work as if nothing had been said, so work is no reason to wait for long.
+	stopLimits = changeLimits{idle: 45 * time.Second, silent: 90 * time.Second, total: 2 * time.Minute}
 	// A database may wait for a donor, which is idle. Killed then, it asks again.
 	startLimits = changeLimits{idle: 10 * time.Minute, silent: time.Hour}
 	// Whatever runs and does not answer hangs, unless it has much to do.

@@ -164,6 +164,20 @@ func TestServerThatIgnoresSIGTERM(t *testing.T) {
 	}
 }
 
+// A server that was told to stop and works on, as a member that still takes part in its group does, is ended all the same.
+func TestStopThatWorksOnIsEnded(t *testing.T) {
+	if total := stopLimits.total; total == 0 || total > 3*time.Minute {
+		t.Errorf("a stop may take %s: longer than a cluster should be without its node", total)
+	}
+	limits(t, changeLimits{idle: time.Second, silent: time.Second, total: 3 * time.Second}, startLimits)
+	u := newRealUnit(t, `trap '' TERM; echo; exec dd if=/dev/zero of=/dev/null bs=64k 2>/dev/null`)
+	u.is(t, "deactivating", "stop-sigterm", "control-group")
+	took, said := untilKilled(t, u, unitFor(u.name)["galera"], 0, 20*time.Second)
+	if took < stopLimits.total || !strings.Contains(said, "has not stopped within") {
+		t.Errorf("killed after %s: %q", took, said)
+	}
+}
+
 // A unit that leaves processes running when it stops, as glusterd leaves its bricks, keeps them when it is killed.
 func TestKillSparesWhatTheUnitLeavesRunning(t *testing.T) {
 	limits(t, changeLimits{idle: 300 * time.Millisecond, silent: time.Hour}, startLimits)
