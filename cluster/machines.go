@@ -26,7 +26,7 @@ var providerKeys = map[string][]string{
 	"nspawn":     nil,
 	"qemu":       nil,
 	"virtualbox": nil,
-	"incus":      {"hosts!", "network", "storage"},
+	"incus":      {"hosts", "network", "storage"},
 	"exec":       {"program!", "hosts", "network", "storage"},
 	NoMachines:   nil,
 }

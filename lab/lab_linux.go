@@ -16,8 +16,8 @@ import (
 	"syscall"
 	"time"
 
-	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/machines/fleet"
 	"imagegen/operate"
 )
 
@@ -26,8 +26,7 @@ import (
 type Lab struct {
 	spec     *cluster.Spec
 	paths    paths
-	shown    string // the output folder as the user wrote it, for messages
-	seed     func(cluster.Node) (cloudinit.Seed, error)
+	made     fleet.Made
 	log      func(format string, args ...any)
 	agents   *operate.Agents
 	operator netip.Prefix
@@ -55,7 +54,7 @@ func Open(c Config) (*Lab, error) {
 		return nil, err
 	}
 	name := "imagegen-" + c.Spec.Cluster
-	l := &Lab{spec: c.Spec, paths: paths{dir}, shown: c.Dir, seed: c.Seed, log: c.Log, network: netns(name), group: root.sub(name), bootLimit: 5 * time.Minute}
+	l := &Lab{spec: c.Spec, paths: paths{dir}, made: fleet.Made{Spec: c.Spec, Dir: c.Dir, Seed: c.Seed}, log: c.Log, network: netns(name), group: root.sub(name), bootLimit: 5 * time.Minute}
 	if l.log == nil {
 		l.log = func(string, ...any) {}
 	}
@@ -119,7 +118,7 @@ func (l *Lab) Start(ctx context.Context, names ...string) error {
 }
 
 func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() error) error {
-	if err := l.checkFiles(nodes); err != nil {
+	if err := l.made.Check(nodes); err != nil {
 		return err
 	}
 	c, err := l.claim(ctx)
@@ -252,7 +251,7 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 	if err != nil {
 		return err
 	}
-	if err := l.checkFiles(nodes); err != nil {
+	if err := l.made.Check(nodes); err != nil {
 		return err
 	}
 	c, err := l.claim(ctx)

@@ -11,6 +11,7 @@ import (
 	"imagegen/cloudinit"
 	"imagegen/cluster"
 	"imagegen/cluster/secrets"
+	"imagegen/machines/fleet"
 	"imagegen/operate"
 )
 
@@ -23,6 +24,7 @@ type still struct {
 func newStill(t *testing.T) *still {
 	t.Helper()
 	dir := t.TempDir()
+	t.Chdir(dir)
 	spec := testSpec("otus")
 	keys, err := secrets.Load(filepath.Join(dir, "secrets"), spec, nil)
 	if err != nil {
@@ -30,8 +32,8 @@ func newStill(t *testing.T) *still {
 	}
 	s := &still{secrets: keys}
 	s.Lab = &Lab{
-		spec: spec, paths: paths{filepath.Join(dir, "dist")}, shown: "dist", network: "imagegen-otus", group: cgroup(filepath.Join(dir, "imagegen-otus")),
-		seed: func(n cluster.Node) (cloudinit.Seed, error) { return testSeed(s.spec, s.secrets, n) },
+		spec: spec, paths: paths{filepath.Join(dir, "dist")}, network: "imagegen-otus", group: cgroup(filepath.Join(dir, "imagegen-otus")),
+		made: fleet.Made{Spec: spec, Dir: "dist", Seed: func(n cluster.Node) (cloudinit.Seed, error) { return testSeed(s.spec, s.secrets, n) }},
 		log:  t.Logf,
 	}
 	for _, r := range spec.Roles {
@@ -59,7 +61,7 @@ func (s *still) build(t *testing.T, n cluster.Node) {
 	if err := os.MkdirAll(filepath.Dir(s.paths.seed(n.Name)), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	seed, err := s.seed(n)
+	seed, err := s.made.Seed(n)
 	if err == nil {
 		err = seed.WriteISO(s.paths.seed(n.Name))
 	}

@@ -62,7 +62,8 @@ type State struct {
 
 // Provider makes machines of one cluster. Every method may be interrupted at any point, by its context or by the death of the
 // process, and called again: it then finishes what was begun. None touches a machine, disk or volume that does not carry the
-// cluster's mark, whatever its name ([ErrForeign]).
+// cluster's mark, whatever its name ([ErrForeign]). Methods may be called at the same time for nodes that are placed on different
+// hosts.
 type Provider interface {
 	// Check fails when this computer lacks something, or a host cannot be reached. It changes nothing.
 	Check(ctx context.Context) error

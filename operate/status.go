@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ type Machine struct {
 	Since  time.Time    // when it was turned on; zero: not known
 	Build  string       // one of the constants below, or empty: not made yet
 	Host   string       // the computer that carries it; empty: not known, or there is one only
-	Detail string       // what an operator should know of a machine that is off
+	Detail string       // what an operator should know of a machine that is not on
 }
 
 // Values of NodeStatus.Power.
@@ -176,7 +177,7 @@ func (c *Cluster) status(ctx context.Context) ([]NodeStatus, error) {
 		asking.Go(func() {
 			r, err := c.Agents.Ask(ctx, m.Node.Name, m.Node.IP)
 			if err != nil {
-				s.Detail, s.Error = "its agent does not answer", err.Error()
+				s.Detail, s.Error = cmp.Or(m.Detail, "its agent does not answer"), err.Error()
 				if trust := (untrusted{}); errors.As(err, &trust) {
 					s.Detail = trust.Error()
 				}

@@ -12,28 +12,32 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"imagegen/cluster/secrets"
-	"imagegen/lab"
 )
 
 func downCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "down",
-		Category:  labCategory,
-		Usage:     "stop the cluster and remove all that the lab made, the nodes' disks included",
+		Category:  machinesCategory,
+		Usage:     "stop the cluster and remove its machines, their disks included",
 		ArgsUsage: "[NODE…]",
-		Description: "Afterwards no process, mount, loop device, network interface or namespace of the lab is left. Images and seeds stay.\n\n" +
+		Description: "Images and seeds stay. Of the lab, no process, mount, loop device, network interface or namespace is left; of another\n" +
+			"provider, no machine, disk, image or network that it made for the cluster.\n\n" +
 			"With names of nodes that have been removed from the spec (imagegen status shows them), it ends those alone, and removes\n" +
 			"their disks, seeds and keys.",
-		Flags: []cli.Flag{specFlag(), outFlag()},
+		Flags: []cli.Flag{specFlag(), outFlag(), providerFlag()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return downRemoved(c, c.Args().Slice())
 			}
-			l, _, err := openLab(c, newBlock(c), nil)
+			p, err := load(c)
 			if err != nil {
 				return err
 			}
-			if err := l.Down(c.Context); err != nil {
+			m, err := p.power(c, newBlock(c))
+			if err != nil {
+				return err
+			}
+			if err := m.Down(c.Context); err != nil {
 				return err
 			}
 			fmt.Fprintln(c.App.Writer, "the cluster is down; nothing of it is left running")
@@ -48,23 +52,28 @@ func downRemoved(c *cli.Context, names []string) error {
 	if err != nil {
 		return err
 	}
-	inLab, left := lab.Removed(p.spec, p.out), p.leftOver()
+	b := newBlock(c)
+	there, err := p.removed(c, b)
+	if err != nil {
+		return err
+	}
+	left := p.leftOver()
 	var running []string
 	for _, name := range names {
 		if _, ok := p.spec.Node(name); ok {
 			return wrongf("%s is in the spec: imagegen kill %[1]s turns it off; down takes no names, or those of nodes that have been removed from the spec", name)
 		}
-		if slices.Contains(inLab, name) {
+		if slices.Contains(there, name) {
 			running = append(running, name)
 		} else if left[name] == nil {
 			return wrongf("there is no node %s, and nothing is left of one", name)
 		}
 	}
-	l, _, err := p.lab(c, newBlock(c))
+	m, err := p.power(c, b)
 	if err != nil {
 		return err
 	}
-	if err := l.Remove(c.Context, running...); err != nil {
+	if err := m.Remove(c.Context, running...); err != nil {
 		return err
 	}
 	for _, name := range names {

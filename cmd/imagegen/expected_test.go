@@ -46,7 +46,7 @@ func TestExpected(t *testing.T) {
 	e = readExpected(t)
 	p := &project{out: "dist"}
 	for _, n := range e.Nodes {
-		id, err := p.seedIdentity(n.Node)
+		id, err := p.made().SeedIdentity(n.Node)
 		if err != nil || n.Seed != id.Digest || !strings.HasPrefix(n.Seed, "sha256:") {
 			t.Errorf("%+v, but the seed is %+v (%v)", n, id, err)
 		}

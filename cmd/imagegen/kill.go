@@ -10,22 +10,34 @@ import (
 func killCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "kill",
-		Category:  labCategory,
+		Category:  machinesCategory,
 		Usage:     "stop nodes at once, as if their power were cut",
 		ArgsUsage: "NODE…",
 		Description: "The nodes' disks stay as they are; imagegen start boots them again. Nodes that have been removed from the spec can be\n" +
 			"named, too (imagegen status shows them).",
-		Flags: []cli.Flag{specFlag(), outFlag()},
+		Flags: []cli.Flag{specFlag(), outFlag(), providerFlag()},
 		Action: func(c *cli.Context) error {
 			if err := someArguments(c); err != nil {
 				return err
 			}
 			names := c.Args().Slice()
-			l, err := openLabOf(c, newBlock(c), names)
+			p, err := load(c)
 			if err != nil {
 				return err
 			}
-			if err := l.Kill(c.Context, names...); err != nil {
+			b := newBlock(c)
+			removed, err := p.removed(c, b)
+			if err != nil {
+				return err
+			}
+			if _, err := p.nodes(without(names, removed)); err != nil {
+				return err
+			}
+			m, err := p.power(c, b)
+			if err != nil {
+				return err
+			}
+			if err := m.Kill(c.Context, names...); err != nil {
 				return err
 			}
 			fmt.Fprintf(c.App.Writer, "off: %s\n", strings.Join(names, ", "))

@@ -16,6 +16,9 @@ import (
 // labCategory groups the commands that work on the cluster on this machine.
 const labCategory = "The lab (Linux, root)"
 
+// machinesCategory groups the commands that make machines and turn them on and off.
+const machinesCategory = "Machines (in the lab: Linux, root)"
+
 // openLab opens the lab of the spec for a command that works on the nodes called names. It returns them, or all nodes of
 // the spec when names is empty. What the lab says about its work is progress.
 func openLab(c *cli.Context, b *block, names []string) (*lab.Lab, []string, error) {
@@ -52,13 +55,16 @@ func openLabOf(c *cli.Context, b *block, names []string) (*lab.Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	removed := lab.Removed(p.spec, p.out)
-	inSpec := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(removed, name) })
-	if _, err := p.nodes(inSpec); err != nil {
+	if _, err := p.nodes(without(names, lab.Removed(p.spec, p.out))); err != nil {
 		return nil, err
 	}
 	l, _, err := p.lab(c, b)
 	return l, err
+}
+
+// without returns the names that are not among others.
+func without(names, others []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(others, name) })
 }
 
 // lab opens the lab.

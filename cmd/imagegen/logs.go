@@ -26,7 +26,7 @@ func logsCommand() *cli.Command {
 		Description: "The journal comes from the node's agent. When that does not answer, or with --console, the lab shows the machine's console\n" +
 			"instead: its boot and what its agent says, also of a node that is off. Times are the node's.",
 		Flags: []cli.Flag{
-			specFlag(), outFlag(), viaFlag(), sinceFlag("the last 1,000 lines"),
+			specFlag(), outFlag(), viaFlag(), providerFlag(), sinceFlag("the last 1,000 lines"),
 			&cli.BoolFlag{Name: "follow", Aliases: []string{"F"}, Usage: "go on as lines come, until Ctrl-C"},
 			&cli.BoolFlag{Name: "console", Usage: "show the console of the node's machine, from its beginning"},
 		},

@@ -31,7 +31,7 @@ func viaFlag() cli.Flag {
 // The latter takes the spec and the operator's certificate alone. What the lab says about its work is progress.
 func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 	via := c.String("via")
-	if via == "" && !c.IsSet("via") && lab.Here(p.spec, p.out) {
+	if via == "" && !c.IsSet("via") && inLab(p.provider) && lab.Here(p.spec, p.out) {
 		l, keys, err := p.lab(c, b)
 		if err != nil {
 			return nil, err
@@ -63,6 +63,18 @@ func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 		cl.Expected = &want
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, err
+	}
+	if !inLab(p.provider) && p.provider != cluster.NoMachines {
+		// Agents can be asked from computers that know nothing of the machines.
+		f, err := p.fleet(c, b)
+		if wrong := (wrongError{}); errors.As(err, &wrong) {
+			return nil, err
+		}
+		if err != nil {
+			b.say("what the nodes run on is not known: %v", err)
+			return cl, nil
+		}
+		cl.Machines = f
 	}
 	return cl, nil
 }

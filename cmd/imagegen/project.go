@@ -42,6 +42,9 @@ func jsonFlag(what string) cli.Flag {
 func load(c *cli.Context) (*project, error) { return loadFile(c, c.String("file")) }
 
 func loadFile(c *cli.Context, file string) (*project, error) {
+	if err := checkProvider(c.String("provider")); err != nil {
+		return nil, err
+	}
 	name, dir := specPlace(file)
 	catalogue, err := roles.Load(filepath.Join(dir, "roles"))
 	if err != nil {

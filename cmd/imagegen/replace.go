@@ -15,9 +15,9 @@ func replaceCommand() *cli.Command {
 		Description: "The new node has the name and the address of the old one, the image and the seed that imagegen build made last, and\n" +
 			"its data disk: with --blank, an empty one instead, as after the loss of a disk. Refused while another node of the\n" +
 			"role is not ready, unless --force says that what only this node has may be lost.\n\n" +
-			"Outside the lab it says which machine to make anew from which files, and waits until a new one answers.",
+			"Without a provider of machines it says which machine to make anew from which files, and waits until a new one answers.",
 		Flags: []cli.Flag{
-			specFlag(), outFlag(), viaFlag(),
+			specFlag(), outFlag(), viaFlag(), providerFlag(),
 			&cli.BoolFlag{Name: "blank", Usage: "with an empty data disk"},
 			&cli.BoolFlag{Name: "force", Usage: "also while other nodes of the role are not ready"},
 			timeoutFlag("give up waiting"),
@@ -59,10 +59,10 @@ func rollCommand() *cli.Command {
 			"its role are; at the first that does not become ready in time, the roll stops. Run again, it goes on where it\n" +
 			"stopped, since nodes that are of the latest image and seed are left alone. Nodes that an earlier build broke come first:\n" +
 			"those that have failed, or are not ready after a minute.\n\n" +
-			"Outside the lab it says for each node which machine to make anew from which files, waits until a new one answers with the latest\n" +
+			"Without a provider of machines it says for each node which machine to make anew from which files, waits until a new one answers with the latest\n" +
 			"seed, and goes on. Which nodes are older is told by their seeds alone (DIR/expected.json): after a change of an image only, use\n" +
 			"imagegen replace.",
-		Flags: []cli.Flag{specFlag(), outFlag(), viaFlag(), timeoutFlag("stop at a node that is not ready")},
+		Flags: []cli.Flag{specFlag(), outFlag(), viaFlag(), providerFlag(), timeoutFlag("stop at a node that is not ready")},
 		Action: func(c *cli.Context) error {
 			p, err := load(c)
 			if err != nil {

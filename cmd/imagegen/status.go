@@ -27,8 +27,8 @@ func statusCommand() *cli.Command {
 		Name:     "status",
 		Category: operateCategory,
 		Usage:    "show where each node stands, and what it waits for",
-		Description: "Asks the agents of the nodes. States: off (known in the lab alone), silent (the agent does not answer, or not yet), then what\n" +
-			"the agent says: waiting (for a peer), working, failed (and tried again), stopped (an operator must decide), ready.\n\n" +
+		Description: "Asks the agents of the nodes. States: off (where the provider of the machines knows), silent (the agent does not answer, or not yet),\n" +
+			"then what the agent says: waiting (for a peer), working, failed (and tried again), stopped (an operator must decide), ready.\n\n" +
 			"Agents are reached through the lab where the nodes run there, and else at their addresses, port 7373; then this takes the spec\n" +
 			"and, of secrets/, ca.crt, operator.crt and operator.key alone, and no root. When no node can be asked, that is an error.\n\n" +
 			"--wait ends with 0 when all nodes are ready, and with 1 when they are not in time.\n" +
@@ -41,7 +41,7 @@ func statusCommand() *cli.Command {
 			"\"warnings\", \"detail\", \"components\", \"error\", \"build\"}]}; fields may be added to a version. power is on, off or unknown; since is\n" +
 			"RFC 3339, by this computer's clock; error says why an agent could not be asked. With --watch, one such value after the other.",
 		Flags: []cli.Flag{
-			specFlag(), outFlag(), viaFlag(), jsonFlag("the nodes"),
+			specFlag(), outFlag(), viaFlag(), providerFlag(), jsonFlag("the nodes"),
 			&cli.BoolFlag{Name: "watch", Usage: "show the nodes again every two seconds, until Ctrl-C"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait until all nodes are ready"}, timeoutFlag("with --wait: give up"),
 		},

@@ -9,22 +9,24 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"imagegen/lab"
+	"imagegen/operate"
 )
 
 func upCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "up",
-		Category:  labCategory,
-		Usage:     "start the cluster on this machine, or the named nodes of it",
+		Category:  machinesCategory,
+		Usage:     "make and start the cluster's machines, or those of the named nodes",
 		ArgsUsage: "[NODE…]",
 		Description: "Starts the nodes in the order given (default: all, in the spec's order) from the images and seeds that imagegen build\n" +
-			"made. Nothing depends on the order. What an earlier run left after a crash is cleaned up first.\n\n" +
+			"made. Nothing depends on the order. What an earlier run left after a crash is cleaned up first. Without machines in the\n" +
+			"spec, the cluster runs in the lab on this machine.\n\n" +
 			"--provider qemu runs the nodes as virtual machines, with KVM where a guest boots with it, and else emulated: then as many\n" +
 			"boot at the same time as there are processors, and each boot takes a minute or more.",
 		Flags: append([]cli.Flag{
 			specFlag(), outFlag(),
 			&cli.StringFlag{Name: "site", DefaultText: lab.DefaultSite + ", or as before", Usage: "forward `HOST:PORT` of this machine to the site"},
-			&cli.StringFlag{Name: "provider", DefaultText: lab.Nspawn + ", or as before", Usage: "run nodes with `NAME`: nspawn, system containers; or qemu, virtual machines"},
+			providerFlag(),
 			&cli.BoolFlag{Name: "wait", Usage: "wait until the started nodes are ready"},
 		}, timeoutFlag("with --wait: give up")),
 		Action: func(c *cli.Context) error {
@@ -32,14 +34,17 @@ func upCommand() *cli.Command {
 			if _, port, err := net.SplitHostPort(site); c.IsSet("site") && (err != nil || port == "") {
 				return wrongf("--site %s is not HOST:PORT, such as %s", site, lab.DefaultSite)
 			}
-			if name := c.String("provider"); c.IsSet("provider") && name != lab.Nspawn && name != lab.Qemu {
-				return wrongf("--provider %s: it is %s or %s", name, lab.Nspawn, lab.Qemu)
-			}
 			b := newBlock(c)
 			defer b.clear()
 			p, names, err := loadNodes(c, c.Args().Slice())
 			if err != nil {
 				return err
+			}
+			if !inLab(p.provider) {
+				if c.IsSet("site") {
+					return wrongf("--site forwards an address of this machine to the site in the lab; with provider %s the site is at its own address", p.provider)
+				}
+				return p.upMachines(c, b, names)
 			}
 			l, _, err := p.lab(c, b)
 			if err != nil {
@@ -48,22 +53,45 @@ func upCommand() *cli.Command {
 			if err := l.Up(c.Context, names, lab.UpOptions{Site: site, Provider: p.provider}); err != nil {
 				return err
 			}
-			if !c.Bool("wait") {
-				fmt.Fprintf(c.App.Writer, "%s started; imagegen status shows how the cluster assembles itself\n", count(len(names), "node"))
-				printSite(c, l)
-				return nil
-			}
-			start := time.Now()
-			nodes, err := l.Cluster().WaitReady(c.Context, waiting(c, b), names)
-			b.clear()
-			if err != nil {
-				return errors.Join(printTable(c.App.Writer, nodes, time.Now()), err)
-			}
-			fmt.Fprintf(c.App.Writer, "%s ready after %s\n", count(len(names), "node"), age(start, time.Now()))
-			printSite(c, l)
-			return nil
+			return started(c, b, l.Cluster(), names, func() { printSite(c, l) })
 		},
 	}
+}
+
+// started says that nodes were turned on or, with --wait, waits until they are ready. also says what else there is to say then.
+func started(c *cli.Context, b *block, cl *operate.Cluster, names []string, also func()) error {
+	if !c.Bool("wait") {
+		fmt.Fprintf(c.App.Writer, "%s started; imagegen status shows how the cluster assembles itself\n", count(len(names), "node"))
+		also()
+		return nil
+	}
+	start := time.Now()
+	nodes, err := cl.WaitReady(c.Context, waiting(c, b), names)
+	b.clear()
+	if err != nil {
+		return errors.Join(printTable(c.App.Writer, nodes, time.Now()), err)
+	}
+	fmt.Fprintf(c.App.Writer, "%s ready after %s\n", count(len(names), "node"), age(start, time.Now()))
+	also()
+	return nil
+}
+
+// upMachines starts nodes outside the lab.
+func (p *project) upMachines(c *cli.Context, b *block, names []string) error {
+	f, err := p.fleet(c, b)
+	if err != nil {
+		return err
+	}
+	if err := f.Up(c.Context, names...); err != nil {
+		return err
+	}
+	cl := &operate.Cluster{Spec: p.spec, Machines: f}
+	if c.Bool("wait") {
+		if cl, err = p.reach(c, b); err != nil {
+			return err
+		}
+	}
+	return started(c, b, cl, names, func() {})
 }
 
 func printSite(c *cli.Context, l *lab.Lab) {
