@@ -21,8 +21,18 @@ import (
 	"imagegen/internal/testkit"
 )
 
+// asImagegen makes the test program imagegen itself.
+const asImagegen = "IMAGEGEN_TEST_AS_PROGRAM"
+
+// testDir is this package's folder.
+var testDir string
+
 // The nodes of the tests' specs are nowhere. What has their addresses on the network of the machine is not asked.
 func TestMain(m *testing.M) {
+	if os.Getenv(asImagegen) != "" {
+		main()
+	}
+	testDir, _ = os.Getwd()
 	dialNode = func(context.Context, string, string) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("no route to host")}
 	}
