@@ -1,0 +1,247 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"imagegen/cloudinit"
+	"imagegen/cluster"
+	"imagegen/machines"
+	"imagegen/operate"
+	"imagegen/roles"
+)
+
+const clusterID = "11111111-2222-3333-4444-555555555555"
+
+// memory is a provider whose machines are nowhere. Hosts in dead do not answer.
+type memory struct {
+	mu    sync.Mutex
+	all   map[string]machines.State
+	dead  map[string]bool
+	calls []string
+	list  error
+}
+
+func (m *memory) did(format string, args ...any) {
+	m.calls = append(m.calls, fmt.Sprintf(format, args...))
+}
+
+func (m *memory) Check(context.Context) error { return nil }
+
+func (m *memory) List(context.Context) ([]machines.State, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []machines.State
+	for _, s := range m.all {
+		if m.dead[s.Host] {
+			s.Power = machines.Unknown
+		}
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b machines.State) int { return strings.Compare(a.Node, b.Node) })
+	return list, m.list
+}
+
+func (m *memory) Create(_ context.Context, n machines.Machine) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.dead[n.Host] {
+		return errors.New("no route to " + n.Host)
+	}
+	m.did("create %s on %s, data %d, privileged %v", n.Node, n.Host, n.Data>>30, n.Privileged)
+	m.all[n.Node] = machines.State{Node: n.Node, Host: n.Host, Power: machines.Off, Image: n.Image.Identity, Seed: n.Seed.Identity}
+	return nil
+}
+
+func (m *memory) power(node string, p machines.Power) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.all[node]
+	m.did("%s %s", p, node)
+	s.Power = p
+	m.all[node] = s
+	return nil
+}
+
+func (m *memory) Start(_ context.Context, node string) error { return m.power(node, machines.On) }
+func (m *memory) Stop(_ context.Context, node string) error  { return m.power(node, machines.Off) }
+
+func (m *memory) Remove(_ context.Context, node string, data bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.did("remove %s, data %v", node, data)
+	delete(m.all, node)
+	return nil
+}
+
+func (m *memory) Console(context.Context, io.Writer, string, bool) error {
+	return machines.ErrNoConsole
+}
+func (m *memory) Purge(context.Context) error { m.did("purge"); return nil }
+
+// newFleet returns a fleet of three GlusterFS servers and two web servers, for which everything is built.
+func newFleet(t *testing.T) (*Fleet, *memory, *[]string) {
+	t.Helper()
+	catalogue, err := roles.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := cluster.Parse("cluster.yaml", []byte(`cluster: c
+distro: debian12
+network: {cidr: 10.0.0.0/24}
+machines: {provider: incus, hosts: [h1, h2, h3]}
+roles:
+  glusterfs: {nodes: {g1: 10.0.0.1, g2: 10.0.0.2, g3: 10.0.0.3}}
+  web: {nodes: {w1: 10.0.0.4, w2: 10.0.0.5}}
+`), catalogue.Rules())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, d := range []string{"images", "seeds"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seed := func(n cluster.Node) (cloudinit.Seed, error) { return cloudinit.New(spec, clusterID, n, nil) }
+	f := &Fleet{Made: Made{Spec: spec, Dir: dir, Seed: seed}, ClusterID: clusterID}
+	for _, r := range spec.Roles {
+		for path, text := range map[string]string{f.ImagePath(r.Name): "image", filepath.Join(dir, "images", r.Name+".json"): `{"identity": "first"}`} {
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, n := range spec.Nodes() {
+		s, err := seed(n)
+		if err == nil {
+			err = s.WriteISO(f.SeedPath(n.Name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := &memory{all: map[string]machines.State{}, dead: map[string]bool{}}
+	var said []string
+	var mu sync.Mutex
+	f.Provider, f.Log = m, func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		said = append(said, fmt.Sprintf(format, args...))
+	}
+	return f, m, &said
+}
+
+func all(f *Fleet) []string {
+	var names []string
+	for _, n := range f.Spec.Nodes() {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
+// A host that does not answer costs its own nodes alone, and where they run is not forgotten.
+func TestADeadHost(t *testing.T) {
+	f, m, _ := newFleet(t)
+	if err := f.Up(t.Context(), all(f)...); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"create g1 on h1, data 10, privileged true", "create g2 on h2, data 10, privileged true", "create w1 on h1, data 0, privileged false"} {
+		if !slices.Contains(m.calls, want) {
+			t.Errorf("no %q in %q", want, m.calls)
+		}
+	}
+	m.dead["h1"] = true
+	if err := f.Kill(t.Context(), "g2"); err != nil {
+		t.Fatal(err)
+	}
+	err := f.Up(t.Context(), all(f)...)
+	if err == nil || !strings.Contains(err.Error(), "turn on g1: its host h1 does not answer") || strings.Contains(err.Error(), "g2") || strings.Contains(err.Error(), "g3") {
+		t.Errorf("up: %v", err)
+	}
+	known, err := f.Known(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, k := range known {
+		got = append(got, strings.Join([]string{k.Node.Name, k.Host, k.Power, k.Build}, " "))
+	}
+	want := []string{"g1 h1 unknown current", "g2 h2 on current", "g3 h3 on current", "w1 h1 unknown current", "w2 h2 on current"}
+	if !slices.Equal(got, want) {
+		t.Errorf("known: %q", got)
+	}
+}
+
+// A node is replaced on its host, with its data disk or a blank one, from what was built last.
+func TestReplace(t *testing.T) {
+	f, m, _ := newFleet(t)
+	if err := f.Up(t.Context(), all(f)...); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(f.Dir, "images", "glusterfs.json"), []byte(`{"identity": "second"}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, blank := range []bool{false, true} {
+		m.calls = nil
+		if err := f.CheckReplace("g2"); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Replace(t.Context(), "g2", blank); err != nil {
+			t.Fatal(err)
+		}
+		want := []string{fmt.Sprintf("remove g2, data %v", blank), "create g2 on h2, data 10, privileged true", "on g2"}
+		if !slices.Equal(m.calls, want) {
+			t.Errorf("replaced by %q", m.calls)
+		}
+	}
+	known, err := f.Known(t.Context())
+	if err != nil || known[0].Build != operate.BuildOlder || known[1].Build != operate.BuildCurrent {
+		t.Errorf("known: %+v, %v", known, err)
+	}
+}
+
+// What was interrupted is finished by up, not by start; a provider that cannot be asked is no reason not to ask the agents.
+func TestUnfinishedAndUnknown(t *testing.T) {
+	f, m, said := newFleet(t)
+	m.all["w1"] = machines.State{Node: "w1", Host: "h3", Power: machines.Unfinished}
+	if err := f.Start(t.Context(), "w1"); err == nil || !strings.Contains(err.Error(), "imagegen up w1 makes the rest") {
+		t.Errorf("start: %v", err)
+	}
+	if err := f.Up(t.Context(), "w1"); err != nil || !slices.Contains(m.calls, "create w1 on h3, data 0, privileged false") {
+		t.Errorf("up: %v, %q", err, m.calls)
+	}
+	m.list = errors.New("connection refused")
+	for range 2 {
+		known, err := f.Known(t.Context())
+		if err != nil || len(known) != 5 || known[0].Power != operate.PowerUnknown || known[0].Build != operate.BuildUnknown {
+			t.Errorf("known: %+v, %v", known, err)
+		}
+	}
+	if n := strings.Count(strings.Join(*said, "\n"), "connection refused"); n != 1 {
+		t.Errorf("said %d times: %q", n, *said)
+	}
+	if err := f.Replace(t.Context(), "w1", false); err == nil || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("replace: %v", err)
+	}
+}
+
+// A seed of another cluster is not given to a machine.
+func TestSeedOfAnotherCluster(t *testing.T) {
+	f, m, _ := newFleet(t)
+	f.ClusterID = "another"
+	if err := f.Up(t.Context(), "w1"); err == nil || !strings.Contains(err.Error(), "is the seed of node w1 of cluster "+clusterID) {
+		t.Errorf("up: %v", err)
+	}
+	if len(m.calls) > 0 {
+		t.Errorf("did %q", m.calls)
+	}
+}
