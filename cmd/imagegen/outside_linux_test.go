@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"imagegen/cloudinit"
+	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster/facts"
 )
 
@@ -24,6 +25,7 @@ import (
 type outside struct {
 	dir, imagegen string
 	operator      string // network namespace
+	nodeNS        string
 	node          *exec.Cmd
 }
 
@@ -88,7 +90,6 @@ func newOutside(t *testing.T) *outside {
 			writeFile(t, filepath.Join("node", f.Path), string(f.Content))
 		}
 	}
-	writeFile(t, "node/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
 	writeFile(t, "node/bin/systemctl", fakeSystemctl)
 	writeFile(t, "node/bin/journalctl", fakeJournalctl)
 	writeFile(t, "node/journal", "a line of the node's journal\n")
@@ -102,9 +103,9 @@ func newOutside(t *testing.T) *outside {
 	}
 
 	// Only routed to: the operator is on another network.
-	nodeNS := strings.Replace(o.operator, "-op-", "-node-", 1)
+	o.nodeNS = strings.Replace(o.operator, "-op-", "-node-", 1)
 	t.Cleanup(func() {
-		exec.Command("ip", "netns", "delete", nodeNS).Run()
+		exec.Command("ip", "netns", "delete", o.nodeNS).Run()
 		exec.Command("ip", "netns", "delete", o.operator).Run()
 	})
 	shell(fmt.Sprintf(`
@@ -119,23 +120,10 @@ ip -n %[1]s route add 10.78.0.0/24 dev eth0
 ip -n %[2]s address add 10.78.0.7/24 dev eth0
 ip -n %[2]s link set eth0 up
 ip -n %[2]s route add 10.77.0.0/24 dev eth0
-`, nodeNS, o.operator))
-	log, err := os.Create("node/log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	o.node = exec.Command("ip", "netns", "exec", nodeNS, "unshare", "--mount", "sh", "-ec",
-		"mount --bind "+o.dir+"/node/etc /etc; mount --bind "+o.dir+"/node/var/lib /var/lib; exec "+o.dir+"/node/imagegen-node")
-	o.node.Env = []string{"PATH=" + o.dir + "/node/bin:/usr/sbin:/usr/bin:/sbin:/bin", "JOURNAL=" + o.dir + "/node/journal"}
-	o.node.Stdout, o.node.Stderr = log, log
-	o.node.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := o.node.Start(); err != nil {
-		t.Fatal(err)
-	}
+`, o.nodeNS, o.operator))
+	o.start(t, "0123456789abcdef0123456789abcdef", seed)
 	t.Cleanup(func() {
-		syscall.Kill(-o.node.Process.Pid, syscall.SIGKILL)
-		o.node.Wait()
+		o.stop()
 		if t.Failed() {
 			text, _ := os.ReadFile(filepath.Join(o.dir, "node/log"))
 			t.Logf("the agent says:\n%s", text)
@@ -153,6 +141,64 @@ ip -n %[2]s route add 10.77.0.0/24 dev eth0
 	}
 	o.folder(t, "mine", "secrets")
 	return o
+}
+
+// start starts the node's agent, on a root disk with a machine ID, made from a seed.
+func (o *outside) start(t *testing.T, machineID string, seed cloudinit.Seed) {
+	t.Helper()
+	writeFile(t, filepath.Join(o.dir, "node/etc/machine-id"), machineID+"\n")
+	if err := (nocloud.Disk{Root: filepath.Join(o.dir, "node")}).Keep(nocloud.Seed(seed)); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.OpenFile(filepath.Join(o.dir, "node/log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	o.node = exec.Command("ip", "netns", "exec", o.nodeNS, "unshare", "--mount", "sh", "-ec",
+		"mount --bind "+o.dir+"/node/etc /etc; mount --bind "+o.dir+"/node/var/lib /var/lib; exec "+o.dir+"/node/imagegen-node")
+	o.node.Env = []string{"PATH=" + o.dir + "/node/bin:/usr/sbin:/usr/bin:/sbin:/bin", "JOURNAL=" + o.dir + "/node/journal"}
+	o.node.Stdout, o.node.Stderr = log, log
+	o.node.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := o.node.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stop kills the node's agent and all that it started.
+func (o *outside) stop() {
+	syscall.Kill(-o.node.Process.Pid, syscall.SIGKILL)
+	o.node.Wait()
+}
+
+// replace replaces the node: a person is told to make its machine anew, and does. Restarting the old one is not enough.
+func (o *outside) replace(t *testing.T) {
+	t.Helper()
+	seed, err := cloudinit.ReadISO(filepath.Join(o.dir, "dist/seeds/cachy1.iso"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := o.command("mine", "replace", "cachy1", "--force", "--timeout", "2m")
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for in := bufio.NewScanner(said); in.Scan(); {
+		switch line := in.Text(); {
+		case strings.HasPrefix(line, "cachy1: make its machine anew now: ") && strings.Contains(line, "dist/images/cachy.*") && strings.Contains(line, "dist/seeds/cachy1.iso"):
+		case strings.Contains(line, "the old one still answers"):
+			o.stop()
+			o.start(t, "fedcba9876543210fedcba9876543210", seed)
+		case !strings.HasPrefix(line, "cachy1: "):
+			t.Errorf("replace says %s", line)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("replace: %v", err)
+	}
 }
 
 // folder makes an operator's folder with the three files of some secrets.
@@ -209,7 +255,7 @@ func TestOutside(t *testing.T) {
 			t.Fatalf("the node is not ready within a minute: %+v", r)
 		}
 	}
-	if n := status.Nodes[0]; status.Version != 1 || len(status.Nodes) != 2 || n.Power != "unknown" || n.Is != "holds 10.77.0.39" || n.Build != "unknown" {
+	if n := status.Nodes[0]; status.Version != 1 || len(status.Nodes) != 2 || n.Power != "unknown" || n.Is != "holds 10.77.0.39" || n.Build != "current" {
 		t.Errorf("%+v", status)
 	}
 	if n := status.Nodes[1]; n.State != "silent" || n.Power != "unknown" || n.Error == "" {
@@ -231,11 +277,17 @@ func TestOutside(t *testing.T) {
 		t.Errorf("logs of a silent node: %+v", r)
 	}
 	o.follow(t)
+	o.replace(t)
 
+	if err := os.CopyFS("expired-secrets", os.DirFS("secrets")); err != nil {
+		t.Fatal(err)
+	}
+	ageCertificate(t, "expired-secrets/operator", time.Now().Add(-time.Hour))
 	for name, prepare := range map[string]string{
 		"missing": "rm missing/secrets/operator.crt",
 		"wrong":   "cp others/secrets/operator.crt others/secrets/operator.key wrong/secrets",
 		"other":   "cp others/secrets/ca.crt others/secrets/operator.crt others/secrets/operator.key other/secrets",
+		"expired": "cp expired-secrets/operator.* expired/secrets",
 		"faked":   "cp others/secrets/operator.crt others/secrets/operator.key faked/secrets; cat others/secrets/ca.crt >> faked/secrets/ca.crt",
 	} {
 		writeFile(t, "others/cluster.yaml", outsideSpec)
@@ -248,7 +300,7 @@ func TestOutside(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 		want := map[string]string{
-			"missing": "secrets/operator.crt is missing", "wrong": "secrets/operator.crt is not signed by ca.crt",
+			"missing": "secrets/operator.crt is missing", "expired": "secrets/operator.crt expired on ", "wrong": "secrets/operator.crt is not signed by ca.crt",
 			"other": "what answers there is no node of this cluster", "faked": "is not signed by ca.crt",
 		}[name]
 		for _, line := range []string{"status", "status --json", "logs cachy1", "events", "decide cachy --without cachy2"} {
