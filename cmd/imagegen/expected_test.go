@@ -127,10 +127,14 @@ func TestTheLabIsNotForOtherProviders(t *testing.T) {
 	if err := os.WriteFile("cluster.yaml", append(reference, "\nmachines: {provider: none}\n"...), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	done(t, "seed")
 	for _, line := range []string{"exec web1 -- true", "cut web1", "mend"} {
 		r := imagegen(strings.Fields(line)...)
 		if want := strings.Fields(line)[0] + " works in the lab alone"; r.code != exitWrong || !strings.Contains(r.stderr, want) {
 			t.Errorf("%s: exit code %d: %s", line, r.code, r.stderr)
 		}
+	}
+	if r := imagegen("down", "--provider", "exec"); r.code != exitWrong || !strings.Contains(r.stderr, "provider exec needs a program") {
+		t.Errorf("down: %+v", r)
 	}
 }

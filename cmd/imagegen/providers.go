@@ -25,6 +25,9 @@ import (
 // providers makes providers of machines, by their names in the spec. The lab has its own.
 var providers = map[string]func(providerConfig) (machines.Provider, error){
 	"exec": func(c providerConfig) (machines.Provider, error) {
+		if c.Program == "" {
+			return nil, wrongf("%s: provider exec needs a program: write machines: {provider: exec, program: ./PROGRAM} (docs/exec.md)", c.spec.File)
+		}
 		return exec.New(exec.Config{Program: c.Program, Cluster: c.spec.Cluster, ClusterID: c.clusterID, Hosts: c.Hosts, Network: c.Network, Storage: c.Storage,
 			Record: filepath.Join(c.dir, "machines.json"), Log: func(line string) { c.log("%s", line) }}), nil
 	},
