@@ -114,6 +114,11 @@ e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 300m -run 'TestBoot|TestVirtualMachines' -v ./e2e
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -run TestBakeIn -v ./images
 
+.PHONY: e2e-incus
+e2e-incus: tools build ## three Incus hosts on this machine: the suite of providers, a tier on three hosts, one of which loses its power (root)
+	IMAGEGEN_E2E=incus $(GO) test -count=1 -timeout 30m -run TestIncus -v ./machines/incus
+	IMAGEGEN_E2E=incus $(GO) test -count=1 -timeout 30m -run TestIncus -v ./e2e
+
 .PHONY: bench
 bench: tools build ## beside other tools: BENCH=seeds,scale,vmdk,bake,builders,page; see docs/bench.md for its variables (root)
 	$(call install,$(BENCHERS))
