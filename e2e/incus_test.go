@@ -116,12 +116,12 @@ func (o *onHosts) up(t *testing.T, p machines.Provider) map[string]string {
 // notReady returns the nodes that are not ready, except on one host.
 func (o *onHosts) notReady(at map[string]string, except string) error {
 	out, err := o.imagegen("status", "--json").Output()
-	var nodes []operate.NodeStatus
-	if json.Unmarshal(out, &nodes) != nil || len(nodes) == 0 {
+	var status struct{ Nodes []operate.NodeStatus }
+	if json.Unmarshal(out, &status) != nil || len(status.Nodes) == 0 {
 		return fmt.Errorf("status: %w: %s", err, out)
 	}
 	var lines []string
-	for _, n := range nodes {
+	for _, n := range status.Nodes {
 		if at[n.Node] != except && !n.Ready() {
 			lines = append(lines, operate.Describe(n))
 		}

@@ -215,9 +215,9 @@ func (c *Cluster) preseed(host, config string) {
 func (c *Cluster) remove() {
 	if c.t.Failed() {
 		for _, h := range c.hosts {
-			if log, err := os.ReadFile(filepath.Join(c.dir, h, "upper/var/log/incus/incus.log")); err == nil {
+			if log, err := os.ReadFile(filepath.Join(c.dir, h, "log")); err == nil {
 				lines := strings.Split(string(log), "\n")
-				c.t.Logf("the last of Incus's log on %s:\n%s", h, strings.Join(lines[max(0, len(lines)-15):], "\n"))
+				c.t.Logf("the last of what the daemon of %s said:\n%s", h, strings.Join(lines[max(0, len(lines)-15):], "\n"))
 			}
 		}
 	}
