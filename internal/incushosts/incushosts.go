@@ -33,7 +33,7 @@ const (
 	answersIn  = time.Minute
 	goneIn     = 30 * time.Second
 	pollEvery  = 50 * time.Millisecond
-	prefix     = "imagegen-incus-" // of namespaces and cgroups; the test's process id follows
+	prefix     = "imagegen-incus-" // of namespaces and cgroups; owner follows
 )
 
 // Cluster is an Incus cluster for a test. The hosts are called h1, h2, …, and their namespaces have a bridge br0 each, with the
@@ -63,7 +63,7 @@ func Start(t testing.TB, n int) *Cluster {
 		t.Skipf("SKIPPED: %v: providers are NOT tested on Incus", err)
 	}
 	removeStale(cgroups)
-	name := prefix + strconv.Itoa(os.Getpid())
+	name := prefix + pidNamespace() + "-" + strconv.Itoa(os.Getpid())
 	c := &Cluster{t: t, root: makeRoot(t), name: name, group: filepath.Join(cgroups, name)}
 	if c.dir, err = os.MkdirTemp("", prefix); err != nil {
 		t.Fatal(err)
@@ -232,10 +232,16 @@ func (c *Cluster) remove() {
 	}
 }
 
-// removeStale removes namespaces and cgroups of tests that were killed.
+// pidNamespace is the number of the namespace that process ids are valid in.
+func pidNamespace() string {
+	link, _ := os.Readlink("/proc/self/ns/pid") // pid:[4026531836]
+	return strings.Trim(link, "pid:[]")
+}
+
+// removeStale removes namespaces and cgroups of tests that were killed, as far as their process ids mean anything here.
 func removeStale(cgroups string) {
 	stale := func(name string) bool {
-		rest, is := strings.CutPrefix(name, prefix)
+		rest, is := strings.CutPrefix(name, prefix+pidNamespace()+"-")
 		pid, _, _ := strings.Cut(rest, "-")
 		if _, err := strconv.Atoi(pid); !is || err != nil {
 			return false
