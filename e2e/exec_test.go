@@ -69,13 +69,13 @@ func TestExecOnLibvirt(t *testing.T) {
 		start := time.Now()
 		eventually(t, vmReadyIn, what, func() error {
 			out, err := hosts.Enter("h1", imagegen, "status", "--json", "-f", b.spec(), "-o", b.dist()).Output()
-			var said []operate.NodeStatus
+			var said struct{ Nodes []operate.NodeStatus }
 			if json.Unmarshal(out, &said) != nil {
 				return fmt.Errorf("status: %w: %s", err, out)
 			}
 			isReady := map[string]bool{}
 			var states []string
-			for _, s := range said {
+			for _, s := range said.Nodes {
 				isReady[s.Node] = s.Ready()
 				if s.Role == "redis" {
 					states = append(states, s.Node+" is "+s.State+": "+s.Detail)
