@@ -87,7 +87,7 @@ func (a *Agents) journal(ctx context.Context, w io.Writer, node string, ip netip
 	if _, err := io.Copy(w, resp.Body); err != nil {
 		return broken{fmt.Errorf("the connection broke: %w", err)}
 	}
-	return nil
+	return ctx.Err() // an agent may end its answer properly before it is noticed here that nobody wants it any more
 }
 
 // Event is one thing that happened on a node.
