@@ -23,6 +23,8 @@ GLUSTER := glusterfs-server glusterfs-client
 FAULT_TOOLS := faketime
 # What the lab needs for virtual machines, and their tests to log in.
 VM_TOOLS := qemu-system-x86 qemu-utils openssh-client
+# Hosts that examples/libvirt makes machines on.
+LIBVIRT := libvirt-daemon-system libvirt-clients
 # What looks at the site as people do.
 BROWSER := chromium chromium-driver
 # What make bench compares with.
@@ -110,9 +112,11 @@ e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under lo
 
 .PHONY: e2e-vm
 e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; hours on two cores (root)
-	$(call install,$(VM_TOOLS))
+	$(call install,$(VM_TOOLS) $(LIBVIRT))
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 300m -run 'TestBoot|TestVirtualMachines' -v ./e2e
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -run TestBakeIn -v ./images
+	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -v ./machines/virtualbox
+	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 90m -run TestLibvirt -v ./machines/exec
 
 .PHONY: e2e-incus
 e2e-incus: tools build ## three Incus hosts on this machine: the suite of providers, a tier on three hosts, one of which loses its power (root)
