@@ -196,9 +196,9 @@ mount --rbind /dev dev
 mount -t tmpfs tmpfs tmp
 mount -t tmpfs tmpfs run
 # Of this machine's own nothing that the script or the packages are to make.
-rm -rf root/.rpmdb var/lib/rpm var/lib/dnf var/cache/dnf etc/yum.repos.d etc/yum etc/selinux etc/cloud noted
+rm -rf root/.rpmdb var/lib/rpm var/lib/dnf var/cache/dnf etc/yum.repos.d etc/yum etc/selinux etc/cloud etc/systemd/system noted
 sed -i '/^nginx:/d' etc/passwd etc/group etc/shadow
-mkdir -p etc/yum.repos.d etc/yum/pluginconf.d etc/sysconfig/network-scripts var/lib/redis var/cache/yum root/.ssh
+mkdir -p etc/systemd/system etc/yum.repos.d etc/yum/pluginconf.d etc/sysconfig/network-scripts var/lib/redis var/cache/yum root/.ssh
 printf '[main]\nenabled=1\n' >etc/yum/pluginconf.d/fastestmirror.conf
 printf '[old]\nname=old\nbaseurl=http://127.0.0.1:1/\nenabled=1\n' >etc/yum.repos.d/old.repo
 printf 'DEVICE=eth0\nHWADDR=00:11:22:33:44:55\nBOOTPROTO=dhcp\n' >etc/sysconfig/network-scripts/ifcfg-eth0
