@@ -81,7 +81,8 @@ var effective = []asked{
 	{"web1", "who may log in over SSH", `mkdir -p /run/sshd; sshd -T 2>/dev/null | grep -E '^(passwordauthentication|kbdinteractiveauthentication|pubkeyauthentication|permitemptypasswords) '`,
 		"pubkeyauthentication yes passwordauthentication no kbdinteractiveauthentication no permitemptypasswords no"},
 	{"web1", "what is not ours in /etc/cloud/cloud.cfg.d", `ls /etc/cloud/cloud.cfg.d | grep -v imagegen`, "05_logging.cfg README"},
-	{"backend1", "pools of PHP-FPM", `php-fpm8.2 -tt 2>&1 | sed -n 's/.*NOTICE: \(\[.*\]\)$/\1/p'`, "[global] [www]"},
+	// It prints all settings into its log as well, the password in session.save_path among them: into one that goes with it.
+	{"backend1", "pools of PHP-FPM", `unshare -m sh -c 'mount -t tmpfs logs /var/log && exec php-fpm8.2 -tt' 2>&1 | sed -n 's/.*NOTICE: \(\[.*\]\)$/\1/p'`, "[global] [www]"},
 	{"backend1", "/etc/php/8.2/fpm/pool.d", `ls /etc/php/8.2/fpm/pool.d`, "www.conf"},
 	{"backend1", "the last of PHP's settings", `ls /etc/php/8.2/fpm/conf.d | tail -n 1`, "90-imagegen.ini"},
 	{"backend1", "PHP's modules that WordPress uses", `php8.2 -m | grep -xE 'curl|dom|exif|fileinfo|gd|igbinary|intl|json|mbstring|mysqli|openssl|redis|xml|zip|Zend OPcache' | sort -u`,
