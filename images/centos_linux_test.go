@@ -697,7 +697,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 	// A package that is not there is a fault of who wrote its name.
 	write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, nosuchpkg]}}\n")
 	c = mustConfig(t, project, c.CacheDir)
-	wantError(t, Fetch(t.Context(), c), "roles/tiny/role.yaml:2:43: distros.centos7.packages[1]: no repository has a package nosuchpkg for centos7")
+	wantError(t, Fetch(t.Context(), c), "roles/tiny/role.yaml:2:39: distros.centos7.packages[1]: no repository has a package nosuchpkg for centos7")
 }
 
 // TestFetchRPMs: packages that are pinned are found in the lists of repositories, whatever these are packed with and name them by.
