@@ -97,7 +97,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 e2e: tools build ## the reference cluster in the lab: bake, boot in three orders, faults, five minutes of random ones, three VMs (root)
 	$(call install,$(VM_TOOLS) $(GLUSTER) $(FAULT_TOOLS) $(BROWSER))
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 75m -v ./e2e ./lab
-	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run TestGlusterForReal -v ./assemble
+	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run TestGlusterForReal -v ./agent
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestCentOSBake|TestReproducible' -v ./images
 
 .PHONY: e2e-soak

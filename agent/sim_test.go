@@ -1020,7 +1020,7 @@ func runSim(t *testing.T, k *simKind) {
 		return
 	}
 	short := shrink(k, h, nil)
-	t.Errorf("%v\n%v\n(replay it: go test ./assemble -run '^%s$' -v -seed %d)\n\nin short: %v", err, h, t.Name(), h.seed, short)
+	t.Errorf("%v\n%v\n(replay it: go test ./agent -run '^%s$' -v -seed %d)\n\nin short: %v", err, h, t.Name(), h.seed, short)
 	if err := simulate(k, short, nil, t.Logf); err != nil {
 		t.Error(err)
 	}

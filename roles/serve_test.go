@@ -314,27 +314,25 @@ done
 ip addr add 192.168.10.53/32 dev eth0
 haproxy -D -f /etc/haproxy/haproxy.cfg
 connect() { timeout 5 socat -u TCP:192.168.10.53:3306 - </dev/null >$1 2>&1 & }
-first() { : >$1; connect $1; for i in $(seq 60); do [ -s $1 ] && break; kill -0 $! 2>/dev/null || break; sleep 0.05; done; head -n 1 $1; }
-# A program as the site is: it connects again when its connection ends.
-patient() { for try in $(seq 50); do case $(first try) in node*) break;; esac; sleep 0.1; done; head -n 1 try; }
+first() { : >$1; connect $1; for i in $(seq 100); do [ -s $1 ] && break; kill -0 $! 2>/dev/null || break; sleep 0.05; done; head -n 1 $1; }
+# A program as the site is: it connects again when its connection ends. What counts is how often, for a busy machine takes its time.
+patient() { for n in $(seq 50); do case $(first try) in node*) break;; esac; sleep 0.1; done; echo "$(head -n 1 try), try $n"; }
 for i in $(seq 100); do [ "$(first up)" = 'node 55' ] && break; sleep 0.1; done
 [ "$(first up)" = 'node 55' ] || { echo 'the first node does not serve'; cat up; exit 1; }
 connect session; old=$!
 for i in $(seq 50); do [ -s session ] && break; sleep 0.1; done
 
 kill -9 $pid55 # its machine refuses connections; its health has yet to be asked
-start=$(date +%s%N)
-got=$(patient); took=$((($(date +%s%N) - start) / 1000000))
-[ "$got" = 'node 56' ] && [ $took -lt 1500 ] || { echo "refused: $got after $took ms"; exit 1; }
+got=$(patient)
+case $got in 'node 56, try '[12]);; *) echo "refused: $got"; exit 1;; esac
 kill -9 $health55
 for i in $(seq 10); do kill -0 $old 2>/dev/null || break; sleep 0.1; done
 not kill -0 $old # the session on the dead node
 
-for chain in INPUT OUTPUT; do iptables -I $chain -d 192.168.10.56 -j DROP; done # gone without a word
-start=$(date +%s%N)
+iptables -I OUTPUT -d 192.168.10.56 -p tcp --dport 3306 -j DROP # gone without a word, which a connection has to find: its health answers
 [ -z "$(first lost)" ] || { echo "an answer to the connection that found the node gone: $(cat lost)"; exit 1; } # HAProxy does not try it elsewhere
-got=$(patient); took=$((($(date +%s%N) - start) / 1000000))
-[ "$got" = 'node 57' ] && [ $took -lt 2500 ] || { echo "silent: $got after $took ms"; exit 1; }
+got=$(patient)
+case $got in 'node 57, try '[12]);; *) echo "silent: $got"; exit 1;; esac # the lost connection has marked the node down
 `)
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
