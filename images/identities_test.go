@@ -1,0 +1,68 @@
+package images
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"imagegen/cluster"
+	"imagegen/internal/testkit"
+)
+
+// TestIdentities pins the identity of every image of the reference cluster, and of the base, on each distro. Agent, archive
+// and pinned packages are made up, so that an identity changes only with what imagegen itself puts in: a change that is not
+// meant to make new images must not change the file.
+func TestIdentities(t *testing.T) {
+	var b strings.Builder
+	for _, distro := range cluster.Distros {
+		spec := string(cluster.Reference(distro)) + "\nmirror: https://archive.example.com/archive\n"
+		c := mustConfig(t, testDir(t, spec, nil), "")
+		names, err := c.prepare()
+		if err != nil {
+			t.Fatal(err)
+		}
+		base, err := c.baseInputs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := &lock{Schema: 1, Distro: distro, Base: pinned(base.requested()), Roles: map[string]*pins{}}
+		for _, name := range names {
+			in, err := c.inputs(t.Context(), name, base, "", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Roles[name] = pinned(in.requested())
+		}
+		if err := c.writeLock(l); err != nil {
+			t.Fatal(err)
+		}
+		ids, err := Identities(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plans, err := c.plan(t.Context(), names[:1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "%s base %s\n", distro, plans[0].inputs.Base.identity())
+		for _, name := range names {
+			fmt.Fprintf(&b, "%s %s %s\n", distro, name, ids[name])
+		}
+	}
+	testkit.Golden(t, filepath.Join("testdata", "identities.txt"), []byte(b.String()))
+}
+
+// pinned makes up a package for each name that is asked for.
+func pinned(requested []string) *pins {
+	p := &pins{Requested: slices.Clone(requested)}
+	for _, name := range requested {
+		sum := sha256.Sum256([]byte(name))
+		word, _, _ := strings.Cut(name, " ")
+		p.Packages = append(p.Packages, Pin{Name: word, Version: "999.1-1", Architecture: "noarch", SHA256: hex.EncodeToString(sum[:])})
+	}
+	return p
+}
