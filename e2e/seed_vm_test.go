@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"imagegen/cloudinit"
-	"imagegen/images"
+	"imagegen/internal/accel"
 )
 
 const seedVMName = "e2e-seed-vm"
@@ -38,7 +38,7 @@ func TestBootWithoutSeed(t *testing.T) {
 		t.Skip("boots of a virtual machine without its seed run with IMAGEGEN_E2E=vm, as root: make e2e-vm")
 	}
 	b := newBenchOf(t, seedVMName)
-	for _, p := range [][2]string{{images.QEMU, "qemu-system-x86"}, {"qemu-img", "qemu-utils"}, {"ssh", "openssh-client"}} {
+	for _, p := range [][2]string{{accel.QEMU, "qemu-system-x86"}, {"qemu-img", "qemu-utils"}, {"ssh", "openssh-client"}} {
 		if _, err := exec.LookPath(p[0]); err != nil {
 			t.Skipf("needs %s: package %s", p[0], p[1])
 		}
@@ -115,11 +115,11 @@ func newSeedVM(t *testing.T, b *bench, node string) *seedVM {
 	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image, filepath.Join(m.dir, "disk")).CombinedOutput(); err != nil {
 		t.Fatalf("qemu-img: %v: %s", err, out)
 	}
-	accel, _, err := images.Accelerator(t.Context(), image, "raw")
+	found, _, err := accel.Find(t.Context(), image, "raw")
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.machine = append(images.Processor(accel, 1), "-m", "512")
+	m.machine = append(accel.Processor(found, 1), "-m", "512")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func (m *seedVM) on(t *testing.T, name string, drive ...string) (off func()) {
 		"-serial", "file:" + m.console(name), "-monitor", "unix:" + filepath.Join(m.dir, "monitor") + ",server=on,wait=off",
 		"-netdev", "user,id=lan,restrict=on,net=192.168.56.0/24,host=192.168.56.2,hostfwd=tcp:127.0.0.1:" + m.port + "-192.168.56.49:22",
 		"-device", "virtio-net-pci,netdev=lan,romfile=,mac=" + m.mac}, m.machine...)
-	cmd := exec.Command(images.QEMU, append(args, drive...)...)
+	cmd := exec.Command(accel.QEMU, append(args, drive...)...)
 	said, err := os.Create(filepath.Join(m.dir, "qemu"))
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,19 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"imagegen/internal/accel"
+	"imagegen/internal/testkit"
 )
+
+func speaker(t *testing.T, text string) string { return speakerAt(t, testkit.COM1, text) }
+
+func speakerAt(t *testing.T, port uint16, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "a,disk.raw") // the comma would end QEMU's option
+	write(t, path, string(testkit.Speaker(1<<20, port, text)))
+	return path
+}
 
 func needQEMU(t *testing.T) {
 	t.Helper()
@@ -41,10 +53,10 @@ func TestRunQEMU(t *testing.T) {
 	needQEMU(t)
 	q := &qemu{accel: "tcg"}
 	stop := errors.New("enough")
-	for _, tt := range []struct{ port, disk string }{{"console", speaker(t, "hello\n")}, {"bake", speakerAt(t, 0x2f8, "hello\n")}} {
+	for _, tt := range []struct{ port, disk string }{{"console", speaker(t, "hello\n")}, {"bake", speakerAt(t, testkit.COM2, "hello\n")}} {
 		ctx, end := context.WithCancelCause(t.Context())
 		defer end(nil)
-		ends := &sign{text: "hello\n", seen: func() { end(stop) }}
+		ends := &accel.Sign{Text: "hello\n", Seen: func() { end(stop) }}
 		ports := map[string]io.Writer{"console": io.Discard, "bake": io.Discard}
 		ports[tt.port] = ends
 		if err := q.run(ctx, bareVM(t, tt.disk), ports["console"], ports["bake"]); err != stop {
@@ -139,7 +151,7 @@ func TestBuilderChoice(t *testing.T) {
 	c.Builder = "qemu"
 	_, _, err := c.chooseBuilder()
 	wantError(t, err, "builder qemu: there is no qemu-system-x86_64: apt-get install qemu-system-x86")
-	if err := os.WriteFile(filepath.Join(bin, QEMU), nil, 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(bin, accel.QEMU), nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if by, why, err := c.chooseBuilder(); err != nil || why != "qemu (as asked for)" {
@@ -320,7 +332,7 @@ func TestBakeInVM(t *testing.T) {
 		}
 	})
 	t.Run("killed", func(t *testing.T) {
-		vms := func() bool { return exec.Command("pgrep", "-f", QEMU+".*"+cache).Run() == nil }
+		vms := func() bool { return exec.Command("pgrep", "-f", accel.QEMU+".*"+cache).Run() == nil }
 		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 			t.Setenv("IMAGES_TEST_BUILDER", "qemu")
 			run := startBuild(t, dir, cache)

@@ -10,17 +10,19 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"imagegen/internal/accel"
 )
 
 // qemu runs VMs with QEMU, each as a child of this process.
 type qemu struct {
 	mu    sync.Mutex
-	accel string // as Accelerator says; empty: not asked yet
+	accel string // as accel.Find says; empty: not asked yet
 }
 
 func (*qemu) check() error {
-	if _, err := exec.LookPath(QEMU); err != nil {
-		return fmt.Errorf("there is no %s: apt-get install qemu-system-x86", QEMU)
+	if _, err := exec.LookPath(accel.QEMU); err != nil {
+		return fmt.Errorf("there is no %s: apt-get install qemu-system-x86", accel.QEMU)
 	}
 	return nil
 }
@@ -31,11 +33,11 @@ func (q *qemu) prepare(ctx context.Context, disk string, note func(string)) erro
 	if q.accel != "" {
 		return nil
 	}
-	accel, why, err := Accelerator(ctx, disk, "raw")
+	found, why, err := accel.Find(ctx, disk, "raw")
 	if err != nil {
 		return err
 	}
-	q.accel = accel
+	q.accel = found
 	note("qemu: " + why)
 	return nil
 }
@@ -47,7 +49,7 @@ func (q *qemu) args(m vm) []string {
 	if m.network {
 		network = "user,id=net"
 	}
-	args := append(Processor(q.accel, 2),
+	args := append(accel.Processor(q.accel, 2),
 		"-m", fmt.Sprint(m.memory), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-netdev", network, "-device", "virtio-net-pci,netdev=net,romfile=,mac="+vmMAC, "-device", "virtio-rng-pci",
 		"-chardev", "file,id=console,path=/proc/self/fd/3", "-serial", "chardev:console", "-serial", "stdio",
@@ -73,7 +75,7 @@ func (q *qemu) run(ctx context.Context, m vm, console, bake io.Writer) error {
 	}
 	defer heard.Close()
 	var said strings.Builder
-	cmd := exec.CommandContext(ctx, QEMU, q.args(m)...)
+	cmd := exec.CommandContext(ctx, accel.QEMU, q.args(m)...)
 	cmd.Stdout, cmd.Stderr = bake, &said
 	cmd.ExtraFiles = []*os.File{port}
 	// A Ctrl-C is for imagegen, which ends the VM.
@@ -94,7 +96,7 @@ func (q *qemu) run(ctx context.Context, m vm, console, bake io.Writer) error {
 		return cause
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", QEMU, err, strings.TrimSpace(said.String()))
+		return fmt.Errorf("%s: %w: %s", accel.QEMU, err, strings.TrimSpace(said.String()))
 	}
 	return nil
 }

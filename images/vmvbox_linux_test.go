@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/internal/accel"
+	"imagegen/internal/testkit"
 	"imagegen/internal/vboxtest"
 )
 
@@ -34,12 +36,12 @@ func TestRunVirtualBox(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop := errors.New("enough")
-	for _, tt := range []struct{ port, disk string }{{"console", speaker(t, "hello\n")}, {"bake", speakerAt(t, 0x2f8, "hello\n")}} {
+	for _, tt := range []struct{ port, disk string }{{"console", speaker(t, "hello\n")}, {"bake", speakerAt(t, testkit.COM2, "hello\n")}} {
 		ctx, end := context.WithCancelCause(t.Context())
 		defer end(nil)
 		ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Minute, errors.New("nothing came"))
 		defer cancel()
-		ends := &sign{text: "hello\n", seen: func() {
+		ends := &accel.Sign{Text: "hello\n", Seen: func() {
 			if got := vboxHas(t, "runningvms"); !strings.Contains(got, `"imagegen-`) {
 				t.Errorf("running: %q", got)
 			}

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
-	"imagegen/images"
+	"imagegen/internal/accel"
 )
 
 // A node's folder, beside its console's log and what its provider keeps there.
@@ -96,12 +96,12 @@ func (l *Lab) choose(ctx context.Context, name string, n cluster.Node) error {
 		if err := (qemu{Lab: l}).check(1); err != nil {
 			return err
 		}
-		accel, why, err := images.Accelerator(ctx, l.paths.image(n.Role), "raw")
+		found, why, err := accel.Find(ctx, l.paths.image(n.Role), "raw")
 		if err != nil {
 			return err
 		}
 		l.log("virtual machines run %s", why)
-		record += " " + accel
+		record += " " + found
 	default:
 		return fmt.Errorf("there is no provider %s; there are %s and %s", name, Nspawn, Qemu)
 	}

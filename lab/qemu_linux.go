@@ -13,7 +13,7 @@ import (
 	"syscall"
 
 	"imagegen/cluster"
-	"imagegen/images"
+	"imagegen/internal/accel"
 )
 
 // qemu runs nodes as virtual machines: the image's file with the node's changes in a disk over it, the seed as a CD-ROM,
@@ -21,7 +21,7 @@ import (
 // console. All of a machine is one process, which holds the cable: both go together.
 type qemu struct {
 	*Lab
-	accel string // as images.Accelerator says
+	accel string // as accel.Find says
 }
 
 // In a node's folder.
@@ -31,7 +31,7 @@ const (
 )
 
 func (q qemu) check(int) error {
-	return lacks([][2]string{{images.QEMU, "qemu-system-x86"}, {"qemu-img", "qemu-utils"}}, [][2]string{{tunDevice, "tun"}})
+	return lacks([][2]string{{accel.QEMU, "qemu-system-x86"}, {"qemu-img", "qemu-utils"}}, [][2]string{{tunDevice, "tun"}})
 }
 
 // atOnce keeps emulated nodes from taking each other's processor time for so long that systemd gives up on units.
@@ -78,7 +78,7 @@ func (q qemu) start(n cluster.Node, in *os.File) (started func() error, err erro
 	}
 	defer cable.Close()
 	var said bytes.Buffer
-	cmd := exec.Command(images.QEMU, q.args(n)...)
+	cmd := exec.Command(accel.QEMU, q.args(n)...)
 	cmd.Dir = q.paths.node(n.Name)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stderr = &said
@@ -92,7 +92,7 @@ func (q qemu) start(n cluster.Node, in *os.File) (started func() error, err erro
 	go func() { gone <- cmd.Wait() }()
 	return func() error {
 		if err := <-gone; err != nil {
-			return fmt.Errorf("%s: %w: %s", images.QEMU, err, bytes.TrimSpace(said.Bytes()))
+			return fmt.Errorf("%s: %w: %s", accel.QEMU, err, bytes.TrimSpace(said.Bytes()))
 		}
 		return nil
 	}, nil
@@ -101,7 +101,7 @@ func (q qemu) start(n cluster.Node, in *os.File) (started func() error, err erro
 // args are QEMU's. Files are in the node's folder, where it is started; file descriptor 3 is the cable.
 func (q qemu) args(n cluster.Node) []string {
 	role := q.spec.Role(n.Role)
-	args := append([]string{"-name", string(q.network) + ":" + n.Name, "-machine", "pc"}, images.Processor(q.accel, role.CPUs)...)
+	args := append([]string{"-name", string(q.network) + ":" + n.Name, "-machine", "pc"}, accel.Processor(q.accel, role.CPUs)...)
 	args = append(args,
 		"-m", strconv.FormatInt(int64((role.Memory+cluster.MiB-1)/cluster.MiB), 10),
 		"-nodefaults", "-no-user-config", "-display", "none", "-rtc", "base=utc", "-daemonize",

@@ -16,7 +16,8 @@ import (
 	"time"
 
 	"imagegen/cluster"
-	"imagegen/images"
+	"imagegen/internal/accel"
+	"imagegen/internal/testkit"
 )
 
 func TestQemuArgs(t *testing.T) {
@@ -86,24 +87,17 @@ func TestKeyFiles(t *testing.T) {
 	}
 }
 
-// smallMachine is a disk whose boot sector writes a line to the serial port, and then waits for ever.
+// smallMachine is a disk that prints a line on the serial port and halts.
 func smallMachine(t *testing.T) string {
 	t.Helper()
-	if _, err := exec.LookPath(images.QEMU); err != nil || os.Geteuid() != 0 {
-		t.Skipf("SKIPPED: needs root and %s: make checkers", images.QEMU)
+	if _, err := exec.LookPath(accel.QEMU); err != nil || os.Geteuid() != 0 {
+		t.Skipf("SKIPPED: needs root and %s: make checkers", accel.QEMU)
 	}
 	if err := (qemu{}).check(1); err != nil {
 		t.Skipf("SKIPPED: %v", err)
 	}
-	code := "\xfc\x31\xc0\x8e\xd8" + // cld; xor ax, ax; mov ds, ax
-		"\xbe\x17\x7c\xba\xf8\x03" + // mov si, the text; mov dx, COM1
-		"\xac\x84\xc0\x74\x03\xee\xeb\xf8" + // next: lodsb; test al, al; jz end; out dx, al; jmp next
-		"\xfa\xf4\xeb\xfc" // end: cli; hlt; jmp end
-	disk := make([]byte, 1<<20)
-	copy(disk, code+"a machine\r\n")
-	copy(disk[510:], "\x55\xaa")
 	path := filepath.Join(t.TempDir(), "small.raw")
-	if err := os.WriteFile(path, disk, 0o600); err != nil {
+	if err := os.WriteFile(path, testkit.Speaker(1<<20, testkit.COM1, "a machine\r\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -205,7 +199,7 @@ func TestMachines(t *testing.T) {
 	if err := b.Kill(ctx, "store2"); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Start(ctx, "store2"); err == nil || !strings.Contains(err.Error(), "turn on store2: "+images.QEMU) || !strings.Contains(err.Error(), changesDisk) {
+	if err := b.Start(ctx, "store2"); err == nil || !strings.Contains(err.Error(), "turn on store2: "+accel.QEMU) || !strings.Contains(err.Error(), changesDisk) {
 		t.Errorf("start with a broken disk: %v", err)
 	}
 	if err := b.Down(ctx); err != nil {

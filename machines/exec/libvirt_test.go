@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"imagegen/internal/libvirthosts"
+	"imagegen/internal/testkit"
 	"imagegen/machines"
 	"imagegen/machines/conformance"
 )
@@ -33,31 +34,10 @@ func startLibvirt(t *testing.T) onLibvirt {
 	}
 	l := onLibvirt{libvirthosts.Start(t, libvirtHosts...), t.TempDir()}
 	for v := range 2 {
-		must(t, os.WriteFile(filepath.Join(l.dir, fmt.Sprint("image", v)), bootSector(fmt.Sprintf("hello from image %d\r\n", v)), 0o644))
+		must(t, os.WriteFile(filepath.Join(l.dir, fmt.Sprint("image", v)), testkit.Speaker(1<<20, testkit.COM1, fmt.Sprintf("hello from image %d\r\n", v)), 0o644))
 		must(t, os.WriteFile(filepath.Join(l.dir, fmt.Sprint("seed", v)), bytes.Repeat([]byte{byte('0' + v)}, 4096), 0o600))
 	}
 	return l
-}
-
-// bootSector is a disk that writes text to the serial port and halts.
-func bootSector(text string) []byte {
-	disk := make([]byte, 1<<20)
-	copy(disk, []byte{
-		0x31, 0xc0, // xor ax, ax
-		0x8e, 0xd8, // mov ds, ax
-		0xbe, 0x20, 0x7c, // mov si, 0x7c20
-		0xac,       // lodsb
-		0x84, 0xc0, // test al, al
-		0x74, 0x06, // jz to hlt
-		0xba, 0xf8, 0x03, // mov dx, 0x3f8
-		0xee,       // out dx, al
-		0xeb, 0xf5, // jmp to lodsb
-		0xf4,       // hlt
-		0xeb, 0xfd, // jmp to hlt
-	})
-	copy(disk[0x20:], text)
-	disk[510], disk[511] = 0x55, 0xaa
-	return disk
 }
 
 func (l onLibvirt) config(program string) Config {

@@ -11,6 +11,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/images"
+	"imagegen/internal/testkit"
 	"imagegen/internal/vboxtest"
 	"imagegen/machines"
 	"imagegen/roles"
@@ -65,7 +66,7 @@ nodes: {redis1: 192.168.56.49, redis2: 192.168.56.50, redis3: 192.168.56.51}}}}`
 		}
 		put(t, filepath.Join(dist, "Vagrantfile"), text)
 		put(t, filepath.Join(dist, "seeds", "redis1.iso"), make([]byte, 64<<10))
-		f, err := os.Open(put(t, filepath.Join(dir, "disk"), bootSector(4<<20, id[:8])))
+		f, err := os.Open(put(t, filepath.Join(dir, "disk"), testkit.Speaker(4<<20, testkit.COM1, id[:8])))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/internal/testkit"
 	"imagegen/internal/vboxtest"
 	"imagegen/machines"
 	"imagegen/machines/conformance"
@@ -47,23 +48,6 @@ func put(t *testing.T, path string, data []byte) string {
 	return path
 }
 
-// bootSector is a disk that halts the processor, after it has printed a line on the serial port.
-func bootSector(size int, text string) []byte {
-	disk := make([]byte, size)
-	code := []byte{0xfb}                                               // sti
-	for _, out := range [][2]byte{{3, 0x83}, {0, 1}, {1, 0}, {3, 3}} { // 115200 baud, 8 bits: VirtualBox's port is silent without
-		code = append(code, 0xba, 0xf8+out[0], 0x03, 0xb0, out[1], 0xee) // mov dx, port; mov al, value; out dx, al
-	}
-	for _, c := range []byte(text) {
-		code = append(code, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x20, 0x74, 0xfb, // mov dx, 3fdh; busy: in al, dx; test al, 20h; jz busy
-			0xba, 0xf8, 0x03, 0xb0, c, 0xee) // mov dx, 3f8h; mov al, c; out dx, al
-	}
-	code = append(code, 0xf4, 0xeb, 0xfd) // hlt; and again
-	copy(disk, code)
-	disk[510], disk[511] = 0x55, 0xaa
-	return disk
-}
-
 // backend is a real VirtualBox.
 type backend struct {
 	provider *Provider
@@ -81,7 +65,7 @@ func newBackend(t *testing.T) *backend {
 	}
 	b := &backend{provider: p}
 	for v := range b.files {
-		b.files[v].image = machines.File{Path: put(t, filepath.Join(dir, fmt.Sprint("image", v)), bootSector(4<<20, fmt.Sprintf("image %d\n", v))), Identity: fmt.Sprint("image", v)}
+		b.files[v].image = machines.File{Path: put(t, filepath.Join(dir, fmt.Sprint("image", v)), testkit.Speaker(4<<20, testkit.COM1, fmt.Sprintf("image %d\n", v))), Identity: fmt.Sprint("image", v)}
 		b.files[v].seed = machines.File{Path: put(t, filepath.Join(dir, fmt.Sprint("seed", v)), bytes.Repeat([]byte{byte(v)}, 64<<10)), Identity: fmt.Sprint("seed", v)}
 	}
 	return b

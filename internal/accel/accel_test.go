@@ -1,4 +1,4 @@
-package images
+package accel
 
 import (
 	"bytes"
@@ -10,44 +10,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
-// speaker is a disk whose boot sector writes text to the first serial port and halts.
-func speaker(t *testing.T, text string) string { return speakerAt(t, 0x3f8, text) }
-
-// speakerAt is one that writes to a serial port.
-func speakerAt(t *testing.T, port uint16, text string) string {
+func speaker(t *testing.T, text string) string {
 	t.Helper()
-	lo, hi := byte(port), byte(port>>8)
-	code := []byte{
-		0xfc,                   // cld
-		0x31, 0xc0, 0x8e, 0xd8, // xor ax, ax; mov ds, ax
-		0xbe, 0x38, 0x7c, // mov si, the text
-		// 115200 baud, 8 bits: without it VirtualBox's port is silent.
-		0xba, lo + 3, hi, 0xb0, 0x83, 0xee, // mov dx, port+3; mov al, 83h; out dx, al
-		0xba, lo, hi, 0xb0, 0x01, 0xee, // mov dx, port; mov al, 1; out dx, al
-		0x42, 0xb0, 0x00, 0xee, // inc dx; mov al, 0; out dx, al
-		0xba, lo + 3, hi, 0xb0, 0x03, 0xee, // mov dx, port+3; mov al, 3; out dx, al
-		0xac,       // next: lodsb
-		0x84, 0xc0, // test al, al
-		0x74, 0x12, // jz end
-		0x88, 0xc4, // mov ah, al
-		0xba, lo + 5, hi, // mov dx, port+5
-		0xec,       // busy: in al, dx
-		0xa8, 0x20, // test al, 20h
-		0x74, 0xfb, // jz busy
-		0x88, 0xe0, // mov al, ah
-		0xba, lo, hi, // mov dx, port
-		0xee,       // out dx, al
-		0xeb, 0xe9, // jmp next
-		0xf4,       // end: hlt
-		0xeb, 0xfd, // jmp end
-	}
-	disk := make([]byte, 1<<20)
-	copy(disk, append(code, text...))
-	disk[510], disk[511] = 0x55, 0xaa
 	path := filepath.Join(t.TempDir(), "a,disk.raw") // the comma would end QEMU's option
-	if err := os.WriteFile(path, disk, 0o600); err != nil {
+	if err := os.WriteFile(path, testkit.Speaker(1<<20, testkit.COM1, text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -76,7 +46,7 @@ func TestSign(t *testing.T) {
 	for pieces := 1; pieces < 12; pieces++ {
 		seen := 0
 		var all bytes.Buffer
-		s := sign{text: "KVM internal error", seen: func() { seen++ }, all: &all}
+		s := Sign{Text: "KVM internal error", Seen: func() { seen++ }, All: &all}
 		text := "warning\nKVM internal errors"
 		for rest := text; rest != ""; {
 			n := min(pieces, len(rest))

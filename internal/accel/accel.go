@@ -1,4 +1,5 @@
-package images
+// Package accel finds out how QEMU can run guests on this computer: with KVM, or emulated.
+package accel
 
 import (
 	"bytes"
@@ -14,19 +15,17 @@ import (
 	"time"
 )
 
-// QEMU is the program that an image's machine runs in; Debian's package qemu-system-x86 brings it.
+// QEMU is the program that runs virtual machines, from Debian's package qemu-system-x86.
 const QEMU = "qemu-system-x86_64"
 
-// probeLimit is how long a guest may take to its first process on a processor that really runs it: three seconds on an
-// idle machine.
+// probeLimit is how long a guest may take to its first process with KVM: three seconds on an idle computer.
 const probeLimit = 20 * time.Second
 
-// Accelerator returns what QEMU is to run guests with on this machine: "kvm" where a guest has been seen to boot with it,
-// else "tcg", emulation; why says what was found, for people. That there is a /dev/kvm proves little: where it is itself
-// emulated or nested, QEMU starts and the guest hangs. So the disk, of an image or a base and in the format raw or qcow2,
-// is booted as far as its first process. Nothing is written to it. What was found is noted in the user's cache folder and
-// holds until the machine is booted anew.
-func Accelerator(ctx context.Context, disk, format string) (accel, why string, err error) {
+// Find returns which accelerator QEMU should use on this computer: "kvm" where a guest boots with it, else "tcg" (emulation); why
+// explains it to people. A /dev/kvm proves little: where it is nested or emulated itself, QEMU starts and the guest hangs. So
+// disk (raw or qcow2) is booted as far as its first process, without writing to it. The result is cached in the user's cache
+// folder until this computer is rebooted.
+func Find(ctx context.Context, disk, format string) (accel, why string, err error) {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
 		return "tcg", fmt.Sprintf("emulated, without KVM: %v", err), nil
@@ -35,13 +34,13 @@ func Accelerator(ctx context.Context, disk, format string) (accel, why string, e
 	return probeOnce(probeNote(), func() error { return bootsWith(ctx, "kvm", disk, format, probeLimit) }, ctx.Err)
 }
 
-// probe is what a boot with KVM has shown, in the note of it.
+// probe is the cached result of a boot with KVM.
 type probe struct {
-	Boot   string `json:"boot"`             // the machine's, as the kernel names it
-	Broken string `json:"broken,omitempty"` // why KVM is of no use; empty: it works
+	Boot   string `json:"boot"`             // the kernel's boot_id
+	Broken string `json:"broken,omitempty"` // why KVM cannot be used; empty: it works
 }
 
-// probeNote returns the file of the note; empty when there is no place for one.
+// probeNote returns the cache file; empty if there is no cache folder.
 func probeNote() string {
 	dir, err := os.UserCacheDir()
 	if err != nil {
@@ -50,8 +49,8 @@ func probeNote() string {
 	return filepath.Join(dir, "imagegen", "kvm.json")
 }
 
-// probeOnce says what note has of this boot of the machine, or else runs boots and notes what that has shown, unless
-// stopped says that it was not left to its end. Without a note the next call boots again, which costs time alone.
+// probeOnce returns the result that is cached in note for this boot of the computer. Otherwise it calls boots and caches the
+// result, unless stopped returns an error: then boots was interrupted, and its result means nothing.
 func probeOnce(note string, boots, stopped func() error) (accel, why string, err error) {
 	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	boot := string(bytes.TrimSpace(id))
@@ -75,7 +74,7 @@ func probeOnce(note string, boots, stopped func() error) (accel, why string, err
 	return "kvm", "with KVM, with which a guest has been booted" + earlier, nil
 }
 
-// write replaces the note, if it can.
+// write replaces the cache file. Errors are ignored: the next call then boots a guest again.
 func (p probe) write(note string) {
 	data, err := json.Marshal(p)
 	if err != nil || note == "" || os.MkdirAll(filepath.Dir(note), 0o755) != nil {
@@ -91,13 +90,13 @@ func (p probe) write(note string) {
 	}
 }
 
-// Processor returns QEMU's arguments for a guest's processors, of which an emulated one has one, whatever cpus says. Its
-// clock goes 4 ns for each instruction, which is about what emulation takes: all time limits inside are then in time that
-// the guest has had, so that one that gets too little of this machine's is slow, but does not fall apart.
+// Processor returns QEMU's arguments for a guest's processors. An emulated guest has one, whatever cpus says, and its clock advances
+// 4 ns per instruction, which is about the speed of emulation: timeouts inside count the guest's own time, so a guest that gets
+// too little of this computer's is slow, but its timeouts do not expire.
 //
-// What has been translated is kept in up to 256 MiB of memory. It is found again by its address: where each process has
-// its libraries elsewhere, each is translated anew, which takes longer than all else. So systemd is asked to leave them in
-// one place (systemd-sysctl.service(8), credential sysctl.extra; systemd 252 or later).
+// Translated code is cached in up to 256 MiB of memory, by address. With address space randomisation, every process's libraries
+// would be translated again, which dominates a boot. So systemd is told to turn it off (systemd-sysctl.service(8), credential
+// sysctl.extra; systemd 252 or later).
 func Processor(accel string, cpus int) []string {
 	if accel == "kvm" {
 		return []string{"-accel", "kvm", "-cpu", "host", "-smp", strconv.Itoa(cpus)}
@@ -106,15 +105,15 @@ func Processor(accel string, cpus int) []string {
 		"-smbios", "type=11,value=io.systemd.credential:sysctl.extra=kernel.randomize_va_space=0"}
 }
 
-// Signs of what became of a guest: on its serial console, and in what QEMU says.
+// Signs of a guest's fate, on its serial console and in QEMU's messages.
 const (
 	firstProcess = "systemd[1]: "
-	kvmBroken    = "KVM internal error" // after which QEMU keeps the guest stopped, for debuggers
+	kvmBroken    = "KVM internal error" // QEMU then keeps the guest stopped, for debuggers
 )
 
 var errBooted = errors.New("booted")
 
-// bootsWith boots a disk until its first process speaks; the error says why it has not.
+// bootsWith boots a disk until its first process prints something. The error says why it did not.
 func bootsWith(ctx context.Context, accel, disk, format string, limit time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("its first process has said nothing within %s", limit))
 	defer cancel()
@@ -123,8 +122,8 @@ func bootsWith(ctx context.Context, accel, disk, format string, limit time.Durat
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, QEMU, "-accel", accel, "-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-drive", "file="+strings.ReplaceAll(disk, ",", ",,")+",format="+format+",if=virtio,snapshot=on", "-serial", "stdio")
-	cmd.Stdout = &sign{text: firstProcess, seen: func() { end(errBooted) }}
-	cmd.Stderr = &sign{text: kvmBroken, seen: func() { end(errors.New(kvmBroken)) }, all: &said}
+	cmd.Stdout = &Sign{Text: firstProcess, Seen: func() { end(errBooted) }}
+	cmd.Stderr = &Sign{Text: kvmBroken, Seen: func() { end(errors.New(kvmBroken)) }, All: &said}
 	err := cmd.Run()
 	switch cause := context.Cause(ctx); {
 	case cause == errBooted:
@@ -137,22 +136,22 @@ func bootsWith(ctx context.Context, accel, disk, format string, limit time.Durat
 	return fmt.Errorf("%w: %s", err, bytes.TrimSpace(said.Bytes()))
 }
 
-// sign is a writer that calls seen when text has been written.
-type sign struct {
-	text string
-	seen func()
-	all  *bytes.Buffer // if not nil: keeps everything
+// Sign is a writer that calls Seen once Text has been written to it.
+type Sign struct {
+	Text string
+	Seen func()
+	All  *bytes.Buffer // if not nil: keeps everything
 	tail []byte
 }
 
-func (s *sign) Write(p []byte) (int, error) {
-	if s.all != nil {
-		s.all.Write(p)
+func (s *Sign) Write(p []byte) (int, error) {
+	if s.All != nil {
+		s.All.Write(p)
 	}
 	s.tail = append(s.tail, p...)
-	if bytes.Contains(s.tail, []byte(s.text)) {
-		s.seen()
+	if bytes.Contains(s.tail, []byte(s.Text)) {
+		s.Seen()
 	}
-	s.tail = bytes.Clone(s.tail[max(0, len(s.tail)-len(s.text)):])
+	s.tail = bytes.Clone(s.tail[max(0, len(s.tail)-len(s.Text)):])
 	return len(p), nil
 }
