@@ -11,6 +11,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"imagegen/cluster"
+	"imagegen/distro"
 	"imagegen/roles"
 )
 
@@ -85,7 +86,7 @@ func TestReferenceWithBuiltInRoles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, distro := range cluster.Distros {
+	for _, distro := range distro.Names() {
 		spec, err := cluster.Parse("cluster.yaml", cluster.Reference(distro), catalogue.Rules())
 		if err != nil {
 			t.Fatalf("%s:\n%v", distro, err)

@@ -22,6 +22,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"imagegen/distro"
 	"imagegen/internal/words"
 )
 
@@ -112,13 +113,13 @@ type holder struct {
 const rolesExample = "web: {nodes: {web1: 192.168.10.42}}"
 
 func (p *parser) root(v value) {
-	get, ok := p.object(v, "cluster: otus, distro: debian12, …",
+	get, ok := p.object(v, "cluster: otus, distro: "+distro.Default+", …",
 		"cluster", "distro", "timezone", "network", "sql", "site", "ssh", "mirror", "base", "repos", "downloads", "selinux", "machines", "operators", "roles")
 	if !ok {
 		return
 	}
 	p.spec.Cluster = p.name(p.required(get("cluster"), "otus"), 32)
-	p.distro(p.required(get("distro"), words.List(Distros, "or")))
+	p.distro(p.required(get("distro"), words.List(distro.Names(), "or")))
 	p.timezone(get("timezone"))
 	p.network(p.required(get("network"), "{cidr: 192.168.10.0/24}"))
 	p.sql(get("sql"))
@@ -173,12 +174,12 @@ func (p *parser) label(at value, s string, longest int) bool {
 }
 
 func (p *parser) distro(v value) {
-	s, ok := p.text(v, words.List(Distros, "or"))
+	s, ok := p.text(v, words.List(distro.Names(), "or"))
 	if !ok {
 		return
 	}
-	if !slices.Contains(Distros, s) {
-		p.faultf(v, "there is no distro %s%s", words.Quote(s), words.Hint(s, "it may be", Distros))
+	if !slices.Contains(distro.Names(), s) {
+		p.faultf(v, "there is no distro %s%s", words.Quote(s), words.Hint(s, "it may be", distro.Names()))
 		return
 	}
 	p.spec.Distro = s
@@ -329,8 +330,8 @@ func broadcast(net netip.Prefix) netip.Addr {
 }
 
 // defaultSQL is ProxySQL where the distro can have it.
-func defaultSQL(distro string) string {
-	if distro == "centos7" {
+func defaultSQL(name string) string {
+	if distro.Named(name).ProxySQL {
 		return "proxysql"
 	}
 	return "balancer"
@@ -346,8 +347,8 @@ func (p *parser) sql(v value) {
 	switch {
 	case !slices.Contains(ways, s):
 		p.faultf(v, "there is no way %s to the database%s", words.Quote(s), words.Hint(s, "it may be", ways))
-	case s == "proxysql" && p.spec.Distro == "debian12":
-		p.faultf(v, "Debian has no ProxySQL; write balancer (HAProxy behind the data tier's VIP), or distro: centos7")
+	case s == "proxysql" && p.known().Name != "" && !p.known().ProxySQL:
+		p.faultf(v, "%s has no ProxySQL; write balancer (HAProxy behind the data tier's VIP), or distro: %s", p.known().Title, words.List(distro.WithProxySQL(), "or"))
 	default:
 		p.spec.SQL = s
 	}
@@ -487,10 +488,11 @@ func (p *parser) publicKey(v value, s string) bool {
 	return true
 }
 
-// mirror reads an archive's address or, on debian12, one or several lines as in sources.list.
+// mirror reads an archive's address or, of a distro with Deb packages, one or several lines as in sources.list.
 func (p *parser) mirror(v value) {
-	if v.node != nil && v.node.Kind == yaml.SequenceNode && p.spec.Distro != "centos7" {
+	if v.node != nil && v.node.Kind == yaml.SequenceNode && p.known().Packages != distro.RPM {
 		var lines []string
+		suites := p.suites()
 		release := false
 		before := len(p.problems)
 		for _, e := range p.list(v, "[deb https://archive.example.com/debian bookworm main]") {
@@ -499,13 +501,13 @@ func (p *parser) mirror(v value) {
 				continue
 			}
 			suite, ok := p.debLine(e, s)
-			release = release || suite == debianSuites[0]
+			release = release || suite == suites[0]
 			if ok {
 				lines = append(lines, strings.Join(strings.Fields(s), " "))
 			}
 		}
 		if len(p.problems) == before && !release {
-			p.faultf(v, "no line is of suite bookworm; add such as deb https://archive.example.com/debian bookworm main")
+			p.faultf(v, "no line is of suite %s; add such as deb https://archive.example.com/debian %[1]s main", suites[0])
 		}
 		p.spec.Mirror = strings.Join(lines, "\n")
 		return
@@ -514,10 +516,10 @@ func (p *parser) mirror(v value) {
 	switch {
 	case !ok:
 		return
-	case p.spec.Distro != "centos7" && strings.HasPrefix(s, "deb "):
+	case p.known().Packages != distro.RPM && strings.HasPrefix(s, "deb "):
 		suite, ok := p.debLine(v, s)
-		if ok && suite != debianSuites[0] {
-			p.faultf(v, "%s alone is not a whole Debian 12; write a list that has a line of suite bookworm, too", words.Quote(suite))
+		if first := p.suites()[0]; ok && suite != first {
+			p.faultf(v, "%s alone is not a whole %s; write a list that has a line of suite %s, too", words.Quote(suite), p.release().Title, first)
 		}
 	default:
 		p.archiveURL(v, s, "http", "https", "ftp", "file")
@@ -525,8 +527,19 @@ func (p *parser) mirror(v value) {
 	p.spec.Mirror = s
 }
 
-// debianSuites are those that images of debian12 are made from.
-var debianSuites = []string{"bookworm", "bookworm-updates", "bookworm-security"}
+// known is what is known of the spec's distro; nothing when the spec names none that there is.
+func (p *parser) known() distro.Distro { return distro.Named(p.spec.Distro) }
+
+// release is the distro whose suites a line of sources.list may name: the default one when the spec names none that there is.
+func (p *parser) release() distro.Distro {
+	if d := p.known(); d.Suites != nil {
+		return d
+	}
+	return distro.Named(distro.Default)
+}
+
+// suites are those that images can be made from.
+func (p *parser) suites() []string { return p.release().Suites }
 
 // debLine checks a line of sources.list: deb [options] ADDRESS suite components. It returns the suite.
 func (p *parser) debLine(v value, s string) (suite string, ok bool) {
@@ -540,8 +553,8 @@ func (p *parser) debLine(v value, s string) (suite string, ok bool) {
 		// The line is not shown: there may be a password in it.
 		p.faultf(v, "this is not a line of sources.list; write such as deb https://archive.example.com/debian bookworm main")
 	case !p.archiveURL(v, f[0], "http", "https", "ftp", "file", "copy"):
-	case !slices.Contains(debianSuites, f[1]):
-		p.faultf(v, "suite %s is not of Debian 12; it may be %s", words.Quote(f[1]), words.List(debianSuites, "or"))
+	case !slices.Contains(p.suites(), f[1]):
+		p.faultf(v, "suite %s is not of %s; it may be %s", words.Quote(f[1]), p.release().Title, words.List(p.suites(), "or"))
 	case !slices.Contains(f[2:], "main"):
 		p.faultf(v, "the line has no component main, which all packages of the roles are in; write it after %s", f[1])
 	default:
@@ -720,7 +733,7 @@ func (p *parser) packages(r *Role, v value) {
 		}
 		format := strings.TrimPrefix(filepath.Ext(s), ".")
 		isFile := strings.Contains(s, "/") || format == "deb" || format == "rpm"
-		wants := map[string]string{"debian12": "deb", "centos7": "rpm"}[p.spec.Distro]
+		wants := string(p.known().Packages)
 		switch {
 		case seen[s]:
 			p.faultf(e, "%s is in the list twice; remove one", words.Quote(s))

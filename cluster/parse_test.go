@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/distro"
 	"imagegen/internal/testkit"
 )
 
@@ -47,7 +48,7 @@ func testRules() map[string]Rules {
 }
 
 func TestReference(t *testing.T) {
-	for _, distro := range Distros {
+	for _, distro := range distro.Names() {
 		spec, err := Parse("cluster.yaml", Reference(distro), testRules())
 		if err != nil {
 			t.Fatalf("%s: %v", distro, err)
@@ -257,7 +258,7 @@ func checkProblems(t *testing.T, problems Problems, data []byte) {
 func checkSpec(t *testing.T, s *Spec, rules map[string]Rules) {
 	t.Helper()
 	fail := func(format string, args ...any) { t.Helper(); t.Errorf(format, args...) }
-	if len(s.Cluster) > 32 || !label.MatchString(s.Cluster) || !slices.Contains(Distros, s.Distro) || !s.Network.CIDR.Addr().Is4() {
+	if len(s.Cluster) > 32 || !label.MatchString(s.Cluster) || !slices.Contains(distro.Names(), s.Distro) || !s.Network.CIDR.Addr().Is4() {
 		fail("spec %+v", s)
 	}
 	if _, err := time.LoadLocation(s.Timezone); err != nil || s.Timezone == "" || s.Timezone == "Local" {

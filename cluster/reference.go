@@ -5,9 +5,10 @@ import (
 	_ "embed"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"text/template"
+
+	"imagegen/distro"
 )
 
 //go:embed reference.yaml
@@ -17,13 +18,13 @@ var referenceTemplate = template.Must(template.New("reference.yaml").Option("mis
 
 // Reference returns the commented spec of the reference cluster for a distro: seventeen nodes that serve WordPress. An
 // unknown distro is a mistake in the program.
-func Reference(distro string) []byte {
-	if !slices.Contains(Distros, distro) {
-		panic("no reference cluster for distro " + distro)
+func Reference(name string) []byte {
+	if distro.Named(name).Name == "" {
+		panic("no reference cluster for distro " + name)
 	}
-	in := map[string]string{"Distro": distro, "SQL": defaultSQL(distro)}
-	for _, d := range Distros {
-		if d != distro {
+	in := map[string]string{"Distro": name, "SQL": defaultSQL(name)}
+	for _, d := range distro.Names() {
+		if d != name {
 			in["Other"] = d
 		}
 	}

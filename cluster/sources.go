@@ -9,6 +9,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"imagegen/distro"
 	"imagegen/internal/words"
 )
 
@@ -51,8 +52,8 @@ func (p *parser) base(v value) {
 	if v.node == nil {
 		return
 	}
-	if p.spec.Distro == "debian12" {
-		p.faultf(v, "a base of debian12 is not downloaded, but made from its archive; remove it, or write mirror")
+	if p.known().Packages == distro.Deb {
+		p.faultf(v, "a base of %s is not downloaded, but made from its archive; remove it, or write mirror", p.spec.Distro)
 		return
 	}
 	get, ok := p.object(v, baseExample, "url", "file", "sha256")
@@ -136,8 +137,8 @@ func (p *parser) repos(v value) {
 	if v.node == nil {
 		return
 	}
-	if p.spec.Distro == "debian12" {
-		p.faultf(v, "debian12 takes its packages from one archive; write it as mirror, and remove repos")
+	if p.known().Packages == distro.Deb {
+		p.faultf(v, "%s takes its packages from one archive; write it as mirror, and remove repos", p.spec.Distro)
 		return
 	}
 	known := p.ofRoles(BaseRepos, func(r Rules) []string { return r.Repos[p.spec.Distro] })
@@ -216,14 +217,14 @@ func (p *parser) archiveURL(v value, s string, schemes ...string) bool {
 
 func (p *parser) selinux(v value) {
 	modes := []string{"permissive", "enforcing"}
-	if p.spec.Distro == "centos7" {
+	if p.known().SELinux {
 		p.spec.SELinux = modes[0]
 	}
 	s, ok := p.text(v, words.List(modes, "or"))
 	switch {
 	case !ok:
-	case p.spec.Distro == "debian12":
-		p.faultf(v, "debian12 has no SELinux; remove it")
+	case p.known().Name != "" && !p.known().SELinux:
+		p.faultf(v, "%s has no SELinux; remove it", p.spec.Distro)
 	case s == "disabled" || s == "off":
 		p.faultf(v, "SELinux is not switched off; permissive, the default, lets everything pass and writes down what it would not")
 	case !slices.Contains(modes, s):

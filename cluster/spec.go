@@ -9,14 +9,11 @@ import (
 	"slices"
 )
 
-// Distros lists the distributions that images can be made of.
-var Distros = []string{"centos7", "debian12"}
-
 // Spec is a cluster.yaml that has been checked: every default is filled in, every reference resolves.
 type Spec struct {
 	File     string // path it was read from; relative paths in the spec are relative to its folder
 	Cluster  string // name: a DNS label of at most 32 characters
-	Distro   string // one of Distros
+	Distro   string // one of distro.Names()
 	Timezone string // name in the IANA database, such as Europe/Moscow
 	Network  Network
 	SQL      string // how the backend reaches the database: "proxysql" or "balancer"

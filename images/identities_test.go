@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/distro"
 	"imagegen/internal/testkit"
 )
 
@@ -18,7 +19,7 @@ import (
 // meant to make new images must not change the file.
 func TestIdentities(t *testing.T) {
 	var b strings.Builder
-	for _, distro := range cluster.Distros {
+	for _, distro := range distro.Names() {
 		spec := string(cluster.Reference(distro)) + "\nmirror: https://archive.example.com/archive\n"
 		c := mustConfig(t, testDir(t, spec, nil), "")
 		names, err := c.prepare()

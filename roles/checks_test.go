@@ -15,6 +15,7 @@ import (
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/distro"
 )
 
 // redisClient is a client with (ask) and without (cli) the password of the Redis or Sentinel whose file is $F.
@@ -76,7 +77,7 @@ var untested = map[string]bool{"glusterd": true, "proxysql": true, "sql": true, 
 func TestRealPrograms(t *testing.T) {
 	needSandbox(t)
 	c := mustLoad(t, "")
-	for _, distro := range cluster.Distros {
+	for _, distro := range distro.Names() {
 		s := reference(t, c, distro)
 		sec := realSecrets(t, c, s)
 		for _, n := range s.Nodes() {

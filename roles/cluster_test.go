@@ -11,6 +11,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
+	"imagegen/distro"
 )
 
 // content returns a rendered file of a node.
@@ -32,7 +33,7 @@ func content(t *testing.T, c *Catalogue, s *cluster.Spec, node, path string) str
 // TestBalancersShareAnImage: equal bake inputs are one image.
 func TestBalancersShareAnImage(t *testing.T) {
 	c := mustLoad(t, "")
-	for _, d := range cluster.Distros {
+	for _, d := range distro.Names() {
 		a, b := c.Role("balancer").Distros[d], c.Role("databalancer").Distros[d]
 		a.Vars, b.Vars = nil, nil // no part of an image
 		if len(a.Packages) == 0 || !reflect.DeepEqual(a, b) {
@@ -175,7 +176,7 @@ func TestSettings(t *testing.T) {
 // TestSecretsStayWhereTheyBelong: each is in files that are marked, not for everyone, and on the nodes that use it.
 func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	c := mustLoad(t, "")
-	for _, distro := range cluster.Distros {
+	for _, distro := range distro.Names() {
 		s := reference(t, c, distro)
 		sec := testSecrets(c, s)
 		for _, n := range s.Nodes() {

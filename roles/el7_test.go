@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/distro"
 )
 
 // The programs of CentOS 7 are not here, so what it gets is compared with tables of what they know. A word that is in no
@@ -501,7 +502,7 @@ func TestStartsAreNotCutOff(t *testing.T) {
 	}
 	c := mustLoad(t, "")
 	seen := map[string]bool{}
-	for _, distro := range cluster.Distros {
+	for _, distro := range distro.Names() {
 		s := reference(t, c, distro)
 		for _, n := range s.Nodes() {
 			r, err := c.Render(s, testSecrets(c, s), n.Name)

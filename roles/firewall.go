@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"imagegen/cluster/facts"
+	"imagegen/distro"
 )
 
 // Ports that every node has, whatever its role.
@@ -26,25 +27,14 @@ func (r *renderer) ports() []Port {
 	return append(all, r.role.Ports...)
 }
 
-// filter is a table of rules that a unit loads from a file.
-type filter struct {
-	component, unit string
-	path            string
-	mode            uint32
-	check           string
-	rules           func(*renderer) []byte
-}
-
-// filters says what loads the packet filter on each distro. CentOS 7 has no service for nftables, and its iptables has a
-// table, a file and a unit for each of IPv4 and IPv6.
-var filters = map[string][]filter{
-	"debian12": {
-		{facts.Firewall, "nftables.service", "/etc/nftables.conf", 0o644, "nft", (*renderer).nftables},
-	},
-	"centos7": {
-		{facts.Firewall, "iptables.service", "/etc/sysconfig/iptables", 0o600, "iptables", func(r *renderer) []byte { return r.iptables(false) }},
-		{facts.Firewall6, "ip6tables.service", "/etc/sysconfig/ip6tables", 0o600, "ip6tables", func(r *renderer) []byte { return r.iptables(true) }},
-	},
+// firewalls says, for each syntax of rulesets, which component loads them and how they are written.
+var firewalls = map[distro.Syntax]struct {
+	component string
+	rules     func(*renderer) []byte
+}{
+	distro.NFTables:  {facts.Firewall, (*renderer).nftables},
+	distro.IPTables:  {facts.Firewall, func(r *renderer) []byte { return r.iptables(false) }},
+	distro.IP6Tables: {facts.Firewall6, func(r *renderer) []byte { return r.iptables(true) }},
 }
 
 // nftables makes the node's ruleset from the ports of its role: what is not declared does not come in.

@@ -20,6 +20,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
+	"imagegen/distro"
 )
 
 // Each built-in role is a folder; common holds templates that several of them use.
@@ -411,12 +412,12 @@ func isPorts(s string) bool {
 
 func (s *source) checkDistros() {
 	if len(s.role.Distros) == 0 {
-		s.fault("distros", "missing; a role needs packages for at least one of %s", strings.Join(cluster.Distros, ", "))
+		s.fault("distros", "missing; a role needs packages for at least one of %s", strings.Join(distro.Names(), ", "))
 	}
 	for name, d := range s.role.Distros {
-		at := "distros." + name
-		if !slices.Contains(cluster.Distros, name) {
-			s.fault(at, "%q is not one of %s", name, strings.Join(cluster.Distros, ", "))
+		at, known := "distros."+name, distro.Named(name)
+		if !slices.Contains(distro.Names(), name) {
+			s.fault(at, "%q is not one of %s", name, strings.Join(distro.Names(), ", "))
 		}
 		for _, list := range []struct {
 			key    string
@@ -437,8 +438,8 @@ func (s *source) checkDistros() {
 				s.fault(index(at+".disable", i), "%q is not a unit such as nginx.service", unit)
 			}
 		}
-		if name == "debian12" && len(d.Repos)+len(d.Exclude) > 0 {
-			s.fault(at, "debian12 takes its packages from one archive, the spec's mirror; remove repos and exclude")
+		if known.Packages == distro.Deb && len(d.Repos)+len(d.Exclude) > 0 {
+			s.fault(at, "%s takes its packages from one archive, the spec's mirror; remove repos and exclude", name)
 		}
 		for i, repo := range d.Repos {
 			at := index(at+".repos", i)
@@ -455,7 +456,7 @@ func (s *source) checkDistros() {
 		s.checkSELinux(at, name, d.SELinux)
 		for _, pkg := range slices.Sorted(maps.Keys(d.Minimum)) {
 			switch at := at + ".minimum." + pkg; {
-			case name != "centos7":
+			case known.Packages != distro.RPM:
 				s.fault(at, "Debian's versions are those of its release; remove it")
 			case !slices.Contains(d.Packages, pkg):
 				s.fault(at, "%s is not one of the packages", pkg)
@@ -506,9 +507,9 @@ var mounted = []string{"dev", "proc", "run", "sys"}
 var plainVersion = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)
 
 // checkSELinux checks what a role wants of SELinux on a distro.
-func (s *source) checkSELinux(at, distro string, want SELinux) {
-	if distro != "centos7" && len(want.Booleans)+len(want.Ports)+len(want.Permissive) > 0 {
-		s.fault(at+".selinux", "%s has no SELinux; remove it", distro)
+func (s *source) checkSELinux(at, name string, want SELinux) {
+	if !distro.Named(name).SELinux && len(want.Booleans)+len(want.Ports)+len(want.Permissive) > 0 {
+		s.fault(at+".selinux", "%s has no SELinux; remove it", name)
 	}
 	for _, list := range []struct {
 		key    string

@@ -8,15 +8,15 @@ import (
 	"strings"
 	"testing"
 
-	"imagegen/cluster"
+	"imagegen/distro"
 	"imagegen/internal/testkit"
 )
 
 // Networks of operators reach the agent's port on every node, also where they overlap with each other or with the cluster's.
 func TestOperators(t *testing.T) {
 	c := mustLoad(t, "")
-	for _, distro := range cluster.Distros {
-		s := reference(t, c, distro)
+	for _, name := range distro.Names() {
+		s := reference(t, c, name)
 		for _, o := range []string{"192.0.2.0/24", "198.51.100.7/32", "192.168.0.0/16", "0.0.0.0/0"} {
 			s.Operators = append(s.Operators, netip.MustParsePrefix(o))
 		}
@@ -27,14 +27,14 @@ func TestOperators(t *testing.T) {
 		}
 		var b strings.Builder
 		for _, f := range r.Files {
-			for _, filter := range filters[distro] {
-				if f.Path == filter.path {
+			for _, set := range distro.Named(name).Firewall {
+				if f.Path == set.Path {
 					b.WriteString(show(f))
-					checkFilter(t, filter.check, f.Content)
+					checkFilter(t, string(set.Syntax), f.Content)
 				}
 			}
 		}
-		testkit.Golden(t, filepath.Join("testdata", "operators-"+distro+".txt"), []byte(b.String()))
+		testkit.Golden(t, filepath.Join("testdata", "operators-"+name+".txt"), []byte(b.String()))
 	}
 }
 

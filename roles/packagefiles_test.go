@@ -4,7 +4,7 @@ import (
 	"regexp"
 	"testing"
 
-	"imagegen/cluster"
+	"imagegen/distro"
 )
 
 // include finds what configuration files read besides themselves: nginx, HAProxy, PHP-FPM, Redis, MySQL, shell.
@@ -14,7 +14,7 @@ var include = regexp.MustCompile(`(?m)^\s*(?:include|!include|!includedir|source
 func TestIncludesAreOurs(t *testing.T) {
 	c := mustLoad(t, "")
 	found := 0
-	for _, distro := range cluster.Distros {
+	for _, distro := range distro.Names() {
 		s := reference(t, c, distro)
 		sec := testSecrets(c, s)
 		for _, n := range s.Nodes() {

@@ -16,6 +16,7 @@ import (
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/distro"
 )
 
 // Paths of the files that every node gets besides its role's.
@@ -88,8 +89,8 @@ func (r *renderer) node() (Rendered, error) {
 	if len(r.role.Sysctl) > 0 {
 		file(sysctlPath, 0o644, r.sysctl(), false, "")
 	}
-	for _, f := range filters[r.spec.Distro] {
-		file(f.path, f.mode, f.rules(r), false, f.check)
+	for _, f := range distro.Named(r.spec.Distro).Firewall {
+		file(f.Path, f.Mode, firewalls[f.Syntax].rules(r), false, string(f.Syntax))
 	}
 	passwords := map[string]string{}
 	for _, name := range r.role.Secrets {
@@ -203,12 +204,12 @@ func (r *renderer) facts() (facts.Facts, error) {
 		Node:      peer(r.view.node),
 		Peers:     []facts.Peer{},
 	}
-	for _, filter := range filters[r.spec.Distro] {
-		params, err := json.Marshal(facts.ServiceParams{Unit: filter.unit})
+	for _, set := range distro.Named(r.spec.Distro).Firewall {
+		params, err := json.Marshal(facts.ServiceParams{Unit: set.Unit})
 		if err != nil {
 			return f, err
 		}
-		f.Components = append(f.Components, facts.Component{Name: filter.component, Kind: "service", Params: params})
+		f.Components = append(f.Components, facts.Component{Name: firewalls[set.Syntax].component, Kind: "service", Params: params})
 	}
 	present := map[string]bool{}
 	for i, c := range r.role.Components {

@@ -10,6 +10,7 @@ import (
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/distro"
 	"imagegen/internal/testkit"
 )
 
@@ -72,7 +73,7 @@ func show(f RenderedFile) string {
 // TestGolden compares everything that every node of the reference cluster gets.
 func TestGolden(t *testing.T) {
 	c := mustLoad(t, "")
-	for _, distro := range cluster.Distros {
+	for _, distro := range distro.Names() {
 		s := reference(t, c, distro)
 		sec := testSecrets(c, s)
 		for _, n := range s.Nodes() {

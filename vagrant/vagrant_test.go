@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/distro"
 	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
@@ -47,7 +48,7 @@ func write(t testing.TB, s *cluster.Spec) []byte {
 }
 
 func TestWrite(t *testing.T) {
-	for _, distro := range cluster.Distros {
+	for _, distro := range distro.Names() {
 		t.Run(distro, func(t *testing.T) {
 			got := write(t, parse(t, string(cluster.Reference(distro))))
 			path := filepath.Join("testdata", distro+".Vagrantfile")

@@ -28,7 +28,7 @@ func buildCommand() *cli.Command {
 			"DIR/expected.json says which image and seed each node should have, for those who compare nodes with it.\n" +
 			"An image is baked when something that goes into it has changed, and comes from the cache otherwise; roles that need\n" +
 			"the same things share one. Baking needs Linux. The builder chroot installs into a tree on this machine, which takes root;\n" +
-			"qemu and virtualbox boot the base in a VM and install there. All make the same image of debian12, whose base takes root to make.\n\n" +
+			"qemu and virtualbox boot the base in a VM and install there. Where the base is made here, which takes root, all make the same image.\n\n" +
 			"Every package is pinned in imagegen.lock beside the spec, by version and SHA-256. What is pinned is baked from; what is\n" +
 			"not pinned yet, or can no longer be had, is pinned to what the archive has today, and said. With --locked that is an\n" +
 			"error.",

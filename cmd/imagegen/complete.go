@@ -7,7 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"imagegen/cluster"
+	"imagegen/distro"
 	"imagegen/images"
 	"imagegen/lab"
 )
@@ -200,7 +200,7 @@ func valuesOf(c *cli.Context, command *cli.Command, f cli.Flag, before []string,
 	case "provider":
 		return []string{lab.Nspawn, lab.Qemu}
 	case "distro":
-		return slices.Clone(cluster.Distros)
+		return slices.Clone(distro.Names())
 	case "from", "without":
 		var names []string
 		for _, n := range nodesFor(c, command, before) {

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"imagegen/cluster"
+	"imagegen/distro"
 	"imagegen/internal/atomicfile"
 )
 
@@ -25,17 +26,17 @@ func initCommand() *cli.Command {
 			"there already is never overwritten.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "network", Usage: "give the nodes addresses in `CIDR`, an IPv4 network of 256 addresses (default: 192.168.10.0/24)"},
-			&cli.StringFlag{Name: "distro", Value: "debian12", Usage: "make the cluster of `DISTRO`: " + strings.Join(cluster.Distros, " or ")},
+			&cli.StringFlag{Name: "distro", Value: distro.Default, Usage: "make the cluster of `DISTRO`: " + strings.Join(distro.Names(), " or ")},
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 1 {
 				return wrongf("init takes one folder, but got %s", strings.Join(c.Args().Slice(), " "))
 			}
-			distro := c.String("distro")
-			if !slices.Contains(cluster.Distros, distro) {
-				return wrongf("there is no distro %s; take %s", distro, strings.Join(cluster.Distros, " or "))
+			name := c.String("distro")
+			if !slices.Contains(distro.Names(), name) {
+				return wrongf("there is no distro %s; take %s", name, strings.Join(distro.Names(), " or "))
 			}
-			spec := cluster.Reference(distro)
+			spec := cluster.Reference(name)
 			if network := c.String("network"); network != "" {
 				cidr, err := netip.ParsePrefix(network)
 				if err != nil || !cidr.Addr().Is4() || cidr.Bits() != 24 || cidr != cidr.Masked() {
@@ -61,7 +62,7 @@ func initCommand() *cli.Command {
 			if dir != "" {
 				at = " -f " + path
 			}
-			fmt.Fprintf(c.App.Writer, "wrote %s: the reference cluster on %s\nnext: imagegen build%s, then imagegen up%s --wait\n", path, distro, at, at)
+			fmt.Fprintf(c.App.Writer, "wrote %s: the reference cluster on %s\nnext: imagegen build%s, then imagegen up%s --wait\n", path, name, at, at)
 			return nil
 		},
 	}

@@ -14,6 +14,7 @@ var never = []struct {
 	never []string
 	why   string
 }{
+	{"distro", []string{"imagegen"}, "it is data that all others read"},
 	{"cluster/facts", []string{"gopkg.in", "time/tzdata", "imagegen/cluster", "imagegen/roles"}, "it is linked into every node's agent"},
 	{"cmd/imagegen-node", []string{"gopkg.in/yaml.v3", "time/tzdata", "github.com", "imagegen/cluster", "imagegen/roles", "imagegen/images"}, "an agent knows facts, not specs"},
 	{"agent", []string{"gopkg.in/yaml.v3", "time/tzdata", "github.com", "imagegen/cluster", "imagegen/roles"}, "an agent knows facts, not specs"},

@@ -1,0 +1,17 @@
+package distro
+
+var centos7 = &Distro{
+	Name:     "centos7",
+	Title:    "CentOS 7",
+	Packages: RPM,
+	SELinux:  true,
+	ProxySQL: true,
+	// It has no service for nftables, and iptables has a table, a file and a unit for each of IPv4 and IPv6.
+	Firewall: []Ruleset{
+		{IPTables, "iptables.service", "/etc/sysconfig/iptables", 0o600},
+		{IP6Tables, "ip6tables.service", "/etc/sysconfig/ip6tables", 0o600},
+	},
+	Guest: Guest{80, "RedHat_64"},
+	PURL:  PURL{"rpm/centos", "centos-7"},
+	Space: Space{Base: 4 << 30, Image: 3 << 30},
+}
