@@ -70,8 +70,60 @@ func TestTooFewHosts(t *testing.T) {
 	}
 }
 
-// Whatever the history of added nodes, wherever in the spec they were inserted, no node that runs is ever moved, and three hosts
-// or more always survive the loss of one as far as each role has been added to in steps that the hosts can balance.
+// A role that decides by majority keeps it when any one of three or more hosts dies, however large it is and however it has grown.
+func TestMajoritySurvivesAnyHost(t *testing.T) {
+	for hosts := 3; hosts <= 6; hosts++ {
+		var names []string
+		for i := range hosts {
+			names = append(names, fmt.Sprint("h", i+1))
+		}
+		for start := 3; start <= 9; start += 2 {
+			spec := &cluster.Spec{Roles: []cluster.Role{role("web", 2), role("percona", start)}}
+			at := Place(spec, names, nil)
+			for n := start; n <= 13; n += 2 {
+				spec.Roles[1] = role("percona", n)
+				at = Place(spec, names, at)
+				if lines := Losses(spec, names, at, majority); lines != nil {
+					t.Errorf("%d hosts, %d nodes grown from %d: %q", hosts, n, start, lines)
+				}
+			}
+		}
+	}
+}
+
+// What runs is not moved, so a role from which nodes were removed may depend on one host. That is said of where nodes are, not of
+// where they would be put today.
+func TestLossesOfWhatRuns(t *testing.T) {
+	hosts := []string{"h1", "h2", "h3"}
+	spec := &cluster.Spec{Roles: []cluster.Role{role("redis", 3)}}
+	at := Place(spec, hosts, map[string]string{"redis1": "h1", "redis2": "h1", "redis3": "h2"})
+	got := Losses(spec, hosts, at, majority)
+	if len(got) != 1 || got[0] != "losing host h1 loses the majority of redis (2 of 3)" {
+		t.Errorf("%v: %q", at, got)
+	}
+}
+
+// A node whose host is no longer listed is placed anew; the others stay, also when the hosts are listed in another order.
+func TestHostIsReplaced(t *testing.T) {
+	spec := referenceRoles()
+	before := Place(spec, []string{"h1", "h2", "h3"}, nil)
+	hosts := []string{"h4", "h3", "h1"}
+	after := Place(spec, hosts, before)
+	for n, h := range before {
+		if h != "h2" && after[n] != h {
+			t.Errorf("%s moved from %s to %s", n, h, after[n])
+		}
+		if h == "h2" && after[n] != "h4" {
+			t.Errorf("%s went from the lost host to %s, and not to the new one", n, after[n])
+		}
+	}
+	if lines := Losses(spec, hosts, after, majority); lines != nil {
+		t.Errorf("%q", lines)
+	}
+}
+
+// Whatever the history of added nodes, wherever in the spec they were inserted, no node that runs is ever moved, and each role is
+// spread evenly.
 func TestPlacementIsStable(t *testing.T) {
 	for seed := range uint64(500) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
