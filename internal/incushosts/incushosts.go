@@ -9,12 +9,14 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,10 +36,11 @@ const (
 	goneIn     = 30 * time.Second
 	pollEvery  = 50 * time.Millisecond
 	prefix     = "imagegen-incus-" // of namespaces and cgroups; owner follows
+	networkOf  = "192.168.10."     // hosts' addresses are 11 and up
 )
 
-// Cluster is an Incus cluster for a test. The hosts are called h1, h2, …, and their namespaces have a bridge br0 each, with the
-// addresses 10.99.0.1, ….
+// Cluster is several hosts with Incus for a test. They are called h1, h2, … and have the addresses 192.168.10.11, 192.168.10.12, …
+// on a bridge br0 each.
 type Cluster struct {
 	t     testing.TB
 	dir   string // of this cluster; on disk
@@ -47,8 +50,16 @@ type Cluster struct {
 	hosts []string
 }
 
-// Start makes a cluster of n hosts, and removes all of it when the test ends. It skips the test where it cannot run.
+// Start makes an Incus cluster of n hosts, and removes all of it when the test ends. It skips the test where it cannot run.
 func Start(t testing.TB, n int) *Cluster {
+	t.Helper()
+	c := Boot(t, n)
+	c.join()
+	return c
+}
+
+// Boot makes n hosts whose Incus daemons run and have not been configured yet. See [Start].
+func Boot(t testing.TB, n int) *Cluster {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: Incus hosts need root: providers are NOT tested on Incus")
@@ -69,21 +80,18 @@ func Start(t testing.TB, n int) *Cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.remove)
-	c.switchOn()
+	c.bridge(c.name+"-switch", networkOf+"254/24")
+	c.program("client", "")
 	for i := range n {
 		c.add(i + 1)
 	}
-	c.join()
 	return c
 }
-
-// Network is the namespace that all hosts' bridges are connected to: a place to look at the nodes from, once it has an address.
-func (c *Cluster) Network() string { return c.name + "-switch" }
 
 // Hosts returns the names of the hosts.
 func (c *Cluster) Hosts() []string { return c.hosts }
 
-// Incus returns the path of an incus program that talks to a host.
+// Incus returns the path of an incus program that talks to a host as its root does.
 func (c *Cluster) Incus(host string) string { return filepath.Join(c.dir, host, "bin", "incus") }
 
 // Root returns the hosts' root file system: for programs to be taken from, not to be written to.
@@ -96,6 +104,22 @@ func (c *Cluster) Pool(host string) string {
 
 func (c *Cluster) netns(host string) string { return c.name + "-" + host }
 
+// On returns a command for a host: in its network, and with its incus program.
+func (c *Cluster) On(host string, args ...string) *exec.Cmd {
+	return c.in(host, filepath.Dir(c.Incus(host)), args)
+}
+
+// Outside returns a command for a computer that is no host, on the network of all hosts. Its incus program knows no server yet.
+func (c *Cluster) Outside(args ...string) *exec.Cmd {
+	return c.in("switch", filepath.Dir(c.Incus("client")), args)
+}
+
+func (c *Cluster) in(place, bin string, args []string) *exec.Cmd {
+	cmd := exec.Command("nsenter", append([]string{"--net=" + filepath.Join("/run/netns", c.netns(place))}, args...)...)
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+	return cmd
+}
+
 // Run runs the incus program of a host, and fails the test with its message if it fails.
 func (c *Cluster) Run(host string, args ...string) string {
 	c.t.Helper()
@@ -104,6 +128,27 @@ func (c *Cluster) Run(host string, args ...string) string {
 		c.t.Fatalf("incus %s: %v: %s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// Holds lists what Incus and its hosts hold, apart from what they need themselves: to compare before and after a test.
+func (c *Cluster) Holds() []string {
+	c.t.Helper()
+	var all []string
+	for _, path := range []string{"instances", "images", "storage-pools/default/volumes", "projects", "profiles", "networks"} {
+		var some []string
+		if err := json.Unmarshal([]byte(c.Run(c.hosts[0], "query", "/1.0/"+path+"?all-projects=true")), &some); err != nil {
+			c.t.Fatal(err)
+		}
+		all = append(all, some...)
+	}
+	for _, h := range c.hosts {
+		for _, pattern := range []string{"storage-pools/default/*/*", "images/*", "devices/*", "containers/*"} {
+			some, _ := filepath.Glob(filepath.Join(c.dir, h, "incus", pattern))
+			all = append(all, some...)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // CutPower ends everything on a host at once.
@@ -162,49 +207,50 @@ func (c *Cluster) bridge(ns, address string) {
 	c.ip("-n", ns, "link", "set", "br0", "up")
 }
 
-func (c *Cluster) switchOn() {
-	c.t.Helper()
-	c.bridge(c.Network(), "10.99.0.254/24")
-}
-
 // add makes a host and turns it on.
 func (c *Cluster) add(n int) {
 	c.t.Helper()
 	host := fmt.Sprint("h", n)
 	c.hosts = append(c.hosts, host)
-	for _, dir := range []string{"upper", "work", "root", "incus", "bin"} {
+	for _, dir := range []string{"upper", "work", "root", "incus"} {
 		if err := os.MkdirAll(filepath.Join(c.dir, host, dir), 0o755); err != nil {
 			c.t.Fatal(err)
 		}
 	}
+	c.program(host, filepath.Join(c.dir, host, "incus/unix.socket"))
+	c.bridge(c.netns(host), fmt.Sprint(networkOf, 10+n, "/24"))
+	c.ip("link", "add", "up0", "netns", c.netns(host), "type", "veth", "peer", "name", host, "netns", c.netns("switch"))
+	c.ip("-n", c.netns(host), "link", "set", "up0", "master", "br0", "up")
+	c.ip("-n", c.netns("switch"), "link", "set", host, "master", "br0", "up")
+	c.PowerOn(host)
+}
+
+// program makes an incus program that talks to the server at a socket or, without one, to servers on the network.
+func (c *Cluster) program(place, socket string) {
+	c.t.Helper()
 	loader, libraries := filepath.Join(c.root, "lib64/ld-linux-x86-64.so.2"), filepath.Join(c.root, "usr/lib/x86_64-linux-gnu")
-	wrapper := fmt.Sprintf("#!/bin/sh\nexport INCUS_SOCKET=%s INCUS_CONF=%s\nexec %s --library-path %s %s \"$@\"\n",
-		filepath.Join(c.dir, host, "incus/unix.socket"), filepath.Join(c.dir, "conf"), loader, libraries, filepath.Join(c.root, "usr/bin/incus"))
-	if err := os.WriteFile(c.Incus(host), []byte(wrapper), 0o755); err != nil {
+	script := fmt.Sprintf("#!/bin/sh\nexport INCUS_CONF=%s INCUS_SOCKET=%s\nexec %s --library-path %s %s \"$@\"\n",
+		filepath.Join(c.dir, place, "conf"), socket, loader, libraries, filepath.Join(c.root, "usr/bin/incus"))
+	if err := errors.Join(os.MkdirAll(filepath.Dir(c.Incus(place)), 0o755), os.WriteFile(c.Incus(place), []byte(script), 0o755)); err != nil {
 		c.t.Fatal(err)
 	}
-	c.bridge(c.netns(host), fmt.Sprintf("10.99.0.%d/24", n))
-	c.ip("link", "add", "up0", "netns", c.netns(host), "type", "veth", "peer", "name", host, "netns", c.Network())
-	c.ip("-n", c.netns(host), "link", "set", "up0", "master", "br0", "up")
-	c.ip("-n", c.Network(), "link", "set", host, "master", "br0", "up")
-	c.PowerOn(host)
 }
 
 // join makes one Incus cluster of the hosts.
 func (c *Cluster) join() {
 	c.t.Helper()
-	c.preseed(c.hosts[0], "config: {core.https_address: '10.99.0.1:8443'}\nstorage_pools: [{name: default, driver: dir}]\ncluster: {enabled: true, server_name: h1}\n")
+	c.preseed(c.hosts[0], "config: {core.https_address: '"+networkOf+"11:8443'}\nstorage_pools: [{name: default, driver: dir}]\ncluster: {enabled: true, server_name: h1}\n")
 	for i, h := range c.hosts[1:] {
 		said := strings.Fields(c.Run(c.hosts[0], "cluster", "add", "--quiet", h))
-		c.preseed(h, fmt.Sprintf("cluster: {enabled: true, server_name: %s, server_address: '10.99.0.%d:8443', cluster_token: %s, member_config: [{entity: storage-pool, name: default, key: source, value: ''}]}\n",
-			h, i+2, said[len(said)-1]))
+		c.preseed(h, fmt.Sprintf("cluster: {enabled: true, server_name: %s, server_address: '%s%d:8443', cluster_token: %s, member_config: [{entity: storage-pool, name: default, key: source, value: ''}]}\n",
+			h, networkOf, i+12, said[len(said)-1]))
 	}
 }
 
 // preseed configures a host, from its own network: the program looks at the certificate of the cluster that the host is to join.
 func (c *Cluster) preseed(host, config string) {
 	c.t.Helper()
-	cmd := exec.Command("nsenter", "--net="+filepath.Join("/run/netns", c.netns(host)), c.Incus(host), "admin", "init", "--preseed")
+	cmd := c.On(host, "incus", "admin", "init", "--preseed")
 	cmd.Stdin = strings.NewReader(config)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		c.t.Fatalf("incus admin init on %s: %v: %s", host, err, out)

@@ -57,7 +57,8 @@ type Provider struct {
 	client client
 	change func() error // called before every change; in tests only
 
-	images sync.Mutex // one import at a time
+	images sync.Mutex     // one import at a time
+	making map[string]int // identities of images that machines are being made from; guarded by images
 
 	asking sync.Mutex
 	asked  *server // nil: not yet; set before anything else is asked
@@ -78,7 +79,7 @@ func New(c Config) *Provider {
 	if c.Log == nil {
 		c.Log = func(string, ...any) {}
 	}
-	return &Provider{config: c, client: client{program: c.Program, project: "imagegen-" + c.Cluster}, change: func() error { return nil }}
+	return &Provider{config: c, client: client{program: c.Program, project: "imagegen-" + c.Cluster}, change: func() error { return nil }, making: map[string]int{}}
 }
 
 // What the API says of things.
@@ -348,6 +349,7 @@ func (p *Provider) create(ctx context.Context, m *machines.Machine) error {
 	if err != nil {
 		return err
 	}
+	defer p.use(m.Image.Identity)()
 	fingerprint, err := p.ensureImage(ctx, m)
 	if err != nil {
 		return err
@@ -390,8 +392,58 @@ func (p *Provider) create(ctx context.Context, m *machines.Machine) error {
 			return fmt.Errorf("push the seed: %w", err)
 		}
 	}
-	return p.do(ctx, "PATCH", p.client.path(nil, "instances", m.Node), object{"config": map[string]string{stateKey: finished}})
+	if err := p.do(ctx, "PATCH", p.client.path(nil, "instances", m.Node), object{"config": map[string]string{stateKey: finished}}); err != nil {
+		return err
+	}
+	return p.dropOldImages(ctx, m.Role)
 }
+
+// use keeps an image from being taken for an old one until release is called.
+func (p *Provider) use(identity string) (release func()) {
+	add := func(n int) {
+		p.images.Lock()
+		defer p.images.Unlock()
+		p.making[identity] += n
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// dropOldImages removes images of earlier builds that no machine was made from any more. One that cannot be removed, such as while
+// a host is down, stays until the next time.
+func (p *Provider) dropOldImages(ctx context.Context, role string) error {
+	p.images.Lock()
+	defer p.images.Unlock()
+	images, err := p.ownImages(ctx)
+	if err != nil {
+		return err
+	}
+	images = slices.DeleteFunc(images, func(i image) bool {
+		return i.Properties["description"] != description(role) || i.Properties[imageKey] == "" || p.making[i.Properties[imageKey]] > 0
+	})
+	if len(images) == 0 {
+		return nil
+	}
+	instances, err := p.instances(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		if slices.ContainsFunc(instances, func(in instance) bool { return in.unreachable() || in.Config[imageKey] == i.Properties[imageKey] }) {
+			continue
+		}
+		if err := p.change(); err != nil {
+			return err
+		}
+		if err := p.client.query(ctx, "DELETE", p.client.path(nil, "images", i.Fingerprint), nil, nil); err != nil {
+			p.config.Log("an earlier image of %s stays in Incus: %v", role, err)
+		}
+	}
+	return nil
+}
+
+// description is that of a role's images.
+func description(role string) string { return "imagegen " + role }
 
 // ensureImage makes sure that Incus has a machine's image, and returns its fingerprint there.
 func (p *Provider) ensureImage(ctx context.Context, m *machines.Machine) (fingerprint string, err error) {
@@ -421,7 +473,7 @@ func (p *Provider) ensureImage(ctx context.Context, m *machines.Machine) (finger
 		}
 		p.config.Log("Incus imports the image of %s", m.Role)
 		if err := p.client.importImage(ctx, clusterKey+"="+p.config.ClusterID, func(w io.Writer) error {
-			return writeImage(ctx, w, m.Image.Path, map[string]string{"description": "imagegen " + m.Role, clusterKey: p.config.ClusterID, "image": m.Image.Identity})
+			return writeImage(ctx, w, m.Image.Path, map[string]string{"description": description(m.Role), clusterKey: p.config.ClusterID, "image": m.Image.Identity})
 		}); err != nil {
 			return "", fmt.Errorf("import the image %s: %w", m.Image.Path, err)
 		}

@@ -1,7 +1,7 @@
 package incus
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -63,6 +63,7 @@ func tiny(t *testing.T, c *incushosts.Cluster, text string) (image, seed machine
 type backend struct {
 	*incushosts.Cluster
 	images, seeds [2]machines.File
+	before        []string // what the hosts hold without machines
 }
 
 const projectName = "imagegen-suite"
@@ -118,28 +119,43 @@ func (b backend) ReadData(t *testing.T, node string) string {
 }
 
 func (b backend) Leftovers(t *testing.T) []string {
-	var left []string
-	for _, path := range []string{"/1.0/instances?all-projects=true", "/1.0/images?all-projects=true", "/1.0/storage-pools/default/volumes/custom?all-projects=true", "/1.0/projects"} {
-		var some []string
-		must(t, json.Unmarshal([]byte(b.Run("h1", "query", path)), &some))
-		left = append(left, some...)
-	}
-	for _, h := range b.Hosts() {
-		for _, kind := range []string{"containers", "custom"} {
-			on, _ := filepath.Glob(filepath.Join(b.Pool(h), kind, "*"))
-			left = append(left, on...)
-		}
-	}
-	return slices.DeleteFunc(left, func(s string) bool { return s == "/1.0/projects/default" })
+	return slices.DeleteFunc(b.Holds(), func(s string) bool { return slices.Contains(b.before, s) })
 }
 
 // TestIncus runs the suite of all providers on real daemons.
 func TestIncus(t *testing.T) {
 	c := hosts(t, 3)
 	var b backend
-	b.Cluster = c
+	b.Cluster, b.before = c, c.Holds()
 	for i := range 2 {
 		b.images[i], b.seeds[i] = tiny(t, c, fmt.Sprint("version", i))
 	}
+	t.Run("OldImagesGo", b.oldImagesGo)
 	conformance.Run(t, func(*testing.T) conformance.Backend { return b })
+}
+
+// oldImagesGo: an image is removed when the last of its machines has been replaced by one of a later build.
+func (b backend) oldImagesGo(t *testing.T) {
+	p := b.Provider(t, func() error { return nil })
+	t.Cleanup(func() { must(t, machines.RemoveAll(context.Background(), p, nil)) })
+	images := func() (identities []string) {
+		all, err := p.(*Provider).ownImages(t.Context())
+		must(t, err)
+		for _, i := range all {
+			identities = append(identities, i.Properties[imageKey])
+		}
+		slices.Sort(identities)
+		return identities
+	}
+	for _, node := range []string{"node1", "node2"} {
+		must(t, p.Create(t.Context(), b.Machine(node, 0)))
+	}
+	must(t, machines.Replace(t.Context(), p, b.Machine("node1", 1), false))
+	if got := images(); len(got) != 2 {
+		t.Errorf("while node2 has the earlier image: %q", got)
+	}
+	must(t, machines.Replace(t.Context(), p, b.Machine("node2", 1), false))
+	if got := images(); len(got) != 1 || got[0] != b.images[1].Identity {
+		t.Errorf("after both were replaced: %q", got)
+	}
 }
