@@ -29,6 +29,10 @@ type bench struct {
 	dir  string // holds cluster.yaml, secrets and dist
 	site string // loopback address that is forwarded to the site
 
+	// How imagegen and a shell line on a node are run where the nodes are not in the lab; nil: the lab's own way.
+	command func(args ...string) *exec.Cmd
+	shell   func(node, script string) *exec.Cmd
+
 	mu     sync.Mutex
 	output bytes.Buffer // all that the commands printed, to look for secrets in
 }
@@ -82,6 +86,18 @@ func (b *bench) dist() string { return filepath.Join(b.dir, "dist") }
 // try runs imagegen and returns what it printed on standard output.
 func (b *bench) try(args ...string) (string, error) {
 	cmd := exec.Command("../bin/imagegen", args...)
+	if b.command != nil {
+		cmd = b.command(args...)
+	}
+	out, err := b.capture(cmd)
+	if err != nil {
+		err = fmt.Errorf("imagegen %s: %w", strings.Join(args, " "), err)
+	}
+	return out, err
+}
+
+// capture runs a command and returns what it printed on standard output; an error has all that it printed.
+func (b *bench) capture(cmd *exec.Cmd) (string, error) {
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -90,7 +106,7 @@ func (b *bench) try(args ...string) (string, error) {
 	b.output.Write(errs.Bytes())
 	b.mu.Unlock()
 	if err != nil {
-		err = fmt.Errorf("imagegen %s: %w\n%s%s", strings.Join(args, " "), err, out.Bytes(), errs.Bytes())
+		err = fmt.Errorf("%w\n%s%s", err, out.Bytes(), errs.Bytes())
 	}
 	return out.String(), err
 }
@@ -112,6 +128,9 @@ func (b *bench) lab(t *testing.T, command string, args ...string) string {
 
 // in runs a shell line on a node.
 func (b *bench) in(node, script string) (string, error) {
+	if b.shell != nil {
+		return b.capture(b.shell(node, script))
+	}
 	return b.try("exec", "-f", b.spec(), "-o", b.dist(), node, "--", "sh", "-c", script)
 }
 
@@ -148,7 +167,7 @@ func (b *bench) explain(t *testing.T) {
 }
 
 type nodeStatus struct {
-	Node, Role, Address, State, Detail string
+	Node, Role, Address, Host, Power, State, Detail string
 }
 
 func (b *bench) nodes(t *testing.T) []nodeStatus {

@@ -572,6 +572,28 @@ func (br breaker) allLosePower(t *testing.T, name string, order []string) fault 
 	}}
 }
 
+// allAreRenewed rolls out new images for all roles.
+func (br breaker) allAreRenewed() fault {
+	return fault{name: "new images for all roles, rolled out", do: func() error {
+		spec, err := os.ReadFile(br.spec())
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(br.spec(), withOneMorePackage(spec), 0o644); err != nil {
+			return err
+		}
+		if err := br.imagegen("build")(); err != nil {
+			return err
+		}
+		return br.imagegen("roll")()
+	}}
+}
+
+// withOneMorePackage gives every role of the reference spec another image.
+func withOneMorePackage(spec []byte) []byte {
+	return nodesOfRole.ReplaceAll(spec, []byte("${1}packages: [tree]\n$1$2"))
+}
+
 // shuffled returns the nodes in random order.
 func (br breaker) shuffled(random *rand.Rand) []string {
 	order := slices.Clone(br.nodes)
@@ -635,20 +657,7 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 	for i := range 10 {
 		all = append(all, br.allLosePower(t, fmt.Sprintf("all lose power, and start in random order (%d)", i+1), br.shuffled(random)))
 	}
-	all = append(all, fault{name: "new images for all roles, rolled out", do: func() error {
-		spec, err := os.ReadFile(b.spec())
-		if err != nil {
-			return err
-		}
-		next := nodesOfRole.ReplaceAll(spec, []byte("${1}packages: [tree]\n$1$2"))
-		if err := os.WriteFile(b.spec(), next, 0o644); err != nil {
-			return err
-		}
-		if err := br.imagegen("build")(); err != nil {
-			return err
-		}
-		return br.imagegen("roll")()
-	}})
+	all = append(all, br.allAreRenewed())
 	if only := os.Getenv("IMAGEGEN_FAULTS"); only != "" {
 		wanted := regexp.MustCompile(only)
 		all = slices.DeleteFunc(all, func(f fault) bool { return !wanted.MatchString(f.name) })

@@ -1,7 +1,7 @@
 package e2e
 
 import (
-	"context"
+	"bytes"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -11,27 +11,21 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"imagegen/cluster"
-	"imagegen/cluster/expected"
 	"imagegen/internal/incushosts"
-	"imagegen/machines"
-	"imagegen/machines/incus"
-	"imagegen/operate"
-	"imagegen/roles"
 )
 
-// dataTier is a cluster that finds its members, elects a master and moves an address: enough to see that hosts may die.
+// dataTier finds its members, elects a master and moves an address: enough to see that a host may die.
 const dataTier = `cluster: e2e-incus
 distro: debian12
 timezone: UTC
 network: {cidr: 192.168.10.0/24}
-machines: {provider: incus, hosts: [h1, h2, h3]}
 roles:
   redis: {data: 64MiB, nodes: {redis1: 192.168.10.49, redis2: 192.168.10.50, redis3: 192.168.10.51}}
   databalancer: {vip: 192.168.10.53, nodes: {balancer3: 192.168.10.52, balancer4: 192.168.10.54}}
@@ -39,187 +33,221 @@ roles:
 
 // On two slow cores.
 const (
-	vipBackIn  = 15 * time.Second // after a host's power was cut
-	backInCase = 3 * time.Minute  // all is ready again, after the host has returned
+	vipBackIn    = 15 * time.Second // after a host's power was cut
+	statusIn     = 15 * time.Second // while a host is dead
+	refusalLasts = 30 * time.Second // how long a minority is watched
 )
 
-// onHosts is a cluster on three Incus hosts.
+// notInContainers are the units that fail in a container, with the reason. Any other is a fault.
+var notInContainers = map[string]string{
+	"systemd-remount-fs.service": "Incus mounts the root file system, which the container may not remount",
+}
+
+// onHosts is a cluster on three Incus hosts. It is driven by the imagegen command on a computer that is none of them.
 type onHosts struct {
-	*incushosts.Cluster
-	dir      string
-	spec     *cluster.Spec
-	expected expected.Expected
+	*bench
+	hosts   *incushosts.Cluster
+	asked   string // host whose Incus imagegen asks
+	project string
 }
 
-func (o *onHosts) imagegen(args ...string) *exec.Cmd {
-	args = append(args, "-f", filepath.Join(o.dir, "cluster.yaml"), "-o", filepath.Join(o.dir, "dist"))
-	// From a fourth place in the network: a program of the user's, which reaches the nodes by their addresses alone.
-	return exec.Command("nsenter", append([]string{"--net=/run/netns/" + o.Network(), "../bin/imagegen"}, args...)...)
-}
-
-func (o *onHosts) build(t *testing.T) {
+// newOnHosts builds the images and seeds of a spec, and makes hosts as docs/incus.md says.
+func newOnHosts(t *testing.T, spec func(b *bench) string) *onHosts {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(o.dir, "cluster.yaml"), []byte(dataTier), 0o644); err != nil {
-		t.Fatal(err)
+	if os.Getenv("IMAGEGEN_E2E") != "incus" {
+		t.Skip("clusters on three Incus hosts run with IMAGEGEN_E2E=incus, as root: make e2e-incus")
 	}
-	cmd := exec.Command("../bin/imagegen", "build", "-f", filepath.Join(o.dir, "cluster.yaml"), "-o", filepath.Join(o.dir, "dist"))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
-	catalogue, err := roles.Load("")
+	guide, err := os.ReadFile("../docs/incus.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.spec, err = cluster.Load(filepath.Join(o.dir, "cluster.yaml"), catalogue.Rules()); err != nil {
+	b := &bench{dir: t.TempDir()}
+	text := spec(b) + machinesLine(t, guide) + "\n"
+	if err := os.WriteFile(b.spec(), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if o.expected, err = expected.Read(expected.Path(filepath.Join(o.dir, "dist"))); err != nil {
-		t.Fatal(err)
+	name, _, _ := strings.Cut(strings.TrimPrefix(text[strings.Index(text, "cluster: "):], "cluster: "), "\n")
+	start := time.Now()
+	b.lab(t, "build")
+	t.Logf("built in %s", time.Since(start).Round(time.Second))
+
+	start = time.Now()
+	o := &onHosts{bench: b, hosts: incushosts.Boot(t, 3), asked: "h1", project: "imagegen-" + name}
+	t.Cleanup(func() {
+		if t.Failed() {
+			o.explain(t)
+		}
+	})
+	o.follow(t, guide)
+	t.Logf("three hosts made a cluster in %s", time.Since(start).Round(time.Second))
+	b.command = func(args ...string) *exec.Cmd { return o.outside("../bin/imagegen", args...) }
+	b.shell = func(node, script string) *exec.Cmd {
+		return o.outside("incus", "exec", "--project", o.project, node, "--", "sh", "-c", script)
 	}
+	return o
 }
 
-// provider asks a host of choice.
-func (o *onHosts) provider(t *testing.T, host string) *incus.Provider {
-	m := o.spec.Machines
-	return incus.New(incus.Config{Cluster: o.spec.Cluster, ClusterID: o.expected.ClusterID, Hosts: m.Hosts, Network: m.Network, Storage: m.Storage,
-		Program: o.Incus(host), Log: t.Logf})
+// outside returns a command of a computer that reaches hosts and nodes by their addresses, and asks the Incus of one host.
+func (o *onHosts) outside(program string, args ...string) *exec.Cmd {
+	return o.hosts.Outside(append([]string{"env", "INCUS_REMOTE=" + o.asked, program}, args...)...)
 }
 
-func (o *onHosts) machine(n cluster.Node, host string) machines.Machine {
-	r := o.spec.Role(n.Role)
-	i := slices.IndexFunc(o.expected.Nodes, func(e expected.Node) bool { return e.Node == n.Name })
-	return machines.Machine{Cluster: o.spec.Cluster, ClusterID: o.expected.ClusterID, Node: n.Name, Role: n.Role, Host: host, CPUs: r.CPUs, Memory: int64(r.Memory),
-		Data: int64(r.Data), MAC: n.MAC, IP: n.IP.String(), Privileged: r.Privileged != "",
-		Image: machines.File{Path: filepath.Join(o.dir, "dist", "images", n.Role+".raw"), Identity: o.expected.Nodes[i].Image},
-		Seed:  machines.File{Path: filepath.Join(o.dir, "dist", "seeds", n.Name+".iso"), Identity: o.expected.Nodes[i].Seed}}
-}
-
-// up makes and starts all machines at once, and returns where they are.
-func (o *onHosts) up(t *testing.T, p machines.Provider) map[string]string {
+// machinesLine returns the line that docs/incus.md tells to add to a spec.
+func machinesLine(t *testing.T, guide []byte) string {
 	t.Helper()
-	at := machines.Place(o.spec, o.Hosts(), nil)
-	var all sync.WaitGroup
-	for _, n := range o.spec.Nodes() {
-		all.Go(func() {
-			if err := errors.Join(p.Create(t.Context(), o.machine(n, at[n.Name])), p.Start(t.Context(), n.Name)); err != nil {
-				t.Error(err)
+	line := regexp.MustCompile(`(?m)^machines: \{provider: incus, .*\}$`).Find(guide)
+	if line == nil {
+		t.Fatal("docs/incus.md has no line machines: for the spec")
+	}
+	return string(line)
+}
+
+var (
+	guideBlock = regexp.MustCompile("(?s)```\n# on ([^\n]*)\n(.*?)```")
+	guideToken = regexp.MustCompile(`(?m)^[A-Za-z0-9+/=]{60,}$`)
+)
+
+// follow runs what docs/incus.md tells to run on the hosts and on a computer that is none.
+func (o *onHosts) follow(t *testing.T, guide []byte) {
+	t.Helper()
+	var tokens []string
+	run := func(place, script string) {
+		t.Helper()
+		if strings.Contains(script, "TOKEN") {
+			if len(tokens) == 0 {
+				t.Fatalf("docs/incus.md: nothing before this printed a token:\n%s", script)
 			}
-		})
+			script = strings.ReplaceAll(script, "TOKEN", tokens[0])
+			tokens = tokens[1:]
+		}
+		command := o.hosts.Outside
+		if place != "your computer" {
+			command = func(args ...string) *exec.Cmd { return o.hosts.On(place, args...) }
+		}
+		out, err := command("sh", "-ec", script).CombinedOutput()
+		if err != nil {
+			t.Fatalf("docs/incus.md, on %s: %v: %s\n%s", place, err, out, script)
+		}
+		for _, token := range guideToken.FindAll(out, -1) {
+			tokens = append(tokens, string(token))
+		}
 	}
-	all.Wait()
-	if t.Failed() {
-		t.FailNow()
+	places := map[string]bool{}
+	for _, m := range guideBlock.FindAllSubmatch(guide, -1) {
+		place, script := string(m[1]), string(m[2])
+		places[place] = true
+		if place != "h2 and h3" {
+			run(place, script)
+			continue
+		}
+		run("h2", script)
+		const h2 = "name=h2 address=192.168.10.12"
+		if !strings.Contains(script, h2) {
+			t.Fatalf("docs/incus.md: no %s in\n%s", h2, script)
+		}
+		run("h3", strings.Replace(script, h2, "name=h3 address=192.168.10.13", 1))
 	}
+	if len(places) != 3 {
+		t.Fatalf("docs/incus.md has steps for %v", places)
+	}
+}
+
+// up makes all machines, waits until all nodes are ready, and returns the host of each.
+func (o *onHosts) up(t *testing.T) map[string]string {
+	t.Helper()
+	start := time.Now()
+	o.lab(t, "up")
+	t.Logf("all machines were on after %s", time.Since(start).Round(time.Second))
+	o.waitReady(t)
+	t.Logf("all nodes were ready after %s", time.Since(start).Round(time.Second))
+	at := map[string]string{}
+	roles := map[string]map[string]int{}
+	for _, n := range o.nodes(t) {
+		at[n.Node] = n.Host
+		if roles[n.Role] == nil {
+			roles[n.Role] = map[string]int{}
+		}
+		if roles[n.Role][n.Host]++; roles[n.Role][n.Host] > 1 {
+			t.Errorf("two nodes of %s are on host %s", n.Role, n.Host)
+		}
+	}
+	t.Logf("placed: %v", at)
 	return at
 }
 
-// notReady returns the nodes that are not ready, except on one host.
-func (o *onHosts) notReady(at map[string]string, except string) error {
-	out, err := o.imagegen("status", "--json").Output()
-	var status struct{ Nodes []operate.NodeStatus }
-	if json.Unmarshal(out, &status) != nil || len(status.Nodes) == 0 {
-		return fmt.Errorf("status: %w: %s", err, out)
-	}
-	var lines []string
-	for _, n := range status.Nodes {
-		if at[n.Node] != except && !n.Ready() {
-			lines = append(lines, operate.Describe(n))
+// askAnother has imagegen ask a host that is not lost.
+func (o *onHosts) askAnother(lost ...string) {
+	for _, h := range o.hosts.Hosts() {
+		if !slices.Contains(lost, h) {
+			o.asked = h
+			return
 		}
 	}
-	if lines != nil {
-		return errors.New(strings.Join(lines, "; "))
-	}
-	return nil
 }
 
-// master asks the Redis behind the virtual address to speak, in the network where the visitors are. It answers in TLS.
-func (o *onHosts) master(vip netip.Addr) error {
-	out, err := exec.Command("nsenter", "--net=/run/netns/"+o.Network(), os.Args[0], "-test.run=^TestSpeaksTLS$").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %w: %.300s", vip, err, out)
-	}
-	return nil
-}
-
-// tlsAddress names, for a test process in another network, what is to speak TLS.
-const tlsAddress = "IMAGEGEN_TLS_ADDRESS"
-
-// TestSpeaksTLS runs in the nodes' network, for TestIncus.
-func TestSpeaksTLS(t *testing.T) {
-	address := os.Getenv(tlsAddress)
-	if address == "" {
-		t.Skip("a part of TestIncus")
-	}
-	conn, err := net.DialTimeout("tcp", address, time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(2 * time.Second))
-	client := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) // whoever it is, a proxy without a master says nothing
-	if err := client.Handshake(); err != nil && !strings.Contains(err.Error(), "certificate required") {
-		t.Fatal(err)
-	}
-}
-
-// holder returns the node that has the virtual address.
-func (o *onHosts) holder(t *testing.T) string {
+// forward returns a loopback address that leads to an address in the nodes' network, where a visitor is.
+func (o *onHosts) forward(t *testing.T, to netip.AddrPort) string {
 	t.Helper()
-	for _, n := range o.spec.Role("databalancer").Nodes {
-		out, err := exec.Command(o.Incus("h1"), "exec", "--project", "imagegen-"+o.spec.Cluster, n.Name, "--", "ip", "-brief", "address").Output()
-		if err == nil && strings.Contains(string(out), o.spec.Role("databalancer").VIP.String()+"/") {
-			return n.Name
-		}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no node has the virtual address")
-	return ""
+	defer l.Close()
+	socket, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	cmd := o.hosts.Outside("../bin/imagegen", "lab-forward", to.String())
+	cmd.ExtraFiles = []*os.File{socket}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return l.Addr().String()
 }
 
-// TestIncus runs a tier on three Incus hosts, and one of them loses its power.
+// speaksTLS is content when what an address leads to speaks TLS. A proxy whose servers are all down says nothing.
+func speaksTLS(address string) error {
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 2 * time.Second}, "tcp", address, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// explain prints what somebody needs who was not there.
+func (o *onHosts) explain(t *testing.T) {
+	status, _ := o.try("status", "-f", o.spec(), "-o", o.dist())
+	list, _ := o.outside("incus", "list", "--project", o.project).CombinedOutput()
+	members, _ := o.outside("incus", "cluster", "list").CombinedOutput()
+	t.Logf("the cluster at the end:\n%s%s%s", status, list, members)
+}
+
+// TestIncus runs a tier on three Incus hosts that were made as docs/incus.md says, and one of them loses its power.
 func TestIncus(t *testing.T) {
-	if os.Getenv("IMAGEGEN_E2E") != "incus" {
-		t.Skip("the cluster on three Incus hosts runs with IMAGEGEN_E2E=incus, as root: make e2e-incus")
-	}
-	o := &onHosts{Cluster: incushosts.Start(t, 3), dir: t.TempDir()}
-	o.build(t)
-	if out, err := exec.Command("ip", "-n", o.Network(), "address", "add", "192.168.10.254/24", "dev", "br0").CombinedOutput(); err != nil {
-		t.Fatalf("ip: %v: %s", err, out)
-	}
-	vip := o.spec.Role("databalancer").VIP
-	t.Setenv(tlsAddress, netip.AddrPortFrom(vip, 6379).String())
-
-	p := o.provider(t, "h1")
-	if err := p.Check(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	start := time.Now()
-	at := o.up(t, p)
-	t.Logf("five machines on three hosts were on after %s: %v", time.Since(start).Round(time.Second), at)
-	eventually(t, readyIn, "all nodes", func() error { return o.notReady(at, "") })
-	t.Logf("all ready after %s", time.Since(start).Round(time.Second))
-	eventually(t, readyIn, "Redis at the virtual address", func() error { return o.master(vip) })
-
+	o := newOnHosts(t, func(*bench) string { return dataTier })
+	before := o.hosts.Holds()
+	at := o.up(t)
+	redis := o.forward(t, netip.MustParseAddrPort("192.168.10.53:6379"))
+	eventually(t, readyIn, "Redis at the virtual address", func() error { return speaksTLS(redis) })
 	o.seedsAreSecret(t)
+	o.nothingElseFails(t)
 
-	holder := o.holder(t)
+	holder := o.holder(t, "192.168.10.53", "balancer3", "balancer4")
 	host := at[holder]
-	other := o.Hosts()[0]
-	if other == host {
-		other = o.Hosts()[1]
-	}
-	o.CutPower(host)
-	took := eventually(t, vipBackIn, "Redis at the virtual address, after the power cut", func() error { return o.master(vip) })
+	o.askAnother(host)
+	o.hosts.CutPower(host)
+	took := eventually(t, vipBackIn, "Redis at the virtual address, after the power cut", func() error { return speaksTLS(redis) })
 	t.Logf("host %s with %s lost its power: the virtual address led to a master again after %s", host, holder, took.Round(100*time.Millisecond))
-	o.lostHostIsUnknown(t, other, at, host)
+	o.lostHostIsUnknown(t, host)
+	o.hosts.PowerOn(host)
+	start := time.Now()
+	o.waitReady(t)
+	t.Logf("all nodes were ready %s after the daemon of host %s answered", time.Since(start).Round(time.Second), host)
 
-	o.PowerOn(host)
-	took = eventually(t, backInCase, "all nodes, after the host's return", func() error { return o.notReady(at, "") })
-	t.Logf("all ready %s after the host's daemon answered", took.Round(time.Second))
-
-	if err := machines.RemoveAll(t.Context(), o.provider(t, "h1"), nil); err != nil {
-		t.Fatal(err)
-	}
-	o.nothingIsLeft(t)
+	o.lab(t, "down")
+	o.holdsAsBefore(t, before)
 }
 
 // seedsAreSecret makes sure that whoever may only look at the project learns no secret.
@@ -233,63 +261,189 @@ func (o *onHosts) seedsAreSecret(t *testing.T) {
 	if err := json.Unmarshal(data, &passwords); err != nil || len(passwords) == 0 {
 		t.Fatalf("passwords: %v", err)
 	}
-	shown := o.Run("h1", "query", "/1.0/instances?recursion=2&project=imagegen-"+o.spec.Cluster) + o.Run("h1", "query", "/1.0/operations?recursion=1")
+	shown := o.hosts.Run(o.asked, "query", "/1.0/instances?recursion=2&project="+o.project) + o.hosts.Run(o.asked, "query", "/1.0/operations?recursion=1")
 	for name, p := range passwords {
 		if strings.Contains(shown, p) {
 			t.Errorf("Incus shows the password %s", name)
 		}
 	}
-	for _, n := range o.spec.Nodes() {
-		for _, f := range []string{"user-data", "meta-data", "network-config"} {
-			out := o.Run("h1", "exec", "--project", "imagegen-"+o.spec.Cluster, n.Name, "--", "stat", "-L", "-c", "%a %u", "/var/lib/cloud/seed/nocloud/"+f)
-			if strings.TrimSpace(out) != "600 0" {
-				t.Errorf("%s of %s has mode and owner %s", f, n.Name, out)
+	for _, n := range o.nodes(t) {
+		out, err := o.in(n.Node, "stat -L -c '%n %a %u' /var/lib/cloud/seed/nocloud/*")
+		if err != nil || len(regexp.MustCompile(`(?m)(user-data|meta-data|network-config) 600 0$`).FindAllString(out, -1)) != 3 {
+			t.Errorf("the seed of %s: %v %s", n.Node, err, out)
+		}
+	}
+}
+
+// nothingElseFails looks for units that fail in containers, beyond those that are known to.
+func (o *onHosts) nothingElseFails(t *testing.T) {
+	t.Helper()
+	for _, n := range o.nodes(t) {
+		out, err := o.in(n.Node, "systemctl list-units --failed --plain --no-legend --quiet")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(out) {
+			if unit, _, _ := strings.Cut(line, " "); notInContainers[unit] == "" {
+				t.Errorf("%s: %s failed", n.Node, unit)
 			}
 		}
 	}
 }
 
-// lostHostIsUnknown: nothing that is asked while a host is dead takes long, and its machines are neither on nor off.
-func (o *onHosts) lostHostIsUnknown(t *testing.T, ask string, at map[string]string, lost string) {
+// lostHostIsUnknown: status answers soon while a host is dead, and its machines are neither on nor off.
+func (o *onHosts) lostHostIsUnknown(t *testing.T, lost ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	eventually(t, time.Minute, "the provider's view of the lost host", func() error {
-		list, err := o.provider(t, ask).List(ctx)
-		if err != nil {
-			return err
+	eventually(t, time.Minute, "the lost host in the status", func() error {
+		start := time.Now()
+		nodes := o.nodes(t)
+		took := time.Since(start)
+		if took > statusIn {
+			t.Errorf("status took %s", took)
 		}
-		if len(list) != len(at) {
-			return fmt.Errorf("%d machines are listed: %v", len(list), list)
-		}
-		for _, s := range list {
-			want := machines.On
-			if at[s.Node] == lost {
-				want = machines.Unknown
+		for _, n := range nodes {
+			want := "on"
+			if slices.Contains(lost, n.Host) {
+				want = "unknown"
 			}
-			if s.Power != want {
-				return fmt.Errorf("%s is %s, want %s", s.Node, s.Power, want)
+			if n.Power != want {
+				return fmt.Errorf("%s on %s is %s, want %s", n.Node, n.Host, n.Power, want)
 			}
 		}
+		t.Logf("status answered after %s", took.Round(100*time.Millisecond))
 		return nil
 	})
 }
 
-func (o *onHosts) nothingIsLeft(t *testing.T) {
+func (o *onHosts) holdsAsBefore(t *testing.T, before []string) {
 	t.Helper()
-	for _, path := range []string{"instances", "images", "storage-pools/default/volumes/custom"} {
-		if left := strings.TrimSpace(o.Run("h1", "query", "/1.0/"+path+"?all-projects=true")); left != "[]" {
-			t.Errorf("left: %s", left)
+	for _, what := range o.hosts.Holds() {
+		if !slices.Contains(before, what) {
+			t.Errorf("left: %s", what)
 		}
 	}
-	if left := o.Run("h1", "query", "/1.0/projects"); strings.Contains(left, "imagegen-") {
-		t.Errorf("left: %s", left)
+}
+
+// TestIncusWhole runs the reference cluster on three Incus hosts, and breaks hosts under the fault matrix' load.
+func TestIncusWhole(t *testing.T) {
+	o := newOnHosts(t, func(b *bench) string {
+		b.run(t, "init", "--distro", "debian12", b.dir)
+		spec, err := os.ReadFile(b.spec())
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec = bytes.Replace(spec, []byte("cluster: otus"), []byte("cluster: e2e-incus"), 1)
+		// The images that are rolled out in the end are baked now, while nothing else runs.
+		if err := os.WriteFile(b.spec(), withOneMorePackage(spec), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		b.lab(t, "build")
+		return string(spec)
+	})
+	before := o.hosts.Holds()
+	at := o.up(t)
+	if len(at) != 17 {
+		t.Fatalf("%d nodes", len(at))
 	}
-	for _, h := range o.Hosts() {
-		for _, kind := range []string{"containers", "custom"} {
-			if left, _ := filepath.Glob(filepath.Join(o.Pool(h), kind, "*")); left != nil {
-				t.Errorf("left on %s: %q", h, left)
+	o.site = o.forward(t, netip.MustParseAddrPort("192.168.10.39:80"))
+	took := eventually(t, time.Minute, "front page", o.frontPage)
+	t.Logf("the front page came through the virtual address %s after all were ready", took.Round(100*time.Millisecond))
+	o.seedsAreSecret(t)
+	o.nothingElseFails(t)
+
+	l, stop := o.newLoad(t)
+	stop = sync.OnceFunc(stop)
+	defer stop()
+	eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
+	var results []result
+	defer func() { t.Logf("\n%s", table(results)) }()
+	for _, f := range o.faults(t, l, at) {
+		ok := t.Run(f.name, func(t *testing.T) {
+			r := l.suffer(t, f)
+			results = append(results, r)
+			t.Log(r)
+			for _, k := range f.goal.kinds {
+				if r.back[k] > f.goal.back {
+					t.Errorf("goal missed: %d %ss failed, the last after %.1f s", r.fails[k], k, r.back[k].Seconds())
+				}
 			}
+		})
+		if !ok { // what comes after would tell nothing
+			return
 		}
 	}
+	stop()
+	t.Run("down leaves nothing", func(t *testing.T) {
+		o.lab(t, "down")
+		o.holdsAsBefore(t, before)
+	})
+}
+
+// faults are those of hosts.
+func (o *onHosts) faults(t *testing.T, l *load, at map[string]string) []fault {
+	t.Helper()
+	host := at[o.holder(t, "192.168.10.39", "balancer1", "balancer2")]
+	// The one that stays is the one that could do most of the work alone.
+	carried := map[string]int{}
+	for _, n := range o.nodes(t) {
+		carried[n.Host]++
+	}
+	lost := slices.Clone(o.hosts.Hosts())
+	slices.SortStableFunc(lost, func(a, b string) int { return carried[a] - carried[b] })
+	lost = lost[:2]
+	return []fault{
+		{name: "a host loses power", goal: goal{[]string{"read"}, vipBackIn},
+			do:   func() error { o.askAnother(host); o.hosts.CutPower(host); o.lostHostIsUnknown(t, host); return nil },
+			undo: func() error { o.hosts.PowerOn(host); return nil }},
+		{name: "a host is cut off from the others", goal: goal{[]string{"read"}, vipBackIn},
+			do:   func() error { o.askAnother(host); o.hosts.Unplug(host); return nil },
+			undo: func() error { o.hosts.Plug(host); return nil }},
+		{name: "two of three hosts lose power", stays: []string{},
+			do: func() error {
+				o.askAnother(lost...)
+				for _, h := range lost {
+					o.hosts.CutPower(h)
+				}
+				return errors.Join(l.refused(), o.statusSays(t, lost))
+			},
+			undo: func() error {
+				for _, h := range lost {
+					o.hosts.PowerOn(h)
+				}
+				return nil
+			}},
+		o.breaker(t).allAreRenewed(),
+	}
+}
+
+// refused is content when nothing is acknowledged for a while.
+func (l *load) refused() error {
+	changes := []string{"write", "post", "file"}
+	acked := func() (n int) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, k := range changes {
+			n += len(l.acked[k])
+		}
+		return n
+	}
+	time.Sleep(requestLimit) // for those that were under way
+	before := acked()
+	time.Sleep(refusalLasts)
+	if n := acked() - before; n > 0 {
+		return fmt.Errorf("%d changes were acknowledged by a minority", n)
+	}
+	return nil
+}
+
+// statusSays is content when status tells what it can of nodes while Incus has no majority, and takes no longer than people wait.
+func (o *onHosts) statusSays(t *testing.T, lost []string) error {
+	start := time.Now()
+	out, err := o.try("status", "-f", o.spec(), "-o", o.dist())
+	took := time.Since(start)
+	t.Logf("hosts %v are lost; status after %s: %v\n%s", lost, took.Round(100*time.Millisecond), err, out)
+	if took > statusIn {
+		return fmt.Errorf("status took %s", took)
+	}
+	return err
 }
