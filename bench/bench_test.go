@@ -32,7 +32,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
-	"imagegen/images"
+	"imagegen/images/format"
 	"imagegen/internal/atomicfile"
 	"imagegen/roles"
 	"imagegen/vagrant"
@@ -75,7 +75,7 @@ func writeVMDK(from, to string) error {
 	if err != nil {
 		return err
 	}
-	err = images.WriteVMDK(context.Background(), f, disk, "bench", 0)
+	err = format.WriteVMDK(context.Background(), f, disk, "bench", 0)
 	return errors.Join(err, f.Close())
 }
 

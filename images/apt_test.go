@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"imagegen/internal/testkit"
 )
 
 const debianKey = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -140,7 +142,7 @@ Components: main
 		t.Run(c.name, func(t *testing.T) {
 			root := t.TempDir()
 			for name, text := range c.files {
-				write(t, filepath.Join(root, name), text)
+				testkit.Write(t, filepath.Join(root, name), text)
 			}
 			got, err := hostSources(root)
 			if len(c.want) > 0 && c.want[0] == "error" {

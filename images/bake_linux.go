@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +22,10 @@ import (
 	"github.com/hashicorp/packer-plugin-sdk/multistep"
 
 	"imagegen/cluster"
+	"imagegen/internal/filelock"
+	"imagegen/internal/program"
+	"imagegen/internal/sparse"
+	"imagegen/internal/uuid"
 )
 
 // bakeAll bakes the base, if it is missing, and then the images, several at once.
@@ -179,10 +182,10 @@ func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
 
 // lockResult makes sure that of several imagegens that want one result, one makes it.
 func (c *Config) lockResult(ctx context.Context, image, dir string) (*os.File, error) {
-	lock, err := lockFile(ctx, dir+".lock", syscall.LOCK_EX|syscall.LOCK_NB)
+	lock, err := filelock.Lock(ctx, dir+".lock", syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		c.UI.Step(image, "wait for another imagegen, which is baking it")
-		lock, err = lockFile(ctx, dir+".lock", syscall.LOCK_EX)
+		lock, err = filelock.Lock(ctx, dir+".lock", syscall.LOCK_EX)
 	}
 	return lock, err
 }
@@ -264,23 +267,15 @@ func (b *bake) unpackBase(ctx context.Context) error {
 	return unpack(ctx, from, filepath.Join(b.work, "result", diskName))
 }
 
-// nameUUID derives a UUID from a name, so that the same inputs make the same disk.
-func nameUUID(name string) string {
-	u := sha256.Sum256([]byte(name))
-	u[6] = u[6]&0x0f | 0x80 // version 8, RFC 9562
-	u[8] = u[8]&0x3f | 0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
-}
-
 func (b *bake) copyBase(ctx context.Context) error {
 	if err := os.Mkdir(filepath.Join(b.work, "result"), 0o755); err != nil {
 		return err
 	}
-	return copySparse(ctx, filepath.Join(b.config.baseDir(b.base), diskName), filepath.Join(b.work, "result", diskName))
+	return sparse.Copy(ctx, filepath.Join(b.config.baseDir(b.base), diskName), filepath.Join(b.work, "result", diskName))
 }
 
 // uuid is that of the file systems of all images of a base.
-func (in baseInputs) uuid() string { return nameUUID("base " + in.identity()) }
+func (in baseInputs) uuid() string { return uuid.Of("base " + in.identity()) }
 
 // upper is the folder for what the image's tree has besides the base's.
 func (b *bake) upper() string { return filepath.Join(b.work, "upper") }
@@ -299,8 +294,8 @@ func (b *bake) writeDisk(ctx context.Context) error {
 }
 
 // putTree makes a disk that boots of a tree on top of the base.
-func (b *bake) putTree(ctx context.Context, t layers, path string, bytes int64, uuid string) error {
-	e, err := newDisk(ctx, path, bytes, uuid)
+func (b *bake) putTree(ctx context.Context, t layers, path string, bytes int64, id string) error {
+	e, err := newDisk(ctx, path, bytes, id)
 	if err != nil {
 		return err
 	}
@@ -319,20 +314,20 @@ func (b *bake) putTree(ctx context.Context, t layers, path string, bytes int64, 
 	if err != nil {
 		return err
 	}
-	id, err := strconv.ParseUint(b.base.identity()[:8], 16, 32)
+	number, err := strconv.ParseUint(b.base.identity()[:8], 16, 32)
 	if err != nil {
 		return err
 	}
-	_, err = e.disk.WriteAt(partition(code, bytes, uint32(id)), 0)
+	_, err = e.disk.WriteAt(partition(code, bytes, uint32(number)), 0)
 	return errors.Join(err, e.disk.Close())
 }
 
 // check has the file system looked at by the program that repairs it.
 func (b *bake) check(ctx context.Context) error {
 	disk := filepath.Join(b.work, "result", diskName)
-	out, err := command(ctx, "e2fsck", "-f", "-n", fmt.Sprintf("%s?offset=%d", disk, partitionStart)).CombinedOutput()
+	out, err := program.Command(ctx, "e2fsck", "-f", "-n", fmt.Sprintf("%s?offset=%d", disk, partitionStart)).CombinedOutput()
 	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("e2fsck: %w\n%s", err, lastLines(bytes.NewReader(out), 8))
+		return fmt.Errorf("e2fsck: %w\n%s", err, program.LastLines(bytes.NewReader(out), 8))
 	}
 	return ctx.Err()
 }
@@ -484,10 +479,10 @@ func assignments(vars map[string]string) string {
 
 // copyAs copies a file that has to be the one whose hash is part of the image's identity.
 func copyAs(ctx context.Context, from, to, sum string) error {
-	if err := copySparse(ctx, from, to); err != nil {
+	if err := sparse.Copy(ctx, from, to); err != nil {
 		return err
 	}
-	got, err := hashFile(ctx, to)
+	got, err := sparse.SHA256(ctx, to)
 	if err == nil && got != sum {
 		err = fmt.Errorf("%s has changed since the build began; build again", from)
 	}
@@ -509,7 +504,7 @@ func (b *bake) writeManifest(ctx context.Context) error {
 		return err
 	}
 	m.Disk = Output{Format: "raw", Bytes: cluster.Bytes(info.Size())}
-	if m.Disk.Data, err = hashData(ctx, disk); err != nil {
+	if m.Disk.Data, err = sparse.Digest(ctx, disk); err != nil {
 		return err
 	}
 	data, err := m.encode()
@@ -533,7 +528,7 @@ func keep(ctx context.Context, result, dir string) error {
 		if err != nil {
 			return err
 		}
-		err = errors.Join(f.Chmod(0o444), flush(ctx, f), f.Close())
+		err = errors.Join(f.Chmod(0o444), sparse.Flush(ctx, f), f.Close())
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -552,9 +547,9 @@ func (b *bake) script(ctx context.Context, text string, vars map[string]string) 
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	args := []string{"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"}
-	env := []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + toolPath, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", newest)}
+	env := []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + program.Path, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", newest)}
 	if b.network {
-		env = append(env, proxyEnv()...)
+		env = append(env, program.ProxyEnv()...)
 	} else {
 		args = append(args, "--net")
 	}
@@ -597,7 +592,7 @@ func (b *bake) withLog(err error) error {
 	if _, err := b.log.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	if tail := lastLines(b.log, 8); tail != "" {
+	if tail := program.LastLines(b.log, 8); tail != "" {
 		return fmt.Errorf("%w; the log %s ends in\n%s", err, b.log.Name(), tail)
 	}
 	return err

@@ -23,6 +23,10 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/images/format"
+	"imagegen/internal/program"
+	"imagegen/internal/sparse"
+	"imagegen/internal/testkit"
 )
 
 // TestMain lets the test binary run itself as a build that can be killed.
@@ -44,7 +48,7 @@ func buildForTest(dir string) int {
 		c.Locked = c.Offline
 		c.Builder = os.Getenv("IMAGES_TEST_BUILDER")
 		if jobs, err := strconv.Atoi(os.Getenv("IMAGES_TEST_JOBS")); err == nil {
-			c.Jobs, c.Formats = jobs, Formats
+			c.Jobs, c.Formats = jobs, format.Names
 		}
 		_, err = Build(ctx, c)
 	}
@@ -68,7 +72,7 @@ func needBake(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: bakes are NOT tested")
 	}
-	if err := checkTools(toolPath, "debian12"); err != nil {
+	if err := checkTools(program.Path, "debian12"); err != nil {
 		t.Skipf("bakes are NOT tested: %v", err)
 	}
 	lines, err := hostSources("/")
@@ -474,8 +478,8 @@ func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 // bakedOffline bakes another image with the network taken away, and then with a package that is no longer what it was.
 func bakedOffline(t *testing.T, dir, cache string) {
 	role := filepath.Join(dir, "roles/tiny/role.yaml")
-	write(t, role, strings.Replace(tinyRole, "cron.daily/*", "cron.weekly/*", 1))
-	defer write(t, role, tinyRole)
+	testkit.Write(t, role, strings.Replace(tinyRole, "cron.daily/*", "cron.weekly/*", 1))
+	defer testkit.Write(t, role, tinyRole)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -588,7 +592,7 @@ func fullAtWork(t *testing.T, dir, cache string) {
 
 // TestSmallDisk refuses to begin.
 func TestSmallDisk(t *testing.T) {
-	if err := checkTools(toolPath, "debian12"); err != nil {
+	if err := checkTools(program.Path, "debian12"); err != nil {
 		t.Skipf("a small disk is NOT tested: %v", err)
 	}
 	small := mountSmall(t, 64<<20)
@@ -602,7 +606,7 @@ func TestSmallDisk(t *testing.T) {
 
 // TestNoBase has archives from which no base can be made.
 func TestNoBase(t *testing.T) {
-	if err := checkTools(toolPath, "debian12"); err != nil {
+	if err := checkTools(program.Path, "debian12"); err != nil {
 		t.Skipf("bases that fail are NOT tested: %v", err)
 	}
 	t.Parallel()
@@ -628,7 +632,7 @@ func TestNoBase(t *testing.T) {
 
 func TestMissingTools(t *testing.T) {
 	if os.Geteuid() != 0 {
-		wantError(t, checkTools(toolPath, "debian12"), "only root may", "sudo")
+		wantError(t, checkTools(program.Path, "debian12"), "only root may", "sudo")
 		t.Skip("not root: missing tools are NOT tested")
 	}
 	bin := t.TempDir()
@@ -730,7 +734,7 @@ func TestReproducible(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
-	if err := copySparse(t.Context(), filepath.Join(first, LockName), filepath.Join(second, LockName)); err != nil {
+	if err := sparse.Copy(t.Context(), filepath.Join(first, LockName), filepath.Join(second, LockName)); err != nil {
 		t.Fatal(err)
 	}
 	build := func(dir, umask string, env ...string) {
@@ -739,7 +743,7 @@ func TestReproducible(t *testing.T) {
 		if err := os.MkdirAll(cache, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		mustRun(t, "cp", "-r", filepath.Join(stock, "packages"), cache)
+		testkit.Run(t, "cp", "-r", filepath.Join(stock, "packages"), cache)
 		cmd := exec.Command("unshare", "--net", "sh", "-c", "umask "+umask+"; exec "+self)
 		cmd.Env = append(append(os.Environ(), "IMAGES_TEST_BUILD="+dir, "IMAGES_TEST_CACHE="+cache, "IMAGES_TEST_OFFLINE=1"), env...)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -764,9 +768,9 @@ func TestReproducible(t *testing.T) {
 		return all
 	}
 	a, b := sums(first), sums(second)
-	for _, format := range Formats {
-		if a[format] == "" || a[format] != b[format] {
-			t.Errorf("%s: %q and %q", format, a[format], b[format])
+	for _, kind := range format.Names {
+		if a[kind] == "" || a[kind] != b[kind] {
+			t.Errorf("%s: %q and %q", kind, a[kind], b[kind])
 		}
 	}
 }

@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strings"
+
+	"imagegen/internal/ctxio"
+	"imagegen/internal/program"
 )
 
 // unpack writes the disk in the file at from to a new raw file. What a file is, is told by how it begins: qcow2 or raw,
@@ -33,7 +35,7 @@ func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps 
 	if wraps > maxWraps {
 		return errors.New("it is packed too many times over")
 	}
-	r := bufio.NewReaderSize(ctxReader{ctx, stream}, 1<<20)
+	r := bufio.NewReaderSize(ctxio.Reader(ctx, stream), 1<<20)
 	head, err := r.Peek(512)
 	if err != nil && err != io.EOF {
 		return err
@@ -47,7 +49,7 @@ func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps 
 				return err
 			}
 		}
-		return runTool(ctx, "qemu-utils", "qemu-img", "convert", "-f", "qcow2", "-O", "raw", from, to)
+		return program.Run(ctx, "qemu-utils", "qemu-img", "convert", "-f", "qcow2", "-O", "raw", from, to)
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
 		z, err := gzip.NewReader(r)
 		if err != nil {
@@ -74,19 +76,6 @@ func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps 
 		return writeStream(ctx, r, to)
 	}
 	return errors.New("it is neither a qcow2 nor a raw disk with a boot sector, nor one of them packed with gzip, xz or tar")
-}
-
-// ctxReader ends when its context does.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c ctxReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 // writeStream writes a new file, in which blocks of zeros are holes.
@@ -129,7 +118,7 @@ func writeStream(ctx context.Context, r io.Reader, path string) (err error) {
 func unxz(ctx context.Context, r io.Reader, use func(io.Reader) error) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	cmd, err := tool(ctx, "xz-utils", "xz", "-dc")
+	cmd, err := program.Find(ctx, "xz-utils", "xz", "-dc")
 	if err != nil {
 		return err
 	}
@@ -153,27 +142,4 @@ func unxz(ctx context.Context, r io.Reader, use func(io.Reader) error) error {
 		err = errors.Join(err, fmt.Errorf("xz: %s", strings.TrimSpace(said.String())))
 	}
 	return err
-}
-
-// tool prepares a program that the Debian package pkg brings.
-func tool(ctx context.Context, pkg, program string, args ...string) (*exec.Cmd, error) {
-	path, err := exec.LookPath(program)
-	if err != nil {
-		return nil, fmt.Errorf("there is no %s on this machine: apt-get install %s", program, pkg)
-	}
-	return command(ctx, path, args...), nil
-}
-
-func runTool(ctx context.Context, pkg, program string, args ...string) error {
-	cmd, err := tool(ctx, pkg, program, args...)
-	if err != nil {
-		return err
-	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(out)))
-	}
-	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"imagegen/internal/program"
 )
 
 // A builder runs the script that makes an image, on the copy of the base or in a tree on top of it, with what was laid for
@@ -67,14 +69,14 @@ func (c *Config) chooseBuilder() (_ builder, why string, err error) {
 // case.
 func (c *Config) builder(name string) (builder, error) {
 	if name == "chroot" {
-		return chrootBuilder{}, cmp.Or(checkTools(toolPath, c.Spec.Distro), checkMounting())
+		return chrootBuilder{}, cmp.Or(checkTools(program.Path, c.Spec.Distro), checkMounting())
 	}
 	v := vmBuilder{hypervisor: &qemu{}, limit: cmp.Or(c.Limit, BakeLimit)}
 	if name == "virtualbox" {
 		v.hypervisor = virtualBox{}
 	}
 	if c.Spec.Distro == "debian12" {
-		if err := cmp.Or(checkTools(toolPath, c.Spec.Distro), checkMounting()); err != nil {
+		if err := cmp.Or(checkTools(program.Path, c.Spec.Distro), checkMounting()); err != nil {
 			return nil, err
 		}
 	}

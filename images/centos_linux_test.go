@@ -16,6 +16,9 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/internal/program"
+	"imagegen/internal/sparse"
+	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
 
@@ -105,7 +108,7 @@ func buildRPMs(t *testing.T, dir, home, key string, all []rpmFixture) {
 		for path, content := range p.files {
 			source := filepath.Join(dir, fmt.Sprintf("source-%d-%d", i, n))
 			n++
-			write(t, source, content)
+			testkit.Write(t, source, content)
 			mode := "0644"
 			if strings.HasPrefix(content, "#!") {
 				mode = "0755"
@@ -115,7 +118,7 @@ func buildRPMs(t *testing.T, dir, home, key string, all []rpmFixture) {
 		}
 	}
 	spec := filepath.Join(dir, "fixtures.spec")
-	write(t, spec, head.String()+"%install\n"+install.String()+files.String())
+	testkit.Write(t, spec, head.String()+"%install\n"+install.String()+files.String())
 	must(t, exec.Command("rpmbuild", "-bb", "--quiet", "--target", "x86_64", "--define", "_topdir "+dir, "--define", "_rpmdir "+dir, "--define", "_build_id_links none", spec))
 	if key != "" {
 		gpg, err := exec.LookPath("gpg")
@@ -141,7 +144,7 @@ func must(t *testing.T, cmd *exec.Cmd) string {
 
 // TestCentOSBaseFails: what a person has to see when the base cannot be had, and that nothing of it is kept.
 func TestCentOSBaseFails(t *testing.T) {
-	if err := checkTools(toolPath, "centos7"); err != nil {
+	if err := checkTools(program.Path, "centos7"); err != nil {
 		t.Skipf("NOT TESTED: %v", err)
 	}
 	data := disk()
@@ -153,8 +156,8 @@ func TestCentOSBaseFails(t *testing.T) {
 		return r.URL.Path != "/disk"
 	}
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "disk"), string(data))
-	write(t, filepath.Join(dir, "page"), "<html>")
+	testkit.Write(t, filepath.Join(dir, "disk"), string(data))
+	testkit.Write(t, filepath.Join(dir, "page"), "<html>")
 	other := sumOf([]byte("<html>"))
 	for base, want := range map[string][]string{
 		"{url: " + server.URL + "/gone, sha256: " + other + "}": {
@@ -165,9 +168,9 @@ func TestCentOSBaseFails(t *testing.T) {
 		"{file: disk, sha256: " + sumOf(data) + "}":             {"packages of centos7: grow the disk", "no partition table"},
 	} {
 		spec := strings.Replace(tinySpec, "debian12", "centos7", 1) + "base: " + base + "\n"
-		write(t, filepath.Join(dir, "cluster.yaml"), spec)
-		write(t, filepath.Join(dir, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [less]}}\n")
-		write(t, filepath.Join(dir, "agent"), "agent")
+		testkit.Write(t, filepath.Join(dir, "cluster.yaml"), spec)
+		testkit.Write(t, filepath.Join(dir, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [less]}}\n")
+		testkit.Write(t, filepath.Join(dir, "agent"), "agent")
 		c := mustConfig(t, dir, filepath.Join(t.TempDir(), "cache"))
 		_, err := Build(t.Context(), c)
 		wantError(t, err, want...)
@@ -237,9 +240,9 @@ func needCentOSTools(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("NOT TESTED: it needs root, for namespaces")
 	}
-	for program, pkg := range map[string]string{"dnf": "dnf", "rpmbuild": "rpm", "createrepo_c": "createrepo-c", "gpg": "gnupg", "unshare": "util-linux"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("NOT TESTED: no %s on this machine (package %s; make checkers installs it)", program, pkg)
+	for name, pkg := range map[string]string{"dnf": "dnf", "rpmbuild": "rpm", "createrepo_c": "createrepo-c", "gpg": "gnupg", "unshare": "util-linux"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("NOT TESTED: no %s on this machine (package %s; make checkers installs it)", name, pkg)
 		}
 	}
 }
@@ -254,7 +257,7 @@ func newKeys(t *testing.T, dir string) string {
 	t.Cleanup(func() { exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() })
 	for _, name := range []string{"right", "wrong"} {
 		must(t, exec.Command("gpg", "--homedir", home, "--batch", "--quiet", "--passphrase", "", "--quick-gen-key", name, "rsa2048", "sign", "never"))
-		write(t, filepath.Join(dir, "keys", name), must(t, exec.Command("gpg", "--homedir", home, "--armor", "--export", name)))
+		testkit.Write(t, filepath.Join(dir, "keys", name), must(t, exec.Command("gpg", "--homedir", home, "--armor", "--export", name)))
 	}
 	return home
 }
@@ -277,7 +280,7 @@ func TestCentOSScript(t *testing.T) {
 	for name, all := range fixtures() {
 		buildRPMs(t, filepath.Join(dir, name), home, "right", all)
 	}
-	write(t, filepath.Join(dir, "empty", "x86_64", "README"), "")
+	testkit.Write(t, filepath.Join(dir, "empty", "x86_64", "README"), "")
 	must(t, exec.Command("createrepo_c", "-q", filepath.Join(dir, "empty", "x86_64")))
 	buildRPMs(t, filepath.Join(dir, "unsigned"), home, "", []rpmFixture{{"extra", "1", "", nil}})
 	buildRPMs(t, filepath.Join(dir, "foreign"), home, "wrong", []rpmFixture{{"extra", "1", "", nil}})
@@ -347,7 +350,7 @@ func TestCentOSScript(t *testing.T) {
 		b.work = filepath.Join(b.config.CacheDir, "bake")
 		b.network, b.builder = false, overlayBuilder{t.TempDir(), check, &out}
 		b.base.Pinned, b.plan.inputs.Pinned = l.Base.Packages, l.Roles[role].Packages
-		write(t, filepath.Join(b.work, "files/usr/share/wordpress.tar.gz"), "x")
+		testkit.Write(t, filepath.Join(b.work, "files/usr/share/wordpress.tar.gz"), "x")
 		if err := b.install(t.Context()); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -357,7 +360,7 @@ func TestCentOSScript(t *testing.T) {
 		}
 		return out + string(packages)
 	}
-	write(t, filepath.Join(dir, "agent"), "#!/bin/sh\n")
+	testkit.Write(t, filepath.Join(dir, "agent"), "#!/bin/sh\n")
 
 	t.Run("good", func(t *testing.T) {
 		t.Parallel()
@@ -417,7 +420,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 	t.Run("database", func(t *testing.T) {
 		t.Parallel()
 		file := filepath.Join(dir, "unsigned", "x86_64", "extra-1-1.el7.x86_64.rpm")
-		sum, err := hashFile(t.Context(), file)
+		sum, err := sparse.SHA256(t.Context(), file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -483,7 +486,7 @@ func TestCentOSBake(t *testing.T) {
 	}
 	needCentOSTools(t)
 	for _, distro := range []string{"debian12", "centos7"} {
-		if err := checkTools(toolPath, distro); err != nil {
+		if err := checkTools(program.Path, distro); err != nil {
 			t.Skipf("NOT TESTED: %v", err)
 		}
 	}
@@ -596,7 +599,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 	change := func(remove string) {
 		t.Helper()
 		role := filepath.Join(project, "roles/tiny/role.yaml")
-		write(t, role, "description: x\ndistros: {centos7: {packages: [nginx], disable: [nginx.service], users: [{name: nginx, uid: 2000, gid: 3000}], remove: ["+remove+"]}}\n")
+		testkit.Write(t, role, "description: x\ndistros: {centos7: {packages: [nginx], disable: [nginx.service], users: [{name: nginx, uid: 2000, gid: 3000}], remove: ["+remove+"]}}\n")
 		changed := mustConfig(t, project, c.CacheDir)
 		changed.UI = c.UI
 		c = changed
@@ -688,23 +691,23 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 		t.Errorf("all is there: %v", err)
 	}
 	// Another list cannot be resolved without repositories.
-	write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, socat]}}\n")
+	testkit.Write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, socat]}}\n")
 	c = mustConfig(t, project, c.CacheDir)
 	c.Locked = true
 	wantError(t, Fetch(t.Context(), c), "does not fit", "  tiny: package list: + socat\n", "without --locked")
 	c.Locked, c.Offline = false, true
 	wantError(t, Fetch(t.Context(), c), c.LockPath()+" does not pin all that", "Only yum can find it", "imagegen fetch")
 	// A package that is not there is a fault of who wrote its name.
-	write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, nosuchpkg]}}\n")
+	testkit.Write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, nosuchpkg]}}\n")
 	c = mustConfig(t, project, c.CacheDir)
 	wantError(t, Fetch(t.Context(), c), "roles/tiny/role.yaml:2:39: distros.centos7.packages[1]: no repository has a package nosuchpkg for centos7")
 }
 
 // TestFetchRPMs: packages that are pinned are found in the lists of repositories, whatever these are packed with and name them by.
 func TestFetchRPMs(t *testing.T) {
-	for program, pkg := range map[string]string{"rpmbuild": "rpm", "createrepo_c": "createrepo-c", "xz": "xz-utils"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("NOT TESTED: no %s on this machine (package %s; make checkers installs it)", program, pkg)
+	for name, pkg := range map[string]string{"rpmbuild": "rpm", "createrepo_c": "createrepo-c", "xz": "xz-utils"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("NOT TESTED: no %s on this machine (package %s; make checkers installs it)", name, pkg)
 		}
 	}
 	t.Parallel()
@@ -713,7 +716,7 @@ func TestFetchRPMs(t *testing.T) {
 	var pinned []Pin
 	for _, name := range []string{"one 1~rc1-1.el7", "two 2^git-1.el7", "three 3-1.el7"} {
 		name, version, _ := strings.Cut(name, " ")
-		sum, err := hashFile(t.Context(), filepath.Join(dir, "x86_64", name+"-"+version+".x86_64.rpm"))
+		sum, err := sparse.SHA256(t.Context(), filepath.Join(dir, "x86_64", name+"-"+version+".x86_64.rpm"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -772,10 +775,10 @@ func TestFetchRPMs(t *testing.T) {
 	}
 	_, err := c.fetchRPMs(t.Context(), []roles.Repo{at("/x86_64/"), at("/gone/")}, want)
 	wantError(t, err, "package three 3-1.el7 is not in the cache, and not in the repositories that could be read:\nrepository repo: "+served.URL+"/gone/repodata/repomd.xml: the server answers 404 Not Found")
-	write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<html>")
+	testkit.Write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<html>")
 	_, err = c.fetchRPMs(t.Context(), []roles.Repo{at("/page/")}, want)
 	wantError(t, err, "/page/repodata/repomd.xml: XML syntax error")
-	write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<repomd/>")
+	testkit.Write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<repomd/>")
 	_, err = c.fetchRPMs(t.Context(), []roles.Repo{at("/page/")}, want)
 	wantError(t, err, "/page/repodata/repomd.xml names no list of packages")
 }

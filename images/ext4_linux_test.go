@@ -12,6 +12,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"imagegen/internal/sparse"
+	"imagegen/internal/testkit"
 )
 
 // newTree writes a tree of all that a file system can hold, in an order that comes from the seed, some of it below and
@@ -91,7 +94,7 @@ func TestExt4(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: the file system is NOT tested")
 	}
-	program(t, "mkfs.ext4", "e2fsprogs")
+	testkit.Program(t, "mkfs.ext4", "e2fsprogs")
 	var first string
 	for seed := range uint64(2) {
 		tree := newTree(t, seed)
@@ -107,8 +110,8 @@ func TestExt4(t *testing.T) {
 		if err := e.disk.Close(); err != nil {
 			t.Fatal(err)
 		}
-		mustRun(t, "e2fsck", "-f", "-n", path+"?offset=1048576")
-		sum, err := hashFile(t.Context(), path)
+		testkit.Run(t, "e2fsck", "-f", "-n", path+"?offset=1048576")
+		sum, err := sparse.SHA256(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -128,10 +131,10 @@ func sameTree(t *testing.T, disk string, tree layers) {
 	if err := os.Mkdir(work, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	mustRun(t, "mount", "-o", "ro,loop,offset=1048576", disk, root)
-	defer mustRun(t, "umount", root)
-	mustRun(t, "mount", "-t", "overlay", "overlay", "-o", "lowerdir="+tree.lower+",upperdir="+tree.upper+",workdir="+work, overlay)
-	defer mustRun(t, "umount", overlay)
+	testkit.Run(t, "mount", "-o", "ro,loop,offset=1048576", disk, root)
+	defer testkit.Run(t, "umount", root)
+	testkit.Run(t, "mount", "-t", "overlay", "overlay", "-o", "lowerdir="+tree.lower+",upperdir="+tree.upper+",workdir="+work, overlay)
+	defer testkit.Run(t, "umount", overlay)
 	list := func(dir string) []string {
 		var all []string
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -151,7 +154,7 @@ func sameTree(t *testing.T, disk string, tree layers) {
 			}
 			switch info.Mode().Type() {
 			case 0:
-				sum, err := hashFile(t.Context(), path)
+				sum, err := sparse.SHA256(t.Context(), path)
 				if err != nil {
 					return err
 				}

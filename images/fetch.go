@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"imagegen/internal/sparse"
 )
 
 // Files from outside any package, bases above all, are downloaded with net/http. packer-plugin-sdk's StepDownload can
@@ -78,7 +80,7 @@ func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(file.Chmod(0o444), flush(ctx, file), file.Close()); err != nil {
+	if err := errors.Join(file.Chmod(0o444), sparse.Flush(ctx, file), file.Close()); err != nil {
 		return "", err
 	}
 	return path, os.Rename(part, path)
@@ -92,7 +94,7 @@ func (w wrongSum) Error() string {
 }
 
 func hasSum(ctx context.Context, path, sum string) error {
-	got, err := hashFile(ctx, path)
+	got, err := sparse.SHA256(ctx, path)
 	if err == nil && got != sum {
 		err = wrongSum{got, sum}
 	}

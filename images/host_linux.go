@@ -1,18 +1,17 @@
 package images
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
-	"time"
+
+	"imagegen/internal/filelock"
 )
 
 // tools are the programs that a bake runs on this machine, the Debian packages that have them, and the distro that needs
@@ -34,9 +33,6 @@ var tools = []struct{ program, pkg, distro string }{
 	{"xfs_repair", "xfsprogs", "centos7"},
 	{"qemu-img", "qemu-utils", "centos7"},
 }
-
-// toolPath is where the programs are looked for: sudo and su may leave a path without sbin.
-const toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // bootSector is the boot loader's first part; Debian has it in syslinux-common.
 const bootSector = "/usr/lib/syslinux/mbr/mbr.bin"
@@ -132,7 +128,7 @@ func (c *Config) workDir(ctx context.Context) (dir string, release func(), err e
 	if err != nil {
 		return "", nil, err
 	}
-	lock, err := lockFile(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
+	lock, err := filelock.Lock(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
 	if err != nil {
 		os.RemoveAll(dir)
 		return "", nil, err
@@ -145,7 +141,7 @@ func (c *Config) workDir(ctx context.Context) (dir string, release func(), err e
 
 // lockWork is held while folders are made and looked through, so that none is seen before it is locked.
 func (c *Config) lockWork(ctx context.Context) (*os.File, error) {
-	return lockFile(ctx, filepath.Join(c.CacheDir, "work", "lock"), syscall.LOCK_EX)
+	return filelock.Lock(ctx, filepath.Join(c.CacheDir, "work", "lock"), syscall.LOCK_EX)
 }
 
 // removeLeftovers removes the folders of bakes that are no more.
@@ -163,7 +159,7 @@ func (c *Config) removeLeftovers(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		lock, err := lockFile(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
+		lock, err := filelock.Lock(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			continue // somebody else's, at work
 		}
@@ -200,102 +196,4 @@ func detach(dir string) error {
 		}
 	}
 	return nil
-}
-
-// lockFile locks a file, which it makes, as flock(2) has it; the lock ends with the process or when the file is closed. If
-// another has it, lockFile waits for it, or returns EWOULDBLOCK with LOCK_NB.
-func lockFile(ctx context.Context, path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	locked := make(chan error, 1)
-	go func() { locked <- syscall.Flock(int(f.Fd()), how) }()
-	select {
-	case err = <-locked:
-	case <-ctx.Done():
-		go func() {
-			<-locked
-			f.Close()
-		}()
-		return nil, ctx.Err()
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, nil
-}
-
-// command is a program that ends with ctx, with all that it has started: APT's methods, say, would hold its output open.
-// A Ctrl-C is for imagegen, which ends the program.
-func command(ctx context.Context, program string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
-	return cmd
-}
-
-// flush brings a file to the disk, a piece at a time: fsync of all at once may take many seconds, in which nobody can be
-// interrupted.
-func flush(ctx context.Context, f *os.File) error {
-	const waitBefore, write, waitAfter = 1, 2, 4 // sync_file_range(2)
-	err := eachExtent(f, func(start, end int64) error {
-		for ; start < end; start += copyPiece {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			err := syscall.SyncFileRange(int(f.Fd()), start, min(end-start, copyPiece), waitBefore|write|waitAfter)
-			if errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ESPIPE) {
-				return nil // fsync does it all
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-// eachExtent calls do for each part of a sparse file that holds data.
-func eachExtent(f *os.File, do func(start, end int64) error) error {
-	const seekData, seekHole = 3, 4 // lseek(2)
-	for pos := int64(0); ; {
-		start, err := f.Seek(pos, seekData)
-		if errors.Is(err, syscall.ENXIO) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		end, err := f.Seek(start, seekHole)
-		if err != nil {
-			return err
-		}
-		if err := do(start, end); err != nil {
-			return err
-		}
-		pos = end
-	}
-}
-
-// lastLines returns the last n lines of what r holds.
-func lastLines(r io.Reader, n int) string {
-	var lines []string
-	s := bufio.NewScanner(r)
-	s.Buffer(nil, 1<<20)
-	for s.Scan() {
-		if strings.TrimSpace(s.Text()) == "" {
-			continue
-		}
-		if lines = append(lines, s.Text()); len(lines) > n {
-			lines = lines[1:]
-		}
-	}
-	return strings.Join(lines, "\n")
 }

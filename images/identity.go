@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"imagegen/cluster"
+	"imagegen/internal/sparse"
 	"imagegen/roles"
 )
 
@@ -108,7 +109,7 @@ func (c *Config) inputs(ctx context.Context, name string, base baseInputs, agent
 		if err != nil {
 			return inputs{}, err
 		}
-		sum, err := hashFile(ctx, path)
+		sum, err := sparse.SHA256(ctx, path)
 		if err != nil {
 			return inputs{}, err
 		}

@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,7 +20,9 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/images/format"
 	"imagegen/internal/atomicfile"
+	"imagegen/internal/sparse"
 	"imagegen/roles"
 )
 
@@ -98,7 +99,7 @@ const (
 // Build bakes the images of the roles that are not in the cache and puts all of them into the output folder. On an
 // error, or when ctx ends, what was being baked is removed; images that were finished stay in the cache.
 func Build(ctx context.Context, c Config) ([]Result, error) {
-	if err := checkFormats(c.Formats); err != nil {
+	if err := format.Check(c.Formats); err != nil {
 		return nil, err
 	}
 	names, err := c.prepare()
@@ -211,7 +212,7 @@ func (c *Config) plan(ctx context.Context, names []string) ([]*plan, error) {
 	}
 	agent := ""
 	if c.Agent != "" {
-		if agent, err = hashFile(ctx, c.Agent); err != nil {
+		if agent, err = sparse.SHA256(ctx, c.Agent); err != nil {
 			return nil, fmt.Errorf("read the agent: %w", err)
 		}
 	}
@@ -289,15 +290,15 @@ func (c *Config) export(ctx context.Context, role string, p *plan) (Result, erro
 	if m.Outputs, err = c.dropStale(role, old, m); err != nil {
 		return r, err
 	}
-	for _, format := range c.Formats {
-		if format == "raw" {
+	for _, kind := range c.Formats {
+		if kind == "raw" {
 			continue
 		}
-		out, err := c.convert(ctx, role, p, format)
+		out, err := c.convert(ctx, role, p, kind)
 		if err != nil {
-			return r, fmt.Errorf("write as %s: %w", format, err)
+			return r, fmt.Errorf("write as %s: %w", kind, err)
 		}
-		m.Outputs = slices.DeleteFunc(m.Outputs, func(o Output) bool { return o.Format == format })
+		m.Outputs = slices.DeleteFunc(m.Outputs, func(o Output) bool { return o.Format == kind })
 		m.Outputs = append(m.Outputs, out)
 	}
 	slices.SortFunc(m.Outputs, func(a, b Output) int { return strings.Compare(a.Format, b.Format) })
@@ -341,7 +342,7 @@ func place(ctx context.Context, from, path string) error {
 		if errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("%w; is another build writing there?", err)
 		}
-		err = copySparse(ctx, from, tmp)
+		err = sparse.Copy(ctx, from, tmp)
 		err = errors.Join(err, os.Chmod(tmp, 0o444), os.Chtimes(tmp, src.ModTime(), src.ModTime()))
 		if err != nil {
 			os.Remove(tmp)
@@ -354,47 +355,4 @@ func place(ctx context.Context, from, path string) error {
 		return err
 	}
 	return os.Rename(tmp, path)
-}
-
-// copyPiece is how much is copied, or brought to the disk, before somebody looks whether it is still wanted.
-const copyPiece = 16 << 20
-
-// copySparse copies a file's data to a new file, leaves its holes holes.
-func copySparse(ctx context.Context, from, to string) (err error) {
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	info, err := src.Stat()
-	if err != nil {
-		return err
-	}
-	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dst.Close()) }()
-	if err := dst.Truncate(info.Size()); err != nil {
-		return err
-	}
-	return eachExtent(src, func(start, end int64) error {
-		if _, err := src.Seek(start, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := dst.Seek(start, io.SeekStart); err != nil {
-			return err
-		}
-		for start < end { // the kernel copies, a piece at a time, so that it can be interrupted
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			n, err := io.CopyN(dst, src, min(end-start, copyPiece))
-			if err != nil {
-				return err
-			}
-			start += n
-		}
-		return nil
-	})
 }

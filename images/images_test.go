@@ -1,13 +1,8 @@
 package images
 
 import (
-	"bytes"
 	"cmp"
-	"crypto/sha256"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -17,6 +12,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
 
@@ -47,19 +43,9 @@ func testDir(t testing.TB, spec string, roles map[string]string) string {
 		files["roles/"+name+"/role.yaml"] = text
 	}
 	for name, text := range files {
-		write(t, filepath.Join(dir, name), text)
+		testkit.Write(t, filepath.Join(dir, name), text)
 	}
 	return dir
-}
-
-func write(t testing.TB, path, text string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // testConfig is the configuration of a build of the project in dir.
@@ -112,7 +98,7 @@ func lockText(version, requested string) string {
 // TestPackageFilePath: a package file beside a spec that is named without a folder has a path that APT takes for a file.
 func TestPackageFilePath(t *testing.T) {
 	dir := testDir(t, strings.Replace(tinySpec, "{disk", "{packages: [my.deb], disk", 1), map[string]string{"tiny": tinyRole})
-	write(t, filepath.Join(dir, "my.deb"), "a package")
+	testkit.Write(t, filepath.Join(dir, "my.deb"), "a package")
 	t.Chdir(dir)
 	c, err := testConfig("", "")
 	if err != nil {
@@ -129,8 +115,8 @@ func TestIdentity(t *testing.T) {
 	identity := func(t *testing.T, spec, role string, change func(dir string)) string {
 		t.Helper()
 		dir := testDir(t, spec, map[string]string{"tiny": role, "small": tinyRole})
-		write(t, filepath.Join(dir, "roles/tiny/tiny.conf"), "name {{.Node.Name}}\n")
-		write(t, filepath.Join(dir, "my.deb"), "a package")
+		testkit.Write(t, filepath.Join(dir, "roles/tiny/tiny.conf"), "name {{.Node.Name}}\n")
+		testkit.Write(t, filepath.Join(dir, "my.deb"), "a package")
 		if change != nil {
 			change(dir)
 		}
@@ -163,21 +149,21 @@ func TestIdentity(t *testing.T) {
 		{what: "the packages in another order", role: in(role, "[cron]", "[less, cron]")},
 		{what: "a package from the spec", spec: in(spec, "tiny: {", "tiny: {packages: [htop], ")},
 		{what: "a package file", spec: in(spec, "tiny: {", "tiny: {packages: [my.deb], ")},
-		{what: "another package file of that name", spec: in(spec, "tiny: {", "tiny: {packages: [my.deb], "), change: func(dir string) { write(t, filepath.Join(dir, "my.deb"), "another") }},
+		{what: "another package file of that name", spec: in(spec, "tiny: {", "tiny: {packages: [my.deb], "), change: func(dir string) { testkit.Write(t, filepath.Join(dir, "my.deb"), "another") }},
 		{what: "the disk's size", spec: in(spec, "tiny: {disk: 4GiB", "tiny: {disk: 5GiB")},
 		{what: "the mirror", spec: in(spec, "archive.example.com", "mirror.example.com")},
 		{what: "a user's id", role: in(role, "uid: 2000", "uid: 2001")},
 		{what: "a unit to disable", role: in(role, "[cron.service]", "[cron.service, ssh.service]")},
 		{what: "a path to remove", role: in(role, "[/etc/cron.daily/*]", "[/etc/cron.daily]")},
 		{what: "a download", role: role + "    downloads: [{url: 'https://example.com/x', sha256: " + strings.Repeat("0a", 32) + ", path: /opt/x}]\n"},
-		{what: "the agent", change: func(dir string) { write(t, filepath.Join(dir, "agent"), "another") }},
-		{what: "what the base's packages are pinned to", change: func(dir string) { write(t, filepath.Join(dir, LockName), lockText("1.0", "")) }},
-		{what: "that to another version", change: func(dir string) { write(t, filepath.Join(dir, LockName), lockText("2.0", "")) }},
-		{what: "what the role's packages are pinned to", change: func(dir string) { write(t, filepath.Join(dir, LockName), lockText("1.0", "cron")) }},
+		{what: "the agent", change: func(dir string) { testkit.Write(t, filepath.Join(dir, "agent"), "another") }},
+		{what: "what the base's packages are pinned to", change: func(dir string) { testkit.Write(t, filepath.Join(dir, LockName), lockText("1.0", "")) }},
+		{what: "that to another version", change: func(dir string) { testkit.Write(t, filepath.Join(dir, LockName), lockText("2.0", "")) }},
+		{what: "what the role's packages are pinned to", change: func(dir string) { testkit.Write(t, filepath.Join(dir, LockName), lockText("1.0", "cron")) }},
 
 		{what: "the description", role: in(role, "one small", "a small"), same: true},
 		{what: "a template", role: role + "files: [{path: /etc/tiny.conf, template: tiny.conf}]\n", same: true},
-		{what: "a template's text", change: func(dir string) { write(t, filepath.Join(dir, "roles/tiny/tiny.conf"), "x") }, same: true},
+		{what: "a template's text", change: func(dir string) { testkit.Write(t, filepath.Join(dir, "roles/tiny/tiny.conf"), "x") }, same: true},
 		{what: "a kernel parameter", role: role + "sysctl: {vm.swappiness: \"1\"}\n", same: true},
 		{what: "a node more", spec: in(spec, "tiny1: 192.168.10.60", "tiny1: 192.168.10.60, tiny2: 192.168.10.62"), same: true},
 		{what: "memory", spec: in(spec, "tiny: {", "tiny: {memory: 1GiB, "), same: true},
@@ -273,7 +259,7 @@ func TestPlanShares(t *testing.T) {
 func TestMissingPackageFile(t *testing.T) {
 	spec := strings.Replace(tinySpec, "{disk", "{packages: [gone.deb], disk", 1) + "mirror: http://archive.example.com/debian\n"
 	dir := testDir(t, spec, map[string]string{"tiny": tinyRole})
-	write(t, filepath.Join(dir, "gone.deb"), "")
+	testkit.Write(t, filepath.Join(dir, "gone.deb"), "")
 	c := mustConfig(t, dir, t.TempDir())
 	if err := os.Remove(filepath.Join(dir, "gone.deb")); err != nil {
 		t.Fatal(err)
@@ -283,105 +269,12 @@ func TestMissingPackageFile(t *testing.T) {
 	}
 }
 
-// sparse writes a file of a size that has data in a few places, and returns its content.
-func sparse(t *testing.T, path string, size int64, data map[int64]string) []byte {
-	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	content := make([]byte, size)
-	for at, text := range data {
-		copy(content[at:], text)
-		if _, err := f.WriteAt([]byte(text), at); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := f.Truncate(size); err != nil {
-		t.Fatal(err)
-	}
-	return content
-}
-
-var sparseFiles = []struct {
-	name string
-	size int64
-	data map[int64]string
-}{
-	{"empty", 0, nil},
-	{"a hole", 5<<20 + 17, nil},
-	{"data", 11, map[int64]string{0: "hello world"}},
-	{"data, hole", 8 << 20, map[int64]string{0: strings.Repeat("x", 70000)}},
-	{"hole, data", 8<<20 + 5, map[int64]string{8 << 20: "hello"}},
-	{"holes and data", 33 << 20, map[int64]string{1 << 20: "one", 9<<20 - 3: "two and over", 20 << 20: strings.Repeat("three", 1000)}},
-}
-
-func TestHashFile(t *testing.T) {
-	for _, c := range sparseFiles {
-		t.Run(c.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "x")
-			content := sparse(t, path, c.size, c.data)
-			got, err := hashFile(t.Context(), path)
-			if want := fmt.Sprintf("%x", sha256.Sum256(content)); err != nil || got != want {
-				t.Errorf("%v: %s, want %s", err, got, want)
-			}
-		})
-	}
-}
-
-// BenchmarkHashFile hashes a disk that is an eighth data; bytes are those of the disk.
-func BenchmarkHashFile(b *testing.B) {
-	const size = 1 << 30
-	path := testDisk(b, size, part{0, size / 16}, part{size / 2, size / 16}).Name()
-	b.SetBytes(size)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := hashFile(b.Context(), path); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-func TestCopySparse(t *testing.T) {
-	for _, c := range sparseFiles {
-		t.Run(c.name, func(t *testing.T) {
-			dir := t.TempDir()
-			from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
-			content := sparse(t, from, c.size, c.data)
-			if err := copySparse(t.Context(), from, to); err != nil {
-				t.Fatal(err)
-			}
-			got, err := os.ReadFile(to)
-			if err != nil || !bytes.Equal(got, content) {
-				t.Errorf("%v: the copy has %d bytes and differs from %d", err, len(got), len(content))
-			}
-			if a, b := blocks(t, from), blocks(t, to); b > a+16 {
-				t.Errorf("the copy takes %d blocks, the original %d", b, a)
-			}
-			if err := copySparse(t.Context(), from, to); !errors.Is(err, fs.ErrExist) {
-				t.Errorf("a file was written over: %v", err)
-			}
-		})
-	}
-}
-
-// blocks is what a file takes on the disk, in units of 512 bytes.
-func blocks(t *testing.T, path string) int64 {
-	t.Helper()
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return reflect.Indirect(reflect.ValueOf(info.Sys())).FieldByName("Blocks").Int()
-}
-
 func TestPlace(t *testing.T) {
 	dir := t.TempDir()
 	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
-	write(t, from, "new")
-	write(t, to, "old, longer")
-	write(t, to+".tmp", "left over")
+	testkit.Write(t, from, "new")
+	testkit.Write(t, to, "old, longer")
+	testkit.Write(t, to+".tmp", "left over")
 	same := func(a, b string) bool {
 		ia, errA := os.Stat(a)
 		ib, errB := os.Stat(b)
@@ -418,7 +311,7 @@ func TestPlace(t *testing.T) {
 	if second, err := os.Stat(to); err != nil || !os.SameFile(first, second) {
 		t.Errorf("it was copied again: %v", err)
 	}
-	write(t, from, "newer")
+	testkit.Write(t, from, "newer")
 	if err := place(t.Context(), from, to); err != nil {
 		t.Fatal(err)
 	}
@@ -445,12 +338,12 @@ func TestUpToDate(t *testing.T) {
 		t.Fatalf("%v, %+v", err, plans)
 	}
 	dir := c.imageDir(plans[0].identity)
-	write(t, filepath.Join(dir, diskName), "a disk")
+	testkit.Write(t, filepath.Join(dir, diskName), "a disk")
 	data, err := Manifest{Schema: 1, Role: "tiny", Identity: plans[0].identity, Inputs: plans[0].inputs}.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(dir, manifestName), string(data))
+	testkit.Write(t, filepath.Join(dir, manifestName), string(data))
 	var stamps []time.Time
 	for range 2 {
 		results, err := Build(t.Context(), c)
@@ -484,7 +377,7 @@ func TestUpToDate(t *testing.T) {
 		t.Errorf("manifests were written again: %v", stamps)
 	}
 
-	write(t, filepath.Join(dir, manifestName), "{")
+	testkit.Write(t, filepath.Join(dir, manifestName), "{")
 	if _, err := Build(t.Context(), c); err == nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "remove that folder") {
 		t.Errorf("a damaged manifest: %v", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
 
@@ -18,7 +19,7 @@ func TestDownloadStaysBelow(t *testing.T) {
 	dir := t.TempDir()
 	c := &Config{CacheDir: filepath.Join(dir, "cache")}
 	sum := sumOf([]byte("x"))
-	write(t, c.store().path(sum), "x")
+	testkit.Write(t, c.store().path(sum), "x")
 	for i, path := range []string{"/../../escaped", "/a/../../../escaped", "/good/file"} {
 		b := &bake{config: c, work: filepath.Join(dir, "work", fmt.Sprint(i)), plan: &plan{}}
 		if err := os.MkdirAll(b.work, 0o755); err != nil {
@@ -56,7 +57,7 @@ func TestDownloadStaysBelow(t *testing.T) {
 func TestKeyringStaysBelow(t *testing.T) {
 	dir := t.TempDir()
 	key := filepath.Join(dir, "key.gpg")
-	write(t, key, "key")
+	testkit.Write(t, key, "key")
 	work := filepath.Join(dir, "work")
 	up := strings.Repeat("../", strings.Count(work, "/"))
 	if err := layKeys(filepath.Join(work, "keys"), []string{"/" + up + strings.TrimPrefix(key, "/")}); err == nil {
@@ -89,12 +90,12 @@ func TestPackageFileName(t *testing.T) {
 // TestLinksInTrees: where a layer has a folder and the one below it a link, the link is not followed, here on the build host.
 func TestLinksInTrees(t *testing.T) {
 	outside := t.TempDir()
-	write(t, filepath.Join(outside, "sub/secret"), "x")
+	testkit.Write(t, filepath.Join(outside, "sub/secret"), "x")
 	tree := layers{lower: t.TempDir(), upper: t.TempDir()}
 	if err := os.Symlink(outside, filepath.Join(tree.lower, "opt")); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(tree.upper, "opt/sub/own"), "x")
+	testkit.Write(t, filepath.Join(tree.upper, "opt/sub/own"), "x")
 	for path, want := range map[string]string{"opt": "sub", "opt/sub": "own"} {
 		_, all, err := tree.list(path)
 		if err != nil {

@@ -10,23 +10,26 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"imagegen/images/format"
+	"imagegen/internal/sparse"
 )
 
 // Inspect returns the manifest of an image file in any format, which lies where Build put it, and makes sure that the
 // file is what the manifest says.
 func Inspect(ctx context.Context, path string) (Manifest, error) {
-	format := strings.TrimPrefix(filepath.Ext(path), ".")
-	if !slices.Contains(Formats, format) {
-		return Manifest{}, fmt.Errorf("%s: an image's name ends in .%s", path, strings.Join(Formats, ", ."))
+	kind := strings.TrimPrefix(filepath.Ext(path), ".")
+	if !slices.Contains(format.Names, kind) {
+		return Manifest{}, fmt.Errorf("%s: an image's name ends in .%s", path, strings.Join(format.Names, ", ."))
 	}
 	if _, err := os.Stat(path); err != nil {
 		return Manifest{}, err
 	}
 	dir := filepath.Dir(path)
-	if format == "box" {
+	if kind == "box" {
 		dir = filepath.Join(filepath.Dir(dir), "images")
 	}
-	beside := filepath.Join(dir, strings.TrimSuffix(filepath.Base(path), "."+format)+".json")
+	beside := filepath.Join(dir, strings.TrimSuffix(filepath.Base(path), "."+kind)+".json")
 	data, err := os.ReadFile(beside)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Manifest{}, fmt.Errorf("%s: its manifest %s is not there; imagegen build writes both", path, beside)
@@ -38,9 +41,9 @@ func Inspect(ctx context.Context, path string) (Manifest, error) {
 	if err := json.Unmarshal(data, &m); err != nil {
 		return m, fmt.Errorf("%s: %w", beside, err)
 	}
-	want, ok := m.output(format)
+	want, ok := m.output(kind)
 	if !ok {
-		return m, fmt.Errorf("%s: the manifest %s does not know it: it is of an earlier image; imagegen build --format %s writes it anew", path, beside, format)
+		return m, fmt.Errorf("%s: the manifest %s does not know it: it is of an earlier image; imagegen build --format %s writes it anew", path, beside, kind)
 	}
 	if err := want.check(ctx, path); err != nil {
 		return m, fmt.Errorf("%s: %w; it is not what imagegen wrote", path, err)
@@ -53,7 +56,7 @@ func (o Output) check(ctx context.Context, path string) error {
 	if o.Data == "" {
 		return hasSum(ctx, path, o.SHA256)
 	}
-	switch got, err := hashData(ctx, path); {
+	switch got, err := sparse.Digest(ctx, path); {
 	case err != nil:
 		return err
 	case got != o.Data:
@@ -63,9 +66,9 @@ func (o Output) check(ctx context.Context, path string) error {
 }
 
 // output returns what the manifest says of a format.
-func (m Manifest) output(format string) (Output, bool) {
+func (m Manifest) output(kind string) (Output, bool) {
 	for _, o := range append([]Output{m.Disk}, m.Outputs...) {
-		if o.Format == format {
+		if o.Format == kind {
 			return o, true
 		}
 	}

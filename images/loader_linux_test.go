@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"imagegen/internal/testkit"
 )
 
 // TestLoader lets extlinux install itself on two file systems where its file lies at different places: what it has
@@ -15,7 +17,7 @@ func TestLoader(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: the boot loader is NOT tested")
 	}
-	program(t, "extlinux", "extlinux")
+	testkit.Program(t, "extlinux", "extlinux")
 	install := func(filler int) (boot, sys []byte, sectors []uint64) {
 		dir := t.TempDir()
 		disk, root := filepath.Join(dir, "disk"), filepath.Join(dir, "root")
@@ -25,16 +27,16 @@ func TestLoader(t *testing.T) {
 		if err := os.WriteFile(disk, make([]byte, 32<<20), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		mustRun(t, "mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^64bit,^metadata_csum", disk)
-		mustRun(t, "mount", "-o", "loop", disk, root)
-		write(t, filepath.Join(root, "filler"), strings.Repeat("x", filler))
+		testkit.Run(t, "mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^64bit,^metadata_csum", disk)
+		testkit.Run(t, "mount", "-o", "loop", disk, root)
+		testkit.Write(t, filepath.Join(root, "filler"), strings.Repeat("x", filler))
 		if err := os.MkdirAll(filepath.Join(root, loaderDir), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		mustRun(t, "sync", "-f", root)
-		mustRun(t, "extlinux", "--install", filepath.Join(root, loaderDir))
+		testkit.Run(t, "sync", "-f", root)
+		testkit.Run(t, "extlinux", "--install", filepath.Join(root, loaderDir))
 		sys, err := os.ReadFile(filepath.Join(root, loaderFile))
-		mustRun(t, "umount", root)
+		testkit.Run(t, "umount", root)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +44,7 @@ func TestLoader(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out := mustRun(t, "debugfs", "-R", "blocks /"+loaderFile, disk)
+		out := testkit.Run(t, "debugfs", "-R", "blocks /"+loaderFile, disk)
 		_, out, _ = strings.Cut(out, "\n") // the program's name and version
 		for _, word := range strings.Fields(out) {
 			block, err := strconv.ParseUint(word, 10, 32)

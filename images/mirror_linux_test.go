@@ -11,21 +11,23 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"imagegen/internal/testkit"
 )
 
 // TestMirrorWithoutSuites has an archive at a plain address that lacks a suite of updates: it is left out, loudly, and the
 // image does not name it. One that merely cannot be reached is an error.
 func TestMirrorWithoutSuites(t *testing.T) {
-	program(t, "apt-get", "apt")
-	program(t, "gpg", "gnupg")
+	testkit.Program(t, "apt-get", "apt")
+	testkit.Program(t, "gpg", "gnupg")
 	www := t.TempDir()
 	home := newKeys(t, www)
 	key := filepath.Join(www, "key.gpg")
 	must(t, exec.Command("gpg", "--homedir", home, "--batch", "--output", key, "--export", "right"))
 	for _, path := range []string{"debian/dists/bookworm", "debian/dists/bookworm-updates", "debian-security/dists/bookworm-security"} {
 		dir := filepath.Join(www, path)
-		write(t, filepath.Join(dir, "main/binary-amd64/Packages"), "")
-		write(t, filepath.Join(dir, "plain"), fmt.Sprintf("Suite: %[1]s\nCodename: %[1]s\nArchitectures: amd64\nComponents: main\nDate: Sat, 01 Nov 2025 00:00:00 UTC\nSHA256:\n %x 0 main/binary-amd64/Packages\n",
+		testkit.Write(t, filepath.Join(dir, "main/binary-amd64/Packages"), "")
+		testkit.Write(t, filepath.Join(dir, "plain"), fmt.Sprintf("Suite: %[1]s\nCodename: %[1]s\nArchitectures: amd64\nComponents: main\nDate: Sat, 01 Nov 2025 00:00:00 UTC\nSHA256:\n %x 0 main/binary-amd64/Packages\n",
 			filepath.Base(path), sha256.Sum256(nil)))
 		must(t, exec.Command("gpg", "--homedir", home, "--batch", "--local-user", "right", "--output", filepath.Join(dir, "InRelease"), "--clearsign", filepath.Join(dir, "plain")))
 	}

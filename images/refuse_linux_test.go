@@ -9,6 +9,9 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/images/format"
+	"imagegen/internal/program"
+	"imagegen/internal/testkit"
 )
 
 // A build that cannot bake says so before anything is fetched. Root without CAP_SYS_ADMIN is what a container has.
@@ -16,8 +19,8 @@ func TestNoRightToMount(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: that rights are missed is NOT tested")
 	}
-	program(t, "setpriv", "util-linux")
-	if err := checkTools(toolPath, "debian12"); err != nil {
+	testkit.Program(t, "setpriv", "util-linux")
+	if err := checkTools(program.Path, "debian12"); err != nil {
 		t.Skipf("needs what a bake needs: that rights are missed is NOT tested: %v", err)
 	}
 	imagegen := theProgram(t)
@@ -56,7 +59,7 @@ func TestNoQEMUImg(t *testing.T) {
 		t.Error("it has begun")
 	}
 	c.Formats = []string{"ova"} // needs none
-	if err := checkFormats(c.Formats); err != nil {
+	if err := format.Check(c.Formats); err != nil {
 		t.Error(err)
 	}
 }

@@ -18,6 +18,8 @@ import (
 	"syscall"
 
 	"imagegen/cluster"
+	"imagegen/internal/filelock"
+	"imagegen/internal/program"
 	"imagegen/roles"
 )
 
@@ -47,7 +49,7 @@ func (c *Config) openSources(ctx context.Context, sources []string) (_ *archive,
 			return nil, fmt.Errorf("make the cache: %w", err)
 		}
 	}
-	if a.lock, err = lockFile(ctx, filepath.Join(a.dir, "lock"), syscall.LOCK_EX); err != nil {
+	if a.lock, err = filelock.Lock(ctx, filepath.Join(a.dir, "lock"), syscall.LOCK_EX); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -55,7 +57,7 @@ func (c *Config) openSources(ctx context.Context, sources []string) (_ *archive,
 			a.close()
 		}
 	}()
-	dump, err := command(ctx, "apt-config", "dump").Output()
+	dump, err := program.Command(ctx, "apt-config", "dump").Output()
 	if err != nil {
 		return nil, fmt.Errorf("ask apt-config, of the package apt, for this machine's settings: %w", err)
 	}
@@ -174,18 +176,18 @@ func (a *archive) trust() error {
 }
 
 // run runs one of APT's programs in a folder. The status is a file of what counts as installed; empty: nothing.
-func (a *archive) run(ctx context.Context, dir, status string, program string, args ...string) (string, error) {
+func (a *archive) run(ctx context.Context, dir, status string, name string, args ...string) (string, error) {
 	args = append([]string{"-o", "Dir::State::status=" + cmp.Or(status, filepath.Join(a.dir, "empty"))}, args...)
-	cmd := command(ctx, program, args...)
+	cmd := program.Command(ctx, name, args...)
 	cmd.Dir = dir
-	cmd.Env = append([]string{"LC_ALL=C.UTF-8", "PATH=" + toolPath, "APT_CONFIG=" + filepath.Join(a.dir, "apt.conf")}, proxyEnv()...)
+	cmd.Env = append([]string{"LC_ALL=C.UTF-8", "PATH=" + program.Path, "APT_CONFIG=" + filepath.Join(a.dir, "apt.conf")}, program.ProxyEnv()...)
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		return "", fmt.Errorf("%s: %w\n%s", program, err, lastLines(&said, 8))
+		return "", fmt.Errorf("%s: %w\n%s", name, err, program.LastLines(&said, 8))
 	}
 	return out.String(), nil
 }
@@ -216,7 +218,7 @@ func (a *archive) status(ctx context.Context, s store, packages []Pin) (string, 
 
 // control returns what a package file says of itself.
 func control(ctx context.Context, path string) (string, error) {
-	out, err := command(ctx, "dpkg-deb", "--field", path).Output()
+	out, err := program.Command(ctx, "dpkg-deb", "--field", path).Output()
 	return strings.TrimSpace(string(out)) + "\n", err
 }
 
@@ -725,7 +727,7 @@ func (c *Config) fetch(ctx context.Context, url, sum string) error {
 		}
 		return fmt.Errorf("%s is not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", url)
 	}
-	lock, err := lockFile(ctx, c.store().path(sum)+".lock", syscall.LOCK_EX)
+	lock, err := filelock.Lock(ctx, c.store().path(sum)+".lock", syscall.LOCK_EX)
 	if err != nil {
 		return err
 	}
@@ -736,15 +738,4 @@ func (c *Config) fetch(ctx context.Context, url, sum string) error {
 		return ctx.Err()
 	}
 	return err
-}
-
-// proxyEnv passes on how this machine reaches its archives.
-func proxyEnv() []string {
-	var env []string
-	for _, kv := range os.Environ() {
-		if name, _, _ := strings.Cut(kv, "="); strings.HasSuffix(strings.ToLower(name), "_proxy") {
-			env = append(env, kv)
-		}
-	}
-	return env
 }

@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"imagegen/internal/sparse"
+	"imagegen/internal/testkit"
 )
 
 // testArchive is an archive of empty packages that the test changes.
@@ -41,7 +44,7 @@ func (a *testArchive) put(p Pin, fields string) {
 	a.t.Helper()
 	p.Architecture = "all"
 	tree := a.t.TempDir()
-	write(a.t, filepath.Join(tree, "DEBIAN/control"), fmt.Sprintf("Package: %s\nVersion: %s\nArchitecture: all\nMaintainer: Nobody <nobody@example.com>\n%sDescription: nothing\n", p.Name, p.Version, fields))
+	testkit.Write(a.t, filepath.Join(tree, "DEBIAN/control"), fmt.Sprintf("Package: %s\nVersion: %s\nArchitecture: all\nMaintainer: Nobody <nobody@example.com>\n%sDescription: nothing\n", p.Name, p.Version, fields))
 	for file := range a.all {
 		if strings.HasPrefix(file, p.Name+"_") {
 			delete(a.all, file)
@@ -51,7 +54,7 @@ func (a *testArchive) put(p Pin, fields string) {
 	if out, err := exec.Command("dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, path).CombinedOutput(); err != nil {
 		a.t.Fatalf("dpkg-deb: %v: %s", err, out)
 	}
-	sum, err := hashFile(a.t.Context(), path)
+	sum, err := sparse.SHA256(a.t.Context(), path)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -74,11 +77,11 @@ func (a *testArchive) config(dir, cache, packages string) (Config, *[]string) {
 		index.WriteString(text + "\n")
 	}
 	dists := filepath.Join(a.dir, "dists/bookworm")
-	write(a.t, filepath.Join(dists, "main/binary-amd64/Packages"), index.String())
-	write(a.t, filepath.Join(dists, "Release"), fmt.Sprintf("Suite: bookworm\nCodename: bookworm\nArchitectures: amd64\nComponents: main\nSHA256:\n %x %d main/binary-amd64/Packages\n",
+	testkit.Write(a.t, filepath.Join(dists, "main/binary-amd64/Packages"), index.String())
+	testkit.Write(a.t, filepath.Join(dists, "Release"), fmt.Sprintf("Suite: bookworm\nCodename: bookworm\nArchitectures: amd64\nComponents: main\nSHA256:\n %x %d main/binary-amd64/Packages\n",
 		sha256.Sum256([]byte(index.String())), index.Len()))
-	write(a.t, filepath.Join(dir, "cluster.yaml"), tinySpec+"mirror: 'deb [trusted=yes] file://"+a.dir+" bookworm main'\n")
-	write(a.t, filepath.Join(dir, "roles/tiny/role.yaml"), strings.Replace(tinyRole, "[cron]", "["+packages+"]", 1))
+	testkit.Write(a.t, filepath.Join(dir, "cluster.yaml"), tinySpec+"mirror: 'deb [trusted=yes] file://"+a.dir+" bookworm main'\n")
+	testkit.Write(a.t, filepath.Join(dir, "roles/tiny/role.yaml"), strings.Replace(tinyRole, "[cron]", "["+packages+"]", 1))
 	c := mustConfig(a.t, dir, cache)
 	said := &[]string{}
 	c.UI = noted{said}
@@ -248,7 +251,7 @@ func TestDamagedPackage(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	write(t, path, string(data))
+	testkit.Write(t, path, string(data))
 	err = c.repository(t.Context(), filepath.Join(t.TempDir(), "damaged"), all)
 	wantError(t, err, "package cron 1.0 is damaged in the cache", path, "remove that file", "imagegen fetch")
 }
@@ -265,7 +268,7 @@ func TestLockFile(t *testing.T) {
 		{"schema: 1\ndistro: debian12\nbase: {packages: ['../x 1.0 all " + sum + "']}\n", "is not a package's name"},
 	} {
 		dir := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
-		write(t, filepath.Join(dir, LockName), c.text)
+		testkit.Write(t, filepath.Join(dir, LockName), c.text)
 		config := mustConfig(t, dir, "")
 		l, err := config.readLock()
 		if c.say != "" {

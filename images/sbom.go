@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"imagegen/internal/uuid"
 )
 
 // The parts of an SPDX 2.3 document (ISO/IEC 5962) that say which packages an image holds.
@@ -73,7 +75,7 @@ func (m Manifest) sbom() ([]byte, error) {
 	}
 	d := spdxDocument{
 		Version: "SPDX-2.3", DataLicense: "CC0-1.0", ID: spdxDocumentID, Name: m.Role,
-		Namespace: "urn:uuid:" + uuid("sbom", m.Role+"\x00"+m.Identity+"\x00"+m.Disk.SHA256+m.Disk.Data),
+		Namespace: "urn:uuid:" + uuid.Of("sbom", m.Role, m.Identity, m.Disk.SHA256+m.Disk.Data),
 		Creation: spdxCreation{"1970-01-01T00:00:00Z", []string{"Tool: imagegen"},
 			"The time is fixed, so that the same image has the same document."},
 		Packages:      []spdxPackage{image},

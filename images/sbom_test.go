@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"imagegen/internal/testkit"
 )
 
 func TestSBOM(t *testing.T) {
@@ -100,12 +102,12 @@ func TestManifestOfOlderVersion(t *testing.T) {
 		t.Errorf("%v\n%s", err, data)
 	}
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "web.raw"), "hello world")
-	write(t, filepath.Join(dir, "web.json"), old)
+	testkit.Write(t, filepath.Join(dir, "web.raw"), "hello world")
+	testkit.Write(t, filepath.Join(dir, "web.json"), old)
 	if _, err := Inspect(t.Context(), filepath.Join(dir, "web.raw")); err != nil {
 		t.Error(err)
 	}
-	write(t, filepath.Join(dir, "web.raw"), "hello World")
+	testkit.Write(t, filepath.Join(dir, "web.raw"), "hello World")
 	if _, err := Inspect(t.Context(), filepath.Join(dir, "web.raw")); !errors.As(err, new(wrongSum)) {
 		t.Errorf("another file passes for it: %v", err)
 	}

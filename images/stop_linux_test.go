@@ -18,6 +18,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"imagegen/images/format"
+	"imagegen/internal/sparse"
+	"imagegen/internal/testkit"
 )
 
 // asked is a context that ends when it has been asked often enough whether it has, so that work can be interrupted at
@@ -41,13 +45,13 @@ func TestWorkIsInterrupted(t *testing.T) {
 	data := make([]byte, size)
 	rand.NewChaCha8([32]byte{}).Read(data)
 	full := filepath.Join(dir, "full")
-	write(t, full, string(data))
-	sum, err := hashFile(t.Context(), full)
+	testkit.Write(t, full, string(data))
+	sum, err := sparse.SHA256(t.Context(), full)
 	if err != nil {
 		t.Fatal(err)
 	}
 	holes := filepath.Join(dir, "holes") // hashing all of them takes seconds
-	write(t, holes, "x")
+	testkit.Write(t, holes, "x")
 	if err := os.Truncate(holes, 1<<30); err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +62,7 @@ func TestWorkIsInterrupted(t *testing.T) {
 	boot[510], boot[511] = 0x55, 0xaa
 	z.Write(boot)
 	z.Close()
-	write(t, packed, b.String())
+	testkit.Write(t, packed, b.String())
 	for _, name := range []string{"store", "tree/bake", "tree/upper"} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
 			t.Fatal(err)
@@ -68,20 +72,20 @@ func TestWorkIsInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := store(filepath.Join(dir, "store"))
-	write(t, s.path(sum), string(data))
+	testkit.Write(t, s.path(sum), string(data))
 	out := filepath.Join(dir, "out")
-	machine := Machine{Name: "tiny", Distro: "debian12", CPUs: 1, Memory: 1 << 30, ID: "x"}
-	convert := func(format string) func(context.Context) error {
-		return func(ctx context.Context) error { return writeFormat(ctx, out, full, format, machine) }
+	machine := format.Machine{Name: "tiny", Distro: "debian12", CPUs: 1, Memory: 1 << 30, ID: "x"}
+	convert := func(kind string) func(context.Context) error {
+		return func(ctx context.Context) error { return format.Write(ctx, out, full, kind, machine) }
 	}
 	for _, c := range []struct {
 		name string
 		do   func(context.Context) error
 	}{
-		{"hash a file", func(ctx context.Context) error { _, err := hashFile(ctx, full); return err }},
-		{"hash holes", func(ctx context.Context) error { _, err := hashFile(ctx, holes); return err }},
-		{"hash a disk's data", func(ctx context.Context) error { _, err := hashData(ctx, full); return err }},
-		{"copy a disk", func(ctx context.Context) error { return copySparse(ctx, full, out) }},
+		{"hash a file", func(ctx context.Context) error { _, err := sparse.SHA256(ctx, full); return err }},
+		{"hash holes", func(ctx context.Context) error { _, err := sparse.SHA256(ctx, holes); return err }},
+		{"hash a disk's data", func(ctx context.Context) error { _, err := sparse.Digest(ctx, full); return err }},
+		{"copy a disk", func(ctx context.Context) error { return sparse.Copy(ctx, full, out) }},
 		{"take a package", func(ctx context.Context) error { return s.take(ctx, sum, out, "it") }},
 		{"copy a package file", func(ctx context.Context) error { return copyAs(ctx, full, out, sum) }},
 		{"bring to the disk", func(ctx context.Context) error {
@@ -90,7 +94,7 @@ func TestWorkIsInterrupted(t *testing.T) {
 				return err
 			}
 			defer f.Close()
-			return flush(ctx, f)
+			return sparse.Flush(ctx, f)
 		}},
 		{"unpack a base", func(ctx context.Context) error { return unpack(ctx, packed, out) }},
 		{"pack what a VM gets", func(ctx context.Context) error {
@@ -101,7 +105,7 @@ func TestWorkIsInterrupted(t *testing.T) {
 		{"write an OVA", convert("ova")},
 		{"write a box", convert("box")},
 		{"write the disk", func(ctx context.Context) error {
-			program(t, "mkfs.ext4", "e2fsprogs")
+			testkit.Program(t, "mkfs.ext4", "e2fsprogs")
 			e, err := newDisk(ctx, out, 300<<20, "6ba7b810-9dad-81d1-80b4-00c04fd430c8")
 			if err != nil {
 				return err
@@ -211,8 +215,8 @@ func stopAt(t *testing.T, line string, program string, args ...string) {
 func TestTermStopsHash(t *testing.T) {
 	imagegen := theProgram(t)
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "web.json"), `{"schema": 1, "role": "web", "disk": {"format": "raw", "bytes": 1, "sha256": "00"}}`)
-	write(t, filepath.Join(dir, "web.raw"), "x")
+	testkit.Write(t, filepath.Join(dir, "web.json"), `{"schema": 1, "role": "web", "disk": {"format": "raw", "bytes": 1, "sha256": "00"}}`)
+	testkit.Write(t, filepath.Join(dir, "web.raw"), "x")
 	if err := os.Truncate(filepath.Join(dir, "web.raw"), 2<<40); err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +242,7 @@ func bakedDir(t *testing.T, size, data int64) (dir, cache string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(image, manifestName), string(manifest))
+	testkit.Write(t, filepath.Join(image, manifestName), string(manifest))
 	f, err := os.Create(filepath.Join(image, diskName))
 	if err != nil {
 		t.Fatal(err)
@@ -260,15 +264,15 @@ func TestTermStopsFormats(t *testing.T) {
 	}
 	imagegen := theProgram(t)
 	dir, cache := bakedDir(t, 4<<30, 256<<20) // each takes seconds
-	for _, format := range Formats[1:] {
-		t.Run(format, func(t *testing.T) {
-			if format == "qcow2" {
-				program(t, "qemu-img", "qemu-utils")
+	for _, kind := range format.Names[1:] {
+		t.Run(kind, func(t *testing.T) {
+			if kind == "qcow2" {
+				testkit.Program(t, "qemu-img", "qemu-utils")
 			}
-			stopAt(t, "tiny: write as "+format, imagegen, "build", "-f", filepath.Join(dir, "cluster.yaml"), "--cache", cache,
-				"--agent", filepath.Join(dir, "agent"), "-o", filepath.Join(dir, "dist"), "--format", format)
+			stopAt(t, "tiny: write as "+kind, imagegen, "build", "-f", filepath.Join(dir, "cluster.yaml"), "--cache", cache,
+				"--agent", filepath.Join(dir, "agent"), "-o", filepath.Join(dir, "dist"), "--format", kind)
 			left, _ := filepath.Glob(filepath.Join(cache, "formats/*/*"))
-			more, _ := filepath.Glob(filepath.Join(dir, "dist/*/tiny."+format+"*"))
+			more, _ := filepath.Glob(filepath.Join(dir, "dist/*/tiny."+kind+"*"))
 			if left = append(left, more...); len(left) > 0 {
 				t.Errorf("left: %q", left)
 			}
@@ -280,8 +284,8 @@ func TestTermStopsFormats(t *testing.T) {
 func stopsAtEveryStep(t *testing.T, dir, cache string) {
 	imagegen := theProgram(t)
 	role := filepath.Join(dir, "roles/tiny/role.yaml")
-	write(t, role, strings.Replace(tinyRole, "cron.daily/*", "cron.monthly/*", 1))
-	defer write(t, role, tinyRole)
+	testkit.Write(t, role, strings.Replace(tinyRole, "cron.daily/*", "cron.monthly/*", 1))
+	defer testkit.Write(t, role, tinyRole)
 	before := files(t, filepath.Join(cache, "images"))
 	for _, step := range []string{"tiny: prepare", "tiny: make users", "tiny: install packages", "tiny: seal",
 		"tiny: write the disk", "tiny: check", "tiny: write the manifest"} {
@@ -298,10 +302,10 @@ func stopsAtEveryStep(t *testing.T, dir, cache string) {
 
 // TestLargeSparseDisk: what a disk costs follows what is on it, not its size.
 func TestLargeSparseDisk(t *testing.T) {
-	program(t, "mkfs.ext4", "e2fsprogs")
+	testkit.Program(t, "mkfs.ext4", "e2fsprogs")
 	dir := t.TempDir()
 	tree := filepath.Join(dir, "tree")
-	write(t, filepath.Join(tree, "etc/data"), strings.Repeat("data\n", 1<<20))
+	testkit.Write(t, filepath.Join(tree, "etc/data"), strings.Repeat("data\n", 1<<20))
 	const size = 200 << 30
 	began := time.Now()
 	lap := func(what string) {
@@ -320,21 +324,21 @@ func TestLargeSparseDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	lap("write the disk")
-	mustRun(t, "e2fsck", "-f", "-n", disk+"?offset=1048576")
+	testkit.Run(t, "e2fsck", "-f", "-n", disk+"?offset=1048576")
 	lap("check")
-	if got := blocks(t, disk) * 512 >> 20; got > journalMiB+32 {
+	if got := testkit.Blocks(t, disk) * 512 >> 20; got > journalMiB+32 {
 		t.Errorf("it takes %d MiB", got)
 	}
-	sum, err := hashData(t.Context(), disk)
+	sum, err := sparse.Digest(t.Context(), disk)
 	if err != nil {
 		t.Fatal(err)
 	}
 	lap("hash")
-	if err := copySparse(t.Context(), disk, disk+".copy"); err != nil {
+	if err := sparse.Copy(t.Context(), disk, disk+".copy"); err != nil {
 		t.Fatal(err)
 	}
 	lap("copy")
-	if got, err := hashData(t.Context(), disk+".copy"); err != nil || got != sum {
+	if got, err := sparse.Digest(t.Context(), disk+".copy"); err != nil || got != sum {
 		t.Errorf("the copy has the digest %s (%v), not %s", got, err, sum)
 	}
 	lap("hash the copy")
@@ -343,79 +347,21 @@ func TestLargeSparseDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := errors.Join(flush(t.Context(), f), place(t.Context(), disk, filepath.Join(dir, "placed"))); err != nil {
+	if err := errors.Join(sparse.Flush(t.Context(), f), place(t.Context(), disk, filepath.Join(dir, "placed"))); err != nil {
 		t.Fatal(err)
 	}
 	lap("place")
-	m := Machine{Name: "tiny", Distro: "debian12", CPUs: 1, Memory: 1 << 30, ID: "x"}
-	for _, format := range Formats[1:] {
-		if format == "qcow2" {
+	m := format.Machine{Name: "tiny", Distro: "debian12", CPUs: 1, Memory: 1 << 30, ID: "x"}
+	for _, kind := range format.Names[1:] {
+		if kind == "qcow2" {
 			if _, err := exec.LookPath("qemu-img"); err != nil {
 				t.Log("needs qemu-img: qcow2 is NOT tested")
 				continue
 			}
 		}
-		if err := writeFormat(t.Context(), filepath.Join(dir, "out."+format), disk, format, m); err != nil {
+		if err := format.Write(t.Context(), filepath.Join(dir, "out."+kind), disk, kind, m); err != nil {
 			t.Fatal(err)
 		}
-		lap(format)
-	}
-}
-
-// TestHashData: the digest is that of what a disk holds, wherever a file of it has holes, and what the documentation says.
-func TestHashData(t *testing.T) {
-	for _, c := range sparseFiles {
-		t.Run(c.name, func(t *testing.T) {
-			dir := t.TempDir()
-			content := sparse(t, filepath.Join(dir, "sparse"), c.size, c.data)
-			write(t, filepath.Join(dir, "full"), string(content))
-			a, errA := hashData(t.Context(), filepath.Join(dir, "sparse"))
-			b, errB := hashData(t.Context(), filepath.Join(dir, "full"))
-			if a != b || errA != nil || errB != nil {
-				t.Errorf("with holes %s (%v), without %s (%v)", a, errA, b, errB)
-			}
-			if len(content) > 0 {
-				content[len(content)/2] ^= 1
-				write(t, filepath.Join(dir, "other"), string(content))
-				if other, err := hashData(t.Context(), filepath.Join(dir, "other")); err != nil || other == a {
-					t.Errorf("another content has the same digest (%v)", err)
-				}
-			}
-			write(t, filepath.Join(dir, "longer"), string(content)+"\x00")
-			if other, err := hashData(t.Context(), filepath.Join(dir, "longer")); err != nil || other == a {
-				t.Errorf("a longer one has the same digest (%v)", err)
-			}
-		})
-	}
-}
-
-// documented is what docs/images.md gives to compute a disk's digest with.
-func documented(t *testing.T) string {
-	t.Helper()
-	page, err := os.ReadFile("../docs/images.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, ok := strings.Cut(string(page), "```python\n")
-	script, _, ok2 := strings.Cut(rest, "```\n")
-	if !ok || !ok2 {
-		t.Fatal("docs/images.md has no script in Python")
-	}
-	return script
-}
-
-// TestDocumentedDigest: whoever has no imagegen can check a disk with the script in the docs.
-func TestDocumentedDigest(t *testing.T) {
-	program(t, "python3", "python3")
-	for _, c := range sparseFiles {
-		path := filepath.Join(t.TempDir(), "disk")
-		sparse(t, path, c.size, c.data)
-		want, err := hashData(t.Context(), path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := strings.TrimSpace(mustRun(t, "python3", "-c", documented(t), path)); got != want {
-			t.Errorf("%s: %s, and the docs' script prints %s", c.name, want, got)
-		}
+		lap(kind)
 	}
 }

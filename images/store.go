@@ -9,6 +9,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"imagegen/internal/ctxio"
+	"imagegen/internal/sparse"
 )
 
 // store is the folder of packages and downloads that all bakes share. A file is named by the SHA-256 of its content, and
@@ -26,7 +29,7 @@ func (s store) has(sum string) bool {
 
 // add moves a file of the same file system into the store, if it is what it should be; what is said in the error.
 func (s store) add(ctx context.Context, path, sum, what string) error {
-	got, err := hashFile(ctx, path)
+	got, err := sparse.SHA256(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -37,7 +40,7 @@ func (s store) add(ctx context.Context, path, sum, what string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Chmod(0o444), flush(ctx, f), f.Close()); err != nil {
+	if err := errors.Join(f.Chmod(0o444), sparse.Flush(ctx, f), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(path, s.path(sum))
@@ -79,7 +82,7 @@ func (s store) takeBelow(ctx context.Context, sum string, dir *os.Root, path, wh
 // hashCopy copies, and returns the SHA-256 of what it copied.
 func hashCopy(ctx context.Context, to io.Writer, from io.Reader) (string, error) {
 	h := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(to, h), ctxReader{ctx, from}); err != nil {
+	if _, err := io.Copy(io.MultiWriter(to, h), ctxio.Reader(ctx, from)); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"imagegen/internal/filelock"
 )
 
 // unusedFor is how long the cache keeps what no build uses. Only what can be made again without a network goes then:
@@ -20,7 +22,7 @@ func (c *Config) hold(ctx context.Context) (release func(), err error) {
 		return nil, fmt.Errorf("make the cache: %w", err)
 	}
 	path := filepath.Join(c.CacheDir, "lock")
-	held, err := lockFile(ctx, path, syscall.LOCK_SH)
+	held, err := filelock.Lock(ctx, path, syscall.LOCK_SH)
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +31,7 @@ func (c *Config) hold(ctx context.Context) (release func(), err error) {
 		if ctx.Err() != nil {
 			return
 		}
-		alone, err := lockFile(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
+		alone, err := filelock.Lock(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
 		if err != nil {
 			return // whoever holds it trims it
 		}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
 // TestTrim: what no build has used for long goes out of the cache, unless it is in an output folder or somebody is building.
@@ -16,15 +18,15 @@ func TestTrim(t *testing.T) {
 	for _, file := range []string{"images/old/disk.raw", "images/old/manifest.json", "images/exported/disk.raw", "images/used/disk.raw", "images/new/disk.raw",
 		"formats/old/disk.vmdk", "base/old/root/bin/sh", "packages/0123"} {
 		path := filepath.Join(c.CacheDir, file)
-		write(t, path, "x")
+		testkit.Write(t, path, "x")
 		for dir := path; dir != c.CacheDir && filepath.Base(filepath.Dir(path)) != "new"; dir = filepath.Dir(dir) {
 			if err := os.Chtimes(dir, long, long); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	write(t, filepath.Join(c.CacheDir, "images/old.lock"), "")
-	write(t, filepath.Join(c.CacheDir, "work/lock"), "")
+	testkit.Write(t, filepath.Join(c.CacheDir, "images/old.lock"), "")
+	testkit.Write(t, filepath.Join(c.CacheDir, "work/lock"), "")
 	if err := os.Link(filepath.Join(c.CacheDir, "images/exported/disk.raw"), filepath.Join(t.TempDir(), "web.raw")); err != nil {
 		t.Fatal(err)
 	}

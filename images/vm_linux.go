@@ -14,6 +14,9 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"imagegen/cloudinit"
+	"imagegen/internal/ctxio"
+	"imagegen/internal/program"
+	"imagegen/internal/uuid"
 )
 
 // A bake in a VM boots the base with a seed of its own, whose cloud-init runs the script that the chroot builder runs.
@@ -75,10 +78,10 @@ func (v vmBuilder) install(ctx context.Context, b *bake) error {
 		stage = "bootcmd" // as soon as there are disks
 		m.disks = []string{path("boot"), path("base")}
 		size := b.plan.inputs.DiskBytes + 1<<30 // what is unpacked, and the log of the boot
-		lower := nameUUID("below " + b.base.identity())
+		lower := uuid.Of("below " + b.base.identity())
 		tree := layers{lower: filepath.Join(b.config.baseDir(b.base), treeName), upper: path("nothing")}
-		for i, uuid := range []string{b.base.uuid(), lower} {
-			if err := b.putTree(ctx, tree, m.disks[i], size, uuid); err != nil {
+		for i, id := range []string{b.base.uuid(), lower} {
+			if err := b.putTree(ctx, tree, m.disks[i], size, id); err != nil {
 				return err
 			}
 		}
@@ -94,7 +97,7 @@ func (v vmBuilder) install(ctx context.Context, b *bake) error {
 		}
 	}
 	if m.network {
-		for _, kv := range proxyEnv() { // in the folder, of which nothing stays in the image
+		for _, kv := range program.ProxyEnv() { // in the folder, of which nothing stays in the image
 			name, value, _ := strings.Cut(kv, "=")
 			env[name] = fromVM(name, value)
 		}
@@ -131,7 +134,7 @@ func (v vmBuilder) install(ctx context.Context, b *bake) error {
 	if err != nil {
 		return b.withLog(err)
 	}
-	if err := runTool(ctx, "tar", "tar", "-C", b.work, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-x", "-f", m.made); err != nil {
+	if err := program.Run(ctx, "tar", "tar", "-C", b.work, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-x", "-f", m.made); err != nil {
 		return fmt.Errorf("unpack what was made: %w; the cache has to be on a file system that can hold what overlayfs makes, such as ext4 or XFS", err)
 	}
 	for _, used := range append(m.disks, m.made) { // of no use any more, and space may be scarce
@@ -167,19 +170,6 @@ func fromVM(name, value string) string {
 	return strings.NewReplacer("//127.0.0.1:", "//10.0.2.2:", "//localhost:", "//10.0.2.2:", "//[::1]:", "//10.0.2.2:").Replace(value)
 }
 
-// ctxWriter ends when its context does.
-type ctxWriter struct {
-	ctx context.Context
-	w   io.Writer
-}
-
-func (c ctxWriter) Write(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.w.Write(p)
-}
-
 // writeTar packs a folder, behind an empty file by which the archive is known, and returns the archive's size.
 func writeTar(ctx context.Context, dir, path string) (size int64, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -187,7 +177,7 @@ func writeTar(ctx context.Context, dir, path string) (size int64, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	t := tar.NewWriter(ctxWriter{ctx, f})
+	t := tar.NewWriter(ctxio.Writer(ctx, f))
 	if err := t.WriteHeader(&tar.Header{Name: inputsMark, Mode: 0o644}); err != nil {
 		return 0, err
 	}

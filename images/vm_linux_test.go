@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"imagegen/internal/accel"
+	"imagegen/internal/program"
+	"imagegen/internal/sparse"
 	"imagegen/internal/testkit"
 )
 
@@ -26,7 +28,7 @@ func speaker(t *testing.T, text string) string { return speakerAt(t, testkit.COM
 func speakerAt(t *testing.T, port uint16, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "a,disk.raw") // the comma would end QEMU's option
-	write(t, path, string(testkit.Speaker(1<<20, port, text)))
+	testkit.Write(t, path, string(testkit.Speaker(1<<20, port, text)))
 	return path
 }
 
@@ -43,7 +45,7 @@ func bareVM(t *testing.T, disk string) vm {
 	dir := t.TempDir()
 	m := vm{work: dir, disks: []string{disk, filepath.Join(dir, "inputs,tar")}, made: filepath.Join(dir, "made"), seed: filepath.Join(dir, "seed.iso"), memory: 64}
 	for _, path := range []string{m.disks[1], m.made, m.seed} {
-		write(t, path, strings.Repeat("\x00", 1<<20))
+		testkit.Write(t, path, strings.Repeat("\x00", 1<<20))
 	}
 	return m
 }
@@ -71,8 +73,8 @@ func TestRunQEMU(t *testing.T) {
 // TestInputs: the archive that a VM gets is one that tar reads, and begins with what the script in the VM looks for.
 func TestInputs(t *testing.T) {
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "bake", "archive", "a_1%3a2~x+y_all.deb"), "deb")
-	write(t, filepath.Join(dir, "bake", "script"), "echo")
+	testkit.Write(t, filepath.Join(dir, "bake", "archive", "a_1%3a2~x+y_all.deb"), "deb")
+	testkit.Write(t, filepath.Join(dir, "bake", "script"), "echo")
 	path := filepath.Join(dir, "inputs.tar")
 	size, err := writeTar(t.Context(), filepath.Join(dir, "bake"), path)
 	if err != nil {
@@ -131,7 +133,7 @@ func TestVMScript(t *testing.T) {
 // TestBuilderChoice: a builder that was asked for is taken or refused; else the first that can be used, and it is said why.
 func TestBuilderChoice(t *testing.T) {
 	c := mustConfig(t, testDir(t, tinySpec, map[string]string{"tiny": tinyRole}), t.TempDir())
-	noChroot, noQEMU := checkTools(toolPath, "debian12"), (&qemu{}).check()
+	noChroot, noQEMU := checkTools(program.Path, "debian12"), (&qemu{}).check()
 	for asked, broken := range map[string]error{"chroot": noChroot, "qemu": errors.Join(noChroot, noQEMU)} {
 		c.Builder = asked
 		if _, why, err := c.chooseBuilder(); (err == nil) != (broken == nil) || err == nil && why != asked+" (as asked for)" {
@@ -157,7 +159,7 @@ func TestBuilderChoice(t *testing.T) {
 	if by, why, err := c.chooseBuilder(); err != nil || why != "qemu (as asked for)" {
 		t.Errorf("%T, %q, %v", by, why, err)
 	}
-	if noChroot := checkTools(toolPath, "centos7"); noChroot != nil {
+	if noChroot := checkTools(program.Path, "centos7"); noChroot != nil {
 		c.Builder = ""
 		if _, why, err := c.chooseBuilder(); err != nil || why != "qemu (not chroot: "+noChroot.Error()+")" {
 			t.Errorf("%q, %v", why, err)
@@ -169,9 +171,9 @@ func TestBuilderChoice(t *testing.T) {
 func debOf(t *testing.T, path, name string, content map[string]string) {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), name)
-	write(t, filepath.Join(root, "DEBIAN/control"), "Package: "+name+"\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n")
+	testkit.Write(t, filepath.Join(root, "DEBIAN/control"), "Package: "+name+"\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n")
 	for file, text := range content {
-		write(t, filepath.Join(root, file), text)
+		testkit.Write(t, filepath.Join(root, file), text)
 		if strings.HasPrefix(text, "#!") {
 			if err := os.Chmod(filepath.Join(root, file), 0o755); err != nil {
 				t.Fatal(err)
@@ -211,11 +213,11 @@ func bakeOnDisk(t *testing.T, cache string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum, err := hashFile(t.Context(), results[0].Path)
+	sum, err := sparse.SHA256(t.Context(), results[0].Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(dir, "cluster.yaml"), `{cluster: el, distro: centos7, network: {cidr: 192.168.10.0/24}, base: {file: `+results[0].Path+`, sha256: `+sum+`},
+	testkit.Write(t, filepath.Join(dir, "cluster.yaml"), `{cluster: el, distro: centos7, network: {cidr: 192.168.10.0/24}, base: {file: `+results[0].Path+`, sha256: `+sum+`},
 repos: {base: `+at("base")+`, updates: `+at("gluster")+`, extras: `+at("gluster")+`, epel: `+at("epel")+`},
 roles: {tiny: {disk: 9GiB, nodes: {tiny1: 192.168.10.60}}}}`)
 	t.Setenv("http_proxy", proxy.URL+"/")
@@ -228,12 +230,12 @@ roles: {tiny: {disk: 9GiB, nodes: {tiny1: 192.168.10.60}}}}`)
 	}
 	// What was open when it was deleted is freed by the first mount.
 	whole := filepath.Join(t.TempDir(), "disk")
-	if err := copySparse(t.Context(), results[0].Path, whole); err != nil {
+	if err := sparse.Copy(t.Context(), results[0].Path, whole); err != nil {
 		t.Fatal(err)
 	}
-	mustRun(t, "unshare", "--mount", "sh", "-euc", `mount -o loop,offset=1048576 "$1" "$2"; umount "$2"`, "sh", whole, t.TempDir())
-	mustRun(t, "e2fsck", "-f", "-n", whole+"?offset=1048576")
-	state := mustRun(t, "unshare", "--mount", "sh", "-euc", `mount -o ro,noload,loop,offset=1048576 "$1" "$2"; cd "$2"
+	testkit.Run(t, "unshare", "--mount", "sh", "-euc", `mount -o loop,offset=1048576 "$1" "$2"; umount "$2"`, "sh", whole, t.TempDir())
+	testkit.Run(t, "e2fsck", "-f", "-n", whole+"?offset=1048576")
+	state := testkit.Run(t, "unshare", "--mount", "sh", "-euc", `mount -o ro,noload,loop,offset=1048576 "$1" "$2"; cd "$2"
 echo "$(df --output=size -BG . | tail -n 1 | tr -d ' ') in all"
 stat -c '%s %n' etc/machine-id etc/resolv.conf
 readlink etc/systemd/system/multi-user.target.wants/*
@@ -358,7 +360,7 @@ func TestBakeInVM(t *testing.T) {
 	t.Run("failing step", func(t *testing.T) {
 		// A package whose own script fails, which nobody can know before.
 		debOf(t, filepath.Join(dir, "broken.deb"), "broken", map[string]string{"DEBIAN/postinst": "#!/bin/sh\necho this is not to be had\nexit 7\n"})
-		write(t, filepath.Join(dir, "cluster.yaml"), strings.Replace(redisSpec, "{disk", "{packages: [broken.deb], disk", 1))
+		testkit.Write(t, filepath.Join(dir, "cluster.yaml"), strings.Replace(redisSpec, "{disk", "{packages: [broken.deb], disk", 1))
 		_, _, err := build("qemu")
 		wantError(t, err, "bake redis: install packages: exit status 100; the log ", "Errors were encountered while processing:\n broken")
 		if log, err := os.ReadFile(filepath.Join(cache, "log", "redis.log")); err != nil || !strings.Contains(string(log), "\nthis is not to be had\n") {

@@ -14,6 +14,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"imagegen/internal/program"
+	"imagegen/internal/uuid"
 )
 
 // virtualBox runs VMs with VirtualBox. A VM is registered with the VirtualBox of whoever runs imagegen while it is used.
@@ -23,9 +26,9 @@ type virtualBox struct{}
 const vboxFolder = "virtualbox"
 
 func (virtualBox) check() error {
-	for _, program := range []string{"VBoxManage", "VBoxHeadless"} {
-		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Errorf("there is no %s: install VirtualBox, see https://www.virtualbox.org", program)
+	for _, name := range []string{"VBoxManage", "VBoxHeadless"} {
+		if _, err := exec.LookPath(name); err != nil {
+			return fmt.Errorf("there is no %s: install VirtualBox, see https://www.virtualbox.org", name)
 		}
 	}
 	return nil
@@ -90,7 +93,7 @@ func flatVMDK(disk string) ([]byte, error) {
 	return fmt.Appendf(nil, "# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\nRW %d FLAT \"%s\" 0\n\n"+
 		"ddb.virtualHWVersion = \"4\"\nddb.adapterType=\"ide\"\nddb.geometry.cylinders=\"%d\"\nddb.geometry.heads=\"16\"\nddb.geometry.sectors=\"63\"\n"+
 		"ddb.uuid.image=\"%s\"\n",
-		info.Size()&0xffffffff|1, sectors, disk, min(sectors/(16*63), 16383), nameUUID(rand.Text())), nil
+		info.Size()&0xffffffff|1, sectors, disk, min(sectors/(16*63), 16383), uuid.Of(rand.Text())), nil
 }
 
 // run's VM ends with ctx, and with imagegen, unless VirtualBox is one that gives itself other rights: then whoever builds
@@ -135,7 +138,7 @@ func (v virtualBox) run(ctx context.Context, m vm, console, bake io.Writer) (err
 	// A Ctrl-C is for imagegen, which ends the VM.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Run(); err != nil {
-		return cmpCause(ctx, fmt.Errorf("VBoxHeadless: %w: %s", err, lastLines(strings.NewReader(said.String()), 4)))
+		return cmpCause(ctx, fmt.Errorf("VBoxHeadless: %w: %s", err, program.LastLines(strings.NewReader(said.String()), 4)))
 	}
 	return context.Cause(ctx)
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imagegen/internal/accel"
+	"imagegen/internal/program"
 	"imagegen/internal/testkit"
 	"imagegen/internal/vboxtest"
 )
@@ -144,7 +145,7 @@ func TestBakeInVirtualBox(t *testing.T) {
 		case <-look.C:
 			console, _ := os.ReadFile(filepath.Join(cache, "log", "redis.log"))
 			if !found && strings.Contains(string(console), "\nLoading /boot/vmlinuz-") {
-				t.Logf("%5.1f s %s", time.Since(began).Seconds(), lastLines(strings.NewReader(string(console)), 1))
+				t.Logf("%5.1f s %s", time.Since(began).Seconds(), program.LastLines(strings.NewReader(string(console)), 1))
 				found = true
 				end()
 			}

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 
+	"imagegen/internal/ctxio"
+	"imagegen/internal/filelock"
 	"imagegen/roles"
 )
 
@@ -213,10 +215,10 @@ const rpmDownloads = 4
 // fetched.
 func (c *Config) fetchRPMs(ctx context.Context, repos []roles.Repo, missing []Pin) (gone []Pin, err error) {
 	path := c.store().path("rpms.lock")
-	lock, err := lockFile(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
+	lock, err := filelock.Lock(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		c.UI.Step(packagesName, "wait for another imagegen, which is fetching packages")
-		lock, err = lockFile(ctx, path, syscall.LOCK_EX)
+		lock, err = filelock.Lock(ctx, path, syscall.LOCK_EX)
 	}
 	if err != nil {
 		return nil, err
@@ -401,7 +403,7 @@ func readRepository(ctx context.Context, f *fetcher, url string) (rpmFiles, erro
 
 // unwrap hands on what is in a list of packages, which may be packed.
 func unwrap(ctx context.Context, file io.Reader, use func(io.Reader) error) error {
-	r := bufio.NewReaderSize(ctxReader{ctx, file}, 1<<20)
+	r := bufio.NewReaderSize(ctxio.Reader(ctx, file), 1<<20)
 	head, _ := r.Peek(6) // one that is shorter is no XML either
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):

@@ -11,8 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"imagegen/cluster"
-	"imagegen/images"
+	"imagegen/images/format"
 	"imagegen/internal/vboxtest"
 )
 
@@ -89,8 +88,8 @@ ssh: {user: jane, keys: ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0S3FzxWr4H0OIqZ3
 		t.Fatal(err)
 	}
 	defer f.Close()
-	m := images.Machine{Name: "redis", Distro: "debian12", CPUs: 1, Memory: 64 * cluster.MiB, ID: identities(spec)["redis"]}
-	if err := images.WriteBox(t.Context(), filepath.Join(dir, "dist/boxes/redis.box"), f, m, 0); err != nil {
+	m := format.Machine{Name: "redis", Distro: "debian12", CPUs: 1, Memory: 64 << 20, ID: identities(spec)["redis"]}
+	if err := format.WriteBox(t.Context(), filepath.Join(dir, "dist/boxes/redis.box"), f, m, 0); err != nil {
 		t.Fatal(err)
 	}
 	problem := HostOnlyProblem(spec)

@@ -15,6 +15,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/images"
+	"imagegen/images/format"
 	"imagegen/internal/atomicfile"
 	"imagegen/vagrant"
 )
@@ -34,7 +35,7 @@ func buildCommand() *cli.Command {
 			"error.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
-			&cli.StringSliceFlag{Name: "format", Usage: "write the images in `FORMAT`,… too: " + strings.Join(images.Formats, ", ") + "; with box, DIR/Vagrantfile as well"},
+			&cli.StringSliceFlag{Name: "format", Usage: "write the images in `FORMAT`,… too: " + strings.Join(format.Names, ", ") + "; with box, DIR/Vagrantfile as well"},
 			&cli.StringFlag{Name: "builder", Usage: "bake with `BUILDER`: " + strings.Join(images.Builders, ", "), DefaultText: "the first that can be used here"},
 			&cli.DurationFlag{Name: "time-limit", Value: images.BakeLimit, DefaultText: "1h", Usage: "a bake in a VM may take `TIME`"},
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: images.DefaultJobs(), DefaultText: "what cores and free memory allow", Usage: "bake up to `N` images at once"},
@@ -73,8 +74,8 @@ func build(c *cli.Context) error {
 	}
 	formats := c.StringSlice("format")
 	for _, f := range formats {
-		if !slices.Contains(images.Formats, f) {
-			return wrongf("--format %s: there are %s", f, strings.Join(images.Formats, ", "))
+		if !slices.Contains(format.Names, f) {
+			return wrongf("--format %s: there are %s", f, strings.Join(format.Names, ", "))
 		}
 	}
 	if by := c.String("builder"); by != "" && !slices.Contains(images.Builders, by) {

@@ -9,6 +9,7 @@ import (
 
 	"imagegen/distro"
 	"imagegen/images"
+	"imagegen/images/format"
 	"imagegen/lab"
 )
 
@@ -194,7 +195,7 @@ func valuesOf(c *cli.Context, command *cli.Command, f cli.Flag, before []string,
 	case "file", "out", "cache", "agent":
 		return []string{completeFiles}
 	case "format":
-		return listed(images.Formats, current)
+		return listed(format.Names, current)
 	case "builder":
 		return slices.Clone(images.Builders)
 	case "provider":

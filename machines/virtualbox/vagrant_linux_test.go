@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"imagegen/cluster"
-	"imagegen/images"
+	"imagegen/images/format"
 	"imagegen/internal/testkit"
 	"imagegen/internal/vboxtest"
 	"imagegen/machines"
@@ -72,7 +72,7 @@ nodes: {redis1: 192.168.56.49, redis2: 192.168.56.50, redis3: 192.168.56.51}}}}`
 		}
 		defer f.Close()
 		box := put(t, filepath.Join(dist, "boxes", "redis.box"), nil)
-		if err := images.WriteBox(ctx, box, f, images.Machine{Name: "redis", Distro: "debian12", CPUs: 1, Memory: 64 << 20, ID: id}, 0); err != nil {
+		if err := format.WriteBox(ctx, box, f, format.Machine{Name: "redis", Distro: "debian12", CPUs: 1, Memory: 64 << 20, ID: id}, 0); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -1,4 +1,4 @@
-package images
+package format
 
 import (
 	"archive/tar"
@@ -17,7 +17,9 @@ import (
 	"strings"
 	"text/template"
 
-	"imagegen/cluster"
+	"imagegen/distro"
+	"imagegen/internal/sparse"
+	"imagegen/internal/uuid"
 )
 
 // Machine is the virtual machine that an OVA or a box describes. It has a BIOS, one SATA controller, called SATA, with
@@ -25,21 +27,10 @@ import (
 // on NAT, the second on VirtualBox's internal network imagegen, which every host has; and a serial port.
 type Machine struct {
 	Name   string // and that of the files in an OVA, such as web
-	Distro string // debian12 or centos7
+	Distro string // as in package distro
 	CPUs   int
-	Memory cluster.Bytes // rounded up to whole MiB
-	ID     string        // what is on the disk: its SHA-256 or the image's identity
-}
-
-// guestOS is what a distro is called.
-type guestOS struct {
-	CIM        int    // CIM_OperatingSystem.OSType
-	VirtualBox string // known to version 5 already, unlike those that name a release
-}
-
-var guestOSes = map[string]guestOS{
-	"debian12": {96, "Debian_64"},
-	"centos7":  {80, "RedHat_64"},
+	Memory int64  // bytes, rounded up to whole MiB
+	ID     string // what is on the disk: its SHA-256 or the image's identity
 }
 
 //go:embed templates
@@ -55,15 +46,15 @@ var ovfTemplate = template.Must(template.New("machine.ovf").Option("missingkey=e
 
 // ovf describes the machine and its disk of diskBytes, which is in a VMDK of fileBytes called file.
 func (m Machine) ovf(diskBytes int64, file string, fileBytes int64) ([]byte, error) {
-	os, ok := guestOSes[m.Distro]
-	if !ok {
+	known := distro.Named(m.Distro)
+	if known.Name == "" {
 		return nil, fmt.Errorf("%q is no distro", m.Distro)
 	}
 	var b bytes.Buffer
 	err := ovfTemplate.Execute(&b, map[string]any{
-		"Name": m.Name, "OS": os, "CPUs": m.CPUs, "MemoryMiB": int64((m.Memory + cluster.MiB - 1) / cluster.MiB),
+		"Name": m.Name, "OS": known.Guest, "CPUs": m.CPUs, "MemoryMiB": (m.Memory + 1<<20 - 1) >> 20,
 		"DiskFile": file, "DiskFileBytes": fileBytes, "DiskBytes": diskBytes,
-		"DiskUUID": uuid("disk", m.ID), "MachineUUID": uuid("machine", m.Name+"\x00"+m.ID),
+		"DiskUUID": uuid.Of("disk", m.ID), "MachineUUID": uuid.Of("machine", m.Name, m.ID),
 	})
 	return b.Bytes(), err
 }
@@ -173,7 +164,7 @@ func writeAside(ctx context.Context, path string, do func(f *os.File) error) (er
 	}
 	err = do(f)
 	if err == nil {
-		err = errors.Join(f.Chmod(0o644), flush(ctx, f))
+		err = errors.Join(f.Chmod(0o644), sparse.Flush(ctx, f))
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)

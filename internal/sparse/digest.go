@@ -1,4 +1,4 @@
-package images
+package sparse
 
 import (
 	"bytes"
@@ -18,10 +18,10 @@ import (
 // digestBlock is the unit of a digest of data.
 const digestBlock = 4096
 
-// hashData returns the digest of a disk's content, called sparse_sha256 in manifests: the SHA-256 of, for each block of
+// Digest returns the digest of a disk's content, called sparse_sha256 in manifests: the SHA-256 of, for each block of
 // 4096 bytes that is not all zeros, in order, the block's number (8 bytes, big-endian) and its bytes, and at last the
 // size of the disk in bytes (8 bytes, big-endian).
-func hashData(ctx context.Context, path string) (string, error) {
+func Digest(ctx context.Context, path string) (string, error) {
 	h := sha256.New()
 	var number [8]byte
 	var zeros [digestBlock]byte
@@ -46,8 +46,8 @@ func hashData(ctx context.Context, path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// hashFile returns the SHA-256 of a file. The holes of a sparse one are hashed without being read.
-func hashFile(ctx context.Context, path string) (string, error) {
+// SHA256 returns the SHA-256 of a file. The holes of a sparse one are hashed without being read.
+func SHA256(ctx context.Context, path string) (string, error) {
 	h := sha256.New()
 	pos := int64(0)
 	size, err := eachData(ctx, path, func(at int64, p []byte) error {
@@ -99,7 +99,7 @@ func eachData(ctx context.Context, path string, do func(at int64, p []byte) erro
 	size = info.Size()
 	buf := make([]byte, 1<<20)
 	next := int64(0) // extents may begin in the block in which the one before them ended
-	err = eachExtent(f, func(start, end int64) error {
+	err = Each(f, func(start, end int64) error {
 		end = min((end+digestBlock-1)/digestBlock*digestBlock, size)
 		for at := max(next, start/digestBlock*digestBlock); at < end; {
 			if err := ctx.Err(); err != nil {

@@ -1,4 +1,4 @@
-package images
+package format
 
 import (
 	"bytes"
@@ -8,11 +8,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+
+	"imagegen/internal/sparse"
+	"imagegen/internal/testkit"
 )
 
 // part is data on a test's disk; the rest is holes.
@@ -53,25 +55,6 @@ func testDisk(t testing.TB, size int64, parts ...part) *os.File {
 	return f
 }
 
-// program returns the path of a program, and skips the test where it is missing.
-func program(t testing.TB, name, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("SKIPPED: %s is missing; apt-get install %s", name, pkg)
-	}
-	return path
-}
-
-func mustRun(t testing.TB, program string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(program, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
 // sameDisk reports where two raw disks differ. Where both have holes they are not read.
 func sameDisk(t testing.TB, got string, want *os.File) {
 	t.Helper()
@@ -107,7 +90,7 @@ func sameDisk(t testing.TB, got string, want *os.File) {
 		}
 		return nil
 	}
-	if err := errors.Join(eachExtent(want, compare), eachExtent(f, compare)); err != nil {
+	if err := errors.Join(sparse.Each(want, compare), sparse.Each(f, compare)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -141,7 +124,7 @@ func scattered(size int64, n int) (parts []part) {
 }
 
 func TestVMDK(t *testing.T) {
-	qemu := program(t, "qemu-img", "qemu-utils")
+	qemu := testkit.Program(t, "qemu-img", "qemu-utils")
 	for _, tt := range vmdkDisks {
 		t.Run(tt.name, func(t *testing.T) {
 			disk := testDisk(t, tt.size, tt.parts...)
@@ -160,8 +143,8 @@ func TestVMDK(t *testing.T) {
 			if err := os.WriteFile(path, one.Bytes(), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			mustRun(t, qemu, "check", "-f", "vmdk", path)
-			info := mustRun(t, qemu, "info", "-f", "vmdk", path)
+			testkit.Run(t, qemu, "check", "-f", "vmdk", path)
+			info := testkit.Run(t, qemu, "info", "-f", "vmdk", path)
 			if !strings.Contains(info, "create type: streamOptimized") || !strings.Contains(info, "("+strconv.FormatInt(tt.size, 10)+" bytes)") {
 				t.Errorf("qemu-img info shows another disk:\n%s", info)
 			}
@@ -170,12 +153,12 @@ func TestVMDK(t *testing.T) {
 				if _, err := io.Copy(tail, io.NewSectionReader(disk, from, 1<<20)); err != nil {
 					t.Fatal(err)
 				}
-				mustRun(t, qemu, "convert", "-O", "raw", fmt.Sprintf(`json:{"driver": "raw", "offset": %d,
+				testkit.Run(t, qemu, "convert", "-O", "raw", fmt.Sprintf(`json:{"driver": "raw", "offset": %d,
 					"file": {"driver": "vmdk", "file": {"driver": "file", "filename": %q}}}`, from, path), back)
 				sameDisk(t, back, tail)
 				return
 			}
-			mustRun(t, qemu, "convert", "-f", "vmdk", "-O", "raw", path, back)
+			testkit.Run(t, qemu, "convert", "-f", "vmdk", "-O", "raw", path, back)
 			sameDisk(t, back, disk)
 		})
 	}
@@ -284,7 +267,7 @@ func BenchmarkVMDK(b *testing.B) {
 		disk = f
 	}
 	var data int64
-	if err := eachExtent(disk, func(start, end int64) error { data += end - start; return nil }); err != nil {
+	if err := sparse.Each(disk, func(start, end int64) error { data += end - start; return nil }); err != nil {
 		b.Fatal(err)
 	}
 	path := filepath.Join(b.TempDir(), "disk.vmdk")
@@ -312,6 +295,6 @@ func BenchmarkVMDK(b *testing.B) {
 		}
 	})
 	bench("qemu-img", func(b *testing.B) {
-		mustRun(b, program(b, "qemu-img", "qemu-utils"), "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", disk.Name(), path)
+		testkit.Run(b, testkit.Program(b, "qemu-img", "qemu-utils"), "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", disk.Name(), path)
 	})
 }

@@ -1,4 +1,4 @@
-package images
+package format
 
 import (
 	"archive/tar"
@@ -16,11 +16,10 @@ import (
 	"strings"
 	"testing"
 
-	"imagegen/cluster"
 	"imagegen/internal/testkit"
 )
 
-var web = Machine{Name: "web", Distro: "debian12", CPUs: 2, Memory: 768 * cluster.MiB, ID: "04bea9e2109ec3378561aca35e2abeb4"}
+var web = Machine{Name: "web", Distro: "debian12", CPUs: 2, Memory: 768 << 20, ID: "04bea9e2109ec3378561aca35e2abeb4"}
 
 // packages are the two kinds of tar files, and what must be in them, in this order.
 var packages = []struct {
@@ -51,7 +50,7 @@ func TestPackages(t *testing.T) {
 			if other, err := os.ReadFile(again); err != nil || !bytes.Equal(data, other) {
 				t.Errorf("made again it has other bytes (%v)", err)
 			}
-			out := mustRun(t, program(t, "tar", "tar"), "--list", "--file", path)
+			out := testkit.Run(t, testkit.Program(t, "tar", "tar"), "--list", "--file", path)
 			if names := strings.Fields(out); !slices.Equal(names, tt.files) {
 				t.Errorf("tar lists %q, want %q", names, tt.files)
 			}

@@ -1,4 +1,4 @@
-package images
+package format
 
 import (
 	"bytes"
@@ -14,6 +14,9 @@ import (
 	"os"
 	"runtime"
 	"sync"
+
+	"imagegen/internal/sparse"
+	"imagegen/internal/uuid"
 )
 
 // A streamOptimized VMDK, as "Virtual Disk Format 5.0" by VMware has it (2011): the one disk format that VirtualBox,
@@ -173,16 +176,7 @@ ddb.geometry.cylinders = "%d"
 ddb.geometry.heads = "%d"
 ddb.geometry.sectors = "%d"
 ddb.uuid.image = "%s"
-`, cid, v.capacity, min(v.capacity/(heads*sectors), 16383), heads, sectors, uuid("disk", id))
-}
-
-// uuid derives a UUID from what it is of and from an id: version 8 (custom) of RFC 9562.
-func uuid(of, id string) string {
-	sum := sha256.Sum256([]byte(of + "\x00" + id))
-	u := sum[:16]
-	u[6] = u[6]&0x0f | 0x80
-	u[8] = u[8]&0x3f | 0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+`, cid, v.capacity, min(v.capacity/(heads*sectors), 16383), heads, sectors, uuid.Of("disk", id))
 }
 
 // grains writes the grains that hold data and their tables.
@@ -248,7 +242,7 @@ func (v *vmdkWriter) grains(ctx context.Context, disk *os.File, workers int) err
 // What the file has beyond size, since it began to grow, is left out.
 func eachChunk(disk *os.File, size int64, do func(first int64, n int) error) error {
 	next := int64(0) // extents may begin in the grain in which the one before them ended
-	return eachExtent(disk, func(start, end int64) error {
+	return sparse.Each(disk, func(start, end int64) error {
 		last := (min(end, size) + grainBytes - 1) / grainBytes
 		for next = max(next, start/grainBytes); next < last; {
 			n := min(chunkGrains, last-next)

@@ -1,0 +1,66 @@
+// Package program runs the programs that imagegen leaves work to.
+package program
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// Path is where programs that need root are looked for: sudo and su may leave a path without sbin.
+const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// LastLines returns the last n lines of r that are not blank.
+func LastLines(r io.Reader, n int) string {
+	var lines []string
+	s := bufio.NewScanner(r)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		if strings.TrimSpace(s.Text()) == "" {
+			continue
+		}
+		if lines = append(lines, s.Text()); len(lines) > n {
+			lines = lines[1:]
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Find prepares a program that the Debian package pkg brings.
+func Find(ctx context.Context, pkg, program string, args ...string) (*exec.Cmd, error) {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return nil, fmt.Errorf("there is no %s on this machine: apt-get install %s", program, pkg)
+	}
+	return Command(ctx, path, args...), nil
+}
+
+// Run runs such a program; an error has what it printed.
+func Run(ctx context.Context, pkg, program string, args ...string) error {
+	cmd, err := Find(ctx, pkg, program, args...)
+	if err != nil {
+		return err
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// ProxyEnv returns the variables that say how this machine reaches other networks.
+func ProxyEnv() []string {
+	var env []string
+	for _, kv := range os.Environ() {
+		if name, _, _ := strings.Cut(kv, "="); strings.HasSuffix(strings.ToLower(name), "_proxy") {
+			env = append(env, kv)
+		}
+	}
+	return env
+}
