@@ -34,7 +34,7 @@ roles:
 // On two slow cores.
 const (
 	vipBackIn    = 15 * time.Second // after a host's power was cut
-	statusIn     = 15 * time.Second // while a host is dead
+	statusIn     = 20 * time.Second // while a host is dead
 	refusalLasts = 30 * time.Second // how long a minority is watched
 )
 

@@ -75,6 +75,9 @@ func (c *Cluster) rollRole(ctx context.Context, w Wait, names []string, replaced
 	some := false
 	for {
 		all, err := c.Status(ctx)
+		if err == nil {
+			err = unasked(among(all, names))
+		}
 		if err != nil {
 			return err
 		}
@@ -91,6 +94,9 @@ func (c *Cluster) rollRole(ctx context.Context, w Wait, names []string, replaced
 			return fmt.Errorf("%s is not replaced: %w", next, err)
 		}
 		nodes := among(all, names)
+		if err := unasked(nodes); err != nil {
+			return err
+		}
 		next, _ = nextToRoll(nodes)
 		for _, n := range nodes {
 			if n.Node != next && n.Power == PowerOff {
@@ -103,6 +109,16 @@ func (c *Cluster) rollRole(ctx context.Context, w Wait, names []string, replaced
 		some = true
 		replaced(next)
 	}
+}
+
+// unasked is the error that the provider could not be asked. Without it, a node whose image alone is older passes for current.
+func unasked(nodes []NodeStatus) error {
+	for _, n := range nodes {
+		if n.unasked {
+			return fmt.Errorf("the roll stops before %s: the provider of the machines does not answer, so their images are not known; imagegen roll goes on later", n.Role)
+		}
+	}
+	return nil
 }
 
 // nextToRoll returns the node of a role that is to be replaced next: while any that is on and not ready is to be, one of

@@ -1,7 +1,11 @@
 package operate
 
 import (
+	"context"
 	"fmt"
+	"imagegen/cluster"
+	"imagegen/cluster/expected"
+	"imagegen/cluster/facts"
 	"strings"
 	"testing"
 	"time"
@@ -50,5 +54,37 @@ func TestRollOrder(t *testing.T) {
 		if got := settled(nodes, c.watched); got != c.settled {
 			t.Errorf("%s: settled: %t", name, got)
 		}
+	}
+}
+
+// mute is a provider that does not answer.
+type mute struct {
+	Machines
+	spec *cluster.Spec
+}
+
+func (m mute) Known(context.Context) (all []Machine, err error) {
+	for _, n := range m.spec.Nodes() {
+		all = append(all, Machine{Node: n, Power: PowerUnknown, Build: BuildUnknown, Unasked: true})
+	}
+	return all, nil
+}
+
+func (mute) CheckReplace(...string) error { return nil }
+
+// While the provider does not answer, nodes whose image alone is older pass for current by their seeds. That must not end a roll with
+// nothing to do.
+func TestRollNeedsTheProvider(t *testing.T) {
+	f := newFakes(t, 2)
+	f.report = func(r *facts.NodeReport) { r.Made.Seed = "new" }
+	cl := f.cluster(t, f.keys)
+	cl.Machines = mute{spec: f.spec}
+	cl.Expected = &expected.Expected{Nodes: []expected.Node{{Node: "web1", Seed: "new"}, {Node: "web2", Seed: "new"}}}
+	if nodes, err := cl.Status(t.Context()); err != nil || nodes[0].Build != BuildCurrent {
+		t.Fatalf("%+v, %v", nodes, err)
+	}
+	err := cl.Roll(t.Context(), Wait{Timeout: time.Minute}, []string{"web1", "web2"}, nil)
+	if err == nil || !strings.Contains(err.Error(), "the provider of the machines does not answer") {
+		t.Errorf("roll: %v", err)
 	}
 }

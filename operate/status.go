@@ -50,6 +50,8 @@ type Machine struct {
 	Build  string       // one of the constants below, or empty: not made yet
 	Host   string       // the computer that carries it; empty: not known, or there is one only
 	Detail string       // what an operator should know of a machine that is not on
+	// Unasked: the provider could not be asked, so that nothing is known but what the agents say.
+	Unasked bool
 }
 
 // Values of NodeStatus.Power.
@@ -96,6 +98,8 @@ type NodeStatus struct {
 	// Build says how what the node was made of compares with the spec and with what build made last: one of the
 	// constants above, or empty when the node has not been made yet.
 	Build string `json:"build,omitempty"`
+
+	unasked bool // see Machine
 }
 
 // Ready tells whether all of the node's components are ready.
@@ -166,7 +170,7 @@ func (c *Cluster) status(ctx context.Context) ([]NodeStatus, error) {
 	var asking sync.WaitGroup
 	for i, m := range machines {
 		s := &all[i]
-		*s = NodeStatus{Node: m.Node.Name, Role: m.Node.Role, Power: m.Power, State: Off, Since: m.Since, Host: m.Host, Build: m.Build, Detail: m.Detail}
+		*s = NodeStatus{Node: m.Node.Name, Role: m.Node.Role, Power: m.Power, State: Off, Since: m.Since, Host: m.Host, Build: m.Build, Detail: m.Detail, unasked: m.Unasked}
 		if m.Node.IP.IsValid() {
 			s.Address = m.Node.IP.String()
 		}

@@ -85,7 +85,7 @@ func (p *project) fleet(c *cli.Context, b *block) (*fleet.Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &fleet.Fleet{Made: p.made(), ClusterID: id, Provider: provider, Log: b.say}, nil
+	return &fleet.Fleet{Made: p.made(), ClusterID: id, Provider: provider, Quorum: p.quorum(), Log: b.say}, nil
 }
 
 // clusterID returns the id that the cluster's machines are marked with.

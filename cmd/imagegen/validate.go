@@ -86,8 +86,14 @@ func (p *project) renderAll() error {
 // hostLosses says what the loss of each host would cost, a line for each whose loss the cluster would not survive as a whole,
 // when all nodes are placed anew.
 func (p *project) hostLosses() []string {
-	hosts, rules := p.spec.Machines.Hosts, p.catalogue.Rules()
-	return machines.Losses(p.spec, hosts, machines.Place(p.spec, hosts, nil), func(role string) bool { return rules[role].Quorum })
+	hosts := p.spec.Machines.Hosts
+	return machines.Losses(p.spec, hosts, machines.Place(p.spec, hosts, nil), p.quorum())
+}
+
+// quorum tells whether a role decides by majority.
+func (p *project) quorum() func(role string) bool {
+	rules := p.catalogue.Rules()
+	return func(role string) bool { return rules[role].Quorum }
 }
 
 func printValidation(c *cli.Context, p *project, err error) error {

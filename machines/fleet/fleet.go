@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"imagegen/cluster"
 	"imagegen/machines"
@@ -21,6 +22,7 @@ type Fleet struct {
 	Made
 	ClusterID string
 	Provider  machines.Provider
+	Quorum    func(role string) bool // whether a role decides by majority
 	Log       func(format string, args ...any)
 
 	unasked sync.Once
@@ -54,6 +56,9 @@ func (f *Fleet) Up(ctx context.Context, names ...string) error {
 		}
 	}
 	at := f.place(list)
+	for _, line := range machines.Losses(f.Spec, f.Spec.Machines.Hosts, at, f.Quorum) {
+		f.Log("note: %s", line)
+	}
 	return eachHost(ctx, names, func(name string) string { return at[name] }, func(name string) error {
 		if have[name].Power == machines.On {
 			f.Log("%s is on already", name)
@@ -228,10 +233,16 @@ func (f *Fleet) Removed(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
+// listIn is how long a provider may take to list the machines. Agents answer also while it does not, such as after the loss of most
+// hosts.
+const listIn = 15 * time.Second
+
 // Known returns what the provider knows of the nodes' machines. See [operate.Machines]. Agents can be asked from computers that
 // cannot ask the provider: then the error is said once, and nothing is known.
 func (f *Fleet) Known(ctx context.Context) ([]operate.Machine, error) {
-	list, err := f.Provider.List(ctx)
+	limited, cancel := context.WithTimeoutCause(ctx, listIn, fmt.Errorf("the provider does not answer within %s", listIn))
+	defer cancel()
+	list, err := f.Provider.List(limited)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -239,7 +250,7 @@ func (f *Fleet) Known(ctx context.Context) ([]operate.Machine, error) {
 		f.unasked.Do(func() { f.Log("what the nodes run on is not known: %v", err) })
 		var all []operate.Machine
 		for _, n := range f.Spec.Nodes() {
-			all = append(all, operate.Machine{Node: n, Power: operate.PowerUnknown, Build: operate.BuildUnknown})
+			all = append(all, operate.Machine{Node: n, Power: operate.PowerUnknown, Build: operate.BuildUnknown, Unasked: true})
 		}
 		return all, nil
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
@@ -132,6 +134,7 @@ roles:
 	m := &memory{all: map[string]machines.State{}, dead: map[string]bool{}}
 	var said []string
 	var mu sync.Mutex
+	f.Quorum = func(string) bool { return false }
 	f.Provider, f.Log = m, func(format string, args ...any) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -222,7 +225,7 @@ func TestUnfinishedAndUnknown(t *testing.T) {
 	m.list = errors.New("connection refused")
 	for range 2 {
 		known, err := f.Known(t.Context())
-		if err != nil || len(known) != 5 || known[0].Power != operate.PowerUnknown || known[0].Build != operate.BuildUnknown {
+		if err != nil || len(known) != 5 || known[0].Power != operate.PowerUnknown || known[0].Build != operate.BuildUnknown || !known[0].Unasked {
 			t.Errorf("known: %+v, %v", known, err)
 		}
 	}
@@ -231,6 +234,48 @@ func TestUnfinishedAndUnknown(t *testing.T) {
 	}
 	if err := f.Replace(t.Context(), "w1", false); err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("replace: %v", err)
+	}
+}
+
+// A provider that hangs does not keep anybody from asking the agents.
+func TestProviderHangs(t *testing.T) {
+	f, m, said := newFleet(t)
+	synctest.Test(t, func(t *testing.T) {
+		f.Provider = hanging{m}
+		start := time.Now()
+		known, err := f.Known(t.Context())
+		if took := time.Since(start); err != nil || len(known) != 5 || !known[0].Unasked || took != listIn {
+			t.Errorf("after %s: %+v, %v", took, known, err)
+		}
+		if !slices.Equal(*said, []string{"what the nodes run on is not known: the provider does not answer within 15s"}) {
+			t.Errorf("said %q", *said)
+		}
+	})
+}
+
+type hanging struct{ *memory }
+
+func (hanging) List(ctx context.Context) ([]machines.State, error) {
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
+// Where the loss of a host costs more than its own nodes, up says so of where the nodes are, and not of where they would be put anew.
+func TestUpTellsLosses(t *testing.T) {
+	f, m, said := newFleet(t)
+	f.Quorum = func(role string) bool { return role == "glusterfs" }
+	if err := f.Up(t.Context(), all(f)...); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(strings.Join(*said, "\n"), "losing host") {
+		t.Errorf("said %q", *said)
+	}
+	m.all["g2"] = machines.State{Node: "g2", Host: "h1", Power: machines.On}
+	if err := f.Up(t.Context(), all(f)...); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(*said, "note: losing host h1 loses the majority of glusterfs (2 of 3)") {
+		t.Errorf("said %q", *said)
 	}
 }
 
