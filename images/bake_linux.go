@@ -2,7 +2,6 @@ package images
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +21,7 @@ import (
 	"github.com/hashicorp/packer-plugin-sdk/multistep"
 
 	"imagegen/cluster"
+	"imagegen/images/disk"
 	"imagegen/internal/filelock"
 	"imagegen/internal/program"
 	"imagegen/internal/sparse"
@@ -282,9 +282,9 @@ func (b *bake) upper() string { return filepath.Join(b.work, "upper") }
 
 // writeDisk makes the disk of the tree.
 func (b *bake) writeDisk(ctx context.Context) error {
-	t := layers{lower: filepath.Join(b.config.baseDir(b.base), treeName), upper: b.upper()}
+	t := disk.Tree{Lower: filepath.Join(b.config.baseDir(b.base), treeName), Upper: b.upper()}
 	if _, err := os.Stat(filepath.Join(b.work, "whole")); err == nil {
-		t.lower = filepath.Join(b.work, "nothing") // which is not there
+		t.Lower = filepath.Join(b.work, "nothing") // which is not there
 	}
 	result := filepath.Join(b.work, "result")
 	if err := os.Mkdir(result, 0o755); err != nil {
@@ -294,23 +294,8 @@ func (b *bake) writeDisk(ctx context.Context) error {
 }
 
 // putTree makes a disk that boots of a tree on top of the base.
-func (b *bake) putTree(ctx context.Context, t layers, path string, bytes int64, id string) error {
-	e, err := newDisk(ctx, path, bytes, id)
-	if err != nil {
-		return err
-	}
-	defer e.disk.Close()
-	if err := e.fill(t); err != nil {
-		return err
-	}
+func (b *bake) putTree(ctx context.Context, t disk.Tree, path string, bytes int64, id string) error {
 	boot, err := os.ReadFile(filepath.Join(b.config.baseDir(b.base), "boot"))
-	if err != nil {
-		return err
-	}
-	if err := e.install(boot); err != nil {
-		return err
-	}
-	code, err := os.ReadFile(bootSector)
 	if err != nil {
 		return err
 	}
@@ -318,18 +303,12 @@ func (b *bake) putTree(ctx context.Context, t layers, path string, bytes int64, 
 	if err != nil {
 		return err
 	}
-	_, err = e.disk.WriteAt(partition(code, bytes, uint32(number)), 0)
-	return errors.Join(err, e.disk.Close())
+	return disk.Write(ctx, path, t, disk.Image{Bytes: bytes, UUID: id, Number: uint32(number), Boot: boot})
 }
 
 // check has the file system looked at by the program that repairs it.
 func (b *bake) check(ctx context.Context) error {
-	disk := filepath.Join(b.work, "result", diskName)
-	out, err := program.Command(ctx, "e2fsck", "-f", "-n", fmt.Sprintf("%s?offset=%d", disk, partitionStart)).CombinedOutput()
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("e2fsck: %w\n%s", err, program.LastLines(bytes.NewReader(out), 8))
-	}
-	return ctx.Err()
+	return disk.Check(ctx, filepath.Join(b.work, "result", diskName))
 }
 
 // download puts the role's files from outside any package into the folder files/, as they are to lie in the image.
@@ -494,17 +473,17 @@ func (b *bake) writeManifest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	disk := filepath.Join(b.work, "result", diskName)
+	file := filepath.Join(b.work, "result", diskName)
 	m := Manifest{Schema: 1, Role: b.plan.roles[0], Identity: b.plan.identity, Inputs: b.plan.inputs}
 	if m.Packages, err = parsePackages(string(out)); err != nil {
 		return err
 	}
-	info, err := os.Stat(disk)
+	info, err := os.Stat(file)
 	if err != nil {
 		return err
 	}
 	m.Disk = Output{Format: "raw", Bytes: cluster.Bytes(info.Size())}
-	if m.Disk.Data, err = sparse.Digest(ctx, disk); err != nil {
+	if m.Disk.Data, err = sparse.Digest(ctx, file); err != nil {
 		return err
 	}
 	data, err := m.encode()
@@ -547,7 +526,7 @@ func (b *bake) script(ctx context.Context, text string, vars map[string]string) 
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	args := []string{"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"}
-	env := []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + program.Path, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", newest)}
+	env := []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + program.Path, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", disk.Newest)}
 	if b.network {
 		env = append(env, program.ProxyEnv()...)
 	} else {

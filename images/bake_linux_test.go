@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/images/disk"
 	"imagegen/images/format"
 	"imagegen/internal/program"
 	"imagegen/internal/sparse"
@@ -360,8 +361,8 @@ func wantError(t *testing.T, err error, parts ...string) {
 
 // sealed checks what an image holds, and that it holds nothing of the machine that made it.
 func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
-	disk := r.Path
-	if info, err := os.Stat(disk); err != nil || info.Mode().Perm() != 0o444 || info.Size() != 4<<30 {
+	file := r.Path
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o444 || info.Size() != 4<<30 {
 		t.Errorf("%v, %v", info, err)
 	}
 	data, err := os.ReadFile(r.Manifest)
@@ -381,7 +382,7 @@ func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 		t.Errorf("the manifest does not say what libc6 is made of: %v", m.Packages)
 	}
 	root := t.TempDir()
-	if out, err := exec.Command("mount", "-o", "ro,noload,loop,offset=1048576", disk, root).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mount", "-o", "ro,noload,loop,offset=1048576", file, root).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, out)
 	}
 	defer func() {
@@ -451,7 +452,7 @@ func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 	}
 	// Boots: boot sector, one active partition from sector 2048 on to the end, the loader's configuration.
 	head := make([]byte, 512)
-	f, err := os.Open(disk)
+	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -459,7 +460,7 @@ func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 	if _, err := f.Read(head); err != nil {
 		t.Fatal(err)
 	}
-	if sector, err := os.ReadFile(bootSector); err != nil || !bytes.Equal(head[:440], append(sector, make([]byte, 440)...)[:440]) {
+	if sector, err := os.ReadFile(disk.BootSector); err != nil || !bytes.Equal(head[:440], append(sector, make([]byte, 440)...)[:440]) {
 		t.Errorf("another boot sector: %v", err)
 	}
 	if entry := head[446:462]; entry[0] != 0x80 || !bytes.Equal(entry[8:12], []byte{0, 8, 0, 0}) || !bytes.Equal(entry[12:16], []byte{0, 0xf8, 0x7f, 0}) {
@@ -666,11 +667,11 @@ func TestLeftovers(t *testing.T) {
 	if err := os.Mkdir(dead, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	disk := filepath.Join(dead, diskName)
-	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o644); err != nil {
+	file := filepath.Join(dead, diskName)
+	if err := os.WriteFile(file, make([]byte, 1<<20), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("/sbin/losetup", "--find", disk).CombinedOutput(); err != nil {
+	if out, err := exec.Command("/sbin/losetup", "--find", file).CombinedOutput(); err != nil {
 		t.Logf("loop devices are NOT tested: %v: %s", err, out)
 	}
 	if err := c.removeLeftovers(t.Context()); err != nil {

@@ -147,7 +147,7 @@ func TestCentOSBaseFails(t *testing.T) {
 	if err := checkTools(program.Path, "centos7"); err != nil {
 		t.Skipf("NOT TESTED: %v", err)
 	}
-	data := disk()
+	data := rawDisk()
 	server := newServer(t, data)
 	server.handle = func(_ int, w http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Path != "/disk" {

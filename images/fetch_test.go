@@ -225,7 +225,7 @@ func TestFetchFails(t *testing.T) {
 }
 
 // disk is a small disk with a boot sector, holes, and an end that is not a whole block.
-func disk() []byte {
+func rawDisk() []byte {
 	data := make([]byte, 5<<20+512)
 	copy(data[510:], "\x55\xaa")
 	copy(data[1<<20:], bytesOf(1<<20))
@@ -288,7 +288,7 @@ func qcow2(t *testing.T, data []byte) []byte {
 }
 
 func TestUnpack(t *testing.T) {
-	want := disk()
+	want := rawDisk()
 	xz := func(t *testing.T, data []byte) []byte { return through(t, data, "xz-utils", "xz", "-c") }
 	for name, pack := range map[string]func(*testing.T) []byte{
 		"raw": func(*testing.T) []byte { return want }, "raw.gz": func(t *testing.T) []byte { return packGzip(t, want) },

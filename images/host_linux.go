@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"imagegen/images/disk"
 	"imagegen/internal/filelock"
 )
 
@@ -33,9 +34,6 @@ var tools = []struct{ program, pkg, distro string }{
 	{"xfs_repair", "xfsprogs", "centos7"},
 	{"qemu-img", "qemu-utils", "centos7"},
 }
-
-// bootSector is the boot loader's first part; Debian has it in syslinux-common.
-const bootSector = "/usr/lib/syslinux/mbr/mbr.bin"
 
 // checkTools makes sure that a distro's images can be baked here, with the programs in path, and names all that is
 // missing at once.
@@ -61,8 +59,8 @@ func checkTools(path, distro string) error {
 			add(t.program, t.pkg)
 		}
 	}
-	if _, err := os.Stat(bootSector); err != nil && distro == "debian12" {
-		add(bootSector, "syslinux-common")
+	if _, err := os.Stat(disk.BootSector); err != nil && distro == "debian12" {
+		add(disk.BootSector, "syslinux-common")
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("baking needs %s: apt-get install %s", strings.Join(missing, ", "), strings.Join(packages, " "))

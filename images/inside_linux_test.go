@@ -87,26 +87,6 @@ func TestPackageFileName(t *testing.T) {
 	}
 }
 
-// TestLinksInTrees: where a layer has a folder and the one below it a link, the link is not followed, here on the build host.
-func TestLinksInTrees(t *testing.T) {
-	outside := t.TempDir()
-	testkit.Write(t, filepath.Join(outside, "sub/secret"), "x")
-	tree := layers{lower: t.TempDir(), upper: t.TempDir()}
-	if err := os.Symlink(outside, filepath.Join(tree.lower, "opt")); err != nil {
-		t.Fatal(err)
-	}
-	testkit.Write(t, filepath.Join(tree.upper, "opt/sub/own"), "x")
-	for path, want := range map[string]string{"opt": "sub", "opt/sub": "own"} {
-		_, all, err := tree.list(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(all) != 1 || all[0].Name() != want {
-			t.Errorf("%s holds %d entries, the first %s", path, len(all), all[0].Name())
-		}
-	}
-}
-
 // TestRemoveStaysInside runs what the scripts remove with in a root that has a mount, as a bake's has the build host's /dev.
 func TestRemoveStaysInside(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -14,6 +14,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"imagegen/cloudinit"
+	"imagegen/images/disk"
 	"imagegen/internal/ctxio"
 	"imagegen/internal/program"
 	"imagegen/internal/uuid"
@@ -31,7 +32,7 @@ type hypervisor interface {
 	// check says what is missing here.
 	check() error
 	// prepare is told of a disk that boots before any VM is run. The first time it notes how VMs are run, for people.
-	prepare(ctx context.Context, disk string, note func(string)) error
+	prepare(ctx context.Context, file string, note func(string)) error
 	// run runs a VM until it is off or ctx ends. What it says on its serial ports is written to console and bake.
 	run(ctx context.Context, m vm, console, bake io.Writer) error
 }
@@ -79,13 +80,13 @@ func (v vmBuilder) install(ctx context.Context, b *bake) error {
 		m.disks = []string{path("boot"), path("base")}
 		size := b.plan.inputs.DiskBytes + 1<<30 // what is unpacked, and the log of the boot
 		lower := uuid.Of("below " + b.base.identity())
-		tree := layers{lower: filepath.Join(b.config.baseDir(b.base), treeName), upper: path("nothing")}
+		tree := disk.Tree{Lower: filepath.Join(b.config.baseDir(b.base), treeName), Upper: path("nothing")}
 		for i, id := range []string{b.base.uuid(), lower} {
 			if err := b.putTree(ctx, tree, m.disks[i], size, id); err != nil {
 				return err
 			}
 		}
-		env["LOWER"], env["SOURCE_DATE_EPOCH"] = lower, fmt.Sprint(newest)
+		env["LOWER"], env["SOURCE_DATE_EPOCH"] = lower, fmt.Sprint(disk.Newest)
 		if err := os.WriteFile(b.inputs("layer"), []byte(installScript), 0o644); err != nil {
 			return err
 		}

@@ -86,8 +86,8 @@ func flatVMDK(disk string) ([]byte, error) {
 	if strings.ContainsAny(disk, "\"\n") {
 		return nil, fmt.Errorf("VirtualBox takes no disk with such a name: %s", disk)
 	}
-	sectors := (info.Size() + sectorSize - 1) / sectorSize
-	if err := os.Truncate(disk, sectors*sectorSize); err != nil {
+	sectors := (info.Size() + 512 - 1) / 512
+	if err := os.Truncate(disk, sectors*512); err != nil {
 		return nil, err
 	}
 	return fmt.Appendf(nil, "# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\nRW %d FLAT \"%s\" 0\n\n"+

@@ -1,4 +1,4 @@
-package images
+package disk
 
 import (
 	"bytes"
@@ -19,11 +19,11 @@ import (
 
 // newTree writes a tree of all that a file system can hold, in an order that comes from the seed, some of it below and
 // some above.
-func newTree(t *testing.T, seed uint64) layers {
+func newTree(t *testing.T, seed uint64) Tree {
 	t.Helper()
-	tree := layers{lower: t.TempDir(), upper: t.TempDir()}
+	tree := Tree{Lower: t.TempDir(), Upper: t.TempDir()}
 	both := func(path string) (string, string) {
-		return filepath.Join(tree.lower, path), filepath.Join(tree.upper, path)
+		return filepath.Join(tree.Lower, path), filepath.Join(tree.Upper, path)
 	}
 	must := func(err error) {
 		t.Helper()
@@ -125,15 +125,15 @@ func TestExt4(t *testing.T) {
 }
 
 // sameTree compares what the kernel shows of a disk with what it shows of the layers.
-func sameTree(t *testing.T, disk string, tree layers) {
+func sameTree(t *testing.T, disk string, tree Tree) {
 	t.Helper()
-	root, overlay, work := t.TempDir(), t.TempDir(), filepath.Join(filepath.Dir(tree.upper), "work")
+	root, overlay, work := t.TempDir(), t.TempDir(), filepath.Join(filepath.Dir(tree.Upper), "work")
 	if err := os.Mkdir(work, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	testkit.Run(t, "mount", "-o", "ro,loop,offset=1048576", disk, root)
 	defer testkit.Run(t, "umount", root)
-	testkit.Run(t, "mount", "-t", "overlay", "overlay", "-o", "lowerdir="+tree.lower+",upperdir="+tree.upper+",workdir="+work, overlay)
+	testkit.Run(t, "mount", "-t", "overlay", "overlay", "-o", "lowerdir="+tree.Lower+",upperdir="+tree.Upper+",workdir="+work, overlay)
 	defer testkit.Run(t, "umount", overlay)
 	list := func(dir string) []string {
 		var all []string
@@ -150,7 +150,7 @@ func sameTree(t *testing.T, disk string, tree layers) {
 			if path == dir {
 				line = fmt.Sprintf("root %o", st.Mode)
 			} else if info.Mode().Type() != fs.ModeSymlink {
-				line += fmt.Sprintf(" %d", min(st.Mtim.Sec, newest))
+				line += fmt.Sprintf(" %d", min(st.Mtim.Sec, Newest))
 			}
 			switch info.Mode().Type() {
 			case 0:

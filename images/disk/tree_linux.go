@@ -1,4 +1,4 @@
-package images
+package disk
 
 import (
 	"errors"
@@ -8,23 +8,22 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"unsafe"
 )
 
-// layers is a tree as overlayfs shows it, read without mounting it: what is in upper, and below it what is in lower.
-type layers struct{ lower, upper string }
+// Tree is a tree as overlayfs shows it, read without mounting it: what is in upper, and below it what is in lower.
+type Tree struct{ Lower, Upper string }
 
 // real returns where a path of the tree is.
-func (t layers) real(path string) string {
-	upper := filepath.Join(t.upper, path)
+func (t Tree) real(path string) string {
+	upper := filepath.Join(t.Upper, path)
 	if _, err := os.Lstat(upper); err == nil {
 		return upper
 	}
-	return filepath.Join(t.lower, path)
+	return filepath.Join(t.Lower, path)
 }
 
 // list returns what a directory of the tree is, and what it holds, sorted by name.
-func (t layers) list(path string) (fs.FileInfo, []fs.FileInfo, error) {
+func (t Tree) list(path string) (fs.FileInfo, []fs.FileInfo, error) {
 	info, err := os.Lstat(t.real(path))
 	if err != nil {
 		return nil, nil, err
@@ -51,12 +50,12 @@ func (t layers) list(path string) (fs.FileInfo, []fs.FileInfo, error) {
 		}
 		return nil
 	}
-	if !t.hidden(path) && isFolder(t.lower, path) {
-		if err := add(filepath.Join(t.lower, path)); err != nil {
+	if !t.hidden(path) && isFolder(t.Lower, path) {
+		if err := add(filepath.Join(t.Lower, path)); err != nil {
 			return nil, nil, err
 		}
 	}
-	if err := add(filepath.Join(t.upper, path)); err != nil {
+	if err := add(filepath.Join(t.Upper, path)); err != nil {
 		return nil, nil, err
 	}
 	list := make([]fs.FileInfo, 0, len(all))
@@ -78,47 +77,18 @@ func isFolder(tree, path string) bool {
 }
 
 // hidden says whether nothing of what lower has in a directory is seen: it, or one above it, was removed and made anew.
-func (t layers) hidden(path string) bool {
+func (t Tree) hidden(path string) bool {
 	for ; ; path = filepath.Dir(path) {
-		info, err := os.Lstat(filepath.Join(t.upper, path))
+		info, err := os.Lstat(filepath.Join(t.Upper, path))
 		if err == nil && !info.IsDir() {
 			return true
 		}
 		var v [1]byte
-		if n, err := lgetxattr(filepath.Join(t.upper, path), "trusted.overlay.opaque", v[:]); err == nil && n == 1 && v[0] == 'y' {
+		if n, err := lgetxattr(filepath.Join(t.Upper, path), "trusted.overlay.opaque", v[:]); err == nil && n == 1 && v[0] == 'y' {
 			return true
 		}
 		if path == "." {
 			return false
 		}
 	}
-}
-
-// lgetxattr and llistxattr are of the link itself; package syscall has none of either.
-func lgetxattr(path, name string, value []byte) (int, error) {
-	p, err := syscall.BytePtrFromString(path)
-	if err != nil {
-		return 0, err
-	}
-	q, err := syscall.BytePtrFromString(name)
-	if err != nil {
-		return 0, err
-	}
-	n, _, errno := syscall.Syscall6(syscall.SYS_LGETXATTR, uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(q)), uintptr(unsafe.Pointer(&value[0])), uintptr(len(value)), 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
-}
-
-func llistxattr(path string, names []byte) (int, error) {
-	p, err := syscall.BytePtrFromString(path)
-	if err != nil {
-		return 0, err
-	}
-	n, _, errno := syscall.Syscall(syscall.SYS_LLISTXATTR, uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&names[0])), uintptr(len(names)))
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
 }

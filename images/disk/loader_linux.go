@@ -1,4 +1,4 @@
-package images
+package disk
 
 import (
 	"bytes"
@@ -98,20 +98,3 @@ func (e *ext4) install(boot []byte) error {
 	_, err := e.disk.WriteAt(boot, e.start)
 	return err
 }
-
-// partition returns the first sector of a disk with one active partition, from sector 2048 to the end.
-func partition(code []byte, bytes int64, id uint32) []byte {
-	mbr := make([]byte, sectorSize)
-	copy(mbr[:440], code)
-	le.PutUint32(mbr[440:], id)
-	p := mbr[446:]
-	p[0], p[4] = 0x80, 0x83               // active; Linux
-	copy(p[1:], []byte{0x20, 0x21, 0})    // cylinder, head and sector of 2048
-	copy(p[5:], []byte{0xfe, 0xff, 0xff}) // of the end: more than fits there
-	le.PutUint32(p[8:], partitionStart/sectorSize)
-	le.PutUint32(p[12:], uint32((bytes-partitionStart)/sectorSize))
-	mbr[510], mbr[511] = 0x55, 0xaa
-	return mbr
-}
-
-const partitionStart = 1 << 20
