@@ -39,7 +39,7 @@ func TestRoll(t *testing.T) {
 	spec("50")
 	b.lab(t, "up")
 	b.waitReady(t)
-	if out, err := roll(); err != nil || !strings.Contains(out, "replaced 0 nodes; 3 up to date already") {
+	if out, err := roll(); err != nil || !strings.Contains(out, "replaced 0 nodes; 3 already up to date") {
 		t.Errorf("nothing to do: %v %s", err, out)
 	}
 	on("echo kept >/data/kept")
@@ -56,7 +56,7 @@ func TestRoll(t *testing.T) {
 		t.Errorf("another node was down, and a node was replaced: %v, %v", before, now)
 	}
 
-	// No node is ready within a second. (A start takes the latest seed, so r3 would be up to date already.)
+	// No node is ready within a second. (A start takes the latest seed, so r3 would be already up to date.)
 	spec("40")
 	before = on(started)
 	if out, err := roll("--timeout", "1s"); err == nil {
@@ -66,7 +66,7 @@ func TestRoll(t *testing.T) {
 	if half["r1"] == before["r1"] || half["r2"] != before["r2"] || half["r3"] != before["r3"] {
 		t.Errorf("it should have stopped at r1: %v, %v", before, half)
 	}
-	if out, err := roll(); err != nil || !strings.Contains(out, "replaced 2 nodes; 1 up to date already") {
+	if out, err := roll(); err != nil || !strings.Contains(out, "replaced 2 nodes; 1 already up to date") {
 		t.Errorf("going on: %v %s", err, out)
 	}
 	b.waitReady(t)

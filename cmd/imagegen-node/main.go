@@ -1,11 +1,10 @@
-// Command imagegen-node is the agent that is baked into every image. It reads the facts that the node's seed left in
-// /etc/imagegen and brings the node's components to ready, for ever; package agent is its brain.
+// Command imagegen-node is the agent that is baked into every image. It reads the facts that the node's seed wrote to
+// /etc/imagegen, and brings the node's components to ready and keeps them there; package agent does the work.
 //
-// It has no settings: what a node is comes from its seed, and how it is doing from the console, the journal and the
-// peer API.
+// It has no settings. The seed says what the node is; console, journal and API report its state.
 //
-// Two short-lived jobs beside it, which units of the image call, look after the seed: "seed" before cloud-init and
-// "seed-applied" after it. Package nocloud does the work.
+// Units in the image also run it for two short jobs on the seed: "seed" before cloud-init, and "seed-applied" after it.
+// Package nocloud does that work.
 package main
 
 import (
@@ -28,7 +27,7 @@ import (
 )
 
 func main() {
-	log.SetFlags(0) // the journal has the time
+	log.SetFlags(0) // the journal adds the time
 	job, ok := jobs[strings.Join(os.Args[1:], " ")]
 	if !ok {
 		fmt.Fprintln(os.Stderr, "usage: imagegen-node [seed | seed-applied]")
@@ -40,14 +39,14 @@ func main() {
 	}
 }
 
-// jobs are what the image's units call.
+// jobs are the subcommands that the image's units run.
 var jobs = map[string]func() error{
 	"":             run,
 	"seed":         checkSeed,
 	"seed-applied": nocloud.Disk{Root: "/"}.MarkApplied,
 }
 
-// checkSeed runs before cloud-init. A node whose seed cannot be checked starts without cloud-init, and says why.
+// checkSeed runs before cloud-init. If it fails, cloud-init does not run, and the console says why.
 func checkSeed() error {
 	err := nocloud.Disk{Root: "/"}.Check(context.Background(), console)
 	if err != nil {
@@ -66,35 +65,36 @@ func run() error {
 	if err := agent.ApplySysctl("/", "/etc/sysctl.d/90-imagegen.conf"); err != nil {
 		log.Printf("kernel parameters: %v", err)
 	}
-	// The seed's units came after systemd had read its folders.
+	// The seed's units were written after systemd had loaded its units.
 	if out, err := exec.CommandContext(ctx, "systemctl", "daemon-reload").CombinedOutput(); err != nil {
 		return fmt.Errorf("systemctl daemon-reload: %w: %s", err, out)
 	}
 	return a.Run(ctx)
 }
 
-// made says what the node was made from, as far as that is known.
+// made returns what the node was made from, as far as it is known.
 func made(d nocloud.Disk) facts.Made {
 	var m facts.Made
-	if seed, _ := d.Kept(); seed != nil { // a copy that is damaged is still of that seed
+	if seed, _ := d.Kept(); seed != nil { // a damaged copy still identifies its seed
 		m.Seed = seed.Digest
 	}
-	// Made at the first boot of a root disk. The identity itself is nobody's business.
+	// The machine-id is created at the first boot of a root disk. It is confidential (see machine-id(5)), so only a
+	// hash is reported.
 	if id, err := os.ReadFile(filepath.Join(d.Root, "etc/machine-id")); err == nil && len(bytes.TrimSpace(id)) > 0 {
 		m.Machine = fmt.Sprintf("%x", sha256.Sum256(bytes.TrimSpace(id)))[:16]
 	}
 	return m
 }
 
-// console writes a line to the journal and to the machine's console, where somebody looks who has no other way in.
+// console logs a line to the journal and to the machine's console, the only output visible without a network.
 func console(line string) {
 	log.Print(line)
-	// Opened anew for each line: a login prompt that starts on the console hangs up whoever had it open.
+	// Reopened for each line: a login prompt that starts on the console hangs up all open descriptors.
 	tty, err := os.OpenFile("/dev/console", os.O_WRONLY|syscall.O_NOCTTY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return
 	}
 	defer tty.Close()
 	tty.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	fmt.Fprintf(tty, "imagegen: %s\r\n", line) // a console that takes no more loses lines, not the agent
+	fmt.Fprintf(tty, "imagegen: %s\r\n", line) // a blocked console loses lines but does not block the agent
 }

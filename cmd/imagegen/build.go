@@ -23,23 +23,23 @@ import (
 func buildCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "build",
-		Usage:     "make the images and seeds of all roles, or of the named ones",
+		Usage:     "make the images and seeds of all roles, or of those named",
 		ArgsUsage: "[ROLE…]",
-		Description: "Writes DIR/images/ROLE.raw, a manifest ROLE.json and an SBOM ROLE.spdx.json beside it, and the seeds of the roles' nodes (see imagegen seed).\n" +
-			"DIR/expected.json says which image and seed each node should have, for those who compare nodes with it.\n" +
-			"An image is baked when something that goes into it has changed, and comes from the cache otherwise; roles that need\n" +
-			"the same things share one. Baking needs Linux. The builder chroot installs into a tree on this machine, which takes root;\n" +
-			"qemu and virtualbox boot the base in a VM and install there. Where the base is made here, which takes root, all make the same image.\n\n" +
-			"Every package is pinned in imagegen.lock beside the spec, by version and SHA-256. What is pinned is baked from; what is\n" +
-			"not pinned yet, or can no longer be had, is pinned to what the archive has today, and said. With --locked that is an\n" +
-			"error.",
+		Description: "Writes DIR/images/ROLE.raw with a manifest ROLE.json and an SBOM ROLE.spdx.json, and the seeds of the roles' nodes\n" +
+			"(see imagegen seed). DIR/expected.json says which image and seed each node should have.\n" +
+			"An image is baked if its inputs have changed, and otherwise comes from the cache; roles with the same inputs share one.\n" +
+			"Baking needs Linux. The builder chroot installs into a folder on this machine and needs root; qemu and virtualbox boot\n" +
+			"the base in a VM and install there. If the base is made on this machine, which needs root, all builders make the same image.\n\n" +
+			"Every package is pinned in imagegen.lock beside the spec, by version and SHA-256, and images are baked from these pins.\n" +
+			"Packages that are not pinned yet, or no longer available, are pinned to the archive's current versions and reported.\n" +
+			"With --locked that is an error.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
-			&cli.StringSliceFlag{Name: "format", Usage: "write the images in `FORMAT`,… too: " + strings.Join(format.Names, ", ") + "; with box, DIR/Vagrantfile as well"},
-			&cli.StringFlag{Name: "builder", Usage: "bake with `BUILDER`: " + strings.Join(images.Builders, ", "), DefaultText: "the first that can be used here"},
-			&cli.DurationFlag{Name: "time-limit", Value: images.BakeLimit, DefaultText: "1h", Usage: "a bake in a VM may take `TIME`"},
-			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: images.DefaultJobs(), DefaultText: "what cores and free memory allow", Usage: "bake up to `N` images at once"},
-			&cli.BoolFlag{Name: "locked", Usage: "bake exactly what imagegen.lock pins, or fail and say what differs"},
+			&cli.StringSliceFlag{Name: "format", Usage: "also write the images in `FORMAT`,…: " + strings.Join(format.Names, ", ") + "; box also writes DIR/Vagrantfile"},
+			&cli.StringFlag{Name: "builder", Usage: "bake with `BUILDER`: " + strings.Join(images.Builders, ", "), DefaultText: "the first one that is usable here"},
+			&cli.DurationFlag{Name: "time-limit", Value: images.BakeLimit, DefaultText: "1h", Usage: "stop a bake in a VM after `TIME`"},
+			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: images.DefaultJobs(), DefaultText: "from cores and free memory", Usage: "bake up to `N` images in parallel"},
+			&cli.BoolFlag{Name: "locked", Usage: "bake exactly what imagegen.lock pins, or fail and list the differences"},
 			offlineFlag(), cacheFlag(), agentFlag(),
 			jsonFlag("the images"),
 		},
@@ -48,15 +48,15 @@ func buildCommand() *cli.Command {
 }
 
 func offlineFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "offline", Usage: "use no network, only what is in the cache (imagegen fetch fills it)"}
+	return &cli.BoolFlag{Name: "offline", Usage: "use only the cache, no network (imagegen fetch fills the cache)"}
 }
 
 func cacheFlag() cli.Flag {
-	return &cli.StringFlag{Name: "cache", EnvVars: []string{"IMAGEGEN_CACHE"}, Usage: "keep baked images in `DIR` (default: imagegen in the user's cache folder)"}
+	return &cli.StringFlag{Name: "cache", EnvVars: []string{"IMAGEGEN_CACHE"}, Usage: "use the cache in `DIR` (default: imagegen in the user's cache folder)"}
 }
 
 func agentFlag() cli.Flag {
-	return &cli.StringFlag{Name: "agent", Usage: "put the agent in `FILE` into the images (default: imagegen-node beside imagegen)"}
+	return &cli.StringFlag{Name: "agent", Usage: "bake the agent `FILE` into the images (default: imagegen-node beside imagegen)"}
 }
 
 func build(c *cli.Context) error {
@@ -70,16 +70,16 @@ func build(c *cli.Context) error {
 		return err
 	}
 	if c.Int("jobs") < 1 {
-		return wrongf("--jobs %d: at least one at once", c.Int("jobs"))
+		return wrongf("--jobs %d: must be at least 1", c.Int("jobs"))
 	}
 	formats := c.StringSlice("format")
 	for _, f := range formats {
 		if !slices.Contains(format.Names, f) {
-			return wrongf("--format %s: there are %s", f, strings.Join(format.Names, ", "))
+			return wrongf("--format %s: the formats are %s", f, strings.Join(format.Names, ", "))
 		}
 	}
 	if by := c.String("builder"); by != "" && !slices.Contains(images.Builders, by) {
-		return wrongf("--builder %s: there are %s", by, strings.Join(images.Builders, ", "))
+		return wrongf("--builder %s: the builders are %s", by, strings.Join(images.Builders, ", "))
 	}
 	agent, err := agentPath(c)
 	if err != nil {
@@ -89,7 +89,7 @@ func build(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	// Seeds come first: they take no time, and a fault in a template shows before minutes of baking.
+	// Seeds come first: they take no time, and an error in a template should appear before minutes of baking.
 	secrets, err := p.issueSecrets(c)
 	if err != nil {
 		return err
@@ -108,7 +108,7 @@ func build(c *cli.Context) error {
 		Locked: c.Bool("locked"), Offline: c.Bool("offline"), UI: &bakes{block: b, now: time.Now},
 	}
 	results, err := images.Build(c.Context, config)
-	// Also after a failure: some images may be new, and the seeds are.
+	// Also after a failure: the seeds and some images may be new.
 	if err := errors.Join(err, p.writeExpected(secrets.ClusterID)); err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func build(c *cli.Context) error {
 	return nil
 }
 
-// writeVagrantfile writes the Vagrantfile of all nodes beside the folder of their boxes.
+// writeVagrantfile writes the Vagrantfile of all nodes into the output folder.
 func (p *project) writeVagrantfile(ctx context.Context, config images.Config, clusterID string) error {
 	ids, err := images.Identities(ctx, config)
 	if err != nil {
@@ -143,7 +143,7 @@ func (p *project) writeVagrantfile(ctx context.Context, config images.Config, cl
 	return atomicfile.Write(filepath.Join(p.out, "Vagrantfile"), text, 0o644)
 }
 
-// vagrantNote says what VirtualBox needs before it takes the spec's network; empty: nothing.
+// vagrantNote returns what must be set up before VirtualBox accepts the spec's network, or "".
 func vagrantNote(spec *cluster.Spec) string {
 	if problem := vagrant.HostOnlyProblem(spec); problem != "" {
 		return "note: " + problem + "\n"
@@ -151,7 +151,7 @@ func vagrantNote(spec *cluster.Spec) string {
 	return ""
 }
 
-// summary says in one line what was baked.
+// summary describes in one line what was baked.
 func summary(dir string, results []images.Result) string {
 	var baked []string
 	for _, r := range results {
@@ -169,13 +169,13 @@ func summary(dir string, results []images.Result) string {
 	return said
 }
 
-// bakes shows how the bakes go: a line for each that is under way.
+// bakes shows the progress of bakes, one line per running bake.
 type bakes struct {
 	block *block
 	now   func() time.Time
 
 	mu      sync.Mutex
-	running []*bake // in the order in which they began
+	running []*bake // in start order
 }
 
 type bake struct {
@@ -183,7 +183,7 @@ type bake struct {
 	began       time.Time
 }
 
-// Step is called by [images.Build].
+// Step implements the interface of [images.Config]'s UI.
 func (p *bakes) Step(image, what string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -199,7 +199,7 @@ func (p *bakes) Step(image, what string) {
 	p.show()
 }
 
-// Done is called by [images.Build]. Images that were there already are counted in the summary, and not told apart.
+// Done ends an image's line. Cached images appear only in the summary.
 func (p *bakes) Done(image string, cached bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -210,7 +210,6 @@ func (p *bakes) Done(image string, cached bool) {
 	p.show()
 }
 
-// Note is called by [images.Build].
 func (p *bakes) Note(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -230,7 +229,7 @@ func (p *bakes) show() {
 	p.block.show(lines)
 }
 
-// nodesOf returns the nodes of the roles, of all roles when none is named.
+// nodesOf returns the nodes of the named roles, or of all roles if none is named.
 func (p *project) nodesOf(names []string) ([]cluster.Node, error) {
 	if len(names) == 0 {
 		return p.spec.Nodes(), nil
@@ -263,7 +262,7 @@ func agentPath(c *cli.Context) (string, error) {
 		path = filepath.Join(filepath.Dir(self), "imagegen-node")
 	}
 	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
-		return "", fmt.Errorf("there is no agent at %s; make build makes it, --agent FILE names another", path)
+		return "", fmt.Errorf("there is no agent at %s; make build builds it, --agent FILE names another", path)
 	}
 	return path, nil
 }

@@ -13,11 +13,11 @@ import (
 	"imagegen/lab"
 )
 
-// completeCommand is what the shells' scripts ask. It is not for people.
+// completeName is the hidden command that the shells' completion scripts call.
 const completeName = "__complete"
 
-// The scripts ask for what may come in place of the last word, and get a line for each: the word, a tab, and what it is.
-// A line ":files" stands for names of files, which shells know better.
+// The scripts ask for candidates for the last word, and get one per line: the word, a tab, and its description. A line
+// ":files" asks the shell to complete file names.
 var completions = map[string]string{
 	"bash": `# imagegen completion bash
 _imagegen() {
@@ -76,9 +76,9 @@ complete -c imagegen -f -a '(__imagegen_complete)'
 func completionCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "completion",
-		Usage:     "print a script by which a shell completes commands, flags, nodes and roles",
+		Usage:     "print a shell script that completes commands, flags, nodes and roles",
 		ArgsUsage: "bash|zsh|fish",
-		Description: "Nodes and roles are those of the spec that --file names on the line, or of cluster.yaml.\n\n" +
+		Description: "Nodes and roles come from the spec in --file on the command line, or from cluster.yaml.\n\n" +
 			"bash: source <(imagegen completion bash), in ~/.bashrc\n" +
 			"zsh:  source <(imagegen completion zsh), in ~/.zshrc after compinit\n" +
 			"fish: imagegen completion fish > ~/.config/fish/completions/imagegen.fish",
@@ -104,14 +104,14 @@ func completeCommand() *cli.Command {
 
 const completeFiles = ":files"
 
-// complete returns what may stand in place of the last of words, the line without the program's name.
+// complete returns the candidates for the last of words, the command line without the program's name.
 func complete(c *cli.Context, words []string) []string {
 	words = slices.Clone(words)
 	for i := len(words) - 1; i > 0; i-- {
 		if words[i] != "=" || !strings.HasPrefix(words[i-1], "--") {
 			continue
 		}
-		// bash makes three words of --file=x.
+		// bash splits --file=x into three words.
 		if i == len(words)-1 {
 			words[i] = ""
 		} else {

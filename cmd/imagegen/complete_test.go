@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// candidates returns the words that are offered in place of the last of words.
+// candidates returns the completions of the last of words.
 func candidates(t *testing.T, words ...string) []string {
 	t.Helper()
 	var found []string
@@ -34,7 +34,7 @@ func TestComplete(t *testing.T) {
 		{"seed cache1 cache", "cache2 cache3"},
 		{"seed -f other/spec.yaml s", "store1 store2 store3"},
 		{"seed --file=other/spec.yaml s", "store1 store2 store3"},
-		{"seed --file = other/spec.yaml s", "store1 store2 store3"}, // as bash has it
+		{"seed --file = other/spec.yaml s", "store1 store2 store3"}, // as bash splits it
 		{"seed -f broken.yaml s", ""},
 		{"seed -f - s", ""},
 		{"seed -f ", ":files"},
@@ -64,7 +64,7 @@ func TestComplete(t *testing.T) {
 	}
 }
 
-// Each shell itself completes a line with the script that it is given.
+// Each shell completes a line with its script.
 func TestShellsComplete(t *testing.T) {
 	bin := t.TempDir()
 	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
@@ -75,7 +75,7 @@ func TestShellsComplete(t *testing.T) {
 	for shell, ask := range map[string]string{
 		"bash": `source ./script; COMP_WORDS=(imagegen seed cache1 ca); COMP_CWORD=3; _imagegen; printf '%s\n' "${COMPREPLY[@]}"`,
 		"fish": `source ./script; complete -C "imagegen seed cache1 ca"`,
-		// _describe is zsh's own and works in the line editor alone: what it is given is printed in its stead.
+		// _describe is a zsh function that works only in the line editor; this one prints its arguments.
 		"zsh": `compdef() { [[ $* == "_imagegen imagegen" ]] }; source ./script || exit; _describe() { print -l ${(P)2} }; words=(imagegen seed cache1 ca); CURRENT=4; _imagegen`,
 	} {
 		t.Run(shell, func(t *testing.T) {

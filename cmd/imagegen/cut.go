@@ -13,11 +13,11 @@ func cutCommand() *cli.Command {
 		Category:  labCategory,
 		Usage:     "cut nodes off from the network",
 		ArgsUsage: "NODE…",
-		Description: "Drops all packets between the named nodes and the others: everybody, visitors of the site included, or the nodes of\n" +
+		Description: "Drops all packets between the named nodes and all others, including the site's visitors, or only the nodes of\n" +
 			"--from. The named nodes still reach each other. Cuts add up until imagegen mend. status and exec still reach all nodes.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
-			&cli.StringFlag{Name: "from", Usage: "cut off from `NODE`,NODE… alone"},
+			&cli.StringFlag{Name: "from", Usage: "cut off only from `NODE`,NODE…"},
 			&cli.BoolFlag{Name: "one-way", Usage: "drop only what the named nodes send"},
 		},
 		Action: func(c *cli.Context) error {

@@ -14,15 +14,15 @@ func decideCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "decide",
 		Category:  operateCategory,
-		Usage:     "let a component go on without nodes that it waits for",
+		Usage:     "let a component continue without nodes that it waits for",
 		ArgsUsage: "COMPONENT",
-		Description: "After an outage of all members, a database does not start while one of them is silent: that one may have the newest\n" +
-			"data. If it will never come back, there are two ways on: imagegen replace --blank NODE, if there is a machine to put\n" +
-			"in its place, or imagegen decide galera --without NODE. Either way, what only that node has is lost.\n\n" +
-			"A decision that is not needed is refused. It holds until the component is ready, or the node is heard again.",
+		Description: "After an outage of all members, a database does not start while one of them is silent, because that one may have the\n" +
+			"newest data. If it will never come back, there are two options: imagegen replace --blank NODE, if there is a machine\n" +
+			"to replace it, or imagegen decide galera --without NODE. Either way, data that only that node has is lost.\n\n" +
+			"A decision that is not needed is refused. It lapses when the component is ready, or the node answers again.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(),
-			&cli.StringFlag{Name: "without", Usage: "the silent `NODE`, or NODE,NODE, of which all data that no other node has may be lost"},
+			&cli.StringFlag{Name: "without", Usage: "continue without the silent `NODE`, or NODE,NODE; data that only they have is lost"},
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
@@ -30,7 +30,7 @@ func decideCommand() *cli.Command {
 			}
 			component := c.Args().First()
 			if c.String("without") == "" {
-				return wrongf("decide takes the silent nodes to go on without: imagegen decide %s --without NODE", component)
+				return wrongf("decide needs the silent nodes to continue without: imagegen decide %s --without NODE", component)
 			}
 			without := strings.Split(c.String("without"), ",")
 			p, err := load(c)
@@ -52,7 +52,7 @@ func decideCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.App.Writer, "%s goes on without %s: decided on %s\n", component, strings.Join(without, ", "), strings.Join(told, ", "))
+			fmt.Fprintf(c.App.Writer, "%s continues without %s; told %s\n", component, strings.Join(without, ", "), strings.Join(told, ", "))
 			return nil
 		},
 	}

@@ -18,11 +18,11 @@ func downCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "down",
 		Category:  machinesCategory,
-		Usage:     "stop the cluster and remove its machines, their disks included",
+		Usage:     "stop the cluster and remove its machines and their disks",
 		ArgsUsage: "[NODE…]",
-		Description: "Images and seeds stay. Of the lab, no process, mount, loop device, network interface or namespace is left; of another\n" +
+		Description: "Images and seeds stay. In the lab, no process, mount, loop device, network interface or namespace is left; with another\n" +
 			"provider, no machine, disk, image or network that it made for the cluster.\n\n" +
-			"With names of nodes that have been removed from the spec (imagegen status shows them), it ends those alone, and removes\n" +
+			"With names of nodes that were removed from the spec (imagegen status shows them), it stops only those, and removes\n" +
 			"their disks, seeds and keys.",
 		Flags: []cli.Flag{specFlag(), outFlag(), providerFlag()},
 		Action: func(c *cli.Context) error {
@@ -46,7 +46,7 @@ func downCommand() *cli.Command {
 	}
 }
 
-// downRemoved ends nodes that have been removed from the spec, and removes what is left of them.
+// downRemoved stops nodes that were removed from the spec, and removes their disks, seeds and keys.
 func downRemoved(c *cli.Context, names []string) error {
 	p, err := load(c)
 	if err != nil {
@@ -61,12 +61,12 @@ func downRemoved(c *cli.Context, names []string) error {
 	var running []string
 	for _, name := range names {
 		if _, ok := p.spec.Node(name); ok {
-			return wrongf("%s is in the spec: imagegen kill %[1]s turns it off; down takes no names, or those of nodes that have been removed from the spec", name)
+			return wrongf("%s is in the spec: imagegen kill %[1]s turns it off; down accepts only nodes that were removed from the spec", name)
 		}
 		if slices.Contains(there, name) {
 			running = append(running, name)
 		} else if left[name] == nil {
-			return wrongf("there is no node %s, and nothing is left of one", name)
+			return wrongf("there is no node %s, and nothing left of one", name)
 		}
 	}
 	m, err := p.power(c, b)
@@ -92,7 +92,7 @@ func downRemoved(c *cli.Context, names []string) error {
 	return nil
 }
 
-// leftOver returns the files that seed has made for nodes which the spec no longer has, by the node's name.
+// leftOver returns the seeds and keys of nodes that the spec no longer has, by the node's name.
 func (p *project) leftOver() map[string][]string {
 	left := map[string][]string{}
 	for _, pattern := range []string{p.seedPath("*"), filepath.Join(p.secretsDir(), "nodes", "*.crt"), filepath.Join(p.secretsDir(), "nodes", "*.key")} {

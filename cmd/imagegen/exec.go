@@ -8,8 +8,8 @@ func execCommand() *cli.Command {
 		Category:  labCategory,
 		Usage:     "run a command on a node, as root",
 		ArgsUsage: "NODE -- COMMAND [ARGUMENT…]",
-		Description: "Ends with the command's exit code. Standard input, output and error are the command's, with all control characters. In a virtual machine it is run by\n" +
-			"SSH and sudo, for which the spec must have a key of yours (ssh), in ~/.ssh or in ssh-agent.",
+		Description: "Exits with the command's exit code. Standard input, output and error are the command's, unfiltered. In a virtual machine the\n" +
+			"command runs through SSH and sudo; the spec must have one of your keys (ssh), from ~/.ssh or ssh-agent.",
 		Flags: []cli.Flag{specFlag(), outFlag()},
 		Action: func(c *cli.Context) error {
 			args := c.Args().Slice()

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestUnreachableArchiveFails: a program that fails is a failure (1), and not a mistake in what a person wrote (2).
-// exec.ExitError looks like an error of the command line library.
+// TestUnreachableArchiveFails: a failed program gives exit code 1, not 2. exec.ExitError implements the exit code
+// interface of the command line library.
 func TestUnreachableArchiveFails(t *testing.T) {
 	if _, err := os.Stat("/usr/bin/apt-get"); err != nil {
 		t.Skip("needs apt-get: exit codes of an unreachable archive are NOT tested")

@@ -6,11 +6,11 @@ import (
 	"imagegen/machines/fleet"
 )
 
-// made is what is in the output folder.
+// made returns the build results in the output folder.
 func (p *project) made() fleet.Made { return fleet.Made{Spec: p.spec, Dir: p.out, Seed: p.seeds()} }
 
-// writeExpected writes down which image and seed each node should have: those that are in the output folder now. Seeds of
-// another cluster do not count, nor does what cannot be read: build and seed make it anew.
+// writeExpected writes dist/expected.json from the images and seeds in the output folder. Seeds of another cluster and
+// unreadable files are left out, because seed and build replace them.
 func (p *project) writeExpected(clusterID string) error {
 	e := expected.Expected{Version: expected.Version, Cluster: p.spec.Cluster, ClusterID: clusterID}
 	made, identities := p.made(), map[string]string{}

@@ -20,7 +20,7 @@ func readExpected(t *testing.T) expected.Expected {
 	return e
 }
 
-// What seed and build leave in the output folder is in expected.json: every node, and no secret.
+// TestExpected: expected.json has every node, its image and seed, and no secret.
 func TestExpected(t *testing.T) {
 	inNewFolder(t)
 	done(t, "init", ".")
@@ -72,7 +72,7 @@ func TestExpected(t *testing.T) {
 			}
 		}
 	}
-	// A seed of another cluster in a node's place is not what is expected.
+	// A seed of another cluster in a node's place is not expected.
 	catalogue, err := roles.Load("")
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +90,7 @@ func TestExpected(t *testing.T) {
 	}
 }
 
-// Too few hosts are no fault, but said, each with what its loss costs.
+// Too few hosts are a note, not an error, with the cost of losing each host.
 func TestValidateSaysWhatAHostCosts(t *testing.T) {
 	inNewFolder(t)
 	done(t, "init", ".")
@@ -116,7 +116,7 @@ func TestValidateSaysWhatAHostCosts(t *testing.T) {
 	}
 }
 
-// Commands of the lab refuse a spec whose machines are elsewhere, and start nothing on this machine.
+// The lab's commands refuse a spec with another provider, and start nothing.
 func TestTheLabIsNotForOtherProviders(t *testing.T) {
 	inNewFolder(t)
 	done(t, "init", ".")
@@ -130,7 +130,7 @@ func TestTheLabIsNotForOtherProviders(t *testing.T) {
 	done(t, "seed")
 	for _, line := range []string{"exec web1 -- true", "cut web1", "mend"} {
 		r := imagegen(strings.Fields(line)...)
-		if want := strings.Fields(line)[0] + " works in the lab alone"; r.code != exitWrong || !strings.Contains(r.stderr, want) {
+		if want := strings.Fields(line)[0] + " works only in the lab"; r.code != exitWrong || !strings.Contains(r.stderr, want) {
 			t.Errorf("%s: exit code %d: %s", line, r.code, r.stderr)
 		}
 	}

@@ -13,14 +13,14 @@ import (
 func fetchCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "fetch",
-		Usage:     "bring what build needs from the network into the cache",
+		Usage:     "download what build needs into the cache",
 		ArgsUsage: "[ROLE…]",
-		Description: "Fetches every package of the base and of the roles' images, and the roles' downloads, as far as the cache has not\n" +
-			"got them, and checks them. What imagegen.lock does not pin yet is pinned. After that, imagegen build --offline bakes\n" +
+		Description: "Fetches and verifies every package of the base and of the roles' images, and the roles' downloads, unless the cache has\n" +
+			"them. Packages that imagegen.lock does not pin yet are pinned. After that, imagegen build --offline bakes\n" +
 			"without a network.",
 		Flags: []cli.Flag{
 			specFlag(),
-			&cli.BoolFlag{Name: "locked", Usage: "fetch exactly what imagegen.lock pins, or fail and say what differs"},
+			&cli.BoolFlag{Name: "locked", Usage: "fetch exactly what imagegen.lock pins, or fail and list the differences"},
 			cacheFlag(),
 		},
 		Action: func(c *cli.Context) error {
@@ -33,7 +33,7 @@ func fetchCommand() *cli.Command {
 				return err
 			}
 			done()
-			fmt.Fprintf(c.App.Writer, "%s: all that is needed to build offline is there\n", config.CacheDir)
+			fmt.Fprintf(c.App.Writer, "%s: has everything that build --offline needs\n", config.CacheDir)
 			return nil
 		},
 	}
@@ -42,9 +42,9 @@ func fetchCommand() *cli.Command {
 func lockCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "lock",
-		Usage: "pin all packages anew, to what the archive has today",
-		Description: "Writes imagegen.lock beside the spec, and says which packages have changed since it was written. Images that have any\n" +
-			"of them are baked anew by the next build.",
+		Usage: "pin all packages to the archive's current versions",
+		Description: "Writes imagegen.lock beside the spec, and lists the packages that have changed. The next build bakes the images that\n" +
+			"contain any of them.",
 		Flags: []cli.Flag{specFlag(), offlineFlag(), cacheFlag()},
 		Action: func(c *cli.Context) error {
 			if err := noArguments(c); err != nil {
@@ -70,7 +70,7 @@ func lockCommand() *cli.Command {
 	}
 }
 
-// packages is how commands begin that are about packages alone. Done takes their progress off the screen.
+// packages prepares a command that only deals with packages. done removes its progress from the screen.
 func packages(c *cli.Context) (config images.Config, done func(), err error) {
 	p, err := load(c)
 	if err != nil {

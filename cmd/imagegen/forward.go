@@ -6,7 +6,7 @@ import (
 	"imagegen/lab"
 )
 
-// forwardCommand is what the lab starts in the background to forward the site. It is not for people.
+// forwardCommand is the hidden command that the lab runs in the background to forward the site.
 func forwardCommand() *cli.Command {
 	return &cli.Command{
 		Name:   lab.ForwardCommand,

@@ -20,10 +20,10 @@ import (
 func initCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "init",
-		Usage:     "write the reference cluster's spec, to start from",
+		Usage:     "write the reference cluster's spec, as a starting point",
 		ArgsUsage: "[DIR]",
-		Description: "Writes DIR/cluster.yaml (DIR is made when it is not there; default: this folder), commented. A spec that is\n" +
-			"there already is never overwritten.",
+		Description: "Writes DIR/cluster.yaml with comments, and creates DIR if needed (default: the current folder). An existing spec is\n" +
+			"never overwritten.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "network", Usage: "give the nodes addresses in `CIDR`, an IPv4 network of 256 addresses (default: 192.168.10.0/24)"},
 			&cli.StringFlag{Name: "distro", Value: distro.Default, Usage: "make the cluster of `DISTRO`: " + strings.Join(distro.Names(), " or ")},
@@ -34,20 +34,20 @@ func initCommand() *cli.Command {
 			}
 			name := c.String("distro")
 			if !slices.Contains(distro.Names(), name) {
-				return wrongf("there is no distro %s; take %s", name, strings.Join(distro.Names(), " or "))
+				return wrongf("there is no distro %s; choose %s", name, strings.Join(distro.Names(), " or "))
 			}
 			spec := cluster.Reference(name)
 			if network := c.String("network"); network != "" {
 				cidr, err := netip.ParsePrefix(network)
 				if err != nil || !cidr.Addr().Is4() || cidr.Bits() != 24 || cidr != cidr.Masked() {
-					return wrongf("--network %s is no IPv4 network of 256 addresses, such as 192.168.56.0/24", network)
+					return wrongf("--network %s is not an IPv4 network of 256 addresses, such as 192.168.56.0/24", network)
 				}
 				spec = cluster.Renumber(spec, cidr)
 			}
 			dir := c.Args().First()
 			if strings.HasPrefix(dir, "-") {
-				// Elsewhere - is standard input or output; a folder of that name is a slip, and hard to remove again.
-				return wrongf("init writes into a folder, and %s cannot be one; if you mean a folder of that name: ./%s", dir, dir)
+				// A leading - is probably a mistyped flag, and a folder with such a name is hard to remove.
+				return wrongf("init writes into a folder, not to %s; for a folder of that name, write ./%s", dir, dir)
 			}
 			if dir != "" {
 				if err := atomicfile.MakeDirs(dir); err != nil {
@@ -68,11 +68,11 @@ func initCommand() *cli.Command {
 	}
 }
 
-// writeNew writes a file that must not be there yet.
+// writeNew writes a file that must not exist.
 func writeNew(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s is there already, and is never overwritten", path)
+		return fmt.Errorf("%s already exists and is never overwritten", path)
 	}
 	if err != nil {
 		return err

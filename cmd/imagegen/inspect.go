@@ -16,11 +16,11 @@ import (
 func inspectCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
-		Usage:     "show what is in an image, a box or a seed, or how two of them differ",
+		Usage:     "show the contents of an image, a box or a seed, or how two of them differ",
 		ArgsUsage: "FILE [FILE]",
-		Description: "An image or box is shown by the manifest that build wrote with it, after the file's SHA-256 was compared: its identity\n" +
-			"and packages. A seed is shown by its files, without their contents, some of which are secret.\n\n" +
-			"--json prints the manifest, the list of files, or, of two, the list of differences.",
+		Description: "For an image or box, verifies the file's SHA-256 and prints the manifest that build wrote: identity and packages.\n" +
+			"For a seed, lists its files, but not their contents, some of which are secret.\n\n" +
+			"--json prints the manifest or the list of files or, with two files, the list of differences.",
 		Flags: []cli.Flag{jsonFlag("it")},
 		Action: func(c *cli.Context) error {
 			paths := c.Args().Slice()
@@ -60,7 +60,7 @@ func inspectImages(c *cli.Context, paths []string) error {
 	if c.Bool("json") {
 		return printJSON(c.App.Writer, m)
 	}
-	fmt.Fprintf(c.App.Writer, "image of %s, identity %s\n%s is as the manifest says\n", m.Role, m.Identity, paths[0])
+	fmt.Fprintf(c.App.Writer, "image of %s, identity %s\n%s matches the manifest\n", m.Role, m.Identity, paths[0])
 	t := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "PACKAGE\tVERSION\tARCHITECTURE")
 	for _, p := range m.Packages {
@@ -69,7 +69,7 @@ func inspectImages(c *cli.Context, paths []string) error {
 	return t.Flush()
 }
 
-// seedFile is a file on a seed, as inspect shows it.
+// seedFile describes a file on a seed.
 type seedFile struct {
 	Path  string `json:"path"`
 	Mode  string `json:"mode"`
@@ -108,7 +108,7 @@ func inspectSeeds(c *cli.Context, paths []string) error {
 	return t.Flush()
 }
 
-// fileChanges lists which files differ, and in what, but not how: they may hold secrets.
+// fileChanges lists which files differ and in which attributes, but no contents, which may be secret.
 func fileChanges(old, now []cloudinit.File) []string {
 	var changes []string
 	find := func(files []cloudinit.File, path string) int {

@@ -13,8 +13,8 @@ func killCommand() *cli.Command {
 		Category:  machinesCategory,
 		Usage:     "stop nodes at once, as if their power were cut",
 		ArgsUsage: "NODE…",
-		Description: "The nodes' disks stay as they are; imagegen start boots them again. Nodes that have been removed from the spec can be\n" +
-			"named, too (imagegen status shows them).",
+		Description: "The nodes' disks are kept; imagegen start boots them again. Also accepts nodes that were removed from the spec\n" +
+			"(imagegen status shows them).",
 		Flags: []cli.Flag{specFlag(), outFlag(), providerFlag()},
 		Action: func(c *cli.Context) error {
 			if err := someArguments(c); err != nil {

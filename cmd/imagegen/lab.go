@@ -13,14 +13,14 @@ import (
 	"imagegen/lab"
 )
 
-// labCategory groups the commands that work on the cluster on this machine.
+// labCategory groups the commands that exist only in the lab.
 const labCategory = "The lab (Linux, root)"
 
-// machinesCategory groups the commands that make machines and turn them on and off.
+// machinesCategory groups the commands that create machines and turn them on and off.
 const machinesCategory = "Machines (in the lab: Linux, root)"
 
-// openLab opens the lab of the spec for a command that works on the nodes called names. It returns them, or all nodes of
-// the spec when names is empty. What the lab says about its work is progress.
+// openLab opens the lab of the spec for a command on the nodes called names. It returns these names, or those of all
+// nodes if names is empty. The lab's messages are shown as progress.
 func openLab(c *cli.Context, b *block, names []string) (*lab.Lab, []string, error) {
 	p, names, err := loadNodes(c, names)
 	if err != nil {
@@ -30,13 +30,13 @@ func openLab(c *cli.Context, b *block, names []string) (*lab.Lab, []string, erro
 	return l, names, err
 }
 
-// inLab tells whether a provider's machines are in the lab on this machine.
+// inLab reports whether a provider's machines run in the lab on this machine.
 func inLab(provider string) bool {
 	return provider == "" || provider == lab.Nspawn || provider == lab.Qemu
 }
 
-// loadNodes is load for a command that works on the nodes called names. It returns them, or all nodes of the spec when names is
-// empty.
+// loadNodes loads the spec for a command on the nodes called names. It returns these names, or those of all nodes if
+// names is empty.
 func loadNodes(c *cli.Context, names []string) (*project, []string, error) {
 	p, err := load(c)
 	if err != nil {
@@ -49,7 +49,7 @@ func loadNodes(c *cli.Context, names []string) (*project, []string, error) {
 	return p, nodeNames(nodes), nil
 }
 
-// openLabOf opens the lab for a command that works on the nodes called names, of the spec or removed from it.
+// openLabOf opens the lab for a command on the nodes called names, which may have been removed from the spec.
 func openLabOf(c *cli.Context, b *block, names []string) (*lab.Lab, error) {
 	p, err := load(c)
 	if err != nil {
@@ -62,15 +62,15 @@ func openLabOf(c *cli.Context, b *block, names []string) (*lab.Lab, error) {
 	return l, err
 }
 
-// without returns the names that are not among others.
+// without returns the names that are not in others.
 func without(names, others []string) []string {
 	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(others, name) })
 }
 
-// lab opens the lab.
+// lab opens the lab. Without readable secrets it warns and returns empty ones.
 func (p *project) lab(c *cli.Context, b *block) (*lab.Lab, *secrets.Secrets, error) {
 	if !inLab(p.provider) {
-		return nil, nil, wrongf("%s says that machines are made by %s; %s works in the lab alone, with the providers %s and %s",
+		return nil, nil, wrongf("the provider in %s is %s, but %s works only in the lab, with the providers %s and %s",
 			p.spec.File, p.provider, c.Command.Name, lab.Nspawn, lab.Qemu)
 	}
 	keys, err := p.readSecrets()
@@ -78,7 +78,7 @@ func (p *project) lab(c *cli.Context, b *block) (*lab.Lab, *secrets.Secrets, err
 		err = p.refuseLostSecrets()
 	}
 	if err != nil {
-		// Without them nobody can ask the agents, but a cluster can still be seen, stopped and taken down.
+		// Agents cannot be asked without secrets, but the cluster can still be listed, stopped and taken down.
 		fmt.Fprintf(c.App.ErrWriter, "imagegen: %v\n", err)
 		keys = &secrets.Secrets{}
 	}
@@ -86,12 +86,12 @@ func (p *project) lab(c *cli.Context, b *block) (*lab.Lab, *secrets.Secrets, err
 	return l, keys, err
 }
 
-// seeds returns a function that makes the seeds which the spec gives nodes, to compare those that build has made with.
+// seeds returns a function that renders a node's seed, for comparison with the one that build wrote.
 func (p *project) seeds() func(cluster.Node) (cloudinit.Seed, error) {
 	keys := sync.OnceValues(func() (*secrets.Secrets, error) {
 		s, err := p.readSecrets()
 		if err == nil {
-			p.standIns(s) // a seed that has all secrets is then another one
+			p.standIns(s) // a seed rendered with all secrets differs from this one
 		}
 		return s, err
 	})

@@ -12,22 +12,22 @@ import (
 	"imagegen/lab"
 )
 
-// sinceFlag bounds how far back something is shown.
+// sinceFlag limits how far back a command looks; what is its default.
 func sinceFlag(what string) cli.Flag {
-	return &cli.DurationFlag{Name: "since", DefaultText: what, Usage: "show what is no older than `TIME`, such as 15m or 24h"}
+	return &cli.DurationFlag{Name: "since", DefaultText: what, Usage: "show only the last `TIME`, such as 15m or 24h"}
 }
 
 func logsCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "logs",
 		Category:  operateCategory,
-		Usage:     "show a node's journal: what its daemons and its agent do and wait for",
+		Usage:     "show a node's journal: the logs of its daemons and its agent",
 		ArgsUsage: "NODE",
-		Description: "The journal comes from the node's agent. When that does not answer, or with --console, the lab shows the machine's console\n" +
-			"instead: its boot and what its agent says, also of a node that is off. Times are the node's.",
+		Description: "The journal comes from the node's agent. If that does not answer, or with --console, the provider shows the machine's console\n" +
+			"instead: its boot and the agent's messages, even if the node is off. Times are the node's.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(), providerFlag(), sinceFlag("the last 1,000 lines"),
-			&cli.BoolFlag{Name: "follow", Aliases: []string{"F"}, Usage: "go on as lines come, until Ctrl-C"},
+			&cli.BoolFlag{Name: "follow", Aliases: []string{"F"}, Usage: "print new lines as they come, until Ctrl-C"},
 			&cli.BoolFlag{Name: "console", Usage: "show the console of the node's machine, from its beginning"},
 		},
 		Action: func(c *cli.Context) error {
@@ -49,23 +49,23 @@ func logsCommand() *cli.Command {
 			out := &printableWriter{w: c.App.Writer}
 			if c.Bool("console") {
 				if cl.Machines == nil {
-					return fmt.Errorf("no provider is known that could show the console of %s", node)
+					return fmt.Errorf("no provider can show the console of %s", node)
 				}
 				err = cl.Machines.Console(c.Context, out, node, c.Bool("follow"))
 			} else {
 				err = cl.Logs(c.Context, out, node, c.Duration("since"), c.Bool("follow"), func(why error) {
-					fmt.Fprintf(c.App.ErrWriter, "imagegen: the agent of %s does not show its journal (%v); this is the console of its machine\n", node, why)
+					fmt.Fprintf(c.App.ErrWriter, "imagegen: cannot read the journal from the agent of %s (%v); this is the console of its machine\n", node, why)
 				})
 			}
 			if c.Bool("follow") && c.Context.Err() != nil {
-				return nil // Ctrl-C is how one ends it
+				return nil // Ctrl-C is the normal way to stop following
 			}
 			return err
 		},
 	}
 }
 
-// knows fails when there is no node of that name in the spec, nor one that the lab has and the spec no longer has.
+// knows fails if the node is neither in the spec nor left in the lab.
 func (p *project) knows(node string) error {
 	for _, removed := range lab.Removed(p.spec, p.out) {
 		if removed == node {
@@ -76,10 +76,10 @@ func (p *project) knows(node string) error {
 	return err
 }
 
-// printableWriter writes text from nodes without control characters.
+// printableWriter removes control characters from nodes' text.
 type printableWriter struct {
 	w    io.Writer
-	rest []byte // the beginning of a character
+	rest []byte // the incomplete last character
 }
 
 func (w *printableWriter) Write(text []byte) (int, error) {
@@ -104,11 +104,11 @@ func eventsCommand() *cli.Command {
 	return &cli.Command{
 		Name:     "events",
 		Category: operateCategory,
-		Usage:    "show what has happened on all nodes, in the order of time",
-		Description: "Asks the agents of all nodes for what they remember (about 1,000 events each): changes of components, virtual addresses taken\n" +
-			"and given up, another Redis master, other sizes of the database's component, nodes that fell silent and are heard again,\n" +
+		Usage:    "show what happened on all nodes, in order of time",
+		Description: "Asks the agents of all nodes for their latest events (about 1,000 each): changes of components, virtual addresses acquired\n" +
+			"and released, a new Redis master, changes in the size of the database's component, nodes that fell silent or answer again,\n" +
 			"decisions, restarts of agents. Nodes that cannot be asked are named on standard error.\n\n" +
-			"--json prints [{\"node\", \"time\", \"component\", \"text\"}]; time is RFC 3339. Times are the nodes' own, or this computer's where the\n" +
+			"--json prints [{\"node\", \"time\", \"component\", \"text\"}]; time is RFC 3339. Times are the nodes' own, or this computer's if the\n" +
 			"two differ by more than 5 s.",
 		Flags: []cli.Flag{specFlag(), outFlag(), viaFlag(), sinceFlag("all that is remembered"), jsonFlag("the events")},
 		Action: func(c *cli.Context) error {
@@ -125,7 +125,7 @@ func eventsCommand() *cli.Command {
 			}
 			for _, n := range p.spec.Nodes() {
 				if why := unheard[n.Name]; why != nil {
-					fmt.Fprintf(c.App.ErrWriter, "imagegen: %s is not in this: %s\n", n.Name, printable(why.Error()))
+					fmt.Fprintf(c.App.ErrWriter, "imagegen: no events of %s: %s\n", n.Name, printable(why.Error()))
 				}
 			}
 			if c.Bool("json") {

@@ -1,5 +1,5 @@
-// Command imagegen turns one file, cluster.yaml, into images and seeds of a fault-tolerant cluster, and runs that
-// cluster on this machine. It holds flags, printing and exit codes; all else is in the packages beside it.
+// Command imagegen builds the images and seeds of a fault-tolerant cluster from one file, cluster.yaml, and creates and
+// operates the cluster. It contains only flags, output and exit codes; other packages do the work.
 package main
 
 import (
@@ -23,38 +23,39 @@ import (
 )
 
 func main() {
-	// Commands are short and use little memory: with Go's 100, collecting it was a fourth of what `seed` takes.
+	// Commands are short and use little memory. With the default of 100, garbage collection took a quarter of seed's
+	// time.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
 		<-ctx.Done()
-		stop() // a second Ctrl-C ends the program at once
+		stop() // a second Ctrl-C kills the program
 	}()
 	os.Exit(run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
-// Exit codes. exec alone has others: those of the command that it ran.
+// Exit codes. exec may return others: those of its command.
 const (
 	exitDone   = 0
 	exitFailed = 1
-	exitWrong  = 2 // usage or spec: what a person wrote must change
+	exitWrong  = 2 // wrong usage or spec: the user must change something
 )
 
-// wrongError is a mistake in what a person wrote: arguments, spec or roles.
+// wrongError is a mistake in the user's input: arguments, spec or roles.
 type wrongError struct{ error }
 
 func (e wrongError) Unwrap() error { return e.error }
 
 func wrongf(format string, args ...any) error { return wrongError{fmt.Errorf(format, args...)} }
 
-// exitError ends the program with a code and no message: all has been said already.
+// exitError ends the program with a code and without a message.
 type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// run is the whole program; it returns the exit code.
+// run runs the program and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	app := newApp()
 	app.Reader, app.Writer, app.ErrWriter = stdin, stdout, stderr
@@ -63,8 +64,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	var exit exitError
 	var wrong wrongError
 	var problems cluster.Problems
-	var library cli.ExitCoder   // the cli package's own: help for a command that is not there
-	var program *exec.ExitError // has the methods of a cli.ExitCoder, but is a failure of a program that was run
+	var library cli.ExitCoder   // from the cli package: help for an unknown command
+	var program *exec.ExitError // implements cli.ExitCoder, but is the failure of a program that was run
 	switch {
 	case err == nil:
 		return exitDone
@@ -74,9 +75,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintln(stderr, "imagegen: interrupted")
 		return exitFailed
 	case errors.As(err, &problems):
-		// One a line, in a form that editors jump to.
+		// One per line, in the format that editors recognise.
 		fmt.Fprintf(stderr, "%s\n", printable(problems.Error()))
-		fmt.Fprintf(stderr, "imagegen: %s in what you wrote\n", count(len(problems), "fault"))
+		fmt.Fprintf(stderr, "imagegen: %s in the spec or its roles\n", count(len(problems), "error"))
 		return exitWrong
 	}
 	if m := noTopic.FindStringSubmatch(err.Error()); m != nil {
@@ -89,26 +90,26 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return exitFailed
 }
 
-// noTopic is what the library says about help for a command that is not there.
+// noTopic matches the cli package's error about help for an unknown command.
 var noTopic = regexp.MustCompile(`^No help topic for '(.*)'`)
 
 func newApp() *cli.App {
 	app := &cli.App{
 		Name:      "imagegen",
-		Usage:     "a fault-tolerant cluster from one file: images, seeds, and a lab to run it in",
+		Usage:     "builds and runs a fault-tolerant cluster from one file",
 		UsageText: "imagegen COMMAND [FLAGS] [NODE or ROLE…]",
 		Description: "cluster.yaml describes the cluster (imagegen init writes an example). imagegen build makes one image per role\n" +
-			"and one seed ISO per node of it; imagegen up runs all of it on this machine.\n\n" +
-			"Exit codes: 0 done; 1 failed; 2 wrong usage or spec. exec ends with the code of the command that it ran.",
+			"and one seed ISO per node; imagegen up runs the cluster on this machine.\n\n" +
+			"Exit codes: 0 done; 1 failed; 2 wrong usage or spec. exec exits with the code of the command that it ran.",
 		Commands: []*cli.Command{
 			initCommand(), validateCommand(), seedCommand(), planCommand(), lockCommand(), fetchCommand(), buildCommand(), inspectCommand(),
 			upCommand(), statusCommand(), logsCommand(), eventsCommand(), execCommand(), killCommand(), startCommand(), replaceCommand(), rollCommand(), decideCommand(), cutCommand(), mendCommand(), downCommand(),
 			completionCommand(), forwardCommand(), completeCommand(),
 		},
 		Suggest:        true,
-		HideVersion:    true, // or it would be in the help, and thereby in the docs
+		HideVersion:    true, // it would appear in the help and the docs
 		Flags:          []cli.Flag{&cli.BoolFlag{Name: "version", Usage: "print the version", DisableDefaultText: true}},
-		ExitErrHandler: func(*cli.Context, error) {}, // run does it, once
+		ExitErrHandler: func(*cli.Context, error) {}, // run handles errors
 		OnUsageError:   usageError,
 		Action: func(c *cli.Context) error {
 			if c.Bool("version") {
@@ -124,7 +125,7 @@ func newApp() *cli.App {
 	for _, c := range app.Commands {
 		c.OnUsageError = usageError
 		c.Before = checkDurations
-		c.HideHelpCommand = true // a node may be called help
+		c.HideHelpCommand = true // a node may be named help
 		c.UsageText = strings.TrimSpace("imagegen " + c.Name + " [FLAGS] " + c.ArgsUsage)
 		for _, f := range c.Flags {
 			if b, is := f.(*cli.BoolFlag); is {
@@ -135,7 +136,7 @@ func newApp() *cli.App {
 	return app
 }
 
-// commandNames returns the names of the commands for people.
+// commandNames returns the names of the visible commands.
 func commandNames(app *cli.App) []string {
 	var names []string
 	for _, c := range app.VisibleCommands() {
@@ -144,18 +145,18 @@ func commandNames(app *cli.App) []string {
 	return names
 }
 
-// checkDurations rejects times in which nothing can happen, whatever the flag is for.
+// checkDurations rejects durations that are not positive, for all flags.
 func checkDurations(c *cli.Context) error {
 	for _, f := range c.Command.Flags {
 		d, is := f.(*cli.DurationFlag)
 		if is && c.IsSet(d.Name) && c.Duration(d.Name) <= 0 {
-			return wrongf("--%s %s: a time is longer than 0, such as 90s or 5m", d.Name, c.Duration(d.Name))
+			return wrongf("--%s %s: must be longer than 0, such as 90s or 5m", d.Name, c.Duration(d.Name))
 		}
 	}
 	return nil
 }
 
-// usageError words a mistake in the flags.
+// usageError rewords the flag package's errors.
 func usageError(c *cli.Context, err error, _ bool) error {
 	if name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); ok {
 		dashed := "-" + name
@@ -191,10 +192,10 @@ func usageError(c *cli.Context, err error, _ bool) error {
 	return wrongf("%s: %v", c.Command.Name, err)
 }
 
-// badValue is how the flag package words a value that it cannot read.
+// badValue matches the flag package's error about an invalid value.
 var badValue = regexp.MustCompile(`^invalid value "(.*)" for flag -([a-z-]+): `)
 
-// guess ends a message about a name that is none of names: with the one that was probably meant, if there is one.
+// guess returns a "Did you mean" suffix for a message about an unknown name, or "" if no name is similar.
 func guess(typed string, names []string) string {
 	if near := words.Nearest(typed, names); near != "" {
 		return " Did you mean " + near + "?"
@@ -202,8 +203,8 @@ func guess(typed string, names []string) string {
 	return ""
 }
 
-// flagsFirst moves flags that come after names before them, up to a --, since the cli package takes everything from
-// the first name on for names.
+// flagsFirst moves flags before names, up to a --, because the cli package treats everything after the first name as
+// names.
 func flagsFirst(app *cli.App, args []string) []string {
 	if len(args) < 2 || app.Command(args[1]) == nil || args[1] == completeName {
 		return args

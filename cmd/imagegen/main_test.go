@@ -21,13 +21,13 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// asImagegen makes the test program imagegen itself.
+// asImagegen makes the test binary act as imagegen.
 const asImagegen = "IMAGEGEN_TEST_AS_PROGRAM"
 
 // testDir is this package's folder.
 var testDir string
 
-// The nodes of the tests' specs are nowhere. What has their addresses on the network of the machine is not asked.
+// The nodes in the tests' specs do not exist. Agents at their addresses on the real network must not be asked.
 func TestMain(m *testing.M) {
 	if os.Getenv(asImagegen) != "" {
 		main()
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// result is what a user sees of a run.
+// result is the outcome of a run.
 type result struct {
 	code           int
 	stdout, stderr string
@@ -51,7 +51,7 @@ func imagegen(args ...string) result {
 	return result{code, out.String(), errs.String()}
 }
 
-// done runs a command that has to work.
+// done runs a command that must succeed.
 func done(t *testing.T, args ...string) string {
 	t.Helper()
 	r := imagegen(args...)
@@ -61,13 +61,13 @@ func done(t *testing.T, args ...string) string {
 	return r.stdout
 }
 
-// inNewFolder makes an empty folder the current one.
+// inNewFolder changes to a new empty folder.
 func inNewFolder(t *testing.T) {
 	t.Helper()
 	t.Chdir(t.TempDir())
 }
 
-// abs makes a golden file's path good in any current folder.
+// abs makes a golden file's path absolute.
 func abs(t *testing.T, path string) string {
 	t.Helper()
 	a, err := filepath.Abs(path)
@@ -92,7 +92,7 @@ func files(t *testing.T, dir string) []string {
 	return all
 }
 
-// What somebody sees who makes a mistake: one message, on standard error, and exit code 2; nothing is written.
+// TestMistakes: one message on standard error, exit code 2, and nothing written.
 func TestMistakes(t *testing.T) {
 	want := abs(t, "testdata/mistakes.txt")
 	inNewFolder(t)
@@ -129,7 +129,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// The reference of commands is what the commands say of themselves.
+// TestDocs: docs/commands.md is the output of the commands' help.
 func TestDocs(t *testing.T) {
 	var doc bytes.Buffer
 	doc.WriteString("# Commands\n\nWhat `imagegen help COMMAND` prints. `go test ./cmd/imagegen -update` writes this page.\n")
@@ -156,7 +156,7 @@ func TestInit(t *testing.T) {
 	if err := os.WriteFile(path, []byte("mine\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if r := imagegen("init", "some/where"); r.code != exitFailed || r.stderr != "imagegen: write the spec: "+path+" is there already, and is never overwritten\n" {
+	if r := imagegen("init", "some/where"); r.code != exitFailed || r.stderr != "imagegen: write the spec: "+path+" already exists and is never overwritten\n" {
 		t.Errorf("a second init: %+v", r)
 	}
 	if data, err := os.ReadFile(path); err != nil || string(data) != "mine\n" {
@@ -200,13 +200,13 @@ func TestVirtualBoxPageBuildsBoxes(t *testing.T) {
 func TestValidate(t *testing.T) {
 	inNewFolder(t)
 	done(t, "init", "--network", "192.168.56.0/24", "elsewhere")
-	if out := done(t, "validate", "-f", "elsewhere/cluster.yaml"); out != "elsewhere/cluster.yaml: 17 nodes in 7 roles on debian12, no faults\n" {
+	if out := done(t, "validate", "-f", "elsewhere/cluster.yaml"); out != "elsewhere/cluster.yaml: 17 nodes in 7 roles on debian12, no errors\n" {
 		t.Errorf("validate says %q", out)
 	}
 	os.RemoveAll("elsewhere")
 	done(t, "init")
-	// A network that VirtualBox does not allow by itself is no fault, but good to know.
-	if out := done(t, "validate"); !strings.HasPrefix(out, "cluster.yaml: 17 nodes in 7 roles on debian12, no faults\nnote: ") || !strings.Contains(out, "\n    * 192.168.10.0/24 192.168.56.0/21\n") {
+	// A network that VirtualBox does not allow by default is a note, not an error.
+	if out := done(t, "validate"); !strings.HasPrefix(out, "cluster.yaml: 17 nodes in 7 roles on debian12, no errors\nnote: ") || !strings.Contains(out, "\n    * 192.168.10.0/24 192.168.56.0/21\n") {
 		t.Errorf("validate says %q", out)
 	}
 	if left := files(t, "."); !slices.Equal(left, []string{"cluster.yaml"}) {
@@ -225,7 +225,7 @@ func TestValidate(t *testing.T) {
 	for _, command := range []string{"validate", "seed", "build", "up", "down", "status"} {
 		r := imagegen(command, "-f", "broken.yaml")
 		lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
-		if r.code != exitWrong || r.stdout != "" || len(lines) != 3 || lines[2] != "imagegen: 2 faults in what you wrote" ||
+		if r.code != exitWrong || r.stdout != "" || len(lines) != 3 || lines[2] != "imagegen: 2 errors in the spec or its roles" ||
 			!regexp.MustCompile(`^broken\.yaml:\d+:\d+: roles\.web\.nodes\.web1: 192\.168\.11\.42 `).MatchString(lines[0]) {
 			t.Errorf("%s of a broken spec: %+v", command, r)
 		}
@@ -246,7 +246,7 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// A role's template is at fault only for some nodes, and is found before anything is written.
+// TestBrokenRole: a template that fails only for some nodes is found before anything is written.
 func TestBrokenRole(t *testing.T) {
 	inNewFolder(t)
 	for name, text := range map[string]string{
@@ -329,7 +329,7 @@ func TestSeed(t *testing.T) {
 	}
 }
 
-// secretsOf returns every password and the text of every private key, by a name for messages.
+// secretsOf returns all passwords and private keys, by a name for messages.
 func secretsOf(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -392,7 +392,7 @@ func TestPrintHidesSecrets(t *testing.T) {
 	}
 }
 
-// Every kind of seed is what cloud-init takes for valid.
+// cloud-init's schema accepts every kind of seed.
 func TestSeedsAreValid(t *testing.T) {
 	if _, err := exec.LookPath("cloud-init"); err != nil {
 		t.Skip("no cloud-init on this machine (package cloud-init): the seeds' schema is NOT tested")
@@ -419,7 +419,7 @@ func TestBuildWithoutAgent(t *testing.T) {
 	inNewFolder(t)
 	done(t, "init")
 	r := imagegen("build", "--agent", "nowhere/agent")
-	if r.code != exitFailed || r.stderr != "imagegen: there is no agent at nowhere/agent; make build makes it, --agent FILE names another\n" {
+	if r.code != exitFailed || r.stderr != "imagegen: there is no agent at nowhere/agent; make build builds it, --agent FILE names another\n" {
 		t.Errorf("%+v", r)
 	}
 	if left := files(t, "."); len(left) != 1 {
@@ -430,7 +430,7 @@ func TestBuildWithoutAgent(t *testing.T) {
 func BenchmarkSeed17(b *testing.B) {
 	b.Chdir(b.TempDir())
 	imagegen("init")
-	imagegen("seed") // makes the secrets
+	imagegen("seed") // issues the secrets
 	for b.Loop() {
 		b.StopTimer()
 		os.RemoveAll("dist")
@@ -444,7 +444,7 @@ func BenchmarkSeed17(b *testing.B) {
 func TestBuildRefusesFormatsThatAreNone(t *testing.T) {
 	inNewFolder(t)
 	done(t, "init")
-	if r := imagegen("build", "--format", "vmdk,vhd"); r.code != exitWrong || !strings.Contains(r.stderr, "--format vhd: there are raw, qcow2, vmdk, ova, box") {
+	if r := imagegen("build", "--format", "vmdk,vhd"); r.code != exitWrong || !strings.Contains(r.stderr, "--format vhd: the formats are raw, qcow2, vmdk, ova, box") {
 		t.Errorf("%+v", r)
 	}
 }

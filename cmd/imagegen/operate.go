@@ -17,18 +17,18 @@ import (
 	"imagegen/operate"
 )
 
-// operateCategory groups the commands that speak with the nodes' agents, wherever their machines are.
+// operateCategory groups the commands that talk to the nodes' agents.
 const operateCategory = "Operating (any cluster whose nodes can be reached)"
 
 // dialNode connects to agents directly.
 var dialNode operate.Dial = new(net.Dialer).DialContext
 
 func viaFlag() cli.Flag {
-	return &cli.StringFlag{Name: "via", Usage: "reach the nodes through the SSH server `HOST`, with the program ssh"}
+	return &cli.StringFlag{Name: "via", Usage: "reach the nodes through the SSH server `HOST`, with the ssh program"}
 }
 
-// reach returns the cluster as it is operated: in the lab on this machine where its nodes run there, else at the nodes' addresses.
-// The latter takes the spec and the operator's certificate alone. What the lab says about its work is progress.
+// reach returns the cluster to operate: through the lab on this machine if its nodes run there, otherwise at the nodes'
+// addresses, which needs only the spec and the operator's certificate. The lab's messages are shown as progress.
 func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 	via := c.String("via")
 	if via == "" && !c.IsSet("via") && inLab(p.provider) && lab.Here(p.spec, p.out) {
@@ -65,13 +65,13 @@ func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 		return nil, err
 	}
 	if !inLab(p.provider) && p.provider != cluster.NoMachines {
-		// Agents can be asked from computers that know nothing of the machines.
+		// Agents can be asked even if this computer cannot reach the provider.
 		f, err := p.fleet(c, b)
 		if wrong := (wrongError{}); errors.As(err, &wrong) {
 			return nil, err
 		}
 		if err != nil {
-			b.say("what the nodes run on is not known: %v", err)
+			b.say("the provider cannot be asked: %v", err)
 			return cl, nil
 		}
 		cl.Machines = f

@@ -6,11 +6,11 @@ import (
 	"unicode/utf8"
 )
 
-// plainWriter passes on text without what steers a terminal: control characters but line ends and tabs, escape sequences as
-// a whole, and marks that turn the direction of writing.
+// plainWriter removes what could control a terminal: control characters except line ends and tabs, escape sequences,
+// and marks that change the text direction.
 type plainWriter struct {
 	w     io.Writer
-	rest  []byte // of a character that is not whole yet
+	rest  []byte // the incomplete last character
 	state plainState
 }
 
@@ -20,7 +20,7 @@ const (
 	plainText plainState = iota
 	plainEscape
 	plainSequence // ESC [ … letter
-	plainString   // ESC ] … BEL or ESC \: titles, say
+	plainString   // ESC ] … BEL or ESC \: for example titles
 )
 
 func (p *plainWriter) Write(b []byte) (int, error) {
@@ -38,7 +38,7 @@ func (p *plainWriter) Write(b []byte) (int, error) {
 		case state == plainEscape:
 			p.state = plainText
 		case r == '\n':
-			p.state = plainText // no sequence goes on over lines: a program that died in one would hide all that follows
+			p.state = plainText // sequences end with the line: an unterminated one must not hide everything after it
 			out = append(out, '\n')
 		case state == plainSequence:
 			if r >= '@' && r <= '~' {
@@ -60,7 +60,7 @@ func (p *plainWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// steers reports whether a character does more to a terminal than being shown.
+// steers reports whether a character has an effect on a terminal beyond being shown.
 func steers(r rune) bool {
 	return unicode.IsControl(r) && r != '\n' && r != '\t' || unicode.Is(unicode.Bidi_Control, r)
 }

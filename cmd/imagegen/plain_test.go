@@ -13,7 +13,7 @@ import (
 	"imagegen/roles"
 )
 
-// TestPlainWriter: a node's console cannot steer the terminal of who reads it, however its output is cut.
+// TestPlainWriter: a node's console cannot control the reader's terminal, however its output is split.
 func TestPlainWriter(t *testing.T) {
 	const in = "a\tb\x1b[0;32m OK \x1b[0m\r\n\x1b]0;title\x07é\u009b31mx\x9b2J\x07\u202e…\x1b]52;c;cm0=\x1b\\y\x1bcz\x1b]0;cut\nnext\n"
 	const want = "a\tb OK \né31mx\ufffd2J…yz\nnext\n"
@@ -32,7 +32,7 @@ func TestPlainWriter(t *testing.T) {
 	}
 }
 
-// TestFaultsArePlain: what the faults of a spec and of roles quote cannot steer the terminal.
+// TestFaultsArePlain: text quoted in errors of a spec and of roles cannot control the terminal.
 func TestFaultsArePlain(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
@@ -69,7 +69,7 @@ func TestFaultsArePlain(t *testing.T) {
 	}
 }
 
-// TestLineEndsOfWindows: a checkout with CRLF, of the spec, of roles and of their templates, gives nodes the same seed.
+// TestLineEndsOfWindows: a checkout with CRLF of spec, roles and templates gives the same seeds.
 func TestLineEndsOfWindows(t *testing.T) {
 	files := map[string]string{
 		"cluster.yaml":         "cluster: c\ndistro: debian12\nnetwork: {cidr: 10.0.0.0/24}\nssh:\n  keys:\n    - ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0S3FzxWr4H0OIqZ3DZ5z7fSgqBpB9GYf2dq3dmJ3cW ops@desk\nroles:\n  tool:\n    nodes: {tool1: 10.0.0.1}\n",

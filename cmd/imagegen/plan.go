@@ -13,10 +13,10 @@ import (
 func planCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "plan",
-		Usage:     "say which images build would bake, and why",
+		Usage:     "list the images that build would bake, and why",
 		ArgsUsage: "[ROLE…]",
-		Description: "Lists each image as cached, or as one to bake with what has changed since the image in DIR/images. A template is not\n" +
-			"part of an image but of the seeds, and never bakes one.\n\n" +
+		Description: "For each image, says that it is cached, or what has changed since the image in DIR/images was baked. Templates are part\n" +
+			"of the seeds and not of the images, so they never cause a bake.\n\n" +
 			"--json prints [{\"roles\", \"identity\", \"cached\", \"because\"}].",
 		Flags: []cli.Flag{specFlag(), outFlag(), cacheFlag(), agentFlag(), jsonFlag("the images")},
 		Action: func(c *cli.Context) error {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestControlCharacters: what nodes and programs say cannot steer the operator's terminal.
+// TestControlCharacters: text from nodes and programs cannot control the operator's terminal.
 func TestControlCharacters(t *testing.T) {
 	var out strings.Builder
 	b := &block{w: &out}

@@ -18,12 +18,12 @@ import (
 	"imagegen/roles"
 )
 
-// project is what every command but init begins with: a spec, its roles, and where results go.
+// project is the input of every command except init: the spec, its roles, and the output folder.
 type project struct {
 	spec      *cluster.Spec
 	catalogue *roles.Catalogue
 	out       string
-	provider  string // of machines, by --provider or the spec; empty: neither says
+	provider  string // from --provider or the spec; empty if neither sets it
 }
 
 func specFlag() cli.Flag {
@@ -38,7 +38,7 @@ func jsonFlag(what string) cli.Flag {
 	return &cli.BoolFlag{Name: "json", Usage: "print " + what + " as JSON"}
 }
 
-// load reads the spec and the roles. Whatever is wrong with them, a person has to mend it.
+// load reads the spec and the roles. Errors in them are the user's to fix.
 func load(c *cli.Context) (*project, error) { return loadFile(c, c.String("file")) }
 
 func loadFile(c *cli.Context, file string) (*project, error) {
@@ -68,8 +68,8 @@ func loadFile(c *cli.Context, file string) (*project, error) {
 
 const stdinName = "<stdin>"
 
-// specPlace returns the name of a spec for messages, and the folder that its roles, secrets and results are beside. A spec
-// that comes through a pipe or a device is nowhere: what belongs to it is in the current folder, not in /dev.
+// specPlace returns the name of a spec for messages, and the folder with its roles, secrets and results. For a spec
+// from a pipe or a device that is the current folder, not /dev.
 func specPlace(file string) (name, dir string) {
 	switch file {
 	case "-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0":
@@ -86,7 +86,7 @@ func specPlace(file string) (name, dir string) {
 	return file, filepath.Dir(file)
 }
 
-// readSpec reads a spec that is in no ordinary file, and may have no end.
+// readSpec reads a spec that is not a regular file; its size is limited.
 func readSpec(stdin io.Reader, file, name string, rules map[string]cluster.Rules) (*cluster.Spec, error) {
 	r := stdin
 	if name != stdinName {
@@ -106,8 +106,8 @@ func readSpec(stdin io.Reader, file, name string, rules map[string]cluster.Rules
 
 func (p *project) secretsDir() string { return filepath.Join(filepath.Dir(p.spec.File), "secrets") }
 
-// issueSecrets returns the cluster's secrets, and makes those that were never issued. Only seed and build do that. The
-// certificates that it renewed are said.
+// issueSecrets returns the cluster's secrets, and issues missing ones that were never issued. Only seed and build call
+// it. It reports renewed certificates.
 func (p *project) issueSecrets(c *cli.Context) (*secrets.Secrets, error) {
 	if err := p.refuseLostSecrets(); err != nil {
 		return nil, err
@@ -117,14 +117,14 @@ func (p *project) issueSecrets(c *cli.Context) (*secrets.Secrets, error) {
 		return nil, err
 	}
 	if len(s.Renewed) > 0 {
-		fmt.Fprintf(c.App.ErrWriter, "imagegen: certificates about to expire were renewed: %s; nodes take them with their new seeds (imagegen roll)\n",
+		fmt.Fprintf(c.App.ErrWriter, "imagegen: renewed certificates that would expire: %s; nodes use them once they run from their new seeds (imagegen roll)\n",
 			strings.Join(s.Renewed, ", "))
 	}
 	return s, nil
 }
 
-// refuseLostSecrets fails when there are no secrets, but seeds: these are of a cluster that would be unknown to the new
-// one.
+// refuseLostSecrets fails if there are seeds but no secrets: new secrets would belong to a different cluster than these
+// seeds.
 func (p *project) refuseLostSecrets() error {
 	none, err := secrets.NoSecrets(p.secretsDir())
 	if err != nil || !none {
@@ -136,14 +136,14 @@ func (p *project) refuseLostSecrets() error {
 	}
 	for _, path := range seeds {
 		if id, err := seedCluster(path); err == nil {
-			return fmt.Errorf("the folder %s is missing or empty, but %s is the seed of a cluster that has secrets (id %s): put the folder back from a copy; "+
-				"if that cluster is to be given up for a new one, remove %s first", p.secretsDir(), path, id, filepath.Join(p.out, "seeds"))
+			return fmt.Errorf("the folder %s is missing or empty, but %s is a seed of a cluster with secrets (id %s): restore the folder from a backup; "+
+				"to replace that cluster by a new one, remove %s first", p.secretsDir(), path, id, filepath.Join(p.out, "seeds"))
 		}
 	}
 	return nil
 }
 
-// seedCluster returns the id of the cluster that a seed is for.
+// seedCluster returns the ID of the cluster that a seed is for.
 func seedCluster(path string) (string, error) {
 	s, err := cloudinit.ReadISO(path)
 	if err != nil {
@@ -161,12 +161,12 @@ func seedCluster(path string) (string, error) {
 	return "", fmt.Errorf("%s holds no %s", path, facts.FactsPath)
 }
 
-// readSecrets returns the secrets that the cluster has, and makes none.
+// readSecrets returns the existing secrets and issues none.
 func (p *project) readSecrets() (*secrets.Secrets, error) {
 	return secrets.Read(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
 }
 
-// standIns puts something in place of each secret that was not issued yet, so that files can be rendered all the same.
+// standIns sets a placeholder for each secret that is not issued yet, so that files can be rendered.
 func (p *project) standIns(s *secrets.Secrets) {
 	stand := secrets.KeyPair{Cert: []byte("(certificate not issued yet)\n"), Key: []byte("(private key not issued yet)\n")}
 	if s.ClusterID == "" {
@@ -190,14 +190,14 @@ func (p *project) standIns(s *secrets.Secrets) {
 	}
 }
 
-// warnOfExpiry says on w which certificates are in the last third of their life. Those who only read cannot renew them.
+// warnOfExpiry warns on w about certificates in the last third of their life, in commands that do not renew them.
 func warnOfExpiry(w io.Writer, s *secrets.Secrets) {
 	for _, said := range s.Expiring(time.Now()) {
-		fmt.Fprintf(w, "imagegen: %s; imagegen seed renews it, and nodes take it with their new seeds (imagegen roll)\n", said)
+		fmt.Fprintf(w, "imagegen: %s; imagegen seed renews it, and nodes use it once they run from their new seeds (imagegen roll)\n", said)
 	}
 }
 
-// nodes returns the nodes with these names in their order, or all nodes of the spec when there are no names.
+// nodes returns the named nodes in that order, or all nodes of the spec if there are no names.
 func (p *project) nodes(names []string) ([]cluster.Node, error) {
 	if len(names) == 0 {
 		return p.spec.Nodes(), nil
@@ -222,7 +222,6 @@ func (p *project) nodes(names []string) ([]cluster.Node, error) {
 	return nodes, nil
 }
 
-// nodeNames returns the names of nodes.
 func nodeNames(nodes []cluster.Node) []string {
 	names := make([]string, len(nodes))
 	for i, n := range nodes {
@@ -231,7 +230,7 @@ func nodeNames(nodes []cluster.Node) []string {
 	return names
 }
 
-// files renders what the node's seed writes.
+// files renders the files of the node's seed.
 func (p *project) files(keys *secrets.Secrets, node cluster.Node) ([]cloudinit.File, error) {
 	r, err := p.catalogue.Render(p.spec, keys, node.Name)
 	if err != nil {
@@ -244,7 +243,7 @@ func (p *project) files(keys *secrets.Secrets, node cluster.Node) ([]cloudinit.F
 	return files, nil
 }
 
-// seed renders the node's files and makes its seed.
+// seed renders the node's seed.
 func (p *project) seed(keys *secrets.Secrets, node cluster.Node) (cloudinit.Seed, error) {
 	files, err := p.files(keys, node)
 	if err != nil {
@@ -253,7 +252,7 @@ func (p *project) seed(keys *secrets.Secrets, node cluster.Node) (cloudinit.Seed
 	return cloudinit.New(p.spec, keys.ClusterID, node, files)
 }
 
-// noArguments rejects names where a command takes none.
+// noArguments rejects arguments of a command that takes none.
 func noArguments(c *cli.Context) error {
 	if c.Args().Present() {
 		return wrongf("%s takes no names, but got %s", c.Command.Name, strings.Join(c.Args().Slice(), " "))
@@ -261,15 +260,15 @@ func noArguments(c *cli.Context) error {
 	return nil
 }
 
-// someArguments rejects an empty list of names where it would be too easily written by mistake.
+// someArguments rejects an empty list of names, where "all nodes" would be a dangerous default.
 func someArguments(c *cli.Context) error {
 	if !c.Args().Present() {
-		return wrongf("%s takes the names of nodes: imagegen %s NODE…", c.Command.Name, c.Command.Name)
+		return wrongf("%s needs the names of nodes: imagegen %s NODE…", c.Command.Name, c.Command.Name)
 	}
 	return nil
 }
 
-// oneArgument returns the name where a command takes exactly one.
+// oneArgument returns the argument of a command that takes exactly one.
 func oneArgument(c *cli.Context, what string) (string, error) {
 	if c.NArg() != 1 {
 		return "", wrongf("%s takes one %s, but got %d: imagegen %s %s", c.Command.Name, what, c.NArg(), c.Command.Name, strings.ToUpper(what))

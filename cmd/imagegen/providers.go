@@ -22,7 +22,7 @@ import (
 	"imagegen/machines/virtualbox"
 )
 
-// providers makes providers of machines, by their names in the spec. The lab has its own.
+// providers creates the providers outside the lab, by their names in the spec.
 var providers = map[string]func(providerConfig) (machines.Provider, error){
 	"exec": func(c providerConfig) (machines.Provider, error) {
 		if c.Program == "" {
@@ -39,7 +39,7 @@ var providers = map[string]func(providerConfig) (machines.Provider, error){
 	},
 }
 
-// providerConfig is what providers are made of.
+// providerConfig is the input of a provider's constructor.
 type providerConfig struct {
 	cluster.Machines
 	spec      *cluster.Spec
@@ -50,10 +50,10 @@ type providerConfig struct {
 
 func providerFlag() cli.Flag {
 	return &cli.StringFlag{Name: "provider", DefaultText: "the spec's machines.provider, or else the lab's nspawn",
-		Usage: "machines are made by `NAME`: " + strings.Join(cluster.Providers, ", ")}
+		Usage: "use the provider of machines `NAME`: " + strings.Join(cluster.Providers, ", ")}
 }
 
-// checkProvider rejects a provider that there is not.
+// checkProvider rejects unknown providers.
 func checkProvider(name string) error {
 	if name != "" && !slices.Contains(cluster.Providers, name) {
 		return wrongf("--provider %s: there is no such provider%s", name, words.Hint(name, "it may be", cluster.Providers))
@@ -61,15 +61,15 @@ func checkProvider(name string) error {
 	return nil
 }
 
-// fleet returns the cluster's machines outside the lab. What it says about its work is progress.
+// fleet returns the cluster's machines outside the lab. Its messages are shown as progress.
 func (p *project) fleet(c *cli.Context, b *block) (*fleet.Fleet, error) {
 	if p.provider == cluster.NoMachines {
-		return nil, wrongf("%s: %s makes no machines with provider none: make one for each node yourself, of %s and %s, with the MAC address of the seed's network-config; "+
+		return nil, wrongf("%s: %s creates no machines with provider none: create one for each node yourself, from %s and %s, with the MAC address in the seed's network-config; "+
 			"imagegen status --wait then waits for the nodes", p.spec.File, c.Command.Name, filepath.Join(p.out, "images", "ROLE.*"), filepath.Join(p.out, "seeds", "NODE.iso"))
 	}
 	make, ok := providers[p.provider]
 	if !ok {
-		return nil, wrongf("this imagegen cannot make machines with provider %s", p.provider)
+		return nil, wrongf("this imagegen does not support provider %s", p.provider)
 	}
 	id, err := p.clusterID()
 	if err != nil {
@@ -88,7 +88,7 @@ func (p *project) fleet(c *cli.Context, b *block) (*fleet.Fleet, error) {
 	return &fleet.Fleet{Made: p.made(), ClusterID: id, Provider: provider, Quorum: p.quorum(), Log: b.say}, nil
 }
 
-// clusterID returns the id that the cluster's machines are marked with.
+// clusterID returns the ID that the cluster's machines are marked with.
 func (p *project) clusterID() (string, error) {
 	e, err := expected.Read(expected.Path(p.out))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -104,14 +104,14 @@ func (p *project) clusterID() (string, error) {
 	case e.ClusterID == "" && secretsErr != nil:
 		return "", secretsErr
 	case e.ClusterID == "" && keys.ClusterID == "":
-		return "", err // neither is there
+		return "", err // neither exists
 	case e.ClusterID == "":
 		return keys.ClusterID, nil
 	}
 	return e.ClusterID, nil
 }
 
-// power is what turns nodes on and off: the lab, or their machines elsewhere.
+// power turns nodes on and off: the lab, or a fleet.
 type power interface {
 	Start(ctx context.Context, names ...string) error
 	Kill(ctx context.Context, names ...string) error
@@ -119,7 +119,7 @@ type power interface {
 	Down(ctx context.Context) error
 }
 
-// power opens what turns the cluster's nodes on and off.
+// power opens the lab or the fleet of the cluster.
 func (p *project) power(c *cli.Context, b *block) (power, error) {
 	if inLab(p.provider) {
 		l, _, err := p.lab(c, b)
@@ -128,7 +128,7 @@ func (p *project) power(c *cli.Context, b *block) (power, error) {
 	return p.fleet(c, b)
 }
 
-// removed returns the nodes that there are and that the spec no longer has.
+// removed returns the nodes that have a machine but are no longer in the spec.
 func (p *project) removed(c *cli.Context, b *block) ([]string, error) {
 	if inLab(p.provider) {
 		return lab.Removed(p.spec, p.out), nil

@@ -14,8 +14,8 @@ import (
 	"imagegen/lab"
 )
 
-// withProgram makes the current folder one with a cluster of five nodes, its seeds, stand-ins for its images, and the program of
-// docs/exec.md as its provider.
+// withProgram changes to a folder with a cluster of five nodes, its seeds, fake images, and the program of docs/exec.md
+// as its provider.
 func withProgram(t *testing.T) (specText string) {
 	t.Helper()
 	if _, err := osexec.LookPath("python3"); err != nil {
@@ -65,7 +65,7 @@ roles:
 	return specText
 }
 
-// machine is what the program of docs/exec.md keeps of a machine.
+// machine is the state that the program of docs/exec.md keeps of a machine.
 type machine struct{ Node, Host, Image, Seed string }
 
 func readMachine(t *testing.T, node string) (m machine, on bool) {
@@ -81,7 +81,7 @@ func readMachine(t *testing.T, node string) (m machine, on bool) {
 	return m, err == nil
 }
 
-// A cluster's machines are made, placed, turned off and on, and removed by a program.
+// The whole life of a cluster's machines with an exec provider.
 func TestMachinesByAProgram(t *testing.T) {
 	withProgram(t)
 	if out := imagegen("up"); out.code != exitDone || !strings.Contains(out.stdout, "5 nodes started") {
@@ -133,7 +133,7 @@ func TestMachinesByAProgram(t *testing.T) {
 	}
 }
 
-// A node that the spec no longer has is ended by its name, and its machine stays where it is until then.
+// A node that was removed from the spec can be stopped by name; until then its machine stays where it is.
 func TestMachinesOfRemovedNodes(t *testing.T) {
 	text := withProgram(t)
 	if out := imagegen("up", "web1", "web2"); out.code != exitDone {
@@ -161,7 +161,7 @@ func TestMachinesOfRemovedNodes(t *testing.T) {
 	}
 }
 
-// What was not built from this spec is not turned into machines.
+// Machines are not made from files that were not built from this spec.
 func TestMachinesOfAnotherBuild(t *testing.T) {
 	text := withProgram(t)
 	if err := os.Remove("dist/images/web.raw"); err != nil {
@@ -181,12 +181,12 @@ func TestMachinesOfAnotherBuild(t *testing.T) {
 	}
 }
 
-// With provider none, and for machines that this imagegen cannot make, commands say so and do nothing.
+// With provider none, and with an unsupported provider, commands say so and do nothing.
 func TestNoMachines(t *testing.T) {
 	withProgram(t)
 	for _, line := range []string{"up --provider none", "kill --provider none web1", "start web1 --provider none", "down --provider none"} {
 		r := imagegen(strings.Fields(line)...)
-		if r.code != exitWrong || !strings.Contains(r.stderr, strings.Fields(line)[0]+" makes no machines with provider none") {
+		if r.code != exitWrong || !strings.Contains(r.stderr, strings.Fields(line)[0]+" creates no machines with provider none") {
 			t.Errorf("%s: %+v", line, r)
 		}
 	}
@@ -198,7 +198,7 @@ func TestNoMachines(t *testing.T) {
 	}
 }
 
-// Every provider that is registered can be in a spec, and none takes the place of the lab's.
+// Every registered provider is allowed in a spec, and none overrides the lab's.
 func TestProvidersAreKnown(t *testing.T) {
 	for name := range providers {
 		if !slices.Contains(cluster.Providers, name) || inLab(name) || name == cluster.NoMachines {
@@ -212,7 +212,8 @@ func TestProvidersAreKnown(t *testing.T) {
 	}
 }
 
-// status shows hosts and what the provider knows; a computer that cannot ask the provider is told so, and asks the agents alone.
+// status shows hosts and the provider's knowledge; if the provider cannot be asked, it says so and asks only the
+// agents.
 func TestStatusOfMachines(t *testing.T) {
 	withProgram(t)
 	if out := imagegen("up", "web1", "glusterfs1"); out.code != exitDone {

@@ -10,16 +10,16 @@ func replaceCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "replace",
 		Category:  operateCategory,
-		Usage:     "put a new node in the place of one, and wait until it is ready",
+		Usage:     "replace a node by a new one, and wait until it is ready",
 		ArgsUsage: "NODE",
-		Description: "The new node has the name and the address of the old one, the image and the seed that imagegen build made last, and\n" +
-			"its data disk: with --blank, an empty one instead, as after the loss of a disk. Refused while another node of the\n" +
-			"role is not ready, unless --force says that what only this node has may be lost.\n\n" +
-			"Without a provider of machines it says which machine to make anew from which files, and waits until a new one answers.",
+		Description: "The new node has the old one's name, address and data disk, and the image and seed that imagegen build made last.\n" +
+			"With --blank it has an empty data disk, as after the loss of a disk. Refused while another node of the\n" +
+			"role is not ready, unless --force accepts that data which only this node has is lost.\n\n" +
+			"Without a provider, it prints which machine to recreate from which files, and waits until the new machine answers.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(), providerFlag(),
 			&cli.BoolFlag{Name: "blank", Usage: "with an empty data disk"},
-			&cli.BoolFlag{Name: "force", Usage: "also while other nodes of the role are not ready"},
+			&cli.BoolFlag{Name: "force", Usage: "even while other nodes of the role are not ready"},
 			timeoutFlag("give up waiting"),
 		},
 		Action: func(c *cli.Context) error {
@@ -53,15 +53,15 @@ func rollCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "roll",
 		Category:  operateCategory,
-		Usage:     "replace all nodes that are not of the latest image and seed, one at a time",
+		Usage:     "replace all nodes with an older image or seed, one at a time",
 		ArgsUsage: "[ROLE…]",
-		Description: "Nodes keep their data disks. Each must be ready before the next is touched, and is not touched before all others of\n" +
-			"its role are; at the first that does not become ready in time, the roll stops. Run again, it goes on where it\n" +
-			"stopped, since nodes that are of the latest image and seed are left alone. Nodes that an earlier build broke come first:\n" +
+		Description: "Nodes keep their data disks. A node is replaced only while all others of its role are ready, and the next one only once\n" +
+			"it is ready itself. roll stops at the first node that does not become ready in time. Run again, it continues there,\n" +
+			"because nodes with the latest image and seed are skipped. Nodes that an earlier build broke come first:\n" +
 			"those that have failed, or are not ready after a minute.\n\n" +
-			"Without a provider of machines it says for each node which machine to make anew from which files, waits until a new one answers with the latest\n" +
-			"seed, and goes on. Which nodes are older is told by their seeds alone (DIR/expected.json): after a change of an image only, use\n" +
-			"imagegen replace.",
+			"Without a provider, it prints for each node which machine to recreate from which files, waits until a new machine answers\n" +
+			"with the latest seed, and continues. It then finds outdated nodes only by their seeds (DIR/expected.json): if only an image\n" +
+			"changed, use imagegen replace.",
 		Flags: []cli.Flag{specFlag(), outFlag(), viaFlag(), providerFlag(), timeoutFlag("stop at a node that is not ready")},
 		Action: func(c *cli.Context) error {
 			p, err := load(c)
@@ -86,7 +86,7 @@ func rollCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.App.Writer, "replaced %s; %d up to date already\n", count(replaced, "node"), len(nodes)-replaced)
+			fmt.Fprintf(c.App.Writer, "replaced %s; %d already up to date\n", count(replaced, "node"), len(nodes)-replaced)
 			return nil
 		},
 	}

@@ -44,7 +44,7 @@ func contents(t *testing.T) map[string]string {
 	return all
 }
 
-// unchanged fails when files are not as they were.
+// unchanged fails if files differ from before.
 func unchanged(t *testing.T, what string, before map[string]string) {
 	t.Helper()
 	after := contents(t)
@@ -60,7 +60,7 @@ func unchanged(t *testing.T, what string, before map[string]string) {
 	}
 }
 
-// Only seed and build make secrets: what only asks, or stops something, writes nothing.
+// Only seed and build issue secrets; commands that ask or stop something write nothing.
 func TestQuestionsWriteNothing(t *testing.T) {
 	inNewFolder(t)
 	writeFile(t, "cluster.yaml", smallSpec)
@@ -79,7 +79,7 @@ func TestQuestionsWriteNothing(t *testing.T) {
 			t.Fatalf("imagegen %s made secrets", line)
 		}
 	}
-	// What --print shows before secrets are issued has the form that it has afterwards.
+	// Before secrets are issued, the output of --print has the same form as afterwards.
 	first := done(t, "seed", "--print", "cache1")
 	done(t, "seed")
 	second := done(t, "seed", "--print", "cache1")
@@ -88,7 +88,7 @@ func TestQuestionsWriteNothing(t *testing.T) {
 	}
 }
 
-// All secrets are lost, and there are seeds: that is an error, not a new cluster.
+// Seeds without secrets are an error, not a new cluster.
 func TestLostFolderOfSecrets(t *testing.T) {
 	for _, left := range []string{"nothing", "an empty folder"} {
 		inNewFolder(t)
@@ -118,7 +118,7 @@ func TestLostFolderOfSecrets(t *testing.T) {
 			}
 			unchanged(t, line, before)
 		}
-		// The way on that the message names.
+		// The remedy that the message names.
 		if err := os.RemoveAll("dist/seeds"); err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +126,7 @@ func TestLostFolderOfSecrets(t *testing.T) {
 	}
 }
 
-// Seeds of another cluster are not overwritten, not even one of them.
+// Seeds of another cluster are never overwritten, not even a single one.
 func TestSeedsOfAnotherCluster(t *testing.T) {
 	inNewFolder(t)
 	writeFile(t, "cluster.yaml", smallSpec)
@@ -146,7 +146,7 @@ func TestSeedsOfAnotherCluster(t *testing.T) {
 	unchanged(t, "seed", before)
 }
 
-// The seed of a node that is no longer in the spec holds secrets that still count: it is named, with what to do.
+// The seed of a node that is no longer in the spec contains valid secrets: the message names it and says what to do.
 func TestStaleSeedsAreNamed(t *testing.T) {
 	inNewFolder(t)
 	writeFile(t, "cluster.yaml", smallSpec)
@@ -154,7 +154,7 @@ func TestStaleSeedsAreNamed(t *testing.T) {
 	writeFile(t, "cluster.yaml", strings.Replace(smallSpec, "cache3", "store3", 1))
 	for _, args := range [][]string{{"seed"}, {"seed", "cache1"}} {
 		r := imagegen(args...)
-		if r.code != exitDone || !strings.Contains(r.stderr, "dist/seeds/cache3.iso is the seed of cache3, which is no node of cluster.yaml") ||
+		if r.code != exitDone || !strings.Contains(r.stderr, "dist/seeds/cache3.iso is the seed of cache3, which is not in cluster.yaml") ||
 			!strings.Contains(r.stderr, "rm dist/seeds/cache3.iso") || strings.Count(r.stderr, "\n") != 1 {
 			t.Errorf("imagegen %s: %+v", args, r)
 		}
@@ -165,7 +165,7 @@ func TestStaleSeedsAreNamed(t *testing.T) {
 	done(t, "seed")
 }
 
-// A certificate that is about to expire is said by those who only ask, and renewed by seed.
+// Commands that only ask warn about a certificate that is about to expire; seed renews it.
 func TestExpiryIsSaid(t *testing.T) {
 	inNewFolder(t)
 	writeFile(t, "cluster.yaml", smallSpec)
@@ -179,7 +179,7 @@ func TestExpiryIsSaid(t *testing.T) {
 		}
 	}
 	r := imagegen("seed")
-	if r.code != exitDone || !strings.Contains(r.stderr, "renewed: nodes/cache2.crt;") || r.stdout != "dist/seeds: wrote 1 seed (cache2), 2 up to date\n" {
+	if r.code != exitDone || !strings.Contains(r.stderr, "would expire: nodes/cache2.crt;") || r.stdout != "dist/seeds: wrote 1 seed (cache2), 2 up to date\n" {
 		t.Errorf("seed: %+v", r)
 	}
 	done(t, "validate")
@@ -189,7 +189,7 @@ func TestExpiryIsSaid(t *testing.T) {
 	}
 }
 
-// ageCertificate replaces a certificate by one for the same key that ends at a time.
+// ageCertificate replaces a certificate by one for the same key that expires at end.
 func ageCertificate(t *testing.T, name string, end time.Time) {
 	t.Helper()
 	block := func(path string) []byte {
@@ -252,7 +252,7 @@ func TestSpecFromStandardInput(t *testing.T) {
 	}
 }
 
-// What root writes by sudo belongs to the user who called it, down to the last folder.
+// Files that root writes through sudo belong to the user who called it, including new folders.
 func TestSudo(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: only root can give files away")

@@ -22,16 +22,16 @@ import (
 func seedCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "seed",
-		Usage:     "make the seed ISOs of all nodes, or of the named ones",
+		Usage:     "make the seed ISOs of all nodes, or of those named",
 		ArgsUsage: "[NODE…]",
-		Description: "Writes DIR/seeds/NODE.iso, readable by its owner alone, since it holds the node's secrets. The same spec and\n" +
-			"secrets give the same bytes; a seed that is there already is left alone. Secrets are issued once, and kept in secrets/\n" +
-			"beside the spec: only seed and build make them. One that is lost is an error, never replaced; so is a folder secrets/\n" +
-			"that is gone while DIR/seeds holds seeds. Certificates are renewed in the last third of their life.\n\n" +
-			"DIR/expected.json says which image and seed each node should have, and holds no secret (see docs/seeds.md).",
+		Description: "Writes DIR/seeds/NODE.iso, readable only by its owner, because it contains the node's secrets. The same spec and\n" +
+			"secrets give the same bytes, and a seed that is up to date is not rewritten. Secrets are issued once and kept in secrets/\n" +
+			"beside the spec; only seed and build issue them. A lost secret is an error and never replaced; so is a missing folder\n" +
+			"secrets/ while DIR/seeds has seeds. Certificates are renewed in the last third of their life.\n\n" +
+			"DIR/expected.json says which image and seed each node should have, and contains no secrets (see docs/seeds.md).",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
-			&cli.BoolFlag{Name: "print", Usage: "print the files on the seeds, without their secrets, and write none"},
+			&cli.BoolFlag{Name: "print", Usage: "print the seeds' files without their secrets, and write nothing"},
 		},
 		Action: func(c *cli.Context) error {
 			p, err := load(c)
@@ -68,11 +68,10 @@ func seedCommand() *cli.Command {
 	}
 }
 
-// seedPath returns where a node's seed belongs.
 func (p *project) seedPath(node string) string { return filepath.Join(p.out, "seeds", node+".iso") }
 
-// writeSeeds makes the seeds that are not there yet, and returns what it did, in one line. Where a seed of another
-// cluster is in a node's place, none is written.
+// writeSeeds writes the seeds that are missing or out of date, and returns a one-line summary. If a seed of another
+// cluster is in a node's place, it writes none.
 func (p *project) writeSeeds(keys *secrets.Secrets, nodes []cluster.Node) (string, error) {
 	dir := filepath.Join(p.out, "seeds")
 	if err := atomicfile.MakeDirs(dir); err != nil {
@@ -86,8 +85,8 @@ func (p *project) writeSeeds(keys *secrets.Secrets, nodes []cluster.Node) (strin
 		}
 		wrote[i] = true
 		if id, err := seedCluster(p.seedPath(n.Name)); err == nil && id != keys.ClusterID {
-			return fmt.Errorf("%s is a seed of another cluster (id %s) than %s is of (id %s): put back the secrets that belong to it, "+
-				"or write to another folder (--out); if that cluster is to be given up, remove %s first", p.seedPath(n.Name), id, p.secretsDir(), keys.ClusterID, dir)
+			return fmt.Errorf("%s is a seed of another cluster (id %s) than %s (id %s): restore that cluster's secrets, "+
+				"or write to another folder (--out); to give up that cluster, remove %s first", p.seedPath(n.Name), id, p.secretsDir(), keys.ClusterID, dir)
 		}
 		return nil
 	})
@@ -118,20 +117,20 @@ func (p *project) writeSeeds(keys *secrets.Secrets, nodes []cluster.Node) (strin
 	return fmt.Sprintf("%s: wrote %s (%s), %d up to date", dir, count(len(written), "seed"), strings.Join(written, ", "), len(nodes)-len(written)), nil
 }
 
-// nameStaleSeeds names the seeds of nodes that the spec does not have. They hold secrets that still count, but a node may
-// run from them, so removing them is the operator's.
+// nameStaleSeeds lists the seeds of nodes that are not in the spec. They contain valid secrets, but a node may still
+// run from them, so removing them is up to the operator.
 func (p *project) nameStaleSeeds(w io.Writer) {
-	paths, _ := filepath.Glob(p.seedPath("*")) // the pattern is a good one
+	paths, _ := filepath.Glob(p.seedPath("*")) // the pattern is valid
 	for _, path := range paths {
 		node := strings.TrimSuffix(filepath.Base(path), ".iso")
 		if _, ok := p.spec.Node(node); !ok {
-			fmt.Fprintf(w, "imagegen: %s is the seed of %s, which is no node of %s; it holds secrets: when that node is gone, rm %s\n", path, node, p.spec.File, path)
+			fmt.Fprintf(w, "imagegen: %s is the seed of %s, which is not in %s; it contains secrets: once that node is gone, rm %s\n", path, node, p.spec.File, path)
 		}
 	}
 }
 
-// eachNode calls do for all nodes, several at once, since nearly all of the time is writing YAML and waiting for the
-// disk. It returns the error of the first in the list that failed, which says enough: a disk that is full is full for all.
+// eachNode calls do for all nodes, in parallel, because most of the time is spent writing YAML and in fsync. It returns
+// the first error in the order of the list; others are usually the same (a full disk).
 func eachNode(nodes []cluster.Node, do func(i int, n cluster.Node) error) error {
 	var wg sync.WaitGroup
 	var next atomic.Int64
@@ -147,8 +146,8 @@ func eachNode(nodes []cluster.Node, do func(i int, n cluster.Node) error) error 
 	return cmp.Or(errs...)
 }
 
-// printSeeds prints the files on the seeds, with a remark in place of each secret. The rest is as it is on the seed, the
-// instance-id included.
+// printSeeds prints the files on the seeds with placeholders instead of secrets. Everything else is as on the seed,
+// including the instance-id.
 func (p *project) printSeeds(c *cli.Context, keys *secrets.Secrets, nodes []cluster.Node) error {
 	for _, n := range nodes {
 		files, err := p.files(keys, n)
@@ -169,8 +168,8 @@ func (p *project) printSeeds(c *cli.Context, keys *secrets.Secrets, nodes []clus
 	return nil
 }
 
-// mask returns the files without secrets. Of a file that is said to hold one, but in a form that is not recognised
-// (a hash, say), nothing is left.
+// mask returns the files without secrets. If a file is marked secret but contains none in a known form (but a hash, for
+// example), all of its content is masked.
 func mask(files []cloudinit.File, keys *secrets.Secrets) []cloudinit.File {
 	var pairs []string
 	for name, value := range keys.Passwords {

@@ -6,7 +6,7 @@ func startCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "start",
 		Category:  machinesCategory,
-		Usage:     "boot nodes that were killed, with the disks that they had",
+		Usage:     "boot nodes that were killed, with their disks",
 		ArgsUsage: "NODE…",
 		Flags:     []cli.Flag{specFlag(), outFlag(), providerFlag()},
 		Action: func(c *cli.Context) error {
@@ -21,7 +21,7 @@ func startCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return m.Start(c.Context, names...) // which says of each node that it is on
+			return m.Start(c.Context, names...) // Start reports each node
 		},
 	}
 }

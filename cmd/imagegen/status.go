@@ -17,7 +17,7 @@ import (
 	"imagegen/operate"
 )
 
-// timeoutFlag bounds a wait for nodes; what says what happens then.
+// timeoutFlag limits a wait for nodes; what says what happens at the timeout.
 func timeoutFlag(what string) cli.Flag {
 	return &cli.DurationFlag{Name: "timeout", Value: 10 * time.Minute, Usage: what + " after `TIME`, such as 90s or 5m"}
 }
@@ -26,23 +26,23 @@ func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:     "status",
 		Category: operateCategory,
-		Usage:    "show where each node stands, and what it waits for",
-		Description: "Asks the agents of the nodes. States: off (where the provider of the machines knows), silent (the agent does not answer, or not yet),\n" +
-			"then what the agent says: waiting (for a peer), working, failed (and tried again), stopped (an operator must decide), ready.\n\n" +
-			"Agents are reached through the lab where the nodes run there, and else at their addresses, port 7373; then this takes the spec\n" +
-			"and, of secrets/, ca.crt, operator.crt and operator.key alone, and no root. When no node can be asked, that is an error.\n\n" +
-			"--wait ends with 0 when all nodes are ready, and with 1 when they are not in time.\n" +
-			"IS says what a node is among its like: which virtual address it holds, whether its Redis is the master or a replica, of how\n" +
-			"many members its database sees the primary component.\n" +
-			"BUILD compares a node with what imagegen build made last: current; older, of an earlier image or seed (imagegen roll\n" +
-			"renews it); removed, when the spec no longer has the node and the lab still does; or unknown. Outside the lab it compares\n" +
-			"seeds alone, with DIR/expected.json, which build and seed write.\n\n" +
+		Usage:    "show the state of each node, and what it waits for",
+		Description: "Asks the nodes' agents. States: off (only if the provider of the machines says so), silent (the agent does not answer),\n" +
+			"or the agent's: waiting (for a peer), working, failed (and retrying), stopped (an operator must decide), ready.\n\n" +
+			"Agents are reached through the lab if the nodes run there, and otherwise at their addresses, port 7373; this needs only the spec\n" +
+			"and secrets/ca.crt, operator.crt and operator.key, and no root. If no node can be asked, that is an error.\n\n" +
+			"--wait exits with 0 when all nodes are ready, and with 1 at the timeout.\n" +
+			"IS shows the node's part in its role: the virtual address that it holds, whether its Redis is the master or a replica,\n" +
+			"the size of the primary component that its database is in.\n" +
+			"BUILD compares a node with the last imagegen build: current; older (an earlier image or seed; imagegen roll\n" +
+			"replaces it); removed (in the lab, but no longer in the spec); or unknown. Outside the lab only\n" +
+			"seeds are compared, with DIR/expected.json, which build and seed write.\n\n" +
 			"--json prints {\"version\": 1, \"cluster\", \"nodes\": [{\"node\", \"role\", \"address\", \"host\", \"power\", \"state\", \"since\", \"is\",\n" +
-			"\"warnings\", \"detail\", \"components\", \"error\", \"build\"}]}; fields may be added to a version. power is on, off or unknown; since is\n" +
-			"RFC 3339, by this computer's clock; error says why an agent could not be asked. With --watch, one such value after the other.",
+			"\"warnings\", \"detail\", \"components\", \"error\", \"build\"}]}; fields may be added without a new version. power is on, off or unknown;\n" +
+			"since is RFC 3339, by this computer's clock; error says why an agent could not be asked. --watch prints one such object after another.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(), providerFlag(), jsonFlag("the nodes"),
-			&cli.BoolFlag{Name: "watch", Usage: "show the nodes again every two seconds, until Ctrl-C"},
+			&cli.BoolFlag{Name: "watch", Usage: "refresh every two seconds, until Ctrl-C"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait until all nodes are ready"}, timeoutFlag("with --wait: give up"),
 		},
 		Action: func(c *cli.Context) error {
@@ -50,7 +50,7 @@ func statusCommand() *cli.Command {
 				return err
 			}
 			if c.Bool("wait") && c.Bool("watch") {
-				return wrongf("--wait ends when all nodes are ready, and --watch does not: use one of them")
+				return wrongf("--wait and --watch cannot be combined")
 			}
 			b := newBlock(c)
 			defer b.clear()
@@ -76,10 +76,10 @@ func statusCommand() *cli.Command {
 	}
 }
 
-// statusVersion is that of what status --json prints. Fields may be added without another version.
+// statusVersion is the version of status --json. It does not change when fields are added.
 const statusVersion = 1
 
-// statusJSON is what status --json prints.
+// statusJSON is the output of status --json.
 type statusJSON struct {
 	Version int                  `json:"version"`
 	Cluster string               `json:"cluster"`
@@ -93,20 +93,20 @@ func printStatus(c *cli.Context, p *project, nodes []operate.NodeStatus) error {
 	return printTable(c.App.Writer, nodes, time.Now())
 }
 
-// watchEvery is how often status --watch asks.
+// watchEvery is the interval of status --watch.
 const watchEvery = 2 * time.Second
 
-// watch shows the nodes again and again, until Ctrl-C: on a terminal in place of what was there.
+// watch prints the nodes until Ctrl-C; on a terminal, it redraws them.
 func watch(c *cli.Context, p *project, cl *operate.Cluster) error {
 	for {
 		nodes, err := cl.Status(c.Context)
 		if c.Context.Err() != nil {
-			return nil // Ctrl-C is how one ends it
+			return nil // Ctrl-C is the normal way to stop watching
 		}
 		if isTerminal(c.App.Writer) && !c.Bool("json") {
 			fmt.Fprint(c.App.Writer, "\x1b[H\x1b[2J")
 		}
-		if err != nil { // it may pass
+		if err != nil { // it may be temporary
 			fmt.Fprintf(c.App.ErrWriter, "imagegen: %s\n", printable(err.Error()))
 		} else if err := printStatus(c, p, nodes); err != nil {
 			return err
@@ -141,7 +141,7 @@ func printTable(w io.Writer, nodes []operate.NodeStatus, now time.Time) error {
 	return nil
 }
 
-// warnings returns those of nodes, a line each.
+// warnings returns the nodes' warnings, one line each.
 func warnings(nodes []operate.NodeStatus) []string {
 	var lines []string
 	for _, n := range nodes {
@@ -152,7 +152,7 @@ func warnings(nodes []operate.NodeStatus) []string {
 	return lines
 }
 
-// removedNodes says what can be done about nodes that the spec no longer has, a line each.
+// removedNodes says what to do about nodes that the spec no longer has, one line each.
 func removedNodes(nodes []operate.NodeStatus) []string {
 	var lines []string
 	for _, n := range nodes {
@@ -170,13 +170,13 @@ func removedNodes(nodes []operate.NodeStatus) []string {
 	return lines
 }
 
-// age shows how long ago something was, as coarse as people say it.
+// age formats the time since t, rounded like people would.
 func age(t, now time.Time) string {
 	d := now.Sub(t)
 	switch {
 	case t.IsZero():
 		return "-"
-	case d < 0: // another clock
+	case d < 0: // clocks differ
 		return "0s"
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", int(d.Seconds()))
@@ -188,7 +188,7 @@ func age(t, now time.Time) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-// waiting is how a command waits for nodes: it shows meanwhile what those that are not ready wait for.
+// waiting returns how a command waits for nodes: it shows what nodes that are not ready wait for.
 func waiting(c *cli.Context, b *block) operate.Wait {
 	start := time.Now()
 	said := news{}
@@ -209,8 +209,8 @@ func waiting(c *cli.Context, b *block) operate.Wait {
 	}}
 }
 
-// news remembers what has been said of each node. Where there is no terminal, a line is said once until the node is
-// ready: not again for a count or a time in it that goes on, nor each time that a step fails in the same way.
+// news remembers what was printed about each node. Without a terminal, a line is printed once until the node is ready:
+// not again when only a counter or a time in it changes, or when a step fails repeatedly in the same way.
 type news map[string]*saidOf
 
 type saidOf struct {
@@ -218,10 +218,10 @@ type saidOf struct {
 	all  map[string]bool
 }
 
-// longestNews bounds a line, in characters; status shows all of it.
+// longestNews limits a line, in characters; status shows all of it.
 const longestNews = 160
 
-// of returns the line that says where a node stands, and whether that is news.
+// of returns the line for a node's state, and whether it is new.
 func (said news) of(n operate.NodeStatus) (line string, fresh bool) {
 	line = operate.Describe(n)
 	before := said[n.Node]
@@ -243,6 +243,6 @@ func (said news) of(n operate.NodeStatus) (line string, fresh bool) {
 	return line, fresh
 }
 
-// changing matches what differs from one retry to the next: numbers, times and hexadecimal identifiers, but not the numbers
-// in names of nodes.
+// changing matches what differs between retries: numbers, times and hexadecimal identifiers, but not the numbers in
+// node names.
 var changing = regexp.MustCompile(`(^|[^0-9A-Za-z_-])([0-9][0-9A-Za-z.:,%µ+-]*|[0-9a-f]{8}[0-9a-f-]*\b)`)

@@ -1,16 +1,16 @@
 package main
 
-// The rules of what imagegen prints:
+// The rules for imagegen's output:
 //
-//   - Results go to standard output, errors to standard error; progress goes to standard error, so that output can be
+//   - Results go to standard output; errors and progress go to standard error, so that output can be
 //     piped. Every line of prose on standard error that is not progress begins with "imagegen: ".
-//   - Nothing is printed twice. An error is printed once, where the program ends; it says what was being done, to what,
+//   - Nothing is printed twice. An error is printed once, when the program ends; it says what was being done, to what,
 //     and what to do about it.
-//   - On a terminal, progress is one block of lines that is drawn over itself and is gone at the end. Elsewhere it is
-//     plain lines, one for each thing that changed, without escape codes.
-//   - What was done is said in one line; so is that there was nothing to do.
-//   - --json prints one JSON value on standard output and nothing else there.
-//   - No secret is ever printed.
+//   - On a terminal, progress is one block of lines that is redrawn in place and removed at the end. Elsewhere it is
+//     plain lines, one per change, without escape codes.
+//   - A command says in one line what it did, or that there was nothing to do.
+//   - --json prints one JSON value to standard output and nothing else.
+//   - Secrets are never printed.
 
 import (
 	"bytes"
@@ -26,7 +26,7 @@ import (
 	"imagegen/internal/words"
 )
 
-// block shows progress: lines that replace those shown before.
+// block shows progress: each show replaces the previous lines.
 type block struct {
 	mu       sync.Mutex
 	w        io.Writer
@@ -38,7 +38,7 @@ func newBlock(c *cli.Context) *block {
 	return &block{w: c.App.ErrWriter, terminal: isTerminal(c.App.ErrWriter)}
 }
 
-// isTerminal says whether escape codes make sense on w.
+// isTerminal reports whether w is a terminal that understands escape codes.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok || os.Getenv("TERM") == "dumb" {
@@ -48,10 +48,10 @@ func isTerminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// maxHeight keeps a block within the smallest usual terminal: drawing over what has scrolled away is impossible.
+// maxHeight keeps a block within the smallest common terminal, because lines that scrolled away cannot be redrawn.
 const maxHeight = 20
 
-// show draws lines in place of the ones before; elsewhere than on a terminal it does nothing.
+// show replaces the block's lines; without a terminal it does nothing.
 func (b *block) show(lines []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -68,7 +68,8 @@ func (b *block) show(lines []string) {
 	b.draw(shown)
 }
 
-// printable drops control characters but line ends and tabs: text from nodes and programs must not steer the terminal.
+// printable drops control characters except line ends and tabs, so that text from nodes and programs cannot control the
+// terminal.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if steers(r) {
@@ -78,7 +79,7 @@ func printable(text string) string {
 	}, text)
 }
 
-// say prints a line that stays; on a terminal, above the block, which is to be shown again.
+// say prints a permanent line; on a terminal, above the block, which must be shown again afterwards.
 func (b *block) say(format string, args ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -86,15 +87,15 @@ func (b *block) say(format string, args ...any) {
 	fmt.Fprintln(b.w, printable(fmt.Sprintf(format, args...)))
 }
 
-// clear takes the block off the screen.
+// clear removes the block from the screen.
 func (b *block) clear() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.draw(nil)
 }
 
-// draw goes up over the lines there are, clears to the end of the screen and writes the new ones in a single write, so
-// that nothing flickers. Lines are cut at the terminal's edge by switching its wrapping off meanwhile.
+// draw moves up over the old lines, clears to the end of the screen and writes the new lines, all in one write to avoid
+// flicker. Line wrapping is off meanwhile, so that long lines are cut.
 func (b *block) draw(lines []string) {
 	if b.height == 0 && len(lines) == 0 {
 		return
@@ -111,7 +112,6 @@ func (b *block) draw(lines []string) {
 	b.w.Write(out.Bytes())
 }
 
-// printJSON prints v for programs.
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")

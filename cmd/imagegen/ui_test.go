@@ -115,7 +115,7 @@ balancer1: disk: /dev/vdb is 93 % full
 	}
 }
 
-// The host is a column where machines have one.
+// The table has a HOST column if machines have hosts.
 func TestStatusTableWithHosts(t *testing.T) {
 	var out bytes.Buffer
 	err := printTable(&out, []operate.NodeStatus{{Node: "web1", Role: "web", Address: "10.0.0.1", Host: "h1", State: "ready"}, {Node: "web2", State: "off"}}, time.Now())
@@ -128,7 +128,7 @@ web2  -     -         -     off    -      -      -   -
 	}
 }
 
-// What is shown of a journal loses control characters and no other, however it comes in parts.
+// Control characters, and only these, are removed from a journal, however it is split into writes.
 func TestPrintableWriter(t *testing.T) {
 	var out bytes.Buffer
 	w := &printableWriter{w: &out}
@@ -140,7 +140,7 @@ func TestPrintableWriter(t *testing.T) {
 	}
 }
 
-// Elsewhere than on a terminal, --wait says of a node what is new, once, and not again with every retry.
+// Without a terminal, --wait prints each change of a node once, and nothing for every retry.
 func TestWaitSaysNewsOnce(t *testing.T) {
 	said := news{}
 	long := strings.Repeat("ä", 300)
@@ -150,7 +150,7 @@ func TestWaitSaysNewsOnce(t *testing.T) {
 	}{
 		{"silent", "its agent does not answer", true},
 		{"waiting", "galera: for percona2, percona3", true},
-		{"waiting", "galera: for percona3", true}, // another node: news
+		{"waiting", "galera: for percona3", true}, // another node: new
 		{"failed", "site: exit status 1 after 12s (job 4711): " + long, true},
 		{"working", "site: starting anew", true},
 		{"failed", "site: exit status 1 after 1m02s (job 4712): " + long, false},
@@ -159,7 +159,7 @@ func TestWaitSaysNewsOnce(t *testing.T) {
 		{"failed", "site: no id 7d793037-a076-8186-974b-0282f2f435e7 at 10.0.0.8:3306", false},
 		{"ready", "", true},
 		{"ready", "", false},
-		{"working", "site: starting anew", true}, // it was ready meanwhile
+		{"working", "site: starting anew", true}, // it was ready in between
 		{"ready", "", true},
 	} {
 		n := operate.NodeStatus{Node: "web1", State: c.state, Detail: c.detail}

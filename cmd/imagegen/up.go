@@ -16,13 +16,13 @@ func upCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "up",
 		Category:  machinesCategory,
-		Usage:     "make and start the cluster's machines, or those of the named nodes",
+		Usage:     "create and start the cluster's machines, or those of the named nodes",
 		ArgsUsage: "[NODE…]",
 		Description: "Starts the nodes in the order given (default: all, in the spec's order) from the images and seeds that imagegen build\n" +
-			"made. Nothing depends on the order. What an earlier run left after a crash is cleaned up first. Without machines in the\n" +
-			"spec, the cluster runs in the lab on this machine.\n\n" +
-			"--provider qemu runs the nodes as virtual machines, with KVM where a guest boots with it, and else emulated: then as many\n" +
-			"boot at the same time as there are processors, and each boot takes a minute or more.",
+			"made. Any order works. Leftovers of an interrupted run are cleaned up first. Unless the spec says otherwise (machines),\n" +
+			"the cluster runs in the lab on this machine.\n\n" +
+			"--provider qemu runs the nodes as virtual machines, with KVM if a test guest boots with it, and otherwise emulated: then\n" +
+			"only as many boot at the same time as there are processors, and each boot takes a minute or more.",
 		Flags: append([]cli.Flag{
 			specFlag(), outFlag(),
 			&cli.StringFlag{Name: "site", DefaultText: lab.DefaultSite + ", or as before", Usage: "forward `HOST:PORT` of this machine to the site"},
@@ -42,7 +42,7 @@ func upCommand() *cli.Command {
 			}
 			if !inLab(p.provider) {
 				if c.IsSet("site") {
-					return wrongf("--site forwards an address of this machine to the site in the lab; with provider %s the site is at its own address", p.provider)
+					return wrongf("--site is only for the lab; with provider %s the site is at its own address", p.provider)
 				}
 				return p.upMachines(c, b, names)
 			}
@@ -58,10 +58,11 @@ func upCommand() *cli.Command {
 	}
 }
 
-// started says that nodes were turned on or, with --wait, waits until they are ready. also says what else there is to say then.
+// started reports that nodes were turned on or, with --wait, waits until they are ready. also prints what else there is
+// to say then.
 func started(c *cli.Context, b *block, cl *operate.Cluster, names []string, also func()) error {
 	if !c.Bool("wait") {
-		fmt.Fprintf(c.App.Writer, "%s started; imagegen status shows how the cluster assembles itself\n", count(len(names), "node"))
+		fmt.Fprintf(c.App.Writer, "%s started; imagegen status shows the cluster's progress\n", count(len(names), "node"))
 		also()
 		return nil
 	}

@@ -32,9 +32,9 @@ func validateCommand() *cli.Command {
 		Name:  "validate",
 		Usage: "check the spec and the roles",
 		Description: "Checks the spec, the roles beside it, and that every file of every node can be rendered. Writes nothing.\n" +
-			"All faults are listed, one a line: FILE:LINE:COLUMN: PATH: what is wrong; what would be right.\n\n" +
-			"Where the spec has machines.hosts, each host whose loss the cluster would not survive as a whole is named, with what\n" +
-			"would be lost. That is no fault.\n\n" +
+			"All errors are listed, one per line: FILE:LINE:COLUMN: PATH: what is wrong; how to fix it.\n\n" +
+			"If the spec has machines.hosts, each host whose failure the cluster would not survive as a whole is listed, with what\n" +
+			"would be lost. That is not an error.\n\n" +
 			"--json prints {\"spec\", \"valid\", \"problems\": [{\"file\", \"line\", \"column\", \"path\", \"message\"}], \"losses\": [TEXT]}.",
 		Flags: []cli.Flag{specFlag(), jsonFlag("the result")},
 		Action: func(c *cli.Context) error {
@@ -51,13 +51,13 @@ func validateCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.App.Writer, "%s: %s in %s on %s, no faults\n", p.spec.File,
+			fmt.Fprintf(c.App.Writer, "%s: %s in %s on %s, no errors\n", p.spec.File,
 				count(len(p.spec.Nodes()), "node"), count(len(p.spec.Roles), "role"), p.spec.Distro)
 			fmt.Fprint(c.App.Writer, vagrantNote(p.spec))
 			for _, line := range p.hostLosses() {
 				fmt.Fprintf(c.App.Writer, "note: %s\n", line)
 			}
-			// The secrets are no part of what is checked: that they cannot be read is said where they are needed.
+			// Secrets are not part of the validation; commands that need them report that they are unreadable.
 			keys, err := p.readSecrets()
 			if err != nil {
 				fmt.Fprintf(c.App.ErrWriter, "imagegen: %v\n", err)
@@ -69,7 +69,7 @@ func validateCommand() *cli.Command {
 	}
 }
 
-// renderAll renders every node with stand-ins for the secrets, since checking must not make any.
+// renderAll renders every node with placeholders for secrets, because validate must not issue any.
 func (p *project) renderAll() error {
 	s := &secrets.Secrets{Passwords: map[string]string{}, Nodes: map[string]secrets.KeyPair{}}
 	p.standIns(s)
@@ -83,8 +83,8 @@ func (p *project) renderAll() error {
 	return nil
 }
 
-// hostLosses says what the loss of each host would cost, a line for each whose loss the cluster would not survive as a whole,
-// when all nodes are placed anew.
+// hostLosses describes the loss of each host that the cluster would not survive as a whole, for a new placement of all
+// nodes.
 func (p *project) hostLosses() []string {
 	hosts := p.spec.Machines.Hosts
 	return machines.Losses(p.spec, hosts, machines.Place(p.spec, hosts, nil), p.quorum())

@@ -22,8 +22,8 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// make build puts the version into imagegen, and not into the agent, which is in every image: another version of imagegen
-// must not bake all images anew. The agent's bytes follow from its sources and from the command that builds it.
+// make build sets the version in imagegen, but not in the agent, which is in every image: a new version of imagegen
+// must not rebake all images. The agent's bytes depend only on its sources and its build command.
 func TestVersionIsNotInTheAgent(t *testing.T) {
 	if _, err := exec.LookPath("make"); err != nil {
 		t.Skip("needs make: how the programs are built is NOT tested")
