@@ -17,7 +17,7 @@ import (
 
 var codeBlock = regexp.MustCompile("(?ms)^```([a-z ]+)\n(.*?)^```$")
 
-// Every example in docs/spec.md is what it says, with the built-in roles: a whole spec, a part of one, or a broken one
+// TestDocs checks every example in docs/spec.md with the built-in roles: complete specs, parts of one, and a broken one
 // followed by its errors.
 func TestDocs(t *testing.T) {
 	doc, err := os.ReadFile("../docs/spec.md")
@@ -80,7 +80,7 @@ func complete(t *testing.T, text string) []byte {
 	return data
 }
 
-// The reference cluster is one for the built-in roles, too.
+// The reference cluster is also valid with the built-in roles.
 func TestReferenceWithBuiltInRoles(t *testing.T) {
 	catalogue, err := roles.Load("")
 	if err != nil {

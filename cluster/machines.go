@@ -57,7 +57,7 @@ func (p *parser) machines(v value) {
 	seen := map[string]bool{}
 	hosts := p.list(get("hosts"), "[h1, h2, h3]")
 	if h := get("hosts"); h.given() && len(hosts) == 0 && len(h.node.Content) == 0 {
-		p.faultf(h, "there is no host; write at least one, such as [h1, h2, h3], or remove hosts")
+		p.faultf(h, "has no hosts; write at least one, such as [h1, h2, h3], or remove hosts")
 	}
 	for _, h := range hosts {
 		s, ok := p.text(h, "a host's name")

@@ -26,14 +26,14 @@ import (
 	"imagegen/internal/words"
 )
 
-// Defaults of the keys that a spec may leave out. Roles have theirs in role.yaml.
+// Defaults of keys that a spec may leave out. Defaults of roles are in role.yaml.
 const (
 	defaultTimezone   = "UTC"
 	defaultUser       = "admin"
 	defaultAdminEmail = "admin@example.com"
 )
 
-// Sizes that a node can have.
+// Limits of a node's sizes.
 const (
 	maxCPUs   = 256
 	minMemory = 64 * MiB
@@ -41,12 +41,12 @@ const (
 	minDisk   = GiB
 	minData   = 64 * MiB
 	maxData   = 1024 * TiB
-	// An MBR counts 512-byte sectors in 32 bits. Root disks are partitioned, data disks are not.
+	// An MBR has 32-bit numbers of 512-byte sectors. Root disks are partitioned, data disks are not.
 	maxDisk = 2*TiB - MiB
 )
 
-// Load reads and checks the spec in the file at path against the rules of the roles, by role name. When the file was
-// read and is faulty, the error is [Problems].
+// Load reads the spec at path and checks it against the rules of the roles, by role name. If the file is readable but
+// invalid, the error is [Problems].
 func Load(path string, rules map[string]Rules) (*Spec, error) {
 	data, err := readLimited(path)
 	if os.IsNotExist(err) {
@@ -58,8 +58,8 @@ func Load(path string, rules map[string]Rules) (*Spec, error) {
 	return Parse(path, data, rules)
 }
 
-// readLimited reads a file as far as a spec may go, and one byte more: a disk image or a device given by mistake is refused
-// by its size without being read.
+// readLimited reads a file up to one byte beyond the limit for specs, so that a disk image or a device given by mistake
+// is refused without being read whole.
 func readLimited(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -69,8 +69,8 @@ func readLimited(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, SpecLimit+1))
 }
 
-// Parse checks data as the spec in the file called name. It finds every fault in one pass; the error is [Problems], in
-// the order of the file. Beside data it looks only at whether the package files that the spec names exist.
+// Parse checks data as the spec in the file called name. It reports all errors in one pass, as [Problems] in the order
+// of the file. Except for data, it only looks at whether the package files in the spec exist.
 func Parse(name string, data []byte, rules map[string]Rules) (*Spec, error) {
 	p := parser{
 		reader:    reader{file: name},
@@ -91,20 +91,20 @@ func Parse(name string, data []byte, rules map[string]Rules) (*Spec, error) {
 	return p.spec, nil
 }
 
-// parser makes a Spec of a YAML document. Each method fills in its part and reports what is wrong with it.
+// parser builds a Spec from a YAML document. Each method fills in a part and reports what is wrong with it.
 type parser struct {
 	reader
 	rules map[string]Rules
 	spec  *Spec
 
-	// What may be there once only, and who has it.
+	// What must be unique, and where it was used.
 	nodes     map[string]holder
 	addresses map[netip.Addr]holder
 	macs      map[string]holder
 	vrrpIDs   map[int]holder
 }
 
-// holder is who already has something that cannot be had twice.
+// holder is the user of a unique value.
 type holder struct {
 	who  string
 	line int
@@ -135,7 +135,7 @@ func (p *parser) root(v value) {
 	p.roles(p.required(get("roles"), "{"+rolesExample+"}"))
 }
 
-// required reports that v is missing; example is a value that would be right.
+// required reports that v is missing; example is a valid value.
 func (p *parser) required(v value, example string) value {
 	if v.missing {
 		key := v.path[strings.LastIndex(v.path, ".")+1:]
@@ -146,7 +146,8 @@ func (p *parser) required(v value, example string) value {
 
 var label = regexp.MustCompile(`^[a-z]([a-z0-9-]*[a-z0-9])?$`)
 
-// IsLabel tells whether s is a DNS label as clusters and nodes are named: lower case, digits and dashes, a letter first.
+// IsLabel reports whether s is a DNS label valid for clusters and nodes: lower case, digits and dashes, starting with a
+// letter.
 func IsLabel(s string) bool { return label.MatchString(s) }
 
 // name returns the name at v: a DNS label.
@@ -158,7 +159,7 @@ func (p *parser) name(v value, longest int) string {
 	return s
 }
 
-// label reports whether s is a DNS label that can be a host's name.
+// label reports whether s is a DNS label valid for a host name.
 func (p *parser) label(at value, s string, longest int) bool {
 	switch {
 	case len(s) > longest:
@@ -166,9 +167,9 @@ func (p *parser) label(at value, s string, longest int) bool {
 	case label.MatchString(s):
 		return true
 	case s != strings.ToLower(s) && label.MatchString(strings.ToLower(s)):
-		p.faultf(at, "%s has capital letters; write %s", words.Quote(s), strings.ToLower(s))
+		p.faultf(at, "%s has upper-case letters; write %s", words.Quote(s), strings.ToLower(s))
 	default:
-		p.faultf(at, "%s is not a host name: small letters, digits and hyphens, a letter first and no hyphen last", words.Quote(s))
+		p.faultf(at, "%s is not a host name: lower-case letters, digits and hyphens, a letter first and no hyphen last", words.Quote(s))
 	}
 	return false
 }
@@ -191,7 +192,7 @@ func (p *parser) timezone(v value) {
 	if !ok {
 		return
 	}
-	// The database's folder on some systems holds more than names that people use, and Local is this machine's zone.
+	// Some systems' databases contain more than the usual zones, and Local is this machine's zone.
 	first, _, _ := strings.Cut(s, "/")
 	_, err := time.LoadLocation(s)
 	if err != nil || slices.Contains([]string{"Local", "localtime", "posix", "posixrules", "right", "Factory"}, first) {
@@ -240,7 +241,7 @@ func (p *parser) cidr(v value) {
 	case !prefix.Addr().Is4():
 		p.faultf(v, "%s is an IPv6 network; clusters have IPv4 networks only, such as 192.168.10.0/24", s)
 	case prefix.Bits() < 8 || prefix.Bits() > 30:
-		p.faultf(v, "a network of length /%d is not possible here; from /8 to /30 is", prefix.Bits())
+		p.faultf(v, "a network of length /%d is not allowed; it must be /8 to /30", prefix.Bits())
 	case prefix != prefix.Masked():
 		p.faultf(v, "%s is an address in a network; write %s", s, prefix.Masked())
 	case prefix.Addr().IsLoopback(), prefix.Addr().IsMulticast(), prefix.Addr().IsLinkLocalUnicast(),
@@ -294,8 +295,8 @@ func (p *parser) address(v value) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// host returns the address at v, which must be in the network, belong to a host, and be no one's else. The address is
-// from now on that of who. It is zero when it was reported.
+// host returns the address at v, which must be a host's address in the network and not yet used, and marks it as used
+// by who. It returns the zero address if it reported an error.
 func (p *parser) host(v value, who string) netip.Addr {
 	addr, ok := p.address(v)
 	if !ok {
@@ -329,7 +330,7 @@ func broadcast(net netip.Prefix) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// defaultSQL is ProxySQL where the distro can have it.
+// defaultSQL is proxysql if the distro has it.
 func defaultSQL(name string) string {
 	if distro.Named(name).ProxySQL {
 		return "proxysql"
@@ -346,7 +347,7 @@ func (p *parser) sql(v value) {
 	}
 	switch {
 	case !slices.Contains(ways, s):
-		p.faultf(v, "there is no way %s to the database%s", words.Quote(s), words.Hint(s, "it may be", ways))
+		p.faultf(v, "the backend cannot reach the database by %s%s", words.Quote(s), words.Hint(s, "it may be", ways))
 	case s == "proxysql" && p.known().Name != "" && !p.known().ProxySQL:
 		p.faultf(v, "%s has no ProxySQL; write balancer (HAProxy behind the data tier's VIP), or distro: %s", p.known().Title, words.List(distro.WithProxySQL(), "or"))
 	default:
@@ -414,11 +415,11 @@ func (p *parser) ssh(v value) {
 	if s, ok := p.text(get("user"), "a user's name"); ok {
 		switch {
 		case s == "root":
-			p.faultf(get("user"), "root does not log in; write another name, such as %s, who may use sudo", defaultUser)
+			p.faultf(get("user"), "root cannot log in; write another name, such as %s, who may use sudo", defaultUser)
 		case p.systemAccount(s):
 			p.faultf(get("user"), "%s is an account of the system or of a package in the images; write another name, such as %s", words.Quote(s), defaultUser)
 		case !loginName.MatchString(s):
-			p.faultf(get("user"), "%s is not a user's name: up to 32 small letters, digits, - and _", words.Quote(s))
+			p.faultf(get("user"), "%s is not a user's name: up to 32 lower-case letters, digits, - and _", words.Quote(s))
 		}
 		p.spec.SSH.User = s
 	}
@@ -437,8 +438,8 @@ func (p *parser) ssh(v value) {
 	}
 }
 
-// systemAccounts are users and groups that the images' packages have, beside those that role.yaml lists. The groups count:
-// cloud-init makes a group of the user's name.
+// systemAccounts are users and groups of the images' packages, in addition to those in role.yaml. Groups matter because
+// cloud-init creates a group with the user's name.
 var systemAccounts = strings.Fields(`
 	_apt _chrony _rpc _ssh adm audio avahi backup bin cdrom cgred chrony crontab daemon dbus dialout dip disk fax floppy ftp games gluster
 	gnats haproxy halt input irc keepalived_script kmem kvm libstoragemgmt list lp mail man messagebus mysql news nginx nobody nogroup
@@ -446,7 +447,7 @@ var systemAccounts = strings.Fields(`
 	staff statd sudo sync sys systemd-bus-proxy systemd-coredump systemd-journal systemd-network systemd-resolve systemd-timesync tape
 	tcpdump tss tty unbound users utempter utmp uucp video voice wheel www-data apache php-fpm uuidd`)
 
-// systemAccount reports whether an image has a user or group of this name already.
+// systemAccount reports whether an image already has a user or group of this name.
 func (p *parser) systemAccount(name string) bool {
 	if slices.Contains(systemAccounts, name) {
 		return true
@@ -464,22 +465,22 @@ func (p *parser) systemAccount(name string) bool {
 var keyTypes = []string{"ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
 	"sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"}
 
-// publicKey checks a line of authorized_keys: type, the key in base64, and possibly a comment.
+// publicKey checks a line of authorized_keys: type, key in base64, optional comment.
 func (p *parser) publicKey(v value, s string) bool {
 	fields := strings.Fields(s)
 	switch {
 	case strings.Contains(s, "PRIVATE KEY"):
-		// The message must not show it.
-		p.faultf(v, "this is a private key: keep it to yourself, and write the public one, from the file that ends in .pub")
+		// The message must not show the key.
+		p.faultf(v, "this is a private key; write the public one, from the file that ends in .pub")
 		return false
 	case !slices.Contains(keyTypes, fields[0]) && (strings.HasSuffix(s, ".pub") || strings.ContainsAny(s[:1], "/~.")):
-		p.faultf(v, "%s is a path; write what is in that file", words.Quote(s))
+		p.faultf(v, "%s is a path; write the content of that file", words.Quote(s))
 		return false
 	case !slices.Contains(keyTypes, fields[0]) || len(fields) < 2:
 		p.faultf(v, "%s is not a public key; write a line such as ssh-ed25519 AAAA… me@desk, without options before it", words.Quote(s))
 		return false
 	}
-	// The key begins with its type's name: length in four bytes, then the text.
+	// The key begins with the name of its type: its length in four bytes, then the text.
 	raw, err := base64.StdEncoding.DecodeString(fields[1])
 	if err != nil || len(raw) < 4+len(fields[0])+32 || string(raw[4:4+len(fields[0])]) != fields[0] {
 		p.faultf(v, "the key after %s is damaged; copy the whole line again", fields[0])
@@ -488,7 +489,8 @@ func (p *parser) publicKey(v value, s string) bool {
 	return true
 }
 
-// mirror reads an archive's address or, of a distro with Deb packages, one or several lines as in sources.list.
+// mirror reads an archive's address or, for a distro with deb packages, one or several lines in the format of
+// sources.list.
 func (p *parser) mirror(v value) {
 	if v.node != nil && v.node.Kind == yaml.SequenceNode && p.known().Packages != distro.RPM {
 		var lines []string
@@ -507,7 +509,7 @@ func (p *parser) mirror(v value) {
 			}
 		}
 		if len(p.problems) == before && !release {
-			p.faultf(v, "no line is of suite %s; add such as deb https://archive.example.com/debian %[1]s main", suites[0])
+			p.faultf(v, "no line has suite %s; add one such as deb https://archive.example.com/debian %[1]s main", suites[0])
 		}
 		p.spec.Mirror = strings.Join(lines, "\n")
 		return
@@ -519,7 +521,7 @@ func (p *parser) mirror(v value) {
 	case p.known().Packages != distro.RPM && strings.HasPrefix(s, "deb "):
 		suite, ok := p.debLine(v, s)
 		if first := p.suites()[0]; ok && suite != first {
-			p.faultf(v, "%s alone is not a whole %s; write a list that has a line of suite %s, too", words.Quote(suite), p.release().Title, first)
+			p.faultf(v, "%s alone is not a complete %s; write a list that also has a line of suite %s", words.Quote(suite), p.release().Title, first)
 		}
 	default:
 		p.archiveURL(v, s, "http", "https", "ftp", "file")
@@ -527,10 +529,11 @@ func (p *parser) mirror(v value) {
 	p.spec.Mirror = s
 }
 
-// known is what is known of the spec's distro; nothing when the spec names none that there is.
+// known returns the spec's distro, or the zero value if the spec names none that exists.
 func (p *parser) known() distro.Distro { return distro.Named(p.spec.Distro) }
 
-// release is the distro whose suites a line of sources.list may name: the default one when the spec names none that there is.
+// release returns the distro whose suites a line of sources.list may name: the spec's, or the default if the spec names
+// none that exists.
 func (p *parser) release() distro.Distro {
 	if d := p.known(); d.Suites != nil {
 		return d
@@ -538,10 +541,10 @@ func (p *parser) release() distro.Distro {
 	return distro.Named(distro.Default)
 }
 
-// suites are those that images can be made from.
+// suites are the release's suites that images can be made from.
 func (p *parser) suites() []string { return p.release().Suites }
 
-// debLine checks a line of sources.list: deb [options] ADDRESS suite components. It returns the suite.
+// debLine checks a line of sources.list, deb [options] ADDRESS suite components, and returns the suite.
 func (p *parser) debLine(v value, s string) (suite string, ok bool) {
 	rest, isDeb := strings.CutPrefix(strings.Join(strings.Fields(s), " "), "deb ")
 	if strings.HasPrefix(rest, "[") {
@@ -550,13 +553,13 @@ func (p *parser) debLine(v value, s string) (suite string, ok bool) {
 	f := strings.Fields(rest)
 	switch {
 	case !isDeb || len(f) < 3:
-		// The line is not shown: there may be a password in it.
+		// The line is not shown because it may contain a password.
 		p.faultf(v, "this is not a line of sources.list; write such as deb https://archive.example.com/debian bookworm main")
 	case !p.archiveURL(v, f[0], "http", "https", "ftp", "file", "copy"):
 	case !slices.Contains(p.suites(), f[1]):
 		p.faultf(v, "suite %s is not of %s; it may be %s", words.Quote(f[1]), p.release().Title, words.List(p.suites(), "or"))
 	case !slices.Contains(f[2:], "main"):
-		p.faultf(v, "the line has no component main, which all packages of the roles are in; write it after %s", f[1])
+		p.faultf(v, "the line lacks the component main, which has all packages of the roles; write it after %s", f[1])
 	default:
 		return f[1], true
 	}
@@ -667,7 +670,7 @@ func (p *parser) size(b *Bytes, v value, low, high Bytes) {
 	case err != nil:
 		p.faultf(v, "%v", err)
 	case n < low || n > high:
-		p.faultf(v, "%s is out of range; from %s to %s is possible", s, low, high)
+		p.faultf(v, "%s is out of range; it must be from %s to %s", s, low, high)
 	case n%MiB != 0:
 		p.faultf(v, "%s is not a whole number of MiB; write %s", s, n/MiB*MiB+MiB)
 	default:
@@ -700,7 +703,7 @@ func (p *parser) options(r *Role, v value, rules Rules) {
 			continue
 		}
 		if len(o.OneOf) > 0 && !slices.Contains(o.OneOf, s) {
-			p.faultf(e.value, "%s is not possible%s", words.Quote(s), words.Hint(s, "it may be", o.OneOf))
+			p.faultf(e.value, "%s is not allowed%s", words.Quote(s), words.Hint(s, "it may be", o.OneOf))
 			continue
 		}
 		if len(o.OneOf) == 0 && o.Pattern != "" {
@@ -718,10 +721,10 @@ func (p *parser) options(r *Role, v value, rules Rules) {
 	}
 }
 
-// packageName is what apt and yum take as a package, with an architecture or a version.
+// packageName matches what apt and yum accept as a package, with an architecture or a version.
 var packageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._:~=-]*$`)
 
-// packageFile is the name of a package's file: programs in a bake take it for a word.
+// packageFile matches names of package files that scripts in a bake can use unquoted.
 var packageFile = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~^:_-]*$`)
 
 func (p *parser) packages(r *Role, v value) {
@@ -752,7 +755,7 @@ func (p *parser) packages(r *Role, v value) {
 	}
 }
 
-// fileThere reports when path, relative to the spec's folder, is no file that can be what is said.
+// fileThere reports an error if path, relative to the spec's folder, is not a usable file.
 func (p *parser) fileThere(v value, path, what string) {
 	full := path
 	if !filepath.IsAbs(path) {
@@ -799,7 +802,7 @@ func count(nodes int) string {
 	return fmt.Sprintf("%d nodes", nodes)
 }
 
-// reserved are names that mean something else in /etc/hosts or among the cluster's certificates.
+// reserved names have another meaning in /etc/hosts or among the cluster's certificates.
 var reserved = []string{"localhost", "ip6-localhost", "ip6-loopback", "ip6-allnodes", "ip6-allrouters", "operator"}
 
 func (p *parser) node(r *Role, e entry) {
@@ -813,7 +816,7 @@ func (p *parser) node(r *Role, e entry) {
 		case taken:
 			p.faultf(e.at, "there is already a node %s in %s, line %d; names are unique in the cluster", e.key, h.who, h.line)
 		case slices.Contains(reserved, e.key):
-			p.faultf(e.at, "a node cannot be called %s, which has a meaning of its own; write another name", e.key)
+			p.faultf(e.at, "a node cannot be named %s, which is reserved; write another name", e.key)
 		case e.key == p.spec.Cluster:
 			p.faultf(e.at, "a node cannot have the cluster's name; write another, such as %s1", e.key)
 		default:
@@ -827,13 +830,13 @@ func (p *parser) node(r *Role, e entry) {
 		ip, mac = p.required(get("ip"), "192.168.10.42"), get("mac")
 	}
 	n.IP = p.host(ip, e.key)
-	if mac.given() || !taken { // a name that is there twice has one MAC
+	if mac.given() || !taken { // a duplicate name would have a duplicate MAC
 		n.MAC = p.mac(e, mac)
 	}
 	r.Nodes = append(r.Nodes, n)
 }
 
-// mac returns the node's MAC: the one at v, or one of its own.
+// mac returns the node's MAC address: the one at v, or a derived one.
 func (p *parser) mac(e entry, v value) string {
 	const example = "02:00:c0:a8:0a:2a"
 	mac := nodeMAC(p.spec.Cluster, e.key)
@@ -852,7 +855,7 @@ func (p *parser) mac(e entry, v value) string {
 			p.faultf(v, "%s is the MAC address of a group, not of a machine; write one such as %s", words.Quote(s), example)
 			return ""
 		case hw.String() == "00:00:00:00:00:00":
-			p.faultf(v, "%s is nobody's MAC address; write one such as %s", s, example)
+			p.faultf(v, "%s is not a machine's MAC address; write one such as %s", s, example)
 			return ""
 		}
 		mac, at = hw.String(), v
@@ -864,7 +867,7 @@ func (p *parser) mac(e entry, v value) string {
 	return mac
 }
 
-// nodeMAC derives a node's MAC from its name: locally administered, and the same wherever the seed is made.
+// nodeMAC derives a locally administered MAC address from the cluster's and the node's name.
 func nodeMAC(cluster, node string) string {
 	sum := sha256.Sum256([]byte(cluster + "/" + node))
 	return net.HardwareAddr(append([]byte{0x02}, sum[:5]...)).String()

@@ -15,7 +15,7 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// testRules are rules such as the seven roles of the reference cluster have.
+// testRules resemble the rules of the reference cluster's seven roles.
 func testRules() map[string]Rules {
 	role := func(name string, r Rules) Rules {
 		r.Name, r.CPUs, r.Disk, r.MinNodes = name, 2, 4*GiB, max(1, r.MinNodes)
@@ -39,7 +39,7 @@ func testRules() map[string]Rules {
 		"databalancer": {VIP: VIPRequired, VRRPID: 52, MaxNodes: 4},
 		"redis":        {Quorum: true, Data: 2 * GiB},
 		"percona":      {Quorum: true, Memory: 512 * MiB, Data: 10 * GiB},
-		// One more for rules that none of the seven has.
+		// For rules that none of the seven has.
 		"gateway": {VIP: VIPOptional, MinNodes: 2, Distros: []string{"debian12"}},
 	} {
 		rules[name] = role(name, r)
@@ -70,7 +70,7 @@ func TestReference(t *testing.T) {
 	}
 }
 
-// Every spec in testdata/good is a cluster.
+// TestGood: every spec in testdata/good is valid.
 func TestGood(t *testing.T) {
 	for _, path := range glob(t, "testdata/good/*.yaml") {
 		t.Run(filepath.Base(path), func(t *testing.T) {
@@ -83,7 +83,7 @@ func TestGood(t *testing.T) {
 	}
 }
 
-// Every spec in testdata/broken has exactly the faults that the golden file beside it shows.
+// TestBroken: every spec in testdata/broken has exactly the errors in the golden file beside it.
 func TestBroken(t *testing.T) {
 	paths := glob(t, "testdata/broken/*.yaml")
 	if len(paths) < 40 {
@@ -95,7 +95,7 @@ func TestBroken(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The folder is that of the file, so that relative paths lead somewhere; the messages name the file alone.
+			// Relative paths in a spec are relative to its folder; messages contain only the file's name.
 			t.Chdir(filepath.Dir(path))
 			spec, err := Parse("cluster.yaml", data, testRules())
 			var problems Problems
@@ -136,7 +136,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// A node's MAC depends on its cluster and name alone: adding a node, or giving another address, moves nobody's.
+// TestMAC: a node's MAC address depends only on its cluster's and its own name, not on other nodes or its IP address.
 func TestMAC(t *testing.T) {
 	const text = "cluster: c\ndistro: debian12\nnetwork: {cidr: 10.0.0.0/24}\nroles: {databalancer: {vip: 10.0.0.9, nodes: {%s}}}\n"
 	one, _ := parse(t, fmt.Sprintf(text, "a: 10.0.0.1")).Node("a")
@@ -169,7 +169,7 @@ func TestSize(t *testing.T) {
 	testkit.Golden(t, "testdata/sizes.txt", []byte(got.String()))
 }
 
-// A thousand nodes are checked at once, not one with all others.
+// TestManyNodes: checking must not be quadratic in the number of nodes.
 func TestManyNodes(t *testing.T) {
 	start := time.Now()
 	if got := len(parse(t, manyNodes(1000)).Nodes()); got != 1000 {
@@ -200,7 +200,7 @@ func manyNodes(n int) string {
 	return s.String()
 }
 
-// FuzzParse: whatever is in the file, the parser says where it is wrong or gives a spec that is right.
+// FuzzParse: for any input, the parser returns errors with positions or a valid spec.
 func FuzzParse(f *testing.F) {
 	for _, pattern := range []string{"testdata/broken/*.yaml", "testdata/good/*.yaml"} {
 		for _, path := range glob(f, pattern) {
@@ -227,7 +227,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// checkProblems looks for what no message about data may be.
+// checkProblems checks rules that hold for all error messages.
 func checkProblems(t *testing.T, problems Problems, data []byte) {
 	t.Helper()
 	for i, p := range problems {
@@ -254,7 +254,7 @@ func checkProblems(t *testing.T, problems Problems, data []byte) {
 	}
 }
 
-// checkSpec looks for what no spec may be: it is everything that other packages rely on.
+// checkSpec checks everything that other packages rely on.
 func checkSpec(t *testing.T, s *Spec, rules map[string]Rules) {
 	t.Helper()
 	fail := func(format string, args ...any) { t.Helper(); t.Errorf(format, args...) }

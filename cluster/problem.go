@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// Problem is one fault in a file that a person wrote.
+// Problem is an error in a file written by the user.
 type Problem struct {
 	File      string
-	Line, Col int    // from 1
+	Line, Col int    // 1-based
 	Path      string // such as roles.web.nodes.web3; empty: the file as a whole
-	Msg       string // what is wrong; what would be right
+	Msg       string // what is wrong; how to fix it
 }
 
 // String returns the problem as FILE:LINE:COL: PATH: MSG, on one line.
@@ -24,7 +24,7 @@ func (p Problem) String() string {
 	return s + p.Msg
 }
 
-// Problems are all faults of a file. As an error they are printed one a line, in the order of the file.
+// Problems are all errors in a file. As an error they are printed one per line, in the order of the file.
 type Problems []Problem
 
 func (ps Problems) Error() string {
@@ -35,7 +35,7 @@ func (ps Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// sort brings ps in the order of the file.
+// sort sorts ps in the order of the file.
 func (ps Problems) sort() {
 	slices.SortStableFunc(ps, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Col, b.Col))

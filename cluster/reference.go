@@ -16,8 +16,8 @@ var referenceText string
 
 var referenceTemplate = template.Must(template.New("reference.yaml").Option("missingkey=error").Parse(referenceText))
 
-// Reference returns the commented spec of the reference cluster for a distro: seventeen nodes that serve WordPress. An
-// unknown distro is a mistake in the program.
+// Reference returns the commented spec of the reference cluster for a distro: seventeen nodes that serve WordPress. It
+// panics if the distro is unknown.
 func Reference(name string) []byte {
 	if distro.Named(name).Name == "" {
 		panic("no reference cluster for distro " + name)
@@ -35,8 +35,8 @@ func Reference(name string) []byte {
 	return b.Bytes()
 }
 
-// Renumber gives the reference cluster's nodes the addresses in another IPv4 network with a 24-bit prefix: 192.168.10.41
-// becomes the address that ends in 41 there.
+// Renumber moves the reference cluster's nodes to another IPv4 network with a 24-bit prefix, keeping the last byte of
+// each address.
 func Renumber(reference []byte, network netip.Prefix) []byte {
 	prefix := func(a netip.Addr) []byte { s := a.String(); return []byte(s[:strings.LastIndexByte(s, '.')+1]) }
 	return bytes.ReplaceAll(reference, prefix(referenceNetwork), prefix(network.Addr()))

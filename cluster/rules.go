@@ -1,9 +1,9 @@
 package cluster
 
-// Rules is what the spec's checks must know about a role. Package roles makes it from role.yaml.
+// Rules are what the spec's checks must know about a role. Package roles derives them from role.yaml.
 type Rules struct {
 	Name string
-	// Quorum roles decide by majority: their nodes must be an odd number, three or more.
+	// Quorum roles decide by majority: they need an odd number of nodes, three or more.
 	Quorum bool
 	VIP    VIPRule
 	VRRPID int // default; 0: none
@@ -11,11 +11,12 @@ type Rules struct {
 	Needs []string
 	// Distros are the distributions that the role can be baked for.
 	Distros []string
-	// Repos and Downloads name the repositories that the role's packages come from, and its downloads, by distro.
+	// Repos and Downloads are the names of the role's repositories and downloads, by distro.
 	Downloads map[string][]string
 	Repos     map[string][]string
-	Users     map[string][]string // users and groups that the role makes, by distro
-	// Privileged says why a system container of the role must share its host's root; empty: it need not.
+	Users     map[string][]string // users and groups that the role creates, by distro
+	// Privileged is the reason why root in a system container of the role must be root on the host; empty if not
+	// needed.
 	Privileged string
 	CPUs       int
 	Memory     Bytes
@@ -26,7 +27,7 @@ type Rules struct {
 	Options    map[string]Option
 }
 
-// VIPRule says whether a role has a virtual address.
+// VIPRule says whether a role may have a virtual address.
 type VIPRule string
 
 // The values of VIPRule.
@@ -36,10 +37,10 @@ const (
 	VIPOptional VIPRule = "optional"
 )
 
-// Option is a setting of a role that the spec may change.
+// Option is a setting of a role that the spec may override.
 type Option struct {
 	Default string   `yaml:"default"`
 	Help    string   `yaml:"help"`
-	OneOf   []string `yaml:"one_of,omitempty"`  // permitted values; empty: Pattern decides
+	OneOf   []string `yaml:"one_of,omitempty"`  // allowed values; if empty, Pattern applies
 	Pattern string   `yaml:"pattern,omitempty"` // anchored regular expression; empty: anything on one line
 }

@@ -23,7 +23,7 @@ var units = []struct {
 	size Bytes
 }{{"TiB", TiB}, {"GiB", GiB}, {"MiB", MiB}, {"KiB", KiB}}
 
-// String writes a size as a spec does, with the largest unit that leaves a whole number: 512MiB, 10GiB.
+// String formats a size as in a spec, with the largest unit that gives a whole number: 512MiB, 10GiB.
 func (b Bytes) String() string {
 	for _, u := range units {
 		if b != 0 && b%u.size == 0 {
@@ -35,7 +35,7 @@ func (b Bytes) String() string {
 
 var sizeForm = regexp.MustCompile(`^([0-9]+)(\.[0-9]+)?\s*([A-Za-z]*)$`)
 
-// ParseBytes reads a size: a whole number, right after it KiB, MiB, GiB or TiB. The error says what would be right.
+// ParseBytes parses a size: a whole number directly followed by KiB, MiB, GiB or TiB. The error suggests a correction.
 func ParseBytes(text string) (Bytes, error) {
 	m := sizeForm.FindStringSubmatch(text)
 	if m == nil {
@@ -46,7 +46,7 @@ func ParseBytes(text string) (Bytes, error) {
 		return 0, fmt.Errorf("%s has no unit; write %sMiB or %sGiB", words.Quote(text), number, number)
 	}
 	for _, u := range units {
-		// MB, M, mib and the like: which unit was meant is plain, what it counts is not.
+		// For MB, M, mib and the like the intended unit is clear, but whether it is decimal or binary is not.
 		if unit != u.name && !strings.EqualFold(unit, u.name) && !strings.EqualFold(unit, u.name[:1]+"B") && !strings.EqualFold(unit, u.name[:1]) {
 			continue
 		}
@@ -58,12 +58,12 @@ func ParseBytes(text string) (Bytes, error) {
 		case text != number+u.name:
 			return 0, fmt.Errorf("%s is not written as a size; write %d%s", words.Quote(text), n, u.name)
 		case n == 0:
-			return 0, fmt.Errorf("%s is nothing; write a size such as 512MiB", words.Quote(text))
+			return 0, fmt.Errorf("%s is zero; write a size such as 512MiB", words.Quote(text))
 		case number[0] == '0':
 			return 0, fmt.Errorf("%s has leading zeros; write %d%s", words.Quote(text), n, u.name)
 		default:
 			return Bytes(n) * u.size, nil
 		}
 	}
-	return 0, fmt.Errorf("%s has a unit that is not known; it may be KiB, MiB, GiB or TiB, as in 512MiB", words.Quote(text))
+	return 0, fmt.Errorf("%s has an unknown unit; it may be KiB, MiB, GiB or TiB, as in 512MiB", words.Quote(text))
 }

@@ -13,31 +13,30 @@ import (
 	"imagegen/internal/words"
 )
 
-// BaseRepos are the repositories of CentOS 7 itself, which every image of it is made from.
+// BaseRepos are the repositories of CentOS 7 itself, used for every image.
 var BaseRepos = []string{"base", "updates", "extras"}
 
-// Base is the disk that images are made from, in place of the distro's own.
+// Base is the disk that images are made from, instead of the distro's own.
 type Base struct {
-	URL    string // empty: it is a file
-	File   string // of the build host; relative to the spec's folder
-	SHA256 string // of what is there: of the compressed file, if it is one
+	URL    string // empty: File is set
+	File   string // on the build host; relative to the spec's folder
+	SHA256 string // of the file as it is, possibly compressed
 }
 
-// Repo is a package repository. One that has the name of a repository of the roles changes what it says; empty fields
-// leave that as it is.
+// Repo is a package repository. If a role has a repository of this name, the fields that are set override the role's.
 type Repo struct {
 	Name     string
-	URLs     []string // tried in order; $basearch and $releasever as yum has them
+	URLs     []string // tried in order; may contain $basearch and $releasever
 	Keys     []string
 	Exclude  []string
 	Priority int
 }
 
-// Download is where one of the roles' downloads is instead.
+// Download overrides the address of one of the roles' downloads.
 type Download struct {
 	Name   string
 	URL    string
-	SHA256 string // empty: it is the same file
+	SHA256 string // empty: unchanged
 }
 
 const (
@@ -66,7 +65,7 @@ func (p *parser) base(v value) {
 	case at.given() && file.given():
 		p.faultf(file, "the base is either downloaded or a file; remove url or file")
 	case at.missing && file.missing:
-		p.faultf(v, "where is it? write url: and an address, or file: and a path")
+		p.faultf(v, "has no location; write url: and an address, or file: and a path")
 	}
 	if s, ok := p.text(at, "an address such as https://mirror.example.com/CentOS-7.qcow2"); ok && p.archiveURL(at, s, "http", "https") {
 		b.URL = s
@@ -83,7 +82,7 @@ func (p *parser) base(v value) {
 func (p *parser) sum(v value) string {
 	s, ok := p.text(v, "a SHA-256, 64 hexadecimal digits")
 	if ok && !sum256.MatchString(s) {
-		p.faultf(v, "%s is not a SHA-256: 64 hexadecimal digits in small letters, as sha256sum prints them", words.Quote(s))
+		p.faultf(v, "%s is not a SHA-256: 64 hexadecimal digits in lower-case letters, as sha256sum prints them", words.Quote(s))
 	}
 	return s
 }
@@ -118,7 +117,7 @@ func (p *parser) downloads(v value) {
 	}
 }
 
-// ofRoles returns known and the names that the roles bring, each once.
+// ofRoles returns known plus the names that the roles bring, without duplicates.
 func (p *parser) ofRoles(known []string, names func(Rules) []string) []string {
 	known = slices.Clone(known)
 	for _, role := range slices.Sorted(maps.Keys(p.rules)) {
@@ -151,7 +150,7 @@ func (p *parser) repos(v value) {
 func (p *parser) repo(e entry, known []string) {
 	isKnown := slices.Contains(known, e.key)
 	if !repoName.MatchString(e.key) {
-		p.faultf(e.at, "%s cannot be a repository's name: up to 31 small letters, digits and hyphens, a letter first", words.Quote(e.key))
+		p.faultf(e.at, "%s cannot be a repository's name: up to 31 lower-case letters, digits and hyphens, a letter first", words.Quote(e.key))
 	}
 	get, ok := p.object(e.value, repoExample, "urls", "keys", "exclude", "priority")
 	if !ok {
@@ -183,7 +182,7 @@ func (p *parser) repo(e entry, known []string) {
 	for _, x := range p.list(get("exclude"), "[kernel*]") {
 		if s, ok := p.text(x, "a package's name, with * for any letters"); ok {
 			if strings.ContainsAny(s, " ,") {
-				p.faultf(x, "%s: write one name an entry", words.Quote(s))
+				p.faultf(x, "%s: write one name per entry", words.Quote(s))
 			}
 			r.Exclude = append(r.Exclude, s)
 		}
@@ -197,18 +196,18 @@ func (p *parser) repo(e entry, known []string) {
 	p.spec.Repos = append(p.spec.Repos, r)
 }
 
-// archiveURL reports whether s is an address that packages or disks can be had from, and that may be known to all.
+// archiveURL reports whether s is a valid address of packages or disks without credentials.
 func (p *parser) archiveURL(v value, s string, schemes ...string) bool {
 	u, err := url.Parse(s)
 	switch {
 	case err != nil || !slices.Contains(schemes, u.Scheme) || u.Host == "" && u.Scheme != "file" || strings.ContainsAny(s, " \"'"):
-		if err == nil && u.User == nil { // an address that cannot be read may have a password in it
+		if err == nil && u.User == nil { // an unparsable address may contain a password
 			p.faultf(v, "%s is not an address; write one such as https://mirror.example.com/archive/", words.Quote(s))
 			return false
 		}
 		p.faultf(v, "this is not an address; write one such as https://mirror.example.com/archive/")
 	case u.User != nil:
-		p.faultf(v, "there is a password in the address of %s, which every image's manifest would show; write an address without", words.Quote(u.Host))
+		p.faultf(v, "the address of %s contains a password, which every image's manifest would show; write an address without one", words.Quote(u.Host))
 	default:
 		return true
 	}
@@ -226,7 +225,7 @@ func (p *parser) selinux(v value) {
 	case p.known().Name != "" && !p.known().SELinux:
 		p.faultf(v, "%s has no SELinux; remove it", p.spec.Distro)
 	case s == "disabled" || s == "off":
-		p.faultf(v, "SELinux is not switched off; permissive, the default, lets everything pass and writes down what it would not")
+		p.faultf(v, "SELinux cannot be disabled; permissive, the default, permits everything and logs what the policy forbids")
 	case !slices.Contains(modes, s):
 		p.faultf(v, "there is no mode %s%s", words.Quote(s), words.Hint(s, "it may be", modes))
 	default:

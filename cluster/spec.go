@@ -1,7 +1,7 @@
-// Package cluster is the spec, cluster.yaml: read, checked, with its defaults filled in.
+// Package cluster reads and checks the spec, cluster.yaml, and fills in its defaults.
 //
-// It knows nothing about what a role installs or how a node is made: the rules of the roles come in as data
-// ([Rules]), from package roles.
+// It knows neither what roles install nor how nodes are made: the rules of the roles are data ([Rules]), provided by
+// package roles.
 package cluster
 
 import (
@@ -9,7 +9,7 @@ import (
 	"slices"
 )
 
-// Spec is a cluster.yaml that has been checked: every default is filled in, every reference resolves.
+// Spec is a validated cluster.yaml: all defaults are filled in, and all references resolve.
 type Spec struct {
 	File     string // path it was read from; relative paths in the spec are relative to its folder
 	Cluster  string // name: a DNS label of at most 32 characters
@@ -19,16 +19,16 @@ type Spec struct {
 	SQL      string // how the backend reaches the database: "proxysql" or "balancer"
 	Site     Site
 	SSH      SSH
-	// Mirror is the archive that images are baked from, as the distro's package manager writes it; empty means the
-	// build host's own configuration (debian12) or the role catalogue's URLs (centos7).
+	// Mirror is the archive that images are baked from, in the format of the distro's package manager; empty means the
+	// build host's own configuration (debian12) or the roles' URLs (centos7).
 	Mirror string
 	Base   *Base  // nil: the distro's own
 	Repos  []Repo // in the spec's order; centos7
-	// Downloads are files of the roles that come from elsewhere than role.yaml says.
+	// Downloads overrides addresses of the roles' downloads.
 	Downloads []Download
 	SELinux   string // centos7: "permissive" or "enforcing"
 	Machines  Machines
-	// Operators are networks, beside the cluster's own, from which the nodes' agents may be asked.
+	// Operators are networks that may reach the nodes' agents, in addition to the cluster's own.
 	Operators []netip.Prefix
 	Roles     []Role // in the spec's order
 }
@@ -36,21 +36,20 @@ type Spec struct {
 // Network is the one network that all nodes share.
 type Network struct {
 	CIDR    netip.Prefix
-	Gateway netip.Addr   // zero: none on this network (VirtualBox gives nodes their way out on another NIC)
+	Gateway netip.Addr   // zero: none on this network (VirtualBox has the default route on another NIC)
 	DNS     []netip.Addr // resolvers; may be empty
 }
 
-// Site describes the site that is installed on first boot.
+// Site describes the site that is installed at the first boot.
 type Site struct {
 	Title      string
 	AdminUser  string
 	AdminEmail string
-	// URL is the site's address as a browser writes it, without a trailing slash. Empty means that the site answers
-	// under whatever host name it was asked by.
+	// URL is the site's address without a trailing slash. Empty means that the site answers under any host name.
 	URL string
 }
 
-// SSH says who may log in to the nodes; nobody, when there are no keys.
+// SSH says who may log in to the nodes; without keys, nobody can.
 type SSH struct {
 	User string
 	Keys []string // public keys in authorized_keys format
@@ -65,15 +64,15 @@ type Role struct {
 	Memory     Bytes
 	Disk       Bytes    // size of the root disk
 	Data       Bytes    // size of the data disk; 0: none
-	Privileged string   // why a system container of the role must share its host's root; empty: it need not
+	Privileged string   // reason why root in a system container of the role must be root on the host; empty: not needed
 	Packages   []string // in addition to the role's own; names, or paths of .deb or .rpm files
 
-	packagesAt []Problem         // where Packages are, without what is wrong
+	packagesAt []Problem         // positions of Packages
 	Options    map[string]string // every option the role declares, defaults filled in
 	Nodes      []Node            // in the spec's order
 }
 
-// Node is one machine.
+// Node is a member of the cluster.
 type Node struct {
 	Name  string
 	Role  string
@@ -85,7 +84,7 @@ type Node struct {
 // Bytes is a size in bytes, written in the spec with a binary unit (512MiB, 10GiB).
 type Bytes int64
 
-// Role returns the role called name, or nil.
+// Role returns the named role, or nil.
 func (s *Spec) Role(name string) *Role {
 	for i := range s.Roles {
 		if s.Roles[i].Name == name {
@@ -104,7 +103,7 @@ func (s *Spec) Nodes() []Node {
 	return all
 }
 
-// Node returns the node called name, and whether there is one.
+// Node returns the named node, and whether it exists.
 func (s *Spec) Node(name string) (Node, bool) {
 	for _, r := range s.Roles {
 		for _, n := range r.Nodes {
@@ -116,8 +115,8 @@ func (s *Spec) Node(name string) (Node, bool) {
 	return Node{}, false
 }
 
-// PackageFault returns what is wrong with a package that the spec names for the role, with its place; false: it names
-// none of that name.
+// PackageFault returns a problem at the position of a package that the spec adds to the role, or false if the spec does
+// not add it.
 func (r *Role) PackageFault(name, msg string) (Problem, bool) {
 	i := slices.Index(r.Packages, name)
 	if i < 0 || i >= len(r.packagesAt) {

@@ -18,25 +18,25 @@ import (
 	"imagegen/internal/words"
 )
 
-// SpecLimit bounds what is read as a spec. A thousand nodes take 40 KiB.
+// SpecLimit is the maximum size of a spec in bytes. A thousand nodes take 40 KiB.
 const SpecLimit = 1 << 20
 
-// reader walks a YAML document and collects what is wrong with it. Its methods report a fault themselves and then
-// return false; a value that was reported once has no node, so that nothing is reported twice.
+// reader walks a YAML document and collects errors. Its methods report an error themselves and then return false; a
+// value that was reported has no node, so that nothing is reported twice.
 type reader struct {
 	file     string
 	problems Problems
 }
 
-// value is a YAML value and where it stands.
+// value is a YAML value and its position.
 type value struct {
-	node      *yaml.Node // nil: missing, or reported already
+	node      *yaml.Node // nil: missing, or already reported
 	line, col int
 	path      string
 	missing   bool
 }
 
-// entry is a key of a mapping with its value; at is the key itself.
+// entry is a key of a mapping and its value; at is the key's position.
 type entry struct {
 	key string
 	at  value
@@ -47,7 +47,7 @@ func (r *reader) faultf(at value, format string, args ...any) {
 	r.problems = append(r.problems, Problem{r.file, max(at.line, 1), max(at.col, 1), at.path, fmt.Sprintf(format, args...)})
 }
 
-// document returns the root of the one document in data.
+// document returns the root of the single document in data.
 func (r *reader) document(data []byte) (value, bool) {
 	top := value{line: 1, col: 1}
 	if len(data) > SpecLimit {
@@ -98,7 +98,7 @@ var (
 
 // syntax reports that data is not YAML.
 func (r *reader) syntax(data []byte, err error) {
-	// The parser's own words for a tab are "found character that cannot start any token".
+	// The parser reports a tab as "found character that cannot start any token".
 	if at := tabIndent.FindIndex(data); at != nil {
 		line := 1 + bytes.Count(data[:at[0]], []byte("\n"))
 		r.faultf(value{line: line, col: at[1] - at[0]}, "there is a tab; YAML is indented with spaces")
@@ -109,11 +109,11 @@ func (r *reader) syntax(data []byte, err error) {
 		msg = msg[len(m[0]):]
 		line, _ = strconv.Atoi(m[1])
 		if strings.HasPrefix(msg, "did not find expected") {
-			line++ // the library counts these from 0, others from 1
+			line++ // these errors count lines from 0, others from 1
 		}
 	}
 	lines := bytes.Split(data, []byte("\n"))
-	line = min(line, len(lines)) // an error at the end of the file is counted one too far
+	line = min(line, len(lines)) // an error at the end of the file is one line too far
 	col := 1 + len(lines[line-1]) - len(bytes.TrimLeft(lines[line-1], " "))
 	r.faultf(value{line: line, col: col}, "this is not YAML: %s; look for a missing quote, colon, bracket or space here or above",
 		strings.TrimPrefix(msg, "yaml: "))
@@ -133,7 +133,7 @@ func (r *reader) at(n *yaml.Node, path string) value {
 	return v
 }
 
-// describe names what stands at v.
+// describe says what kind of value v is.
 func (v value) describe() string {
 	switch {
 	case v.node.Kind == yaml.MappingNode:
@@ -146,7 +146,7 @@ func (v value) describe() string {
 	return words.Quote(v.node.Value)
 }
 
-// mapping returns the entries of v in the file's order; example shows what would be right.
+// mapping returns the entries of v in the file's order; example is a valid value.
 func (r *reader) mapping(v value, example string) ([]entry, bool) {
 	if v.node == nil {
 		return nil, false
@@ -166,7 +166,7 @@ func (r *reader) mapping(v value, example string) ([]entry, bool) {
 		path := strings.TrimPrefix(v.path+"."+words.Quote(k.Value), ".")
 		at := value{node: k, line: k.Line, col: k.Column, path: path}
 		if line, twice := first[k.Value]; twice {
-			r.faultf(at, "is here twice, first in line %d; remove one", line)
+			r.faultf(at, "is given twice, first in line %d; remove one", line)
 			continue
 		}
 		first[k.Value] = k.Line
@@ -175,8 +175,8 @@ func (r *reader) mapping(v value, example string) ([]entry, bool) {
 	return entries, true
 }
 
-// object returns the entries of a mapping whose keys are known, by key. That a key is missing shows as a value without
-// a node, which stands where the mapping does.
+// object returns the entries of a mapping with known keys, by key. A missing key gives a value without a node, at the
+// mapping's position.
 func (r *reader) object(v value, example string, keys ...string) (func(key string) value, bool) {
 	entries, ok := r.mapping(v, example)
 	found := map[string]value{}
@@ -194,7 +194,7 @@ func (r *reader) object(v value, example string, keys ...string) (func(key strin
 		default:
 			r.faultf(e.at, "there is no such key%s", words.Hint(e.key, "it may be", keys))
 			if _, there := found[near]; near != "" && !there {
-				found[near] = value{path: e.path} // misspelt is not missing
+				found[near] = value{path: e.path} // misspelt, so not missing
 			}
 		}
 	}
@@ -206,11 +206,11 @@ func (r *reader) object(v value, example string, keys ...string) (func(key strin
 	}, ok
 }
 
-// given reports whether there is something at v that was not reported already.
+// given reports whether v has a value that was not reported yet.
 func (v value) given() bool { return v.node != nil }
 
-// text returns a scalar as it is written, whatever YAML would make of it: 010 and yes are what they look like.
-// what says what is expected.
+// text returns a scalar literally, whatever YAML would make of it: 010 and yes stay as they are. what describes the
+// expected value.
 func (r *reader) text(v value, what string) (string, bool) {
 	switch {
 	case v.node == nil:
@@ -219,7 +219,7 @@ func (r *reader) text(v value, what string) (string, bool) {
 		r.faultf(v, "must be %s; here is %s", what, v.describe())
 		return "", false
 	}
-	s := strings.TrimSuffix(v.node.Value, "\n") // what a block scalar (|) ends with
+	s := strings.TrimSuffix(v.node.Value, "\n") // a block scalar (|) ends with a newline
 	if len(s) > 16<<10 {
 		r.faultf(v, "is %d KiB long; must be %s", len(s)>>10, what)
 		return "", false

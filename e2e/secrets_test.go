@@ -41,7 +41,7 @@ func (b *bench) secrets(t *testing.T) needles {
 			}
 		case strings.HasSuffix(d.Name(), ".key"):
 			if block, _ := pem.Decode(data); block == nil {
-				return errors.New(path + " is no PEM file")
+				return errors.New(path + " is not a PEM file")
 			}
 			all[d.Name()] = bytes.Split(data, []byte("\n"))[1] // the first line of the key itself
 		}

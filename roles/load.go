@@ -303,7 +303,7 @@ var everywhere = []string{"any", "network", "cluster"}
 func (s *source) checkRole() {
 	r := s.role
 	if !roleName.MatchString(s.name) || s.name == commonDir || slices.Contains(everywhere, s.name) {
-		s.fault("", "%q cannot be a role's name: use small letters, digits and hyphens, and none of any, cluster, common, network", s.name)
+		s.fault("", "%q cannot be a role's name: use lower-case letters, digits and hyphens, and none of any, cluster, common, network", s.name)
 	}
 	if r.Description == "" {
 		s.fault("description", "missing; say in a line what the role does")
@@ -340,7 +340,7 @@ func (s *source) checkRole() {
 	for name, o := range r.Options {
 		at := "options." + name
 		if !secretName.MatchString(name) {
-			s.fault(at, "%q cannot be an option's name: use small letters, digits and underscores", name)
+			s.fault(at, "%q cannot be an option's name: use lower-case letters, digits and underscores", name)
 		}
 		if o.Help == "" {
 			s.fault(at+".help", "missing; say in a line what the option does")
@@ -359,7 +359,7 @@ func (s *source) checkRole() {
 	}
 	for i, name := range r.Secrets {
 		if !secretName.MatchString(name) {
-			s.fault(index("secrets", i), "%q cannot be a secret's name: use small letters, digits and underscores", name)
+			s.fault(index("secrets", i), "%q cannot be a secret's name: use lower-case letters, digits and underscores", name)
 		}
 	}
 	for i, p := range r.Ports {
@@ -444,7 +444,7 @@ func (s *source) checkDistros() {
 		for i, repo := range d.Repos {
 			at := index(at+".repos", i)
 			if !roleName.MatchString(repo.Name) {
-				s.fault(at+".name", "%q cannot be a repository's name: use small letters, digits and hyphens", repo.Name)
+				s.fault(at+".name", "%q cannot be a repository's name: use lower-case letters, digits and hyphens", repo.Name)
 			}
 			if len(repo.URLs) == 0 {
 				s.fault(at+".urls", "missing")
@@ -485,13 +485,13 @@ func (s *source) checkDistros() {
 		for i, dl := range d.Downloads {
 			at := index(at+".downloads", i)
 			if dl.Name != "" && !roleName.MatchString(dl.Name) {
-				s.fault(at+".name", "%q cannot be a download's name: use small letters, digits and hyphens", dl.Name)
+				s.fault(at+".name", "%q cannot be a download's name: use lower-case letters, digits and hyphens", dl.Name)
 			}
 			if !strings.HasPrefix(dl.URL, "https://") && !strings.HasPrefix(dl.URL, "http://") {
 				s.fault(at+".url", "%q is not a http or https URL", dl.URL)
 			}
 			if !sha256Form.MatchString(dl.SHA256) {
-				s.fault(at+".sha256", "%q is not a SHA-256 sum, 64 hexadecimal digits in small letters", dl.SHA256)
+				s.fault(at+".sha256", "%q is not a SHA-256 sum, 64 hexadecimal digits in lower-case letters", dl.SHA256)
 			}
 			if !cleanPath(dl.Path) {
 				s.fault(at+".path", "%q is not a clean absolute path of a file", dl.Path)
@@ -577,7 +577,7 @@ func (s *source) checkComponents() {
 		at := index("components", i)
 		switch {
 		case !roleName.MatchString(c.Name):
-			s.fault(at+".name", "%q cannot be a component's name: use small letters, digits and hyphens", c.Name)
+			s.fault(at+".name", "%q cannot be a component's name: use lower-case letters, digits and hyphens", c.Name)
 		case c.Name == facts.Firewall || c.Name == facts.Firewall6:
 			s.fault(at+".name", "every node has a component %s already, made from the role's ports", c.Name)
 		case before[c.Name]:

@@ -1,5 +1,5 @@
-// Package expected is what build says the nodes of a cluster should run: a small file without secrets, from which the
-// age of a running node's image and seed can be told on any computer.
+// Package expected reads and writes expected.json, which says which image and seed each node of a cluster should have.
+// It contains no secrets, so that any computer can compare running nodes with it.
 package expected
 
 import (
@@ -14,7 +14,7 @@ import (
 	"imagegen/internal/atomicfile"
 )
 
-// Version is that of the file's format.
+// Version is the version of the file's format.
 const Version = 1
 
 // Expected is the file's content.
@@ -30,16 +30,16 @@ type Node struct {
 	Node    string `json:"node"`
 	Role    string `json:"role"`
 	Address string `json:"address"`
-	// Image is the identity in the manifest of the role's image; empty: there is no image yet.
+	// Image is the identity in the manifest of the role's image; empty if there is no image yet.
 	Image string `json:"image,omitempty"`
-	// Seed is the digest in the meta-data of the node's seed; empty: there is no seed yet.
+	// Seed is the digest in the meta-data of the node's seed; empty if there is no seed yet.
 	Seed string `json:"seed,omitempty"`
 }
 
-// Path returns where the file is in an output folder of build.
+// Path returns the file's path in an output folder of build.
 func Path(out string) string { return filepath.Join(out, "expected.json") }
 
-// Read reads the file at path. The error wraps [fs.ErrNotExist] where there is none.
+// Read reads the file at path. The error wraps [fs.ErrNotExist] if there is none.
 func Read(path string) (Expected, error) {
 	var e Expected
 	data, err := os.ReadFile(path)
@@ -50,15 +50,15 @@ func Read(path string) (Expected, error) {
 		return e, err
 	}
 	if err := json.Unmarshal(data, &e); err != nil {
-		return e, fmt.Errorf("%s: %w; imagegen seed writes it anew", path, err)
+		return e, fmt.Errorf("%s: %w; imagegen seed rewrites it", path, err)
 	}
 	if e.Version != Version {
-		return e, fmt.Errorf("%s has format version %d, and this imagegen reads %d: imagegen seed writes it anew", path, e.Version, Version)
+		return e, fmt.Errorf("%s has format version %d, and this imagegen reads %d: imagegen seed rewrites it", path, e.Version, Version)
 	}
 	return e, nil
 }
 
-// Write writes the file at path, unless it is the same already.
+// Write writes the file at path, unless its content is unchanged.
 func (e Expected) Write(path string) error {
 	data, err := json.MarshalIndent(e, "", "  ")
 	if err != nil {
@@ -71,7 +71,7 @@ func (e Expected) Write(path string) error {
 	return atomicfile.Write(path, data, 0o644)
 }
 
-// Node returns what the node called name should run, and whether the file has it.
+// Node returns what the named node should run, and whether the file has it.
 func (e Expected) Node(name string) (Node, bool) {
 	for _, n := range e.Nodes {
 		if n.Node == name {

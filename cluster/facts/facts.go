@@ -1,5 +1,5 @@
-// Package facts is the contract between a seed and the agent that reads it, and between agents: what a node is told about itself and its
-// peers, and what it reports. It is linked into the agent, so it holds no YAML, no time zones and nothing of the spec.
+// Package facts is the contract between seed and agent, and between agents: what a node is told about itself and its
+// peers, and what it reports. The agent links it, so it uses no YAML, no time zone data and nothing of the spec.
 package facts
 
 import (
@@ -9,7 +9,7 @@ import (
 	"imagegen/internal/words"
 )
 
-// Where a seed puts things on a node, and where the agent looks for them.
+// Paths on a node that a seed writes and the agent reads.
 const (
 	FactsPath   = "/etc/imagegen/node.json"    // Facts, JSON, mode 0644
 	SecretsPath = "/etc/imagegen/secrets.json" // map of secret name to value, JSON, mode 0600
@@ -25,21 +25,21 @@ const (
 	HealthPort = 7374 // plain HTTP, read-only: GET /COMPONENT answers 200 (ready) or 503
 )
 
-// Names of the components that load the node's packet filter. On a distro that has one for both, the first is for IPv6 as
-// well. Every other component waits for them, whatever its After says.
+// Names of the components that load the node's packet filter. If a distro has one filter for IPv4 and IPv6, only the
+// first exists. Every other component waits for them, whatever its After says.
 const (
 	Firewall  = "firewall"
 	Firewall6 = "firewall6"
 )
 
-// FactsVersion is raised when an older agent could misread newer facts.
+// FactsVersion increases when an older agent could misread newer facts.
 const FactsVersion = 1
 
-// Facts is all that the agent knows about its node: the contract between seed and agent. It holds no secret.
+// Facts is everything that the agent knows about its node from the seed. It contains no secrets.
 type Facts struct {
 	Version    int         `json:"version"`
 	Cluster    string      `json:"cluster"`
-	ClusterID  string      `json:"cluster_id"` // UUID, made with the secrets: two clusters of one name differ
+	ClusterID  string      `json:"cluster_id"` // UUID, created with the secrets; distinguishes clusters of the same name
 	Distro     string      `json:"distro"`
 	Node       Peer        `json:"node"`
 	Peers      []Peer      `json:"peers"` // the other nodes of PeerRoles, in the spec's order
@@ -51,20 +51,20 @@ type Peer struct {
 	Name  string `json:"name"`
 	Role  string `json:"role"`
 	IP    string `json:"ip"`
-	Index int    `json:"index"` // position in its role; the lowest acts where one must
+	Index int    `json:"index"` // position in its role; where one node must act, it is the lowest
 }
 
-// Component is one thing that the agent brings to ready.
+// Component is something that the agent brings to ready.
 type Component struct {
 	Name string `json:"name"` // unique on the node; also its path on the health port
 	Kind string `json:"kind"` // key of ParamsFor
-	// After lists components of this node that must be ready before this one takes a step.
+	// After lists components of this node that must be ready before this one acts.
 	After  []string        `json:"after,omitempty"`
 	Params json.RawMessage `json:"params"`
 }
 
-// PeerRoles returns the roles whose nodes the components of a node of role own decide on. Facts hold no others, and the
-// agent asks no others: all would cost the square of the cluster's size for nothing.
+// PeerRoles returns the roles whose nodes' reports the components of a node of role own need. Facts list only these
+// peers, and the agent asks only them: asking all nodes would cost the square of the cluster's size.
 func PeerRoles(own string, components []Component) (map[string]bool, error) {
 	roles := map[string]bool{}
 	for _, c := range components {
@@ -88,7 +88,7 @@ type ServiceParams struct {
 	Check *Check `json:"check,omitempty"` // beyond the unit being active; nil: active is enough
 }
 
-// Check tells whether a service does its work. Exactly one field is set.
+// Check tells whether a service works. Exactly one field is set.
 type Check struct {
 	TCP     string   `json:"tcp,omitempty"`     // host:port that accepts a connection
 	HTTP    string   `json:"http,omitempty"`    // URL that answers with a status below 500
@@ -96,7 +96,7 @@ type Check struct {
 	Exec    []string `json:"exec,omitempty"`    // command that exits 0
 }
 
-// DiskParams prepare the node's data disk: found, formatted only when blank, marked as this cluster's, mounted.
+// DiskParams prepare the node's data disk: find it, format it if it is blank, mark it as this cluster's, mount it.
 type DiskParams struct {
 	Mount      string `json:"mount"`      // such as /data
 	Filesystem string `json:"filesystem"` // ext4 or xfs
@@ -108,10 +108,10 @@ type Dir struct {
 	Path  string `json:"path"`           // absolute, below the mount point
 	Owner string `json:"owner"`          // user:group
 	Mode  string `json:"mode"`           // octal, such as 0750
-	Bind  string `json:"bind,omitempty"` // where else it appears (a bind mount), such as /var/lib/mysql
+	Bind  string `json:"bind,omitempty"` // a second path (a bind mount), such as /var/lib/mysql
 }
 
-// GlusterParams run a GlusterFS server and, together with its peers, one replicated volume.
+// GlusterParams run a GlusterFS server and, with its peers, one replicated volume.
 type GlusterParams struct {
 	Unit    string            `json:"unit"`
 	WorkDir string            `json:"work_dir"` // glusterd's own state, /var/lib/glusterd
@@ -122,50 +122,50 @@ type GlusterParams struct {
 	GID     int               `json:"gid"`
 }
 
-// MountParams mount the GlusterFS volume through a systemd mount unit once its servers say that it is started.
+// MountParams mount the GlusterFS volume through a systemd mount unit once its servers report that it is started.
 type MountParams struct {
 	Unit string `json:"unit"` // such as mnt-gluster.mount; its file is rendered into the seed
 	Path string `json:"path"`
 	Role string `json:"role"` // the role whose nodes serve the volume
 }
 
-// RedisParams run a Redis server as master or replica, as the peers and Sentinel have it.
+// RedisParams run a Redis server as master or replica, as decided by the peers and Sentinel.
 type RedisParams struct {
 	Unit   string `json:"unit"`
 	Port   int    `json:"port"`
-	TLS    bool   `json:"tls,omitempty"` // with the node's certificate, on Port; nothing is plain then
+	TLS    bool   `json:"tls,omitempty"` // with the node's certificate, on Port; no plain-text port then
 	Dir    string `json:"dir"`           // its data, on the data disk
 	Config string `json:"config"`        // rendered; the agent copies it to RunConfig and adds the replication role
-	// RunConfig is what the unit starts Redis with; Redis may rewrite it.
+	// RunConfig is the file that the unit starts Redis with; Redis may rewrite it.
 	RunConfig string `json:"run_config"`
 	Owner     string `json:"owner"`  // user:group of RunConfig
 	Secret    string `json:"secret"` // name of the password
 }
 
-// SentinelParams run a Sentinel beside a Redis.
+// SentinelParams run a Sentinel next to a Redis.
 type SentinelParams struct {
 	Unit      string `json:"unit"`
 	Port      int    `json:"port"`
-	TLS       bool   `json:"tls,omitempty"` // of Redis and Sentinel alike
+	TLS       bool   `json:"tls,omitempty"` // for both Redis and Sentinel
 	Config    string `json:"config"`        // rendered, without a monitored master
-	RunConfig string `json:"run_config"`    // Sentinel's own state; on the data disk, kept for ever
+	RunConfig string `json:"run_config"`    // Sentinel's own state, on the data disk; never regenerated
 	Owner     string `json:"owner"`
 	Master    string `json:"master"` // name of the monitored master
 	RedisPort int    `json:"redis_port"`
 	Quorum    int    `json:"quorum"`
-	// Times in milliseconds, see the Sentinel documentation.
+	// In milliseconds, see the Sentinel documentation.
 	DownAfter       int    `json:"down_after"`
 	FailoverTimeout int    `json:"failover_timeout"`
 	ParallelSyncs   int    `json:"parallel_syncs"`
-	Secret          string `json:"secret"` // name of the password of Redis and Sentinel alike
+	Secret          string `json:"secret"` // name of the password of both Redis and Sentinel
 }
 
 // GaleraParams run a member of a Galera cluster (MariaDB or Percona XtraDB Cluster).
 type GaleraParams struct {
 	Unit      string   `json:"unit"`       // joins a running cluster when started
-	Bootstrap []string `json:"bootstrap"`  // command that starts a new cluster from this node; must not block for ever
+	Bootstrap []string `json:"bootstrap"`  // command that starts a new cluster from this node and returns
 	BootUnit  string   `json:"boot_unit"`  // unit that runs mysqld after Bootstrap; often the same as Unit
-	InstallDB []string `json:"install_db"` // command that makes an empty data folder
+	InstallDB []string `json:"install_db"` // command that initialises an empty data folder
 	Recover   []string `json:"recover"`    // command that prints the recovered position, "… Recovered position: UUID:SEQNO"
 	DataDir   string   `json:"data_dir"`
 	Owner     string   `json:"owner"`
@@ -173,7 +173,7 @@ type GaleraParams struct {
 	InitSQL   string   `json:"init_sql"` // rendered; users and databases; run once per cluster, safe to repeat
 }
 
-// SiteParams install the site once: its files in the volume, its tables in the database.
+// SiteParams install the site once: its files on the volume, its tables in the database.
 type SiteParams struct {
 	Source      string   `json:"source"`            // folder or .tar.gz in the image that holds WordPress
 	Target      string   `json:"target"`            // folder on the volume
@@ -184,13 +184,13 @@ type SiteParams struct {
 	Database    string   `json:"database"`          // host:port
 	Title       string   `json:"title"`
 	URL         string   `json:"url"`
-	Timezone    string   `json:"timezone,omitempty"` // that the site starts with; empty: UTC
+	Timezone    string   `json:"timezone,omitempty"` // initial time zone of the site; empty: UTC
 	AdminUser   string   `json:"admin_user"`
 	AdminEmail  string   `json:"admin_email"`
 	AdminSecret string   `json:"admin_secret"` // name of the generated password
 }
 
-// ParamsFor has, for each kind of component, a function that makes its empty parameters.
+// ParamsFor maps each kind of component to a function that returns its empty parameters.
 var ParamsFor = map[string]func() any{
 	"service":  func() any { return new(ServiceParams) },
 	"disk":     func() any { return new(DiskParams) },

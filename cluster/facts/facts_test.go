@@ -26,7 +26,7 @@ func TestFactsRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Golden(t, "testdata/facts.json", data)
-	// The order of keys in the parameters is nobody's business.
+	// The order of keys in the parameters does not matter.
 	f.Components[0].Params = json.RawMessage(`{"role":"glusterfs",  "path":"/mnt/gluster", "unit":"mnt-gluster.mount"}`)
 	again, err := f.Encode()
 	if err != nil || !bytes.Equal(again, data) {
@@ -37,7 +37,7 @@ func TestFactsRoundTrip(t *testing.T) {
 	}
 }
 
-// What an agent must not run with, and what it says.
+// TestBrokenFacts: facts that an agent must refuse, and its messages.
 func TestBrokenFacts(t *testing.T) {
 	for _, c := range []struct{ old, new, want string }{
 		{goodFacts, ``, "not a facts file: must be a JSON object, {…}"},
@@ -54,7 +54,7 @@ func TestBrokenFacts(t *testing.T) {
 		{`"name": "nginx"`, `"name": "mount"`, "broken facts: component mount: there are two"},
 		{`"after": ["mount"]`, `"after": ["disk"]`, "broken facts: component nginx: after: disk must be a component that stands before it in the list"},
 		{`"kind": "mount",`, `"kind": "mount", "after": ["nginx"],`, "broken facts: component mount: after: nginx must be a component that stands before it in the list"},
-		{`"name": "nginx"`, `"name": "../nginx"`, "broken facts: component ../nginx: a name has small letters, digits, - and _"},
+		{`"name": "nginx"`, `"name": "../nginx"`, "broken facts: component ../nginx: a name has lower-case letters, digits, - and _"},
 		{`"name": "glusterfs1"`, `"name": "web1"`, "broken facts: node web1: web1 is given to two nodes"},
 		{`192.168.10.44`, `192.168.10.42`, "broken facts: node glusterfs1: 192.168.10.42 is given to two nodes"},
 		{`192.168.10.44`, `fd00::1`, "broken facts: node glusterfs1: ip: fd00::1 is not an IPv4 address"},
@@ -70,7 +70,7 @@ func TestBrokenFacts(t *testing.T) {
 	}
 }
 
-// Facts that no agent would take are an error on the build host already.
+// Facts that an agent would refuse are already an error on the build host.
 func TestEncodeRefusesWhatDecodeWould(t *testing.T) {
 	f, err := Decode([]byte(goodFacts))
 	if err != nil {
@@ -82,7 +82,7 @@ func TestEncodeRefusesWhatDecodeWould(t *testing.T) {
 	}
 }
 
-// FuzzDecodeFacts: what is taken for facts can be written and read again; what is not is refused in plain words.
+// FuzzDecodeFacts: accepted facts survive encoding and decoding; others are refused with readable errors.
 func FuzzDecodeFacts(f *testing.F) {
 	f.Add([]byte(goodFacts))
 	f.Add([]byte(`{"version": 2}`))

@@ -15,8 +15,8 @@ import (
 	"imagegen/internal/words"
 )
 
-// Encode returns the facts as JSON that Decode takes: the same bytes for the same facts, whatever the order of keys
-// in the parameters, with a newline at the end. Facts that an agent would refuse are an error here.
+// Encode returns the facts as JSON that Decode accepts: the same bytes for the same facts, whatever the order of keys
+// in the parameters, with a newline at the end. Facts that an agent would refuse are an error.
 func (f Facts) Encode() ([]byte, error) {
 	if f.Peers == nil {
 		f.Peers = []Peer{}
@@ -37,7 +37,7 @@ func (f Facts) Encode() ([]byte, error) {
 	return marshal(f, "  ")
 }
 
-// marshal is json.Marshal without the escapes that only a web page needs, and with a newline at the end.
+// marshal is json.Marshal without HTML escapes and with a newline at the end.
 func marshal(v any, indent string) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -47,10 +47,10 @@ func marshal(v any, indent string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// Decode reads what Encode wrote. It is strict: a key that this version does not know, and a component that
-// could not run, are errors, since an agent that overlooks what it was told does harm.
+// Decode reads the output of Encode. It is strict: unknown keys, and components that could not run, are errors, because
+// an agent that ignores part of its instructions can do harm.
 func Decode(data []byte) (Facts, error) {
-	// The version first: what is in newer facts is nothing to complain about.
+	// Check the version first: unknown keys in newer facts are not the error to report.
 	var head struct {
 		Version *int `json:"version"`
 	}
@@ -79,8 +79,8 @@ func Decode(data []byte) (Facts, error) {
 	return f, nil
 }
 
-// DecodeParams reads the parameters of a component of this kind. The result is a pointer to one of the types of
-// ParamsFor. Keys that the kind does not have are an error.
+// DecodeParams reads the parameters of a component of a kind. The result is a pointer to one of the types in ParamsFor.
+// Unknown keys are an error.
 func DecodeParams(kind string, raw []byte) (any, error) {
 	empty, ok := ParamsFor[kind]
 	if !ok {
@@ -105,7 +105,7 @@ func DecodeParams(kind string, raw []byte) (any, error) {
 	return params, nil
 }
 
-// DecodeJSON reads the one JSON object in data into the struct that v points to.
+// DecodeJSON decodes the single JSON object in data into the struct that v points to. strict refuses unknown keys.
 func DecodeJSON(data []byte, v any, strict bool) error {
 	if !bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{")) {
 		return errors.New("must be a JSON object, {…}")
@@ -121,7 +121,7 @@ func DecodeJSON(data []byte, v any, strict bool) error {
 		}
 		return nil
 	}
-	// The library's errors name Go's types, which say nothing to whoever reads them on a node's console.
+	// The library's errors name Go types, which mean nothing to readers of a node's console.
 	var wrong *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &wrong):
@@ -135,12 +135,12 @@ func DecodeJSON(data []byte, v any, strict bool) error {
 	return errors.New(strings.TrimPrefix(err.Error(), "json: "))
 }
 
-// componentName fits into the path of a URL and the name of a folder, which it becomes.
+// componentName must be usable in the path of a URL and as a folder's name.
 var componentName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
 
 var UUIDForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// check looks for what would keep an agent from its work.
+// check returns an error for facts that an agent could not work with.
 func (f Facts) check() error {
 	if f.Version != FactsVersion {
 		return fmt.Errorf("version: %d is not %d", f.Version, FactsVersion)
@@ -169,13 +169,13 @@ func (f Facts) check() error {
 	before := map[string]bool{}
 	for _, c := range f.Components {
 		if !componentName.MatchString(c.Name) {
-			return fmt.Errorf("component %s: a name has small letters, digits, - and _", words.Quote(c.Name))
+			return fmt.Errorf("component %s: a name has lower-case letters, digits, - and _", words.Quote(c.Name))
 		}
 		if before[c.Name] {
 			return fmt.Errorf("component %s: there are two", c.Name)
 		}
 		for _, name := range c.After {
-			// Which also means that no two wait for each other.
+			// This also rules out cycles.
 			if !before[name] {
 				return fmt.Errorf("component %s: after: %s must be a component that stands before it in the list", c.Name, words.Quote(name))
 			}

@@ -4,5 +4,5 @@ package secrets
 
 import "os"
 
-// flock does nothing: folders cannot be locked here, so runs at the same time do not wait for each other.
+// flock does nothing: folders cannot be locked here, so concurrent runs do not wait for each other.
 func flock(*os.File, bool) error { return nil }

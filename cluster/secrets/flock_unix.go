@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// flock waits until it has the lock of a file or folder, which closing it gives back.
+// flock waits for the lock on a file or folder. Closing the file releases it.
 func flock(f *os.File, exclusive bool) error {
 	how := syscall.LOCK_SH
 	if exclusive {

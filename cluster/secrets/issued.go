@@ -18,8 +18,8 @@ import (
 	"imagegen/internal/words"
 )
 
-// The file issued lists what the cluster's secrets are: without it, a file that was lost could not be told from one that
-// was never there, and would be replaced by one that no running node knows. It holds no secret itself. An item a line:
+// The file issued lists the cluster's secrets. Without it, a lost secret looks like one that was never issued, and
+// would be replaced by one that no running node knows. It contains no secrets. One item per line:
 //
 //	cluster_id UUID
 //	password NAME
@@ -33,11 +33,11 @@ const (
 		"# run have the old one. See \"Without a copy\" in docs/spec.md before removing a line.\n"
 )
 
-// order is how a cluster's first secrets are made. A run that was killed has made the first of them, so one that is
-// missing before another was lost, whether or not there is a list of what was issued.
+// order is the order in which a cluster's first secrets are created. If an item is missing and a later one exists, the
+// item was lost and not just skipped by a killed run, even without a list.
 var order = []string{idItem, passwordsFile, "ca.key", "ca.crt", facts.OperatorName + ".key", facts.OperatorName + ".crt", "nodes"}
 
-func (v *vault) readIssued() error {
+func (v *store) readIssued() error {
 	v.items = map[string]bool{}
 	data, err := v.read(issuedFile)
 	if err != nil || data == nil {
@@ -55,15 +55,15 @@ func (v *vault) readIssued() error {
 		case kind == "password" && rest != "":
 		case rest == "" && (strings.HasSuffix(kind, ".key") || strings.HasSuffix(kind, ".crt")):
 		default:
-			return fmt.Errorf("%s is damaged, at %s: put the file back from a copy", filepath.Join(v.dir, issuedFile), words.Quote(line))
+			return fmt.Errorf("%s is damaged, at %s: restore the file from a backup", filepath.Join(v.dir, issuedFile), words.Quote(line))
 		}
 		v.issued[line] = true
 	}
 	return nil
 }
 
-// writeIssued adds what is there to the list. What the spec no longer needs stays on it.
-func (v *vault) writeIssued() error {
+// writeIssued adds the existing items to the list. Items that the spec no longer needs stay on it.
+func (v *store) writeIssued() error {
 	if !v.issues {
 		return nil
 	}
@@ -76,11 +76,11 @@ func (v *vault) writeIssued() error {
 	return v.write(issuedFile, []byte(issuedHead+strings.Join(lines, "\n")+"\n"))
 }
 
-// RemoveNode removes the key pair of a node that the spec no longer has, and that it was issued. A node that gets the name
-// later has another.
+// RemoveNode removes the key pair of a node that the spec no longer has, and its lines in issued. A later node of that
+// name gets a new pair.
 func RemoveNode(dir, node string) error {
 	if !cluster.IsLabel(node) {
-		return fmt.Errorf("%s is no name of a node", words.Quote(node))
+		return fmt.Errorf("%s is not a node's name", words.Quote(node))
 	}
 	lock, err := os.Open(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -89,11 +89,11 @@ func RemoveNode(dir, node string) error {
 	if err != nil {
 		return fmt.Errorf("read the secrets: %w", err)
 	}
-	defer lock.Close() // and unlocks
+	defer lock.Close() // closing releases the lock
 	if err := flock(lock, true); err != nil {
 		return fmt.Errorf("lock %s: %w", dir, err)
 	}
-	v := &vault{dir: dir}
+	v := &store{dir: dir}
 	list, err := v.read(issuedFile)
 	if err != nil {
 		return err
@@ -105,7 +105,7 @@ func RemoveNode(dir, node string) error {
 			kept = append(kept, line)
 		}
 	}
-	// The list first: what it does not have is not missed.
+	// Update the list first: items that are not on it are not reported as lost.
 	if rest := strings.Join(kept, ""); rest != string(list) {
 		if err := v.write(issuedFile, []byte(rest)); err != nil {
 			return err
@@ -119,15 +119,15 @@ func RemoveNode(dir, node string) error {
 	return nil
 }
 
-// have notes that an item is there.
-func (v *vault) have(item string) {
+// have records that an item exists.
+func (v *store) have(item string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.items[item] = true
 }
 
-// issuedID is the cluster's id as it was issued; empty: not known.
-func (v *vault) issuedID() string {
+// issuedID returns the issued cluster ID, or "" if unknown.
+func (v *store) issuedID() string {
 	for item := range v.issued {
 		if id, ok := strings.CutPrefix(item, idItem+" "); ok {
 			return id
@@ -136,8 +136,8 @@ func (v *vault) issuedID() string {
 	return ""
 }
 
-// missing is an error when an item that is not there was issued.
-func (v *vault) missing(item string) error {
+// missing returns an error if a missing item was issued.
+func (v *store) missing(item string) error {
 	was := v.issued[item]
 	switch item {
 	case idItem:
@@ -147,7 +147,7 @@ func (v *vault) missing(item string) error {
 			was = was || strings.HasPrefix(i, "password ")
 		}
 	}
-	// Clusters from before there was a list have none, nor has one whose first run was killed.
+	// Clusters that predate the list have none, nor does one whose first run was killed.
 	if i := slices.Index(order, item); i >= 0 && v.issued == nil {
 		for _, later := range order[i+1:] {
 			if _, err := os.Lstat(filepath.Join(v.dir, later)); err == nil {
@@ -161,8 +161,8 @@ func (v *vault) missing(item string) error {
 	return v.lost(item)
 }
 
-// lost is the error about an item that was issued and is gone: what it is, and how it comes back.
-func (v *vault) lost(item string) error {
+// lost returns the error for an issued item that is gone: what it is, and how to get it back.
+func (v *store) lost(item string) error {
 	path, list := filepath.Join(v.dir, item), filepath.Join(v.dir, issuedFile)
 	what, without := path+" is missing", ""
 	name, isPassword := strings.CutPrefix(item, "password ")
@@ -184,11 +184,11 @@ func (v *vault) lost(item string) error {
 		pair := strings.TrimSuffix(strings.TrimSuffix(item, ".key"), ".crt")
 		without = fmt.Sprintf("without one, remove %s.key and .crt, and their lines from %s, to have another pair issued", filepath.Join(v.dir, pair), list)
 	}
-	return fmt.Errorf("%s, but was issued to this cluster: put it back from a copy of %s; %s", what, v.dir, without)
+	return fmt.Errorf("%s, but was issued to this cluster: restore it from a backup of %s; %s", what, v.dir, without)
 }
 
-// Expiring says which certificates are in the last third of their life or have expired, one sentence for the authority
-// and one for all others.
+// Expiring describes the certificates that are in the last third of their life or expired: one sentence for the
+// authority and one for all others.
 func (s *Secrets) Expiring(now time.Time) []string {
 	var said []string
 	if cert := s.CA.parse(); cert != nil && lastThird(cert, caYears, now) {
@@ -225,7 +225,7 @@ func (s *Secrets) Expiring(now time.Time) []string {
 	return said
 }
 
-// parse returns the pair's certificate, nil when there is none.
+// parse returns the pair's certificate, or nil if there is none.
 func (k KeyPair) parse() *x509.Certificate {
 	block, _ := pem.Decode(k.Cert)
 	if block == nil {
@@ -238,13 +238,13 @@ func (k KeyPair) parse() *x509.Certificate {
 	return cert
 }
 
-// SeedClusterID returns the id of the cluster in the facts of a node.
+// SeedClusterID returns the cluster's ID from the facts of a node.
 func SeedClusterID(known []byte) (string, error) {
 	var f struct {
 		ClusterID string `json:"cluster_id"`
 	}
 	if err := facts.DecodeJSON(bytes.TrimSpace(known), &f, false); err != nil || !facts.UUIDForm.MatchString(f.ClusterID) {
-		return "", errors.New("the facts name no cluster")
+		return "", errors.New("the facts have no cluster ID")
 	}
 	return f.ClusterID, nil
 }

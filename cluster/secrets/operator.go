@@ -13,11 +13,11 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// ReadOperator reads what the operator needs to speak with agents, and nothing else: ca.crt, operator.crt and operator.key. It
-// fails when one is missing or damaged, when others may read the key, when the authority did not sign the certificate, and when
-// either has expired. The cluster's id is read if it is there.
+// ReadOperator reads only what the operator needs to talk to agents: ca.crt, operator.crt and operator.key. It fails if
+// one is missing or damaged, if others can read the key, if the authority did not sign the certificate, or if either
+// certificate has expired. The cluster's ID is read if it exists.
 func ReadOperator(dir string, now time.Time) (*Secrets, error) {
-	v := &vault{dir: dir}
+	v := &store{dir: dir}
 	s := &Secrets{}
 	for _, f := range []struct {
 		name string
@@ -25,7 +25,7 @@ func ReadOperator(dir string, now time.Time) (*Secrets, error) {
 	}{{"ca.crt", &s.CA.Cert}, {facts.OperatorName + ".crt", &s.Operator.Cert}, {facts.OperatorName + ".key", &s.Operator.Key}} {
 		data, err := os.ReadFile(filepath.Join(dir, f.name))
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s is missing: agents answer only who shows the operator's certificate; copy ca.crt, operator.crt and operator.key from where the seeds were made",
+			return nil, fmt.Errorf("%s is missing: agents answer only clients with the operator's certificate; copy ca.crt, operator.crt and operator.key from where the seeds were made",
 				filepath.Join(dir, f.name))
 		}
 		if err != nil {
@@ -46,21 +46,21 @@ func ReadOperator(dir string, now time.Time) (*Secrets, error) {
 	}
 	ca := s.CA.parse()
 	if ca == nil {
-		return nil, fmt.Errorf("%s holds no certificate: put the file back from a copy", filepath.Join(dir, "ca.crt"))
+		return nil, fmt.Errorf("%s holds no certificate: restore the file from a backup", filepath.Join(dir, "ca.crt"))
 	}
 	if cert.CheckSignatureFrom(ca) != nil {
-		return nil, fmt.Errorf("%s is not signed by ca.crt beside it: put the files back from one copy", filepath.Join(dir, facts.OperatorName+".crt"))
+		return nil, fmt.Errorf("%s is not signed by ca.crt beside it: restore both files from one backup", filepath.Join(dir, facts.OperatorName+".crt"))
 	}
 	for _, c := range []struct {
 		name string
 		cert *x509.Certificate
 	}{{"ca.crt", ca}, {facts.OperatorName + ".crt", cert}} {
 		if now.After(c.cert.NotAfter) {
-			return nil, fmt.Errorf("%s expired on %s: agents accept it no more; imagegen seed, where all of the cluster's secrets are, makes its successor",
+			return nil, fmt.Errorf("%s expired on %s: agents no longer accept it; imagegen seed renews it, where all of the cluster's secrets are",
 				filepath.Join(dir, c.name), c.cert.NotAfter.Format(time.DateOnly))
 		}
 	}
-	id, _ := os.ReadFile(filepath.Join(dir, idItem)) // the authority is of this cluster alone, too
+	id, _ := os.ReadFile(filepath.Join(dir, idItem)) // optional: the authority also identifies the cluster
 	s.ClusterID = strings.TrimSpace(string(id))
 	return s, nil
 }

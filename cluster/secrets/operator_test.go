@@ -10,7 +10,7 @@ import (
 	"imagegen/cluster"
 )
 
-// The operator's computer has three files of the secrets, and is told what is wrong with them.
+// TestReadOperator: the operator needs three files, and errors say what is wrong with them.
 func TestReadOperator(t *testing.T) {
 	load := func() string {
 		dir := filepath.Join(t.TempDir(), "secrets")
@@ -24,7 +24,7 @@ func TestReadOperator(t *testing.T) {
 		from  map[string]string // folder of each file
 		mode  os.FileMode       // of the key
 		years int
-		want  string // in the error; empty: none
+		want  string // in the error; empty: no error
 	}{
 		"all three":          {map[string]string{"ca.crt": all, "operator.crt": all, "operator.key": all}, 0o600, 0, ""},
 		"no certificate":     {map[string]string{"ca.crt": all, "operator.key": all}, 0o600, 0, "operator.crt is missing"},
@@ -32,11 +32,11 @@ func TestReadOperator(t *testing.T) {
 		"no authority":       {map[string]string{"operator.crt": all, "operator.key": all}, 0o600, 0, "ca.crt is missing"},
 		"another's key":      {map[string]string{"ca.crt": all, "operator.crt": all, "operator.key": others}, 0o600, 0, "does not belong to the key beside it"},
 		"another's operator": {map[string]string{"ca.crt": all, "operator.crt": others, "operator.key": others}, 0o600, 0, "is not signed by ca.crt"},
-		"a key for all":      {map[string]string{"ca.crt": all, "operator.crt": all, "operator.key": all}, 0o644, 0, "others may use it"},
+		"a key for all":      {map[string]string{"ca.crt": all, "operator.crt": all, "operator.key": all}, 0o644, 0, "is accessible to others"},
 		"expired":            {map[string]string{"ca.crt": all, "operator.crt": all, "operator.key": all}, 0o600, 11, "operator.crt expired on "},
 		"authority expired":  {map[string]string{"ca.crt": all, "operator.crt": all, "operator.key": all}, 0o600, 21, "ca.crt expired on "},
 	} {
-		dir := t.TempDir() // others may look into it: only the key is secret
+		dir := t.TempDir() // may be readable by others: only the key is secret
 		for file, from := range c.from {
 			data, err := os.ReadFile(filepath.Join(from, file))
 			if err != nil {

@@ -1,5 +1,5 @@
-// Package secrets makes and keeps what only a cluster's nodes and operator may know: passwords, the certificate authority, a key pair for
-// each node. It renders nothing; package roles puts secrets into files.
+// Package secrets creates and stores a cluster's secrets: passwords, the certificate authority, and a key pair for each
+// node. It renders nothing; package roles writes secrets into files.
 package secrets
 
 import (
@@ -31,14 +31,14 @@ import (
 )
 
 // Secrets are a cluster's passwords and keys. They are issued once, kept in the folder secrets/ beside the spec, and
-// not changed by imagegen afterwards; a node or role that is added later gets its own, the others keep theirs.
+// never changed by imagegen; later nodes and roles get their own.
 type Secrets struct {
 	ClusterID string            // UUID
 	Passwords map[string]string // by name: letters and digits only, so that no format needs to quote them
 	CA        KeyPair
 	Nodes     map[string]KeyPair // by node name; the certificate's DNS name is the node's name, its IP the node's
-	Operator  KeyPair            // client certificate for imagegen status; its name is "operator"
-	Renewed   []string           // files of certificates that were about to expire and have a successor since this run
+	Operator  KeyPair            // client certificate for operating the cluster; its name is "operator"
+	Renewed   []string           // files of certificates that this run renewed because they would expire
 }
 
 // KeyPair is a certificate and its private key, both PEM.
@@ -46,7 +46,7 @@ type KeyPair struct {
 	Cert, Key []byte
 }
 
-// Clocks of new machines are often wrong, so certificates are valid from long ago.
+// Clocks of new machines are often wrong, so certificates are valid from a date in the past.
 var validFrom = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
 const (
@@ -54,40 +54,39 @@ const (
 	nodeYears = 10
 
 	passwordLen = 24
-	vrrpLen     = 8 // keepalived cuts auth_pass to 8 characters
+	vrrpLen     = 8 // keepalived truncates auth_pass to 8 characters
 	alphabet    = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 )
 
-// Load reads the secrets of spec from dir, the folder secrets/ beside the spec, and issues those that the cluster
-// has not had so far: the passwords called names, and a key pair for the authority, every node and the operator. What
-// was issued and is missing now is an error, and so is a file that is damaged or that others may read: nothing is issued
-// twice, because the nodes that run have the first. The exception are certificates, which get a successor for the same
-// key when a third of their life or less is left, or their node has another address now. An authority that has expired
-// signs nothing, and is an error.
+// Load reads the secrets of spec from dir, the folder secrets/ beside the spec, and issues those that were never
+// issued: the passwords called names, and a key pair for the authority, every node and the operator. It is an error if
+// an issued secret is missing, or if a file is damaged or accessible to others. Nothing is issued twice, because
+// running nodes have the first. The exception are certificates, which are renewed for the same key in the last third of
+// their life, or if their node's address changed. An expired authority signs nothing and is an error.
 //
-// A password whose name ends in _vrrp has 8 characters, since keepalived uses no more; all others have 24. Runs at the
-// same time wait for each other.
+// A password whose name ends in _vrrp has 8 characters, because keepalived uses no more; all others have 24. Concurrent
+// runs wait for each other.
 //
 //	secrets/                 0700, and everything in it 0600
 //	  .gitignore             *
-//	  issued                 what the others are or were
+//	  issued                 names of all issued secrets
 //	  cluster_id             UUID
 //	  passwords.json         name to password
 //	  ca.crt ca.key          the cluster's authority, P-256
-//	  operator.crt .key      for imagegen status; a client's certificate
-//	  nodes/web1.crt .key    name, address and the role's virtual address; a server's and a client's certificate
+//	  operator.crt .key      client certificate for operating the cluster
+//	  nodes/web1.crt .key    server and client certificate for the node's name, its address and its role's virtual address
 func Load(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
 	if err := privateDir(dir); err != nil {
 		return nil, err
 	}
-	v := &vault{dir: dir, issues: true}
+	v := &store{dir: dir, issues: true}
 	return v.load(spec, names)
 }
 
-// Read reads the secrets of spec as [Load] does, but writes nothing. What was not issued yet is left out;
-// of a cluster that has no secrets yet, that is everything.
+// Read reads the secrets of spec like [Load], but writes nothing. Secrets that were not issued yet are left out; for a
+// new cluster these are all.
 func Read(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
-	v := &vault{dir: dir}
+	v := &store{dir: dir}
 	err := private(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &Secrets{Passwords: map[string]string{}, Nodes: map[string]KeyPair{}}, nil
@@ -98,7 +97,7 @@ func Read(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
 	return v.load(spec, names)
 }
 
-// NoSecrets tells whether a folder of secrets is missing or empty: either no secret was issued yet, or all are lost.
+// NoSecrets reports whether a folder of secrets is missing or empty: either none was issued yet, or all are lost.
 func NoSecrets(dir string) (bool, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -112,13 +111,13 @@ func NoSecrets(dir string) (bool, error) {
 	return true, err
 }
 
-func (v *vault) load(spec *cluster.Spec, names []string) (*Secrets, error) {
-	// Two runs at once must not make two authorities.
+func (v *store) load(spec *cluster.Spec, names []string) (*Secrets, error) {
+	// Concurrent runs must not create two authorities.
 	lock, err := os.Open(v.dir)
 	if err != nil {
 		return nil, fmt.Errorf("read the secrets: %w", err)
 	}
-	defer lock.Close() // and unlocks
+	defer lock.Close() // closing releases the lock
 	if err := flock(lock, v.issues); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", v.dir, err)
 	}
@@ -178,16 +177,16 @@ func (v *vault) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 	return s, v.writeIssued()
 }
 
-// Format keeps secrets out of messages, whatever the verb.
+// Format keeps secrets out of messages, with any verb.
 func (s Secrets) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "the secrets of cluster %s", s.ClusterID)
 }
 
-// Format keeps the private key out of messages, whatever the verb.
+// Format keeps the private key out of messages, with any verb.
 func (k KeyPair) Format(f fmt.State, _ rune) { fmt.Fprint(f, "a key pair") }
 
-// privateDir makes a folder for its owner alone, whatever the umask. One that is there must be such a folder already:
-// who could read it knows the secrets, and closing it now would hide that.
+// privateDir creates a folder accessible only to its owner, whatever the umask. An existing folder must already be
+// private: if others could read it, they may know the secrets, and changing the mode would hide that.
 func privateDir(dir string) error {
 	err := os.Mkdir(dir, 0o700)
 	if err == nil {
@@ -201,32 +200,32 @@ func privateDir(dir string) error {
 	return nil
 }
 
-// private refuses a file or folder that others than its owner may use.
+// private refuses a file or folder that is accessible to others.
 func private(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
-	// Windows has no such modes, and reports 0777 and 0666.
+	// Windows reports 0777 and 0666 for all files.
 	if perm := info.Mode().Perm(); perm&0o077 != 0 && runtime.GOOS != "windows" {
-		return fmt.Errorf("%s holds secrets and others may use it (mode %04o); close it with: chmod go= %s", path, perm, path)
+		return fmt.Errorf("%s contains secrets, but is accessible to others (mode %04o); close it with: chmod go= %s", path, perm, path)
 	}
 	return nil
 }
 
-// vault is a folder of secrets.
-type vault struct {
+// store is a folder of secrets.
+type store struct {
 	dir    string
-	issues bool // makes what was never issued; otherwise nothing is written
+	issues bool // issue secrets that were never issued; otherwise write nothing
 
 	mu      sync.Mutex
-	issued  map[string]bool // items of the file issued; nil: there is none
-	items   map[string]bool // what is there now
+	issued  map[string]bool // items in the file issued; nil: the file does not exist
+	items   map[string]bool // items that exist
 	renewed []string
 }
 
-// read returns a file's content, nil when there is none.
-func (v *vault) read(name string) ([]byte, error) {
+// read returns a file's content, or nil if it does not exist.
+func (v *store) read(name string) ([]byte, error) {
 	path := filepath.Join(v.dir, name)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -236,17 +235,17 @@ func (v *vault) read(name string) ([]byte, error) {
 		return nil, fmt.Errorf("read the secrets: %w", err)
 	}
 	if len(data) == 0 {
-		return nil, fmt.Errorf("%s is empty: put the file back from a copy", path)
+		return nil, fmt.Errorf("%s is empty: restore the file from a backup", path)
 	}
 	return data, private(path)
 }
 
-func (v *vault) write(name string, data []byte) error {
+func (v *store) write(name string, data []byte) error {
 	return atomicfile.Write(filepath.Join(v.dir, name), data, 0o600)
 }
 
-// ignored keeps the folder out of git.
-func (v *vault) ignored() error {
+// ignored writes the .gitignore.
+func (v *store) ignored() error {
 	data, err := v.read(".gitignore")
 	if data != nil || err != nil || !v.issues {
 		return err
@@ -254,7 +253,7 @@ func (v *vault) ignored() error {
 	return v.write(".gitignore", []byte("*\n"))
 }
 
-func (v *vault) clusterID() (string, error) {
+func (v *store) clusterID() (string, error) {
 	data, err := v.read(idItem)
 	if err != nil {
 		return "", err
@@ -269,10 +268,10 @@ func (v *vault) clusterID() (string, error) {
 	}
 	id := strings.TrimSpace(string(data))
 	if !facts.UUIDForm.MatchString(id) {
-		return "", fmt.Errorf("%s holds no UUID: put the file back from a copy", filepath.Join(v.dir, idItem))
+		return "", fmt.Errorf("%s holds no UUID: restore the file from a backup", filepath.Join(v.dir, idItem))
 	}
 	if first := v.issuedID(); first != "" && first != id {
-		return "", fmt.Errorf("%s is another cluster's: this one's is %s, as %s says; put the files back from one copy",
+		return "", fmt.Errorf("%s is another cluster's: this one's is %s, as %s says; restore both files from one backup",
 			filepath.Join(v.dir, idItem), first, filepath.Join(v.dir, issuedFile))
 	}
 	v.have(idItem + " " + id)
@@ -288,7 +287,7 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
 }
 
-func (v *vault) passwords(names []string) (map[string]string, error) {
+func (v *store) passwords(names []string) (map[string]string, error) {
 	const file = passwordsFile
 	all := map[string]string{}
 	data, err := v.read(file)
@@ -297,8 +296,8 @@ func (v *vault) passwords(names []string) (map[string]string, error) {
 	}
 	if data != nil {
 		if err := facts.DecodeJSON(data, &all, true); err != nil {
-			// The decoder's message could quote the file.
-			return nil, fmt.Errorf("%s is not a JSON object of strings: put the file back from a copy", filepath.Join(v.dir, file))
+			// The decoder's message could quote the file's content.
+			return nil, fmt.Errorf("%s is not a JSON object of strings: restore the file from a backup", filepath.Join(v.dir, file))
 		}
 	}
 	if data == nil && len(names) > 0 {
@@ -346,16 +345,16 @@ func newPassword(name string) string {
 	return b.String()
 }
 
-// authority is the cluster's own certificate authority.
+// authority is the cluster's certificate authority.
 type authority struct {
 	pair KeyPair
 	cert *x509.Certificate
 	key  crypto.Signer
 }
 
-// authority returns the cluster's authority, and makes it when there was none. One without a key, for reading, signs
-// nothing.
-func (v *vault) authority(cluster string) (authority, error) {
+// authority returns the cluster's authority, and creates it if there was none. Without a key (when reading), it cannot
+// sign.
+func (v *store) authority(cluster string) (authority, error) {
 	pair, key, err := v.key("ca")
 	if err != nil || key == nil {
 		return authority{}, err
@@ -381,7 +380,7 @@ func (v *vault) authority(cluster string) (authority, error) {
 				"Remove this file, and the line ca.crt from %s, to have a successor made for the same key; then every node needs its new seed",
 				path, ca.cert.NotAfter.Format(time.DateOnly), filepath.Join(v.dir, issuedFile))
 		}
-		// Who has either of the two believes what either signed, as long as these are the same.
+		// With the same key, subject and key ID, either certificate verifies what the other signed.
 		tmpl.RawSubject, tmpl.SubjectKeyId = ca.cert.RawSubject, ca.cert.SubjectKeyId
 		v.renewed = append(v.renewed, "ca.crt")
 	} else if !v.issues {
@@ -398,15 +397,15 @@ func (v *vault) authority(cluster string) (authority, error) {
 	return ca, err
 }
 
-// lastThird tells whether of a certificate's life of so many years a third or less is left. That life is counted back from
-// its end: all begin at validFrom.
+// lastThird reports whether a third or less of a certificate's life of so many years is left. The life is counted back
+// from its end, because all certificates begin at validFrom.
 func lastThird(cert *x509.Certificate, years int, now time.Time) bool {
 	return now.After(cert.NotAfter.AddDate(0, -years*12/3, 0))
 }
 
-// issue returns the key pair in the files name.key and name.crt, and makes it when there was none. A certificate in the
-// last third of its life, or for other addresses, gets a successor for the same key. The operator's has no address.
-func (v *vault) issue(ca authority, name string, addrs ...net.IP) (KeyPair, error) {
+// issue returns the key pair in the files name.key and name.crt, and creates it if there was none. A certificate in the
+// last third of its life, or with other addresses, is renewed with the same key. The operator's has no address.
+func (v *store) issue(ca authority, name string, addrs ...net.IP) (KeyPair, error) {
 	pair, key, err := v.key(name)
 	if err != nil || key == nil || ca.cert == nil {
 		return KeyPair{}, err
@@ -421,9 +420,10 @@ func (v *vault) issue(ca authority, name string, addrs ...net.IP) (KeyPair, erro
 			return KeyPair{}, err
 		}
 		if err := cert.CheckSignatureFrom(ca.cert); err != nil {
-			return KeyPair{}, fmt.Errorf("%s.crt is not signed by ca.crt beside it: put the files back from one copy", filepath.Join(v.dir, name))
+			return KeyPair{}, fmt.Errorf("%s.crt is not signed by ca.crt beside it: restore both files from one backup", filepath.Join(v.dir, name))
 		}
-		// A new certificate of the authority may have another name. One that ends with the authority is as new as can be.
+		// After a renewal the authority may have another name. A certificate that ends with the authority's cannot be
+		// extended.
 		same := slices.EqualFunc(cert.IPAddresses, addrs, net.IP.Equal) && bytes.Equal(cert.RawIssuer, ca.cert.RawSubject) &&
 			bytes.Equal(cert.AuthorityKeyId, ca.cert.SubjectKeyId)
 		old := lastThird(cert, nodeYears, time.Now()) && cert.NotAfter.Before(end)
@@ -455,9 +455,9 @@ func (v *vault) issue(ca authority, name string, addrs ...net.IP) (KeyPair, erro
 	return pair, v.write(name+".crt", pair.Cert)
 }
 
-// key reads a private key and the certificate beside it, and makes the key when there was none. The certificate may be
-// missing when it was never issued; for reading, the key may, too.
-func (v *vault) key(name string) (KeyPair, crypto.Signer, error) {
+// key reads a private key and its certificate, and creates the key if there was none. The certificate may be missing if
+// it was never issued; when reading, so may the key.
+func (v *store) key(name string) (KeyPair, crypto.Signer, error) {
 	var pair KeyPair
 	var err error
 	if pair.Key, err = v.read(name + ".key"); err != nil {
@@ -496,40 +496,40 @@ func (v *vault) key(name string) (KeyPair, crypto.Signer, error) {
 	return pair, signer, err
 }
 
-// parseKey parses the private key in the file path.
+// parseKey parses the private key from the file path.
 func parseKey(path string, data []byte) (crypto.Signer, error) {
 	block, _ := pem.Decode(data)
 	if block == nil {
-		return nil, fmt.Errorf("%s is no PEM file: put the file back from a copy", path)
+		return nil, fmt.Errorf("%s is not a PEM file: restore the file from a backup", path)
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	signer, ok := key.(crypto.Signer)
 	if err != nil || !ok {
-		return nil, fmt.Errorf("%s holds no private key: put the file back from a copy", path)
+		return nil, fmt.Errorf("%s holds no private key: restore the file from a backup", path)
 	}
 	return signer, nil
 }
 
-// certificate parses a pair's certificate and makes sure that it belongs to its key.
-func (v *vault) certificate(name string, pair KeyPair, key crypto.Signer) (*x509.Certificate, error) {
+// certificate parses a pair's certificate and checks that it matches its key.
+func (v *store) certificate(name string, pair KeyPair, key crypto.Signer) (*x509.Certificate, error) {
 	path := filepath.Join(v.dir, name+".crt")
 	block, _ := pem.Decode(pair.Cert)
 	if block == nil {
-		return nil, fmt.Errorf("%s is no PEM file: put the file back from a copy", path)
+		return nil, fmt.Errorf("%s is not a PEM file: restore the file from a backup", path)
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s holds no certificate: put the file back from a copy", path)
+		return nil, fmt.Errorf("%s holds no certificate: restore the file from a backup", path)
 	}
 	have, err1 := x509.MarshalPKIXPublicKey(cert.PublicKey)
 	want, err2 := x509.MarshalPKIXPublicKey(key.Public())
 	if err1 != nil || err2 != nil || !bytes.Equal(have, want) {
-		return nil, fmt.Errorf("%s does not belong to the key beside it: put the files back from one copy", path)
+		return nil, fmt.Errorf("%s does not belong to the key beside it: restore both files from one backup", path)
 	}
 	return cert, nil
 }
 
-// sign makes a certificate for a public key; an authority without a certificate signs itself.
+// sign creates a certificate for a public key; an authority without a certificate signs itself.
 func sign(tmpl *x509.Certificate, pub crypto.PublicKey, ca authority) ([]byte, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {

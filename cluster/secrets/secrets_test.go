@@ -28,7 +28,7 @@ import (
 
 var testNames = []string{"balancer_vrrp", "redis", "wordpress_admin"}
 
-// testSpec is the reference cluster. Secrets depend on nodes and addresses alone, so its roles have bare rules.
+// testSpec is the reference cluster. Secrets depend only on nodes and addresses, so its roles have minimal rules.
 func testSpec(t testing.TB) *cluster.Spec {
 	t.Helper()
 	rules := map[string]cluster.Rules{}
@@ -69,7 +69,7 @@ func TestSecretsAreMadeOnce(t *testing.T) {
 	if again := load(t, dir, spec, testNames); !reflect.DeepEqual(again, first) {
 		t.Error("the second run has other secrets")
 	}
-	// A node and a password more: all others keep theirs.
+	// A new node and a new password do not change the others.
 	spec.Roles[0].Nodes = append(spec.Roles[0].Nodes, cluster.Node{Name: "balancer9", Role: "balancer", IP: netip.MustParseAddr("192.168.10.99")})
 	more := load(t, dir, spec, append(testNames, "monitor"))
 	after := content(t, dir)
@@ -108,7 +108,7 @@ func TestSecretsAreMadeOnce(t *testing.T) {
 	}
 }
 
-// A umask that takes everything does not keep the owner out.
+// A restrictive umask must not lock the owner out.
 func TestSecretsWithTightUmask(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "secrets")
 	defer syscall.Umask(syscall.Umask(0o777))
@@ -116,7 +116,8 @@ func TestSecretsWithTightUmask(t *testing.T) {
 	load(t, dir, testSpec(t), testNames)
 }
 
-// Agents talk to each other, the operator to agents, and nobody else to anyone.
+// TestCertificates: agents accept each other and the operator, the operator accepts agents, and nobody else is
+// accepted.
 func TestCertificates(t *testing.T) {
 	spec := testSpec(t)
 	s := load(t, filepath.Join(t.TempDir(), "secrets"), spec, nil)
@@ -142,7 +143,7 @@ func TestCertificates(t *testing.T) {
 		}
 		for _, name := range names {
 			for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-				// A node whose clock stands years behind must be able to join.
+				// A node whose clock is years behind must be able to join.
 				for _, at := range []time.Time{now, validFrom.AddDate(0, 0, 1), now.AddDate(9, 11, 0)} {
 					if err := verify(s.Nodes[n.Name], name, usage, at); err != nil {
 						t.Errorf("%s at %s: %v", name, at, err)
@@ -168,8 +169,8 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// A node that moves, or whose role's virtual address does, keeps its key and gets a certificate for its new address; the
-// others keep theirs.
+// TestNewAddress: a node whose address or virtual address changes keeps its key and gets a new certificate; the others
+// do not change.
 func TestNewAddress(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "secrets")
 	spec := testSpec(t)
@@ -195,7 +196,7 @@ func TestNewAddress(t *testing.T) {
 	}
 }
 
-// Many runs at once: all of them have the same secrets.
+// Concurrent runs all get the same secrets.
 func TestSecretsAtTheSameTime(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "secrets")
 	spec := testSpec(t)
@@ -212,7 +213,7 @@ func TestSecretsAtTheSameTime(t *testing.T) {
 	}
 }
 
-// A damaged file is named, never shown, and never replaced.
+// A damaged file is named in the error, never shown, and never replaced.
 func TestDamagedSecrets(t *testing.T) {
 	spec := testSpec(t)
 	good := filepath.Join(t.TempDir(), "secrets")
@@ -250,7 +251,7 @@ func TestDamagedSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(t, dir, spec, "a certificate without its key", "ca.key is missing")
-	// A run that was killed between key and certificate is no damage: it has not yet noted that they were issued.
+	// A run that was killed between key and certificate is not damage: it has not recorded them as issued yet.
 	dir = copyTree(t, good)
 	forget(t, dir, "nodes/web1.crt")
 	if err := os.Remove(filepath.Join(dir, "nodes/web1.crt")); err != nil {
@@ -261,7 +262,8 @@ func TestDamagedSecrets(t *testing.T) {
 	}
 }
 
-// refused makes sure that the secrets in dir are refused with a message that says want, shows none and changes nothing.
+// refused checks that the secrets in dir are refused with a message that contains want and no secrets, and that nothing
+// changes.
 func refused(t *testing.T, dir string, spec *cluster.Spec, what, want string) {
 	t.Helper()
 	before := content(t, dir)
@@ -277,7 +279,7 @@ func refused(t *testing.T, dir string, spec *cluster.Spec, what, want string) {
 	}
 }
 
-// forget removes lines from the list of what was issued.
+// forget removes lines from the list of issued items.
 func forget(t *testing.T, dir string, items ...string) {
 	t.Helper()
 	path := filepath.Join(dir, "issued")
@@ -289,8 +291,8 @@ func forget(t *testing.T, dir string, items ...string) {
 	write(t, path, strings.Join(lines, ""))
 }
 
-// Whatever was issued and is missing is named, with the way to have it back, and nothing is made in its place; so also
-// by those who only read.
+// TestLostSecrets: an error names each lost secret and how to get it back, and nothing is issued instead. Read does the
+// same.
 func TestLostSecrets(t *testing.T) {
 	spec := testSpec(t)
 	good := filepath.Join(t.TempDir(), "secrets")
@@ -307,7 +309,7 @@ func TestLostSecrets(t *testing.T) {
 		if _, err := Read(dir, spec, testNames); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, name)) {
 			t.Errorf("%s lost, and read: %v", name, err)
 		}
-		// A cluster from before there was a list: what was made before something that is there is lost, too.
+		// In a cluster without a list, an item that was created before an existing one is lost, too.
 		if strings.HasPrefix(name, "nodes/") {
 			continue
 		}
@@ -323,7 +325,7 @@ func TestLostSecrets(t *testing.T) {
 	write(t, filepath.Join(dir, "cluster_id"), newUUID()+"\n")
 	refused(t, dir, spec, "another cluster's id", "cluster_id is another cluster's")
 
-	// The ways back that the messages name.
+	// The remedies in the messages work.
 	dir = copyTree(t, good)
 	forget(t, dir, "nodes/web1.key", "nodes/web1.crt")
 	for _, name := range []string{"nodes/web1.key", "nodes/web1.crt"} {
@@ -339,7 +341,7 @@ func TestLostSecrets(t *testing.T) {
 	}
 }
 
-// A node, a role or a password that comes later was never issued, and is not missing.
+// New nodes, roles and passwords were never issued and are not missing.
 func TestReadSecretsWritesNothing(t *testing.T) {
 	spec := testSpec(t)
 	dir := filepath.Join(t.TempDir(), "secrets")
@@ -365,10 +367,10 @@ func TestReadSecretsWritesNothing(t *testing.T) {
 	}
 }
 
-// aged replaces a certificate by one for the same key that ends at a time.
+// aged replaces a certificate by one for the same key that expires at end.
 func aged(t *testing.T, dir, name string, end time.Time) {
 	t.Helper()
-	v := &vault{dir: dir, items: map[string]bool{}}
+	v := &store{dir: dir, items: map[string]bool{}}
 	caPair, caKey, err := v.key("ca")
 	if err != nil {
 		t.Fatal(err)
@@ -399,8 +401,8 @@ func aged(t *testing.T, dir, name string, end time.Time) {
 	write(t, filepath.Join(dir, name+".crt"), string(cert))
 }
 
-// Certificates have a successor when a third of their life is left, for the same key and with the same authority, and
-// those who only read say that it is time.
+// TestRenewal: certificates are renewed in the last third of their life, with the same key and authority, and Read
+// warns about them.
 func TestRenewal(t *testing.T) {
 	spec := testSpec(t)
 	now := time.Now()
@@ -436,7 +438,7 @@ func TestRenewal(t *testing.T) {
 		t.Errorf("renewed once more: %q", again.Renewed)
 	}
 
-	// The authority: what it signed before and after is believed by those who have the old and the new one.
+	// After the authority's renewal, nodes with the old and the new certificate accept each other.
 	aged(t, dir, "ca", now.AddDate(6, 0, 0))
 	old := []byte(content(t, dir)["ca.crt"])
 	read, _ = Read(dir, spec, nil)
@@ -448,7 +450,7 @@ func TestRenewal(t *testing.T) {
 		t.Errorf("renewed %q, want %q", s.Renewed, want)
 	}
 	aged(t, dir, "nodes/redis1", now.AddDate(1, 0, 0))
-	s = load(t, dir, spec, nil) // redis1 is signed anew, by the new one
+	s = load(t, dir, spec, nil) // redis1 gets a certificate from the new one
 	for _, ca := range [][]byte{old, s.CA.Cert} {
 		pool := x509.NewCertPool()
 		pool.AppendCertsFromPEM(ca)
@@ -460,7 +462,7 @@ func TestRenewal(t *testing.T) {
 	}
 }
 
-// An authority that has expired signs nothing, and the error names it and the way on, which works.
+// TestExpiredAuthority: an expired authority signs nothing, and the remedy in the error works.
 func TestExpiredAuthority(t *testing.T) {
 	spec := testSpec(t)
 	dir := filepath.Join(t.TempDir(), "secrets")
@@ -484,7 +486,7 @@ func TestExpiredAuthority(t *testing.T) {
 	}
 }
 
-// A certificate never outlives the authority, and one that ends with it is not signed again and again.
+// A certificate never outlives the authority, and one that ends with it is not renewed on every run.
 func TestCertificatesEndWithTheAuthority(t *testing.T) {
 	spec := testSpec(t)
 	dir := filepath.Join(t.TempDir(), "secrets")
@@ -501,7 +503,7 @@ func TestCertificatesEndWithTheAuthority(t *testing.T) {
 	}
 }
 
-// What root wrote by sudo belongs to the user who called it.
+// Files that root wrote through sudo belong to the user who called it.
 func TestOwnedByTheUserWhoCalledSudo(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: only root can give files away")
@@ -531,7 +533,7 @@ func TestOwnedByTheUserWhoCalledSudo(t *testing.T) {
 	}
 }
 
-// No way of printing secrets shows one.
+// Secrets are not shown by any way of printing them.
 func TestSecretsAreNotPrinted(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "secrets")
 	s := load(t, dir, testSpec(t), testNames)
@@ -543,7 +545,7 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 	}
 }
 
-// leaks looks for passwords and keys in text, as such, in hexadecimal and as lists of numbers.
+// leaks looks for passwords and keys in text, in plain, in hexadecimal and as lists of numbers.
 func leaks(t *testing.T, text string, files map[string]string) {
 	t.Helper()
 	var secrets []string
@@ -611,7 +613,7 @@ func write(t *testing.T, path, data string) {
 	}
 }
 
-// A node's key pair that was removed on purpose is not missed, and the node gets another one when it comes back.
+// A removed node's key pair is not missed, and the node gets a new one when it comes back.
 func TestRemovedNodesKeyIsNotMissed(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "secrets")
 	if err := RemoveNode(dir, "web1"); err != nil {

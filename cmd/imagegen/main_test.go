@@ -349,7 +349,7 @@ func secretsOf(t *testing.T, dir string) map[string]string {
 			}
 		case strings.HasSuffix(path, ".key"):
 			if block, _ := pem.Decode(data); block == nil {
-				t.Fatalf("%s is no PEM file", path)
+				t.Fatalf("%s is not a PEM file", path)
 			}
 			all[path] = strings.Split(string(data), "\n")[1]
 		}
