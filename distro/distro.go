@@ -10,7 +10,8 @@ type Distro struct {
 	Title string // for people
 	// Packages is the format of packages, and the extension of their files.
 	Packages Format
-	// Suites of the archive that packages are taken from, the release itself first; of a distro with Deb packages.
+	// Suites of the archive that packages are taken from: the release, its updates, its security updates; of a distro with Deb
+	// packages.
 	Suites   []string
 	SELinux  bool
 	ProxySQL bool // the distro has it, or there are packages for it

@@ -1,6 +1,8 @@
 package images
 
 import (
+	known "imagegen/distro"
+
 	"bufio"
 	"context"
 	"errors"
@@ -22,6 +24,8 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/images/disk"
+	"imagegen/images/format"
+	"imagegen/images/packages"
 	"imagegen/internal/filelock"
 	"imagegen/internal/program"
 	"imagegen/internal/sparse"
@@ -239,14 +243,14 @@ func (b *bake) makeBase(ctx context.Context) error {
 	vars := map[string]string{
 		"RESULT":   result,
 		"FS_UUID":  b.base.uuid(),
-		"PACKAGES": strings.Join(names(b.base.Pinned), ","),
+		"PACKAGES": strings.Join(packages.Names(b.base.Pinned), ","),
 		"WORK":     b.work,
 		"ARCHIVE":  filepath.Join(b.work, "archive"),
 		"APT_CONF": filepath.Join(b.work, "apt.conf"),
 	}
 	err := errors.Join(
-		b.config.repository(ctx, vars["ARCHIVE"], b.base.Pinned),
-		os.WriteFile(vars["APT_CONF"], []byte(aptDefaults), 0o644))
+		b.config.store().Repository(ctx, vars["ARCHIVE"], known.Named(b.base.Distro).Suites[0], b.base.Pinned, b.config.Jobs),
+		os.WriteFile(vars["APT_CONF"], []byte(packages.APTDefaults), 0o644))
 	if err != nil {
 		return err
 	}
@@ -258,13 +262,13 @@ func (b *bake) unpackBase(ctx context.Context) error {
 	b.begin("check the disk")
 	from, wrong := b.base.file, "name another file in the spec, or correct base.sha256 there"
 	if from == "" {
-		from, wrong = b.config.store().path(b.base.SHA256), "remove that file, and imagegen gets it anew"
+		from, wrong = b.config.store().Path(b.base.SHA256), "remove that file, and imagegen gets it anew"
 	}
-	if err := hasSum(ctx, from, b.base.SHA256); err != nil {
+	if err := sparse.HasSum(ctx, from, b.base.SHA256); err != nil {
 		return fmt.Errorf("%s: %w; %s", from, err, wrong)
 	}
 	b.begin("unpack the disk")
-	return unpack(ctx, from, filepath.Join(b.work, "result", diskName))
+	return format.Unpack(ctx, from, filepath.Join(b.work, "result", diskName))
 }
 
 func (b *bake) copyBase(ctx context.Context) error {
@@ -328,7 +332,7 @@ func (b *bake) download(ctx context.Context) error {
 		if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		if err := b.config.store().takeBelow(ctx, d.SHA256, root, path, d.URL); err != nil {
+		if err := b.config.store().TakeBelow(ctx, d.SHA256, root, path, d.URL); err != nil {
 			return err
 		}
 	}
@@ -389,7 +393,7 @@ func layLocal(ctx context.Context, dir string, all []localPackage) error {
 		return err
 	}
 	for _, l := range all {
-		if !pinWord.MatchString(l.Name) { // scripts take the names for words
+		if !packages.Word.MatchString(l.Name) { // scripts take the names for words
 			return fmt.Errorf("%s: give the package file a name of letters, digits and .+~_- alone", l.path)
 		}
 		if err := copyAs(ctx, l.path, filepath.Join(dir, l.Name), l.SHA256); err != nil {
@@ -401,13 +405,13 @@ func layLocal(ctx context.Context, dir string, all []localPackage) error {
 
 // layAPT lays what APT in the image needs to know.
 func (b *bake) layAPT(ctx context.Context) error {
-	if err := layKeys(b.inputs("keys"), keyrings(b.base.Sources)); err != nil {
+	if err := layKeys(b.inputs("keys"), packages.Keyrings(b.base.Sources)); err != nil {
 		return fmt.Errorf("copy the archive's keys: %w", err)
 	}
 	return errors.Join(
-		b.config.repository(ctx, b.inputs("archive"), b.plan.inputs.Pinned),
+		b.config.store().Repository(ctx, b.inputs("archive"), known.Named(b.base.Distro).Suites[0], b.plan.inputs.Pinned, b.config.Jobs),
 		os.WriteFile(b.inputs("sources"), []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644),
-		os.WriteFile(b.inputs("apt.conf"), []byte(aptDefaults), 0o644))
+		os.WriteFile(b.inputs("apt.conf"), []byte(packages.APTDefaults), 0o644))
 }
 
 // maxKeyring is the size of the largest file that is taken for a keyring.
@@ -475,7 +479,7 @@ func (b *bake) writeManifest(ctx context.Context) error {
 	}
 	file := filepath.Join(b.work, "result", diskName)
 	m := Manifest{Schema: 1, Role: b.plan.roles[0], Identity: b.plan.identity, Inputs: b.plan.inputs}
-	if m.Packages, err = parsePackages(string(out)); err != nil {
+	if m.Packages, err = packages.ParseInstalled(string(out)); err != nil {
 		return err
 	}
 	info, err := os.Stat(file)

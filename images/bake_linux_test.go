@@ -23,8 +23,10 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/distro"
 	"imagegen/images/disk"
 	"imagegen/images/format"
+	"imagegen/images/packages"
 	"imagegen/internal/program"
 	"imagegen/internal/sparse"
 	"imagegen/internal/testkit"
@@ -76,22 +78,20 @@ func needBake(t *testing.T) {
 	if err := checkTools(program.Path, "debian12"); err != nil {
 		t.Skipf("bakes are NOT tested: %v", err)
 	}
-	lines, err := hostSources("/")
+	lines, err := packages.HostSources("/", distro.Named("debian12"))
 	if err != nil {
 		t.Skipf("bakes are NOT tested: %v", err)
 	}
-	for _, s := range parseList(strings.Join(lines, "\n")) {
-		if !strings.HasPrefix(s.uri, "http") {
-			continue
-		}
-		client := http.Client{Timeout: 20 * time.Second}
-		resp, err := client.Head(strings.TrimSuffix(s.uri, "/") + "/dists/" + s.suite + "/InRelease")
-		if err != nil {
-			t.Skipf("bakes are NOT tested: this machine's archive cannot be reached: %v", err)
-		}
-		resp.Body.Close()
+	address := packages.Address(lines, "bookworm")
+	if !strings.HasPrefix(address, "http") {
 		return
 	}
+	client := http.Client{Timeout: 20 * time.Second}
+	resp, err := client.Head(strings.TrimSuffix(address, "/") + "/dists/bookworm/InRelease")
+	if err != nil {
+		t.Skipf("bakes are NOT tested: this machine's archive cannot be reached: %v", err)
+	}
+	resp.Body.Close()
 }
 
 // run is a build in a process of its own.
@@ -373,10 +373,10 @@ func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 	if err := json.Unmarshal(data, &m); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.ContainsFunc(m.Packages, func(p Package) bool { return p.Name == "cron" && p.Version != "" && p.Architecture == "amd64" }) {
+	if !slices.ContainsFunc(m.Packages, func(p packages.Package) bool { return p.Name == "cron" && p.Version != "" && p.Architecture == "amd64" }) {
 		t.Errorf("the manifest does not list cron: %v", m.Packages)
 	}
-	if !slices.ContainsFunc(m.Packages, func(p Package) bool {
+	if !slices.ContainsFunc(m.Packages, func(p packages.Package) bool {
 		return p.Name == "libc6" && strings.HasPrefix(p.Source, "glibc@") && strings.Contains(p.Supplier, "Libc Maintainers")
 	}) {
 		t.Errorf("the manifest does not say what libc6 is made of: %v", m.Packages)
@@ -492,22 +492,22 @@ func bakedOffline(t *testing.T, dir, cache string) {
 		return string(out), err
 	}
 	c := mustConfig(t, dir, cache)
-	l, err := c.readLock()
+	l, err := packages.ReadLock(c.LockPath(), c.Spec.Distro)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var cron Pin
+	var cron packages.Pin
 	for _, p := range l.Roles["tiny"].Packages {
 		if p.Name == "cron" {
 			cron = p
 		}
 	}
-	whole, err := os.ReadFile(c.store().path(cron.SHA256))
+	whole, err := os.ReadFile(c.store().Path(cron.SHA256))
 	if err != nil {
 		t.Fatal(err)
 	}
 	replace := func(data []byte) {
-		if err := errors.Join(os.Remove(c.store().path(cron.SHA256)), os.WriteFile(c.store().path(cron.SHA256), data, 0o444)); err != nil {
+		if err := errors.Join(os.Remove(c.store().Path(cron.SHA256)), os.WriteFile(c.store().Path(cron.SHA256), data, 0o444)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -735,7 +735,7 @@ func TestReproducible(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
-	if err := sparse.Copy(t.Context(), filepath.Join(first, LockName), filepath.Join(second, LockName)); err != nil {
+	if err := sparse.Copy(t.Context(), filepath.Join(first, packages.LockName), filepath.Join(second, packages.LockName)); err != nil {
 		t.Fatal(err)
 	}
 	build := func(dir, umask string, env ...string) {

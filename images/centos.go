@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"imagegen/cluster"
+	"imagegen/images/packages"
 	"imagegen/roles"
 )
 
@@ -46,14 +47,14 @@ const centosKey = "file:///etc/pki/rpm-gpg/RPM-GPG-KEY-CentOS-7" // is on the di
 
 // centosRepos returns the repositories that a role's image of centos7 is made from: the distro's, the role's, and the
 // spec's own, as the spec has changed them.
-func centosRepos(spec *cluster.Spec, d roles.Distro) []roles.Repo {
+func centosRepos(spec *cluster.Spec, d roles.Distro) []packages.Repo {
 	mirrors := centosMirrors
 	if spec.Mirror != "" {
 		mirrors = []string{strings.TrimSuffix(spec.Mirror, "/")}
 	}
-	var all []roles.Repo
+	var all []packages.Repo
 	for _, name := range cluster.BaseRepos {
-		r := roles.Repo{Name: name, Keys: []string{centosKey}}
+		r := packages.Repo{Name: name, Keys: []string{centosKey}}
 		path := name
 		if name == "base" {
 			path = "os"
@@ -65,16 +66,16 @@ func centosRepos(spec *cluster.Spec, d roles.Distro) []roles.Repo {
 	}
 	for _, r := range d.Repos {
 		r.Exclude = slices.Concat(r.Exclude, d.Exclude)
-		all = append(all, r)
+		all = append(all, packages.Repo(r))
 	}
 	for _, s := range spec.Repos {
-		i := slices.IndexFunc(all, func(r roles.Repo) bool { return r.Name == s.Name })
+		i := slices.IndexFunc(all, func(r packages.Repo) bool { return r.Name == s.Name })
 		switch {
 		case i >= 0:
 		case len(s.URLs) == 0 || len(s.Keys) == 0:
 			continue // changes a repository of another role
 		default:
-			i, all = len(all), append(all, roles.Repo{Name: s.Name})
+			i, all = len(all), append(all, packages.Repo{Name: s.Name})
 		}
 		r := &all[i]
 		if len(s.URLs) > 0 {
@@ -91,24 +92,6 @@ func centosRepos(spec *cluster.Spec, d roles.Distro) []roles.Repo {
 		}
 	}
 	return all
-}
-
-// repoFile writes repositories as yum reads them. Of several addresses the first that answers is used, and packages are
-// taken only when they are signed with one of the keys.
-func repoFile(repos []roles.Repo) string {
-	var b strings.Builder
-	b.WriteString("# Made by imagegen, for the time of the bake.\n")
-	for _, r := range repos {
-		fmt.Fprintf(&b, "\n[%s]\nname=%s\nbaseurl=%s\nfailovermethod=priority\nenabled=1\ngpgcheck=1\ngpgkey=%s\nskip_if_unavailable=0\ntimeout=30\n",
-			r.Name, r.Name, strings.Join(r.URLs, "\n    "), strings.Join(r.Keys, "\n    "))
-		if r.Priority != 0 {
-			fmt.Fprintf(&b, "priority=%d\n", r.Priority)
-		}
-		if len(r.Exclude) > 0 {
-			fmt.Fprintf(&b, "exclude=%s\n", strings.Join(r.Exclude, " "))
-		}
-	}
-	return b.String()
 }
 
 // downloads returns a role's downloads, from where the spec says they are.

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/distro"
+	"imagegen/images/packages"
 	"imagegen/internal/program"
 	"imagegen/internal/sparse"
 	"imagegen/internal/testkit"
@@ -147,9 +149,9 @@ func TestCentOSBaseFails(t *testing.T) {
 	if err := checkTools(program.Path, "centos7"); err != nil {
 		t.Skipf("NOT TESTED: %v", err)
 	}
-	data := rawDisk()
-	server := newServer(t, data)
-	server.handle = func(_ int, w http.ResponseWriter, r *http.Request) bool {
+	data := testkit.Disk()
+	server := testkit.NewFileServer(t, data)
+	server.Handle = func(_ int, w http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Path != "/disk" {
 			http.NotFound(w, r)
 		}
@@ -158,14 +160,14 @@ func TestCentOSBaseFails(t *testing.T) {
 	dir := t.TempDir()
 	testkit.Write(t, filepath.Join(dir, "disk"), string(data))
 	testkit.Write(t, filepath.Join(dir, "page"), "<html>")
-	other := sumOf([]byte("<html>"))
+	other := testkit.SHA256([]byte("<html>"))
 	for base, want := range map[string][]string{
 		"{url: " + server.URL + "/gone, sha256: " + other + "}": {
 			"download the base of centos7: " + server.URL + "/gone: the server answers 404 Not Found\n", "base: {url: …, sha256: …}", "base: {file: …, sha256: …}"},
-		"{url: " + server.URL + "/disk, sha256: " + other + "}": {server.URL + "/disk: its SHA-256 is " + sumOf(data) + " and should be " + other},
-		"{file: disk, sha256: " + other + "}":                   {"check the disk: " + dir + "/disk: its SHA-256 is " + sumOf(data), "correct base.sha256"},
+		"{url: " + server.URL + "/disk, sha256: " + other + "}": {server.URL + "/disk: its SHA-256 is " + testkit.SHA256(data) + " and should be " + other},
+		"{file: disk, sha256: " + other + "}":                   {"check the disk: " + dir + "/disk: its SHA-256 is " + testkit.SHA256(data), "correct base.sha256"},
 		"{file: page, sha256: " + other + "}":                   {"unpack the disk: it is neither a qcow2 nor a raw disk"},
-		"{file: disk, sha256: " + sumOf(data) + "}":             {"packages of centos7: grow the disk", "no partition table"},
+		"{file: disk, sha256: " + testkit.SHA256(data) + "}":    {"packages of centos7: grow the disk", "no partition table"},
 	} {
 		spec := strings.Replace(tinySpec, "debian12", "centos7", 1) + "base: " + base + "\n"
 		testkit.Write(t, filepath.Join(dir, "cluster.yaml"), spec)
@@ -263,10 +265,10 @@ func newKeys(t *testing.T, dir string) string {
 }
 
 // wantPins checks the names of what is pinned.
-func wantPins(t *testing.T, got []Pin, want ...string) {
+func wantPins(t *testing.T, got []packages.Pin, want ...string) {
 	t.Helper()
 	slices.Sort(want)
-	if all := names(got); !slices.Equal(all, want) {
+	if all := packages.Names(got); !slices.Equal(all, want) {
 		t.Errorf("%q are pinned, want %q", all, want)
 	}
 }
@@ -299,7 +301,7 @@ func TestCentOSScript(t *testing.T) {
 		repos += "  " + name + ": {" + at("empty") + "}\n"
 	}
 	// request is what yum is asked for a role; more packages can be added.
-	request := func(t *testing.T, role, repos, packages string) (*Config, inputs) {
+	request := func(t *testing.T, role, repos, more string) (*Config, inputs) {
 		t.Helper()
 		text := strings.Replace(string(cluster.Reference("centos7")), "\nroles:", "\nselinux: enforcing\nrepos:\n"+repos+"\nroles:", 1)
 		spec, err := cluster.Parse(filepath.Join(dir, "cluster.yaml"), []byte(text), catalogue.Rules())
@@ -307,7 +309,7 @@ func TestCentOSScript(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := &Config{Spec: spec, Catalogue: catalogue, CacheDir: t.TempDir(), Agent: filepath.Join(dir, "agent")}
-		in, err := c.inputs(t.Context(), role, c.centosInputs(), sumOf([]byte("#!/bin/sh\n")), nil)
+		in, err := c.inputs(t.Context(), role, c.centosInputs(), testkit.SHA256([]byte("#!/bin/sh\n")), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,11 +320,11 @@ func TestCentOSScript(t *testing.T) {
 				}
 			}
 		}
-		in.Packages = append(in.Packages, strings.Fields(packages)...)
+		in.Packages = append(in.Packages, strings.Fields(more)...)
 		return c, in
 	}
 	// ask has yum find out what is needed.
-	ask := func(t *testing.T, c *Config, requests map[string]inputs) (*bake, *lock, string, error) {
+	ask := func(t *testing.T, c *Config, requests map[string]inputs) (*bake, *packages.Lock, string, error) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		t.Cleanup(cancel)
@@ -331,20 +333,20 @@ func TestCentOSScript(t *testing.T) {
 		}
 		var out string
 		b := &bake{config: c, work: filepath.Join(c.CacheDir, "ask"), base: c.centosInputs(), network: true, builder: overlayBuilder{t.TempDir(), "", &out}}
-		l := &lock{Roles: map[string]*pins{}}
+		l := &packages.Lock{Roles: map[string]*packages.Pins{}}
 		err := question{lock: l, requests: requests}.ask(b, ctx)
 		return b, l, out, err
 	}
-	resolve := func(t *testing.T, role, repos, packages string, local ...localPackage) (*bake, *lock, string, error) {
+	resolve := func(t *testing.T, role, repos, more string, local ...localPackage) (*bake, *packages.Lock, string, error) {
 		t.Helper()
-		c, in := request(t, role, repos, packages)
+		c, in := request(t, role, repos, more)
 		in.Local = local
 		b, l, out, err := ask(t, c, map[string]inputs{role: in})
 		b.plan = &plan{inputs: in}
 		return b, l, out, err
 	}
 	// bake makes the image of what was found; check looks at it.
-	bake := func(t *testing.T, b *bake, l *lock, role, check string) string {
+	bake := func(t *testing.T, b *bake, l *packages.Lock, role, check string) string {
 		t.Helper()
 		var out string
 		b.work = filepath.Join(b.config.CacheDir, "bake")
@@ -376,7 +378,7 @@ func TestCentOSScript(t *testing.T) {
 		wantPins(t, l.Base.Packages, append(slices.Clone(centosPackages), "selinux-dependency")...)
 		wantPins(t, l.Roles["web"].Packages, "glusterfs-fuse", "nginx", "userspace-rcu")
 		for _, p := range slices.Concat(l.Base.Packages, l.Roles["web"].Packages) {
-			if err := hasSum(t.Context(), b.config.store().path(p.SHA256), p.SHA256); err != nil {
+			if err := sparse.HasSum(t.Context(), b.config.store().Path(p.SHA256), p.SHA256); err != nil {
 				t.Errorf("%s: %v", p, err)
 			}
 		}
@@ -503,14 +505,14 @@ func TestCentOSBake(t *testing.T) {
 	}
 	packages := httptest.NewServer(http.FileServer(http.Dir(filepath.Join(dir, "www"))))
 	t.Cleanup(packages.Close)
-	disks := newServer(t, base)
-	disks.handle = func(n int, w http.ResponseWriter, _ *http.Request) bool { return n == 1 && disks.cut(w, len(base)/2) }
+	disks := testkit.NewFileServer(t, base)
+	disks.Handle = func(n int, w http.ResponseWriter, _ *http.Request) bool { return n == 1 && disks.Cut(w, len(base)/2) }
 
 	at := func(repo string) string {
 		return "{urls: ['http://127.0.0.1:1/', " + packages.URL + "/" + repo + "/$basearch/], keys: [" + packages.URL + "/keys/right]}"
 	}
 	spec := strings.NewReplacer("debian12", "centos7", "4GiB", "5GiB").Replace(tinySpec) +
-		"base: {url: '" + disks.URL + "/base.qcow2', sha256: " + sumOf(base) + "}\nrepos:\n"
+		"base: {url: '" + disks.URL + "/base.qcow2', sha256: " + testkit.SHA256(base) + "}\nrepos:\n"
 	for name, at := range map[string]string{"base": at("base"), "updates": at("gluster"), "extras": at("gluster"), "epel": at("epel")} {
 		spec += "  " + name + ": " + at + "\n"
 	}
@@ -521,14 +523,14 @@ func TestCentOSBake(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(disks.asked) != 2 || disks.asked[1] != fmt.Sprintf("bytes=%d-", len(base)/2) {
-		t.Errorf("the base was asked for as %q", disks.asked)
+	if len(disks.Asked) != 2 || disks.Asked[1] != fmt.Sprintf("bytes=%d-", len(base)/2) {
+		t.Errorf("the base was asked for as %q", disks.Asked)
 	}
 	manifest, err := os.ReadFile(results[0].Manifest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"name": "nginx",` + "\n" + `      "version": "1.20.1-1.el7"`, `"mode": "permissive"`, sumOf(base)} {
+	for _, want := range []string{`"name": "nginx",` + "\n" + `      "version": "1.20.1-1.el7"`, `"mode": "permissive"`, testkit.SHA256(base)} {
 		if !strings.Contains(string(manifest), want) {
 			t.Errorf("the manifest does not have %s", want)
 		}
@@ -576,12 +578,12 @@ readlink etc/systemd/system/multi-user.target.wants/*
 // repositories that have moved on. Epel makes one of them anew.
 func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture)) {
 	t.Helper()
-	lock := func() (string, *lock) {
+	lock := func() (string, *packages.Lock) {
 		data, err := os.ReadFile(c.LockPath())
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := c.readLock()
+		l, err := packages.ReadLock(c.LockPath(), c.Spec.Distro)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -605,8 +607,8 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 		c = changed
 	}
 	nginx := l.Roles["tiny"].Packages[0]
-	in := func(p Pin) string { return c.store().path(p.SHA256) }
-	replace := func(p Pin, data []byte) {
+	in := func(p packages.Pin) string { return c.store().Path(p.SHA256) }
+	replace := func(p packages.Pin, data []byte) {
 		t.Helper()
 		if err := errors.Join(os.Remove(in(p)), os.WriteFile(in(p), data, 0o444)); err != nil {
 			t.Fatal(err)
@@ -672,7 +674,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 
 	// What the lock pins and the cache lacks is fetched from the repositories, without yum or the disk.
 	_, l = lock()
-	for _, p := range []Pin{l.Base.Packages[0], l.Roles["tiny"].Packages[0]} {
+	for _, p := range []packages.Pin{l.Base.Packages[0], l.Roles["tiny"].Packages[0]} {
 		if err := os.Remove(in(p)); err != nil {
 			t.Fatal(err)
 		}
@@ -682,7 +684,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 		t.Error(err)
 	}
 	for _, p := range slices.Concat(l.Base.Packages, l.Roles["tiny"].Packages) {
-		if err := hasSum(t.Context(), in(p), p.SHA256); err != nil {
+		if err := sparse.HasSum(t.Context(), in(p), p.SHA256); err != nil {
 			t.Errorf("%s: %v", p, err)
 		}
 	}
@@ -713,23 +715,23 @@ func TestFetchRPMs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	buildRPMs(t, dir, "", "", []rpmFixture{{"one", "1~rc1", "", nil}, {"two", "2^git", "", nil}, {"three", "3", "", nil}})
-	var pinned []Pin
+	var pinned []packages.Pin
 	for _, name := range []string{"one 1~rc1-1.el7", "two 2^git-1.el7", "three 3-1.el7"} {
 		name, version, _ := strings.Cut(name, " ")
 		sum, err := sparse.SHA256(t.Context(), filepath.Join(dir, "x86_64", name+"-"+version+".x86_64.rpm"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := Pin{name, version, "x86_64", sum}
+		p := packages.Pin{Name: name, Version: version, Architecture: "x86_64", SHA256: sum}
 		text, err := p.MarshalText()
-		if again := (Pin{}); err != nil || again.UnmarshalText(text) != nil || again != p {
+		if again := (packages.Pin{}); err != nil || again.UnmarshalText(text) != nil || again != p {
 			t.Errorf("%q is read as %v", text, again)
 		}
 		pinned = append(pinned, p)
 	}
 	served := httptest.NewServer(http.FileServer(http.Dir(dir)))
 	t.Cleanup(served.Close)
-	at := func(paths ...string) (r roles.Repo) {
+	at := func(paths ...string) (r packages.Repo) {
 		r.Name = "repo"
 		for _, p := range paths {
 			r.URLs = append(r.URLs, served.URL+p)
@@ -747,9 +749,9 @@ func TestFetchRPMs(t *testing.T) {
 			if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			gone, err := c.fetchRPMs(t.Context(), []roles.Repo{at(mirrors...)}, pinned)
-			if err != nil || gone != nil || len(c.lacking(pinned)) > 0 {
-				t.Errorf("%s, %q: %v, %v, lacking %v", packed, mirrors, gone, err, c.lacking(pinned))
+			gone, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at(mirrors...)}, pinned, func(string) {})
+			if err != nil || gone != nil || len(c.store().Lacking(pinned)) > 0 {
+				t.Errorf("%s, %q: %v, %v, lacking %v", packed, mirrors, gone, err, c.store().Lacking(pinned))
 			}
 			if left := files(t, string(c.store())); len(left) != len(pinned) {
 				t.Errorf("%s, %q: the store has %q", packed, mirrors, left)
@@ -761,32 +763,32 @@ func TestFetchRPMs(t *testing.T) {
 	if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	other := Pin{"three", "3-1.el7", "x86_64", strings.Repeat("0", 64)}
+	other := packages.Pin{Name: "three", Version: "3-1.el7", Architecture: "x86_64", SHA256: strings.Repeat("0", 64)}
 	want := append(slices.Clone(pinned), other)
 	must(t, exec.Command("createrepo_c", "-q", "--checksum=sha1", whole)) // so that the package has to be looked at
-	if gone, err := c.fetchRPMs(t.Context(), []roles.Repo{at("/x86_64/")}, want); err == nil {
+	if gone, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/")}, want, func(string) {}); err == nil {
 		t.Errorf("%v", gone)
 	} else {
 		wantError(t, err, "fetch package three 3-1.el7: ", "its SHA-256 is "+pinned[2].SHA256+" and should be "+other.SHA256, "imagegen lock")
 	}
 	must(t, exec.Command("createrepo_c", "-q", whole))
-	if gone, err := c.fetchRPMs(t.Context(), []roles.Repo{at("/x86_64/")}, want); err != nil || !slices.Equal(gone, []Pin{other}) {
+	if gone, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/")}, want, func(string) {}); err != nil || !slices.Equal(gone, []packages.Pin{other}) {
 		t.Errorf("%v, %v", gone, err)
 	}
-	_, err := c.fetchRPMs(t.Context(), []roles.Repo{at("/x86_64/"), at("/gone/")}, want)
+	_, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/"), at("/gone/")}, want, func(string) {})
 	wantError(t, err, "package three 3-1.el7 is not in the cache, and not in the repositories that could be read:\nrepository repo: "+served.URL+"/gone/repodata/repomd.xml: the server answers 404 Not Found")
 	testkit.Write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<html>")
-	_, err = c.fetchRPMs(t.Context(), []roles.Repo{at("/page/")}, want)
+	_, err = c.store().FetchRPMs(t.Context(), []packages.Repo{at("/page/")}, want, func(string) {})
 	wantError(t, err, "/page/repodata/repomd.xml: XML syntax error")
 	testkit.Write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<repomd/>")
-	_, err = c.fetchRPMs(t.Context(), []roles.Repo{at("/page/")}, want)
+	_, err = c.store().FetchRPMs(t.Context(), []packages.Repo{at("/page/")}, want, func(string) {})
 	wantError(t, err, "/page/repodata/repomd.xml names no list of packages")
 }
 
 // standIn makes the stand-in for CentOS's disk.
 func standIn(t *testing.T, dir, path string) {
 	t.Helper()
-	sources, err := hostSources("/")
+	sources, err := packages.HostSources("/", distro.Named("debian12"))
 	if err != nil {
 		t.Skipf("NOT TESTED: %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/images/packages"
 	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
@@ -29,17 +30,17 @@ func referenceCentOS(t *testing.T, more string) (*cluster.Spec, *roles.Catalogue
 // TestCentOSRepos compares the repositories of all roles with a golden .repo file, and asks for what the spec can change.
 func TestCentOSRepos(t *testing.T) {
 	spec, catalogue := referenceCentOS(t, "")
-	var repos []roles.Repo
+	var repos []packages.Repo
 	for _, role := range spec.Roles {
 		for _, r := range centosRepos(spec, catalogue.Role(role.Name).Distros["centos7"]) {
-			if i := slices.IndexFunc(repos, func(o roles.Repo) bool { return o.Name == r.Name }); i < 0 {
+			if i := slices.IndexFunc(repos, func(o packages.Repo) bool { return o.Name == r.Name }); i < 0 {
 				repos = append(repos, r)
 			} else if !reflect.DeepEqual(repos[i], r) {
 				t.Errorf("%s is another %s than that of other roles", role.Name, r.Name)
 			}
 		}
 	}
-	all := repoFile(repos)
+	all := packages.RepoFile(repos)
 	testkit.Golden(t, filepath.Join("testdata", "centos7.repos"), []byte(all))
 
 	spec, _ = referenceCentOS(t, `mirror: https://mirror.example.com/vault/
@@ -51,7 +52,7 @@ repos:
 downloads: {wordpress: {url: https://mirror.example.com/w.tgz}}
 `)
 	web := catalogue.Role("web").Distros["centos7"]
-	got := repoFile(centosRepos(spec, web))
+	got := packages.RepoFile(centosRepos(spec, web))
 	for _, want := range []string{
 		"[base]\nname=base\nbaseurl=https://mirror.example.com/vault/7.9.2009/os/$basearch/\n", "[updates]\nname=updates\nbaseurl=https://mirror.example.com/u/\n",
 		"priority=5\nexclude=a b*\n", "[ours]\nname=ours\nbaseurl=file:///srv/ours\n", "gpgkey=https://mirror.example.com/KEY\n",
@@ -88,13 +89,13 @@ func TestCentOSBase(t *testing.T) {
 		t.Error("another disk makes the same base")
 	}
 	pinned := first
-	pinned.Pinned = []Pin{{Name: "chrony"}}
+	pinned.Pinned = []packages.Pin{{Name: "chrony"}}
 	if pinned.identity() != first.identity() {
 		t.Error("the disk is unpacked anew for other packages")
 	}
 	image := func(more string) string {
 		spec, catalogue := referenceCentOS(t, more)
-		in, err := (&Config{Spec: spec, Catalogue: catalogue}).inputs(t.Context(), "web", pinned, "", &lock{})
+		in, err := (&Config{Spec: spec, Catalogue: catalogue}).inputs(t.Context(), "web", pinned, "", &packages.Lock{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,7 +118,7 @@ func TestTooOldPackages(t *testing.T) {
 		{"5.7.25-31.35.1.el7", true}, {"1:5.7.25-31.35.1.el7", true}, {"5.6.51-28.46.1.el7", true}, {"5.7-1", true},
 		{"5.7.26-31.37.1.el7", false}, {"5.7.44-31.65.1.el7", false}, {"5.10.1-1", false}, {"8.0.35-27.1.el7", false},
 	} {
-		got := tooOld(map[string]string{"Percona-XtraDB-Cluster-57": "5.7.26"}, []Pin{{Name: "socat", Version: "1"}, {Name: "Percona-XtraDB-Cluster-57", Version: c.version}})
+		got := packages.TooOld(map[string]string{"Percona-XtraDB-Cluster-57": "5.7.26"}, []packages.Pin{{Name: "socat", Version: "1"}, {Name: "Percona-XtraDB-Cluster-57", Version: c.version}})
 		if (got != "") != c.refused {
 			t.Errorf("%s: %q", c.version, got)
 		}
@@ -138,12 +139,12 @@ func TestTooOldPackages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var p Pin
+		var p packages.Pin
 		if err := p.UnmarshalText([]byte(pin + " x86_64 " + strings.Repeat("a", 64))); err != nil {
 			t.Fatal(err)
 		}
-		l := &lock{Roles: map[string]*pins{role: {in.requested(), []Pin{p}}}}
-		_, err = c.inputs(t.Context(), role, baseInputs{Pinned: []Pin{p}}, "", l)
+		l := &packages.Lock{Roles: map[string]*packages.Pins{role: {Requested: in.requested(), Packages: []packages.Pin{p}}}}
+		_, err = c.inputs(t.Context(), role, baseInputs{Pinned: []packages.Pin{p}}, "", l)
 		if err == nil || !strings.Contains(err.Error(), "imagegen.lock pins "+pin+", which is too old: the role needs ") {
 			t.Errorf("%s: %v", pin, err)
 		}

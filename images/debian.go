@@ -1,11 +1,18 @@
 package images
 
 import (
+	"fmt"
+
+	known "imagegen/distro"
+
 	"embed"
 	"errors"
 	"io/fs"
 	"path"
 	"strings"
+
+	"imagegen/images/packages"
+	"imagegen/internal/jsonhash"
 )
 
 //go:embed scripts/base.sh
@@ -51,14 +58,31 @@ func (c *Config) baseInputs() (baseInputs, error) {
 	if err != nil {
 		return baseInputs{}, err
 	}
-	return baseInputs{Distro: c.Spec.Distro, Sources: sources, Packages: debianBase, Script: hashJSON(baseScript)}, nil
+	return baseInputs{Distro: c.Spec.Distro, Sources: sources, Packages: debianBase, Script: jsonhash.Of(baseScript)}, nil
+}
+
+// sources returns the APT sources to bake from, as lines of sources.list: the spec's mirror, or what this machine itself uses.
+func (c *Config) sources() ([]string, error) {
+	d := known.Named(c.Spec.Distro)
+	if c.Spec.Mirror == "" {
+		lines, err := packages.HostSources("/", d)
+		if err != nil {
+			return nil, fmt.Errorf("find the archive to bake from: %w", err)
+		}
+		return lines, nil
+	}
+	lines, err := packages.MirrorSources(c.Spec.Mirror, d)
+	if err != nil {
+		return nil, fmt.Errorf("mirror in %s: %w", c.Spec.File, err)
+	}
+	return lines, nil
 }
 
 // debianVars are the script's variables.
 func debianVars(in inputs) map[string]string {
 	return map[string]string{
 		"PACKAGES": strings.Join(in.Packages, " "), "USERS": userList(in.Users), "DISABLE": strings.Join(in.Disable, " "),
-		"REMOVE": strings.Join(in.Remove, " "), "KEYS": strings.Join(keyrings(in.Base.Sources), " "),
+		"REMOVE": strings.Join(in.Remove, " "), "KEYS": strings.Join(packages.Keyrings(in.Base.Sources), " "),
 	}
 }
 

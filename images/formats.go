@@ -12,6 +12,7 @@ import (
 	"imagegen/cluster"
 	"imagegen/images/format"
 	"imagegen/internal/atomicfile"
+	"imagegen/internal/jsonhash"
 	"imagegen/internal/sparse"
 )
 
@@ -33,7 +34,7 @@ func (c *Config) convert(ctx context.Context, role string, p *plan, kind string)
 	if kind == "ova" || kind == "box" {
 		key = append(key, m)
 	}
-	dir := filepath.Join(c.CacheDir, "formats", hashJSON(key)[:32])
+	dir := filepath.Join(c.CacheDir, "formats", jsonhash.Of(key)[:32])
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Output{}, err
 	}

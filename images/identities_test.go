@@ -11,6 +11,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/distro"
+	"imagegen/images/packages"
 	"imagegen/internal/testkit"
 )
 
@@ -30,7 +31,7 @@ func TestIdentities(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := &lock{Schema: 1, Distro: distro, Base: pinned(base.requested()), Roles: map[string]*pins{}}
+		l := &packages.Lock{Schema: 1, Distro: distro, Base: pinned(base.requested()), Roles: map[string]*packages.Pins{}}
 		for _, name := range names {
 			in, err := c.inputs(t.Context(), name, base, "", nil)
 			if err != nil {
@@ -38,7 +39,7 @@ func TestIdentities(t *testing.T) {
 			}
 			l.Roles[name] = pinned(in.requested())
 		}
-		if err := c.writeLock(l); err != nil {
+		if err := (l).Write(c.LockPath()); err != nil {
 			t.Fatal(err)
 		}
 		ids, err := Identities(t.Context(), c)
@@ -58,12 +59,12 @@ func TestIdentities(t *testing.T) {
 }
 
 // pinned makes up a package for each name that is asked for.
-func pinned(requested []string) *pins {
-	p := &pins{Requested: slices.Clone(requested)}
+func pinned(requested []string) *packages.Pins {
+	p := &packages.Pins{Requested: slices.Clone(requested)}
 	for _, name := range requested {
 		sum := sha256.Sum256([]byte(name))
 		word, _, _ := strings.Cut(name, " ")
-		p.Packages = append(p.Packages, Pin{Name: word, Version: "999.1-1", Architecture: "noarch", SHA256: hex.EncodeToString(sum[:])})
+		p.Packages = append(p.Packages, packages.Pin{Name: word, Version: "999.1-1", Architecture: "noarch", SHA256: hex.EncodeToString(sum[:])})
 	}
 	return p
 }

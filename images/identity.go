@@ -3,14 +3,15 @@ package images
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"imagegen/cluster"
+	"imagegen/images/packages"
+	"imagegen/internal/jsonhash"
 	"imagegen/internal/sparse"
 	"imagegen/roles"
 )
@@ -24,7 +25,7 @@ type inputs struct {
 	Units     []unit           `json:"units"`   // the agent's
 	DiskBytes int64            `json:"disk_bytes"`
 	Packages  []string         `json:"packages"`
-	Pinned    []Pin            `json:"pinned,omitempty"` // what of the lock is installed, beside the base's
+	Pinned    []packages.Pin   `json:"pinned,omitempty"` // what of the lock is installed, beside the base's
 	Local     []localPackage   `json:"local_packages,omitempty"`
 	Users     []roles.User     `json:"users,omitempty"`
 	Downloads []roles.Download `json:"downloads,omitempty"`
@@ -32,17 +33,17 @@ type inputs struct {
 	Remove    []string         `json:"remove,omitempty"`
 	SELinux   *selinux         `json:"selinux,omitempty"` // centos7
 	// Where packages are looked for: what they are is pinned.
-	repos []roles.Repo
+	repos []packages.Repo
 }
 
 // baseInputs is what the base of a distro depends on.
 type baseInputs struct {
-	Distro   string   `json:"distro"`
-	Sources  []string `json:"sources"` // one-line APT sources
-	Packages []string `json:"packages"`
-	Pinned   []Pin    `json:"pinned,omitempty"` // what of the lock is installed
-	Script   string   `json:"script"`           // hash
-	SHA256   string   `json:"sha256,omitempty"` // of a disk that is not made here but taken as it is
+	Distro   string         `json:"distro"`
+	Sources  []string       `json:"sources"` // one-line APT sources
+	Packages []string       `json:"packages"`
+	Pinned   []packages.Pin `json:"pinned,omitempty"` // what of the lock is installed
+	Script   string         `json:"script"`           // hash
+	SHA256   string         `json:"sha256,omitempty"` // of a disk that is not made here but taken as it is
 	// Where it is taken from; the same disk from elsewhere is the same.
 	url, file string
 }
@@ -60,39 +61,29 @@ type localPackage struct {
 	SHA256 string `json:"sha256"`
 }
 
-func (in inputs) identity() string { return hashJSON(in)[:32] }
+func (in inputs) identity() string { return jsonhash.Of(in)[:32] }
 
 func (in baseInputs) identity() string {
 	if in.SHA256 != "" { // is kept as it is; packages are put into the copy that becomes an image
 		in.Packages, in.Pinned = nil, nil
 	}
-	return hashJSON(in)[:32]
-}
-
-// hashJSON hashes the JSON of a struct, whose fields have one order.
-func hashJSON(v any) string {
-	data, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // structs of strings and numbers
-	}
-	sum := sha256.Sum256(data)
-	return hex.EncodeToString(sum[:])
+	return jsonhash.Of(in)[:32]
 }
 
 // inputs collects what the image of a role depends on. The lock counts as far as it fits; nil: there is none.
-func (c *Config) inputs(ctx context.Context, name string, base baseInputs, agent string, l *lock) (inputs, error) {
+func (c *Config) inputs(ctx context.Context, name string, base baseInputs, agent string, l *packages.Lock) (inputs, error) {
 	role, spec := c.Catalogue.Role(name), c.Spec.Role(name)
 	if role == nil || spec == nil {
 		return inputs{}, fmt.Errorf("there is no role %s", name)
 	}
 	d := role.Distros[c.Spec.Distro]
 	in := inputs{
-		Base: base, Install: hashJSON([]any{installScript, debianScript, diskVersion}), Agent: agent, Units: agentUnits, DiskBytes: int64(spec.Disk),
+		Base: base, Install: jsonhash.Of([]any{installScript, debianScript, diskVersion}), Agent: agent, Units: agentUnits, DiskBytes: int64(spec.Disk),
 		Packages: append([]string{}, d.Packages...), Users: d.Users,
 		Downloads: downloads(c.Spec, d), Disable: d.Disable, Remove: d.Remove,
 	}
 	if c.Spec.Distro == "centos7" {
-		in.Install = hashJSON(centosChrootScript + vmScript + centosScript)
+		in.Install = jsonhash.Of(centosChrootScript + vmScript + centosScript)
 		in.repos = centosRepos(c.Spec, d)
 		in.SELinux = &selinux{c.Spec.SELinux, d.SELinux}
 	}
@@ -116,8 +107,8 @@ func (c *Config) inputs(ctx context.Context, name string, base baseInputs, agent
 		in.Local = append(in.Local, localPackage{path, filepath.Base(p), sum})
 	}
 	if base.Pinned != nil {
-		if p := l.Roles[name].fit(in.requested()); p != nil {
-			if old := tooOld(d.Minimum, p.Packages); old != "" {
+		if p := l.Roles[name].Fit(in.requested()); p != nil {
+			if old := packages.TooOld(d.Minimum, p.Packages); old != "" {
 				return inputs{}, fmt.Errorf("%s pins %s; imagegen lock pins what the repositories have today", c.LockPath(), old)
 			}
 			in.Pinned = p.Packages
@@ -128,22 +119,13 @@ func (c *Config) inputs(ctx context.Context, name string, base baseInputs, agent
 
 // Manifest is written beside every image.
 type Manifest struct {
-	Schema   int       `json:"schema"` // 1
-	Role     string    `json:"role"`
-	Identity string    `json:"identity"` // hash of Inputs
-	Inputs   inputs    `json:"inputs"`
-	Packages []Package `json:"packages"` // sorted by name
-	Disk     Output    `json:"disk"`
-	Outputs  []Output  `json:"outputs,omitempty"` // the same in other formats, sorted by format
-}
-
-// Package is an installed package.
-type Package struct {
-	Name         string `json:"name"`
-	Version      string `json:"version"`
-	Architecture string `json:"architecture"`
-	Source       string `json:"source,omitempty"`   // NAME@VERSION of Debian's source package, or the name of a source RPM
-	Supplier     string `json:"supplier,omitempty"` // the maintainer, or the vendor of an RPM
+	Schema   int                `json:"schema"` // 1
+	Role     string             `json:"role"`
+	Identity string             `json:"identity"` // hash of Inputs
+	Inputs   inputs             `json:"inputs"`
+	Packages []packages.Package `json:"packages"` // sorted by name
+	Disk     Output             `json:"disk"`
+	Outputs  []Output           `json:"outputs,omitempty"` // the same in other formats, sorted by format
 }
 
 // Output is a file that a bake made.
@@ -163,21 +145,36 @@ func (m Manifest) encode() ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// parsePackages reads what the scripts have dpkg-query or rpm print: name, version, architecture, source package and
-// supplier a line.
-func parsePackages(out string) ([]Package, error) {
-	var all []Package
-	for line := range strings.Lines(out) {
-		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if len(f) != 5 {
-			return nil, fmt.Errorf("the list of packages has a line %q", line)
-		}
-		for i := range f {
-			if f[i] == "(none)" { // as rpm prints what is not there
-				f[i] = ""
-			}
-		}
-		all = append(all, Package{f[0], f[1], f[2], f[3], f[4]})
+// requested is what a role's packages are pinned for.
+func (in inputs) requested() []string {
+	all := slices.Clone(in.Packages)
+	for _, l := range in.Local {
+		all = append(all, l.Name+" "+l.SHA256)
 	}
-	return all, nil
+	return all
+}
+
+// askedFor is what the packages of each role are pinned for.
+func askedFor(requests map[string]inputs) map[string][]string {
+	all := map[string][]string{}
+	for role, in := range requests {
+		all[role] = in.requested()
+	}
+	return all
+}
+
+// requested is what the base's packages are pinned for. What yum adds to a disk depends on what is on it.
+func (in baseInputs) requested() []string {
+	if in.SHA256 == "" {
+		return in.Packages
+	}
+	return append(slices.Clone(in.Packages), "disk "+in.SHA256)
+}
+
+// sbom returns the bill of materials of the manifest's image.
+func (m Manifest) sbom() ([]byte, error) {
+	return packages.SBOM(packages.Image{
+		Name: m.Role, Identity: m.Identity, Distro: m.Inputs.Base.Distro, Digest: m.Disk.Data, SHA256: m.Disk.SHA256,
+		Pinned: slices.Concat(m.Inputs.Base.Pinned, m.Inputs.Pinned), Packages: m.Packages,
+	})
 }

@@ -21,6 +21,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/images/format"
+	"imagegen/images/packages"
 	"imagegen/internal/atomicfile"
 	"imagegen/internal/sparse"
 	"imagegen/roles"
@@ -216,12 +217,12 @@ func (c *Config) plan(ctx context.Context, names []string) ([]*plan, error) {
 			return nil, fmt.Errorf("read the agent: %w", err)
 		}
 	}
-	l, err := c.readLock()
+	l, err := packages.ReadLock(c.LockPath(), c.Spec.Distro)
 	if err != nil {
 		return nil, err
 	}
-	base.Sources = l.named(base.Sources)
-	if p := l.Base.fit(base.requested()); p != nil {
+	base.Sources = l.Named(base.Sources)
+	if p := l.Base.Fit(base.requested()); p != nil {
 		base.Pinned = p.Packages
 	}
 	var plans []*plan

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/images/packages"
 	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
@@ -157,9 +158,9 @@ func TestIdentity(t *testing.T) {
 		{what: "a path to remove", role: in(role, "[/etc/cron.daily/*]", "[/etc/cron.daily]")},
 		{what: "a download", role: role + "    downloads: [{url: 'https://example.com/x', sha256: " + strings.Repeat("0a", 32) + ", path: /opt/x}]\n"},
 		{what: "the agent", change: func(dir string) { testkit.Write(t, filepath.Join(dir, "agent"), "another") }},
-		{what: "what the base's packages are pinned to", change: func(dir string) { testkit.Write(t, filepath.Join(dir, LockName), lockText("1.0", "")) }},
-		{what: "that to another version", change: func(dir string) { testkit.Write(t, filepath.Join(dir, LockName), lockText("2.0", "")) }},
-		{what: "what the role's packages are pinned to", change: func(dir string) { testkit.Write(t, filepath.Join(dir, LockName), lockText("1.0", "cron")) }},
+		{what: "what the base's packages are pinned to", change: func(dir string) { testkit.Write(t, filepath.Join(dir, packages.LockName), lockText("1.0", "")) }},
+		{what: "that to another version", change: func(dir string) { testkit.Write(t, filepath.Join(dir, packages.LockName), lockText("2.0", "")) }},
+		{what: "what the role's packages are pinned to", change: func(dir string) { testkit.Write(t, filepath.Join(dir, packages.LockName), lockText("1.0", "cron")) }},
 
 		{what: "the description", role: in(role, "one small", "a small"), same: true},
 		{what: "a template", role: role + "files: [{path: /etc/tiny.conf, template: tiny.conf}]\n", same: true},
@@ -328,9 +329,9 @@ func TestPlace(t *testing.T) {
 func TestUpToDate(t *testing.T) {
 	cache := t.TempDir()
 	c := mustConfig(t, testDir(t, twoRoles, map[string]string{"tiny": tinyRole, "small": tinyRole}), cache)
-	pinned := &pins{Requested: []string{"cron"}, Packages: []Pin{{"cron", "1.0", "amd64", strings.Repeat("0a", 32)}}}
-	base := &pins{Requested: debianBase, Packages: []Pin{{"udev", "1.0", "amd64", strings.Repeat("0b", 32)}}}
-	if err := c.writeLock(&lock{Schema: 1, Distro: "debian12", Base: base, Roles: map[string]*pins{"tiny": pinned, "small": pinned}}); err != nil {
+	pinned := &packages.Pins{Requested: []string{"cron"}, Packages: []packages.Pin{{Name: "cron", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0a", 32)}}}
+	base := &packages.Pins{Requested: debianBase, Packages: []packages.Pin{{Name: "udev", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0b", 32)}}}
+	if err := (&packages.Lock{Schema: 1, Distro: "debian12", Base: base, Roles: map[string]*packages.Pins{"tiny": pinned, "small": pinned}}).Write(c.LockPath()); err != nil {
 		t.Fatal(err)
 	}
 	plans, err := c.plan(t.Context(), []string{"tiny", "small"})
@@ -362,7 +363,7 @@ func TestUpToDate(t *testing.T) {
 			if data, err := os.ReadFile(r.Manifest); err != nil || json.Unmarshal(data, &m) != nil || m.Role != name || m.Identity != r.Identity {
 				t.Errorf("%v, %+v", err, m)
 			}
-			var d spdxDocument
+			var d struct{ Name string }
 			if data, err := os.ReadFile(filepath.Join(filepath.Dir(r.Path), name+".spdx.json")); err != nil || json.Unmarshal(data, &d) != nil || d.Name != name {
 				t.Errorf("%v, %+v", err, d)
 			}
@@ -384,11 +385,11 @@ func TestUpToDate(t *testing.T) {
 }
 
 func TestManifest(t *testing.T) {
-	packages, err := parsePackages("cron\t3.0pl1-162\tamd64\tcron@3.0pl1-162\tJane Doe <jane@example.com>\nlibc6\t2.36-9+deb12u10\tamd64\tglibc@2.36-9+deb12u10\t(none)\n")
+	list, err := packages.ParseInstalled("cron\t3.0pl1-162\tamd64\tcron@3.0pl1-162\tJane Doe <jane@example.com>\nlibc6\t2.36-9+deb12u10\tamd64\tglibc@2.36-9+deb12u10\t(none)\n")
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := Manifest{Schema: 1, Role: "tiny", Identity: "0123", Packages: packages, Disk: Output{Format: "raw", Bytes: 4 << 30, Data: "abcd"}}
+	m := Manifest{Schema: 1, Role: "tiny", Identity: "0123", Packages: list, Disk: Output{Format: "raw", Bytes: 4 << 30, Data: "abcd"}}
 	m.Inputs.Packages = []string{"cron"}
 	m.Inputs.Units = []unit{{"a.service", "[Unit]\nDescription=<a> & b\n"}}
 	data, err := m.encode()
@@ -405,7 +406,7 @@ func TestManifest(t *testing.T) {
 		t.Errorf("%v: read back as %+v", err, back)
 	}
 	for _, bad := range []string{"cron\t1\n", "cron\n", "a\tb\tc\td\n", "a\tb\tc\td\te\tf\n"} {
-		if _, err := parsePackages(bad); err == nil {
+		if _, err := packages.ParseInstalled(bad); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"imagegen/images/packages"
 	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
@@ -18,8 +19,8 @@ import (
 func TestDownloadStaysBelow(t *testing.T) {
 	dir := t.TempDir()
 	c := &Config{CacheDir: filepath.Join(dir, "cache")}
-	sum := sumOf([]byte("x"))
-	testkit.Write(t, c.store().path(sum), "x")
+	sum := testkit.SHA256([]byte("x"))
+	testkit.Write(t, c.store().Path(sum), "x")
 	for i, path := range []string{"/../../escaped", "/a/../../../escaped", "/good/file"} {
 		b := &bake{config: c, work: filepath.Join(dir, "work", fmt.Sprint(i)), plan: &plan{}}
 		if err := os.MkdirAll(b.work, 0o755); err != nil {
@@ -49,7 +50,7 @@ func TestDownloadStaysBelow(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if err := c.store().takeBelow(t.Context(), sum, root, "link/escaped", "it"); err == nil {
+	if err := c.store().TakeBelow(t.Context(), sum, root, "link/escaped", "it"); err == nil {
 		t.Error("a link was followed")
 	}
 }
@@ -63,7 +64,7 @@ func TestKeyringStaysBelow(t *testing.T) {
 	if err := layKeys(filepath.Join(work, "keys"), []string{"/" + up + strings.TrimPrefix(key, "/")}); err == nil {
 		t.Error("a path that leads out was taken")
 	}
-	if got := keyrings([]string{"deb [signed-by=/usr/../" + up + "etc/k.gpg] http://a.example.com/debian bookworm main"}); !slices.Equal(got, []string{"/etc/k.gpg"}) {
+	if got := packages.Keyrings([]string{"deb [signed-by=/usr/../" + up + "etc/k.gpg] http://a.example.com/debian bookworm main"}); !slices.Equal(got, []string{"/etc/k.gpg"}) {
 		t.Errorf("%q", got)
 	}
 	if err := layKeys(filepath.Join(work, "more"), []string{key, "/nonexistent"}); err != nil {

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"imagegen/images/format"
+	"imagegen/images/packages"
 	"imagegen/internal/sparse"
 )
 
@@ -54,7 +55,7 @@ func Inspect(ctx context.Context, path string) (Manifest, error) {
 // check makes sure that a file is the output.
 func (o Output) check(ctx context.Context, path string) error {
 	if o.Data == "" {
-		return hasSum(ctx, path, o.SHA256)
+		return sparse.HasSum(ctx, path, o.SHA256)
 	}
 	switch got, err := sparse.Digest(ctx, path); {
 	case err != nil:
@@ -84,7 +85,7 @@ func (m Manifest) Changes(now Manifest) []string {
 		}
 		return all
 	}
-	if c := listChange(installed(m), installed(now)); c != "" {
+	if c := packages.ListChange(installed(m), installed(now)); c != "" {
 		changes = append(changes, "installed packages: "+c)
 	}
 	return changes

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"imagegen/images/packages"
 	"imagegen/internal/testkit"
 )
 
@@ -41,7 +42,7 @@ func TestMirrorWithoutSuites(t *testing.T) {
 		http.FileServer(http.Dir(www)).ServeHTTP(w, r)
 	}))
 	t.Cleanup(server.Close)
-	open := func(t *testing.T, mirror string) (*archive, []string, Config, error) {
+	open := func(t *testing.T, mirror string) (*packages.Archive, []string, Config, error) {
 		t.Helper()
 		c := mustConfig(t, testDir(t, tinySpec+"mirror: '"+strings.ReplaceAll(mirror, "URL", server.URL)+"'\n", map[string]string{"tiny": tinyRole}), t.TempDir())
 		var said []string
@@ -55,13 +56,13 @@ func TestMirrorWithoutSuites(t *testing.T) {
 		}
 		a, err := c.openSources(t.Context(), sources)
 		if err == nil {
-			a.close()
+			a.Close()
 		}
 		return a, said, c, err
 	}
 	t.Run("has all", func(t *testing.T) {
 		a, said, _, err := open(t, "URL/debian")
-		if err != nil || a.leftOut != nil || len(said) > 0 {
+		if err != nil || a.LeftOut != nil || len(said) > 0 {
 			t.Errorf("%+v, %q, %v", a, said, err)
 		}
 	})
@@ -70,18 +71,22 @@ func TestMirrorWithoutSuites(t *testing.T) {
 			lacks = suite
 			defer func() { lacks = "" }()
 			a, said, c, err := open(t, "URL/debian")
-			if err != nil || !slices.Equal(a.leftOut, []string{suite}) {
+			if err != nil || !slices.Equal(a.LeftOut, []string{suite}) {
 				t.Fatalf("%+v, %v", a, err)
 			}
 			if len(said) != 1 || !strings.HasPrefix(said[0], "WARNING: the images are made WITHOUT "+suite+", which "+c.Spec.File) {
 				t.Errorf("%q", said)
 			}
-			list, err := os.ReadFile(filepath.Join(a.dir, "sources.list"))
+			lists, err := filepath.Glob(filepath.Join(c.CacheDir, "archive/*/sources.list"))
+			if err != nil || len(lists) != 1 {
+				t.Fatalf("%q, %v", lists, err)
+			}
+			list, err := os.ReadFile(lists[0])
 			if err != nil || strings.Contains(string(list), suite) || strings.Count(string(list), "deb ") != 2 {
 				t.Errorf("%s, %v", list, err)
 			}
 			// The lock keeps it, and the image does not name it.
-			if err := c.writeLock(&lock{Schema: 1, Distro: "debian12", LeftOut: a.leftOut, Roles: map[string]*pins{}}); err != nil {
+			if err := (&packages.Lock{Schema: 1, Distro: "debian12", LeftOut: a.LeftOut, Roles: map[string]*packages.Pins{}}).Write(c.LockPath()); err != nil {
 				t.Fatal(err)
 			}
 			plans, err := c.plan(t.Context(), []string{"tiny"})

@@ -10,9 +10,10 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"strings"
 
 	"imagegen/cluster"
+	"imagegen/images/packages"
+	"imagegen/internal/jsonhash"
 )
 
 // Planned is what Build would do for an image.
@@ -85,8 +86,8 @@ func differences(old, now inputs) []string {
 		}
 	}
 	changed("the disk that images start from", old.Base.SHA256 != now.Base.SHA256)
-	add("archives", listChange(old.Base.Sources, now.Base.Sources))
-	add("base packages", listChange(old.Base.Packages, now.Base.Packages))
+	add("archives", packages.ListChange(old.Base.Sources, now.Base.Sources))
+	add("base packages", packages.ListChange(old.Base.Packages, now.Base.Packages))
 	changed("imagegen's script for the base", old.Base.Script != now.Base.Script || old.Base.Distro != now.Base.Distro)
 	changed("imagegen's script for images", old.Install != now.Install)
 	changed("the agent", old.Agent != now.Agent)
@@ -94,12 +95,12 @@ func differences(old, now inputs) []string {
 	if old.DiskBytes != now.DiskBytes {
 		add("disk", fmt.Sprintf("%v instead of %v", cluster.Bytes(now.DiskBytes), cluster.Bytes(old.DiskBytes)))
 	}
-	add("package list", listChange(old.Packages, now.Packages))
+	add("package list", packages.ListChange(old.Packages, now.Packages))
 	if now.Base.Pinned != nil {
-		add("pinned packages of the base", pinChange(old.Base.Pinned, now.Base.Pinned))
+		add("pinned packages of the base", packages.Change(old.Base.Pinned, now.Base.Pinned))
 	}
 	if now.Pinned != nil {
-		add("pinned packages", pinChange(old.Pinned, now.Pinned))
+		add("pinned packages", packages.Change(old.Pinned, now.Pinned))
 	}
 	local := func(all []localPackage) (names []string) {
 		for _, l := range all {
@@ -107,36 +108,17 @@ func differences(old, now inputs) []string {
 		}
 		return names
 	}
-	add("package files", listChange(local(old.Local), local(now.Local)))
+	add("package files", packages.ListChange(local(old.Local), local(now.Local)))
 	changed("the list of users", !equal(old.Users, now.Users))
 	changed("the list of downloads", !equal(old.Downloads, now.Downloads))
-	add("disabled units", listChange(old.Disable, now.Disable))
-	changed("what is set of SELinux", hashJSON(old.SELinux) != hashJSON(now.SELinux))
-	add("removed paths", listChange(old.Remove, now.Remove))
+	add("disabled units", packages.ListChange(old.Disable, now.Disable))
+	changed("what is set of SELinux", jsonhash.Of(old.SELinux) != jsonhash.Of(now.SELinux))
+	add("removed paths", packages.ListChange(old.Remove, now.Remove))
 	return why
 }
 
 // equal takes no list for an empty one.
 func equal[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || reflect.DeepEqual(a, b)) }
-
-// listChange says what a list has gained (+) and lost (-); empty: nothing.
-func listChange(old, now []string) string {
-	var change []string
-	for _, s := range now {
-		if !slices.Contains(old, s) {
-			change = append(change, "+ "+s)
-		}
-	}
-	for _, s := range old {
-		if !slices.Contains(now, s) {
-			change = append(change, "- "+s)
-		}
-	}
-	if change == nil && !slices.Equal(old, now) {
-		return "another order"
-	}
-	return strings.Join(change, ", ")
-}
 
 // prepare makes paths absolute, since programs run elsewhere, and returns the roles to bake.
 func (c *Config) prepare() ([]string, error) {

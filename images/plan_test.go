@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"imagegen/images/packages"
 	"imagegen/roles"
 )
 
@@ -32,10 +33,10 @@ func TestDifferences(t *testing.T) {
 		t.Errorf("%q\nwant\n%q", why, want)
 	}
 	now = old
-	old.Base.Pinned = []Pin{{"udev", "1.0", "amd64", "a"}, {"zlib1g", "1.0", "amd64", "a"}}
-	now.Base.Pinned = []Pin{{"udev", "1.1", "amd64", "b"}, {"zlib1g", "1.0", "amd64", "b"}}
-	old.Pinned = []Pin{{"curl", "1.0", "amd64", "a"}, {"nginx", "1.0", "amd64", "a"}}
-	now.Pinned = []Pin{{"nginx", "1.0", "amd64", "a"}, {"php8.2-gd", "8.2", "amd64", "a"}}
+	old.Base.Pinned = []packages.Pin{{Name: "udev", Version: "1.0", Architecture: "amd64", SHA256: "a"}, {Name: "zlib1g", Version: "1.0", Architecture: "amd64", SHA256: "a"}}
+	now.Base.Pinned = []packages.Pin{{Name: "udev", Version: "1.1", Architecture: "amd64", SHA256: "b"}, {Name: "zlib1g", Version: "1.0", Architecture: "amd64", SHA256: "b"}}
+	old.Pinned = []packages.Pin{{Name: "curl", Version: "1.0", Architecture: "amd64", SHA256: "a"}, {Name: "nginx", Version: "1.0", Architecture: "amd64", SHA256: "a"}}
+	now.Pinned = []packages.Pin{{Name: "nginx", Version: "1.0", Architecture: "amd64", SHA256: "a"}, {Name: "php8.2-gd", Version: "8.2", Architecture: "amd64", SHA256: "a"}}
 	want = []string{"pinned packages of the base: udev 1.0 → 1.1, zlib1g 1.0 with another content", "pinned packages: + php8.2-gd 8.2, - curl 1.0"}
 	if why := differences(old, now); !slices.Equal(why, want) {
 		t.Errorf("%q\nwant\n%q", why, want)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"imagegen/images/packages"
 	"imagegen/internal/sparse"
 	"imagegen/internal/testkit"
 )
@@ -32,15 +33,20 @@ func newTestArchive(t *testing.T) *testArchive {
 	}
 	a := &testArchive{t: t, dir: t.TempDir(), all: map[string]string{}}
 	for _, name := range append([]string{"apt", "dpkg"}, debianBase...) {
-		a.put(Pin{Name: name, Version: "1:1.0-1"}, "Essential: yes\n")
+		a.put(packages.Pin{Name: name, Version: "1:1.0-1"}, "Essential: yes\n")
 	}
-	a.put(Pin{Name: "libcron", Version: "1.0"}, "")
-	a.put(Pin{Name: "cron", Version: "1.0"}, "Depends: libcron (>= 1.0)\n")
+	a.put(packages.Pin{Name: "libcron", Version: "1.0"}, "")
+	a.put(packages.Pin{Name: "cron", Version: "1.0"}, "Depends: libcron (>= 1.0)\n")
 	return a
 }
 
+// debFile is the name of a package's file.
+func debFile(p packages.Pin) string {
+	return p.Name + "_" + strings.ReplaceAll(p.Version, ":", "%3a") + "_" + p.Architecture + ".deb"
+}
+
 // put puts a package into the archive, in place of others of its name.
-func (a *testArchive) put(p Pin, fields string) {
+func (a *testArchive) put(p packages.Pin, fields string) {
 	a.t.Helper()
 	p.Architecture = "all"
 	tree := a.t.TempDir()
@@ -50,7 +56,7 @@ func (a *testArchive) put(p Pin, fields string) {
 			delete(a.all, file)
 		}
 	}
-	path := filepath.Join(a.dir, p.file())
+	path := filepath.Join(a.dir, debFile(p))
 	if out, err := exec.Command("dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, path).CombinedOutput(); err != nil {
 		a.t.Fatalf("dpkg-deb: %v: %s", err, out)
 	}
@@ -62,15 +68,12 @@ func (a *testArchive) put(p Pin, fields string) {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	text, err := control(a.t.Context(), path)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	a.all[p.file()] = fmt.Sprintf("%sFilename: ./%s\nSize: %d\nSHA256: %s\n", text, p.file(), info.Size(), sum)
+	text := testkit.Run(a.t, "dpkg-deb", "--field", path)
+	a.all[debFile(p)] = fmt.Sprintf("%sFilename: ./%s\nSize: %d\nSHA256: %s\n", text, debFile(p), info.Size(), sum)
 }
 
 // config is a build of the role tiny, with these packages, from the archive as it is now.
-func (a *testArchive) config(dir, cache, packages string) (Config, *[]string) {
+func (a *testArchive) config(dir, cache, list string) (Config, *[]string) {
 	a.t.Helper()
 	var index strings.Builder
 	for _, text := range a.all {
@@ -81,7 +84,7 @@ func (a *testArchive) config(dir, cache, packages string) (Config, *[]string) {
 	testkit.Write(a.t, filepath.Join(dists, "Release"), fmt.Sprintf("Suite: bookworm\nCodename: bookworm\nArchitectures: amd64\nComponents: main\nSHA256:\n %x %d main/binary-amd64/Packages\n",
 		sha256.Sum256([]byte(index.String())), index.Len()))
 	testkit.Write(a.t, filepath.Join(dir, "cluster.yaml"), tinySpec+"mirror: 'deb [trusted=yes] file://"+a.dir+" bookworm main'\n")
-	testkit.Write(a.t, filepath.Join(dir, "roles/tiny/role.yaml"), strings.Replace(tinyRole, "[cron]", "["+packages+"]", 1))
+	testkit.Write(a.t, filepath.Join(dir, "roles/tiny/role.yaml"), strings.Replace(tinyRole, "[cron]", "["+list+"]", 1))
 	c := mustConfig(a.t, dir, cache)
 	said := &[]string{}
 	c.UI = noted{said}
@@ -97,7 +100,7 @@ func (n noted) Note(text string) {
 	if strings.HasPrefix(text, "WARNING: the images are made WITHOUT bookworm-security") { // test archives have one suite
 		return
 	}
-	if _, line, ok := strings.Cut(text, LockName+": "); ok { // whose path is another each time
+	if _, line, ok := strings.Cut(text, packages.LockName+": "); ok { // whose path is another each time
 		text = line
 	}
 	*n.all = append(*n.all, text)
@@ -109,15 +112,15 @@ func TestLock(t *testing.T) {
 	a := newTestArchive(t)
 	dir, cache := t.TempDir(), t.TempDir()
 	lock := func() string {
-		data, err := os.ReadFile(filepath.Join(dir, LockName))
+		data, err := os.ReadFile(filepath.Join(dir, packages.LockName))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return string(data)
 	}
-	fetch := func(what, packages string, change func(*Config), notes ...string) {
+	fetch := func(what, list string, change func(*Config), notes ...string) {
 		t.Helper()
-		c, said := a.config(dir, cache, packages)
+		c, said := a.config(dir, cache, list)
 		if change != nil {
 			change(&c)
 		}
@@ -131,9 +134,9 @@ func TestLock(t *testing.T) {
 	}
 	locked := func(c *Config) { c.Locked = true }
 	offline := func(c *Config) { c.Offline = true }
-	fails := func(packages string, change func(*Config), parts ...string) {
+	fails := func(list string, change func(*Config), parts ...string) {
 		t.Helper()
-		c, _ := a.config(dir, cache, packages)
+		c, _ := a.config(dir, cache, list)
 		change(&c)
 		before := ""
 		if _, err := os.Stat(c.LockPath()); err == nil {
@@ -147,20 +150,20 @@ func TestLock(t *testing.T) {
 	forget := func(name string) {
 		t.Helper()
 		c, _ := a.config(dir, cache, "cron")
-		l, err := c.readLock()
+		l, err := packages.ReadLock(c.LockPath(), c.Spec.Distro)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, p := range append(l.Base.Packages, l.Roles["tiny"].Packages...) {
 			if p.Name == name {
-				if err := os.Remove(c.store().path(p.SHA256)); err != nil {
+				if err := os.Remove(c.store().Path(p.SHA256)); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
 	}
 
-	fails("cron", locked, LockName+" does not fit", "  base: nothing is pinned", "  tiny: nothing is pinned", "without --locked")
+	fails("cron", locked, packages.LockName+" does not fit", "  base: nothing is pinned", "  tiny: nothing is pinned", "without --locked")
 	fails("cron", offline, "what the archive holds is not in the cache", "imagegen fetch")
 	fetch("first", "cron", nil, "the packages are pinned")
 	first := lock()
@@ -178,9 +181,9 @@ func TestLock(t *testing.T) {
 	}
 
 	// The archive moves on, and nobody cares as long as the cache has what is pinned.
-	a.put(Pin{Name: "cron", Version: "2.0"}, "Depends: libcron2\n")
-	a.put(Pin{Name: "libcron2", Version: "2.0"}, "")
-	a.put(Pin{Name: "udev", Version: "1:1.0-2"}, "Essential: yes\n")
+	a.put(packages.Pin{Name: "cron", Version: "2.0"}, "Depends: libcron2\n")
+	a.put(packages.Pin{Name: "libcron2", Version: "2.0"}, "")
+	a.put(packages.Pin{Name: "udev", Version: "1:1.0-2"}, "Essential: yes\n")
 	fetch("moved on", "cron", nil)
 	fetch("moved on, locked", "cron", locked)
 	fetch("moved on, offline", "cron", offline)
@@ -204,7 +207,7 @@ func TestLock(t *testing.T) {
 	fetch("pinned anew", "cron", nil, "base: udev 1:1.0-1 → 1:1.0-2")
 
 	// The same version with another content is another package.
-	a.put(Pin{Name: "cron", Version: "2.0"}, "Depends: libcron2\nSection: admin\n")
+	a.put(packages.Pin{Name: "cron", Version: "2.0"}, "Depends: libcron2\nSection: admin\n")
 	forget("cron")
 	fails("cron", locked, "package cron 2.0 is pinned", "tiny: cron 2.0 with another content")
 
@@ -234,15 +237,15 @@ func TestDamagedPackage(t *testing.T) {
 	if err := Fetch(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	l, err := c.readLock()
+	l, err := packages.ReadLock(c.LockPath(), c.Spec.Distro)
 	if err != nil {
 		t.Fatal(err)
 	}
 	all := l.Roles["tiny"].Packages
-	if err := c.repository(t.Context(), filepath.Join(t.TempDir(), "whole"), all); err != nil {
+	if err := c.store().Repository(t.Context(), filepath.Join(t.TempDir(), "whole"), "bookworm", all, 2); err != nil {
 		t.Fatal(err)
 	}
-	path := c.store().path(all[0].SHA256)
+	path := c.store().Path(all[0].SHA256)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -252,7 +255,7 @@ func TestDamagedPackage(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Write(t, path, string(data))
-	err = c.repository(t.Context(), filepath.Join(t.TempDir(), "damaged"), all)
+	err = c.store().Repository(t.Context(), filepath.Join(t.TempDir(), "damaged"), "bookworm", all, 2)
 	wantError(t, err, "package cron 1.0 is damaged in the cache", path, "remove that file", "imagegen fetch")
 }
 
@@ -268,11 +271,11 @@ func TestLockFile(t *testing.T) {
 		{"schema: 1\ndistro: debian12\nbase: {packages: ['../x 1.0 all " + sum + "']}\n", "is not a package's name"},
 	} {
 		dir := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
-		testkit.Write(t, filepath.Join(dir, LockName), c.text)
+		testkit.Write(t, filepath.Join(dir, packages.LockName), c.text)
 		config := mustConfig(t, dir, "")
-		l, err := config.readLock()
+		l, err := packages.ReadLock(config.LockPath(), config.Spec.Distro)
 		if c.say != "" {
-			wantError(t, err, filepath.Join(dir, LockName), c.say)
+			wantError(t, err, filepath.Join(dir, packages.LockName), c.say)
 		} else if err != nil || len(l.Roles["tiny"].Packages) != 1 {
 			t.Errorf("%+v, %v", l, err)
 		}

@@ -21,6 +21,7 @@ import (
 
 	"imagegen/images/disk"
 	"imagegen/images/format"
+	"imagegen/images/packages"
 	"imagegen/internal/sparse"
 	"imagegen/internal/testkit"
 )
@@ -72,8 +73,8 @@ func TestWorkIsInterrupted(t *testing.T) {
 	if err := os.Link(full, filepath.Join(dir, "tree/bake/file")); err != nil {
 		t.Fatal(err)
 	}
-	s := store(filepath.Join(dir, "store"))
-	testkit.Write(t, s.path(sum), string(data))
+	s := packages.Store(filepath.Join(dir, "store"))
+	testkit.Write(t, s.Path(sum), string(data))
 	out := filepath.Join(dir, "out")
 	machine := format.Machine{Name: "tiny", Distro: "debian12", CPUs: 1, Memory: 1 << 30, ID: "x"}
 	convert := func(kind string) func(context.Context) error {
@@ -87,7 +88,7 @@ func TestWorkIsInterrupted(t *testing.T) {
 		{"hash holes", func(ctx context.Context) error { _, err := sparse.SHA256(ctx, holes); return err }},
 		{"hash a disk's data", func(ctx context.Context) error { _, err := sparse.Digest(ctx, full); return err }},
 		{"copy a disk", func(ctx context.Context) error { return sparse.Copy(ctx, full, out) }},
-		{"take a package", func(ctx context.Context) error { return s.take(ctx, sum, out, "it") }},
+		{"take a package", func(ctx context.Context) error { return s.Take(ctx, sum, out, "it") }},
 		{"copy a package file", func(ctx context.Context) error { return copyAs(ctx, full, out, sum) }},
 		{"bring to the disk", func(ctx context.Context) error {
 			f, err := os.Open(full)
@@ -97,7 +98,7 @@ func TestWorkIsInterrupted(t *testing.T) {
 			defer f.Close()
 			return sparse.Flush(ctx, f)
 		}},
-		{"unpack a base", func(ctx context.Context) error { return unpack(ctx, packed, out) }},
+		{"unpack a base", func(ctx context.Context) error { return format.Unpack(ctx, packed, out) }},
 		{"pack what a VM gets", func(ctx context.Context) error {
 			_, err := writeTar(ctx, filepath.Join(dir, "tree/bake"), out)
 			return err
@@ -225,9 +226,9 @@ func bakedDir(t *testing.T, size, data int64) (dir, cache string) {
 	t.Helper()
 	cache, dir = t.TempDir(), testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
 	c := mustConfig(t, dir, cache)
-	pinned := &pins{Requested: []string{"cron"}, Packages: []Pin{{"cron", "1.0", "amd64", strings.Repeat("0a", 32)}}}
-	base := &pins{Requested: debianBase, Packages: []Pin{{"udev", "1.0", "amd64", strings.Repeat("0b", 32)}}}
-	if err := c.writeLock(&lock{Schema: 1, Distro: "debian12", Base: base, Roles: map[string]*pins{"tiny": pinned}}); err != nil {
+	pinned := &packages.Pins{Requested: []string{"cron"}, Packages: []packages.Pin{{Name: "cron", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0a", 32)}}}
+	base := &packages.Pins{Requested: debianBase, Packages: []packages.Pin{{Name: "udev", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0b", 32)}}}
+	if err := (&packages.Lock{Schema: 1, Distro: "debian12", Base: base, Roles: map[string]*packages.Pins{"tiny": pinned}}).Write(c.LockPath()); err != nil {
 		t.Fatal(err)
 	}
 	plans, err := c.plan(t.Context(), []string{"tiny"})

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/images/packages"
 	"imagegen/internal/accel"
 	"imagegen/internal/program"
 	"imagegen/internal/sparse"
@@ -254,7 +255,7 @@ grep SELINUX= etc/selinux/config
 	}
 	var m Manifest
 	data, err := os.ReadFile(results[0].Manifest)
-	if err := errors.Join(err, json.Unmarshal(data, &m)); err != nil || !slices.ContainsFunc(m.Packages, func(p Package) bool {
+	if err := errors.Join(err, json.Unmarshal(data, &m)); err != nil || !slices.ContainsFunc(m.Packages, func(p packages.Package) bool {
 		return p.Name == "nginx" && p.Version == "1.20.1-1.el7" && p.Architecture == "x86_64"
 	}) {
 		t.Errorf("packages %v, %v", m.Packages, err)
@@ -310,7 +311,7 @@ func TestBakeInVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.ContainsFunc(chrooted.Packages, func(p Package) bool { return p.Name == "redis-server" }) || !slices.Equal(chrooted.Packages, booted.Packages) {
+	if !slices.ContainsFunc(chrooted.Packages, func(p packages.Package) bool { return p.Name == "redis-server" }) || !slices.Equal(chrooted.Packages, booted.Packages) {
 		t.Errorf("chroot: %v\nqemu: %v", chrooted.Packages, booted.Packages)
 	}
 	if chrooted.Disk != booted.Disk {

@@ -23,6 +23,7 @@ var never = []struct {
 	{"cloudinit", []string{"imagegen/roles", "imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "a seed is files and addresses"},
 	{"images", []string{"imagegen/agent", "imagegen/lab", "imagegen/machines"}, "an image knows no machine"},
 	{"images/disk", []string{"imagegen/images", "imagegen/cluster", "imagegen/roles"}, "a disk is made of a tree"},
+	{"images/packages", []string{"imagegen/images", "imagegen/cluster", "imagegen/roles"}, "packages are found and fetched for whoever names them"},
 	{"images/format", []string{"imagegen/images", "imagegen/cluster", "imagegen/roles"}, "writing a disk takes a disk"},
 	{"machines", []string{"imagegen/agent", "imagegen/lab"}, "a machine does not know what it is for"},
 	{"operate", []string{"imagegen/agent", "imagegen/lab", "imagegen/machines"}, "members are operated wherever their machines are"},

@@ -1,6 +1,9 @@
 package testkit
 
 import (
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,4 +51,23 @@ func Blocks(t *testing.T, path string) int64 {
 		t.Fatal(err)
 	}
 	return reflect.Indirect(reflect.ValueOf(info.Sys())).FieldByName("Blocks").Int()
+}
+
+// Noise returns n bytes that cannot be compressed, the same each time.
+func Noise(n int) []byte {
+	data := make([]byte, n)
+	rand.NewChaCha8([32]byte{1}).Read(data)
+	return data
+}
+
+// SHA256 returns the SHA-256 of data, in hexadecimal digits.
+func SHA256(data []byte) string { return fmt.Sprintf("%x", sha256.Sum256(data)) }
+
+// Disk returns a small disk with a boot sector, holes, and an end that is not a whole block.
+func Disk() []byte {
+	data := make([]byte, 5<<20+512)
+	copy(data[510:], "\x55\xaa")
+	copy(data[1<<20:], Noise(1<<20))
+	copy(data[len(data)-9:], "the end\r\n")
+	return data
 }

@@ -1,4 +1,4 @@
-package images
+package packages
 
 import (
 	"context"
@@ -14,21 +14,19 @@ import (
 	"imagegen/internal/sparse"
 )
 
-// store is the folder of packages and downloads that all bakes share. A file is named by the SHA-256 of its content, and
+// Store is the folder of packages and downloads that all bakes share. A file is named by the SHA-256 of its content, and
 // renamed there when all of it is on the disk.
-type store string
+type Store string
 
-func (c *Config) store() store { return store(filepath.Join(c.CacheDir, "packages")) }
+func (s Store) Path(sum string) string { return filepath.Join(string(s), sum) }
 
-func (s store) path(sum string) string { return filepath.Join(string(s), sum) }
-
-func (s store) has(sum string) bool {
-	_, err := os.Stat(s.path(sum))
+func (s Store) Has(sum string) bool {
+	_, err := os.Stat(s.Path(sum))
 	return err == nil
 }
 
-// add moves a file of the same file system into the store, if it is what it should be; what is said in the error.
-func (s store) add(ctx context.Context, path, sum, what string) error {
+// Add moves a file of the same file system into the store, if it is what it should be; what is said in the error.
+func (s Store) Add(ctx context.Context, path, sum, what string) error {
 	got, err := sparse.SHA256(ctx, path)
 	if err != nil {
 		return err
@@ -43,23 +41,23 @@ func (s store) add(ctx context.Context, path, sum, what string) error {
 	if err := errors.Join(f.Chmod(0o444), sparse.Flush(ctx, f), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(path, s.path(sum))
+	return os.Rename(path, s.Path(sum))
 }
 
-// take puts what is in the store at path, if it still is what it was. It is copied: programs of a bake have no way to the
+// Take puts what is in the store at path, if it still is what it was. It is copied: programs of a bake have no way to the
 // store itself. What it is, is said in the error.
-func (s store) take(ctx context.Context, sum, path, what string) error {
+func (s Store) Take(ctx context.Context, sum, path, what string) error {
 	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return s.takeBelow(ctx, sum, dir, filepath.Base(path), what)
+	return s.TakeBelow(ctx, sum, dir, filepath.Base(path), what)
 }
 
-// takeBelow is take to a path below a folder, which no link leads out of.
-func (s store) takeBelow(ctx context.Context, sum string, dir *os.Root, path, what string) (err error) {
-	from, err := os.Open(s.path(sum))
+// TakeBelow is take to a path below a folder, which no link leads out of.
+func (s Store) TakeBelow(ctx context.Context, sum string, dir *os.Root, path, what string) (err error) {
+	from, err := os.Open(s.Path(sum))
 	if err != nil {
 		return err
 	}
@@ -74,7 +72,7 @@ func (s store) takeBelow(ctx context.Context, sum string, dir *os.Root, path, wh
 		return fmt.Errorf("copy %s from the cache: %w", what, err)
 	}
 	if got != sum {
-		return fmt.Errorf("%s is damaged in the cache: the SHA-256 of %s is %s; remove that file, and imagegen fetch gets it anew", what, s.path(sum), got)
+		return fmt.Errorf("%s is damaged in the cache: the SHA-256 of %s is %s; remove that file, and imagegen fetch gets it anew", what, s.Path(sum), got)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package images
+package packages
 
 import (
 	"bufio"
@@ -19,220 +19,44 @@ import (
 
 	"imagegen/internal/ctxio"
 	"imagegen/internal/filelock"
-	"imagegen/roles"
+	"imagegen/internal/jsonhash"
+	"imagegen/internal/sparse"
+	"imagegen/internal/xz"
 )
 
 // Packages of centos7 are found by the disk's own yum: it alone knows what the disk has already, and what it would do. It is
 // asked on a copy of the disk, with a network. Packages that are pinned are found in the lists of the repositories, which
 // are read here, by what they are: yum, asked for them, would resolve once more.
 
-// resolveYum pins what a lock lacks for these requests, of roles.
-func (c *Config) resolveYum(ctx context.Context, now *lock, requests map[string]inputs) error {
-	base := c.centosInputs()
-	if c.Offline {
-		return fmt.Errorf("%s does not pin all that %s asks for. Only yum can find it, in the repositories, and imagegen is to work offline: run imagegen fetch where there is a network", c.LockPath(), c.Spec.File)
-	}
-	by, _, err := c.chooseBuilder()
-	if err != nil {
-		return err
-	}
-	if err := c.openCache(ctx); err != nil {
-		return err
-	}
-	asked := &plan{inputs: inputs{Base: base}, identity: base.identity()} // no image, but its builder needs as much
-	if err := c.checkSpace([]*plan{asked}, by); err != nil {
-		return err
-	}
-	if _, err := os.Stat(c.baseDir(base)); err != nil {
-		if err := c.fetchBase(ctx, base); err != nil {
-			return err
-		}
-	}
-	if err := c.bakeBase(ctx, base); err != nil {
-		return fmt.Errorf("bake the base of %s: %w", c.Spec.Distro, err)
-	}
-	if now.Base != nil {
-		gone, err := c.fetchRPMs(ctx, centosRepos(c.Spec, roles.Distro{}), c.lacking(now.Base.Packages))
-		if err != nil {
-			return err
-		}
-		if gone != nil {
-			now.dropBase()
-		}
-	}
-	q := question{lock: now, requests: map[string]inputs{}, same: map[string]string{}}
-	for _, name := range now.misfits(requests) {
-		in := requests[name]
-		asked.inputs.DiskBytes = max(asked.inputs.DiskBytes, in.DiskBytes)
-		key := hashJSON([]any{in.requested(), in.repos})
-		if q.same[key] == "" {
-			q.same[key] = name
-			q.requests[name] = in
-		}
-	}
-	b := &bake{config: c, name: packagesName, plan: asked, base: base, network: true, builder: by}
-	err = b.run(ctx,
-		step{"copy the base", (*bake).copyBase},
-		step{"find out which are needed", q.ask})
-	if err != nil {
-		if ctx.Err() == nil {
-			log, _ := os.ReadFile(b.log.Name()) // without it, err says enough
-			if found := c.absentFaults(string(log)); found != nil {
-				return found
-			}
-		}
-		return fmt.Errorf("packages of %s: %w", c.Spec.Distro, err)
-	}
-	for _, name := range now.misfits(requests) {
-		in := requests[name]
-		now.Roles[name] = now.Roles[q.same[hashJSON([]any{in.requested(), in.repos})]]
-	}
-	return nil
-}
-
-// lacking returns those packages that the store has not got.
-func (c *Config) lacking(packages []Pin) []Pin {
-	return slices.DeleteFunc(slices.Clone(packages), func(p Pin) bool { return c.store().has(p.SHA256) })
-}
-
-// question is what yum is asked, and the lock that the answers go to.
-type question struct {
-	lock     *lock
-	requests map[string]inputs // by role
-	same     map[string]string // hash of a request → the role that asks for all that have it
-}
-
-// ask runs the script that has yum answer.
-func (q question) ask(b *bake, ctx context.Context) error {
-	if q.lock.Base != nil {
-		if err := b.takeRPMs(ctx, b.inputs("base/rpms"), q.lock.Base.Packages); err != nil {
-			return err
-		}
-	} else if err := request(b.inputs("base"), b.base.Packages, centosRepos(b.config.Spec, roles.Distro{})); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(b.inputs("roles"), 0o755); err != nil {
-		return err
-	}
-	for name, in := range q.requests {
-		dir := b.inputs("roles/" + name)
-		if err := request(dir, in.Packages, in.repos); err != nil {
-			return err
-		}
-		if err := layLocal(ctx, filepath.Join(dir, "local"), in.Local); err != nil {
-			return err
-		}
-	}
-	if err := os.WriteFile(b.inputs("script"), []byte(centosResolveScript), 0o644); err != nil {
-		return err
-	}
-	if err := b.builder.install(ctx, b); err != nil {
-		return err
-	}
-	answer, err := os.ReadFile(b.inputs("packages"))
-	if err != nil {
-		return err
-	}
-	found, err := parseFound(string(answer))
-	if err != nil {
-		return err
-	}
-	for _, packages := range found {
-		for _, p := range b.config.lacking(packages) {
-			// What is not here is found in the repositories later, by its hash.
-			if path := b.inputs("found/" + p.SHA256); size(path) > 0 {
-				if err := b.config.store().add(ctx, path, p.SHA256, "package "+p.String()); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	if q.lock.Base == nil {
-		q.lock.Base = &pins{b.base.requested(), found["base"]}
-	}
-	delete(found, "base")
-	for name, in := range q.requests {
-		q.lock.Roles[name] = &pins{in.requested(), found[name]}
-	}
-	return nil
-}
-
-// request writes what yum is asked for to a new folder.
-func request(dir string, names []string, repos []roles.Repo) error {
-	return errors.Join(
-		os.MkdirAll(dir, 0o755),
-		os.WriteFile(filepath.Join(dir, "packages"), []byte(strings.Join(append(names, ""), "\n")), 0o644),
-		os.WriteFile(filepath.Join(dir, "repos"), []byte(repoFile(repos)), 0o644))
-}
-
-// parseFound reads the script's list of packages: for whom, name, version, architecture and SHA-256 a line.
-func parseFound(text string) (map[string][]Pin, error) {
-	found := map[string][]Pin{}
-	for line := range strings.Lines(text) {
-		whom, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
-		var p Pin
-		if err := p.UnmarshalText([]byte(strings.ReplaceAll(rest, "\t", " "))); err != nil {
-			return nil, err
-		}
-		if !slices.Contains(found[whom], p) { // two repositories may have the same
-			found[whom] = append(found[whom], p)
-		}
-	}
-	for _, packages := range found {
-		slices.SortFunc(packages, func(a, b Pin) int {
-			return strings.Compare(a.Name+" "+a.Architecture+" "+a.Version, b.Name+" "+b.Architecture+" "+b.Version)
-		})
-	}
-	return found, nil
-}
-
-// takeRPMs puts pinned packages into a new folder.
-func (b *bake) takeRPMs(ctx context.Context, dir string, packages []Pin) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	for _, p := range packages {
-		version := p.Version[strings.Index(p.Version, ":")+1:] // without the epoch
-		path := filepath.Join(dir, p.Name+"-"+version+"."+p.Architecture+".rpm")
-		if err := b.config.store().take(ctx, p.SHA256, path, "package "+p.String()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// layRPMs lays the packages of an image of centos7.
-func (b *bake) layRPMs(ctx context.Context) error {
-	return errors.Join(
-		b.takeRPMs(ctx, b.inputs("base"), b.base.Pinned),
-		b.takeRPMs(ctx, b.inputs("role"), b.plan.inputs.Pinned))
+// Lacking returns those packages that the store has not got.
+func (s Store) Lacking(packages []Pin) []Pin {
+	return slices.DeleteFunc(slices.Clone(packages), func(p Pin) bool { return s.Has(p.SHA256) })
 }
 
 // rpmDownloads is how many packages are fetched at once. Archives of what is gone are not quick, and not rich.
 const rpmDownloads = 4
 
-// fetchRPMs brings packages from repositories into the store. Those that no repository has are returned, and then nothing is
+// FetchRPMs brings packages from repositories into the store. Those that no repository has are returned, and then nothing is
 // fetched.
-func (c *Config) fetchRPMs(ctx context.Context, repos []roles.Repo, missing []Pin) (gone []Pin, err error) {
-	path := c.store().path("rpms.lock")
+func (s Store) FetchRPMs(ctx context.Context, repos []Repo, missing []Pin, say func(string)) (gone []Pin, err error) {
+	path := s.Path("rpms.lock")
 	lock, err := filelock.Lock(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		c.UI.Step(packagesName, "wait for another imagegen, which is fetching packages")
+		say("wait for another imagegen, which is fetching packages")
 		lock, err = filelock.Lock(ctx, path, syscall.LOCK_EX)
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	if missing = c.lacking(missing); len(missing) == 0 {
+	if missing = s.Lacking(missing); len(missing) == 0 {
 		return nil, nil
 	}
-	lists, err := os.MkdirTemp(string(c.store()), "fetch-")
+	lists, err := os.MkdirTemp(string(s), "fetch-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(lists)
-	say := func(what string) { c.UI.Step(packagesName, what) }
 	where := map[Pin][]string{}
 	var unread []error
 	for _, r := range repos {
@@ -261,12 +85,12 @@ func (c *Config) fetchRPMs(ctx context.Context, repos []roles.Repo, missing []Pi
 	}
 	switch {
 	case gone != nil && unread != nil: // it may have them
-		return nil, fmt.Errorf("%s not in the cache, and not in the repositories that could be read:\n%w", listed(gone), errors.Join(unread...))
+		return nil, fmt.Errorf("%s not in the cache, and not in the repositories that could be read:\n%w", Listed(gone), errors.Join(unread...))
 	case gone != nil:
 		return gone, nil
 	}
 	say(fmt.Sprintf("fetch %d", len(missing)))
-	f := newFetcher(string(c.store()), func(string) {})
+	f := newFetcher(string(s), func(string) {})
 	errs := make([]error, len(missing))
 	slots := make(chan struct{}, rpmDownloads)
 	var wg sync.WaitGroup
@@ -286,7 +110,7 @@ func (c *Config) fetchRPMs(ctx context.Context, repos []roles.Repo, missing []Pi
 				errs[i] = errors.Join(errs[i], err)
 			}
 			errs[i] = fmt.Errorf("fetch package %s: %w", p, errs[i])
-			if errors.As(errs[i], new(wrongSum)) {
+			if errors.As(errs[i], new(sparse.WrongSum)) {
 				errs[i] = fmt.Errorf("%w\nimagegen lock pins what the repositories have today", errs[i])
 			}
 		})
@@ -300,7 +124,7 @@ func (c *Config) fetchRPMs(ctx context.Context, repos []roles.Repo, missing []Pi
 
 // findRPMs notes where in a repository packages are, as far as it has them. Of its addresses the first that can be read counts,
 // and the others are where a package may be as well.
-func findRPMs(ctx context.Context, f *fetcher, r roles.Repo, missing []Pin, where map[Pin][]string) error {
+func findRPMs(ctx context.Context, f *fetcher, r Repo, missing []Pin, where map[Pin][]string) error {
 	var failed []error
 	for i, url := range r.URLs {
 		files, err := readRepository(ctx, f, expandURL(url))
@@ -352,7 +176,7 @@ type hrefXML struct {
 
 // readRepository reads a repository's list of packages.
 func readRepository(ctx context.Context, f *fetcher, url string) (rpmFiles, error) {
-	index := filepath.Join(f.dir, hashJSON(url))
+	index := filepath.Join(f.dir, jsonhash.Of(url))
 	if err := f.download(ctx, url+"repodata/repomd.xml", index); err != nil {
 		return rpmFiles{}, fmt.Errorf("%srepodata/repomd.xml: %w", url, err)
 	}
@@ -415,7 +239,7 @@ func unwrap(ctx context.Context, file io.Reader, use func(io.Reader) error) erro
 	case bytes.HasPrefix(head, []byte("BZh")):
 		return use(bzip2.NewReader(r))
 	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
-		return unxz(ctx, r, use)
+		return xz.Read(ctx, r, use)
 	}
 	return use(r)
 }
@@ -456,4 +280,19 @@ func readPrimary(r io.Reader) (rpmFiles, error) {
 		version := strings.TrimPrefix(p.Version.Epoch+":"+p.Version.Version+"-"+p.Version.Release, "0:")
 		files.others[p.Name+" "+strings.TrimPrefix(version, ":")+" "+p.Arch] = p.Location.Path
 	}
+}
+
+// TakeRPMs puts pinned packages into a new folder.
+func (s Store) TakeRPMs(ctx context.Context, dir string, packages []Pin) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, p := range packages {
+		version := p.Version[strings.Index(p.Version, ":")+1:] // without the epoch
+		path := filepath.Join(dir, p.Name+"-"+version+"."+p.Architecture+".rpm")
+		if err := s.Take(ctx, p.SHA256, path, "package "+p.String()); err != nil {
+			return err
+		}
+	}
+	return nil
 }

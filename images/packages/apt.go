@@ -1,4 +1,4 @@
-package images
+package packages
 
 import (
 	"errors"
@@ -9,39 +9,32 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"imagegen/distro"
 )
 
-// sources returns the APT sources to bake from, as lines of sources.list: the spec's mirror, or what this machine
-// itself uses for Debian 12. Its files are read here rather than asked of apt-get, which takes longer than all else of
-// a build that has nothing to do.
-func (c *Config) sources() ([]string, error) {
-	line := c.Spec.Mirror
-	if line == "" {
-		lines, err := hostSources("/")
-		if err != nil {
-			return nil, fmt.Errorf("find the archive to bake from: %w", err)
-		}
-		return lines, nil
+// MirrorSources returns the sources, as lines of sources.list, that a spec's mirror stands for: an address, or lines.
+func MirrorSources(mirror string, d distro.Distro) ([]string, error) {
+	if !strings.HasPrefix(mirror, "deb ") {
+		// Where an archive lacks the latter two, openArchive leaves them out, and says so.
+		address := strings.TrimSuffix(mirror, "/")
+		mirror = "deb " + address + " " + d.Suites[0] + " main\n" +
+			"deb " + address + " " + d.Suites[1] + " main\n" +
+			"deb " + address + "-security " + d.Suites[2] + " main"
 	}
-	if !strings.HasPrefix(line, "deb ") {
-		// Where an archive lacks the latter two, openArchive leaves them out and says so.
-		address := strings.TrimSuffix(line, "/")
-		line = "deb " + address + " bookworm main\n" +
-			"deb " + address + " bookworm-updates main\n" +
-			"deb " + address + "-security bookworm-security main"
-	}
-	for _, s := range parseList(line) {
+	for _, s := range parseList(mirror) {
 		if _, err := reachable("/", s.uri); err != nil {
-			return nil, fmt.Errorf("mirror in %s: %w", c.Spec.File, err)
+			return nil, err
 		}
 	}
-	return strings.Split(line, "\n"), nil
+	return strings.Split(mirror, "\n"), nil
 }
 
-// hostSources returns the sources of Debian 12 (bookworm, its updates and its security updates, as far as they are
-// configured) of the machine whose file system is at root, sorted. Other archives are left out: what this machine has
-// beside Debian is nothing that an image should get.
-func hostSources(root string) ([]string, error) {
+// HostSources returns the sources of a release (itself, its updates and its security updates, as far as they are configured)
+// of the machine whose file system is at root, sorted. Its files are read here rather than asked of apt-get, which takes
+// longer than all else of a build that has nothing to do. Other archives are left out: what this machine has beside Debian
+// is nothing that an image should get.
+func HostSources(root string, d distro.Distro) ([]string, error) {
 	var lines []string
 	var main bool
 	for _, pattern := range []string{"sources.list", "sources.list.d/*.list", "sources.list.d/*.sources"} {
@@ -59,7 +52,7 @@ func hostSources(root string) ([]string, error) {
 				parse = parseDeb822
 			}
 			for _, s := range parse(string(data)) {
-				if !s.wanted() {
+				if !s.wanted(d.Suites) {
 					continue
 				}
 				if s.uri, err = reachable(root, s.uri); err != nil {
@@ -71,13 +64,13 @@ func hostSources(root string) ([]string, error) {
 				}
 				if is {
 					lines = append(lines, s.line())
-					main = main || s.suite == "bookworm"
+					main = main || s.suite == d.Suites[0]
 				}
 			}
 		}
 	}
 	if !main {
-		return nil, errors.New("APT on this machine has no archive of Debian 12 (bookworm); name one in the spec: mirror: URL")
+		return nil, fmt.Errorf("APT on this machine has no archive of %s (%s); name one in the spec: mirror: URL", d.Title, d.Suites[0])
 	}
 	slices.Sort(lines)
 	return slices.Compact(lines), nil
@@ -111,8 +104,8 @@ func (s *source) option(name, value string) {
 	}
 }
 
-func (s source) wanted() bool {
-	return slices.Contains([]string{"bookworm", "bookworm-updates", "bookworm-security"}, s.suite) &&
+func (s source) wanted(suites []string) bool {
+	return slices.Contains(suites, s.suite) &&
 		slices.Contains(s.components, "main") && (len(s.archs) == 0 || slices.Contains(s.archs, "amd64")) &&
 		!strings.HasPrefix(s.uri, "cdrom:")
 }
@@ -239,8 +232,18 @@ func parseDeb822(text string) []source {
 	return all
 }
 
-// keyrings returns the files of this machine's that sources name to be believed by.
-func keyrings(sources []string) (keys []string) {
+// Address returns where sources, lines of sources.list, have a suite; empty: nowhere.
+func Address(sources []string, suite string) string {
+	for _, s := range parseList(strings.Join(sources, "\n")) {
+		if s.suite == suite {
+			return s.uri
+		}
+	}
+	return ""
+}
+
+// Keyrings returns the files of this machine's that sources name to be believed by.
+func Keyrings(sources []string) (keys []string) {
 	for _, s := range parseList(strings.Join(sources, "\n")) {
 		if s.key != "" {
 			keys = append(keys, s.key)
@@ -250,8 +253,8 @@ func keyrings(sources []string) (keys []string) {
 	return slices.Compact(keys)
 }
 
-// aptDefaults is how APT works in a bake.
-const aptDefaults = `APT::Install-Recommends "false";
+// APTDefaults is how APT works in a bake.
+const APTDefaults = `APT::Install-Recommends "false";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Dpkg::Use-Pty "false";
@@ -274,4 +277,9 @@ func aptSettings(dump string) string {
 		}
 	}
 	return b.String()
+}
+
+// file is the name that APT gives to a package's file.
+func (p Pin) file() string {
+	return p.Name + "_" + strings.ReplaceAll(p.Version, ":", "%3a") + "_" + p.Architecture + ".deb"
 }

@@ -1,27 +1,23 @@
-package images
+package packages
 
 import (
 	"encoding/json"
-	"errors"
-	"path/filepath"
-	"strings"
 	"testing"
 
-	"imagegen/internal/testkit"
+	"imagegen/distro"
 )
 
 func TestSBOM(t *testing.T) {
-	m := Manifest{Role: "web", Identity: "0123", Disk: Output{Data: "abcd"}, Packages: []Package{
+	m := Image{Name: "web", Identity: "0123", Distro: "debian12", Digest: "abcd", Packages: []Package{
 		{"libstdc++6", "12.2.0-14+deb12u1", "amd64", "gcc-12@12.2.0-14+deb12u1", "Debian GCC Maintainers <debian-gcc@lists.debian.org>"},
 		{"passwd", "1:4.13+dfsg1-1", "amd64", "", ""},
 	}}
-	m.Inputs.Base.Distro = "debian12"
-	m.Inputs.Base.Pinned = []Pin{{"passwd", "1:4.13+dfsg1-1", "amd64", "5678"}}
-	data, err := m.sbom()
+	m.Pinned = []Pin{{"passwd", "1:4.13+dfsg1-1", "amd64", "5678"}}
+	data, err := SBOM(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := m.sbom(); err != nil || string(again) != string(data) {
+	if again, err := SBOM(m); err != nil || string(again) != string(data) {
 		t.Errorf("a second time it is\n%s (%v)", again, err)
 	}
 	var d spdxDocument
@@ -60,8 +56,8 @@ func TestSBOM(t *testing.T) {
 		}
 	}
 	m.Packages = m.Packages[:1]
-	m.Disk.Data = "ef01"
-	other, err := m.sbom()
+	m.Digest = "ef01"
+	other, err := SBOM(m)
 	var o spdxDocument
 	if err != nil || json.Unmarshal(other, &o) != nil || o.Namespace == d.Namespace {
 		t.Errorf("another image's document has the same namespace (%v)\n%s", err, other)
@@ -83,32 +79,8 @@ func TestPURLNamesSource(t *testing.T) {
 		{Package{Name: "cron", Version: "3.0", Architecture: "amd64", Source: "cron@3.0"}, "debian12", "pkg:deb/debian/cron@3.0?arch=amd64&distro=debian-12"},
 		{Package{Name: "cron", Version: "3.0", Architecture: "amd64"}, "debian12", "pkg:deb/debian/cron@3.0?arch=amd64&distro=debian-12"}, // of an older manifest
 	} {
-		if got := c.p.purl(c.distro); got != c.want {
+		if got := c.p.purl(distro.Named(c.distro)); got != c.want {
 			t.Errorf("purl %s, want %s", got, c.want)
 		}
-	}
-}
-
-// TestManifestOfOlderVersion: the images of older versions stay in caches and output folders.
-func TestManifestOfOlderVersion(t *testing.T) {
-	var m Manifest
-	old := `{"schema": 1, "role": "web", "identity": "0123", "inputs": {"base": {"distro": "debian12"}},
-		"packages": [{"name": "cron", "version": "3.0", "architecture": "amd64"}], "disk": {"format": "raw", "bytes": 11, "sha256": "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9"}}`
-	if err := json.Unmarshal([]byte(old), &m); err != nil {
-		t.Fatal(err)
-	}
-	data, err := m.sbom()
-	if err != nil || !strings.Contains(string(data), `"checksumValue": "b94d27`) || !strings.Contains(string(data), "pkg:deb/debian/cron@3.0?") {
-		t.Errorf("%v\n%s", err, data)
-	}
-	dir := t.TempDir()
-	testkit.Write(t, filepath.Join(dir, "web.raw"), "hello world")
-	testkit.Write(t, filepath.Join(dir, "web.json"), old)
-	if _, err := Inspect(t.Context(), filepath.Join(dir, "web.raw")); err != nil {
-		t.Error(err)
-	}
-	testkit.Write(t, filepath.Join(dir, "web.raw"), "hello World")
-	if _, err := Inspect(t.Context(), filepath.Join(dir, "web.raw")); !errors.As(err, new(wrongSum)) {
-		t.Errorf("another file passes for it: %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package images
+package format
 
 import (
 	"archive/tar"
@@ -7,18 +7,17 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"imagegen/internal/ctxio"
 	"imagegen/internal/program"
+	"imagegen/internal/xz"
 )
 
-// unpack writes the disk in the file at from to a new raw file. What a file is, is told by how it begins: qcow2 or raw,
+// Unpack writes the disk in the file at from to a new raw file. What a file is, is told by how it begins: qcow2 or raw,
 // bare or packed with gzip, xz, tar, or several of them.
-func unpack(ctx context.Context, from, to string) error {
+func Unpack(ctx context.Context, from, to string) error {
 	f, err := os.Open(from)
 	if err != nil {
 		return err
@@ -57,7 +56,7 @@ func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps 
 		}
 		return errors.Join(unpackStream(ctx, z, "", to, wraps+1), z.Close())
 	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
-		return unxz(ctx, r, func(out io.Reader) error { return unpackStream(ctx, out, "", to, wraps+1) })
+		return xz.Read(ctx, r, func(out io.Reader) error { return unpackStream(ctx, out, "", to, wraps+1) })
 	case len(head) == 512 && string(head[257:262]) == "ustar":
 		archive := tar.NewReader(r)
 		for {
@@ -112,34 +111,4 @@ func writeStream(ctx context.Context, r io.Reader, path string) (err error) {
 			return err
 		}
 	}
-}
-
-// unxz hands on what xz makes of a stream; Go's library cannot read it.
-func unxz(ctx context.Context, r io.Reader, use func(io.Reader) error) error {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	cmd, err := program.Find(ctx, "xz-utils", "xz", "-dc")
-	if err != nil {
-		return err
-	}
-	var said bytes.Buffer
-	cmd.Stdin, cmd.Stderr = r, &said
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	err = use(out)
-	if err != nil {
-		stop() // it may be waiting for somebody to read
-	}
-	wait := cmd.Wait()
-	if err == nil && wait != nil {
-		err = fmt.Errorf("xz: %w: %s", wait, strings.TrimSpace(said.String()))
-	} else if said.Len() > 0 {
-		err = errors.Join(err, fmt.Errorf("xz: %s", strings.TrimSpace(said.String())))
-	}
-	return err
 }

@@ -1,4 +1,4 @@
-package images
+package packages
 
 import (
 	"path/filepath"
@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"imagegen/distro"
 	"imagegen/internal/testkit"
 )
 
@@ -144,7 +145,7 @@ Components: main
 			for name, text := range c.files {
 				testkit.Write(t, filepath.Join(root, name), text)
 			}
-			got, err := hostSources(root)
+			got, err := HostSources(root, distro.Named("debian12"))
 			if len(c.want) > 0 && c.want[0] == "error" {
 				if err == nil {
 					t.Fatalf("no error, but %q", got)
@@ -170,7 +171,7 @@ func FuzzSources(f *testing.F) {
 	f.Add("deb cdrom:[Debian 12]/ bookworm main\ndeb [")
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, s := range append(parseList(text), parseDeb822(text)...) {
-			if !s.wanted() || strings.Contains(s.uri, "#") {
+			if !s.wanted(distro.Named("debian12").Suites) || strings.Contains(s.uri, "#") {
 				continue
 			}
 			again := parseList(s.line())
@@ -191,8 +192,7 @@ func TestMirror(t *testing.T) {
 		{"deb [trusted=yes] http://archive.example.com/x bookworm main contrib", "deb [trusted=yes] http://archive.example.com/x bookworm main contrib"},
 	} {
 		t.Run("", func(t *testing.T) {
-			config := mustConfig(t, testDir(t, tinySpec+"mirror: '"+c.mirror+"'\n", map[string]string{"tiny": tinyRole}), "")
-			got, err := config.sources()
+			got, err := MirrorSources(c.mirror, distro.Named("debian12"))
 			if err != nil {
 				got = []string{err.Error()}
 			}
@@ -204,7 +204,7 @@ func TestMirror(t *testing.T) {
 }
 
 func TestKeyrings(t *testing.T) {
-	keys := keyrings([]string{
+	keys := Keyrings([]string{
 		"deb [signed-by=/k/a.gpg] http://a.example.com/debian bookworm main",
 		"deb [signed-by=/k/a.gpg trusted=yes] file:///srv/debian/ bookworm main",
 		"deb copy:/srv/more bookworm main",

@@ -1,4 +1,4 @@
-package images
+package packages
 
 import (
 	"cmp"
@@ -45,11 +45,11 @@ func newFetcher(dir string, say func(string)) *fetcher {
 // fetch returns the path of the file with this SHA-256, which is at the address from if it is not in the folder yet.
 func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 	path := filepath.Join(f.dir, sum)
-	switch err := hasSum(ctx, path, sum); {
+	switch err := sparse.HasSum(ctx, path, sum); {
 	case err == nil:
 		return path, nil
 	case errors.Is(err, fs.ErrNotExist):
-	case errors.As(err, new(wrongSum)): // a disk that lost something, or a hand that touched it
+	case errors.As(err, new(sparse.WrongSum)): // a disk that lost something, or a hand that touched it
 		if err := os.Remove(path); err != nil {
 			return "", err
 		}
@@ -64,11 +64,11 @@ func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 		if err := f.download(ctx, from, part); err != nil {
 			return "", fmt.Errorf("%s: %w", from, err)
 		}
-		err := hasSum(ctx, part, sum)
+		err := sparse.HasSum(ctx, part, sum)
 		if err == nil {
 			break
 		}
-		if rmErr := os.Remove(part); rmErr != nil || !errors.As(err, new(wrongSum)) {
+		if rmErr := os.Remove(part); rmErr != nil || !errors.As(err, new(sparse.WrongSum)) {
 			return "", errors.Join(err, rmErr)
 		}
 		if !resumed {
@@ -84,21 +84,6 @@ func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 		return "", err
 	}
 	return path, os.Rename(part, path)
-}
-
-// wrongSum is the error of a file that is not what it should be.
-type wrongSum struct{ got, want string }
-
-func (w wrongSum) Error() string {
-	return fmt.Sprintf("its SHA-256 is %s and should be %s", w.got, w.want)
-}
-
-func hasSum(ctx context.Context, path, sum string) error {
-	got, err := sparse.SHA256(ctx, path)
-	if err == nil && got != sum {
-		err = wrongSum{got, sum}
-	}
-	return err
 }
 
 // refused is the answer of a server that will not be another one when asked again.

@@ -1,13 +1,13 @@
-package images
+package packages
 
 import (
 	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/url"
-	"slices"
 	"strings"
 
+	"imagegen/distro"
 	"imagegen/internal/uuid"
 )
 
@@ -62,27 +62,37 @@ const (
 	noAssertion    = "NOASSERTION"
 )
 
-// sbom returns the bill of materials of the image that the manifest is of, as SPDX 2.3 in JSON. It is a function of the
-// manifest alone.
-func (m Manifest) sbom() ([]byte, error) {
+// Image is what a bill of materials is of.
+type Image struct {
+	Name     string
+	Identity string
+	Distro   string
+	// Digest of the raw disk, called sparse_sha256 in manifests; in those of older versions its SHA-256 instead.
+	Digest, SHA256 string
+	Pinned         []Pin // files that were installed
+	Packages       []Package
+}
+
+// SBOM returns the bill of materials of an image, as SPDX 2.3 in JSON. It is a function of what it is given alone.
+func SBOM(m Image) ([]byte, error) {
 	image := spdxPackage{
-		Name: m.Role, ID: spdxImageID, Version: m.Identity, Supplier: noAssertion, Location: noAssertion, Purpose: "OPERATING-SYSTEM",
+		Name: m.Name, ID: spdxImageID, Version: m.Identity, Supplier: noAssertion, Location: noAssertion, Purpose: "OPERATING-SYSTEM",
 	}
-	if m.Disk.Data != "" {
-		image.Comment = "sparse_sha256 of the raw disk: " + m.Disk.Data
+	if m.Digest != "" {
+		image.Comment = "sparse_sha256 of the raw disk: " + m.Digest
 	} else { // baked by an older version
-		image.Checksums = []spdxChecksum{{"SHA256", m.Disk.SHA256}}
+		image.Checksums = []spdxChecksum{{"SHA256", m.SHA256}}
 	}
 	d := spdxDocument{
-		Version: "SPDX-2.3", DataLicense: "CC0-1.0", ID: spdxDocumentID, Name: m.Role,
-		Namespace: "urn:uuid:" + uuid.Of("sbom", m.Role, m.Identity, m.Disk.SHA256+m.Disk.Data),
+		Version: "SPDX-2.3", DataLicense: "CC0-1.0", ID: spdxDocumentID, Name: m.Name,
+		Namespace: "urn:uuid:" + uuid.Of("sbom", m.Name, m.Identity, m.SHA256+m.Digest),
 		Creation: spdxCreation{"1970-01-01T00:00:00Z", []string{"Tool: imagegen"},
 			"The time is fixed, so that the same image has the same document."},
 		Packages:      []spdxPackage{image},
 		Relationships: []spdxRelationship{{spdxDocumentID, "DESCRIBES", spdxImageID}},
 	}
 	files := map[Pin]string{} // without their hash
-	for _, p := range slices.Concat(m.Inputs.Base.Pinned, m.Inputs.Pinned) {
+	for _, p := range m.Pinned {
 		files[Pin{Name: p.Name, Version: p.Version, Architecture: p.Architecture}] = p.SHA256
 	}
 	for i, p := range m.Packages {
@@ -94,7 +104,7 @@ func (m Manifest) sbom() ([]byte, error) {
 		id := fmt.Sprintf("SPDXRef-Package-%d", i+1)
 		d.Packages = append(d.Packages, spdxPackage{
 			Name: p.Name, ID: id, Version: p.Version, Supplier: p.supplier(), Location: noAssertion, Checksums: sums,
-			References: []spdxRef{{"PACKAGE-MANAGER", "purl", p.purl(m.Inputs.Base.Distro)}},
+			References: []spdxRef{{"PACKAGE-MANAGER", "purl", p.purl(distro.Named(m.Distro))}},
 		})
 		d.Relationships = append(d.Relationships, spdxRelationship{spdxImageID, "CONTAINS", id})
 	}
@@ -134,19 +144,15 @@ func (p Package) upstream() string {
 }
 
 // purl names the package to programs that look for known weaknesses: https://github.com/package-url/purl-spec.
-func (p Package) purl(distro string) string {
-	kind, release, version := "deb/debian", "debian-12", p.Version
-	query := url.Values{"arch": {p.Architecture}}
-	if distro == "centos7" {
-		kind, release = "rpm/centos", "centos-7"
-		if epoch, rest, ok := strings.Cut(version, ":"); ok {
-			version = rest
-			query.Set("epoch", epoch)
-		}
+func (p Package) purl(d distro.Distro) string {
+	version := p.Version
+	query := url.Values{"arch": {p.Architecture}, "distro": {d.PURL.Distro}}
+	if epoch, rest, ok := strings.Cut(version, ":"); ok && d.Packages == distro.RPM {
+		version = rest
+		query.Set("epoch", epoch)
 	}
-	query.Set("distro", release)
 	if u := p.upstream(); u != "" {
 		query.Set("upstream", u)
 	}
-	return fmt.Sprintf("pkg:%s/%s@%s?%s", kind, url.QueryEscape(p.Name), url.QueryEscape(version), query.Encode())
+	return fmt.Sprintf("pkg:%s/%s@%s?%s", d.PURL.Type, url.QueryEscape(p.Name), url.QueryEscape(version), query.Encode())
 }

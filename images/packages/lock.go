@@ -1,0 +1,280 @@
+// Package packages finds, pins, fetches and keeps the packages that images are made of: from a Debian archive with APT, from
+// repositories of RPMs by their lists. It keeps the lock beside a spec, the store in the cache, and writes bills of materials. It
+// installs nothing, and does not know which packages an image is to have, or why.
+package packages
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+
+	"imagegen/internal/atomicfile"
+)
+
+const lockHead = `# The packages of every image, as they were when they were pinned. Keep this file with the spec; imagegen writes it.
+# "imagegen lock" pins anew what the archive has today.
+`
+
+// Lock pins every package of every image. What its roles list comes on top of the base, which all images have.
+type Lock struct {
+	Schema  int              `yaml:"schema"` // 1
+	Distro  string           `yaml:"distro"`
+	LeftOut []string         `yaml:"left_out,omitempty"` // suites that the archive at a plain address lacks
+	Base    *Pins            `yaml:"base,omitempty"`
+	Roles   map[string]*Pins `yaml:"roles,omitempty"`
+}
+
+// Pins are the packages that a list of names stands for.
+type Pins struct {
+	Requested []string `yaml:"requested"` // the names; of package files, with the file's hash
+	Packages  []Pin    `yaml:"packages"`  // sorted by name
+}
+
+// Pin is a package of which neither version nor content is left open.
+type Pin struct {
+	Name, Version, Architecture string
+	SHA256                      string // of the package file
+}
+
+// MarshalText writes a package as a line, so that a lock reads, and differs, line by line.
+func (p Pin) MarshalText() ([]byte, error) {
+	return fmt.Appendf(nil, "%s %s %s %s", p.Name, p.Version, p.Architecture, p.SHA256), nil
+}
+
+// UnmarshalText reads what MarshalText has written.
+func (p *Pin) UnmarshalText(text []byte) error {
+	f := strings.Split(string(text), " ")
+	if len(f) != 4 || !isSHA256(f[3]) || slices.ContainsFunc(f[:3], func(s string) bool { return !Word.MatchString(s) }) {
+		return fmt.Errorf("%q is not a package's name, version, architecture and SHA-256", text)
+	}
+	*p = Pin{f[0], f[1], f[2], f[3]}
+	return nil
+}
+
+// Word is what names, versions and architectures of packages are made of. They become arguments and file names.
+var Word = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~^:_-]*$`)
+
+func isSHA256(s string) bool {
+	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+func (p Pin) String() string { return p.Name + " " + p.Version }
+
+// Named returns the sources that an image is to name: not those that the archive lacks.
+func (l *Lock) Named(sources []string) []string {
+	return slices.DeleteFunc(slices.Clone(sources), func(line string) bool {
+		all := parseList(line)
+		return len(all) == 1 && slices.Contains(l.LeftOut, all[0].suite)
+	})
+}
+
+// Clone copies a lock as far as it is changed: sections are replaced, never written to.
+func (l *Lock) Clone() *Lock {
+	n := *l
+	n.Roles = map[string]*Pins{}
+	for name, p := range l.Roles {
+		n.Roles[name] = p
+	}
+	return &n
+}
+
+// Fit returns what is pinned for a list of names; nil: nothing is, or something else.
+func (p *Pins) Fit(requested []string) *Pins {
+	if p == nil || !slices.Equal(p.Requested, requested) {
+		return nil
+	}
+	return p
+}
+
+// Misfits returns the roles that nothing, or something else, is pinned for than what they ask for.
+func (l *Lock) Misfits(requests map[string][]string) (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(requests)) {
+		if l.Roles[name].Fit(requests[name]) == nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// TooOld says which pinned package is older than a role can use; empty: none is.
+func TooOld(minimum map[string]string, packages []Pin) string {
+	for _, p := range packages {
+		least := minimum[p.Name]
+		version := p.Version[strings.Index(p.Version, ":")+1:]
+		version, _, _ = strings.Cut(version, "-")
+		if least != "" && compareNumbers(version, least) < 0 {
+			return fmt.Sprintf("%s, which is too old: the role needs %s or later", p, least)
+		}
+	}
+	return ""
+}
+
+// compareNumbers compares versions such as 5.7.26 number by number. What follows the digits of a number does not count.
+func compareNumbers(a, b string) int {
+	split := func(v string) (numbers []int) {
+		for _, part := range strings.Split(v, ".") {
+			digits := len(part) - len(strings.TrimLeft(part, "0123456789"))
+			n, _ := strconv.Atoi(part[:digits])
+			numbers = append(numbers, n)
+		}
+		return numbers
+	}
+	return slices.Compare(split(a), split(b))
+}
+
+// Moved lists in words how the lock now differs from old, for the base and the named roles: a line for each of them that
+// differs.
+func (l *Lock) Moved(old *Lock, names []string) []string {
+	var lines []string
+	add := func(name string, old, now *Pins) {
+		var before, after []Pin
+		if old != nil {
+			before = old.Packages
+		}
+		if now != nil {
+			after = now.Packages
+		}
+		if change := Change(before, after); change != "" {
+			lines = append(lines, name+": "+change)
+		}
+	}
+	add("base", old.Base, l.Base)
+	for _, name := range names {
+		add(name, old.Roles[name], l.Roles[name])
+	}
+	return lines
+}
+
+// Change says which packages are in a list that were not (+), are no longer (-), or are others (→).
+func Change(old, now []Pin) string {
+	var change []string
+	// Of some names there is a package for each of several architectures.
+	names := map[string]int{}
+	for _, list := range [][]Pin{old, now} {
+		count := map[string]int{}
+		for _, p := range list {
+			count[p.Name]++
+			names[p.Name] = max(names[p.Name], count[p.Name])
+		}
+	}
+	same := func(p Pin) func(Pin) bool {
+		return func(o Pin) bool {
+			return o.Name == p.Name && (names[p.Name] == 1 || o.Architecture == p.Architecture)
+		}
+	}
+	for _, p := range now {
+		i := slices.IndexFunc(old, same(p))
+		switch {
+		case i < 0:
+			change = append(change, "+ "+p.String())
+		case old[i].Version != p.Version:
+			change = append(change, fmt.Sprintf("%s %s → %s", p.Name, old[i].Version, p.Version))
+		case old[i] != p:
+			change = append(change, p.String()+" with another content")
+		}
+	}
+	for _, o := range old {
+		if !slices.ContainsFunc(now, same(o)) {
+			change = append(change, "- "+o.String())
+		}
+	}
+	return strings.Join(change, ", ")
+}
+
+// DropBase forgets the base, and with it the roles: what they get beside it depends on what is in it.
+func (l *Lock) DropBase() {
+	l.Base, l.Roles = nil, map[string]*Pins{}
+}
+
+// Listed names packages, the first of many.
+func Listed(all []Pin) string {
+	var names []string
+	for _, p := range all[:min(len(all), 5)] {
+		names = append(names, p.String())
+	}
+	switch n := len(all) - len(names); {
+	case n > 0:
+		return fmt.Sprintf("%s and %d more packages are", strings.Join(names, ", "), n)
+	case len(all) == 1:
+		return "package " + names[0] + " is"
+	}
+	return "packages " + strings.Join(names, ", ") + " are"
+}
+
+func Names(packages []Pin) (all []string) {
+	for _, p := range packages {
+		all = append(all, p.Name)
+	}
+	return all
+}
+
+// ListChange says what a list has gained (+) and lost (-); empty: nothing.
+func ListChange(old, now []string) string {
+	var change []string
+	for _, s := range now {
+		if !slices.Contains(old, s) {
+			change = append(change, "+ "+s)
+		}
+	}
+	for _, s := range old {
+		if !slices.Contains(now, s) {
+			change = append(change, "- "+s)
+		}
+	}
+	if change == nil && !slices.Equal(old, now) {
+		return "another order"
+	}
+	return strings.Join(change, ", ")
+}
+
+// LockName is the file beside the spec that pins the packages of all images.
+const LockName = "imagegen.lock"
+
+// ReadLock returns the lock at a path, an empty one when there is none, or one of another distro.
+func ReadLock(path, distro string) (*Lock, error) {
+	l := &Lock{Schema: 1, Distro: distro, Roles: map[string]*Pins{}}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return l, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var read Lock
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(&read); err != nil {
+		return nil, fmt.Errorf("%s: %w; imagegen lock writes it anew once the file is removed", path, err)
+	}
+	if read.Schema != 1 {
+		return nil, fmt.Errorf("%s: this imagegen reads schema 1, not %d; use the imagegen that wrote it, or remove the file", path, read.Schema)
+	}
+	if read.Distro != l.Distro {
+		return l, nil // the spec has moved to another distro: nothing is pinned yet
+	}
+	if read.Roles == nil {
+		read.Roles = l.Roles
+	}
+	return &read, nil
+}
+
+// Write writes the lock.
+func (l *Lock) Write(path string) error {
+	var b bytes.Buffer
+	b.WriteString(lockHead)
+	enc := yaml.NewEncoder(&b)
+	enc.SetIndent(2)
+	if err := errors.Join(enc.Encode(l), enc.Close()); err != nil {
+		return err
+	}
+	return atomicfile.Write(path, b.Bytes(), 0o644)
+}
