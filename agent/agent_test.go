@@ -425,7 +425,7 @@ func TestHostileRequestsEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		conn.SetDeadline(time.Now().Add(time.Minute))
 		go io.WriteString(conn, request)
 		reply, _ := bufio.NewReader(conn).ReadString('\n')
 		conn.Close()

@@ -22,6 +22,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
 // bench is one cluster on this machine, driven through the command line.
@@ -313,14 +315,14 @@ func TestReferenceCluster(t *testing.T) {
 	b.lab(t, "build")
 	t.Logf("built in %s", time.Since(start).Round(time.Second))
 
-	start = time.Now()
+	before := testkit.ProcessorTime(t)
 	if out := b.lab(t, "build"); !strings.Contains(out, "up to date") {
 		t.Errorf("a second build does not say that it had nothing to do:\n%s", out)
 	}
-	if took := time.Since(start); took > 500*time.Millisecond {
-		t.Errorf("a build with nothing to do took %s", took)
+	if used := testkit.ProcessorTime(t) - before; used > 500*time.Millisecond {
+		t.Errorf("a build with nothing to do took %s of processor time", used)
 	} else {
-		t.Logf("a build with nothing to do took %s", took.Round(time.Millisecond))
+		t.Logf("a build with nothing to do took %s of processor time", used.Round(time.Millisecond))
 	}
 
 	names := b.expected(t)
@@ -377,7 +379,7 @@ func TestReferenceCluster(t *testing.T) {
 func (b *bench) vipMoves(t *testing.T) {
 	holder := b.holder(t, "192.168.10.39", "balancer1", "balancer2")
 	b.lab(t, "kill", holder)
-	took := eventually(t, 20*time.Second, "front page through the other balancer", b.frontPage)
+	took := eventually(t, time.Minute, "front page through the other balancer", b.frontPage)
 	t.Logf("killed %s; the page was back after %s", holder, took.Round(100*time.Millisecond))
 	b.lab(t, "start", holder)
 	b.waitReady(t)

@@ -250,7 +250,7 @@ func TestBake(t *testing.T) {
 		last = line
 	}
 	r.cmd.Wait()
-	if since := time.Since(interrupted); since > 3*time.Second {
+	if since := time.Since(interrupted); since > 10*time.Second {
 		t.Errorf("it took %s to stop", since)
 	}
 	if last != "error: bake the base of debian12: context canceled" {
@@ -308,19 +308,20 @@ func TestBake(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		before := testkit.ProcessorTime(t)
 		again, err := Build(t.Context(), quiet)
 		if err != nil || len(again) != 1 || !again[0].Cached || again[0].Identity != results[0].Identity {
 			t.Fatalf("%+v, %v", again, err)
 		}
-		since := time.Since(lap)
-		t.Logf("nothing to do: %s", since)
+		used := testkit.ProcessorTime(t) - before
+		t.Logf("nothing to do: %s of processor time", used)
 		for _, kind := range []string{"images", "base"} {
 			if left := files(t, filepath.Join(cache, kind)); len(left) == 0 {
 				t.Errorf("what this build uses has been trimmed of %s", kind)
 			}
 		}
-		if since > 200*time.Millisecond {
-			t.Errorf("it took %s to find that there is nothing to do", since)
+		if used > 200*time.Millisecond { // reading or hashing an image takes seconds
+			t.Errorf("it took %s of processor time to find that there is nothing to do", used)
 		}
 	})
 

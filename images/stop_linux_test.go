@@ -140,7 +140,7 @@ func TestWorkIsInterrupted(t *testing.T) {
 }
 
 // stopLimit is how long a program may go on after SIGTERM: the 2 s that are promised, and what a busy machine adds.
-const stopLimit = 4 * time.Second
+const stopLimit = 10 * time.Second
 
 // theProgram builds imagegen itself.
 func theProgram(t *testing.T) string {

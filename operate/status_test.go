@@ -15,13 +15,13 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/internal/testkit"
 )
 
 // fakes are agents on loopback that all listen on one port and are told apart by the name that they are asked for.
@@ -153,23 +153,14 @@ func TestStrangersLearnNothing(t *testing.T) {
 	}
 }
 
-// processorTime is how long this process has kept processors busy.
-func processorTime(t *testing.T) time.Duration {
-	var r syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
-}
-
 // Asking 1,000 nodes takes no more than two seconds of two cores.
 func TestThousandNodes(t *testing.T) {
 	f := newFakes(t, 1000)
 	cl := f.cluster(t, f.keys)
 	cl.Agents.Limit = time.Minute
-	start, before := time.Now(), processorTime(t)
+	start, before := time.Now(), testkit.ProcessorTime(t)
 	nodes, err := cl.Status(t.Context())
-	took, busy := time.Since(start), processorTime(t)-before
+	took, busy := time.Since(start), testkit.ProcessorTime(t)-before
 	if err != nil {
 		t.Fatal(err)
 	}

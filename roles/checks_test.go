@@ -45,7 +45,7 @@ var checkers = map[string]checker{
 	"redis": {"redis-server", redisClient + `
 cp $F /var/lib/redis/redis.conf; chown redis /var/lib/redis/redis.conf
 setpriv --reuid redis --regid redis --clear-groups redis-server /var/lib/redis/redis.conf >log 2>&1 &
-for i in $(seq 100); do ask -h $IP ping 2>/dev/null | grep -q PONG && break; sleep 0.05; done
+for i in $(seq 600); do ask -h $IP ping 2>/dev/null | grep -q PONG && break; sleep 0.05; done
 cli -h $IP ping | grep NOAUTH || { cat log; exit 1; }
 [ "$(ask config get appendfsync | tail -n 1)" = everysec ]
 [ "$(ask config get maxmemory | tail -n 1)" = 134217700 ]
@@ -55,7 +55,7 @@ ask config rewrite | grep OK`},
 f=/var/lib/redis/sentinel.conf
 { cat $F; echo "sentinel monitor mymaster $IP 6379 2"; echo "sentinel auth-pass mymaster $pw"; } >$f; chown redis $f
 setpriv --reuid redis --regid redis --clear-groups redis-server $f --sentinel >log 2>&1 &
-for i in $(seq 100); do ask -p 26379 ping 2>/dev/null | grep -q PONG && break; sleep 0.05; done
+for i in $(seq 600); do ask -p 26379 ping 2>/dev/null | grep -q PONG && break; sleep 0.05; done
 cli -h $IP -p 26379 ping | grep NOAUTH || { cat log; exit 1; }
 ask -p 26379 sentinel get-master-addr-by-name mymaster | grep -x "$IP"
 grep -q 'sentinel myid' $f # it can rewrite its file`},

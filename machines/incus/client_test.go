@@ -154,7 +154,7 @@ func TestCancelledQuery(t *testing.T) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := c.query(ctx, "GET", "/1.0", nil, nil); err == nil || time.Since(start) > 2*time.Second {
+	if err := c.query(ctx, "GET", "/1.0", nil, nil); err == nil || time.Since(start) > 30*time.Second {
 		t.Errorf("after %s: %v", time.Since(start), err)
 	}
 }
