@@ -166,6 +166,11 @@ func (c *Cluster) status(ctx context.Context) ([]NodeStatus, error) {
 	if err != nil {
 		return nil, err
 	}
+	return c.ask(ctx, machines)
+}
+
+// ask asks the agents of the nodes whose machines are not off.
+func (c *Cluster) ask(ctx context.Context, machines []Machine) ([]NodeStatus, error) {
 	all := make([]NodeStatus, len(machines))
 	var asking sync.WaitGroup
 	for i, m := range machines {

@@ -11,8 +11,12 @@ import (
 	"imagegen/internal/words"
 )
 
-// askEvery is how often nodes that are waited for are asked.
-const askEvery = 500 * time.Millisecond
+const (
+	// askEvery is how often nodes that are waited for are asked.
+	askEvery = 500 * time.Millisecond
+	// knownEvery is how often their provider is: the answer is the run of a program, or a question to each host.
+	knownEvery = 5 * time.Second
+)
 
 // Wait is how nodes are waited for.
 type Wait struct {
@@ -33,8 +37,19 @@ func (c *Cluster) waitFor(ctx context.Context, w Wait, names []string, enough fu
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	var nodes []NodeStatus
+	var machines []Machine
+	var asked time.Time // the provider
 	for {
-		if now, err := c.status(limited); err == nil {
+		var err error
+		if time.Since(asked) >= knownEvery {
+			asked = time.Now()
+			machines, err = c.known(limited)
+		}
+		var now []NodeStatus
+		if err == nil {
+			now, err = c.ask(limited, machines)
+		}
+		if err == nil {
 			nodes = now
 		} else if limited.Err() == nil {
 			return nil, err

@@ -24,11 +24,19 @@ import (
 // asImagegen makes the test binary act as imagegen.
 const asImagegen = "IMAGEGEN_TEST_AS_PROGRAM"
 
+// testPrograms are other programs that an environment variable makes of the test program. They do not return.
+var testPrograms = map[string]func(){}
+
 // testDir is this package's folder.
 var testDir string
 
 // The nodes in the tests' specs do not exist. Agents at their addresses on the real network must not be asked.
 func TestMain(m *testing.M) {
+	for name, program := range testPrograms {
+		if os.Getenv(name) != "" {
+			program()
+		}
+	}
 	if os.Getenv(asImagegen) != "" {
 		main()
 	}

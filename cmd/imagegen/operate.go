@@ -105,16 +105,16 @@ func (p *project) operatorSecrets() (*secrets.Secrets, error) {
 	return keys, nil
 }
 
-// byHand tells a person how to make a node's machine anew.
+// byHand tells a person how to recreate a node's machine.
 func (p *project) byHand(n cluster.Node, blank bool) string {
 	role := p.spec.Role(n.Role)
-	said := fmt.Sprintf("%s: make its machine anew now: turn the old one off; a new root disk from the image %s, the seed %s as its CD-ROM, a network card with the hardware address %s",
+	said := fmt.Sprintf("%s: recreate its machine now: power off the old one; the new one needs a root disk copied from %s, %s as its CD-ROM, a network card with MAC address %s",
 		n.Name, filepath.Join(p.out, "images", n.Role+".*"), p.seedPath(n.Name), n.MAC)
 	switch {
 	case role.Data > 0 && blank:
 		said += fmt.Sprintf(", an empty data disk of %s", role.Data)
 	case role.Data > 0:
-		said += ", and the data disk that it has"
+		said += ", the old one's data disk"
 	}
-	return said + "; turn it on"
+	return said + "; power it on"
 }

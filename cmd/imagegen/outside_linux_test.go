@@ -2,264 +2,51 @@ package main
 
 import (
 	"bufio"
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"imagegen/cloudinit"
-	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster/facts"
 )
-
-// outside is a node that runs the real agent in a network namespace, and an unprivileged operator in another one, who
-// has three files of the secrets and reaches the node only at its address.
-type outside struct {
-	dir, imagegen string
-	operator      string // network namespace
-	nodeNS        string
-	node          *exec.Cmd
-}
 
 const outsideSpec = `cluster: outside
 distro: debian12
 timezone: UTC
 network: {cidr: 10.77.0.0/24}
 operators: [10.78.0.0/24]
+machines: {provider: none}
 roles:
-  cachy:
-    nodes: {cachy1: 10.77.0.1, cachy2: 10.77.0.2}
+  cachy: {nodes: {cachy1: 10.77.0.1, cachy2: 10.77.0.2}}
 `
 
-// Programs on the node that need a running system are stubs.
-const (
-	fakeSystemctl = `#!/bin/sh
-case "$*" in *show*) printf 'LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=0\n';; esac
+const cachyRole = `description: a test
+distros: {debian12: {packages: [memcached]}}
+components:
+  - {name: cachy, kind: service, params: {unit: image.service}}
 `
-	fakeJournalctl = `#!/bin/sh
-case "$*" in *--follow*) exec tail -f "$JOURNAL";; esac
-cat "$JOURNAL"
-`
-)
-
-func newOutside(t *testing.T) *outside {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: network namespaces")
-	}
-	for _, p := range []string{"ip", "unshare", "setpriv", "tail", "go"} {
-		if _, err := exec.LookPath(p); err != nil {
-			t.Skipf("needs %s: %v", p, err)
-		}
-	}
-	inNewFolder(t)
-	writeFile(t, "cluster.yaml", outsideSpec)
-	writeFile(t, "roles/cachy/role.yaml", "description: a test\ndistros: {debian12: {packages: [memcached]}}\ncomponents:\n  - {name: cachy, kind: service, params: {unit: cachy.service}}\n")
-	done(t, "seed")
-	o := &outside{operator: fmt.Sprintf("outside-op-%d", os.Getpid())}
-	o.dir, _ = os.Getwd()
-	for d := o.dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		os.Chmod(d, 0o755) // the operator has another user ID
-	}
-	shell := func(script string) {
-		t.Helper()
-		if out, err := exec.Command("sh", "-ec", script).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", script, err, out)
-		}
-	}
-
-	// The node's files, as its seed writes them.
-	seed, err := cloudinit.ReadISO("dist/seeds/cachy1.iso")
-	if err != nil {
-		t.Fatal(err)
-	}
-	written, err := seed.Files()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range written {
-		if strings.HasPrefix(f.Path, "/etc/imagegen/") {
-			writeFile(t, filepath.Join("node", f.Path), string(f.Content))
-		}
-	}
-	writeFile(t, "node/bin/systemctl", fakeSystemctl)
-	writeFile(t, "node/bin/journalctl", fakeJournalctl)
-	writeFile(t, "node/journal", "a line of the node's journal\n")
-	writeFile(t, "node/var/lib/x", "")
-	shell("chmod 755 node/bin/*")
-	build := exec.Command("go", "build", "-o", "node/imagegen-node", "imagegen/cmd/imagegen-node")
-	build.Dir = filepath.Join(testDir, "..", "..")
-	build.Args[3] = filepath.Join(o.dir, "node/imagegen-node")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-
-	// The operator is on another network and reaches the node through a router.
-	o.nodeNS = strings.Replace(o.operator, "-op-", "-node-", 1)
-	t.Cleanup(func() {
-		exec.Command("ip", "netns", "delete", o.nodeNS).Run()
-		exec.Command("ip", "netns", "delete", o.operator).Run()
-	})
-	shell(fmt.Sprintf(`
-ip netns add %[1]s
-ip netns add %[2]s
-ip -n %[1]s link set lo up
-ip -n %[1]s link add eth0 type veth peer name eth0 netns %[2]s
-ip -n %[1]s address add 10.77.0.1/24 dev eth0
-ip -n %[1]s address add 10.77.0.39/24 dev eth0
-ip -n %[1]s link set eth0 up
-ip -n %[1]s route add 10.78.0.0/24 dev eth0
-ip -n %[2]s address add 10.78.0.7/24 dev eth0
-ip -n %[2]s link set eth0 up
-ip -n %[2]s route add 10.77.0.0/24 dev eth0
-`, o.nodeNS, o.operator))
-	o.start(t, "0123456789abcdef0123456789abcdef", seed)
-	t.Cleanup(func() {
-		o.stop()
-		if t.Failed() {
-			text, _ := os.ReadFile(filepath.Join(o.dir, "node/log"))
-			t.Logf("the agent says:\n%s", text)
-		}
-	})
-
-	// A copy of this program outside the folder that only root may enter.
-	self, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	o.imagegen = filepath.Join(o.dir, "imagegen")
-	if err := os.WriteFile(o.imagegen, self, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	o.folder(t, "mine", "secrets")
-	return o
-}
-
-// start starts the node's agent on a root disk with a machine-id, made from a seed.
-func (o *outside) start(t *testing.T, machineID string, seed cloudinit.Seed) {
-	t.Helper()
-	writeFile(t, filepath.Join(o.dir, "node/etc/machine-id"), machineID+"\n")
-	if err := (nocloud.Disk{Root: filepath.Join(o.dir, "node")}).Keep(nocloud.Seed(seed)); err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.OpenFile(filepath.Join(o.dir, "node/log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	o.node = exec.Command("ip", "netns", "exec", o.nodeNS, "unshare", "--mount", "sh", "-ec",
-		"mount --bind "+o.dir+"/node/etc /etc; mount --bind "+o.dir+"/node/var/lib /var/lib; exec "+o.dir+"/node/imagegen-node")
-	o.node.Env = []string{"PATH=" + o.dir + "/node/bin:/usr/sbin:/usr/bin:/sbin:/bin", "JOURNAL=" + o.dir + "/node/journal"}
-	o.node.Stdout, o.node.Stderr = log, log
-	o.node.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := o.node.Start(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// stop kills the node's agent and its children.
-func (o *outside) stop() {
-	syscall.Kill(-o.node.Process.Pid, syscall.SIGKILL)
-	o.node.Wait()
-}
-
-// replace runs the command that asks the operator to recreate the node's machine, and does so. Restarting the old one
-// must not be enough.
-func (o *outside) replace(t *testing.T) {
-	t.Helper()
-	seed, err := cloudinit.ReadISO(filepath.Join(o.dir, "dist/seeds/cachy1.iso"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := o.command("mine", "replace", "cachy1", "--force", "--timeout", "2m")
-	said, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for in := bufio.NewScanner(said); in.Scan(); {
-		switch line := in.Text(); {
-		case strings.HasPrefix(line, "cachy1: make its machine anew now: ") && strings.Contains(line, "dist/images/cachy.*") && strings.Contains(line, "dist/seeds/cachy1.iso"):
-		case strings.Contains(line, "the old one still answers"):
-			o.stop()
-			o.start(t, "fedcba9876543210fedcba9876543210", seed)
-		case !strings.HasPrefix(line, "cachy1: "):
-			t.Errorf("replace says %s", line)
-		}
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("replace: %v", err)
-	}
-}
-
-// folder creates an operator's folder with the three files of some secrets.
-func (o *outside) folder(t *testing.T, name, secrets string) {
-	t.Helper()
-	script := fmt.Sprintf(`mkdir -p %[1]s/secrets %[1]s/dist; cp -r cluster.yaml roles %[1]s; cp dist/expected.json %[1]s/dist
-cp %[2]s/ca.crt %[2]s/operator.crt %[2]s/operator.key %[1]s/secrets; chown -R 65534:65534 %[1]s`, name, secrets)
-	cmd := exec.Command("sh", "-ec", script)
-	cmd.Dir = o.dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-}
-
-func (o *outside) command(folder string, args ...string) *exec.Cmd {
-	cmd := exec.Command("ip", append([]string{"netns", "exec", o.operator, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", o.imagegen}, args...)...)
-	cmd.Dir = filepath.Join(o.dir, folder)
-	cmd.Env = []string{"PATH=/usr/bin:/bin", asImagegen + "=1"}
-	return cmd
-}
-
-func (o *outside) run(t *testing.T, folder string, args ...string) result {
-	t.Helper()
-	cmd := o.command(folder, args...)
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
-}
 
 // An unprivileged user with the spec and three files, on a computer that reaches the nodes only at their addresses, can
 // operate the cluster. With a wrong or missing certificate, every command fails and reveals nothing.
 func TestOutside(t *testing.T) {
-	o := newOutside(t)
-	var status struct {
-		Version int
-		Nodes   []struct{ Node, State, Power, Is, Build, Error string }
+	o := startNodes(t, outsideSpec, map[string]string{"cachy": cachyRole})
+	o.folder(t, "mine", "secrets")
+	o.byHand(t, "cachy1", "10.77.0.1", "dist/images/cachy.raw", "dist/seeds/cachy1.iso", nil)
+	shell(t, "ip -n "+o.machine("cachy1").name()+" address add 10.77.0.39/24 dev eth0")
+	status := o.awaitState(t, "mine", string(facts.Ready), "", "cachy1")
+	if r := o.run(t, "mine", "status", "--wait", "--timeout", "3s"); r.code != exitFailed || !strings.Contains(r.stderr, "1 of 2 nodes not ready within 3s: cachy2") {
+		t.Errorf("status --wait: %+v", r)
 	}
-	for end := time.Now().Add(time.Minute); ; {
-		r := o.run(t, "mine", "status", "--json")
-		if r.code == exitDone {
-			if err := json.Unmarshal([]byte(r.stdout), &status); err != nil {
-				t.Fatalf("%v: %s", err, r.stdout)
-			}
-			if status.Nodes[0].State == string(facts.Ready) {
-				break
-			}
-		}
-		if time.Now().After(end) {
-			t.Fatalf("the node is not ready within a minute: %+v", r)
-		}
-	}
-	if n := status.Nodes[0]; status.Version != 1 || len(status.Nodes) != 2 || n.Power != "unknown" || n.Is != "holds 10.77.0.39" || n.Build != "current" {
+	if n := status["cachy1"]; len(status) != 2 || n.Power != "unknown" || n.Is != "holds 10.77.0.39" || n.Build != "current" {
 		t.Errorf("%+v", status)
 	}
-	if n := status.Nodes[1]; n.State != "silent" || n.Power != "unknown" || n.Error == "" {
+	if n := status["cachy2"]; n.State != "silent" || n.Power != "unknown" || n.Error == "" {
 		t.Errorf("%+v", n)
 	}
 	if r := o.run(t, "mine", "status"); r.code != exitDone || !strings.Contains(r.stdout, "cachy1  cachy  10.77.0.1  ready") || r.stderr != "" {
@@ -278,7 +65,6 @@ func TestOutside(t *testing.T) {
 		t.Errorf("logs of a silent node: %+v", r)
 	}
 	o.follow(t)
-	o.replace(t)
 
 	if err := os.CopyFS("expired-secrets", os.DirFS("secrets")); err != nil {
 		t.Fatal(err)
@@ -292,7 +78,7 @@ func TestOutside(t *testing.T) {
 		"faked":   "cp others/secrets/operator.crt others/secrets/operator.key faked/secrets; cat others/secrets/ca.crt >> faked/secrets/ca.crt",
 	} {
 		writeFile(t, "others/cluster.yaml", outsideSpec)
-		writeFile(t, "others/roles/cachy/role.yaml", "description: a test\ndistros: {debian12: {packages: [memcached]}}\n")
+		writeFile(t, "others/roles/cachy/role.yaml", cachyRole)
 		if r := imagegen("seed", "-f", "others/cluster.yaml"); r.code != exitDone {
 			t.Fatalf("%+v", r)
 		}
@@ -317,7 +103,7 @@ func TestOutside(t *testing.T) {
 }
 
 // follow runs logs --follow until Ctrl-C.
-func (o *outside) follow(t *testing.T) {
+func (o *nodes) follow(t *testing.T) {
 	t.Helper()
 	cmd := o.command("mine", "logs", "cachy1", "--follow")
 	out, err := cmd.StdoutPipe()
@@ -331,7 +117,7 @@ func (o *outside) follow(t *testing.T) {
 	defer late.Stop()
 	in := bufio.NewReader(out)
 	first, err1 := in.ReadString('\n')
-	f, err := os.OpenFile(filepath.Join(o.dir, "node/journal"), os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(o.machine("cachy1").path("journal"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,5 +130,166 @@ func (o *outside) follow(t *testing.T) {
 	cmd.Process.Signal(os.Interrupt)
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("Ctrl-C: %v", err)
+	}
+}
+
+// person is who makes machines anew when imagegen, with provider none, says which: each at first from an older seed, as people do.
+type person struct {
+	o    *nodes
+	old  string   // folder with older seeds
+	made []string // nodes whose machines were made anew
+}
+
+var toldToMake = regexp.MustCompile(`^(\w+): recreate its machine now: power off the old one; the new one needs a root disk copied from (\S+)\.\*, (\S+) as its CD-ROM, a network card with MAC address \S+; power it on$`)
+
+// work runs a command, does what it says, and returns everything that it has said on standard error.
+func (p *person) work(t *testing.T, ips map[string]string, args ...string) (said string, err error) {
+	t.Helper()
+	cmd := p.o.command("mine", args...)
+	errs, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer time.AfterFunc(5*time.Minute, func() { cmd.Process.Kill() }).Stop()
+	var image, seed string
+	for in := bufio.NewScanner(errs); in.Scan(); {
+		line := in.Text()
+		said += line + "\n"
+		node, waits, _ := strings.Cut(line, ": ")
+		switch told := toldToMake.FindStringSubmatch(line); {
+		case told != nil:
+			image, seed = told[2]+".raw", told[3]
+			for _, other := range p.made {
+				if _, err := os.Stat(p.o.machine(other).dir); err != nil {
+					t.Errorf("told to make %s while %s has no machine", node, other)
+				}
+			}
+		case strings.HasSuffix(waits, "the old one still answers"):
+			p.o.byHand(t, node, ips[node], image, filepath.Join(p.old, node+".iso"), nil)
+		case strings.HasSuffix(waits, "has another seed"):
+			p.o.byHand(t, node, ips[node], image, seed, nil)
+			p.made = append(p.made, node)
+		}
+	}
+	return said, cmd.Wait()
+}
+
+// Without a provider, roll and replace say which machine to make anew from which files, wait for it, and go on: seen from outside, with
+// real agents. Interrupted, a roll goes on where it stopped.
+func TestReplaceByHandFromOutside(t *testing.T) {
+	o := startNodes(t, outsideSpec, map[string]string{"cachy": cachyRole})
+	ips := map[string]string{"cachy1": "10.77.0.1", "cachy2": "10.77.0.2"}
+	for node, ip := range ips {
+		o.byHand(t, node, ip, "dist/images/cachy.raw", "dist/seeds/"+node+".iso", nil)
+	}
+	// A new seed for each node.
+	if err := os.CopyFS("old", os.DirFS("dist/seeds")); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, "cluster.yaml", strings.Replace(outsideSpec, "timezone: UTC", "timezone: Europe/Moscow", 1))
+	done(t, "seed")
+	o.folder(t, "mine", "secrets")
+	shell(t, "cp -r dist/seeds dist/images mine/dist; chmod -R a+rX mine/dist") // the person has the same paths
+	for node, s := range o.awaitState(t, "mine", string(facts.Ready), "", "cachy1", "cachy2") {
+		if s.Build != "older" {
+			t.Errorf("%s is %s", node, s.Build)
+		}
+	}
+
+	// Nobody does what it says.
+	r := o.run(t, "mine", "roll", "--timeout", "3s")
+	if r.code != exitFailed || strings.Count(r.stderr, "recreate its machine now") != 1 || !strings.Contains(r.stderr, "cachy1 is not replaced: it waited for its new machine: the old one still answers within 3s; run again, this goes on") {
+		t.Errorf("nobody makes a machine: %+v", r)
+	}
+	// The first is made anew, and imagegen is killed.
+	p := &person{o: o, old: "old"}
+	o.byHand(t, "cachy1", ips["cachy1"], "dist/images/cachy.raw", "dist/seeds/cachy1.iso", nil)
+	said, err := p.work(t, ips, "roll")
+	if err != nil || len(p.made) != 1 || p.made[0] != "cachy2" || strings.Contains(said, "cachy1: recreate") || !strings.Contains(said, "cachy2: replaced\n") {
+		t.Errorf("roll: %v, made %q:\n%s", err, p.made, said)
+	}
+	for node, s := range o.awaitState(t, "mine", string(facts.Ready), "", "cachy1", "cachy2") {
+		if s.Build != "current" {
+			t.Errorf("after the roll: %s: %+v", node, s)
+		}
+	}
+	if r := o.run(t, "mine", "roll"); r.code != exitDone || r.stdout != "replaced 0 nodes; 2 up to date already\n" {
+		t.Errorf("roll again: %+v", r)
+	}
+	p.made = nil
+	said, err = p.work(t, ips, "replace", "cachy1")
+	if err != nil || len(p.made) != 1 || p.made[0] != "cachy1" || !strings.Contains(said, "cachy1: replaced\n") {
+		t.Errorf("replace: %v, made %q:\n%s", err, p.made, said)
+	}
+}
+
+const databaseSpec = `cluster: outside
+distro: debian12
+timezone: UTC
+network: {cidr: 10.77.0.0/24}
+operators: [10.78.0.0/24]
+machines: {provider: none}
+roles:
+  db: {nodes: {db1: 10.77.0.1, db2: 10.77.0.2, db3: 10.77.0.3}}
+`
+
+// The database that there is not answers for one: what a cluster has been started from is in a file.
+const databaseRole = `description: a test
+quorum: true
+distros: {debian12: {packages: [mariadb-server]}}
+components:
+  - name: galera
+    kind: galera
+    params:
+      unit: db.service
+      boot_unit: db.service
+      bootstrap: [sh, -c, 'sed -n "s/uuid: *//p" /var/lib/db/grastate.dat >"$MACHINE/../../history" && exec systemctl start db.service']
+      install_db: ["false"]
+      recover: [sh, -c, 'echo "Recovered position: $(sed -n "s/uuid: *//p" /var/lib/db/grastate.dat):$(sed -n "s/seqno: *//p" /var/lib/db/grastate.dat)"']
+      data_dir: /var/lib/db
+      owner: root:root
+      client: [sh, -c, 'printf "wsrep_cluster_status\tPrimary\nwsrep_local_state\t4\nwsrep_ready\tON\nwsrep_cluster_size\t2\nwsrep_connected\tON\nwsrep_last_committed\t13\nwsrep_cluster_state_uuid\t%s\nmarker\t%s\n" "$(cat "$MACHINE/../../history")" "$(cat "$MACHINE/../../id")"']
+      init_sql: /etc/imagegen/init.sql
+`
+
+// After a full outage a database waits for a silent member; an operator's decision, sent from outside to real agents, lets it go on.
+func TestDecideFromOutside(t *testing.T) {
+	o := startNodes(t, databaseSpec, map[string]string{"db": databaseRole})
+	o.folder(t, "mine", "secrets")
+	id, err := os.ReadFile("dist/expected.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, "id", string(regexp.MustCompile(`"cluster_id": "(.*)"`).FindSubmatch(id)[1]))
+	const history = "11111111-2222-3333-4444-555555555555"
+	for i, seqno := range []int{10, 12} {
+		node := fmt.Sprint("db", i+1)
+		o.byHand(t, node, fmt.Sprint("10.77.0.", i+1), "dist/images/db.raw", "dist/seeds/"+node+".iso", func(root string) {
+			writeFile(t, filepath.Join(root, "var/lib/db/grastate.dat"), fmt.Sprintf("uuid: %s\nseqno: %d\nsafe_to_bootstrap: 0\n", history, seqno))
+		})
+	}
+	o.awaitState(t, "mine", string(facts.Waiting), "galera: for db3, who may have newer data than", "db1", "db2")
+	if r := o.run(t, "mine", "decide", "galera", "--without", "db2"); r.code != exitFailed || !strings.Contains(r.stderr, "galera on db1 does not wait for db2, but for db3") {
+		t.Errorf("decide without a node that answers: %+v", r)
+	}
+	if r := o.run(t, "mine", "decide", "galera", "--without", "db3"); r.code != exitDone || r.stdout != "galera continues without db3; told db1, db2\n" {
+		t.Fatalf("decide: %+v", r)
+	}
+	o.awaitState(t, "mine", string(facts.Ready), "", "db1", "db2")
+	r := o.run(t, "mine", "events")
+	for _, want := range []string{"db1: galera: an operator has decided to go on without db3", "db2: galera: an operator has decided to go on without db3",
+		"db2: galera: working: starting the cluster without db3: of the others, its data is the newest (12)", "db1: galera: is in a component of 2"} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("events lack %q:\n%s", want, r.stdout)
+		}
+	}
+	if forked, err := os.ReadFile("history"); err != nil || strings.TrimSpace(string(forked)) == history {
+		t.Errorf("the cluster goes on with the history that db3 has: %s, %v", forked, err)
+	}
+	if r := o.run(t, "mine", "decide", "galera", "--without", "db3"); r.code != exitFailed || !strings.Contains(r.stderr, "does not wait for a decision: it is ready") {
+		t.Errorf("decide again: %+v", r)
 	}
 }

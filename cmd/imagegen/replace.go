@@ -1,10 +1,24 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/urfave/cli/v2"
+
+	"imagegen/internal/exclusive"
 )
+
+// lockReplacing makes sure that one imagegen replaces nodes at a time: two would each see that all other nodes are ready, and take
+// two of a role down together.
+func (p *project) lockReplacing() (release func(), err error) {
+	release, err = exclusive.Try(filepath.Join(p.out, "replace.lock"))
+	if errors.Is(err, exclusive.ErrBusy) {
+		return nil, fmt.Errorf("another imagegen is replacing nodes of cluster %s: one at a time", p.spec.Cluster)
+	}
+	return release, err
+}
 
 func replaceCommand() *cli.Command {
 	return &cli.Command{
@@ -40,6 +54,11 @@ func replaceCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			release, err := p.lockReplacing()
+			if err != nil {
+				return err
+			}
+			defer release()
 			if err := cl.Replace(c.Context, waiting(c, b), nodes[0].Name, c.Bool("blank"), c.Bool("force")); err != nil {
 				return err
 			}
@@ -78,6 +97,11 @@ func rollCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			release, err := p.lockReplacing()
+			if err != nil {
+				return err
+			}
+			defer release()
 			replaced := 0
 			err = cl.Roll(c.Context, waiting(c, b), nodeNames(nodes), func(node string) {
 				b.say("%s: replaced", node)

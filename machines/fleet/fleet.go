@@ -7,12 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/internal/exclusive"
 	"imagegen/machines"
 	"imagegen/operate"
 )
@@ -26,6 +29,47 @@ type Fleet struct {
 	Log       func(format string, args ...any)
 
 	unasked sync.Once
+}
+
+// exclusively waits until no other imagegen with this output folder changes the cluster's machines, and then does something.
+func (f *Fleet) exclusively(ctx context.Context, do func() error) error {
+	release, err := exclusive.Take(ctx, filepath.Join(f.Dir, "machines.lock"), func() {
+		f.Log("waiting for another imagegen, which is changing the machines of %s", f.Spec.Cluster)
+	})
+	if err != nil {
+		return fmt.Errorf("lock the machines of %s: %w", f.Spec.Cluster, err)
+	}
+	defer release()
+	return do()
+}
+
+// replacing is a file that is there from before a node's old machine is removed until its new one is on. A machine that is off
+// meanwhile is not one that somebody turned off on purpose.
+func (f *Fleet) replacing(node string) string { return filepath.Join(f.Dir, "replacing", node) }
+
+func (f *Fleet) beginReplacing(node string) error {
+	path := f.replacing(node)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, nil, 0o644)
+}
+
+// endReplacing is called when a node's machine is on, or gone for good.
+func (f *Fleet) endReplacing(node string) error {
+	err := os.Remove(f.replacing(node))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// start turns a machine on.
+func (f *Fleet) start(ctx context.Context, node string) error {
+	if err := f.Provider.Start(ctx, node); err != nil {
+		return err
+	}
+	return f.endReplacing(node)
 }
 
 // Fleet is what operate needs to know of machines.
@@ -44,6 +88,10 @@ func (f *Fleet) Up(ctx context.Context, names ...string) error {
 	if err := f.Provider.Check(ctx); err != nil {
 		return err
 	}
+	return f.exclusively(ctx, func() error { return f.up(ctx, names) })
+}
+
+func (f *Fleet) up(ctx context.Context, names []string) error {
 	list, err := f.Provider.List(ctx)
 	if err != nil {
 		return err
@@ -110,7 +158,7 @@ func (f *Fleet) turnOn(ctx context.Context, n cluster.Node, host string, power m
 			return err
 		}
 	}
-	return f.Provider.Start(ctx, n.Name)
+	return f.start(ctx, n.Name)
 }
 
 func onHost(host string) string {
@@ -159,6 +207,10 @@ func (f *Fleet) machine(n cluster.Node, host string) (machines.Machine, error) {
 
 // Start turns on nodes that have a machine.
 func (f *Fleet) Start(ctx context.Context, names ...string) error {
+	return f.exclusively(ctx, func() error { return f.startAll(ctx, names) })
+}
+
+func (f *Fleet) startAll(ctx context.Context, names []string) error {
 	have, err := f.list(ctx)
 	if err != nil {
 		return err
@@ -174,7 +226,7 @@ func (f *Fleet) Start(ctx context.Context, names ...string) error {
 			f.Log("%s is on already", name)
 			return nil
 		}
-		if err := f.Provider.Start(ctx, name); err != nil {
+		if err := f.start(ctx, name); err != nil {
 			return fmt.Errorf("turn on %s: %w", name, err)
 		}
 		f.Log("%s is on%s", name, onHost(s.Host))
@@ -188,11 +240,13 @@ func (f *Fleet) Kill(ctx context.Context, names ...string) error {
 	if err != nil {
 		return err
 	}
-	return eachHost(ctx, names, func(name string) string { return have[name].Host }, func(name string) error {
-		if err := f.Provider.Stop(ctx, name); err != nil {
-			return fmt.Errorf("kill %s: %w", name, err)
-		}
-		return nil
+	return f.exclusively(ctx, func() error {
+		return eachHost(ctx, names, func(name string) string { return have[name].Host }, func(name string) error {
+			if err := f.Provider.Stop(ctx, name); err != nil {
+				return fmt.Errorf("kill %s: %w", name, err)
+			}
+			return nil
+		})
 	})
 }
 
@@ -202,11 +256,18 @@ func (f *Fleet) Remove(ctx context.Context, names ...string) error {
 		if _, ok := f.Spec.Node(name); ok {
 			return fmt.Errorf("%s is in the spec: only nodes that the spec no longer has are removed one by one", name)
 		}
-		if err := f.Provider.Remove(ctx, name, true); err != nil {
-			return err
-		}
 	}
-	return nil
+	return f.exclusively(ctx, func() error {
+		for _, name := range names {
+			if err := f.Provider.Remove(ctx, name, true); err != nil {
+				return err
+			}
+			if err := f.endReplacing(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // Down removes all of the cluster's machines with their disks, and what they shared.
@@ -215,7 +276,17 @@ func (f *Fleet) Down(ctx context.Context) error {
 	for _, n := range f.Spec.Nodes() {
 		names = append(names, n.Name)
 	}
-	return machines.RemoveAll(ctx, f.Provider, names)
+	return f.exclusively(ctx, func() error {
+		if err := machines.RemoveAll(ctx, f.Provider, names); err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := f.endReplacing(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // Removed returns the names of the nodes that have a machine and that the spec no longer has.
@@ -266,6 +337,9 @@ func (f *Fleet) Known(ctx context.Context) ([]operate.Machine, error) {
 			}
 			seed, _ := f.SeedIdentity(n.Name)
 			m.Build = age(list[i], images[n.Role], seed.Digest)
+			if _, err := os.Stat(f.replacing(n.Name)); err == nil && m.Power == operate.PowerOff {
+				m.Build, m.Detail = operate.BuildUnknown, "its replacement was interrupted: imagegen roll or imagegen replace finishes it"
+			}
 		}
 		all = append(all, m)
 	}
@@ -320,15 +394,23 @@ func (f *Fleet) Replace(ctx context.Context, name string, blank bool) error {
 	if err != nil {
 		return err
 	}
-	list, err := f.Provider.List(ctx)
-	if err != nil {
-		return err
-	}
-	m, err := f.machine(nodes[0], f.place(list)[name])
-	if err != nil {
-		return err
-	}
-	return machines.Replace(ctx, f.Provider, m, blank)
+	return f.exclusively(ctx, func() error {
+		list, err := f.Provider.List(ctx)
+		if err != nil {
+			return err
+		}
+		m, err := f.machine(nodes[0], f.place(list)[name])
+		if err != nil {
+			return err
+		}
+		if err := f.beginReplacing(name); err != nil {
+			return err
+		}
+		if err := machines.Replace(ctx, f.Provider, m, blank); err != nil {
+			return err
+		}
+		return f.endReplacing(name)
+	})
 }
 
 // Console writes what a node's machine has printed to w. See [machines.Provider].

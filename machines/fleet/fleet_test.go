@@ -16,6 +16,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/internal/exclusive"
 	"imagegen/machines"
 	"imagegen/operate"
 	"imagegen/roles"
@@ -30,6 +31,8 @@ type memory struct {
 	dead  map[string]bool
 	calls []string
 	list  error
+	// broken machines cannot be turned on.
+	broken bool
 }
 
 func (m *memory) did(format string, args ...any) {
@@ -73,8 +76,13 @@ func (m *memory) power(node string, p machines.Power) error {
 	return nil
 }
 
-func (m *memory) Start(_ context.Context, node string) error { return m.power(node, machines.On) }
-func (m *memory) Stop(_ context.Context, node string) error  { return m.power(node, machines.Off) }
+func (m *memory) Start(_ context.Context, node string) error {
+	if m.broken {
+		return errors.New("it does not start")
+	}
+	return m.power(node, machines.On)
+}
+func (m *memory) Stop(_ context.Context, node string) error { return m.power(node, machines.Off) }
 
 func (m *memory) Remove(_ context.Context, node string, data bool) error {
 	m.mu.Lock()
@@ -288,5 +296,76 @@ func TestSeedOfAnotherCluster(t *testing.T) {
 	}
 	if len(m.calls) > 0 {
 		t.Errorf("did %q", m.calls)
+	}
+}
+
+// Two imagegens with one output folder do not change machines at the same time: the second says that it waits.
+func TestOneChangesMachines(t *testing.T) {
+	f, m, said := newFleet(t)
+	for what, do := range map[string]func(context.Context) error{
+		"up":      func(ctx context.Context) error { return f.Up(ctx, "w1") },
+		"kill":    func(ctx context.Context) error { return f.Kill(ctx, "w1") },
+		"start":   func(ctx context.Context) error { return f.Start(ctx, "w1") },
+		"replace": func(ctx context.Context) error { return f.Replace(ctx, "w1", false) },
+		"remove":  func(ctx context.Context) error { return f.Remove(ctx, "gone") },
+		"down":    func(ctx context.Context) error { return f.Down(ctx) },
+	} {
+		m.all["w1"] = machines.State{Node: "w1", Host: "h3", Power: machines.Off}
+		m.calls, *said = nil, nil
+		release, err := exclusive.Try(filepath.Join(f.Dir, "machines.lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		log := f.Log
+		f.Log = func(format string, args ...any) { log(format, args...); cancel() }
+		if err := do(ctx); !errors.Is(err, context.Canceled) || len(m.calls) > 0 || len(*said) != 1 || (*said)[0] != "waiting for another imagegen, which is changing the machines of c" {
+			t.Errorf("%s beside another imagegen: %v, did %q, said %q", what, err, m.calls, *said)
+		}
+		f.Log = log
+		release()
+		if err := do(t.Context()); err != nil || len(m.calls) == 0 {
+			t.Errorf("%s after it: %v, did %q", what, err, m.calls)
+		}
+		if _, err := os.Stat(f.ImagePath("web")); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+// A machine whose replacement was interrupted is neither of the latest build nor one that was turned off on purpose, until it is on.
+func TestInterruptedReplacement(t *testing.T) {
+	f, m, _ := newFleet(t)
+	build := func() string {
+		t.Helper()
+		known, err := f.Known(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return known[3].Power + " " + known[3].Build + " " + known[3].Detail
+	}
+	const interrupted = "off unknown its replacement was interrupted: imagegen roll or imagegen replace finishes it"
+	for what, finish := range map[string]func() error{
+		"replace": func() error { return f.Replace(t.Context(), "w1", false) },
+		"start":   func() error { return f.Start(t.Context(), "w1") },
+		"up":      func() error { return f.Up(t.Context(), "w1") },
+	} {
+		if err := f.Up(t.Context(), "w1"); err != nil {
+			t.Fatal(err)
+		}
+		m.broken = true
+		if err := f.Replace(t.Context(), "w1", false); err == nil {
+			t.Fatal("a broken machine was started")
+		}
+		m.broken = false
+		if got := build(); got != interrupted {
+			t.Errorf("interrupted: %s", got)
+		}
+		if err := errors.Join(finish(), f.Kill(t.Context(), "w1")); err != nil {
+			t.Fatal(err)
+		}
+		if got := build(); got != "off current " {
+			t.Errorf("finished by %s, and killed: %s", what, got)
+		}
 	}
 }
