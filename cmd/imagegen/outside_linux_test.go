@@ -216,7 +216,7 @@ func TestReplaceByHandFromOutside(t *testing.T) {
 			t.Errorf("after the roll: %s: %+v", node, s)
 		}
 	}
-	if r := o.run(t, "mine", "roll"); r.code != exitDone || r.stdout != "replaced 0 nodes; 2 up to date already\n" {
+	if r := o.run(t, "mine", "roll"); r.code != exitDone || r.stdout != "replaced 0 nodes; 2 already up to date\n" {
 		t.Errorf("roll again: %+v", r)
 	}
 	p.made = nil

@@ -160,7 +160,7 @@ func TestRollThroughAProgram(t *testing.T) {
 	o.awaitState(t, ".", "off", "its replacement was interrupted", "front1")
 	o.killed(t, "create front2", "roll") // front1 is done, then
 	expect("killed at the second", "front1 ready current, front2 off, back1 ready current, back2 ready current")
-	if r := o.run(t, ".", "roll", "--timeout", "2m"); r.code != exitDone || r.stdout != "replaced 1 node; 3 up to date already\n" || o.disk(t, "back1") != back {
+	if r := o.run(t, ".", "roll", "--timeout", "2m"); r.code != exitDone || r.stdout != "replaced 1 node; 3 already up to date\n" || o.disk(t, "back1") != back {
 		t.Fatalf("roll: %+v", r)
 	}
 	expect("after the roll", "front1 ready current, front2 ready current, back1 ready current, back2 ready current")
@@ -186,7 +186,7 @@ func TestRollThroughAProgram(t *testing.T) {
 	}
 	expect("stopped", "front1 ready current, front2 ready current, back1 failed current, back2 ready older")
 	image(t, "back", "3")
-	if r := o.run(t, ".", "roll", "--timeout", "2m"); r.code != exitDone || r.stdout != "replaced 2 nodes; 2 up to date already\n" {
+	if r := o.run(t, ".", "roll", "--timeout", "2m"); r.code != exitDone || r.stdout != "replaced 2 nodes; 2 already up to date\n" {
 		t.Fatalf("roll to a mended image: %+v", r)
 	}
 	expect("mended", "front1 ready current, front2 ready current, back1 ready current, back2 ready current")
