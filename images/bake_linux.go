@@ -3,18 +3,12 @@ package images
 import (
 	known "imagegen/distro"
 
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,11 +17,11 @@ import (
 	"github.com/hashicorp/packer-plugin-sdk/multistep"
 
 	"imagegen/cluster"
+	"imagegen/images/builder"
 	"imagegen/images/disk"
 	"imagegen/images/format"
 	"imagegen/images/packages"
 	"imagegen/internal/filelock"
-	"imagegen/internal/program"
 	"imagegen/internal/sparse"
 	"imagegen/internal/uuid"
 )
@@ -99,13 +93,11 @@ func (c *Config) openCache(ctx context.Context) error {
 // bake is the state of one bake. It goes through the multistep runner under one key, so that the steps share a typed
 // struct.
 type bake struct {
+	builder.Job
 	config  *Config
 	name    string // for people: the roles, or the base
-	work    string // folder of its own
-	log     *os.File
-	plan    *plan // nil for the base
-	network bool  // the programs may use this machine's
-	builder builder
+	plan    *plan  // nil for the base
+	builder builder.Builder
 	base    baseInputs
 	at      string // the step, for people
 	err     error
@@ -144,12 +136,12 @@ func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
 		return err
 	}
 	defer release()
-	b.work = work
+	b.Work, b.Begin, b.Note = work, b.begin, b.config.UI.Note
 	logPath := filepath.Join(b.config.CacheDir, "log", strings.ReplaceAll(b.name, ", ", "+")+".log")
-	if b.log, err = os.Create(logPath); err != nil {
+	if b.Log, err = os.Create(logPath); err != nil {
 		return err
 	}
-	defer b.log.Close()
+	defer b.Log.Close()
 	bag := new(multistep.BasicStateBag)
 	bag.Put(stateKey, b)
 	(&multistep.BasicRunner{Steps: steps}).Run(ctx, bag)
@@ -177,7 +169,7 @@ func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
 	b := &bake{config: c, name: "base", base: in}
 	err = b.run(ctx,
 		step{"prepare", (*bake).makeBase},
-		step{"keep", func(b *bake, ctx context.Context) error { return keep(ctx, filepath.Join(b.work, "result"), dir) }})
+		step{"keep", func(b *bake, ctx context.Context) error { return keep(ctx, filepath.Join(b.Work, "result"), dir) }})
 	if err == nil {
 		c.UI.Done(b.name, false)
 	}
@@ -195,7 +187,7 @@ func (c *Config) lockResult(ctx context.Context, image, dir string) (*os.File, e
 }
 
 // bakeRole makes an image unless somebody else has meanwhile.
-func (c *Config) bakeRole(ctx context.Context, p *plan, by builder) error {
+func (c *Config) bakeRole(ctx context.Context, p *plan, by builder.Builder) error {
 	dir := c.imageDir(p.identity)
 	lock, err := c.lockResult(ctx, p.name(), dir)
 	if err != nil {
@@ -207,7 +199,7 @@ func (c *Config) bakeRole(ctx context.Context, p *plan, by builder) error {
 		return nil
 	}
 	b := &bake{config: c, name: p.name(), plan: p, builder: by, base: p.inputs.Base}
-	keep := step{"keep", func(b *bake, ctx context.Context) error { return keep(ctx, filepath.Join(b.work, "result"), dir) }}
+	keep := step{"keep", func(b *bake, ctx context.Context) error { return keep(ctx, filepath.Join(b.Work, "result"), dir) }}
 	steps := []multistep.Step{
 		step{"download files", (*bake).download},
 		step{"prepare", (*bake).install},
@@ -233,7 +225,7 @@ func (c *Config) bakeRole(ctx context.Context, p *plan, by builder) error {
 }
 
 func (b *bake) makeBase(ctx context.Context) error {
-	result := filepath.Join(b.work, "result")
+	result := filepath.Join(b.Work, "result")
 	if err := os.Mkdir(result, 0o755); err != nil {
 		return err
 	}
@@ -244,9 +236,9 @@ func (b *bake) makeBase(ctx context.Context) error {
 		"RESULT":   result,
 		"FS_UUID":  b.base.uuid(),
 		"PACKAGES": strings.Join(packages.Names(b.base.Pinned), ","),
-		"WORK":     b.work,
-		"ARCHIVE":  filepath.Join(b.work, "archive"),
-		"APT_CONF": filepath.Join(b.work, "apt.conf"),
+		"WORK":     b.Work,
+		"ARCHIVE":  filepath.Join(b.Work, "archive"),
+		"APT_CONF": filepath.Join(b.Work, "apt.conf"),
 	}
 	err := errors.Join(
 		b.config.store().Repository(ctx, vars["ARCHIVE"], known.Named(b.base.Distro).Suites[0], b.base.Pinned, b.config.Jobs),
@@ -254,7 +246,7 @@ func (b *bake) makeBase(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.script(ctx, baseScript, vars)
+	return b.Script(ctx, baseScript, vars)
 }
 
 // unpackBase makes the base of a disk that was made elsewhere.
@@ -268,56 +260,69 @@ func (b *bake) unpackBase(ctx context.Context) error {
 		return fmt.Errorf("%s: %w; %s", from, err, wrong)
 	}
 	b.begin("unpack the disk")
-	return format.Unpack(ctx, from, filepath.Join(b.work, "result", diskName))
+	return format.Unpack(ctx, from, b.Disk())
 }
 
 func (b *bake) copyBase(ctx context.Context) error {
-	if err := os.Mkdir(filepath.Join(b.work, "result"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(b.Work, "result"), 0o755); err != nil {
 		return err
 	}
-	return sparse.Copy(ctx, filepath.Join(b.config.baseDir(b.base), diskName), filepath.Join(b.work, "result", diskName))
+	return sparse.Copy(ctx, filepath.Join(b.config.baseDir(b.base), diskName), b.Disk())
 }
 
 // uuid is that of the file systems of all images of a base.
 func (in baseInputs) uuid() string { return uuid.Of("base " + in.identity()) }
 
-// upper is the folder for what the image's tree has besides the base's.
-func (b *bake) upper() string { return filepath.Join(b.work, "upper") }
-
 // writeDisk makes the disk of the tree.
 func (b *bake) writeDisk(ctx context.Context) error {
-	t := disk.Tree{Lower: filepath.Join(b.config.baseDir(b.base), treeName), Upper: b.upper()}
-	if _, err := os.Stat(filepath.Join(b.work, "whole")); err == nil {
-		t.Lower = filepath.Join(b.work, "nothing") // which is not there
+	t := disk.Tree{Lower: filepath.Join(b.config.baseDir(b.base), treeName), Upper: b.Upper()}
+	if _, err := os.Stat(filepath.Join(b.Work, "whole")); err == nil {
+		t.Lower = filepath.Join(b.Work, "nothing") // which is not there
 	}
-	result := filepath.Join(b.work, "result")
+	result := filepath.Join(b.Work, "result")
 	if err := os.Mkdir(result, 0o755); err != nil {
 		return err
 	}
-	return b.putTree(ctx, t, filepath.Join(result, diskName), b.plan.inputs.DiskBytes, b.base.uuid())
+	bootable, err := b.bootable()
+	if err != nil {
+		return err
+	}
+	return disk.Write(ctx, b.Disk(), t, bootable)
 }
 
-// putTree makes a disk that boots of a tree on top of the base.
-func (b *bake) putTree(ctx context.Context, t disk.Tree, path string, bytes int64, id string) error {
+// bootable says what a disk is to be that boots with the base's tree.
+func (b *bake) bootable() (disk.Image, error) {
 	boot, err := os.ReadFile(filepath.Join(b.config.baseDir(b.base), "boot"))
 	if err != nil {
-		return err
+		return disk.Image{}, err
 	}
 	number, err := strconv.ParseUint(b.base.identity()[:8], 16, 32)
-	if err != nil {
-		return err
+	return disk.Image{Bytes: b.plan.inputs.DiskBytes, UUID: b.base.uuid(), Number: uint32(number), Boot: boot}, err
+}
+
+// runBuilder has the builder run the laid script.
+func (b *bake) runBuilder(ctx context.Context) error {
+	b.ID, b.Bytes = b.plan.identity, b.plan.inputs.DiskBytes
+	b.Enter = centosChrootScript
+	if b.base.SHA256 == "" {
+		bootable, err := b.bootable()
+		if err != nil {
+			return err
+		}
+		b.Enter = installScript
+		b.Job.Base = &builder.Base{Root: filepath.Join(b.config.baseDir(b.base), treeName), Disk: bootable, Below: uuid.Of("below " + b.base.identity())}
 	}
-	return disk.Write(ctx, path, t, disk.Image{Bytes: bytes, UUID: id, Number: uint32(number), Boot: boot})
+	return b.builder.Install(ctx, &b.Job)
 }
 
 // check has the file system looked at by the program that repairs it.
 func (b *bake) check(ctx context.Context) error {
-	return disk.Check(ctx, filepath.Join(b.work, "result", diskName))
+	return disk.Check(ctx, b.Disk())
 }
 
 // download puts the role's files from outside any package into the folder files/, as they are to lie in the image.
 func (b *bake) download(ctx context.Context) error {
-	files := filepath.Join(b.work, "files")
+	files := filepath.Join(b.Work, "files")
 	if err := os.Mkdir(files, 0o755); err != nil {
 		return err
 	}
@@ -344,26 +349,23 @@ func (b *bake) install(ctx context.Context) error {
 	if err := b.lay(ctx); err != nil {
 		return err
 	}
-	if err := b.builder.install(ctx, b); err != nil {
+	if err := b.runBuilder(ctx); err != nil {
 		return err
 	}
-	return os.Rename(b.inputs("packages"), filepath.Join(b.work, "packages"))
+	return os.Rename(b.Input("packages"), filepath.Join(b.Work, "packages"))
 }
-
-// inputs is the path of one of the things that the script in the image is given.
-func (b *bake) inputs(name string) string { return filepath.Join(b.work, "bake", name) }
 
 // lay makes the folder that the script in the image reads, the same for every builder. The script is in it, and knows of
 // all else by the folder's path alone, in BAKE.
 func (b *bake) lay(ctx context.Context) error {
 	in := b.plan.inputs
-	if err := layLocal(ctx, b.inputs("local"), in.Local); err != nil {
+	if err := layLocal(ctx, b.Input("local"), in.Local); err != nil {
 		return err
 	}
 	err := errors.Join(
-		os.Rename(filepath.Join(b.work, "files"), b.inputs("files")),
-		layUnits(b.inputs("units"), in.Units),
-		copyAs(ctx, b.config.Agent, b.inputs("agent"), in.Agent))
+		os.Rename(filepath.Join(b.Work, "files"), b.Input("files")),
+		layUnits(b.Input("units"), in.Units),
+		copyAs(ctx, b.config.Agent, b.Input("agent"), in.Agent))
 	if err != nil {
 		return err
 	}
@@ -376,7 +378,7 @@ func (b *bake) lay(ctx context.Context) error {
 		vars, script = centosVars(in), centosScript
 		err = b.layRPMs(ctx)
 	}
-	return errors.Join(err, os.WriteFile(b.inputs("script"), []byte(assignments(vars)+script), 0o644))
+	return errors.Join(err, os.WriteFile(b.Input("script"), []byte(builder.Assignments(vars)+script), 0o644))
 }
 
 func layUnits(dir string, units []unit) error {
@@ -405,13 +407,13 @@ func layLocal(ctx context.Context, dir string, all []localPackage) error {
 
 // layAPT lays what APT in the image needs to know.
 func (b *bake) layAPT(ctx context.Context) error {
-	if err := layKeys(b.inputs("keys"), packages.Keyrings(b.base.Sources)); err != nil {
+	if err := layKeys(b.Input("keys"), packages.Keyrings(b.base.Sources)); err != nil {
 		return fmt.Errorf("copy the archive's keys: %w", err)
 	}
 	return errors.Join(
-		b.config.store().Repository(ctx, b.inputs("archive"), known.Named(b.base.Distro).Suites[0], b.plan.inputs.Pinned, b.config.Jobs),
-		os.WriteFile(b.inputs("sources"), []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644),
-		os.WriteFile(b.inputs("apt.conf"), []byte(packages.APTDefaults), 0o644))
+		b.config.store().Repository(ctx, b.Input("archive"), known.Named(b.base.Distro).Suites[0], b.plan.inputs.Pinned, b.config.Jobs),
+		os.WriteFile(b.Input("sources"), []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644),
+		os.WriteFile(b.Input("apt.conf"), []byte(packages.APTDefaults), 0o644))
 }
 
 // maxKeyring is the size of the largest file that is taken for a keyring.
@@ -451,15 +453,6 @@ func layKeys(dir string, keys []string) error {
 	return nil
 }
 
-// assignments writes variables as a shell reads them.
-func assignments(vars map[string]string) string {
-	var b strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(vars)) {
-		fmt.Fprintf(&b, "%s='%s'\n", name, strings.ReplaceAll(vars[name], "'", `'\''`))
-	}
-	return b.String()
-}
-
 // copyAs copies a file that has to be the one whose hash is part of the image's identity.
 func copyAs(ctx context.Context, from, to, sum string) error {
 	if err := sparse.Copy(ctx, from, to); err != nil {
@@ -473,11 +466,11 @@ func copyAs(ctx context.Context, from, to, sum string) error {
 }
 
 func (b *bake) writeManifest(ctx context.Context) error {
-	out, err := os.ReadFile(filepath.Join(b.work, "packages"))
+	out, err := os.ReadFile(filepath.Join(b.Work, "packages"))
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(b.work, "result", diskName)
+	file := b.Disk()
 	m := Manifest{Schema: 1, Role: b.plan.roles[0], Identity: b.plan.identity, Inputs: b.plan.inputs}
 	if m.Packages, err = packages.ParseInstalled(string(out)); err != nil {
 		return err
@@ -494,7 +487,7 @@ func (b *bake) writeManifest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(b.work, "result", manifestName), data, 0o644)
+	return os.WriteFile(filepath.Join(b.Work, "result", manifestName), data, 0o644)
 }
 
 // keep moves a finished result into the cache: its files to the disk first, then the folder into place, whole.
@@ -520,63 +513,4 @@ func keep(ctx context.Context, result, dir string) error {
 		}
 	}
 	return os.Rename(result, dir)
-}
-
-// script runs one of the embedded scripts with the variables in its environment, in namespaces that end with it: no
-// mount and no process of it outlives it, or imagegen, however either ends. There is no network, unless the bake says so.
-// Lines that it writes to descriptor 3 as "step: …" are shown as progress; all else goes to the log.
-func (b *bake) script(ctx context.Context, text string, vars map[string]string) error {
-	// The kernel ends the child when the thread that started it ends, so that has to be one that stays.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	args := []string{"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"}
-	env := []string{"LC_ALL=C.UTF-8", "HOME=/root", "PATH=" + program.Path, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", disk.Newest)}
-	if b.network {
-		env = append(env, program.ProxyEnv()...)
-	} else {
-		args = append(args, "--net")
-	}
-	cmd := exec.CommandContext(ctx, "unshare", append(args, "sh", "-c", text)...)
-	cmd.Env = env
-	for k, v := range vars {
-		cmd.Env = append(cmd.Env, k+"="+v)
-	}
-	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = b.log, b.log
-	// A Ctrl-C is for imagegen, which ends the script: the script would report it as a fault of its own.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	progress, report, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer progress.Close()
-	cmd.ExtraFiles = []*os.File{report}
-	if err := cmd.Start(); err != nil {
-		report.Close()
-		return err
-	}
-	report.Close()
-	for s := bufio.NewScanner(progress); s.Scan(); {
-		if what, ok := strings.CutPrefix(s.Text(), "step: "); ok {
-			b.begin(what)
-		}
-	}
-	if err := cmd.Wait(); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return b.withLog(err)
-	}
-	return nil
-}
-
-// withLog adds the last lines of the log to an error.
-func (b *bake) withLog(err error) error {
-	if _, err := b.log.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	if tail := program.LastLines(b.log, 8); tail != "" {
-		return fmt.Errorf("%w; the log %s ends in\n%s", err, b.log.Name(), tail)
-	}
-	return err
 }

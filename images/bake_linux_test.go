@@ -24,6 +24,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/distro"
+	"imagegen/images/builder"
 	"imagegen/images/disk"
 	"imagegen/images/format"
 	"imagegen/images/packages"
@@ -75,7 +76,7 @@ func needBake(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: bakes are NOT tested")
 	}
-	if err := checkTools(program.Path, "debian12"); err != nil {
+	if err := builder.CheckTools(program.Path, toolsOf("debian12")); err != nil {
 		t.Skipf("bakes are NOT tested: %v", err)
 	}
 	lines, err := packages.HostSources("/", distro.Named("debian12"))
@@ -594,7 +595,7 @@ func fullAtWork(t *testing.T, dir, cache string) {
 
 // TestSmallDisk refuses to begin.
 func TestSmallDisk(t *testing.T) {
-	if err := checkTools(program.Path, "debian12"); err != nil {
+	if err := builder.CheckTools(program.Path, toolsOf("debian12")); err != nil {
 		t.Skipf("a small disk is NOT tested: %v", err)
 	}
 	small := mountSmall(t, 64<<20)
@@ -608,7 +609,7 @@ func TestSmallDisk(t *testing.T) {
 
 // TestNoBase has archives from which no base can be made.
 func TestNoBase(t *testing.T) {
-	if err := checkTools(program.Path, "debian12"); err != nil {
+	if err := builder.CheckTools(program.Path, toolsOf("debian12")); err != nil {
 		t.Skipf("bases that fail are NOT tested: %v", err)
 	}
 	t.Parallel()
@@ -634,19 +635,22 @@ func TestNoBase(t *testing.T) {
 
 func TestMissingTools(t *testing.T) {
 	if os.Geteuid() != 0 {
-		wantError(t, checkTools(program.Path, "debian12"), "only root may", "sudo")
+		wantError(t, builder.CheckTools(program.Path, toolsOf("debian12")), "only root may", "sudo")
 		t.Skip("not root: missing tools are NOT tested")
 	}
 	bin := t.TempDir()
 	for _, tool := range tools {
+		if filepath.IsAbs(tool.program) {
+			continue
+		}
 		if tool.program != "mmdebstrap" && tool.program != "extlinux" && tool.program != "e2fsck" {
 			if err := os.WriteFile(filepath.Join(bin, tool.program), nil, 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	wantError(t, checkTools("/nonexistent:"+bin, "debian12"), "baking needs mmdebstrap, extlinux, e2fsck", "apt-get install mmdebstrap extlinux e2fsprogs")
-	wantError(t, checkTools("/nonexistent", "centos7"), "xfs_growfs, xfs_repair, qemu-img: ", "xfsprogs qemu-utils")
+	wantError(t, builder.CheckTools("/nonexistent:"+bin, toolsOf("debian12")), "baking needs mmdebstrap, extlinux, e2fsck", "apt-get install mmdebstrap extlinux e2fsprogs")
+	wantError(t, builder.CheckTools("/nonexistent", toolsOf("centos7")), "xfs_growfs, xfs_repair, qemu-img: ", "xfsprogs qemu-utils")
 }
 
 // TestLeftovers: folders of bakes that are at work stay, others go; so do loop devices.

@@ -19,9 +19,6 @@ var centosScript string
 //go:embed scripts/centos7-chroot.sh
 var centosChrootScript string
 
-//go:embed scripts/vm.sh
-var vmScript string
-
 //go:embed scripts/centos7-resolve.sh
 var centosResolveScript string
 

@@ -17,6 +17,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/distro"
+	"imagegen/images/builder"
 	"imagegen/images/packages"
 	"imagegen/internal/program"
 	"imagegen/internal/sparse"
@@ -146,7 +147,7 @@ func must(t *testing.T, cmd *exec.Cmd) string {
 
 // TestCentOSBaseFails: what a person has to see when the base cannot be had, and that nothing of it is kept.
 func TestCentOSBaseFails(t *testing.T) {
-	if err := checkTools(program.Path, "centos7"); err != nil {
+	if err := builder.CheckTools(program.Path, toolsOf("centos7")); err != nil {
 		t.Skipf("NOT TESTED: %v", err)
 	}
 	data := testkit.Disk()
@@ -224,13 +225,15 @@ type overlayBuilder struct {
 	out   *string // what was printed
 }
 
-func (o overlayBuilder) install(ctx context.Context, b *bake) error {
+func (overlayBuilder) VM() bool { return false }
+
+func (o overlayBuilder) Install(ctx context.Context, b *builder.Job) error {
 	args := []string{"--mount", "--pid", "--fork", "--kill-child"}
-	if !b.network {
+	if !b.Network {
 		args = append(args, "--net")
 	}
 	cmd := exec.CommandContext(ctx, "unshare", append(args, "sh", "-c", centosBakeRoot)...)
-	cmd.Env = append(os.Environ(), "DIR="+o.dir, "BAKE="+b.inputs(""), "CHECK="+o.check)
+	cmd.Env = append(os.Environ(), "DIR="+o.dir, "BAKE="+b.Input(""), "CHECK="+o.check)
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	*o.out = string(out)
@@ -332,7 +335,8 @@ func TestCentOSScript(t *testing.T) {
 			t.Fatal(err)
 		}
 		var out string
-		b := &bake{config: c, work: filepath.Join(c.CacheDir, "ask"), base: c.centosInputs(), network: true, builder: overlayBuilder{t.TempDir(), "", &out}}
+		b := &bake{config: c, plan: &plan{}, base: c.centosInputs(), builder: overlayBuilder{t.TempDir(), "", &out}}
+		b.Work, b.Network = filepath.Join(c.CacheDir, "ask"), true
 		l := &packages.Lock{Roles: map[string]*packages.Pins{}}
 		err := question{lock: l, requests: requests}.ask(b, ctx)
 		return b, l, out, err
@@ -349,14 +353,14 @@ func TestCentOSScript(t *testing.T) {
 	bake := func(t *testing.T, b *bake, l *packages.Lock, role, check string) string {
 		t.Helper()
 		var out string
-		b.work = filepath.Join(b.config.CacheDir, "bake")
-		b.network, b.builder = false, overlayBuilder{t.TempDir(), check, &out}
+		b.Work = filepath.Join(b.config.CacheDir, "bake")
+		b.Network, b.builder = false, overlayBuilder{t.TempDir(), check, &out}
 		b.base.Pinned, b.plan.inputs.Pinned = l.Base.Packages, l.Roles[role].Packages
-		testkit.Write(t, filepath.Join(b.work, "files/usr/share/wordpress.tar.gz"), "x")
+		testkit.Write(t, filepath.Join(b.Work, "files/usr/share/wordpress.tar.gz"), "x")
 		if err := b.install(t.Context()); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		packages, err := os.ReadFile(filepath.Join(b.work, "packages"))
+		packages, err := os.ReadFile(filepath.Join(b.Work, "packages"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -488,7 +492,7 @@ func TestCentOSBake(t *testing.T) {
 	}
 	needCentOSTools(t)
 	for _, distro := range []string{"debian12", "centos7"} {
-		if err := checkTools(program.Path, distro); err != nil {
+		if err := builder.CheckTools(program.Path, toolsOf(distro)); err != nil {
 			t.Skipf("NOT TESTED: %v", err)
 		}
 	}

@@ -1,17 +1,18 @@
 package images
 
 import (
+	known "imagegen/distro"
+	"imagegen/images/builder"
+	"imagegen/images/disk"
+	"imagegen/internal/program"
+
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
-	"strings"
 	"syscall"
 
-	"imagegen/images/disk"
 	"imagegen/internal/filelock"
 )
 
@@ -33,61 +34,30 @@ var tools = []struct{ program, pkg, distro string }{
 	{"xfs_growfs", "xfsprogs", "centos7"},
 	{"xfs_repair", "xfsprogs", "centos7"},
 	{"qemu-img", "qemu-utils", "centos7"},
+	{disk.BootSector, "syslinux-common", "debian12"},
 }
 
-// checkTools makes sure that a distro's images can be baked here, with the programs in path, and names all that is
-// missing at once.
-func checkTools(path, distro string) error {
-	if os.Geteuid() != 0 {
-		return errors.New("baking mounts disks and changes root, which only root may: run it with sudo")
-	}
-	var missing, packages []string
-	add := func(what, pkg string) {
-		missing = append(missing, what)
-		if !strings.Contains(" "+strings.Join(packages, " ")+" ", " "+pkg+" ") {
-			packages = append(packages, pkg)
-		}
-	}
+// toolsOf are those of a distro.
+func toolsOf(distro string) (all []program.Tool) {
 	for _, t := range tools {
-		if t.distro != "" && t.distro != distro {
-			continue
-		}
-		if !slices.ContainsFunc(filepath.SplitList(path), func(dir string) bool {
-			_, err := exec.LookPath(filepath.Join(dir, t.program))
-			return err == nil
-		}) {
-			add(t.program, t.pkg)
+		if t.distro == "" || t.distro == distro {
+			all = append(all, program.Tool{Name: t.program, Package: t.pkg})
 		}
 	}
-	if _, err := os.Stat(disk.BootSector); err != nil && distro == "debian12" {
-		add(disk.BootSector, "syslinux-common")
-	}
-	if len(missing) > 0 {
-		return fmt.Errorf("baking needs %s: apt-get install %s", strings.Join(missing, ", "), strings.Join(packages, " "))
-	}
-	return nil
+	return all
 }
 
-// checkMounting makes sure that this process may mount, by doing what a bake does first: root in a container may not.
-func checkMounting() error {
-	if out, err := exec.Command("unshare", "--mount", "--propagation", "private", "true").CombinedOutput(); err != nil {
-		return fmt.Errorf("no right to mount (CAP_SYS_ADMIN): run the container with --privileged (%s)", strings.TrimSpace(string(out)))
-	}
-	return nil
+// chooseBuilder returns the builder for the spec's images, and for people which and why.
+func (c *Config) chooseBuilder() (_ builder.Builder, why string, err error) {
+	return builder.Choose(builder.Options{Name: c.Builder, Limit: c.Limit, Tools: toolsOf(c.Spec.Distro), Local: c.Spec.Distro == "debian12"})
 }
-
-// Bytes that making the base and an image take at most. A base that is downloaded is there packed as well.
-var (
-	baseSpace  = map[string]int64{"debian12": 2 << 30, "centos7": 4 << 30}
-	imageSpace = map[string]int64{"debian12": 1600 << 20, "centos7": 3 << 30}
-	vmSpace    = map[string]int64{"debian12": 2 << 30, "centos7": 0} // beside that: the disks of a VM
-)
 
 // checkSpace refuses to begin what cannot end.
-func (c *Config) checkSpace(plans []*plan, by builder) error {
-	each := imageSpace[c.Spec.Distro]
-	if _, ok := by.(vmBuilder); ok {
-		each += vmSpace[c.Spec.Distro]
+func (c *Config) checkSpace(plans []*plan, by builder.Builder) error {
+	space := known.Named(c.Spec.Distro).Space
+	each := space.Image
+	if by.VM() {
+		each += space.VM
 	}
 	need := int64(len(plans)) * each
 	what := fmt.Sprintf("%d images", len(plans))
@@ -95,7 +65,7 @@ func (c *Config) checkSpace(plans []*plan, by builder) error {
 		what = "an image"
 	}
 	if _, err := os.Stat(c.baseDir(plans[0].inputs.Base)); err != nil {
-		need += baseSpace[c.Spec.Distro]
+		need += space.Base
 	}
 	if free, ok := freeBytes(c.CacheDir); ok && free < need {
 		return fmt.Errorf("baking %s takes about %d MiB in %s, and %d MiB are free: free some space there, or name another folder with --cache", what, need>>20, c.CacheDir, free>>20)
@@ -164,33 +134,10 @@ func (c *Config) removeLeftovers(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("remove what a killed bake left: %w", err)
 		}
-		err = detach(dir)
-		if _, statErr := os.Stat(filepath.Join(dir, vboxFolder)); statErr == nil && (virtualBox{}).check() == nil {
-			err = errors.Join(err, virtualBox{}.forget(ctx, dir))
-		}
-		err = errors.Join(err, os.RemoveAll(dir))
+		err = errors.Join(builder.Clean(ctx, dir), os.RemoveAll(dir))
 		lock.Close()
 		if err != nil {
 			return fmt.Errorf("remove what a killed bake left: %w", err)
-		}
-	}
-	return nil
-}
-
-// detach frees the loop devices whose files are below dir.
-func detach(dir string) error {
-	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		backing, err := os.ReadFile(f)
-		if err != nil || !strings.HasPrefix(string(backing), dir+"/") {
-			continue // freed meanwhile, or another's
-		}
-		loop := "/dev/" + strings.Split(f, "/")[3]
-		if out, err := exec.Command("losetup", "--detach", loop).CombinedOutput(); err != nil {
-			return fmt.Errorf("free %s: %w: %s", loop, err, strings.TrimSpace(string(out)))
 		}
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"imagegen/cluster"
+	"imagegen/images/builder"
 	"imagegen/images/packages"
 	"imagegen/internal/jsonhash"
 	"imagegen/internal/sparse"
@@ -83,7 +84,7 @@ func (c *Config) inputs(ctx context.Context, name string, base baseInputs, agent
 		Downloads: downloads(c.Spec, d), Disable: d.Disable, Remove: d.Remove,
 	}
 	if c.Spec.Distro == "centos7" {
-		in.Install = jsonhash.Of(centosChrootScript + vmScript + centosScript)
+		in.Install = jsonhash.Of(centosChrootScript + builder.VMScript + centosScript)
 		in.repos = centosRepos(c.Spec, d)
 		in.SELinux = &selinux{c.Spec.SELinux, d.SELinux}
 	}

@@ -44,12 +44,6 @@ type Config struct {
 	UI        Progress
 }
 
-// Builders are the ways of baking, the quickest first.
-var Builders = []string{"chroot", "qemu", "virtualbox"}
-
-// BakeLimit is how long a bake in a VM may take unless the configuration says otherwise. An emulated one takes minutes.
-const BakeLimit = time.Hour
-
 // Progress is told how the bakes go. Its methods may be called at once by several goroutines.
 type Progress interface {
 	// Step says what the image (the base, or the names of the roles that share it) is at now.

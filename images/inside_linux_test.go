@@ -22,8 +22,9 @@ func TestDownloadStaysBelow(t *testing.T) {
 	sum := testkit.SHA256([]byte("x"))
 	testkit.Write(t, c.store().Path(sum), "x")
 	for i, path := range []string{"/../../escaped", "/a/../../../escaped", "/good/file"} {
-		b := &bake{config: c, work: filepath.Join(dir, "work", fmt.Sprint(i)), plan: &plan{}}
-		if err := os.MkdirAll(b.work, 0o755); err != nil {
+		b := &bake{config: c, plan: &plan{}}
+		b.Work = filepath.Join(dir, "work", fmt.Sprint(i))
+		if err := os.MkdirAll(b.Work, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		b.plan.inputs.Downloads = []roles.Download{{URL: "http://example.com/x", SHA256: sum, Path: path}}

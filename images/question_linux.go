@@ -58,13 +58,14 @@ func (c *Config) resolveYum(ctx context.Context, now *packages.Lock, requests ma
 			q.requests[name] = in
 		}
 	}
-	b := &bake{config: c, name: packagesName, plan: asked, base: base, network: true, builder: by}
+	b := &bake{config: c, name: packagesName, plan: asked, base: base, builder: by}
+	b.Network = true
 	err = b.run(ctx,
 		step{"copy the base", (*bake).copyBase},
 		step{"find out which are needed", q.ask})
 	if err != nil {
 		if ctx.Err() == nil {
-			log, _ := os.ReadFile(b.log.Name()) // without it, err says enough
+			log, _ := os.ReadFile(b.Log.Name()) // without it, err says enough
 			if found := c.absentFaults(string(log)); found != nil {
 				return found
 			}
@@ -88,17 +89,17 @@ type question struct {
 // ask runs the script that has yum answer.
 func (q question) ask(b *bake, ctx context.Context) error {
 	if q.lock.Base != nil {
-		if err := b.config.store().TakeRPMs(ctx, b.inputs("base/rpms"), q.lock.Base.Packages); err != nil {
+		if err := b.config.store().TakeRPMs(ctx, b.Input("base/rpms"), q.lock.Base.Packages); err != nil {
 			return err
 		}
-	} else if err := request(b.inputs("base"), b.base.Packages, centosRepos(b.config.Spec, roles.Distro{})); err != nil {
+	} else if err := request(b.Input("base"), b.base.Packages, centosRepos(b.config.Spec, roles.Distro{})); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(b.inputs("roles"), 0o755); err != nil {
+	if err := os.MkdirAll(b.Input("roles"), 0o755); err != nil {
 		return err
 	}
 	for name, in := range q.requests {
-		dir := b.inputs("roles/" + name)
+		dir := b.Input("roles/" + name)
 		if err := request(dir, in.Packages, in.repos); err != nil {
 			return err
 		}
@@ -106,13 +107,13 @@ func (q question) ask(b *bake, ctx context.Context) error {
 			return err
 		}
 	}
-	if err := os.WriteFile(b.inputs("script"), []byte(centosResolveScript), 0o644); err != nil {
+	if err := os.WriteFile(b.Input("script"), []byte(centosResolveScript), 0o644); err != nil {
 		return err
 	}
-	if err := b.builder.install(ctx, b); err != nil {
+	if err := b.runBuilder(ctx); err != nil {
 		return err
 	}
-	answer, err := os.ReadFile(b.inputs("packages"))
+	answer, err := os.ReadFile(b.Input("packages"))
 	if err != nil {
 		return err
 	}
@@ -123,7 +124,7 @@ func (q question) ask(b *bake, ctx context.Context) error {
 	for _, list := range found {
 		for _, p := range b.config.store().Lacking(list) {
 			// What is not here is found in the repositories later, by its hash.
-			path := b.inputs("found/" + p.SHA256)
+			path := b.Input("found/" + p.SHA256)
 			if info, err := os.Stat(path); err == nil && info.Size() > 0 {
 				if err := b.config.store().Add(ctx, path, p.SHA256, "package "+p.String()); err != nil {
 					return err
@@ -152,8 +153,8 @@ func request(dir string, names []string, repos []packages.Repo) error {
 // layRPMs lays the packages of an image of centos7.
 func (b *bake) layRPMs(ctx context.Context) error {
 	return errors.Join(
-		b.config.store().TakeRPMs(ctx, b.inputs("base"), b.base.Pinned),
-		b.config.store().TakeRPMs(ctx, b.inputs("role"), b.plan.inputs.Pinned))
+		b.config.store().TakeRPMs(ctx, b.Input("base"), b.base.Pinned),
+		b.config.store().TakeRPMs(ctx, b.Input("role"), b.plan.inputs.Pinned))
 }
 
 // parseFound reads the script's list of packages: for whom, name, version, architecture and SHA-256 a line.

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"imagegen/cluster"
+	"imagegen/images/builder"
 	"imagegen/images/format"
 	"imagegen/internal/program"
 	"imagegen/internal/testkit"
@@ -20,25 +21,25 @@ func TestNoRightToMount(t *testing.T) {
 		t.Skip("needs root: that rights are missed is NOT tested")
 	}
 	testkit.Program(t, "setpriv", "util-linux")
-	if err := checkTools(program.Path, "debian12"); err != nil {
+	if err := builder.CheckTools(program.Path, toolsOf("debian12")); err != nil {
 		t.Skipf("needs what a bake needs: that rights are missed is NOT tested: %v", err)
 	}
 	imagegen := theProgram(t)
-	for _, builder := range []string{"", "--builder=chroot", "--builder=qemu"} {
+	for _, by := range []string{"", "--builder=chroot", "--builder=qemu"} {
 		cache := t.TempDir()
 		dir := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
 		args := []string{"--bounding-set=-sys_admin", "--inh-caps=-sys_admin", imagegen, "build", "-f", filepath.Join(dir, "cluster.yaml"), "--cache", cache,
 			"--agent", filepath.Join(dir, "agent")}
-		if builder != "" {
-			args = append(args, builder)
+		if by != "" {
+			args = append(args, by)
 		}
 		cmd := exec.Command("setpriv", args...)
 		out, _ := cmd.CombinedOutput()
 		if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "no right to mount (CAP_SYS_ADMIN): run the container with --privileged") {
-			t.Errorf("%q: exit code %d\n%s", builder, cmd.ProcessState.ExitCode(), out)
+			t.Errorf("%q: exit code %d\n%s", by, cmd.ProcessState.ExitCode(), out)
 		}
 		if left := append(files(t, filepath.Join(cache, "packages")), kept(cache, "archive/*")...); len(left) > 0 {
-			t.Errorf("%q: it has fetched %q", builder, left)
+			t.Errorf("%q: it has fetched %q", by, left)
 		}
 	}
 }

@@ -1,11 +1,8 @@
 package images
 
 import (
-	"archive/tar"
-	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/images/builder"
 	"imagegen/images/packages"
 	"imagegen/internal/accel"
 	"imagegen/internal/program"
@@ -24,117 +22,11 @@ import (
 	"imagegen/internal/testkit"
 )
 
-func speaker(t *testing.T, text string) string { return speakerAt(t, testkit.COM1, text) }
-
-func speakerAt(t *testing.T, port uint16, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "a,disk.raw") // the comma would end QEMU's option
-	testkit.Write(t, path, string(testkit.Speaker(1<<20, port, text)))
-	return path
-}
-
-func needQEMU(t *testing.T) {
-	t.Helper()
-	if err := (&qemu{}).check(); err != nil {
-		t.Skipf("VMs are NOT tested: %v", err)
-	}
-}
-
-// bareVM is a VM with a disk and nothing of use beside it.
-func bareVM(t *testing.T, disk string) vm {
-	t.Helper()
-	dir := t.TempDir()
-	m := vm{work: dir, disks: []string{disk, filepath.Join(dir, "inputs,tar")}, made: filepath.Join(dir, "made"), seed: filepath.Join(dir, "seed.iso"), memory: 64}
-	for _, path := range []string{m.disks[1], m.made, m.seed} {
-		testkit.Write(t, path, strings.Repeat("\x00", 1<<20))
-	}
-	return m
-}
-
-// TestRunQEMU: what a real QEMU passes on of a VM's two serial ports, and how it ends.
-func TestRunQEMU(t *testing.T) {
-	needQEMU(t)
-	q := &qemu{accel: "tcg"}
-	stop := errors.New("enough")
-	for _, tt := range []struct{ port, disk string }{{"console", speaker(t, "hello\n")}, {"bake", speakerAt(t, testkit.COM2, "hello\n")}} {
-		ctx, end := context.WithCancelCause(t.Context())
-		defer end(nil)
-		ends := &accel.Sign{Text: "hello\n", Seen: func() { end(stop) }}
-		ports := map[string]io.Writer{"console": io.Discard, "bake": io.Discard}
-		ports[tt.port] = ends
-		if err := q.run(ctx, bareVM(t, tt.disk), ports["console"], ports["bake"]); err != stop {
-			t.Errorf("%s: %v", tt.port, err)
-		}
-	}
-	if err := q.run(t.Context(), bareVM(t, "/nonexistent/disk"), io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "No such file") {
-		t.Errorf("a disk that is not there: %v", err)
-	}
-}
-
-// TestInputs: the archive that a VM gets is one that tar reads, and begins with what the script in the VM looks for.
-func TestInputs(t *testing.T) {
-	dir := t.TempDir()
-	testkit.Write(t, filepath.Join(dir, "bake", "archive", "a_1%3a2~x+y_all.deb"), "deb")
-	testkit.Write(t, filepath.Join(dir, "bake", "script"), "echo")
-	path := filepath.Join(dir, "inputs.tar")
-	size, err := writeTar(t.Context(), filepath.Join(dir, "bake"), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil || int64(len(data)) != size || size%512 != 0 || !strings.HasPrefix(string(data), inputsMark+"\x00") {
-		t.Errorf("%d bytes, said to be %d: %v", len(data), size, err)
-	}
-	for _, mark := range []string{inputsMark, madeMark} {
-		if !strings.Contains(vmScript, "find_disk "+mark+")") || len(mark) != 13 {
-			t.Errorf("the script in the VM does not look for %s", mark)
-		}
-	}
-	var names []string
-	for r := tar.NewReader(strings.NewReader(string(data))); ; {
-		h, err := r.Next()
-		if err != nil {
-			break
-		}
-		names = append(names, h.Name)
-	}
-	if want := []string{inputsMark, "archive/", "archive/a_1%3a2~x+y_all.deb", "script"}; !slices.Equal(names, want) {
-		t.Errorf("%q, want %q", names, want)
-	}
-}
-
-// TestFromVM: what is on this machine's loopback is where a VM finds it, and nothing else is changed.
-func TestFromVM(t *testing.T) {
-	for _, tt := range []struct{ name, value, want string }{
-		{"http_proxy", "http://127.0.0.1:3128/", "http://10.0.2.2:3128/"},
-		{"https_proxy", "http://[::1]:3128", "http://10.0.2.2:3128"},
-		{"HTTPS_PROXY", "http://proxy.example.org:1/", "http://proxy.example.org:1/"},
-		{"no_proxy", "localhost,127.0.0.1", "localhost,127.0.0.1"},
-	} {
-		if got := fromVM(tt.name, tt.value); got != tt.want {
-			t.Errorf("%s=%s: %s, want %s", tt.name, tt.value, got, tt.want)
-		}
-	}
-}
-
-// TestVMScript: the script in the VM is one that sh reads.
-func TestVMScript(t *testing.T) {
-	for _, argv := range [][]string{{"sh", "-n"}, {"bash", "-n"}, {"shellcheck", "-s", "sh", "-"}} {
-		if _, err := exec.LookPath(argv[0]); err != nil {
-			t.Skipf("SKIPPED: %s is missing: make checkers", argv[0])
-		}
-		cmd := exec.Command(argv[0], argv[1:]...)
-		cmd.Stdin = strings.NewReader(vmScript)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Errorf("%s: %v\n%s", argv[0], err, out)
-		}
-	}
-}
-
 // TestBuilderChoice: a builder that was asked for is taken or refused; else the first that can be used, and it is said why.
 func TestBuilderChoice(t *testing.T) {
 	c := mustConfig(t, testDir(t, tinySpec, map[string]string{"tiny": tinyRole}), t.TempDir())
-	noChroot, noQEMU := checkTools(program.Path, "debian12"), (&qemu{}).check()
+	noChroot := builder.CheckTools(program.Path, toolsOf("debian12"))
+	_, noQEMU := exec.LookPath(accel.QEMU)
 	for asked, broken := range map[string]error{"chroot": noChroot, "qemu": errors.Join(noChroot, noQEMU)} {
 		c.Builder = asked
 		if _, why, err := c.chooseBuilder(); (err == nil) != (broken == nil) || err == nil && why != asked+" (as asked for)" {
@@ -142,7 +34,7 @@ func TestBuilderChoice(t *testing.T) {
 		}
 	}
 	c.Builder = ""
-	if by, why, err := c.chooseBuilder(); noChroot == nil && (by != chrootBuilder{} || why != "chroot (root on Linux, with all programs that it needs)" || err != nil) {
+	if by, why, err := c.chooseBuilder(); noChroot == nil && (by.VM() || why != "chroot (root on Linux, with all programs that it needs)" || err != nil) {
 		t.Errorf("%T, %q, %v", by, why, err)
 	}
 	// For centos7 the base is a disk, so a VM needs nothing else.
@@ -160,7 +52,7 @@ func TestBuilderChoice(t *testing.T) {
 	if by, why, err := c.chooseBuilder(); err != nil || why != "qemu (as asked for)" {
 		t.Errorf("%T, %q, %v", by, why, err)
 	}
-	if noChroot := checkTools(program.Path, "centos7"); noChroot != nil {
+	if noChroot := builder.CheckTools(program.Path, toolsOf("centos7")); noChroot != nil {
 		c.Builder = ""
 		if _, why, err := c.chooseBuilder(); err != nil || why != "qemu (not chroot: "+noChroot.Error()+")" {
 			t.Errorf("%q, %v", why, err)
@@ -277,7 +169,7 @@ func TestBakeInVM(t *testing.T) {
 		t.Skip("IMAGEGEN_E2E is not vm: bakes in VMs are NOT tested")
 	}
 	needBake(t)
-	needQEMU(t)
+	testkit.Program(t, accel.QEMU, "qemu-system-x86")
 	cache := t.TempDir()
 	dir := testDir(t, redisSpec, nil)
 	build := func(by string) (Manifest, Result, error) {

@@ -15,6 +15,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/images"
+	"imagegen/images/builder"
 	"imagegen/images/format"
 	"imagegen/internal/atomicfile"
 	"imagegen/vagrant"
@@ -36,8 +37,8 @@ func buildCommand() *cli.Command {
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
 			&cli.StringSliceFlag{Name: "format", Usage: "also write the images in `FORMAT`,…: " + strings.Join(format.Names, ", ") + "; box also writes DIR/Vagrantfile"},
-			&cli.StringFlag{Name: "builder", Usage: "bake with `BUILDER`: " + strings.Join(images.Builders, ", "), DefaultText: "the first one that is usable here"},
-			&cli.DurationFlag{Name: "time-limit", Value: images.BakeLimit, DefaultText: "1h", Usage: "stop a bake in a VM after `TIME`"},
+			&cli.StringFlag{Name: "builder", Usage: "bake with `BUILDER`: " + strings.Join(builder.Names, ", "), DefaultText: "the first one that is usable here"},
+			&cli.DurationFlag{Name: "time-limit", Value: builder.Limit, DefaultText: "1h", Usage: "stop a bake in a VM after `TIME`"},
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: images.DefaultJobs(), DefaultText: "from cores and free memory", Usage: "bake up to `N` images in parallel"},
 			&cli.BoolFlag{Name: "locked", Usage: "bake exactly what imagegen.lock pins, or fail and list the differences"},
 			offlineFlag(), cacheFlag(), agentFlag(),
@@ -78,8 +79,8 @@ func build(c *cli.Context) error {
 			return wrongf("--format %s: the formats are %s", f, strings.Join(format.Names, ", "))
 		}
 	}
-	if by := c.String("builder"); by != "" && !slices.Contains(images.Builders, by) {
-		return wrongf("--builder %s: the builders are %s", by, strings.Join(images.Builders, ", "))
+	if by := c.String("builder"); by != "" && !slices.Contains(builder.Names, by) {
+		return wrongf("--builder %s: the builders are %s", by, strings.Join(builder.Names, ", "))
 	}
 	agent, err := agentPath(c)
 	if err != nil {

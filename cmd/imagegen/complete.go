@@ -8,7 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"imagegen/distro"
-	"imagegen/images"
+	"imagegen/images/builder"
 	"imagegen/images/format"
 	"imagegen/lab"
 )
@@ -197,7 +197,7 @@ func valuesOf(c *cli.Context, command *cli.Command, f cli.Flag, before []string,
 	case "format":
 		return listed(format.Names, current)
 	case "builder":
-		return slices.Clone(images.Builders)
+		return slices.Clone(builder.Names)
 	case "provider":
 		return []string{lab.Nspawn, lab.Qemu}
 	case "distro":

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -63,4 +65,28 @@ func ProxyEnv() []string {
 		}
 	}
 	return env
+}
+
+// Tool is a program, or the absolute path of a file, that a Debian package brings.
+type Tool struct{ Name, Package string }
+
+// Missing returns those tools that are not here, with the programs in path, and the packages that bring them.
+func Missing(path string, tools []Tool) (names, packages []string) {
+	for _, t := range tools {
+		if filepath.IsAbs(t.Name) {
+			if _, err := os.Stat(t.Name); err == nil {
+				continue
+			}
+		} else if slices.ContainsFunc(filepath.SplitList(path), func(dir string) bool {
+			_, err := exec.LookPath(filepath.Join(dir, t.Name))
+			return err == nil
+		}) {
+			continue
+		}
+		names = append(names, t.Name)
+		if !slices.Contains(packages, t.Package) {
+			packages = append(packages, t.Package)
+		}
+	}
+	return names, packages
 }

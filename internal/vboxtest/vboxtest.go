@@ -121,3 +121,13 @@ cd / && exec chroot "$1" env HOME=/mnt VBOX_USER_HOME=/mnt/settings sh -c "$3"`
 	}
 	return string(out), err
 }
+
+// List lists what VirtualBox has of a kind.
+func List(t testing.TB, kind string) string {
+	t.Helper()
+	out, err := exec.Command("VBoxManage", "-q", "list", kind).Output()
+	if err != nil {
+		t.Fatalf("list %s: %v", kind, err)
+	}
+	return string(out)
+}

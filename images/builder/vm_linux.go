@@ -1,4 +1,4 @@
-package images
+package builder
 
 import (
 	"archive/tar"
@@ -17,7 +17,6 @@ import (
 	"imagegen/images/disk"
 	"imagegen/internal/ctxio"
 	"imagegen/internal/program"
-	"imagegen/internal/uuid"
 )
 
 // A bake in a VM boots the base with a seed of its own, whose cloud-init runs the script that the chroot builder runs.
@@ -69,31 +68,34 @@ type vmBuilder struct {
 	limit time.Duration // for a VM
 }
 
-func (v vmBuilder) install(ctx context.Context, b *bake) error {
-	path := func(name string) string { return filepath.Join(b.work, name) }
-	m := vm{work: b.work, disks: []string{path("result/" + diskName)}, made: path("made"), seed: path(seedName), network: b.network}
+func (vmBuilder) VM() bool { return true }
+
+func (v vmBuilder) Install(ctx context.Context, j *Job) error {
+	path := func(name string) string { return filepath.Join(j.Work, name) }
+	m := vm{work: j.Work, disks: []string{j.Disk()}, made: path("made"), seed: path(seedName), network: j.Network}
 	env := map[string]string{}
 	stage := "runcmd" // after the file system has grown
-	if b.base.SHA256 == "" {
-		b.begin("make the VM's disks")
+	if j.Base != nil {
+		j.Begin("make the VM's disks")
 		stage = "bootcmd" // as soon as there are disks
 		m.disks = []string{path("boot"), path("base")}
-		size := b.plan.inputs.DiskBytes + 1<<30 // what is unpacked, and the log of the boot
-		lower := uuid.Of("below " + b.base.identity())
-		tree := disk.Tree{Lower: filepath.Join(b.config.baseDir(b.base), treeName), Upper: path("nothing")}
-		for i, id := range []string{b.base.uuid(), lower} {
-			if err := b.putTree(ctx, tree, m.disks[i], size, id); err != nil {
+		image := j.Base.Disk
+		image.Bytes += 1 << 30 // what is unpacked, and the log of the boot
+		tree := disk.Tree{Lower: j.Base.Root, Upper: path("nothing")}
+		for i, id := range []string{image.UUID, j.Base.Below} {
+			image.UUID = id
+			if err := disk.Write(ctx, m.disks[i], tree, image); err != nil {
 				return err
 			}
 		}
-		env["LOWER"], env["SOURCE_DATE_EPOCH"] = lower, fmt.Sprint(disk.Newest)
-		if err := os.WriteFile(b.inputs("layer"), []byte(installScript), 0o644); err != nil {
+		env["LOWER"], env["SOURCE_DATE_EPOCH"] = j.Base.Below, fmt.Sprint(disk.Newest)
+		if err := os.WriteFile(j.Input("layer"), []byte(j.Enter), 0o644); err != nil {
 			return err
 		}
 	} else if info, err := os.Stat(m.disks[0]); err != nil {
 		return err
-	} else if info.Size() < b.plan.inputs.DiskBytes { // cloud-init grows what is on it
-		if err := os.Truncate(m.disks[0], b.plan.inputs.DiskBytes); err != nil {
+	} else if info.Size() < j.Bytes { // cloud-init grows what is on it
+		if err := os.Truncate(m.disks[0], j.Bytes); err != nil {
 			return err
 		}
 	}
@@ -103,11 +105,11 @@ func (v vmBuilder) install(ctx context.Context, b *bake) error {
 			env[name] = fromVM(name, value)
 		}
 	}
-	if err := os.WriteFile(b.inputs("env"), []byte(assignments(env)), 0o600); err != nil {
+	if err := os.WriteFile(j.Input("env"), []byte(Assignments(env)), 0o600); err != nil {
 		return err
 	}
 	inputs := path("inputs.tar")
-	size, err := writeTar(ctx, b.inputs(""), inputs)
+	size, err := writeTar(ctx, j.Input(""), inputs)
 	if err != nil {
 		return fmt.Errorf("pack what is to go in: %w", err)
 	}
@@ -115,44 +117,44 @@ func (v vmBuilder) install(ctx context.Context, b *bake) error {
 	m.memory = 1024 + size>>20 // it is unpacked into memory
 	err = errors.Join(
 		os.WriteFile(m.made, []byte(madeMark), 0o600),
-		os.Truncate(m.made, b.plan.inputs.DiskBytes+1<<30),
-		bakeSeed(b.plan.identity, stage).WriteISO(m.seed))
+		os.Truncate(m.made, j.Bytes+1<<30),
+		bakeSeed(j.ID, stage).WriteISO(m.seed))
 	if err != nil {
 		return err
 	}
-	b.begin("find out how to run a VM")
-	if err := v.prepare(ctx, m.disks[0], b.config.UI.Note); err != nil {
+	j.Begin("find out how to run a VM")
+	if err := v.prepare(ctx, m.disks[0], j.Note); err != nil {
 		return err
 	}
-	b.begin("boot the VM")
+	j.Begin("boot the VM")
 	limited, cancel := context.WithTimeoutCause(ctx, v.limit, fmt.Errorf("the VM is not done after %s, which is its limit (--time-limit)", v.limit))
 	defer cancel()
-	r := newReport(b.log, b.begin)
+	r := newReport(j.Log, j.Begin)
 	err = r.end(v.run(limited, m, &lines{pass: r.consoleLine}, &lines{pass: r.bakeLine}))
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if err != nil {
-		return b.withLog(err)
+		return j.withLog(err)
 	}
-	if err := program.Run(ctx, "tar", "tar", "-C", b.work, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-x", "-f", m.made); err != nil {
+	if err := program.Run(ctx, "tar", "tar", "-C", j.Work, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-x", "-f", m.made); err != nil {
 		return fmt.Errorf("unpack what was made: %w; the cache has to be on a file system that can hold what overlayfs makes, such as ext4 or XFS", err)
 	}
 	for _, used := range append(m.disks, m.made) { // of no use any more, and space may be scarce
-		if filepath.Dir(used) == b.work {
+		if filepath.Dir(used) == j.Work {
 			if err := os.Remove(used); err != nil {
 				return err
 			}
 		}
 	}
-	return os.Rename(path("packages"), b.inputs("packages"))
+	return os.Rename(path("packages"), j.Input("packages"))
 }
 
 // bakeSeed is what cloud-init in the VM is told: to run the script in one of its stages.
 func bakeSeed(id, stage string) cloudinit.Seed {
 	data, err := yaml.Marshal(map[string]any{
 		"preserve_hostname": true, "users": []string{}, "ssh_genkeytypes": []string{"ed25519"},
-		stage: [][]string{{"sh", "-c", vmScript}},
+		stage: [][]string{{"sh", "-c", VMScript}},
 	})
 	if err != nil {
 		panic(err) // strings

@@ -1,0 +1,30 @@
+package builder
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"imagegen/internal/program"
+)
+
+// CheckTools makes sure that images can be baked here with the programs in path, and names all that is missing at once.
+func CheckTools(path string, tools []program.Tool) error {
+	if os.Geteuid() != 0 {
+		return errors.New("baking mounts disks and changes root, which only root may: run it with sudo")
+	}
+	if names, packages := program.Missing(path, tools); len(names) > 0 {
+		return fmt.Errorf("baking needs %s: apt-get install %s", strings.Join(names, ", "), strings.Join(packages, " "))
+	}
+	return nil
+}
+
+// checkMounting makes sure that this process may mount, by doing what a bake does first: root in a container may not.
+func checkMounting() error {
+	if out, err := exec.Command("unshare", "--mount", "--propagation", "private", "true").CombinedOutput(); err != nil {
+		return fmt.Errorf("no right to mount (CAP_SYS_ADMIN): run the container with --privileged (%s)", strings.TrimSpace(string(out)))
+	}
+	return nil
+}

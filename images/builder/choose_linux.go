@@ -1,0 +1,94 @@
+package builder
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"imagegen/internal/program"
+)
+
+// Builder runs the script that makes an image.
+type Builder interface {
+	Install(context.Context, *Job) error
+	// VM says whether it runs in a virtual machine, whose disks take room beside the image's.
+	VM() bool
+}
+
+// Options say which builder is asked for, and what it needs.
+type Options struct {
+	Name  string        // one of Names; empty: the first of them that can be used here
+	Limit time.Duration // for a bake in a VM; 0: Limit
+	// Tools that bakes in a root file system on this machine need.
+	Tools []program.Tool
+	// Local says that base and disks are made on this machine in any case.
+	Local bool
+}
+
+// chrootBuilder works in a root file system that is mounted on this machine.
+type chrootBuilder struct{}
+
+func (chrootBuilder) VM() bool { return false }
+
+func (chrootBuilder) Install(ctx context.Context, j *Job) error {
+	vars := map[string]string{"WORK": j.Work, "BAKE": filepath.Join(j.Work, "bake")}
+	if j.Base == nil {
+		vars["DISK"], vars["BYTES"] = j.Disk(), strconv.FormatInt(j.Bytes, 10)
+		return j.Script(ctx, j.Enter, vars)
+	}
+	vars["BASE"], vars["UPPER"] = j.Base.Root, j.Upper()
+	if err := os.Mkdir(j.Upper(), 0o755); err != nil {
+		return err
+	}
+	return j.Script(ctx, j.Enter, vars)
+}
+
+// Choose returns the builder that is asked for, or the first that can be used here, and for people which and why.
+func Choose(o Options) (_ Builder, why string, err error) {
+	var not []string
+	for _, name := range Names {
+		if o.Name != "" && o.Name != name {
+			continue
+		}
+		by, err := o.builder(name)
+		if err == nil {
+			switch {
+			case o.Name != "":
+				why = "as asked for"
+			case name == "chroot":
+				why = "root on Linux, with all programs that it needs"
+			default:
+				why = strings.Join(not, "; ")
+			}
+			return by, fmt.Sprintf("%s (%s)", name, why), nil
+		}
+		if o.Name != "" {
+			return nil, "", fmt.Errorf("builder %s: %w", name, err)
+		}
+		not = append(not, fmt.Sprintf("not %s: %v", name, err))
+	}
+	return nil, "", errors.New("no builder can be used here: " + strings.Join(not, "; "))
+}
+
+// builder returns a builder if it can be used here.
+func (o Options) builder(name string) (Builder, error) {
+	if name == "chroot" {
+		return chrootBuilder{}, cmp.Or(CheckTools(program.Path, o.Tools), checkMounting())
+	}
+	v := vmBuilder{hypervisor: &qemu{}, limit: cmp.Or(o.Limit, Limit)}
+	if name == "virtualbox" {
+		v.hypervisor = virtualBox{}
+	}
+	if o.Local {
+		if err := cmp.Or(CheckTools(program.Path, o.Tools), checkMounting()); err != nil {
+			return nil, err
+		}
+	}
+	return v, v.check()
+}
