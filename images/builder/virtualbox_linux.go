@@ -17,6 +17,7 @@ import (
 
 	"imagegen/internal/program"
 	"imagegen/internal/uuid"
+	"imagegen/internal/vbox"
 )
 
 // virtualBox runs VMs with VirtualBox. A VM is registered with the VirtualBox of whoever runs imagegen while it is used.
@@ -38,15 +39,6 @@ func (virtualBox) prepare(context.Context, string, func(string)) error { return 
 
 // vboxName is the name of the VM of the bake in a folder.
 func vboxName(work string) string { return "imagegen-" + filepath.Base(work) }
-
-// vboxManage runs VBoxManage.
-func vboxManage(ctx context.Context, args ...string) error {
-	out, err := exec.CommandContext(ctx, "VBoxManage", append([]string{"-q"}, args...)...).CombinedOutput()
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("VBoxManage %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
-	}
-	return ctx.Err()
-}
 
 // steps are the calls of VBoxManage that make the VM. Its serial ports write to files that are there.
 func (virtualBox) steps(m vm, console, bake string) ([][]string, error) {
@@ -122,7 +114,7 @@ func (v virtualBox) run(ctx context.Context, m vm, console, bake io.Writer) (err
 		return err
 	}
 	for _, c := range calls {
-		if err := vboxManage(ctx, c...); err != nil {
+		if _, err := vbox.Manage(ctx, c...); err != nil {
 			return cmpCause(ctx, err)
 		}
 	}
@@ -184,16 +176,15 @@ func (virtualBox) forget(ctx context.Context, work string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		out, err := exec.CommandContext(ctx, "VBoxManage", "-q", "showvminfo", name, "--machinereadable").CombinedOutput()
-		if err != nil {
-			if strings.Contains(string(out), "VBOX_E_OBJECT_NOT_FOUND") {
-				vboxManage(ctx, "closemedium", "dvd", filepath.Join(work, seedName)) // it may be in none
-				return nil
-			}
-			return fmt.Errorf("VBoxManage showvminfo: %w: %s", err, strings.TrimSpace(string(out)))
+		if _, err := vbox.Manage(ctx, "showvminfo", name, "--machinereadable"); vbox.IsCode(err, "VBOX_E_OBJECT_NOT_FOUND") {
+			vbox.Manage(ctx, "closemedium", "dvd", filepath.Join(work, seedName)) // it may be in none
+			return nil
+		} else if err != nil {
+			return err
 		}
-		vboxManage(ctx, "controlvm", name, "poweroff") // it may be off
-		if err = vboxManage(ctx, "unregistervm", name); err == nil {
+		vbox.Manage(ctx, "controlvm", name, "poweroff") // it may be off
+		_, err := vbox.Manage(ctx, "unregistervm", name)
+		if err == nil {
 			continue
 		}
 		// For a moment after its process has ended, VirtualBox takes a VM for running.

@@ -13,6 +13,7 @@ import (
 
 	"imagegen/internal/accel"
 	"imagegen/internal/testkit"
+	"imagegen/internal/vbox"
 	"imagegen/internal/vboxtest"
 )
 
@@ -72,7 +73,7 @@ func TestVBoxLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, call := range calls {
-		if err := vboxManage(t.Context(), call...); err != nil {
+		if _, err := vbox.Manage(t.Context(), call...); err != nil {
 			t.Fatal(err)
 		}
 	}

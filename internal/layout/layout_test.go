@@ -25,6 +25,7 @@ var never = []struct {
 	{"images/disk", []string{"imagegen/images", "imagegen/cluster", "imagegen/roles"}, "a disk is made of a tree"},
 	{"images/packages", []string{"imagegen/images", "imagegen/cluster", "imagegen/roles"}, "packages are found and fetched for whoever names them"},
 	{"images/format", []string{"imagegen/images", "imagegen/cluster", "imagegen/roles"}, "writing a disk takes a disk"},
+	{"images/builder", []string{"imagegen/images/packages", "imagegen/images/format", "imagegen/roles"}, "a builder runs a script, whatever that does"},
 	{"machines", []string{"imagegen/agent", "imagegen/lab"}, "a machine does not know what it is for"},
 	{"operate", []string{"imagegen/agent", "imagegen/lab", "imagegen/machines"}, "members are operated wherever their machines are"},
 }

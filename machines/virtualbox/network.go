@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"imagegen/internal/vbox"
 )
 
 // networkKind is VBoxManage's word for a kind of host-only networks: interfaces of the host or, on macOS from VirtualBox 7 on,
@@ -62,7 +64,7 @@ func (p *Provider) network(ctx context.Context) ([]string, error) {
 	name, err := add(ctx, all)
 	if err != nil {
 		hint := ""
-		if isCode(err, "E_ACCESSDENIED") {
+		if vbox.IsCode(err, "E_ACCESSDENIED") {
 			hint = fmt.Sprintf("; put the line `* %s 192.168.56.0/21` into /etc/vbox/networks.conf", cidr)
 		}
 		return nil, fmt.Errorf("make the host-only network %s: %w%s", cidr, err, hint)
@@ -104,7 +106,7 @@ func (p *Provider) addInterface(ctx context.Context, all []hostOnly) (string, er
 		if err := p.step(); err != nil {
 			return "", err
 		}
-		out, err := p.run(ctx, "hostonlyif", "create")
+		out, err := vbox.Manage(ctx, "hostonlyif", "create")
 		if err != nil {
 			if ctx.Err() == nil {
 				err = errors.Join(err, p.change(ctx, "setextradata", "global", p.networkKey()))
@@ -125,7 +127,7 @@ func (p *Provider) addInterface(ctx context.Context, all []hostOnly) (string, er
 
 // ownInterface returns which of the interfaces this cluster has made; empty: none.
 func (p *Provider) ownInterface(ctx context.Context, all []hostOnly) (string, error) {
-	out, err := p.run(ctx, "getextradata", "global", p.networkKey())
+	out, err := vbox.Manage(ctx, "getextradata", "global", p.networkKey())
 	if err != nil {
 		return "", err
 	}
@@ -178,7 +180,7 @@ func (p *Provider) onNetwork(ctx context.Context, name string) (bool, error) {
 		return false, err
 	}
 	for _, r := range all {
-		out, err := p.run(ctx, "showvminfo", r.id, "--machinereadable")
+		out, err := vbox.Manage(ctx, "showvminfo", r.id, "--machinereadable")
 		if ctx.Err() != nil {
 			return false, err
 		}
@@ -206,7 +208,7 @@ func names(all []hostOnly) []string {
 }
 
 func (p *Provider) networks(ctx context.Context, kind networkKind) ([]hostOnly, error) {
-	out, err := p.run(ctx, "list", string(kind)+"s")
+	out, err := vbox.Manage(ctx, "list", string(kind)+"s")
 	return parseNetworks(out), err
 }
 

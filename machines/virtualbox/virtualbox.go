@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/internal/vbox"
 	"imagegen/machines"
 )
 
@@ -365,7 +366,7 @@ func (p *Provider) power(ctx context.Context, node string, on bool) error {
 			if err := p.step(); err != nil {
 				return err
 			}
-			_, err := p.run(ctx, args...)
+			_, err := vbox.Manage(ctx, args...)
 			if err == nil || busy(err) {
 				break // look again
 			}
@@ -466,8 +467,8 @@ func (p *Provider) closeMedium(ctx context.Context, kind, path string) error {
 	if err := p.step(); err != nil {
 		return err
 	}
-	_, err := p.run(ctx, "closemedium", kind, path)
-	if err == nil || ctx.Err() != nil || isCode(err, "VBOX_E_OBJECT_IN_USE") || isCode(err, "VBOX_E_INVALID_OBJECT_STATE") {
+	_, err := vbox.Manage(ctx, "closemedium", kind, path)
+	if err == nil || ctx.Err() != nil || vbox.IsCode(err, "VBOX_E_OBJECT_IN_USE") || vbox.IsCode(err, "VBOX_E_INVALID_OBJECT_STATE") {
 		return err
 	}
 	return nil // it was in no list, and cannot be opened

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"imagegen/internal/vbox"
 	"imagegen/machines"
 )
 
@@ -36,7 +37,7 @@ type registration struct{ name, id string }
 var registrationLine = regexp.MustCompile(`^"(.*)" \{([0-9a-f-]{36})\}$`)
 
 func (p *Provider) registered(ctx context.Context) ([]registration, error) {
-	out, err := p.run(ctx, "list", "vms")
+	out, err := vbox.Manage(ctx, "list", "vms")
 	if err != nil {
 		return nil, err
 	}
@@ -105,8 +106,8 @@ func (p *Provider) find(ctx context.Context, node string) (*vm, error) {
 // look asks VirtualBox for a machine that has the name or UUID of the node's; nil: it is gone.
 func (p *Provider) look(ctx context.Context, node string, r registration) (*vm, error) {
 	m := &vm{id: r.id, extra: map[string]string{}}
-	out, err := p.run(ctx, "getextradata", r.id, "enumerate")
-	if isCode(err, "VBOX_E_OBJECT_NOT_FOUND") {
+	out, err := vbox.Manage(ctx, "getextradata", r.id, "enumerate")
+	if vbox.IsCode(err, "VBOX_E_OBJECT_NOT_FOUND") {
 		return nil, nil
 	}
 	if err != nil && r.id != p.uuid("machine", node) {
@@ -125,8 +126,8 @@ func (p *Provider) look(ctx context.Context, node string, r registration) (*vm, 
 	default:
 		return m, nil
 	}
-	out, err = p.run(ctx, "showvminfo", r.id, "--machinereadable")
-	if isCode(err, "VBOX_E_OBJECT_NOT_FOUND") {
+	out, err = vbox.Manage(ctx, "showvminfo", r.id, "--machinereadable")
+	if vbox.IsCode(err, "VBOX_E_OBJECT_NOT_FOUND") {
 		return nil, nil
 	}
 	if ctx.Err() != nil || err != nil && m.owner != ours {
