@@ -39,6 +39,7 @@ type service struct {
 	checked time.Time     // when seen.Fault was last determined
 	silent  time.Time     // since when the check gets no answer; zero: it got one
 	worked  time.Duration // what the unit's processes had worked then
+	proxied time.Time     // when seen.Sends was last determined
 }
 
 // serviceSeen is what a service looks like.
@@ -46,6 +47,7 @@ type serviceSeen struct {
 	Unit  unit   `json:"unit"`
 	Fault string `json:"fault,omitempty"` // why the check fails; empty: it passes, or there is none
 	Log   string `json:"log,omitempty"`   // the last line that the unit's processes wrote, once it has failed
+	Sends string `json:"sends,omitempty"` // where a load balancer sends what arrives
 }
 
 func newService(_ Node, _ string, p *facts.ServiceParams) Component {
@@ -55,12 +57,20 @@ func newService(_ Node, _ string, p *facts.ServiceParams) Component {
 func (s *service) unitNames() []string { return []string{s.params.Unit} }
 
 func (s *service) Observe(ctx context.Context) (any, error) {
+	if err := s.look(ctx); err != nil {
+		return nil, err
+	}
+	s.observeProxies(ctx)
+	return s.seen, nil
+}
+
+func (s *service) look(ctx context.Context) error {
 	calm := s.seen.Unit.Active == "active" && s.seen.Fault == ""
 	processless := s.seen.Unit.Sub == "exited" || !strings.HasSuffix(s.params.Unit, ".service")
 	if !calm || !processless || time.Since(s.asked) > calmUnit {
 		u, err := unitState(ctx, s.params.Unit)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if u.Active == "failed" && s.seen.Unit.Active != "failed" {
 			s.seen.Log = lastLine(ctx, s.params.Unit)
@@ -72,10 +82,10 @@ func (s *service) Observe(ctx context.Context) (any, error) {
 	}
 	if s.seen.Unit.Active != "active" || s.params.Check == nil {
 		s.seen.Fault, s.silent = "", time.Time{}
-		return s.seen, nil
+		return nil
 	}
 	if calm && s.params.Check.Exec != nil && time.Since(s.checked) < calmCheck {
-		return s.seen, nil
+		return nil
 	}
 	s.seen.Fault = ""
 	err := check(ctx, s.params.Check)
@@ -88,7 +98,7 @@ func (s *service) Observe(ctx context.Context) (any, error) {
 	} else if s.silent.IsZero() {
 		s.silent, s.worked = s.checked, unitWork(s.params.Unit)
 	}
-	return s.seen, nil
+	return nil
 }
 
 // hangs tells whether the service does not answer because it never will.

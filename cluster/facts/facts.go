@@ -86,6 +86,8 @@ func PeerRoles(own string, components []Component) (map[string]bool, error) {
 type ServiceParams struct {
 	Unit  string `json:"unit"`
 	Check *Check `json:"check,omitempty"` // beyond the unit being active; nil: active is enough
+	// Statistics is the URL of an HAProxy's statistics as CSV; empty: it is not one, or nobody needs to know where it sends what arrives.
+	Statistics string `json:"statistics,omitempty"`
 }
 
 // Check tells whether a service works. Exactly one field is set.
