@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// writeTree writes files below a new folder.
+// writeTree writes files into a new folder.
 func writeTree(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -23,7 +23,7 @@ func writeTree(t *testing.T, files map[string]string) string {
 	return dir
 }
 
-// TestForeignFolders: what other programs leave below roles/ is no role; a role without role.yaml is still a fault.
+// TestForeignFolders: folders of other programs below roles/ are ignored; a role without role.yaml is still an error.
 func TestForeignFolders(t *testing.T) {
 	dir := writeTree(t, map[string]string{"__MACOSX/x": "", "node_modules/y/z": "", ".git/config": ""})
 	if _, err := Load(dir); err != nil {
@@ -34,7 +34,7 @@ func TestForeignFolders(t *testing.T) {
 	}
 }
 
-// TestWindowsCheckout: line ends of Windows do not get into a node's files.
+// TestWindowsCheckout: CRLF line ends do not get into a node's files.
 func TestWindowsCheckout(t *testing.T) {
 	dir := writeTree(t, map[string]string{
 		"tool/role.yaml": "description: a tool\r\ndistros: {debian12: {packages: [tree]}}\r\nfiles: [{path: /usr/local/bin/hello, template: hello, mode: \"0755\"}]\r\n",
@@ -54,7 +54,7 @@ func TestWindowsCheckout(t *testing.T) {
 	}
 }
 
-// TestPathsStayInside: no path of a role leads out of an image's folder.
+// TestPathsStayInside: no path in a role leads out of an image.
 func TestPathsStayInside(t *testing.T) {
 	for _, path := range []string{"/../../etc/x", "/opt/../etc/x", "/opt/", "/", "opt/x", "/opt/a\\tb"} {
 		role := "description: a tool\ndistros: {debian12: {packages: [tree], downloads: [{url: \"https://a.example.com/x\", sha256: " +

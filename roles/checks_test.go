@@ -26,7 +26,7 @@ cli() { redis-cli $tls "$@"; }
 ask() { REDISCLI_AUTH=$pw redis-cli $tls "$@"; }
 `
 
-// checker runs a real program over a rendered file, at its own path, on a machine that looks like the node.
+// checker runs a real program on a rendered file, at its own path, in a sandbox that looks like the node.
 type checker struct {
 	program string
 	script  string // $F is the file, $IP the node's address
@@ -69,11 +69,10 @@ case $F in *.d/*.conf) unit=$(basename $(dirname $F) .d);; *) unit=$F;; esac
 systemd-analyze verify --man=no $unit >out 2>&1 || { cat out; exit 1; }; not grep . out`},
 }
 
-// untested are checks for which there is no program here; what they check is compared with golden files alone.
-// sql is run by TestGaleraLife.
+// untested are checks without a program here; their files are only compared with golden files. TestGaleraLife runs sql.
 var untested = map[string]bool{"glusterd": true, "proxysql": true, "sql": true, "": true}
 
-// TestRealPrograms lets the program that will read it check every file of every node.
+// TestRealPrograms: the program that will read it checks every file of every node.
 func TestRealPrograms(t *testing.T) {
 	needSandbox(t)
 	c := mustLoad(t, "")
@@ -89,8 +88,8 @@ func TestRealPrograms(t *testing.T) {
 				if untested[f.Check] {
 					continue
 				}
-				// Of centos7's programs there are only newer ones here, and its units are not here at all: el7_test.go
-				// compares them with what the old ones know.
+				// Only newer versions of centos7's programs are available here, and none of its units. el7_test.go
+				// compares the files with what the old versions support.
 				if distro == "centos7" && (n.Index > 0 || f.Check == "systemd") {
 					continue
 				}
@@ -110,7 +109,7 @@ func TestRealPrograms(t *testing.T) {
 	}
 }
 
-// realSecrets has certificates and keys that programs can read.
+// realSecrets returns secrets with real certificates and keys.
 func realSecrets(t *testing.T, c *Catalogue, s *cluster.Spec) *secrets.Secrets {
 	t.Helper()
 	sec, err := secrets.Load(filepath.Join(t.TempDir(), "secrets"), s, c.SecretNames(s))
@@ -136,8 +135,8 @@ func needProgram(t *testing.T, name string) {
 	}
 }
 
-// prologue makes a machine of its own: this one's root under an overlay that is gone afterwards, no network but the
-// node's own address, and the users and files that the node's image has.
+// prologue sets up a sandbox: an overlay over this machine's root, a network with only the node's own address, and the
+// users and files of the node's image.
 const prologue = `
 set -eu
 mount -t tmpfs tmpfs "$DIR"
@@ -163,7 +162,7 @@ chroot . tar -xpf - -C / --same-owner
 exec chroot . sh -euc 'cd /tmp; not() { if "$@"; then exit 1; fi; }; eval "$SCRIPT"'
 `
 
-// inSandbox runs a shell script on such a machine.
+// inSandbox runs a shell script in such a sandbox.
 func inSandbox(t *testing.T, n cluster.Node, files []RenderedFile, script string) (string, error) {
 	t.Helper()
 	var archive bytes.Buffer
@@ -183,7 +182,7 @@ func inSandbox(t *testing.T, n cluster.Node, files []RenderedFile, script string
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	// The namespace's first process takes all others with it when it ends.
+	// The PID namespace ends with its first process.
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child", "sh", "-c", prologue)
 	cmd.Env = append(os.Environ(), "DIR="+t.TempDir(), "IP="+n.IP.String(), "SCRIPT="+script, "LC_ALL=C")
 	cmd.Stdin = &archive
@@ -192,8 +191,8 @@ func inSandbox(t *testing.T, n cluster.Node, files []RenderedFile, script string
 	return string(out), err
 }
 
-// TestGaleraLife makes a member with the very commands that the agent is given, starts it as a new cluster, runs the
-// rendered SQL twice, kills it, and asks for its position.
+// TestGaleraLife creates a member with the commands that the agent gets, starts it as a new cluster, runs the rendered
+// SQL twice, kills it, and asks for its position.
 func TestGaleraLife(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
@@ -274,7 +273,8 @@ func params[P any](t *testing.T, r Rendered, name string) *P {
 	return nil
 }
 
-// TestPackagesResolve asks APT what images would get, starting from nothing: the backend's, and all packages at once.
+// TestPackagesResolve asks APT for the packages of images, starting from nothing: the backend's, and all packages at
+// once.
 func TestPackagesResolve(t *testing.T) {
 	t.Parallel()
 	needProgram(t, "apt-get")

@@ -30,19 +30,19 @@ func content(t *testing.T, c *Catalogue, s *cluster.Spec, node, path string) str
 	return ""
 }
 
-// TestBalancersShareAnImage: equal bake inputs are one image.
+// TestBalancersShareAnImage: roles with the same bake inputs share an image.
 func TestBalancersShareAnImage(t *testing.T) {
 	c := mustLoad(t, "")
 	for _, d := range distro.Names() {
 		a, b := c.Role("balancer").Distros[d], c.Role("databalancer").Distros[d]
-		a.Vars, b.Vars = nil, nil // no part of an image
+		a.Vars, b.Vars = nil, nil // not part of an image
 		if len(a.Packages) == 0 || !reflect.DeepEqual(a, b) {
 			t.Errorf("%s: %+v and %+v", d, a, b)
 		}
 	}
 }
 
-// TestPartialClusters renders clusters that are not the whole reference.
+// TestPartialClusters renders clusters that are parts of the reference cluster.
 func TestPartialClusters(t *testing.T) {
 	c := mustLoad(t, "")
 	const head = "cluster: part\ndistro: debian12\nnetwork: {cidr: 10.1.0.0/16}\n"
@@ -80,7 +80,7 @@ func TestPartialClusters(t *testing.T) {
 			}
 		})
 	}
-	// WordPress cannot do without a way to its database.
+	// WordPress needs a way to its database.
 	s := parse(t, c, head+"sql: balancer\nroles:\n"+gluster+percona+"  backend: {nodes: {k1: 10.1.0.14}}\n")
 	if _, err := c.Render(s, testSecrets(c, s), "k1"); err == nil || !strings.Contains(err.Error(), "sql: balancer needs the role databalancer") {
 		t.Errorf("got %v", err)
@@ -91,8 +91,9 @@ func TestPartialClusters(t *testing.T) {
 	}
 }
 
-// TestBalancersKnowEachOther: openshift's baremetal-runtimecfg 136 had two holders of one address, since each balancer made its
-// list of peers from what it happened to see, and that was empty. Here the list is in the seed: all others, and not itself.
+// TestBalancersKnowEachOther: openshift's baremetal-runtimecfg 136 had two holders of one address, because each
+// balancer derived its list of peers from what it had seen so far, which was empty. Here the seed has the list: all
+// others, and not itself.
 func TestBalancersKnowEachOther(t *testing.T) {
 	c := mustLoad(t, "")
 	for count := 2; count <= 4; count++ {
@@ -125,7 +126,7 @@ func TestBalancersKnowEachOther(t *testing.T) {
 	}
 }
 
-// TestSettings has what the spec may set and what the reference cluster demands, as a node sees it.
+// TestSettings checks settings from the spec and of the reference cluster, as a node sees them.
 func TestSettings(t *testing.T) {
 	c := mustLoad(t, "")
 	text := string(cluster.Reference("debian12"))
@@ -173,7 +174,8 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// TestSecretsStayWhereTheyBelong: each is in files that are marked, not for everyone, and on the nodes that use it.
+// TestSecretsStayWhereTheyBelong: each secret is only in files marked secret, not world-readable, and only on nodes
+// that use it.
 func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	c := mustLoad(t, "")
 	for _, distro := range distro.Names() {
@@ -208,7 +210,7 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	}
 }
 
-// A role can tell clusters of one name apart: in its files, and in what the agent is told.
+// A role can distinguish clusters of the same name, in its files and in the agent's parameters.
 func TestClusterID(t *testing.T) {
 	c := mustLoad(t, folder(t, map[string]string{
 		"tool/role.yaml": "description: a tool\ndistros: {debian12: {packages: [tree]}}\nfiles: [{path: /etc/tool, template: tool}]\n" +
@@ -255,7 +257,7 @@ func BenchmarkRender(b *testing.B) {
 	}
 }
 
-// A tier's port is for the tier that uses it, and for the network when there is none in this cluster.
+// A tier's port is open to the tier that uses it, or to the network if the cluster has no such tier.
 func TestWhoMayReachAPort(t *testing.T) {
 	c := mustLoad(t, "")
 	const head = "cluster: part\ndistro: debian12\nnetwork: {cidr: 10.1.0.0/16}\nroles:\n  redis: {nodes: {r1: 10.1.0.1, r2: 10.1.0.2, r3: 10.1.0.3}}\n"
@@ -280,7 +282,7 @@ func TestWhoMayReachAPort(t *testing.T) {
 	}
 }
 
-// What a role cannot work without is said in the words of the role.
+// If a role cannot work without something, the error is the role's own message.
 func TestRoleRefusesASpec(t *testing.T) {
 	c := mustLoad(t, "")
 	s := parse(t, c, "cluster: part\ndistro: debian12\nsql: balancer\nnetwork: {cidr: 10.1.0.0/16}\nroles:\n"+

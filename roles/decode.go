@@ -18,9 +18,9 @@ import (
 	"imagegen/internal/words"
 )
 
-// decode fills role from a role.yaml and reports whether it is YAML that can be looked at further. Decoding is strict: a
-// key that is misspelt, given twice, or holds another kind of value than it should is a fault, and all are found. What
-// is right beside it is decoded all the same, so that its faults are found in the same pass.
+// decode fills role from a role.yaml and reports whether it is usable YAML. Decoding is strict: misspelt keys,
+// duplicate keys and values of the wrong kind are errors, and all of them are reported. Valid parts are decoded anyway,
+// so that their errors are found in the same pass.
 func (s *source) decode(data []byte, role *Role) bool {
 	s.at = map[string]position{}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
@@ -58,7 +58,7 @@ func (s *source) decode(data []byte, role *Role) bool {
 
 var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:unmarshal errors:\s*)?line (\d+): (.*)$`)
 
-// syntaxFault records what yaml.v3 has to say.
+// syntaxFault reports an error of yaml.v3.
 func (s *source) syntaxFault(err error) {
 	p := cluster.Problem{File: s.role.file, Line: 1, Col: 1, Msg: strings.TrimPrefix(err.Error(), "yaml: ")}
 	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
@@ -68,8 +68,8 @@ func (s *source) syntaxFault(err error) {
 	s.problems = append(s.problems, p)
 }
 
-// shape compares a YAML value with the Go type that it becomes; tag is the struct tag that names a struct's keys. A
-// number or a truth may be a template in parameters (tag json), where the field's type tells what its result must be.
+// shape checks a YAML value against the Go type that it decodes into; tag is the struct tag with a struct's keys. In
+// parameters (tag json), a number or boolean may be a template; the field's type says what it must render to.
 func (s *source) shape(n *yaml.Node, t reflect.Type, path, tag string) {
 	s.at[path] = position{n.Line, n.Column}
 	if t.Kind() == reflect.Pointer {
@@ -142,7 +142,7 @@ func (s *source) shape(n *yaml.Node, t reflect.Type, path, tag string) {
 	}
 }
 
-// dropRepeated removes keys that are given once more, by which nothing of their mapping would be decoded.
+// dropRepeated removes duplicate keys, which would make yaml.v3 reject the whole mapping.
 func dropRepeated(n *yaml.Node) {
 	if n.Kind == yaml.MappingNode {
 		seen := map[string]bool{}
@@ -160,7 +160,7 @@ func dropRepeated(n *yaml.Node) {
 	}
 }
 
-// unknownKey records a key that is not among keys. The one that was probably meant is then not missing.
+// unknownKey reports a key that is not among keys. The key that was probably meant then does not count as missing.
 func (s *source) unknownKey(at, path, key string, keys []string) {
 	near := words.Nearest(key, keys)
 	if near == "" {
@@ -171,7 +171,7 @@ func (s *source) unknownKey(at, path, key string, keys []string) {
 	s.broken = append(s.broken, strings.TrimPrefix(path+"."+near, "."))
 }
 
-// paramShapes checks the parameters of components whose kind is known.
+// paramShapes checks the parameters of components with a known kind.
 func (s *source) paramShapes(root *yaml.Node) {
 	components := child(root, "components")
 	if components == nil || components.Kind != yaml.SequenceNode {
@@ -180,7 +180,7 @@ func (s *source) paramShapes(root *yaml.Node) {
 	for i, c := range components.Content {
 		kind, params := child(c, "kind"), child(c, "params")
 		if kind == nil || facts.ParamsFor[kind.Value] == nil {
-			continue // a fault for checkComponents
+			continue // checkComponents reports it
 		}
 		at := index("components", i) + ".params"
 		if params == nil {
@@ -192,7 +192,7 @@ func (s *source) paramShapes(root *yaml.Node) {
 	}
 }
 
-// child returns the value of a key of a mapping, or nil.
+// child returns the value of a mapping's key, or nil.
 func child(n *yaml.Node, key string) *yaml.Node {
 	if n.Kind != yaml.MappingNode {
 		return nil
@@ -205,7 +205,7 @@ func child(n *yaml.Node, key string) *yaml.Node {
 	return nil
 }
 
-// fieldsOf returns the types of a struct's fields by their key; nil for a map.
+// fieldsOf returns the types of a struct's fields by key; nil for a map.
 func fieldsOf(t reflect.Type, tag string) map[string]reflect.Type {
 	if t.Kind() != reflect.Struct {
 		return nil
@@ -219,7 +219,7 @@ func fieldsOf(t reflect.Type, tag string) map[string]reflect.Type {
 	return m
 }
 
-// keysOf lists the keys of a struct in the order of its fields.
+// keysOf lists the keys of a struct in field order.
 func keysOf(t reflect.Type, tag string) []string {
 	var keys []string
 	for i := range t.NumField() {
@@ -230,7 +230,7 @@ func keysOf(t reflect.Type, tag string) []string {
 	return keys
 }
 
-// required lists the keys that a struct of parameters must have: those that its JSON does not leave out when empty.
+// required lists the keys that a struct of parameters must have: those without omitempty.
 func required(t reflect.Type, tag string) []string {
 	if t.Kind() != reflect.Struct || tag != "json" {
 		return nil
@@ -244,7 +244,7 @@ func required(t reflect.Type, tag string) []string {
 	return keys
 }
 
-// describe says for people what a YAML value is.
+// describe says in words what kind of value n is.
 func describe(n *yaml.Node) string {
 	switch {
 	case n.Kind == yaml.MappingNode:

@@ -7,12 +7,13 @@ import (
 	"strings"
 )
 
-// Tables of further programs of centos7, as in el7_test.go: what a program knows is listed, and anything else is a fault.
+// Tables for more programs of centos7, as in el7_test.go: everything that a program supports is listed, and anything
+// else is an error.
 
-// newer are words or patterns that came later, each with the version that brought it.
+// newer maps newer words or patterns to the version that introduced them.
 type newer map[string]string
 
-// why says why a word is in no table.
+// why explains why a word is in no table.
 func (n newer) why(word, program string) string {
 	if v := n[word]; v != "" {
 		return "came with " + v
@@ -20,7 +21,7 @@ func (n newer) why(word, program string) string {
 	return "is not in the table of what " + program + " knows"
 }
 
-// sqlWithoutText takes comments and the contents of strings out of SQL.
+// sqlWithoutText removes comments and the contents of strings from SQL.
 func sqlWithoutText(text string) string {
 	return regexp.MustCompile(`(?m)'(?:''|[^'])*'|--(?: .*)?$`).ReplaceAllStringFunc(text, func(s string) string {
 		if s[0] == '-' {
@@ -30,8 +31,8 @@ func sqlWithoutText(text string) string {
 	})
 }
 
-// mysql57 are the statements that we use, in the grammar of the MySQL 5.7 reference manual, 13.1 and 13.7.1; of PXC's strict
-// mode nothing is against them.
+// mysql57 are the statements that we use, from the grammar in the MySQL 5.7 reference manual, 13.1 and 13.7.1. PXC's
+// strict mode permits all of them.
 var mysql57 = map[string]*regexp.Regexp{
 	"CREATE DATABASE": regexp.MustCompile(`^CREATE DATABASE( IF NOT EXISTS)? \w+( CHARACTER SET \w+)?( COLLATE \w+)?$`),
 	"CREATE USER":     regexp.MustCompile(`^CREATE USER( IF NOT EXISTS)? 'x'@'x'( IDENTIFIED (BY 'x'|WITH \w+( (BY|AS) 'x')?))?( REQUIRE (NONE|SSL|X509))?$`),
@@ -44,7 +45,7 @@ var mysql57 = map[string]*regexp.Regexp{
 var (
 	// Privileges: table 6.2 of the manual.
 	mysql57Privileges = strings.Split(`ALL,ALL PRIVILEGES,ALTER,ALTER ROUTINE,CREATE,CREATE ROUTINE,CREATE TABLESPACE,CREATE TEMPORARY TABLES,CREATE USER,CREATE VIEW,DELETE,DROP,EVENT,EXECUTE,FILE,GRANT OPTION,INDEX,INSERT,LOCK TABLES,PROCESS,PROXY,REFERENCES,RELOAD,REPLICATION CLIENT,REPLICATION SLAVE,SELECT,SHOW DATABASES,SHOW VIEW,SHUTDOWN,SUPER,TRIGGER,UPDATE,USAGE`, ",")
-	// Character sets, collations and plugins: SHOW COLLATION and 6.4.1 there, as far as they are of use here.
+	// Character sets, collations and plugins: SHOW COLLATION and 6.4.1 there, as far as we use them.
 	mysql57Names = vocabulary{
 		"CHARACTER SET":   `utf8mb4 utf8 latin1 ascii binary`,
 		"COLLATE":         `utf8mb4_general_ci utf8mb4_bin utf8mb4_unicode_ci utf8mb4_unicode_520_ci utf8_general_ci latin1_swedish_ci`,
@@ -57,7 +58,7 @@ var (
 	}
 )
 
-// mysqlFaults lists statements that MySQL 5.7 would not understand.
+// mysqlFaults lists statements that MySQL 5.7 does not support.
 func mysqlFaults(path, text string) []string {
 	var faults []string
 	fault := func(statement, format string, args ...any) {
@@ -98,8 +99,8 @@ func mysqlFaults(path, text string) []string {
 	return faults
 }
 
-// pxc57 are settings of the server (chapters 5.1.7, 14.15 and 16.1.6 of the MySQL 5.7 manual), of wsrep (PXC 5.7's index of wsrep
-// system variables) and of Galera 3 (its list of parameters), as far as they are of use here.
+// pxc57 are settings of the server (chapters 5.1.7, 14.15 and 16.1.6 of the MySQL 5.7 manual), of wsrep (PXC 5.7's
+// index of wsrep system variables) and of Galera 3 (its list of parameters), as far as we use them.
 var pxc57 = vocabulary{
 	"mysqld": `datadir bind-address skip-name-resolve max_connections character-set-server collation-server plugin-load-add
 		default_storage_engine binlog_format innodb_autoinc_lock_mode innodb_buffer_pool_size innodb_log_file_size
@@ -121,7 +122,7 @@ var pxcSince = newer{
 	"wsrep_certification_rules": "PXC 8.0", "socket.ssl_reload": "Galera 4", "mysqlx": "MySQL 8.0", "tls_ciphersuites": "MySQL 8.0",
 }
 
-// pxcFaults lists what PXC 5.7 would not understand of its configuration; it does not start with what it does not know.
+// pxcFaults lists settings that PXC 5.7 does not know; it would not start with them.
 func pxcFaults(path, text string) []string {
 	var faults []string
 	section := ""
@@ -184,7 +185,7 @@ var redis72 = vocabulary{
 
 var redisSince = newer{"hide-user-data-from-log": "Redis 7.4", "max-new-connections-per-cycle": "Redis 7.4", "max-new-tls-connections-per-cycle": "Redis 7.4"}
 
-// redisFaults lists what Redis 7.2 or its Sentinel would not understand.
+// redisFaults lists what Redis 7.2 or its Sentinel does not support.
 func redisFaults(path, text string) []string {
 	var faults []string
 	for i, line := range strings.Split(text, "\n") {
@@ -202,9 +203,8 @@ func redisFaults(path, text string) []string {
 	return faults
 }
 
-// proxysql2 is what ProxySQL 2.1 looks up in its configuration (lib/ProxySQL_Config.cpp, the names of variables in
-// lib/MySQL_Thread.cpp and lib/ProxySQL_Admin.cpp), as far as it is of use here. Whatever it does not look up, it passes over
-// without a word.
+// proxysql2 is what ProxySQL 2.1 reads from its configuration (lib/ProxySQL_Config.cpp, the names of variables in
+// lib/MySQL_Thread.cpp and lib/ProxySQL_Admin.cpp), as far as we use it. It silently ignores everything else.
 var proxysql2 = vocabulary{
 	"":                `datadir errorlog admin_variables mysql_variables mysql_servers mysql_users mysql_query_rules mysql_galera_hostgroups mysql_replication_hostgroups scheduler proxysql_servers`,
 	"admin_variables": `admin_credentials stats_credentials mysql_ifaces refresh_interval read_only`,
@@ -231,7 +231,7 @@ var proxysqlSince = newer{
 	"pgsql_users": "ProxySQL 3.0",
 }
 
-// proxysqlFaults lists what ProxySQL 2.1 would not look at.
+// proxysqlFaults lists what ProxySQL 2.1 would ignore.
 func proxysqlFaults(path, text string) []string {
 	var faults []string
 	section := ""
@@ -244,7 +244,7 @@ func proxysqlFaults(path, text string) []string {
 			continue
 		}
 		line = regexp.MustCompile(`"[^"]*"`).ReplaceAllString(line, `""`)
-		if line[0] != ' ' && line[0] != '\t' && strings.Contains(line, "=") { // a section, or a setting outside of any
+		if line[0] != ' ' && line[0] != '\t' && strings.Contains(line, "=") { // a section, or a setting outside of one
 			name, _, _ := strings.Cut(line, "=")
 			section = ""
 			if name = strings.TrimSpace(name); !proxysql2.has("", name) {
@@ -262,8 +262,8 @@ func proxysqlFaults(path, text string) []string {
 	return faults
 }
 
-// nginx120 are the directives of nginx 1.20.1 (src/core, src/event, src/http and those of its modules that EPEL builds, as far as
-// they are of use here), by the block they are allowed in.
+// nginx120 are the directives of nginx 1.20.1 (src/core, src/event, src/http and the modules that EPEL builds, as far
+// as we use them), by the block that allows them.
 var nginx120 = vocabulary{
 	"": `user worker_processes worker_priority worker_rlimit_nofile worker_rlimit_core worker_shutdown_timeout worker_cpu_affinity pid
 		error_log daemon master_process env events http load_module pcre_jit timer_resolution thread_pool lock_file working_directory`,
@@ -309,13 +309,13 @@ var nginxSince = newer{
 	"$request_port": "nginx 1.29.3",
 }
 
-// nginxFaults lists what nginx 1.20 would not understand.
+// nginxFaults lists what nginx 1.20 does not support.
 func nginxFaults(path, text string) []string {
 	var faults []string
 	tokens := regexp.MustCompile(`#[^\n]*|"(?:\\.|[^"])*"|'(?:\\.|[^'])*'|[{};]|\n|(?:\\.|\$\{\w+\}|[^\s;{}"'\\]|[^\s;{}]["'])+`).FindAllString(text, -1)
 	var blocks, words []string
 	line := 1
-	set := map[string]bool{} // variables that the file makes itself
+	set := map[string]bool{} // variables that the file sets
 	for _, m := range regexp.MustCompile(`(?m)^\s*(?:set|map (?:"[^"]*"|\S+)|geo|geo \S+) +\$(\w+)|\(\?P?<(\w+)>`).FindAllStringSubmatch(text, -1) {
 		set[m[1]+m[2]] = true
 	}
@@ -352,7 +352,7 @@ func nginxFaults(path, text string) []string {
 		case "http", "server", "location":
 			known = nginx120.has("http", words[0]) || nginx120.has(block+" alone", words[0])
 		case "types", "map", "geo":
-			known = true // what they hold are names
+			known = true // their contents are names
 		}
 		if !known {
 			fault(words[0], fmt.Sprintf(" in %q", block))
@@ -376,7 +376,7 @@ func nginxFaults(path, text string) []string {
 	return faults
 }
 
-// iptables1421 is what iptables-restore of 1.4.21 reads: its manual, and the one of its extensions, as far as they are of use here.
+// iptables1421 is what iptables-restore 1.4.21 supports: its manual, and that of its extensions, as far as we use them.
 var iptables1421 = vocabulary{
 	"options": `-A -p -s -d -i -o -m -j --dport --sport --dports --ctstate --state --comment --icmp-type --icmpv6-type --limit
 		--limit-burst --reject-with --syn --log-prefix --uid-owner`,
@@ -387,7 +387,7 @@ var iptables1421 = vocabulary{
 
 var iptablesSince = newer{"cgroup": "iptables 1.6.0", "--random-fully": "iptables 1.6.2", "srh": "iptables 1.6.2", "--wait": "iptables-restore 1.6.2", "-w": "iptables-restore 1.6.2"}
 
-// iptablesFaults lists what iptables-restore 1.4.21 would not understand.
+// iptablesFaults lists what iptables-restore 1.4.21 does not support.
 func iptablesFaults(path, text string) []string {
 	var faults []string
 	committed := false
@@ -442,7 +442,8 @@ func iptablesFaults(path, text string) []string {
 	return faults
 }
 
-// php72 has what is newer than PHP 7.2 (the UPGRADING notes of 7.3 to 8.4). TestPHP72Compiles asks PHP itself, where it can be had.
+// php72Newer has what is newer than PHP 7.2 (the UPGRADING notes of 7.3 to 8.4). TestPHP72Compiles asks PHP itself, if
+// available.
 var php72Newer = map[string]*regexp.Regexp{
 	"??= (7.4)":                             regexp.MustCompile(`\?\?=`),
 	"arrow functions (7.4)":                 regexp.MustCompile(`\bfn\s*\(`),
@@ -468,7 +469,7 @@ var php72Newer = map[string]*regexp.Regexp{
 // phpFaults lists what is newer than PHP 7.2.
 func phpFaults(path, text string) []string {
 	var faults []string
-	// Without comments and what is in strings.
+	// Without comments and the contents of strings.
 	code := regexp.MustCompile(`(?s)/\*.*?\*/|//[^\n]*|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"`).ReplaceAllStringFunc(text, func(s string) string {
 		if s[0] == '/' {
 			return ""
@@ -484,8 +485,8 @@ func phpFaults(path, text string) []string {
 	return faults
 }
 
-// phpSettings72 are settings of a pool (php-fpm.d/www.conf of PHP 7.2) and of PHP 7.2 with opcache and the redis extension 5 (their lists of
-// php.ini directives), as far as they are of use here.
+// phpSettings72 are settings of a pool (php-fpm.d/www.conf of PHP 7.2) and of PHP 7.2 with opcache and the redis
+// extension 5 (their lists of php.ini directives), as far as we use them.
 var phpSettings72 = vocabulary{
 	"php-fpm": `user group listen listen.owner listen.group listen.mode listen.backlog listen.allowed_clients pm pm.max_children
 		pm.start_servers pm.min_spare_servers pm.max_spare_servers pm.process_idle_timeout pm.max_requests pm.status_path ping.path

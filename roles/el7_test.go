@@ -17,18 +17,18 @@ import (
 	"imagegen/distro"
 )
 
-// The programs of CentOS 7 are not here, so what it gets is compared with tables of what they know. A word that is in no
-// table is a fault too: a table that has gaps asks to be filled, and lets nothing pass.
+// The programs of CentOS 7 are not available here, so its files are compared with tables of what they support. A word
+// that is in no table is also an error, so a gap in a table is noticed.
 
-// vocabulary is what a program knows, by section.
+// vocabulary is what a program supports, by section.
 type vocabulary map[string]string
 
 func (w vocabulary) has(section, word string) bool {
 	return slices.Contains(strings.Fields(w[section]), word)
 }
 
-// units219 are the settings that systemd 219 reads, as its load-fragment-gperf.gperf.m4 has them, without those that
-// none of our units is likely to use (network, swap, automount, slice).
+// units219 are the settings that systemd 219 reads, from its load-fragment-gperf.gperf.m4, without those that none of
+// our units is likely to use (network, swap, automount, slice).
 var units219 = vocabulary{
 	"Unit": `Description Documentation SourcePath Requires Requisite Wants BindsTo Conflicts Before After OnFailure PropagatesReloadTo
 		ReloadPropagatedFrom PartOf JoinsNamespaceOf RequiresMountsFor StopWhenUnneeded RefuseManualStart RefuseManualStop
@@ -46,7 +46,7 @@ var units219 = vocabulary{
 	"Path":    `PathExists PathExistsGlob PathChanged PathModified DirectoryNotEmpty Unit MakeDirectory DirectoryMode`,
 	"Socket":  `ListenStream ListenDatagram ListenFIFO Accept Service SocketUser SocketGroup SocketMode`,
 	"Install": `Alias WantedBy RequiredBy Also DefaultInstance`,
-	// Settings of whatever starts processes.
+	// Settings of units that start processes.
 	"exec": `WorkingDirectory RootDirectory User Group SupplementaryGroups Nice OOMScoreAdjust IOSchedulingClass IOSchedulingPriority
 		CPUSchedulingPolicy CPUSchedulingPriority CPUAffinity UMask Environment EnvironmentFile StandardInput StandardOutput
 		StandardError TTYPath SyslogIdentifier SyslogFacility SyslogLevel SyslogLevelPrefix Capabilities SecureBits
@@ -58,7 +58,7 @@ var units219 = vocabulary{
 		CPUQuota MemoryAccounting MemoryLimit DeviceAllow DevicePolicy BlockIOAccounting BlockIOWeight Delegate`,
 }
 
-// unitsSince are newer settings, and the version of systemd that brought them (its NEWS).
+// unitsSince are newer settings, and the version of systemd that introduced them (its NEWS).
 var unitsSince = map[string]int{
 	"AmbientCapabilities": 229, "RandomizedDelaySec": 229, "RuntimeMaxSec": 229, "StartLimitIntervalSec": 230, "MemoryMax": 231,
 	"MemoryDenyWriteExecute": 231, "RestrictRealtime": 231, "ReadWritePaths": 231, "ReadOnlyPaths": 231, "InaccessiblePaths": 231,
@@ -71,7 +71,7 @@ var unitsSince = map[string]int{
 	"ProtectProc": 247, "ProcSubset": 247, "LoadCredential": 247, "OnSuccess": 249, "Upholds": 249, "ExitType": 250, "RestartSteps": 254,
 }
 
-// systemd219 lists what systemd 219 would not understand of a unit or of a part of one.
+// systemd219 lists what systemd 219 does not support in a unit or drop-in.
 func systemd219(path, text string) []string {
 	var faults []string
 	fault := func(line int, format string, args ...any) {
@@ -100,7 +100,7 @@ func systemd219(path, text string) []string {
 			fault(i+1, "%s is not what 219 reads in [%s]", key, section)
 		case key == "NoNewPrivileges" && !slices.Contains([]string{"no", "false", "0", "off"}, value),
 			slices.Contains([]string{"SystemCallFilter", "SystemCallArchitectures", "RestrictAddressFamilies"}, key) && value != "":
-			// systemd#3845; the others imply it. Kernel 3.10 and its policy know no nnp_transition, which later ones allow.
+			// systemd#3845; the others imply it. Kernel 3.10 and its policy lack nnp_transition.
 			fault(i+1, "%s=%s: SELinux keeps the service in init_t", key, value)
 		case strings.HasPrefix(key, "Exec") && value != "" && strings.ContainsAny(value[:1], "+!:"):
 			fault(i+1, "%s: the prefix %c is newer than 219", key, value[0])
@@ -122,7 +122,7 @@ func systemd219(path, text string) []string {
 	return faults
 }
 
-// haproxy15 is what HAProxy 1.5 reads: sections 3 and 4.2 of its configuration manual, as far as it is of use here.
+// haproxy15 is what HAProxy 1.5 supports: sections 3 and 4.2 of its configuration manual, as far as we use it.
 var haproxy15 = vocabulary{
 	"sections": `global defaults frontend backend listen peers userlist`,
 	"global": `ca-base chroot crt-base daemon gid group log log-send-hostname log-tag nbproc pidfile uid ulimit-n user stats
@@ -153,7 +153,7 @@ var haproxy15 = vocabulary{
 		layer4 mark-down shutdown-sessions shutdown-backup-sessions`,
 }
 
-// haproxySince are words that a writer of today's configurations is likely to use (the manuals of 1.6 to 2.8).
+// haproxySince are words likely to be used in current configurations (the manuals of 1.6 to 2.8).
 var haproxySince = map[string]string{
 	"resolvers": "1.6", "mailers": "1.6", "email-alert": "1.6", "server-template": "1.8", "cache": "1.8", "program": "2.0", "nbthread": "1.8",
 	"master-worker": "1.8", "hard-stop-after": "1.7", "default-path": "2.4", "use-fcgi-app": "2.1", "fcgi-app": "2.1", "init-addr": "1.7",
@@ -162,7 +162,7 @@ var haproxySince = map[string]string{
 	"http-reuse": "1.6", "lua-load": "1.6", "set-path": "1.6", "idle-close-on-response": "2.4", "insecure-fork-wanted": "2.2",
 }
 
-// haproxyFaults lists what HAProxy 1.5 would not understand.
+// haproxyFaults lists what HAProxy 1.5 does not support.
 func haproxyFaults(path, text string) []string {
 	var faults []string
 	section := ""
@@ -219,7 +219,7 @@ func haproxyFaults(path, text string) []string {
 	return faults
 }
 
-// keepalived135 is what keepalived 1.3.5 reads: its keepalived.conf.5, of the blocks that a virtual address needs.
+// keepalived135 is what keepalived 1.3.5 supports: its keepalived.conf.5, for the blocks that a virtual address needs.
 var keepalived135 = vocabulary{
 	"": `global_defs vrrp_script vrrp_instance vrrp_sync_group static_ipaddress static_routes static_rules include`,
 	"global_defs": `notification_email notification_email_from smtp_server smtp_helo_name smtp_connect_timeout router_id vrrp_mcast_group4
@@ -245,7 +245,7 @@ var keepalivedSince = map[string]string{
 	"process_name": "2.0.0", "vrrp_rt_priority": "2.0.11", "unicast_ttl": "2.2.3", "shutdown_script": "2.1.0", "no_track_effective": "2.2.0",
 }
 
-// keepalivedFaults lists what keepalived 1.3.5 would not understand, or would cut off.
+// keepalivedFaults lists what keepalived 1.3.5 does not support, or would truncate.
 func keepalivedFaults(path, text string) []string {
 	var faults, stack []string
 	for i, line := range strings.Split(text, "\n") {
@@ -319,7 +319,7 @@ func shellFaults(t *testing.T, path, text string) []string {
 	return faults
 }
 
-// shellLines returns what a component's parameters give a shell to run.
+// shellLines returns the shell commands in a component's parameters.
 func shellLines(params json.RawMessage) []string {
 	var lines []string
 	var walk func(v any)
@@ -340,13 +340,13 @@ func shellLines(params json.RawMessage) []string {
 	}
 	var v any
 	if err := json.Unmarshal(params, &v); err != nil {
-		panic(err) // made by Render
+		panic(err) // rendered, so valid
 	}
 	walk(v)
 	return lines
 }
 
-// TestCentOSKnows holds everything that the nodes of a centos7 cluster get against what its programs know.
+// TestCentOSKnows checks everything that the nodes of a centos7 cluster get against what its programs support.
 func TestCentOSKnows(t *testing.T) {
 	c := mustLoad(t, "")
 	checked := map[string]int{}
@@ -427,7 +427,7 @@ func TestCentOSKnows(t *testing.T) {
 	}
 }
 
-// TestTablesRefuse: what is too new for CentOS 7 is found.
+// TestTablesRefuse: features that are too new for CentOS 7 are found.
 func TestTablesRefuse(t *testing.T) {
 	for text, want := range map[string]string{
 		"[Service]\nExecStart=/bin/true\nStateDirectory=x\n":    "u:3: StateDirectory came with systemd 235",
@@ -492,13 +492,13 @@ func TestTablesRefuse(t *testing.T) {
 	}
 }
 
-// TestStartsAreNotCutOff: no unit of ours ends a start that may take long because of how much there is to do. Of the packages'
+// TestStartsAreNotCutOff: no unit of ours limits a start whose duration depends on the amount of data. Of the packages'
 // own, Debian's MariaDB would after 15 minutes, Percona's bootstrap after systemd's 90 seconds.
 func TestStartsAreNotCutOff(t *testing.T) {
 	unlimited := []string{"mariadb.service.d/90-imagegen.conf", "mysql.service.d/90-imagegen.conf", "mysql@bootstrap.service.d/90-imagegen.conf"}
 	limited := map[string]string{
 		"wordpress-cron.service": "TimeoutStartSec=300", // jobs that are due stay due
-		"mnt-gluster.mount":      "TimeoutSec=30",       // a mount takes no data along, and the agent mounts again
+		"mnt-gluster.mount":      "TimeoutSec=30",       // a mount transfers no data, and the agent mounts again
 	}
 	c := mustLoad(t, "")
 	seen := map[string]bool{}
@@ -516,7 +516,7 @@ func TestStartsAreNotCutOff(t *testing.T) {
 				}
 				want := limited[name]
 				if slices.Contains(unlimited, name) {
-					want = "TimeoutStartSec=0" // infinity is not what systemd 219 reads; to later ones, 0 is the same
+					want = "TimeoutStartSec=0" // systemd 219 does not support infinity; for later ones, 0 means the same
 				}
 				got := strings.Join(regexp.MustCompile(`(?m)^Timeout(Start)?Sec=.*$`).FindAllString(string(f.Content), -1), " ")
 				if got != want {
@@ -533,7 +533,7 @@ func TestStartsAreNotCutOff(t *testing.T) {
 	}
 }
 
-// TestProgramTablesRefuse: what is too new for the other programs is found as well, and so is what is misspelt.
+// TestProgramTablesRefuse: features that are too new for the other programs are found, and so are misspellings.
 func TestProgramTablesRefuse(t *testing.T) {
 	pool := func(path, text string) []string { return phpSettingFaults("php-fpm", path, text) }
 	ini := func(path, text string) []string { return phpSettingFaults("php-ini", path, text) }
@@ -579,9 +579,9 @@ func TestProgramTablesRefuse(t *testing.T) {
 	}
 }
 
-// TestOwnersAreInTheImage: cloud-init gives up on all further files when one's owner does not exist.
+// TestOwnersAreInTheImage: cloud-init skips all remaining files if the owner of one does not exist.
 func TestOwnersAreInTheImage(t *testing.T) {
-	// Who is in an image because of which package (the scripts of the RPMs).
+	// Accounts that packages create (the scripts of the RPMs).
 	brings := map[string][]string{
 		"haproxy": {"haproxy"}, "redis": {"redis"}, "nginx": {"nginx"}, "proxysql2": {"proxysql"}, "Percona-XtraDB-Cluster-57": {"mysql"},
 	}

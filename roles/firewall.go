@@ -10,15 +10,15 @@ import (
 	"imagegen/distro"
 )
 
-// Ports that every node has, whatever its role.
+// Ports that are open on every node, whatever its role.
 var everyNode = []Port{
 	{Port: "22", Proto: "tcp", From: []string{"any"}, Why: "SSH, for whom the spec gives a key"},
-	// The operator's machine is on the network, but no node; who has no certificate is turned away by the agent.
+	// The operator's machine is on the network but not a node; the agent rejects clients without a certificate.
 	{Port: fmt.Sprint(facts.APIPort), Proto: "tcp", From: []string{"network"}, Why: "agent: peers and operator, with certificates"},
 	{Port: fmt.Sprint(facts.HealthPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: health, for load balancers"},
 }
 
-// ports are those that every node has, those for the operators' networks, and the role's.
+// ports returns the ports of every node, those for the operators' networks, and the role's.
 func (r *renderer) ports() []Port {
 	all := slices.Clone(everyNode)
 	for _, o := range r.spec.Operators {
@@ -27,7 +27,7 @@ func (r *renderer) ports() []Port {
 	return append(all, r.role.Ports...)
 }
 
-// firewalls says, for each syntax of rulesets, which component loads them and how they are written.
+// firewalls has, for each syntax of rulesets, the component that loads them and the function that writes them.
 var firewalls = map[distro.Syntax]struct {
 	component string
 	rules     func(*renderer) []byte
@@ -37,7 +37,7 @@ var firewalls = map[distro.Syntax]struct {
 	distro.IP6Tables: {facts.Firewall6, func(r *renderer) []byte { return r.iptables(true) }},
 }
 
-// nftables makes the node's ruleset from the ports of its role: what is not declared does not come in.
+// nftables renders the node's ruleset from its role's ports; everything else is dropped.
 func (r *renderer) nftables() []byte {
 	var b bytes.Buffer
 	b.WriteString(`#!/usr/sbin/nft -f
@@ -75,8 +75,8 @@ table inet imagegen {
 	return b.Bytes()
 }
 
-// iptables makes the same rules for iptables-restore, for IPv4 or for IPv6. The cluster's addresses are IPv4, so what
-// may come from some of them alone does not come over IPv6 at all.
+// iptables renders the same rules for iptables-restore, for IPv4 or for IPv6. The cluster's addresses are IPv4, so
+// ports that only some of them may reach are closed over IPv6.
 func (r *renderer) iptables(v6 bool) []byte {
 	var b bytes.Buffer
 	icmp := "icmp"
@@ -115,16 +115,16 @@ func (r *renderer) iptables(v6 bool) []byte {
 	return b.Bytes()
 }
 
-// nowhere is the comment in place of the rule for a port that nobody may reach.
+// nowhere is a comment instead of a rule, for a port that nobody may reach.
 func (r *renderer) nowhere(p Port) string {
 	return fmt.Sprintf("# %s %s: %s: no node of %s in this cluster", p.Proto, p.Port, p.Why, strings.Join(p.From, ", "))
 }
 
-// anywhere is the source of a port that everybody may reach.
+// anywhere is the source of a port that is open to everybody.
 const anywhere = ""
 
-// sources lists where packets to a port may come from in this cluster: addresses, the cluster's network, or anywhere
-// alone; nothing if from nowhere.
+// sources lists the allowed sources of packets to a port: addresses, the cluster's network, or only anywhere; empty if
+// there are none.
 func (r *renderer) sources(p Port) []string {
 	others := func(from string) bool {
 		return from != r.role.Name && (slices.Contains(everywhere, from) || len(r.nodes(from)) > 0)
@@ -134,7 +134,7 @@ func (r *renderer) sources(p Port) []string {
 		from = []string{p.Otherwise}
 	}
 	var addrs []string
-	var listed []string // roles
+	var listed []string // role names
 	add := func(role string) {
 		if slices.Contains(listed, role) {
 			return
@@ -155,7 +155,7 @@ func (r *renderer) sources(p Port) []string {
 				add(role.Name)
 			}
 		default:
-			if strings.Contains(f, "/") { // a network of operators
+			if strings.Contains(f, "/") { // one of the operators' networks
 				addrs = append(addrs, f)
 				continue
 			}

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestRolesFolderIsNotLeft: links in a checkout do not put files of whoever builds, who may be root, into seeds.
+// TestRolesFolderIsNotLeft: links in a checkout do not bring files of the user who builds, who may be root, into seeds.
 func TestRolesFolderIsNotLeft(t *testing.T) {
 	const role = "description: a tool\ndistros: {debian12: {packages: [tree]}}\nfiles: [{path: /etc/x, template: x}]\n"
 	outside := writeTree(t, map[string]string{"secret": "root's", "role/role.yaml": role, "role/x": "x"})
@@ -41,7 +41,7 @@ func TestRolesFolderIsNotLeft(t *testing.T) {
 	}
 }
 
-// TestRemoveStaysOffMounts: while an image is baked, some of its folders are the build host's.
+// TestRemoveStaysOffMounts: during a bake, some of the image's folders are the build host's.
 func TestRemoveStaysOffMounts(t *testing.T) {
 	for path, ok := range map[string]bool{"/dev/*": false, "/proc/x": false, "/sys": false, "/run/bake/*": false, "/*": false, "/d?v/null": false, "/usr/share/doc/*": true, "/srv": true} {
 		_, err := Load(writeTree(t, map[string]string{"tool/role.yaml": "description: a tool\ndistros: {debian12: {packages: [tree], remove: [\"" + path + "\"]}}\n"}))

@@ -30,14 +30,14 @@ var builtin embed.FS
 
 const commonDir = "common"
 
-// Catalogue is all roles there are.
+// Catalogue is the set of all roles.
 type Catalogue struct {
 	roles map[string]*Role
 }
 
-// Load returns the built-in roles, overlaid by those in dir: each folder in dir that holds a role.yaml is a role; one
-// that has a built-in role's name replaces it as a whole. dir may be empty or absent. Every fault of every role is
-// found in one pass and returned as [cluster.Problems].
+// Load returns the built-in roles, overlaid by those in dir: each folder in dir with a role.yaml is a role, and one
+// with a built-in role's name replaces it completely. dir may be empty or missing. All errors in all roles are reported
+// in one pass, as [cluster.Problems].
 func Load(dir string) (*Catalogue, error) {
 	c := &Catalogue{roles: map[string]*Role{}}
 	common, err := fs.Sub(builtin, commonDir)
@@ -60,13 +60,13 @@ func Load(dir string) (*Catalogue, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read the roles: %w", err)
 			}
-			defer root.Close() // all files are read below
+			defer root.Close() // all files are read before Load returns
 			if err := l.folder(c, root.FS(), dir); err != nil {
 				return nil, err
 			}
 		}
 	}
-	// Roles may name each other, so this comes when all are known.
+	// Roles may refer to each other, so check references when all are known.
 	for _, name := range c.Names() {
 		if s := l.sources[name]; s != nil {
 			s.checkNames(l.sources)
@@ -85,7 +85,7 @@ func Load(dir string) (*Catalogue, error) {
 	return c, nil
 }
 
-// Role returns the role called name, or nil.
+// Role returns the named role, or nil.
 func (c *Catalogue) Role(name string) *Role { return c.roles[name] }
 
 // Names returns the roles' names, sorted.
@@ -96,7 +96,7 @@ func (c *Catalogue) Rules() map[string]cluster.Rules {
 	m := make(map[string]cluster.Rules, len(c.roles))
 	for name, r := range c.roles {
 		size := func(s string) cluster.Bytes {
-			b, _ := cluster.ParseBytes(s) // checked by Load; empty: 0
+			b, _ := cluster.ParseBytes(s) // validated by Load; empty: 0
 			return b
 		}
 		m[name] = cluster.Rules{
@@ -151,7 +151,7 @@ type loader struct {
 	sources map[string]*source // by role name; an overlay's replaces the built-in one's
 }
 
-// folder loads every role in fsys, whose name for people is shown.
+// folder loads every role in fsys; shown is its name in messages.
 func (l *loader) folder(c *Catalogue, fsys fs.FS, shown string) error {
 	entries, err := fs.ReadDir(fsys, ".")
 	if err != nil {
@@ -159,8 +159,8 @@ func (l *loader) folder(c *Catalogue, fsys fs.FS, shown string) error {
 	}
 	var found []*source
 	for _, e := range entries {
-		// A link to a folder is a role, too; what is not a folder is none of ours.
-		// Links out of the roles' folder are not followed (os.Root): a checkout, built by root, must not read root's files.
+		// A symbolic link to a folder is a role, too; anything else is ignored. Links out of the roles' folder are not
+		// followed (os.Root): a checkout that root builds must not read root's files.
 		info, err := fs.Stat(fsys, e.Name())
 		if err != nil && e.Type()&fs.ModeSymlink != 0 && !strings.HasPrefix(e.Name(), ".") {
 			l.sources[e.Name()] = &source{problems: cluster.Problems{{File: filepath.Join(shown, e.Name()), Line: 1, Col: 1,
@@ -170,7 +170,7 @@ func (l *loader) folder(c *Catalogue, fsys fs.FS, shown string) error {
 		if err != nil || !info.IsDir() || strings.HasPrefix(e.Name(), ".") || fsys == builtin && e.Name() == commonDir {
 			continue
 		}
-		// What cannot be a role's name and describes no role was put there by another program (__MACOSX, node_modules).
+		// Folders that cannot be roles and have no role.yaml belong to other programs (__MACOSX, node_modules).
 		if _, err := fs.Stat(fsys, e.Name()+"/role.yaml"); errors.Is(err, fs.ErrNotExist) && !roleName.MatchString(e.Name()) {
 			continue
 		}
@@ -182,7 +182,7 @@ func (l *loader) folder(c *Catalogue, fsys fs.FS, shown string) error {
 	}
 	roles := make([]*Role, len(found))
 	var wg sync.WaitGroup
-	for i, s := range found { // each reads what it does itself
+	for i, s := range found { // in parallel; each writes only its own
 		wg.Go(func() { roles[i] = s.load() })
 	}
 	wg.Wait()
@@ -201,19 +201,19 @@ type source struct {
 	dir      string // for messages
 	fsys     fs.FS
 	common   fs.FS
-	at       map[string]position // of every value in role.yaml, by its path
+	at       map[string]position // of every value in role.yaml, by path
 	role     *Role
-	broken   []string // paths whose shape is wrong: what they hold, or seem to lack, is no further fault
+	broken   []string // paths with a wrong shape; errors below them would be misleading
 	problems cluster.Problems
 }
 
 type position struct{ line, col int }
 
-// Names of a role's templates in its set: a file template's is its path for people, a string's is where it stands in
-// role.yaml, after this prefix.
+// Names of templates in a role's set: a file's path as shown in messages, or, for a string in role.yaml, this prefix
+// and its path.
 const inline = "role.yaml: "
 
-// fault records what is wrong with the value at path in role.yaml.
+// fault reports what is wrong with the value at path in role.yaml.
 func (s *source) fault(path, format string, args ...any) {
 	for _, b := range s.broken {
 		if within(path, b) || path != "" && within(b, path) {
@@ -229,7 +229,7 @@ func (s *source) fault(path, format string, args ...any) {
 	})
 }
 
-// within tells whether a path is another or leads to something in it.
+// within reports whether path is other or below it.
 func within(path, other string) bool {
 	rest, ok := strings.CutPrefix(path, other)
 	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
@@ -245,10 +245,10 @@ var (
 	sha256Form = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
-// Checks are the programs that the tests can run over a rendered file.
+// Checks are the programs that tests can check a rendered file with.
 var Checks = []string{"glusterd", "haproxy", "ip6tables", "iptables", "keepalived", "mariadb", "nft", "nginx", "php", "php-fpm", "php-ini", "proxysql", "redis", "sentinel", "sql", "systemd"}
 
-// load reads and checks the role; nil when it is too broken to be used.
+// load reads and checks the role; it returns nil if the role is unusable.
 func (s *source) load() *Role {
 	data, err := fs.ReadFile(s.fsys, "role.yaml")
 	if err != nil {
@@ -285,8 +285,8 @@ func (s *source) load() *Role {
 
 func packagePath(distro string, i int) string { return index("distros."+distro+".packages", i) }
 
-// PackageFault returns what is wrong with a package that the role names for a distro, with its place in role.yaml; false:
-// it names none of that name.
+// PackageFault returns a problem at the position of a package in the role's list for a distro, or false if the list
+// does not have it.
 func (r *Role) PackageFault(distro, name, msg string) (cluster.Problem, bool) {
 	i := slices.Index(r.Distros[distro].Packages, name)
 	if i < 0 {
@@ -297,7 +297,7 @@ func (r *Role) PackageFault(distro, name, msg string) (cluster.Problem, bool) {
 	return cluster.Problem{File: r.file, Line: max(1, at.line), Col: max(1, at.col), Path: path, Msg: msg}, true
 }
 
-// everywhere are the words for where packets may come from that are no roles.
+// everywhere are the sources of packets that are not roles.
 var everywhere = []string{"any", "network", "cluster"}
 
 func (s *source) checkRole() {
@@ -500,13 +500,13 @@ func (s *source) checkDistros() {
 	}
 }
 
-// mounted are folders that are no part of an image while it is baked, but mounts of the build host's.
+// mounted are folders that are the build host's mounts during a bake.
 var mounted = []string{"dev", "proc", "run", "sys"}
 
-// plainVersion is a version that can be compared number by number.
+// plainVersion matches versions that can be compared number by number.
 var plainVersion = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)
 
-// checkSELinux checks what a role wants of SELinux on a distro.
+// checkSELinux checks a role's SELinux settings for a distro.
 func (s *source) checkSELinux(at, name string, want SELinux) {
 	if !distro.Named(name).SELinux && len(want.Booleans)+len(want.Ports)+len(want.Permissive) > 0 {
 		s.fault(at+".selinux", "%s has no SELinux; remove it", name)
@@ -536,8 +536,8 @@ func (s *source) checkSELinux(at, name string, want SELinux) {
 	}
 }
 
-// cleanPath reports whether p names something in an image, and nothing outside of it: absolute, without . and .., not the
-// root itself, without control characters.
+// cleanPath reports whether p is a path inside an image: absolute, without . and .., not the root itself, and without
+// control characters.
 func cleanPath(p string) bool {
 	return path.IsAbs(p) && path.Clean(p) == p && p != "/" && !strings.ContainsFunc(p, unicode.IsControl)
 }
@@ -600,7 +600,7 @@ func (s *source) checkComponents() {
 	}
 }
 
-// checkSubset checks the distros of a file or component against those of the role.
+// checkSubset checks that the distros of a file or component are among the role's.
 func (s *source) checkSubset(at string, distros []string) {
 	for i, d := range distros {
 		if _, ok := s.role.Distros[d]; !ok {
@@ -609,7 +609,7 @@ func (s *source) checkSubset(at string, distros []string) {
 	}
 }
 
-// checkNames checks the names of other roles.
+// checkNames checks references to other roles.
 func (s *source) checkNames(known map[string]*source) {
 	if s.role == nil {
 		return
@@ -639,7 +639,7 @@ func (s *source) checkNames(known map[string]*source) {
 	}
 }
 
-// parseAll parses the templates among the strings of a component's parameters.
+// parseAll parses the templates in a component's parameters.
 func (s *source) parseAll(at string, v any) {
 	switch v := v.(type) {
 	case string:
@@ -666,14 +666,14 @@ func (s *source) parse(at, text string) {
 	}
 }
 
-// parseFile parses a template file of the role or, where its name starts with common/, one that roles share.
+// parseFile parses a template file of the role, or a shared one if its name starts with common/.
 func (s *source) parseFile(at, name string) {
 	fsys, file, shown := s.fsys, name, s.role.templateName(name)
 	if rest, ok := strings.CutPrefix(name, commonDir+"/"); ok {
 		fsys, file = s.common, rest
 	}
 	if s.role.templates.Lookup(shown) != nil {
-		return // used for two files
+		return // already parsed for another file
 	}
 	if !fs.ValidPath(file) || file == "." {
 		s.fault(at, "%q is not the name of a file in the role's folder", name)
@@ -684,18 +684,18 @@ func (s *source) parseFile(at, name string) {
 		s.fault(at, "there is no %s", shown)
 		return
 	}
-	if err != nil { // a link out of the folder of roles among them
+	if err != nil { // including a link out of the roles' folder
 		s.fault(at, "%s cannot be read: %v", shown, err)
 		return
 	}
-	// A checkout on Windows has CRLF; nodes get LF, as from any other machine.
+	// A checkout on Windows may have CRLF; nodes always get LF.
 	if _, err := s.role.templates.New(shown).Parse(strings.ReplaceAll(string(text), "\r\n", "\n")); err != nil {
 		line, _, msg := templateFault(err)
 		s.problems = append(s.problems, cluster.Problem{File: shown, Line: max(1, line), Col: 1, Msg: msg})
 	}
 }
 
-// templateName is the name of a template file in the role's set: its path for people.
+// templateName is the name of a template file in the role's set: its path as shown in messages.
 func (r *Role) templateName(name string) string {
 	if strings.HasPrefix(name, commonDir+"/") {
 		return "roles/" + name
@@ -705,7 +705,7 @@ func (r *Role) templateName(name string) string {
 
 var templateError = regexp.MustCompile(`(?s)^template: .*?:(\d+)(?::(\d+))?: (.*)$`)
 
-// templateFault splits an error of text/template into its place and what is wrong.
+// templateFault splits an error of text/template into position and message.
 func templateFault(err error) (line, col int, msg string) {
 	m := templateError.FindStringSubmatch(err.Error())
 	if m == nil {

@@ -17,7 +17,7 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// walkthrough is the role that docs/roles.md adds, file by file, exactly as the page has it.
+// walkthrough returns the role that docs/roles.md adds, file by file.
 func walkthrough(t *testing.T) (files map[string]string, specLines string) {
 	t.Helper()
 	page, err := os.ReadFile("../docs/roles.md")
@@ -342,7 +342,7 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// TestDocsOfComponents finds every parameter of every kind of component in docs/agent.md, below the kind's name.
+// TestDocsOfComponents checks that docs/agent.md has every parameter of every kind of component.
 func TestDocsOfComponents(t *testing.T) {
 	page, err := os.ReadFile("../docs/agent.md")
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// Networks of operators reach the agent's port on every node, also where they overlap with each other or with the cluster's.
+// The operators' networks reach the agent's port on every node, even if they overlap with each other or with the
+// cluster's.
 func TestOperators(t *testing.T) {
 	c := mustLoad(t, "")
 	for _, name := range distro.Names() {
@@ -38,11 +39,11 @@ func TestOperators(t *testing.T) {
 	}
 }
 
-// checkFilter has the program that loads a filter check it, if it is here.
+// checkFilter checks a ruleset with the program that loads it, if available.
 func checkFilter(t *testing.T, check string, content []byte) {
 	t.Helper()
 	if check != "nft" {
-		return // iptables-restore checks only what it can load
+		return // iptables-restore can only check what it can load
 	}
 	nft, err := exec.LookPath("nft")
 	if err != nil || os.Geteuid() != 0 {

@@ -7,10 +7,11 @@ import (
 	"imagegen/distro"
 )
 
-// include finds what configuration files read besides themselves: nginx, HAProxy, PHP-FPM, Redis, MySQL, shell.
+// include matches the includes in configuration files of nginx, HAProxy, PHP-FPM, Redis, MySQL, shell.
 var include = regexp.MustCompile(`(?m)^\s*(?:include|!include|!includedir|source|\.)[ \t=]+"?(/[^\s;"]+)`)
 
-// TestIncludesAreOurs: a rendered file includes none that a package brings. Its updates would change our configuration.
+// TestIncludesAreOurs: a rendered file includes no file of a package, because a package update would change our
+// configuration.
 func TestIncludesAreOurs(t *testing.T) {
 	c := mustLoad(t, "")
 	found := 0

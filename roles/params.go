@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// checkParams checks what a component's parameters hold, as far as it is no template: what a template makes is checked
-// when a node is rendered. That the keys are there and hold the right kind of value has been checked before.
+// checkParams checks the values of a component's parameters that are not templates; rendered values are checked when a
+// node is rendered. Keys and types have already been checked.
 func (s *source) checkParams(at string, c Component) {
 	switch c.Kind {
 	case "service":
@@ -32,7 +32,7 @@ func (s *source) checkParams(at string, c Component) {
 	}
 }
 
-// plain returns a parameter that is text and no template.
+// plain returns a parameter if it is text without a template.
 func plain(v any) (string, bool) {
 	s, ok := v.(string)
 	return s, ok && !strings.Contains(s, "{{")

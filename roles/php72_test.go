@@ -11,8 +11,8 @@ import (
 	"imagegen/internal/php72"
 )
 
-// centosPHP returns every PHP file that nodes of centos7 run, by a name: what is rendered, under each kind of spec that makes a
-// difference, and what the agent brings.
+// centosPHP returns every PHP file that nodes of centos7 run, by a name: rendered files, for each kind of spec that
+// makes a difference, and the agent's.
 func centosPHP(t *testing.T) map[string]string {
 	t.Helper()
 	c := mustLoad(t, "")
@@ -54,7 +54,7 @@ func centosPHP(t *testing.T) map[string]string {
 	return files
 }
 
-// TestPHP72Compiles has the PHP of centos7 compile every file that its nodes run, and refuse what is newer.
+// TestPHP72Compiles: PHP 7.2 compiles every file that centos7 nodes run, and rejects newer features.
 func TestPHP72Compiles(t *testing.T) {
 	t.Parallel()
 	files := centosPHP(t)
@@ -83,7 +83,8 @@ func TestPHP72Compiles(t *testing.T) {
 	}
 }
 
-// TestPHP72KnowsSettings asks PHP 7.2 for every setting of php.ini in the rendered files; of opcache's, which this build does not have, only the table knows.
+// TestPHP72KnowsSettings asks PHP 7.2 for every setting of php.ini in the rendered files; opcache's, which this build
+// lacks, are only in the table.
 func TestPHP72KnowsSettings(t *testing.T) {
 	t.Parallel()
 	program := php72.Program(t)

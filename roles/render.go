@@ -19,7 +19,7 @@ import (
 	"imagegen/distro"
 )
 
-// Paths of the files that every node gets besides its role's.
+// Paths of files that every node gets, whatever its role.
 const (
 	hostsPath  = "/etc/hosts"
 	sysctlPath = "/etc/sysctl.d/90-imagegen.conf"
@@ -123,7 +123,7 @@ func (r *renderer) node() (Rendered, error) {
 	return out, nil
 }
 
-// file renders a file of the role, and tells whether the node gets it at all.
+// file renders a file of the role, and reports whether the node gets it.
 func (r *renderer) file(at string, f File) (rf RenderedFile, wanted bool, err error) {
 	if wanted, err = r.wanted(at, f.Distros, f.When); err != nil || !wanted {
 		return rf, false, err
@@ -156,7 +156,7 @@ func (r *renderer) file(at string, f File) (rf RenderedFile, wanted bool, err er
 	return rf, true, nil
 }
 
-// wanted tells whether a file or component is for this node.
+// wanted reports whether a file or component applies to this node.
 func (r *renderer) wanted(at string, distros []string, when string) (bool, error) {
 	if len(distros) > 0 && !slices.Contains(distros, r.spec.Distro) {
 		return false, nil
@@ -169,7 +169,7 @@ func (r *renderer) wanted(at string, distros []string, when string) (bool, error
 	return s != "" && s != "false", err
 }
 
-// text renders a string of role.yaml. Secrets are for files alone.
+// text renders a string of role.yaml. Secrets are only allowed in files.
 func (r *renderer) text(at, s string) (string, error) {
 	if !strings.Contains(s, "{{") {
 		return s, nil
@@ -185,7 +185,7 @@ func (r *renderer) execute(name string) ([]byte, error) {
 		line, col, msg := templateFault(err)
 		var refused refusal
 		if errors.As(err, &refused) {
-			msg = refused.Error() // which is for people; where in the template it is said is not
+			msg = refused.Error() // a message for users; its position in the template is not of interest to them
 		}
 		if at, ok := strings.CutPrefix(name, inline); ok {
 			return nil, fmt.Errorf("%s: %s: %s", r.role.file, at, msg)
@@ -230,7 +230,7 @@ func (r *renderer) facts() (facts.Facts, error) {
 		if err != nil {
 			return f, err
 		}
-		// A component that this node does not have holds nothing up.
+		// Components that this node does not have are not waited for.
 		after := slices.DeleteFunc(slices.Clone(c.After), func(name string) bool { return !present[name] })
 		f.Components = append(f.Components, facts.Component{Name: c.Name, Kind: c.Kind, After: after, Params: raw})
 	}
@@ -252,8 +252,8 @@ func peer(n cluster.Node) facts.Peer {
 	return facts.Peer{Name: n.Name, Role: n.Role, IP: n.IP.String(), Index: n.Index}
 }
 
-// value renders the templates within a parameter that is to become a t. A template that comes out empty leaves its
-// list element or map entry out: keep is false.
+// value renders the templates within a parameter of type t. If a template renders to nothing, keep is false and its
+// list element or map entry is left out.
 func (r *renderer) value(at string, v any, t reflect.Type) (out any, keep bool, err error) {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -315,7 +315,7 @@ func (r *renderer) value(at string, v any, t reflect.Type) (out any, keep bool, 
 	return v, true, nil
 }
 
-// hosts makes /etc/hosts: nodes know each other by name without any DNS.
+// hosts renders /etc/hosts, so that nodes find each other without DNS.
 func (r *renderer) hosts() []byte {
 	b := []byte("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n\n")
 	for _, role := range r.spec.Roles {

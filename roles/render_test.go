@@ -38,7 +38,7 @@ func parse(t testing.TB, c *Catalogue, spec string) *cluster.Spec {
 	return s
 }
 
-// testSecrets are made from their names.
+// testSecrets returns secrets derived from their names.
 func testSecrets(c *Catalogue, s *cluster.Spec) *secrets.Secrets {
 	sec := &secrets.Secrets{
 		ClusterID: "7f1b9a5e-0c56-4c7e-8a52-3f6d3c1c8e11",
@@ -61,7 +61,7 @@ func testSecrets(c *Catalogue, s *cluster.Spec) *secrets.Secrets {
 	return sec
 }
 
-// show prints a file as the golden files have it.
+// show formats a file as in the golden files.
 func show(f RenderedFile) string {
 	secret := ""
 	if f.Secret {

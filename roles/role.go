@@ -1,8 +1,8 @@
-// Package roles is the catalogue of roles: what each needs installed (role.yaml) and how a node's configuration is
-// rendered from it. Roles are data; a folder beside the spec adds roles or replaces built-in ones without any Go.
+// Package roles is the catalogue of roles: what each role installs (role.yaml), and the templates of its nodes'
+// configuration. Roles are data; a folder beside the spec adds roles or replaces built-in ones without changing any Go.
 //
-// Rendering happens on the build host and ends up in the seed, where it can be read, diffed and checked before
-// anything boots. This package does not install (package images does) and does not decide (package agent does).
+// Configuration is rendered on the build host into the seed, where it can be read, diffed and checked before anything
+// boots. This package does not install packages (images does) and makes no decisions at run time (agent does).
 package roles
 
 import (
@@ -12,7 +12,7 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// Role is one role.yaml. Strings marked T are text/template templates, see Data for what they may use.
+// Role is a role.yaml. Strings marked T are text/template templates; see Data for what they can use.
 type Role struct {
 	Name        string `yaml:"-"` // the folder's name
 	Description string `yaml:"description"`
@@ -33,74 +33,74 @@ type Role struct {
 
 	Container Container `yaml:"container,omitempty"`
 
-	// What follows may differ between distros. Bake inputs are under distros alone, so that nothing else rebakes.
+	// The rest may differ between distros. Bake inputs are only under distros, so that nothing else rebakes images.
 	Distros    map[string]Distro `yaml:"distros"`
 	Sysctl     map[string]string `yaml:"sysctl,omitempty"`
 	Files      []File            `yaml:"files,omitempty"`
 	Components []Component       `yaml:"components,omitempty"`
 
-	file      string              // path of its role.yaml, for messages
-	packages  map[string]position // where its packages are named, by the path in role.yaml
+	file      string              // path of role.yaml, for messages
+	packages  map[string]position // positions of package names, by path in role.yaml
 	templates *template.Template  // every template of the role, by the names in load.go
 }
 
-// Container is what a role needs of the system containers that its nodes may run in. Virtual machines have it anyway.
+// Container lists requirements for system containers of the role's nodes. Virtual machines always meet them.
 type Container struct {
-	// Privileged says why root in the container must be root of its host; empty: it need not.
+	// Privileged is the reason why root in the container must be root on the host; empty if not needed.
 	Privileged string `yaml:"privileged,omitempty"`
 }
 
-// Port is a port that the node listens on and who may reach it.
+// Port is a port that the node listens on, and who may reach it.
 type Port struct {
 	Port  string   `yaml:"port"`            // "80" or "49152-49160"; for protocol vrrp: empty
 	Proto string   `yaml:"proto,omitempty"` // tcp (default), udp or vrrp
-	From  []string `yaml:"from"`            // role names, "cluster" (all nodes), "network" or "any"; a role that is not in the spec counts as none
-	// Otherwise, if set, is where packets come from when no other role of From is in the spec: a Redis for whoever is
-	// on the network, say.
+	From  []string `yaml:"from"`            // role names, "cluster" (all nodes), "network" or "any"; a role that is not in the spec counts as having no nodes
+	// Otherwise, if set, is the source of packets if no other role in From is in the spec: for example, a Redis for
+	// clients on the network.
 	Otherwise string `yaml:"otherwise,omitempty"` // "network" or "any"
 	Why       string `yaml:"why"`
 }
 
-// Distro is what a role's image holds on one distro: together with the base and the agent, all of its bake inputs.
+// Distro is the content of a role's image on one distro. With the base and the agent, these are all of its bake inputs.
 type Distro struct {
 	Packages  []string          `yaml:"packages"`
-	Minimum   map[string]string `yaml:"minimum,omitempty"` // the oldest version of some of them that will do; centos7
+	Minimum   map[string]string `yaml:"minimum,omitempty"` // minimum versions of packages; centos7
 	Exclude   []string          `yaml:"exclude,omitempty"` // packages that must not come from the extra repositories
 	Repos     []Repo            `yaml:"repos,omitempty"`
-	Users     []User            `yaml:"users,omitempty"` // made before packages are installed
+	Users     []User            `yaml:"users,omitempty"` // created before packages are installed
 	Downloads []Download        `yaml:"downloads,omitempty"`
 	Disable   []string          `yaml:"disable,omitempty"` // units that packages enable and the agent starts instead
-	Remove    []string          `yaml:"remove,omitempty"`  // paths (globs) that packages make and an image must not hold
+	Remove    []string          `yaml:"remove,omitempty"`  // paths (globs) to remove after packages are installed
 	SELinux   SELinux           `yaml:"selinux,omitempty"` // centos7
-	Vars      map[string]string `yaml:"vars,omitempty"`    // not a bake input: paths and names for templates
+	Vars      map[string]string `yaml:"vars,omitempty"`    // paths and names for templates; not a bake input
 }
 
-// SELinux is what a role's daemons need of SELinux's policy. It is set in every image, whether the policy is enforced or
-// only watched.
+// SELinux is what a role's daemons need in SELinux's policy. It is set in every image, in permissive and in enforcing
+// mode.
 type SELinux struct {
 	Booleans   []string      `yaml:"booleans,omitempty" json:"booleans,omitempty"` // to switch on
 	Ports      []SELinuxPort `yaml:"ports,omitempty" json:"ports,omitempty"`
-	Permissive []string      `yaml:"permissive,omitempty" json:"permissive,omitempty"` // domains that are watched, not held back, even when the rest is
+	Permissive []string      `yaml:"permissive,omitempty" json:"permissive,omitempty"` // domains that are permissive even in enforcing mode
 }
 
-// SELinuxPort lets the daemons that may use a type of port use this one.
+// SELinuxPort adds a port to an SELinux port type.
 type SELinuxPort struct {
 	Type  string `yaml:"type" json:"type"`
 	Port  string `yaml:"port" json:"port"`
 	Proto string `yaml:"proto,omitempty" json:"proto"` // tcp (default) or udp
 }
 
-// Repo is a package repository beside the distro's own.
+// Repo is a package repository in addition to the distro's own.
 type Repo struct {
 	Name    string   `yaml:"name"`
 	URLs    []string `yaml:"urls"` // tried in order
 	Keys    []string `yaml:"keys"` // URLs or file: paths in the image
 	Exclude []string `yaml:"exclude,omitempty"`
-	// Priority as yum-plugin-priorities has it: lower wins; 0: the default.
+	// Priority as in yum-plugin-priorities: lower wins; 0: the default.
 	Priority int `yaml:"priority,omitempty"`
 }
 
-// User is a system user with fixed ids, so that files on shared volumes have one owner everywhere.
+// User is a system user with fixed ids, so that file owners on shared volumes are the same everywhere.
 type User struct {
 	Name  string `yaml:"name"`
 	UID   int    `yaml:"uid"`
@@ -108,9 +108,9 @@ type User struct {
 	GID   int    `yaml:"gid"`
 }
 
-// Download is a file from outside any package, put into the image.
+// Download is a file outside any package that is put into the image.
 type Download struct {
-	Name   string `yaml:"name,omitempty"` // by which the spec may name another place
+	Name   string `yaml:"name,omitempty"` // by which the spec may override the address
 	URL    string `yaml:"url"`
 	SHA256 string `yaml:"sha256"`
 	Path   string `yaml:"path"`
@@ -123,11 +123,11 @@ type File struct {
 	Mode     string   `yaml:"mode,omitempty"`    // octal; default 0644
 	Owner    string   `yaml:"owner,omitempty"`   // T, user:group; default root:root
 	Distros  []string `yaml:"distros,omitempty"` // default: all
-	When     string   `yaml:"when,omitempty"`    // T; rendered to "" or "false": the file is left out
-	Check    string   `yaml:"check,omitempty"`   // what can check the result, one of Checks
+	When     string   `yaml:"when,omitempty"`    // T; if it renders to "" or "false", the file is left out
+	Check    string   `yaml:"check,omitempty"`   // the program that can check the file, one of Checks
 }
 
-// Component is a component of the agent, see cluster.Component. Strings inside Params are T.
+// Component is a component of the agent, see facts.Component. Strings in Params are T.
 type Component struct {
 	Name    string         `yaml:"name"`
 	Kind    string         `yaml:"kind"`
@@ -139,7 +139,7 @@ type Component struct {
 
 // Rendered is everything node-specific about one node.
 type Rendered struct {
-	Files []RenderedFile // sorted by path; the facts, secrets and keys included
+	Files []RenderedFile // sorted by path, including facts, secrets and keys
 	Facts facts.Facts
 }
 
@@ -149,6 +149,6 @@ type RenderedFile struct {
 	Mode    uint32
 	Owner   string // user:group
 	Content []byte
-	Secret  bool   // holds a secret: mask it when shown
+	Secret  bool   // contains a secret: mask it in output
 	Check   string // as in File
 }

@@ -11,7 +11,7 @@ import (
 	"imagegen/cluster/secrets"
 )
 
-// together is what several nodes get, on one machine; the first one's file wins where two have the same.
+// together returns the files of several nodes for one sandbox; if two nodes have the same file, the first node's wins.
 func together(t *testing.T, c *Catalogue, s *cluster.Spec, sec *secrets.Secrets, nodes ...string) []RenderedFile {
 	t.Helper()
 	var files []RenderedFile
@@ -31,7 +31,7 @@ func together(t *testing.T, c *Catalogue, s *cluster.Spec, sec *secrets.Secrets,
 	return files
 }
 
-// TestPagesAreServed asks HAProxy for pages that nginx and PHP-FPM make, all with the rendered configurations.
+// TestPagesAreServed requests pages through HAProxy from nginx and PHP-FPM, all with the rendered configuration.
 func TestPagesAreServed(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
@@ -122,8 +122,8 @@ for i in $(seq 20); do is 200 $vip/; done # half of them meet the dead backend f
 	}
 }
 
-// redisOf is the Redis of each node with its certificate, its files in /etc/NODE and its data in /tmp/NODE, so that several
-// fit on one machine.
+// redisOf returns the Redis of each node with its certificate, its files in /etc/NODE and its data in /tmp/NODE, so
+// that several fit into one sandbox.
 func redisOf(t *testing.T, c *Catalogue, s *cluster.Spec, sec *secrets.Secrets, nodes ...string) []RenderedFile {
 	t.Helper()
 	var files []RenderedFile
@@ -144,7 +144,8 @@ func redisOf(t *testing.T, c *Catalogue, s *cluster.Spec, sec *secrets.Secrets, 
 	return files
 }
 
-// redisShell starts the Redis of a node (serve NODE DIRECTIVES) and talks to one with the certificate of a node (as NODE ARGUMENTS).
+// redisShell starts the Redis of a node (serve NODE DIRECTIVES) and connects with the certificate of a node (as NODE
+// ARGUMENTS).
 const redisShell = `
 export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis1/redis.conf)
 serve() { node=$1; shift; mkdir -p /tmp/$node; { cat /etc/$node/redis.conf; printf '%s\n' "$@"; } >/tmp/$node.conf; redis-server /tmp/$node.conf >/tmp/$node.log 2>&1 & }
@@ -152,8 +153,8 @@ as() { node=$1; shift; redis-cli --tls --cacert /etc/$node/pki/ca.crt --cert /et
 program() { redis-cli --tls --cacert /etc/imagegen/pki/ca.crt -h 192.168.10.53 "$@"; } # it has a password, and no certificate
 `
 
-// TestRedisMasterIsFound asks the data balancer for Redis while the first server is a replica and the second one the
-// master, then after they have changed places.
+// TestRedisMasterIsFound connects to Redis through the data balancer while the first server is a replica and the second
+// the master, and again after they have swapped roles.
 func TestRedisMasterIsFound(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
@@ -186,8 +187,8 @@ echo 'the old client is still there'; exit 1
 	}
 }
 
-// TestRedisIsEncrypted: nobody speaks to Redis or Sentinel in the clear or without a certificate of the cluster, replicas
-// included, and the data balancer to no server that has another one's name.
+// TestRedisIsEncrypted: Redis and Sentinel, including replicas, accept no plain text and no client without a
+// certificate of the cluster, and the data balancer connects to no server whose certificate has another name.
 func TestRedisIsEncrypted(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
@@ -199,7 +200,7 @@ func TestRedisIsEncrypted(t *testing.T) {
 	sec := realSecrets(t, c, s)
 	n, _ := s.Node("redis1")
 	files := append(together(t, c, s, sec, "balancer3"), redisOf(t, c, s, sec, "redis1", "redis2")...)
-	stranger := realSecrets(t, c, s) // of another cluster with the same names and, as the worst comes, the same passwords
+	stranger := realSecrets(t, c, s) // of another cluster with the same names and, in the worst case, the same passwords
 	stranger.Passwords = sec.Passwords
 	files = append(files, redisOf(t, c, s, stranger, "redis3")...)
 	out, err := inSandbox(t, n, files, redisShell+`
@@ -246,8 +247,8 @@ row; cat redis1.log; exit 1
 	}
 }
 
-// TestSessionsAreEncrypted has nginx and PHP-FPM keep a session in Redis behind the data balancer, and then none behind
-// one that cannot show that it may have the address.
+// TestSessionsAreEncrypted: nginx and PHP-FPM keep a session in Redis behind the data balancer, but not behind one
+// without a certificate for the address.
 func TestSessionsAreEncrypted(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
@@ -292,8 +293,8 @@ visit
 	}
 }
 
-// TestDatabaseConnectionMoves: a node that refuses connections, or has vanished, costs those that were being made to it, and
-// their programs connect to the next one.
+// TestDatabaseConnectionMoves: a node that refuses connections, or has vanished, fails only connections that are being
+// established, and the programs' next attempt reaches the next node.
 func TestDatabaseConnectionMoves(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
@@ -338,8 +339,8 @@ case $got in 'node 57, try '[123]);; *) echo "silent: $got"; exit 1;; esac
 	}
 }
 
-// TestVIPMoves runs both balancers, each in a network namespace of its own on one bridge, and takes HAProxy and then
-// a whole node away from under the virtual address.
+// TestVIPMoves runs both balancers, each in its own network namespace, connected by a bridge, and takes HAProxy and
+// then a whole node away from the virtual address.
 func TestVIPMoves(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)

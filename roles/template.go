@@ -15,26 +15,26 @@ import (
 	"imagegen/cluster/secrets"
 )
 
-// Data is what a template sees as its dot.
+// Data is a template's dot.
 type Data struct {
 	Cluster *cluster.Spec
-	Node    cluster.Node      // the node that is rendered
-	Role    cluster.Role      // its role, as the spec has it
+	Node    cluster.Node      // the node being rendered
+	Role    cluster.Role      // its role, from the spec
 	Vars    map[string]string // the role's vars for the distro
 	Options map[string]string // the role's options, as set in the spec or by default
 }
 
-// view is one node's side of the functions that templates may use.
+// view is the state of the template functions for one node.
 type view struct {
 	spec    *cluster.Spec
 	node    cluster.Node
 	role    *Role
 	secrets *secrets.Secrets
-	used    bool // a secret was asked for since this was last false
-	inFacts bool // what is rendered may hold no secret
+	used    bool // set when a secret is used
+	inFacts bool // rendering facts, which must not contain secrets
 }
 
-// unbound has the functions' names, for parsing; a node's own are put in their place before anything is rendered.
+// unbound has the functions' names, for parsing; they are replaced by a node's own before rendering.
 var unbound = (&view{}).funcs()
 
 // funcs are documented in docs/roles.md.
@@ -47,7 +47,7 @@ func (v *view) funcs() template.FuncMap {
 		"vip":        v.vip,
 		"secret":     v.secret,
 		"nodeKey":    v.nodeKey,
-		"clusterID":  func() string { return v.secrets.ClusterID }, // is in the facts: no secret
+		"clusterID":  func() string { return v.secrets.ClusterID }, // also in the facts, so not secret
 		"fail":       func(msg string) (string, error) { return "", refusal(msg) },
 		"healthPort": func() int { return facts.HealthPort },
 		"join":       func(sep string, list []string) string { return strings.Join(list, sep) },
@@ -68,13 +68,13 @@ func div(a, b int) (int, error) {
 	return a / b, nil
 }
 
-// percent returns a share of a size, in bytes. The share is text, as options are.
+// percent returns a percentage of a size, in bytes. share is text, as options are.
 func percent(b cluster.Bytes, share string) (int, error) {
 	p, err := strconv.Atoi(share)
 	return int(b) / 100 * p, err
 }
 
-// nodes returns the nodes of a role in the spec's order; none if the spec does not have the role.
+// nodes returns the nodes of a role in the spec's order; empty if the spec does not have the role.
 func (v *view) nodes(role string) []cluster.Node {
 	if r := v.spec.Role(role); r != nil {
 		return r.Nodes
@@ -95,7 +95,7 @@ func (v *view) ips(role string) []string {
 	return ips
 }
 
-// vip returns a role's virtual address; empty if the role or its address is not in the spec.
+// vip returns a role's virtual address, or "" if it has none or is not in the spec.
 func (v *view) vip(role string) string {
 	if r := v.spec.Role(role); r != nil && r.VIP.IsValid() {
 		return r.VIP.String()
@@ -118,7 +118,7 @@ func (v *view) secret(name string) (string, error) {
 	return s, nil
 }
 
-// nodeKey returns the private key of the node's certificate, for daemons that may not read root's copy.
+// nodeKey returns the private key of the node's certificate, for daemons that cannot read root's copy.
 func (v *view) nodeKey() (string, error) {
 	if v.inFacts {
 		return "", errors.New("facts hold no secrets; only files do")
@@ -127,7 +127,7 @@ func (v *view) nodeKey() (string, error) {
 	return string(v.secrets.Nodes[v.node.Name].Key), nil
 }
 
-// refusal is what a template says of a spec that it cannot be rendered for.
+// refusal is the message of a template that cannot be rendered for the spec.
 type refusal string
 
 func (r refusal) Error() string { return string(r) }

@@ -9,13 +9,13 @@
 defined( 'ABSPATH' ) || exit;
 
 class Imagegen_DB extends wpdb {
-	const PATIENCE = 2.5; // seconds; a balancer changes to the next node within two
+	const PATIENCE = 2.5; // seconds; a balancer switches to the next node within two
 
-	protected $reconnect_retries = 1; // connecting itself is patient
+	protected $reconnect_retries = 1; // retries are in the connection itself
 
 	public function db_connect( $allow_bail = true ) {
 		for ( $end = microtime( true ) + self::PATIENCE; ! parent::db_connect( false ); usleep( 100000 ) ) {
-			// 2000 and more: nobody has answered. Below, a server has, and has refused.
+			// 2000 and above: no answer. Below: a server answered and refused.
 			if ( mysqli_connect_errno() < 2000 || microtime( true ) > $end ) {
 				return $allow_bail ? parent::db_connect() : false;
 			}

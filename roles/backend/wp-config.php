@@ -21,23 +21,23 @@ $table_prefix = 'wp_';
 define( 'WP_HOME', '{{.}}' );
 define( 'WP_SITEURL', '{{.}}' );
 {{- if eq (slice . 0 6) "https:"}}
-$_SERVER['HTTPS'] = 'on'; // ended before the balancers
+$_SERVER['HTTPS'] = 'on'; // TLS is terminated before the balancers
 {{- end}}
 {{- else}}
 
-// The site answers under whatever host name it was asked by.
+// The site answers under any host name.
 if ( isset( $_SERVER['HTTP_HOST'] ) && preg_match( '/^[A-Za-z0-9.\[\]:-]+$/', $_SERVER['HTTP_HOST'] ) ) {
 	define( 'WP_HOME', 'http://' . $_SERVER['HTTP_HOST'] );
 	define( 'WP_SITEURL', WP_HOME );
 }
 {{- end}}
 
-// Nodes are replaced, not changed: no editor, no updates by the site itself, and no calls to the world outside.
+// Nodes are replaced, not changed: no editor, no self-updates, and no outgoing requests.
 define( 'DISALLOW_FILE_EDIT', true );
 define( 'AUTOMATIC_UPDATER_DISABLED', true );
 define( 'WP_HTTP_BLOCK_EXTERNAL', true );
 define( 'FS_METHOD', 'direct' );
-define( 'DISABLE_WP_CRON', true ); // wordpress-cron.timer on the backends does it
+define( 'DISABLE_WP_CRON', true ); // wordpress-cron.timer runs it on the backends
 define( 'WP_DEBUG', false );
 
 if ( ! defined( 'ABSPATH' ) ) {
