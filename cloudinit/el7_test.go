@@ -18,8 +18,8 @@ import (
 	"imagegen/roles"
 )
 
-// What cloud-init 19.4, CentOS 7's, reads of what we could write: the examples and module pages of its documentation.
-// A key that is in no list is a fault; so is a value that it takes for something else.
+// The keys that CentOS 7's cloud-init, 19.4, supports and we could use, from the examples and module pages of its
+// documentation. A key that is in no list is an error, and so is a value that it would misinterpret.
 var (
 	userDataKeys = []string{"hostname", "fqdn", "preserve_hostname", "manage_etc_hosts", "timezone", "package_update", "package_upgrade",
 		"users", "disable_root", "ssh_pwauth", "ssh_deletekeys", "ssh_genkeytypes", "write_files", "bootcmd", "runcmd", "growpart", "resize_rootfs"}
@@ -31,7 +31,7 @@ var (
 	subnetKeys = []string{"type", "address", "netmask", "gateway", "dns_nameservers", "dns_search"}
 )
 
-// faults194 lists what cloud-init 19.4 would not do with a seed.
+// faults194 lists what cloud-init 19.4 would not support in a seed.
 func faults194(s Seed) []string {
 	var faults []string
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
@@ -47,7 +47,7 @@ func faults194(s Seed) []string {
 		if err := yaml.Unmarshal(data, &m); err != nil {
 			fault("%s: %v", name, err)
 		}
-		// Its Python is 2.7, whose text is ASCII.
+		// It runs on Python 2.7, whose default encoding is ASCII.
 		if i := bytes.IndexFunc(data, func(r rune) bool { return r > '~' }); i >= 0 {
 			fault("%s: has more than ASCII", name)
 		}
@@ -104,8 +104,8 @@ func faults194(s Seed) []string {
 
 var digests = regexp.MustCompile(`(?m)^(instance-id: |imagegen-digest: ).*$`)
 
-// TestCentOSSeeds: the seeds of all nodes of the reference cluster on CentOS 7. What the files on them hold is in the
-// golden files of package roles.
+// TestCentOSSeeds checks the seeds of all nodes of the reference cluster on CentOS 7. Their files are in the golden
+// files of package roles.
 func TestCentOSSeeds(t *testing.T) {
 	catalogue, err := roles.Load("")
 	if err != nil {
@@ -115,7 +115,7 @@ func TestCentOSSeeds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec.Site.Title = "Сайт" // which a careless hand would put into the seed as it is
+	spec.Site.Title = "Сайт" // not ASCII
 	spec.SSH.Keys = example().SSH.Keys
 	pair := secrets.KeyPair{Cert: []byte("certificate\n"), Key: []byte("key\n")}
 	keys := &secrets.Secrets{ClusterID: "7f1b9a5e-0c56-4c7e-8a52-3f6d3c1c8e11", Passwords: map[string]string{}, Nodes: map[string]secrets.KeyPair{}, CA: pair}

@@ -15,15 +15,15 @@ import (
 	"imagegen/internal/atomicfile"
 )
 
-// The image is laid out here, and its records are written and read by the iso9660 library. Its ImageWriter is of no
-// use for seeds: it takes times and the host's name for itself, and stages files (secrets!) wherever $TMPDIR says.
+// We lay out the image ourselves; the iso9660 library encodes and decodes the records. Its ImageWriter is unusable for
+// seeds: it embeds the current time and the host's OS, and stages files (secrets!) in $TMPDIR.
 //
-//	sector 0   system area, empty
-//	      16   primary volume descriptor
-//	      17   volume descriptor set terminator
-//	      18   path table, little-endian; 19: the same, big-endian
-//	      20   root directory
-//	      21…  the files, one after the other
+// 	sector 0   system area, empty
+// 	      16   primary volume descriptor
+// 	      17   volume descriptor set terminator
+// 	      18   path table, little-endian; 19: the same, big-endian
+// 	      20   root directory
+// 	      21…  the files, one after the other
 const (
 	sector       = 2048
 	volumeSector = 16
@@ -34,14 +34,14 @@ const (
 	volumeLabel = "cidata"
 	dirFlag     = 2 // of DirectoryEntry.FileFlags
 
-	// maxISO bounds what is read into memory, in bytes. A seed has some 50 KiB.
+	// maxISO limits what is read into memory, in bytes. A seed has some 50 KiB.
 	maxISO = 16 << 20
 )
 
-// epoch is the date in every image. It must not be zero: blkid derives the volume's UUID from it.
+// epoch is the date in every image. It must not be zero, because blkid derives the volume's UUID from it.
 var epoch = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// contents returns the seed's files by their names on the ISO, in the order that ISO 9660 wants: by name.
+// contents returns the seed's files by their names on the ISO, sorted by name as ISO 9660 requires.
 func (s *Seed) contents() []struct {
 	name string
 	data *[]byte
@@ -56,9 +56,9 @@ func (s *Seed) contents() []struct {
 	}
 }
 
-// WriteISO writes the seed to path, as an ISO 9660 image labelled cidata that only its owner may read. The file is
-// written aside, brought to the disk, read back and compared, and only then put in place; after an error path is as it
-// was. Equal seeds give equal files.
+// WriteISO writes the seed to path, as an ISO 9660 image labelled cidata with mode 0600. The file is written to a
+// temporary name, synced, read back and compared, and then renamed; after an error, path is unchanged. Equal seeds give
+// equal files.
 func (s Seed) WriteISO(path string) (err error) {
 	image, err := s.encode()
 	if err != nil {
@@ -108,7 +108,7 @@ func (s Seed) WriteISO(path string) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-// IsAt says whether path is this very seed already, byte for byte and readable by its owner alone.
+// IsAt reports whether path contains exactly this seed and is readable only by its owner.
 func (s Seed) IsAt(path string) bool {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode() != 0o600 {
@@ -122,7 +122,7 @@ func (s Seed) IsAt(path string) bool {
 	return err == nil && bytes.Equal(have, want)
 }
 
-// ReadISO reads a seed that WriteISO wrote. Any other image is an error, also one with more or fewer files.
+// ReadISO reads a seed written by WriteISO. Any other image is an error, even one with additional files.
 func ReadISO(path string) (Seed, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -172,7 +172,7 @@ func (s Seed) encode() ([]byte, error) {
 	image := make([]byte, next*sector)
 	at := func(n int) []byte { return image[n*sector:] }
 
-	// An entry for the root: lengths of name and attributes, sector, parent's number (its own), name, padding.
+	// The root's entry: lengths of name and attributes, sector, number of the parent (itself), name, padding.
 	little := []byte{1, 0, rootSector, 0, 0, 0, 1, 0, 0, 0}
 	big := []byte{1, 0, 0, 0, 0, rootSector, 0, 1, 0, 0}
 	copy(at(pathSector), little)
@@ -211,7 +211,7 @@ func (s Seed) encode() ([]byte, error) {
 		}
 		dir = append(dir, b...)
 	}
-	// Readers find a directory's end by a zero, and some miss it in a directory that fills its sectors exactly.
+	// A zero marks the end of a directory; some readers miss the end if a directory fills its sectors exactly.
 	if len(dir) >= sector {
 		return nil, errors.New("too many files for the directory")
 	}
@@ -232,7 +232,7 @@ func record(name string, at, size int, flags byte) *iso9660.DirectoryEntry {
 	}
 }
 
-// decode returns what is on an ISO image, as parts of it. It trusts nothing in it.
+// decode returns the files on an ISO image, as slices of it. It validates everything, because the image may be damaged.
 func decode(image []byte) (Seed, error) {
 	volume, err := extent(image, volumeSector, sector)
 	if err != nil || string(volume[:7]) != "\x01CD001\x01" {
@@ -289,7 +289,7 @@ func decode(image []byte) (Seed, error) {
 	return s, nil
 }
 
-// named returns where the content of the file with this ISO 9660 name belongs, or nil.
+// named returns the field for the file with this ISO 9660 name, or nil.
 func (s *Seed) named(identifier string) *[]byte {
 	for _, c := range s.contents() {
 		if identifier == c.name+";1" {
@@ -299,7 +299,7 @@ func (s *Seed) named(identifier string) *[]byte {
 	return nil
 }
 
-// extent returns length bytes from a sector on.
+// extent returns length bytes starting at a sector.
 func extent(image []byte, at, length int64) ([]byte, error) {
 	if at < 0 || length < 0 || at*sector+length > int64(len(image)) {
 		return nil, errors.New("leaves the image, which may have been cut short")
@@ -307,7 +307,7 @@ func extent(image []byte, at, length int64) ([]byte, error) {
 	return image[at*sector:][:length], nil
 }
 
-// readRecord decodes a directory record. It makes sure first that the library finds in b what it looks for there.
+// readRecord decodes a directory record. It first checks the lengths that the library relies on.
 func readRecord(b []byte) (*iso9660.DirectoryEntry, error) {
 	const fixed = 33 // bytes before the name
 	if len(b) <= fixed || int(b[0]) != len(b) {

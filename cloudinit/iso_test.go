@@ -16,7 +16,7 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// writeEnv makes the test binary write web1's seed to the path it holds, and end.
+// writeEnv makes the test binary write web1's seed to the path in this variable, and exit.
 const writeEnv = "IMAGEGEN_TEST_WRITE_SEED"
 
 func TestMain(m *testing.M) {
@@ -72,7 +72,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// Sizes around a sector's end, where padding goes wrong.
+// Sizes around a sector boundary, where padding goes wrong.
 func TestSizes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.iso")
 	for _, n := range []int{0, 1, sector - 1, sector, sector + 1, 3 * sector} {
@@ -90,8 +90,8 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// The hash in testdata was made on another day, and the seeds here are made in surroundings as odd as can be: nothing
-// but the input may count.
+// The hash in testdata was recorded at another time, and the seeds are made in unusual environments: only the input may
+// matter.
 func TestSameBytesEverywhere(t *testing.T) {
 	dir := t.TempDir()
 	self, err := os.Executable()
@@ -145,7 +145,7 @@ func TestFailureLeavesNothing(t *testing.T) {
 		t.Error("a folder was replaced")
 	}
 
-	// A file that may not grow is a disk that is full.
+	// A file size limit acts like a full disk.
 	old := filepath.Join(dir, "old.iso")
 	if err := newSeed(t, "web2").WriteISO(old); err != nil {
 		t.Fatal(err)
@@ -258,8 +258,8 @@ func TestReadRejects(t *testing.T) {
 	}
 }
 
-// FuzzReadISO: whatever is on the image, there is a seed or an error, and a seed that was read can be written again.
-// The parts that the reader believes in are fuzzed apart, since inputs of kilobytes would slow the fuzzer down.
+// FuzzReadISO: any image gives a seed or an error, and a seed that was read can be written again. The parsed structures
+// are fuzzed separately, because inputs of several KiB would slow the fuzzer down.
 func FuzzReadISO(f *testing.F) {
 	small := Seed{UserData: []byte("#cloud-config\n"), MetaData: []byte("instance-id: x\n")}
 	image, err := small.encode()
@@ -298,7 +298,7 @@ func BenchmarkWriteISO(b *testing.B) {
 	}
 }
 
-// TestNodeReadsISO: the node reads with code of its own what is written here.
+// TestNodeReadsISO: the node's own reader can read what is written here.
 func TestNodeReadsISO(t *testing.T) {
 	s := newSeed(t, "web2")
 	image, err := s.encode()

@@ -1,9 +1,9 @@
 // Package cloudinit makes a node's seed: the three files that cloud-init's NoCloud data source reads, and the ISO image
-// that carries them. It works with cloud-init 19.4 and with today's, so it uses only what both know: network-config
-// version 1, and write_files without defer and source.
+// that contains them. It must work with cloud-init 19.4 and current versions, so it uses only what both support:
+// network-config version 1, and write_files without defer and source.
 //
-// A seed is a function of its inputs alone. The same spec, secrets and files give the same bytes on any host, at any
-// time. What is written to a node is rendered elsewhere (package roles).
+// A seed depends only on its inputs: the same spec, secrets and files give the same bytes on any host, at any time.
+// Package roles renders the files.
 package cloudinit
 
 import (
@@ -26,8 +26,8 @@ import (
 	"imagegen/cluster"
 )
 
-// Interface is the name that a node's NIC on the cluster's network has. Cloud-init finds the NIC by its MAC address
-// and renames it where it is called otherwise. Files that name an interface (keepalived's) use the same.
+// Interface is the name of a node's NIC on the cluster's network. cloud-init finds the NIC by its MAC address and
+// renames it if necessary. Files that name an interface (keepalived's) use it.
 const Interface = "eth0"
 
 // File is a file that cloud-init writes on the node's first boot.
@@ -36,7 +36,7 @@ type File struct {
 	Mode    uint32 // permission bits
 	Owner   string // user:group; both must be in the image. Empty: root:root
 	Content []byte
-	Secret  bool // must not be readable by everybody
+	Secret  bool // must not be world-readable
 }
 
 // Seed is the content of a seed ISO, each file as cloud-init reads it.
@@ -46,26 +46,26 @@ type Seed struct {
 	UserData      []byte // YAML after a first line "#cloud-config"
 }
 
-// userData is the part of cloud-config that we use. Fields are in the order in which a person reads them.
+// userData is the part of cloud-config that we use, with the fields in a readable order.
 type userData struct {
 	Hostname         string `yaml:"hostname"`
 	FQDN             string `yaml:"fqdn"`
 	PreserveHostname bool   `yaml:"preserve_hostname"`
-	ManageEtcHosts   bool   `yaml:"manage_etc_hosts"` // it is one of the files
+	ManageEtcHosts   bool   `yaml:"manage_etc_hosts"` // false: /etc/hosts is one of the files
 	Timezone         string `yaml:"timezone"`
 	PackageUpdate    bool   `yaml:"package_update"`
 	PackageUpgrade   bool   `yaml:"package_upgrade"`
 	Users            []user `yaml:"users"`
 	DisableRoot      bool   `yaml:"disable_root"`
 	SSHPwauth        bool   `yaml:"ssh_pwauth"`
-	// An image has no host keys; a node keeps its own when it gets another seed. One kind is enough, and making an RSA key
-	// would cost seconds on every first boot.
+	// Images have no host keys; a node keeps its own when it gets another seed. One type is enough, and an RSA key
+	// would cost seconds at every first boot.
 	SSHDeletekeys  bool     `yaml:"ssh_deletekeys"`
 	SSHGenkeytypes []string `yaml:"ssh_genkeytypes"`
 	writeFiles     `yaml:",inline"`
 }
 
-// writeFiles is the rest of it.
+// writeFiles is the rest of cloud-config.
 type writeFiles struct {
 	WriteFiles []writeFile `yaml:"write_files,omitempty"`
 }
@@ -90,7 +90,7 @@ type writeFile struct {
 type metaData struct {
 	InstanceID    string `yaml:"instance-id"`
 	LocalHostname string `yaml:"local-hostname"`
-	// What the node checks before cloud-init sees the seed (package nocloud, which also has the keys' names).
+	// The node checks these before cloud-init sees the seed (package nocloud, which also has the keys' names).
 	Cluster string `yaml:"imagegen-cluster"`
 	Node    string `yaml:"imagegen-node"`
 	Digest  string `yaml:"imagegen-digest"`
@@ -115,7 +115,7 @@ type subnet struct {
 	DNSNameservers []string `yaml:"dns_nameservers,omitempty"`
 }
 
-// New makes the seed of a node of the cluster with this ID. Files are written in the order given.
+// New makes the seed of a node of the cluster with this ID. Files are written in the given order.
 func New(spec *cluster.Spec, clusterID string, node cluster.Node, files []File) (Seed, error) {
 	var s Seed
 	err := s.make(spec, clusterID, node, files)
@@ -128,13 +128,13 @@ func New(spec *cluster.Spec, clusterID string, node cluster.Node, files []File) 
 func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, files []File) error {
 	ud := userData{
 		Hostname: node.Name,
-		// Without a domain, like the entries of /etc/hosts, so that `hostname -f` agrees.
+		// Without a domain, like the entries of /etc/hosts, so that hostname -f agrees.
 		FQDN:           node.Name,
 		Timezone:       spec.Timezone,
 		DisableRoot:    true,
 		SSHGenkeytypes: []string{"ed25519"},
-		// Somebody has to be in the list: an empty one is invalid, and without it cloud-init makes the distro's own
-		// user. Root exists; all that happens is that its password is locked once more.
+		// The list must not be empty, and without the list cloud-init creates the distro's default user. Root exists
+		// anyway; this only locks its password again.
 		Users: []user{{Name: "root", LockPasswd: true}},
 	}
 	if len(spec.SSH.Keys) > 0 {
@@ -143,7 +143,7 @@ func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, fil
 			ud.DisableRoot = false
 		} else {
 			u.Shell, u.Sudo = "/bin/bash", "ALL=(ALL) NOPASSWD:ALL"
-			// Or useradd refuses a name that a group has already, such as Debian's operator or staff.
+			// Otherwise useradd refuses a user with the name of an existing group, such as Debian's operator or staff.
 			u.NoUserGroup = true
 		}
 		ud.Users = []user{u}
@@ -201,21 +201,21 @@ func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, fil
 	return nil
 }
 
-// instanceID names what the seed makes of a node. Cloud-init applies a seed once per instance ID: the same seed in the
-// same disk's next boot changes nothing, and any other seed is applied in full.
+// instanceID identifies the seed's content. cloud-init applies a seed once per instance ID: booting again with the same
+// seed changes nothing, and any other seed is applied completely.
 func instanceID(cluster string, id nocloud.Identity) string {
 	sum := sha256.Sum256([]byte(id.Cluster + "\n" + id.Node + "\n" + id.Digest))
 	return fmt.Sprintf("%s-%s-%x", cluster, id.Node, sum[:8])
 }
 
-// listHead begins the list of files in user-data.
+// listHead starts the list of files in user-data.
 const listHead = "write_files:\n"
 
-// items has, for each path, the file that was last made there: most files, and all large ones, are the same on all nodes
-// of a role, and writing YAML is most of the work of a seed.
+// items caches the last encoded file for each path: most files, and all large ones, are the same on all nodes of a
+// role, and encoding YAML is most of the work for a seed.
 var items sync.Map // path to *item
 
-// item is a file and its entry in the list.
+// item is a file and its encoded list entry.
 type item struct {
 	file File
 	yaml []byte
@@ -242,7 +242,7 @@ func newItem(f File) ([]byte, error) {
 	if err != nil || !ok || !reflect.DeepEqual(back.writeFiles, list) {
 		return nil, fmt.Errorf("does not read as it was written (%v)", err)
 	}
-	f.Content = bytes.Clone(f.Content) // which is the caller's
+	f.Content = bytes.Clone(f.Content) // the caller may change its slice
 	items.Store(f.Path, &item{f, entry})
 	return entry, nil
 }
@@ -252,7 +252,7 @@ func newWriteFile(f File) (writeFile, error) {
 		return writeFile{}, fmt.Errorf("want an absolute path without detours")
 	}
 	if f.Mode&^0o777 != 0 {
-		// Cloud-init gives the file to its owner last, and that clears a setuid bit.
+		// cloud-init changes the owner last, which clears setuid bits.
 		return writeFile{}, fmt.Errorf("mode %#o: cloud-init can set permissions up to 0777 only", f.Mode)
 	}
 	if f.Secret && f.Mode&worldReadable != 0 {
@@ -275,7 +275,7 @@ func newWriteFile(f File) (writeFile, error) {
 	return w, nil
 }
 
-// Files returns the files that the seed has cloud-init write.
+// Files returns the files that cloud-init writes from the seed.
 func (s Seed) Files() ([]File, error) {
 	ud, err := unmarshal(s.UserData)
 	if err != nil {
@@ -307,8 +307,8 @@ func (s Seed) Files() ([]File, error) {
 	return files, nil
 }
 
-// maxReadable is the size, in bytes, above which a file is packed. Only clusters of hundreds of nodes have such files,
-// and nearly as many in each seed as there are nodes.
+// maxReadable is the size in bytes above which a file is compressed. Only clusters with hundreds of nodes have such
+// files (every seed lists all nodes).
 const maxReadable = 16 << 10
 
 func pack(content []byte) ([]byte, error) {
@@ -325,8 +325,8 @@ func pack(content []byte) ([]byte, error) {
 
 const worldReadable = 0o004
 
-// plain says whether content can stand in YAML as it is: ASCII text (cloud-init 19.4 on Python 2 is not to be trusted
-// with more) that does not begin with white space (libraries disagree about the indentation of such a block).
+// plain reports whether content can be a YAML block: ASCII text (cloud-init 19.4 on Python 2 may mishandle anything
+// else) that does not begin with white space (libraries disagree about the block's indentation then).
 func plain(content []byte) bool {
 	for _, c := range content {
 		if c != '\n' && c != '\t' && (c < ' ' || c > '~') {
@@ -336,7 +336,7 @@ func plain(content []byte) bool {
 	return len(content) == 0 || content[0] > ' '
 }
 
-// marshal writes v as YAML after head.
+// marshal encodes v as YAML after head.
 func marshal(head string, v any) ([]byte, error) {
 	var b bytes.Buffer
 	b.WriteString(head)

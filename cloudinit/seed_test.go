@@ -15,7 +15,7 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// example is a small cluster; its second node has a MAC address that YAML 1.1 takes for a number to base 60.
+// example is a small cluster; its second node has a MAC address that YAML 1.1 parses as a sexagesimal number.
 func example() *cluster.Spec {
 	return &cluster.Spec{
 		Cluster: "otus", Distro: "debian12", Timezone: "Europe/Moscow",
@@ -33,7 +33,7 @@ func example() *cluster.Spec {
 
 const password = "q1W2e3R4t5Y6u7I8"
 
-// awkward are files whose content a careless hand would break.
+// awkward are files whose content is easily corrupted.
 func awkward() []File {
 	return []File{
 		{Path: "/etc/imagegen/node.json", Mode: 0o644, Content: []byte("{\n  \"cluster\": \"otus\"\n}\n")},
@@ -87,7 +87,7 @@ func TestGolden(t *testing.T) {
 	testkit.Golden(t, "testdata/"+"bare/network-config", s.NetworkConfig)
 }
 
-// needProgram skips a test whose witness is not on this machine.
+// needProgram skips a test if a program is missing.
 func needProgram(t *testing.T, name, pkg string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
@@ -95,7 +95,7 @@ func needProgram(t *testing.T, name, pkg string) {
 	}
 }
 
-// What cloud-init reads must be what was given: its own YAML library says so.
+// cloud-init's own YAML library reads exactly what was written.
 func TestFilesArriveUnchanged(t *testing.T) {
 	needProgram(t, "cloud-init", "cloud-init")
 	s := newSeed(t, "web2")
@@ -204,7 +204,7 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
-// FuzzNew: whatever is in a file, it is found in the seed when that is read back, and so is the file after it.
+// FuzzNew: any file content survives writing and reading a seed, and so does the file after it.
 func FuzzNew(f *testing.F) {
 	for _, file := range awkward() {
 		f.Add(file.Content[:min(len(file.Content), 100)]) // long inputs slow the fuzzer down
@@ -228,8 +228,8 @@ func FuzzNew(f *testing.F) {
 	})
 }
 
-// What New puts in, Files takes out, whatever the encoding; a large file, as a cluster of a thousand nodes has, is small on
-// the seed.
+// Files returns what New was given, in any encoding; a large file, as in a cluster of a thousand nodes, is compressed
+// on the seed.
 func TestFiles(t *testing.T) {
 	spec := example()
 	files := append(awkward(), File{Path: "/etc/hosts", Mode: 0o644, Content: bytes.Repeat([]byte("10.0.0.1 web1\n"), 2000)})

@@ -1,9 +1,10 @@
-// Package vagrant makes the Vagrantfile that boots a cluster's nodes in VirtualBox. Around the Vagrantfile lie
+// Package vagrant writes the Vagrantfile that boots a cluster's nodes in VirtualBox. The Vagrantfile uses these files
+// beside it:
 //
-//	boxes/ROLE.box      the role's image (package images)
-//	seeds/NODE.iso      the node's seed (package cloudinit)
-//	disks/NODE.vdi      the node's data disk, which the first vagrant up makes and vagrant destroy keeps
-//	consoles/NODE.log   what the node prints on its serial port
+// 	boxes/ROLE.box      the role's image (package images)
+// 	seeds/NODE.iso      the node's seed (package cloudinit)
+// 	disks/NODE.vdi      the node's data disk, created by the first vagrant up and kept by vagrant destroy
+// 	consoles/NODE.log   the node's serial port
 package vagrant
 
 import (
@@ -26,10 +27,9 @@ var vagrantfile = template.Must(template.New("Vagrantfile").Option("missingkey=e
 	"mib":  func(b cluster.Bytes) int64 { return int64((b + cluster.MiB - 1) / cluster.MiB) },
 }).Parse(templateText))
 
-// Write makes the Vagrantfile of all nodes of the spec. Identities holds each role's image's identity
-// (images.Result.Identity). It is part of the box's name: Vagrant keeps a copy of every box that it has seen, by name, and
-// would go on using the old one when boxes/ROLE.box has become another image. ClusterID marks the machines. The same input gives
-// the same bytes.
+// Write returns the Vagrantfile of all nodes of the spec. identities has the identity of each role's image
+// (images.Result.Identity). It is part of the box's name, because Vagrant keeps a copy of every box by name and would
+// otherwise go on using an old one. clusterID marks the machines. The same input gives the same bytes.
 func Write(spec *cluster.Spec, clusterID string, identities map[string]string) ([]byte, error) {
 	boxes := map[string]string{}
 	for _, r := range spec.Roles {
@@ -53,19 +53,19 @@ func Write(spec *cluster.Spec, clusterID string, identities map[string]string) (
 	return b.Bytes(), nil
 }
 
-// hostOnlyDefault is where VirtualBox 6.1.28 and later allow host-only networks without being told of others
-// (User Manual, 6.7 "Host-Only Networking").
+// hostOnlyDefault is the range in which VirtualBox 6.1.28 and later allow host-only networks by default (User Manual,
+// 6.7 "Host-Only Networking").
 var hostOnlyDefault = netip.MustParsePrefix("192.168.56.0/21")
 
-// HostOnlyProblem says what is to be done before VirtualBox allows a host-only network with the spec's addresses: the
-// file and its line, and the alternative. It is empty when nothing is. On Windows, and on macOS from VirtualBox 7 on, there
-// is no such limit; which host the Vagrantfile will be used on is not known here.
+// HostOnlyProblem says what to do before VirtualBox allows a host-only network with the spec's addresses: the file and
+// its line, and the alternative. It returns "" if nothing is needed. Windows, and macOS with VirtualBox 7, have no such
+// restriction, but it is not known on which host the Vagrantfile will be used.
 func HostOnlyProblem(spec *cluster.Spec) string {
 	cidr := spec.Network.CIDR.Masked()
 	if hostOnlyDefault.Contains(cidr.Addr()) && cidr.Bits() >= hostOnlyDefault.Bits() {
 		return ""
 	}
-	// Once there is a networks.conf, what it does not name is forbidden, the default range too.
+	// A networks.conf replaces the default range, so it must contain that as well.
 	return fmt.Sprintf(`network.cidr: VirtualBox on Linux allows host-only networks in %[1]s alone, and %[2]s is outside;
 put this line into /etc/vbox/networks.conf on the machine that runs VirtualBox (make the file if it is not there):
 
@@ -75,13 +75,13 @@ or take a network in %[1]s, such as 192.168.56.0/24, and addresses in it. Window
 		hostOnlyDefault, cidr)
 }
 
-// netmask writes a prefix length as Vagrant wants it.
+// netmask formats a prefix length as a netmask, which Vagrant needs.
 func netmask(p netip.Prefix) string {
 	m := ^uint32(0) << (32 - p.Bits())
 	return netip.AddrFrom4([4]byte{byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}).String()
 }
 
-// natNet is another network for adapter 1 when VirtualBox's own choice for it is part of the cluster's network; else empty.
+// natNet returns a network for adapter 1 if VirtualBox's default for it overlaps the cluster's network; otherwise "".
 func natNet(spec *cluster.Spec) string {
 	if spec.Network.CIDR.Overlaps(netip.MustParsePrefix("10.0.2.0/24")) {
 		return "172.31.254.0/24"
@@ -89,7 +89,7 @@ func natNet(spec *cluster.Spec) string {
 	return ""
 }
 
-// keys lists the spec's public keys without type and comment, as they are compared.
+// keys returns the spec's public keys without type and comment, for comparison.
 func keys(spec *cluster.Spec) []string {
 	var all []string
 	for _, k := range spec.SSH.Keys {
@@ -100,7 +100,7 @@ func keys(spec *cluster.Spec) []string {
 	return all
 }
 
-// quote writes s as a Ruby string.
+// quote formats s as a Ruby string.
 func quote(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `#`, `\#`, "\n", `\n`).Replace(s) + `"`
 }

@@ -29,7 +29,7 @@ func parse(t testing.TB, text string) *cluster.Spec {
 
 const clusterID = "11111111-2222-4333-8444-555555555555"
 
-// identities are of images that are only named.
+// identities returns made-up identities of images.
 func identities(s *cluster.Spec) map[string]string {
 	ids := map[string]string{}
 	for i, r := range s.Roles {
@@ -57,7 +57,7 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// Each of these makes another part of the template.
+// Each covers another part of the template.
 var specs = map[string]string{
 	"centos7":  string(cluster.Reference("centos7")),
 	"debian12": string(cluster.Reference("debian12")),
@@ -81,7 +81,7 @@ func TestRuby(t *testing.T) {
 	}
 }
 
-// Vagrant itself finds nothing wrong, and would log in as the spec says.
+// Vagrant itself accepts the file, and would log in as the spec says.
 func TestVagrantValidate(t *testing.T) {
 	if _, err := exec.LookPath("vagrant"); err != nil {
 		t.Skip("SKIPPED: no vagrant; apt-get install vagrant")
@@ -114,7 +114,7 @@ redis: {nodes: {r1: 10.9.9.1, r2: 10.9.9.2, r3: 10.9.9.3}}, glusterfs: {nodes: {
 	}
 }
 
-// The host's address is no node's, and adapter 1's network is not the cluster's.
+// The host's address is not a node's, and adapter 1's network is not the cluster's.
 func TestAddresses(t *testing.T) {
 	got := string(write(t, parse(t, specs["ssh"])))
 	for _, want := range []string{`netmask: "255.0.0.0", adapter_ip: "10.0.0.14"`, `"--natnet1", "172.31.254.0/24"`, `config.ssh.username = "jane"`} {
@@ -127,7 +127,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// Another image in boxes/ROLE.box has another name, or Vagrant would take the old one from its own copy.
+// A new image in boxes/ROLE.box has a new name, or Vagrant would use its copy of the old one.
 func TestBoxFollowsImage(t *testing.T) {
 	s := parse(t, specs["debian12"])
 	ids := identities(s)

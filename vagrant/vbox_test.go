@@ -15,7 +15,7 @@ import (
 	"imagegen/internal/vboxtest"
 )
 
-// greet stands in for nodes' SSH servers.
+// greet acts as the nodes' SSH servers.
 func greet(t *testing.T, addrs ...string) {
 	for _, a := range addrs {
 		if out, err := exec.Command("ip", "addr", "add", a+"/32", "dev", "lo").CombinedOutput(); err != nil {
@@ -50,8 +50,8 @@ cd "$DIR/dist"
 eval "$1"
 `
 
-// Real Vagrant and real VirtualBox make of the Vagrantfile what is meant: nodes come up, two at once if asked, and their
-// data disks outlive them.
+// Real Vagrant and VirtualBox with the Vagrantfile: nodes come up, also two in parallel, and their data disks survive
+// them.
 func TestVagrantUp(t *testing.T) {
 	if _, err := exec.LookPath("vagrant"); err != nil {
 		t.Skip("SKIPPED: no vagrant; apt-get install vagrant")

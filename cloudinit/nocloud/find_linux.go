@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// Find returns the seeds that are attached: on a CD-ROM or another disk, and in the folder where cloud-init looks, which
-// is how a container gets one.
+// Find returns the attached seeds: on CD-ROMs and other disks, and in the folder where cloud-init looks, which is how a
+// container gets one.
 func (d Disk) Find() []Found {
 	var all []Found
 	add := func(where string, s Seed, err error) {
@@ -35,7 +35,7 @@ func (d Disk) Find() []Found {
 			continue
 		}
 		s, err := readDevice(d.path(filepath.Join("dev", strings.ReplaceAll(name, "!", "/"))))
-		// Other disks are not of interest, and it is no fault that a drive is empty. A CD-ROM that cannot be read may be a seed.
+		// Disks without a seed and empty drives are ignored. An unreadable CD-ROM may be a seed.
 		if err == nil || !isNothing(err) && (strings.HasPrefix(name, "sr") || strings.HasPrefix(name, "hd")) {
 			add("/dev/"+name, s, err)
 		} else if !isNothing(err) && errors.Is(err, errDamaged) {
@@ -45,7 +45,7 @@ func (d Disk) Find() []Found {
 	return all
 }
 
-// errDamaged is of a volume that has the label of a seed.
+// errDamaged is returned for a damaged volume that has the label of a seed.
 var errDamaged = errors.New("damaged")
 
 func isNothing(err error) bool {
@@ -57,13 +57,14 @@ func isNothing(err error) bool {
 	return false
 }
 
-// Of the kernel's uapi/linux/cdrom.h.
+// From the kernel's uapi/linux/cdrom.h.
 const (
 	cdromDriveStatus = 0x5326
 	statusTrayOpen   = 2
 )
 
-// trayOpen says whether path is a CD-ROM drive that is open. Opening its device would close it, on whoever is about to put a seed in.
+// trayOpen reports whether path is a CD-ROM drive with an open tray. Opening the device would close the tray while
+// somebody inserts a seed.
 func trayOpen(path string) bool {
 	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 	if err != nil {

@@ -14,15 +14,15 @@ const (
 	volumeLabel  = "cidata"
 	dirFlag      = 2
 
-	// maxFile bounds what is read into memory, in bytes. A seed has some 50 KiB.
+	// maxFile limits what is read into memory, in bytes. A seed has some 50 KiB.
 	maxFile = 8 << 20
 )
 
-// ErrNoSeed says that a device holds something else than a volume for cloud-init.
+// ErrNoSeed means that a device does not contain a volume for cloud-init.
 var ErrNoSeed = errors.New("no ISO 9660 volume labelled " + volumeLabel)
 
-// ReadISO reads a seed from an ISO 9660 image as package cloudinit writes it. It trusts nothing in it. What follows the
-// image, as on a device, does not matter.
+// ReadISO reads a seed from an ISO 9660 image as written by package cloudinit. It validates everything. A device may be
+// longer than the image.
 func ReadISO(r io.ReaderAt) (Seed, error) {
 	volume, err := extent(r, volumeSector, sector)
 	if err != nil {
@@ -35,7 +35,7 @@ func ReadISO(r io.ReaderAt) (Seed, error) {
 	if err != nil {
 		return Seed{}, fmt.Errorf("root directory: %w", err)
 	}
-	dir, err := extent(r, at, min(length, sector)) // three files have room in one
+	dir, err := extent(r, at, min(length, sector)) // three files fit into one
 	if err != nil {
 		return Seed{}, fmt.Errorf("root directory: %w", err)
 	}
@@ -72,7 +72,7 @@ func ReadISO(r io.ReaderAt) (Seed, error) {
 	return s, nil
 }
 
-// extent returns length bytes from a sector on.
+// extent returns length bytes starting at a sector.
 func extent(r io.ReaderAt, at, length uint32) ([]byte, error) {
 	if length > maxFile {
 		return nil, fmt.Errorf("%d bytes are too many for a seed", length)

@@ -11,13 +11,13 @@ import (
 
 // Paths on a node.
 const (
-	seedsDir    = "var/lib/imagegen/seeds"         // a folder for each seed: the last, and a moment long the next
-	currentLink = "var/lib/imagegen/seed"          // to the folder of the last
-	appliedFile = "var/lib/imagegen/seed-applied"  // the instance-id that cloud-init has applied in full
+	seedsDir    = "var/lib/imagegen/seeds"         // one folder per seed: the latest and, for a moment, the next
+	currentLink = "var/lib/imagegen/seed"          // symbolic link to the latest's folder
+	appliedFile = "var/lib/imagegen/seed-applied"  // the instance-id that cloud-init has applied completely
 	cloudDir    = "var/lib/cloud"                  // cloud-init's state
 	shownDir    = "var/lib/cloud/seed/nocloud"     // where cloud-init looks
 	statusFile  = "run/cloud-init/status.json"     // of this boot
-	instanceNow = "var/lib/cloud/data/instance-id" // of the last that was applied
+	instanceNow = "var/lib/cloud/data/instance-id" // the last one applied
 )
 
 // Disk is a node's root disk.
@@ -27,8 +27,8 @@ type Disk struct {
 
 func (d Disk) path(name string) string { return filepath.Join(d.Root, name) }
 
-// Kept returns whose seed the node has applied last, or nil if there was none. After an error other than not being able to
-// read it, the identity is still right: only the copy is damaged.
+// Kept returns the identity of the seed that the node applied last, or nil if there was none. If it returns both an
+// identity and an error, the identity is still correct, and only the copy is damaged.
 func (d Disk) Kept() (*Identity, error) {
 	if _, err := os.Lstat(d.path(currentLink)); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -57,7 +57,7 @@ func readDir(dir string) (Seed, error) {
 	return s, nil
 }
 
-// Keep makes s the seed that cloud-init gets to see, from now on and whatever happens.
+// Keep makes s the seed that cloud-init sees from now on. It is atomic.
 func (d Disk) Keep(s Seed) error {
 	id, err := s.Identity()
 	if err != nil {
@@ -69,7 +69,7 @@ func (d Disk) Keep(s Seed) error {
 		return err
 	}
 	dir := filepath.Join(seeds, name)
-	if err := os.RemoveAll(dir); err != nil { // from a run that was interrupted
+	if err := os.RemoveAll(dir); err != nil { // from an interrupted run
 		return err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -96,7 +96,7 @@ func (d Disk) Keep(s Seed) error {
 	if err := syncDir(filepath.Dir(d.path(currentLink))); err != nil {
 		return err
 	}
-	// They hold secrets.
+	// Old seeds contain secrets, so remove them.
 	all, err := os.ReadDir(seeds)
 	for _, e := range all {
 		if e.Name() != name {
@@ -106,8 +106,8 @@ func (d Disk) Keep(s Seed) error {
 	return err
 }
 
-// Prepare has cloud-init apply the kept seed in full unless it has done so: cloud-init notes each step before it is done,
-// and so takes one that a power cut interrupted for done.
+// Prepare makes cloud-init apply the kept seed completely unless it already has. cloud-init records each step before it
+// takes it, and would otherwise consider a step done that a power cut interrupted.
 func (d Disk) Prepare(kept Identity) error {
 	applied, err := os.ReadFile(d.path(appliedFile))
 	if err == nil && string(applied) == kept.Instance+"\n" {
@@ -121,7 +121,8 @@ func (d Disk) Prepare(kept Identity) error {
 	return nil
 }
 
-// Applied notes that cloud-init has applied the kept seed, if it has. Whatever it has written is on the disk before that.
+// Applied records that cloud-init has applied the kept seed, if it has. Everything that it wrote is synced to disk
+// first.
 func (d Disk) Applied(sync func(), hadErrors error) error {
 	kept, err := d.Kept()
 	if err != nil || kept == nil {

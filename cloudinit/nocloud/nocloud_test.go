@@ -100,7 +100,7 @@ func TestKeep(t *testing.T) {
 	}
 	for _, content := range []string{"a", "b", "b", "a"} {
 		s := makeSeed("c1", "web1", content)
-		// What a run left that was cut short.
+		// Left by an interrupted run.
 		half := filepath.Join(d.path(seedsDir), "half")
 		if err := errors.Join(os.MkdirAll(half, 0o700), os.WriteFile(filepath.Join(half, "user-data"), nil, 0o600), os.Symlink("seeds/half", d.path(currentLink)+".new")); err != nil {
 			t.Fatal(err)
@@ -120,7 +120,7 @@ func TestKeep(t *testing.T) {
 			t.Errorf("the copy has mode %v, %v", info.Mode(), err)
 		}
 	}
-	// Whose disk it is stays known when the copy is damaged; when that is damaged, too, nothing can be applied.
+	// With a damaged copy, the disk's identity is still known; if that is damaged as well, nothing can be applied.
 	if err := os.WriteFile(d.path(currentLink)+"/user-data", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestApplied: cloud-init's notes count only once all of the seed is on the disk.
+// TestApplied: cloud-init's records count only once the whole seed is on the disk.
 func TestApplied(t *testing.T) {
 	d := Disk{t.TempDir()}
 	s := makeSeed("c1", "web1", "a")

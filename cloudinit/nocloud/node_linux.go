@@ -17,18 +17,19 @@ import (
 // reminder is how often a node that waits for its first seed says so.
 const reminder = time.Minute
 
-// Check is the step before cloud-init, at every boot, which does not run after an error. It keeps an attached seed that is new and for this node, and
-// shows cloud-init the kept one and no other. A disk that has never had a seed waits for one. say tells people.
+// Check runs before cloud-init at every boot; after an error, cloud-init does not run. It keeps an attached seed that
+// is new and for this node, and shows cloud-init only the kept one. A disk that has never had a seed waits for one. say
+// reports to the console.
 func (d Disk) Check(ctx context.Context, say func(string)) error {
 	kept, err := d.Kept()
 	if err != nil {
 		if kept == nil {
-			return err // whose disk this is cannot be told, so no seed may be applied
+			return err // the disk's identity is unknown, so no seed may be applied
 		}
 		say(fmt.Sprintf("the node's copy of its seed is %v: attach the seed of node %s and reboot", err, kept.Node))
 	}
 	damaged := err != nil
-	// A copy that is damaged is replaced by the same seed, too.
+	// The same seed replaces a damaged copy.
 	same := kept
 	if damaged {
 		same = &Identity{Cluster: kept.Cluster, Node: kept.Node}
@@ -76,8 +77,8 @@ func (d Disk) Check(ctx context.Context, say func(string)) error {
 	return d.show(d.path(currentLink))
 }
 
-// waitForSeed looks until a seed is attached that can be applied, for a disk that has never had one: cloud-init would fall
-// back to DHCP, and nobody could log in anyway. said is what people have been told of what is attached.
+// waitForSeed waits until a usable seed is attached, for a disk that has never had one: cloud-init would fall back to
+// DHCP, and nobody could log in. said is what has already been reported about attached devices.
 func waitForSeed(ctx context.Context, find func() []Found, said []string, every, remind time.Duration, say func(string)) (*Found, error) {
 	const attach = "attach the seed of one node (imagegen seed makes it)"
 	say("this disk has no seed yet: " + attach + ". Waiting for it")
@@ -106,14 +107,14 @@ func waitForSeed(ctx context.Context, find func() []Found, said []string, every,
 	}
 }
 
-// settle waits until the kernel's news of devices have been dealt with.
+// settle waits until udev has processed all events.
 func settle(ctx context.Context) {
 	if _, err := os.Stat("/run/udev/control"); err == nil { // not in a container
-		exec.CommandContext(ctx, "udevadm", "settle", "--timeout=20").Run() // what it has not waited for is not there
+		exec.CommandContext(ctx, "udevadm", "settle", "--timeout=20").Run() // on a timeout, continue without the missing devices
 	}
 }
 
-// show puts a folder where cloud-init looks, over whatever is there.
+// show makes a folder the one where cloud-init looks, replacing anything there.
 func (d Disk) show(dir string) error {
 	if err := os.MkdirAll(d.path(shownDir), 0o700); err != nil {
 		return err
@@ -124,12 +125,13 @@ func (d Disk) show(dir string) error {
 	return nil
 }
 
-// MarkApplied is the step after cloud-init's configuration stage.
+// MarkApplied runs after cloud-init's config stage.
 func (d Disk) MarkApplied() error {
 	return d.Applied(syscall.Sync, d.stageErrors())
 }
 
-// stageErrors are the errors of this boot's stages of cloud-init. The last one, which runs nothing of a seed, is not over.
+// stageErrors returns the errors of this boot's stages of cloud-init. The final stage, which does not use the seed, is
+// still running.
 func (d Disk) stageErrors() error {
 	data, err := os.ReadFile(d.path(statusFile))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestWaitForSeed: a disk that has never had a seed takes one that comes late, says every change of what is attached once,
-// and reminds people meanwhile.
+// TestWaitForSeed: a disk that has never had a seed accepts one that comes late, reports each change of what is
+// attached once, and repeats that it waits.
 func TestWaitForSeed(t *testing.T) {
 	damaged := makeSeed("c1", "web1", "a")
 	damaged.UserData = nil
@@ -53,7 +53,7 @@ func TestWaitForSeed(t *testing.T) {
 	}
 }
 
-// TestFindInFolder is what a container has; a folder with less than a seed is told of, and an empty one is none.
+// TestFindInFolder is a container's case; an incomplete seed in the folder is reported, an empty folder is not.
 func TestFindInFolder(t *testing.T) {
 	d := Disk{t.TempDir()}
 	dir := d.path(shownDir)

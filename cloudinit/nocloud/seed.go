@@ -1,6 +1,6 @@
-// Package nocloud is what a node does with its seed before cloud-init sees it: it finds and reads seeds, decides whether
-// one is for this node, and keeps a copy on the root disk. Cloud-init only ever reads that copy, so a node stays what it
-// is whether its seed is attached or not.
+// Package nocloud handles a node's seed before cloud-init does: it finds and reads seeds, decides whether one is for
+// this node, and keeps a copy on the root disk. cloud-init only reads that copy, so a node keeps its identity when its
+// seed is detached.
 package nocloud
 
 import (
@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Seed is the content of a seed, a file each.
+// Seed is the content of a seed, one field per file.
 type Seed struct {
 	MetaData, NetworkConfig, UserData []byte
 }
@@ -27,12 +27,12 @@ type file struct {
 	data *[]byte
 }
 
-// files returns the seed's files in the order that ISO 9660 wants: by name.
+// files returns the seed's files, sorted by name as ISO 9660 requires.
 func (s *Seed) files() []file {
 	return []file{{metaDataFile, &s.MetaData}, {networkConfigFile, &s.NetworkConfig}, {userDataFile, &s.UserData}}
 }
 
-// Keys of meta-data that say whose seed it is. Cloud-init ignores them.
+// Keys of meta-data that identify the seed. cloud-init ignores them.
 const (
 	InstanceKey = "instance-id"
 	ClusterKey  = "imagegen-cluster"
@@ -40,7 +40,7 @@ const (
 	DigestKey   = "imagegen-digest"
 )
 
-// Identity says whose a seed is, and what is in it.
+// Identity says which node a seed is for, and identifies its content.
 type Identity struct {
 	Instance string // cloud-init's instance-id
 	Cluster  string // the cluster's ID, not its name
@@ -48,7 +48,7 @@ type Identity struct {
 	Digest   string // of user-data and network-config
 }
 
-// Digest identifies what a seed makes of a node.
+// Digest identifies the content of a seed.
 func Digest(userData, networkConfig []byte) string {
 	h := sha256.New()
 	for _, c := range [][]byte{userData, networkConfig} {
@@ -58,7 +58,7 @@ func Digest(userData, networkConfig []byte) string {
 	return fmt.Sprintf("sha256:%x", h.Sum(nil))
 }
 
-// Identity reads the seed's meta-data and checks that the other files are the ones it was made for.
+// Identity reads the seed's meta-data and checks that the other files match it.
 func (s Seed) Identity() (Identity, error) {
 	id, err := parseMetaData(s.MetaData)
 	if err != nil {
@@ -70,8 +70,8 @@ func (s Seed) Identity() (Identity, error) {
 	return id, nil
 }
 
-// parseMetaData reads lines of a key and a plain or quoted value. Seeds have no other YAML there, and the agent does
-// without a YAML library.
+// parseMetaData parses lines of a key and a plain or quoted value. Our meta-data contains no other YAML, and the agent
+// must not link a YAML library.
 func parseMetaData(data []byte) (Identity, error) {
 	values := map[string]string{}
 	for line := range strings.Lines(string(data)) {
@@ -96,18 +96,18 @@ func parseMetaData(data []byte) (Identity, error) {
 	return id, nil
 }
 
-// Found is a seed that is attached to this machine, or what stands in its place.
+// Found is a seed, or something that looks like one, attached to this machine.
 type Found struct {
 	Where string // a device or a folder
 	Seed  Seed
 	ID    Identity
-	Err   error // it cannot be used
+	Err   error // why it cannot be used
 }
 
-// Choose returns the attached seed that is to be applied, or nil, and what a person has to know. kept is whose seed the
-// node has applied last; nil: it has none yet.
+// Choose returns the attached seed to apply, or nil, and messages for the console. kept is the identity of the seed
+// that the node applied last; nil: it has none yet.
 //
-// Of several seeds for the same node none is applied: nothing says which is newer.
+// If there are several seeds for the node, none is applied, because nothing says which is newer.
 func Choose(kept *Identity, found []Found) (take *Found, notes []string) {
 	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
 	var usable []*Found
