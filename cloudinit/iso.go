@@ -18,12 +18,12 @@ import (
 // We lay out the image ourselves; the iso9660 library encodes and decodes the records. Its ImageWriter is unusable for
 // seeds: it embeds the current time and the host's OS, and stages files (secrets!) in $TMPDIR.
 //
-// 	sector 0   system area, empty
-// 	      16   primary volume descriptor
-// 	      17   volume descriptor set terminator
-// 	      18   path table, little-endian; 19: the same, big-endian
-// 	      20   root directory
-// 	      21…  the files, one after the other
+//	sector 0   system area, empty
+//	      16   primary volume descriptor
+//	      17   volume descriptor set terminator
+//	      18   path table, little-endian; 19: the same, big-endian
+//	      20   root directory
+//	      21…  the files, one after the other
 const (
 	sector       = 2048
 	volumeSector = 16

@@ -1,10 +1,10 @@
 // Package vagrant writes the Vagrantfile that boots a cluster's nodes in VirtualBox. The Vagrantfile uses these files
 // beside it:
 //
-// 	boxes/ROLE.box      the role's image (package images)
-// 	seeds/NODE.iso      the node's seed (package cloudinit)
-// 	disks/NODE.vdi      the node's data disk, created by the first vagrant up and kept by vagrant destroy
-// 	consoles/NODE.log   the node's serial port
+//	boxes/ROLE.box      the role's image (package images)
+//	seeds/NODE.iso      the node's seed (package cloudinit)
+//	disks/NODE.vdi      the node's data disk, created by the first vagrant up and kept by vagrant destroy
+//	consoles/NODE.log   the node's serial port
 package vagrant
 
 import (
