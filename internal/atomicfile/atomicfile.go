@@ -1,4 +1,4 @@
-// Package atomicfile writes files whole or not at all, as the user who called sudo.
+// Package atomicfile writes files atomically, owned by the user who called sudo.
 package atomicfile
 
 import (
@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 )
 
-// Write writes data to path with exactly this mode, whatever the umask. A reader finds the old file or the whole
-// new one, never a part, also after a crash: it is written beside its place as path.tmp*, brought to the disk, and
-// renamed. After an error the old file is untouched and nothing else is left. It belongs to the user who called sudo.
+// Write writes data to path with exactly this mode, whatever the umask. Readers see the old file or the complete new
+// one, even after a crash: it is written to path.tmp*, synced, and renamed. After an error the old file is unchanged,
+// and nothing else is left. The file belongs to the user who called sudo.
 func Write(path string, data []byte, mode fs.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".tmp*")
@@ -20,8 +20,8 @@ func Write(path string, data []byte, mode fs.FileMode) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			f.Close()           // the second of two is harmless
-			os.Remove(f.Name()) // gone already when only the folder could not be synced
+			f.Close()           // closing twice is harmless
+			os.Remove(f.Name()) // already renamed if only syncing the folder failed
 			err = fmt.Errorf("write %s: %w", path, err)
 		}
 	}()
@@ -46,7 +46,7 @@ func Write(path string, data []byte, mode fs.FileMode) (err error) {
 	return syncDir(dir)
 }
 
-// syncDir brings a folder's entries to the disk, where its file system knows how.
+// syncDir syncs a folder's entries to disk, if the file system supports it.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -32,7 +32,7 @@ func TestWriteFile(t *testing.T) {
 	only(t, dir, "file")
 }
 
-// A folder in the way, no folder, no place: the old content stays and nothing else is left.
+// A folder in the way, a missing folder, a full disk: the old content stays and nothing else is left.
 func TestWriteFileFails(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "folder", "full"), 0o755); err != nil {
@@ -71,7 +71,7 @@ func TestWriteFileFullDisk(t *testing.T) {
 	only(t, dir, "file")
 }
 
-// only makes sure that nothing but name is in dir.
+// only checks that dir contains nothing but name.
 func only(t *testing.T, dir, name string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)

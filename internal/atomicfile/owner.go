@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// sudoUser returns who called sudo, if this process is root by it.
+// sudoUser returns the user who called sudo, if this process is root through sudo.
 func sudoUser() (uid, gid int, ok bool) {
 	if os.Geteuid() != 0 {
 		return 0, 0, false
@@ -19,8 +19,8 @@ func sudoUser() (uid, gid int, ok bool) {
 	return uid, gid, err1 == nil && err2 == nil && uid > 0 && gid >= 0
 }
 
-// Own gives a file or folder that imagegen made to the user who called sudo, so that what `sudo imagegen build` wrote
-// can be used and removed without sudo. Without sudo it does nothing. Links are not followed.
+// Own gives a file or folder to the user who called sudo, so that the output of sudo imagegen build can be used and
+// removed without sudo. Without sudo it does nothing. It does not follow symbolic links.
 func Own(path string) error {
 	uid, gid, ok := sudoUser()
 	if !ok {
@@ -38,8 +38,8 @@ func OwnFile(f *os.File) error {
 	return f.Chown(uid, gid)
 }
 
-// MakeDirs makes a folder with mode 0755 and those above it that are missing. What it made belongs to the user who
-// called sudo; what was there keeps its owner.
+// MakeDirs creates a folder with mode 0755 and its missing parents. New folders belong to the user who called sudo;
+// existing ones keep their owner.
 func MakeDirs(path string) error {
 	info, err := os.Stat(path)
 	if err == nil && info.IsDir() {
@@ -54,7 +54,7 @@ func MakeDirs(path string) error {
 		}
 	}
 	err = os.Mkdir(path, 0o755)
-	if errors.Is(err, fs.ErrExist) { // another run was quicker
+	if errors.Is(err, fs.ErrExist) { // created by a concurrent run
 		return nil
 	}
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package ctxio makes copying of much data end with a context.
+// Package ctxio makes copies of large amounts of data cancellable by a context.
 package ctxio
 
 import (

@@ -1,7 +1,7 @@
 // Package ext4 reads the ext4 file system of a disk without mounting it: no root, no loop device, no Linux.
 //
-// It reads what package images and mkfs.ext4 write today. A file system that it does not fully understand is an error, never
-// a guess.
+// It supports what package images and current versions of mkfs.ext4 write. A file system with unknown features is an
+// error.
 package ext4
 
 import (
@@ -16,18 +16,18 @@ import (
 	"time"
 )
 
-// FS is a file system that is being read.
+// FS is an open file system.
 type FS struct {
 	r         io.ReaderAt
-	start     int64 // of the file system in the disk
+	start     int64 // offset of the file system in the disk
 	blockSize int64
 	inodeSize int64
-	perGroup  uint32 // inodes
+	perGroup  uint32 // inodes per group
 	inodes    uint32
-	tables    []int64 // where each group's inode table is, in blocks
+	tables    []int64 // first block of each group's inode table
 }
 
-// Node is a file, directory or anything else that has an inode.
+// Node is a file, directory or other object with an inode.
 type Node struct {
 	Inode      uint32
 	Mode       uint16 // as in stat(2)
@@ -38,14 +38,14 @@ type Node struct {
 	Target     string // of a symbolic link
 	Major      uint32 // of a device
 	Minor      uint32
-	Attributes map[string]string // extended ones, without POSIX ACLs
+	Attributes map[string]string // extended attributes, without POSIX ACLs
 
 	fs    *FS
 	block [60]byte
 	flags uint32
 }
 
-// Types of files in [Node.Mode].
+// File types in [Node.Mode].
 const (
 	TypeMask  = 0o170000
 	Socket    = 0o140000
@@ -66,7 +66,7 @@ const (
 	extentMagic = 0xF30A
 	attrMagic   = 0xEA020000
 
-	// Features without which the file system cannot be read, of those that we can read.
+	// The incompatible features that we support.
 	fileTypes, needsRecovery, extents, bits64, flexGroups, checksumSeed, largeDir = 0x2, 0x4, 0x40, 0x80, 0x200, 0x2000, 0x4000
 
 	usesExtents = 0x80000 // flag of an inode
@@ -148,7 +148,7 @@ func open(disk io.ReaderAt, start int64) (*FS, error) {
 	return f, nil
 }
 
-// readAt reads from a place in the file system.
+// readAt reads at an offset in the file system.
 func (f *FS) readAt(b []byte, at int64) error {
 	n, err := f.r.ReadAt(b, f.start+at)
 	if n == len(b) {
@@ -160,8 +160,8 @@ func (f *FS) readAt(b []byte, at int64) error {
 	return err
 }
 
-// Walk calls fn for everything in the file system, directories before what they hold, sorted by name. Paths are relative;
-// that of the root directory is ".".
+// Walk calls fn for everything in the file system, directories before their contents, sorted by name. Paths are
+// relative; the root directory's is ".".
 func (f *FS) Walk(fn func(path string, n *Node) error) error {
 	root, err := f.node(rootNode)
 	if err != nil {
@@ -203,7 +203,7 @@ type entry struct {
 	inode uint32
 }
 
-// list returns what a directory holds. Index blocks of large directories look like blocks of deleted entries.
+// list returns a directory's entries. Index blocks of large directories look like blocks of deleted entries.
 func (n *Node) list() ([]entry, error) {
 	const maxDir = 64 << 20
 	if n.Size > maxDir {
@@ -276,10 +276,10 @@ func (f *FS) node(inode uint32) (*Node, error) {
 	return n, nil
 }
 
-// prefixes of the names of extended attributes.
+// prefixes of the names of extended attributes, by their number on disk.
 var prefixes = map[byte]string{1: "user.", 4: "trusted.", 6: "security.", 7: "system."}
 
-// readAttributes reads those behind the inode, and those in a block of their own.
+// readAttributes reads the attributes in the inode and in the separate block.
 func (n *Node) readAttributes(inode []byte) error {
 	n.Attributes = map[string]string{}
 	if len(inode) > 128+4 {
@@ -303,7 +303,7 @@ func (n *Node) readAttributes(inode []byte) error {
 	return n.parseAttributes(b[32:], b)
 }
 
-// parseAttributes reads entries, whose values are at offsets in values.
+// parseAttributes parses entries, whose values are at offsets in values.
 func (n *Node) parseAttributes(entries, values []byte) error {
 	for len(entries) >= 16 && le.Uint32(entries) != 0 {
 		nameLen, index := int(entries[0]), entries[1]
@@ -324,7 +324,7 @@ func (n *Node) Open() io.Reader {
 	return &reader{n: n}
 }
 
-// reader reads a file from its begin to its end; holes are zeros.
+// reader reads a file's content; holes are zeros.
 type reader struct {
 	n      *Node
 	at     int64
@@ -332,10 +332,10 @@ type reader struct {
 	read   bool
 }
 
-// piece is a part of a file that lies in one place.
+// piece is a contiguous part of a file.
 type piece struct {
 	from, to int64 // bytes of the file
-	disk     int64 // where they are in the file system; -1: zeros, not written yet
+	disk     int64 // offset in the file system; -1: zeros, not written yet
 }
 
 func (r *reader) Read(b []byte) (int, error) {
@@ -376,7 +376,7 @@ func (r *reader) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// extents adds the pieces of a node of the extent tree.
+// extents adds the pieces of a node in the extent tree.
 func (r *reader) extents(b []byte, depth int) error {
 	if le.Uint16(b) != extentMagic || depth == 0 {
 		return errors.New("its extents are damaged")
@@ -397,7 +397,7 @@ func (r *reader) extents(b []byte, depth int) error {
 			}
 			continue
 		}
-		const initialized = 32768 // more blocks than this: so many less, and all of them zeros
+		const initialized = 32768 // longer extents are uninitialised, with this added to their length; they read as zeros
 		first, count := int64(le.Uint32(e)), int64(le.Uint16(e[4:]))
 		p := piece{disk: (int64(le.Uint16(e[6:]))<<32 | int64(le.Uint32(e[8:]))) * r.n.fs.blockSize}
 		if count > initialized {

@@ -20,7 +20,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// mkfs makes a disk with what is in a folder in its first partition, with the real mkfs.ext4.
+// mkfs creates a disk with a folder's contents in its first partition, with the real mkfs.ext4.
 func mkfs(t *testing.T, tree string, args ...string) string {
 	t.Helper()
 	program, err := exec.LookPath("mkfs.ext4")
@@ -45,14 +45,14 @@ func mkfs(t *testing.T, tree string, args ...string) string {
 	return disk
 }
 
-// Whatever mkfs.ext4 wrote is read back, on file systems of several kinds.
+// TestReadsWhatMkfsWrites reads file systems of several kinds back.
 func TestReadsWhatMkfsWrites(t *testing.T) {
 	tree := t.TempDir()
 	large := make([]byte, 5<<20)
 	rand.Read(large)
 	long := strings.Repeat("long/", 40)
 	want := map[string]string{"empty": "", "dir/small": "hello", "large": string(large), "sparse": string(make([]byte, 1<<20)) + "end"}
-	for i := range 600 { // more than a block of names
+	for i := range 600 { // more than one block of names
 		want[fmt.Sprintf("many/a-file-with-quite-a-long-name-%04d", i)] = fmt.Sprint(i)
 	}
 	for name, text := range want {
@@ -113,7 +113,7 @@ func TestReadsWhatMkfsWrites(t *testing.T) {
 	}
 }
 
-// Capabilities of programs are attributes: a root file system without them does not work for ordinary users.
+// Capabilities of programs are attributes: without them, a root file system does not work for ordinary users.
 func TestAttributes(t *testing.T) {
 	tree := t.TempDir()
 	file := filepath.Join(tree, "ping")
@@ -143,7 +143,7 @@ func TestNoFileSystem(t *testing.T) {
 	}
 }
 
-// Damaged file systems give errors; they do not crash or loop.
+// FuzzWalk: damaged file systems give errors, not crashes or endless loops.
 func FuzzWalk(f *testing.F) {
 	tree := f.TempDir()
 	if err := os.WriteFile(filepath.Join(tree, "file"), []byte("hello"), 0o644); err != nil {
@@ -170,7 +170,7 @@ func FuzzWalk(f *testing.F) {
 		if err != nil {
 			return
 		}
-		fs.Walk(func(_ string, n *Node) error { // errors are fine
+		fs.Walk(func(_ string, n *Node) error { // errors are allowed
 			_, err := io.CopyN(io.Discard, n.Open(), 1<<20)
 			if err == io.EOF {
 				err = nil

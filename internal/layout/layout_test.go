@@ -1,4 +1,4 @@
-// Package layout holds the rules of which package may import which. docs/architecture.md says why.
+// Package layout tests which packages may import which. docs/architecture.md explains the rules.
 package layout
 
 import (
@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// never lists, for a package and those below it, what must not be linked into it, directly or through others.
+// never lists what a package and those below it must not link, directly or indirectly.
 var never = []struct {
 	pkg   string
 	never []string

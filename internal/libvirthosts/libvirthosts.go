@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package libvirthosts gives tests several hosts with libvirt on one machine. Each host is a libvirtd in mount, network and process
-// namespaces of its own; a program in the place of ssh enters them. Machines are emulated, and end with the test.
+// Package libvirthosts gives tests several libvirt hosts on one machine. Each host is a libvirtd in its own mount,
+// network and PID namespaces; a replacement for ssh enters them. Machines are emulated, and end with the test.
 package libvirthosts
 
 import (
@@ -29,14 +29,14 @@ const (
 	pollEvery = 100 * time.Millisecond
 )
 
-// Hosts are computers with libvirt for a test.
+// Hosts are libvirt hosts for a test.
 type Hosts struct {
 	dir   string
-	hosts map[string]*exec.Cmd // unshare, whose child is the host's first process
+	hosts map[string]*exec.Cmd // unshare, whose child is the host's init
 }
 
-// Start starts hosts of these names, which the program ssh on the test's PATH reaches. Each has a storage pool default and a bridge
-// br0, and the bridges are connected. It skips the test where it cannot run.
+// Start starts hosts with these names, reachable through the ssh on the test's PATH. Each has a storage pool default
+// and a bridge br0, and the bridges are connected. It skips the test if this machine cannot run them.
 func Start(t *testing.T, names ...string) *Hosts {
 	t.Helper()
 	const skipped = "machines are NOT tested with libvirt"
@@ -58,7 +58,7 @@ func Start(t *testing.T, names ...string) *Hosts {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	t.Setenv("IMAGEGEN_LIBVIRT_TYPE", "qemu") // KVM that is there need not work
+	t.Setenv("IMAGEGEN_LIBVIRT_TYPE", "qemu") // an existing KVM may not work
 	for _, name := range names {
 		if err := h.start(t, name); err != nil {
 			t.Skipf("SKIPPED: libvirtd does not start here: %s: %v", skipped, err)
@@ -110,7 +110,7 @@ func (h *Hosts) start(t *testing.T, name string) error {
 	return fmt.Errorf("%w: %s\n%s", err, bytes.TrimSpace(out), said[max(0, len(said)-2000):])
 }
 
-// child returns the host's first process; "" before there is one.
+// child returns the PID of the host's init, or "" if it has not started.
 func (h *Hosts) child(name string) string {
 	pid := strconv.Itoa(h.hosts[name].Process.Pid)
 	children, _ := os.ReadFile("/proc/" + pid + "/task/" + pid + "/children")
@@ -150,10 +150,10 @@ func (h *Hosts) Virsh(t *testing.T, host string, args ...string) string {
 	return string(out)
 }
 
-// Storage is the folder of a host's storage pool.
+// Storage returns the folder of a host's storage pool.
 func (h *Hosts) Storage(host string) string { return filepath.Join(h.dir, host, "images") }
 
-// PowerOff cuts a host's power: all of its processes end.
+// PowerOff cuts a host's power: all of its processes are killed.
 func (h *Hosts) PowerOff(t *testing.T, host string) {
 	t.Helper()
 	cmd := h.hosts[host]

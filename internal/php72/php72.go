@@ -1,4 +1,4 @@
-// Package php72 gives tests a real PHP 7.2, which is what CentOS 7 has: PHP 7.2.34 as WebAssembly, from an npm package.
+// Package php72 gives tests CentOS 7's PHP version: PHP 7.2.34 as WebAssembly, from an npm package.
 package php72
 
 import (
@@ -14,20 +14,20 @@ import (
 	"time"
 )
 
-// Package is the npm package that holds it.
+// Package is the npm package that contains it.
 const Package = "@php-wasm/node@0.9.20"
 
 //go:embed php72.mjs
 var script []byte
 
-// install puts the package into the cache once per process; other processes wait.
+// install installs the package into the cache once per process; other processes wait.
 var install = sync.OnceValues(func() (string, error) {
 	for _, p := range []string{"node", "npm"} {
 		if _, err := exec.LookPath(p); err != nil {
 			return "", fmt.Errorf("no %s on this machine (make checkers installs it)", p)
 		}
 	}
-	cache := "/var/cache" // as root: other users run it, too
+	cache := "/var/cache" // as root, a folder that other users can read
 	if os.Geteuid() != 0 {
 		var err error
 		if cache, err = os.UserCacheDir(); err != nil {
@@ -69,8 +69,8 @@ var install = sync.OnceValues(func() (string, error) {
 	return dir, os.Rename(work, dir)
 })
 
-// Program returns the path of a program that runs the PHP script on standard input, or the file it is given, or, with -l,
-// compiles files. Whoever runs the test, other users can run it, too. A test on a machine that cannot have it is skipped.
+// Program returns the path of a program that runs the PHP script on standard input or in a file or, with -l, compiles
+// files. Other users can run it, too. It skips the test if the package cannot be installed.
 func Program(t *testing.T) string {
 	t.Helper()
 	dir, err := install()
@@ -81,7 +81,7 @@ func Program(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Beside the package: node looks for modules from where the script lies.
+	// Beside the package, because node resolves modules relative to the script.
 	tmp, err := os.MkdirTemp(dir, "test-")
 	if err != nil {
 		t.Fatal(err)

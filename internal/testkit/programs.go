@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// Program returns the path of a program, and skips the test where it is missing.
+// Program returns the path of a program, or skips the test if it is missing; pkg is its Debian package.
 func Program(t testing.TB, name, pkg string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -22,7 +22,7 @@ func Program(t testing.TB, name, pkg string) string {
 	return path
 }
 
-// Run runs a program and returns what it printed; the test ends when it fails.
+// Run runs a program and returns its output; if it fails, the test ends.
 func Run(t testing.TB, program string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(program, args...).CombinedOutput()
@@ -32,7 +32,7 @@ func Run(t testing.TB, program string, args ...string) string {
 	return string(out)
 }
 
-// Write writes a file, and makes the folders that it is in.
+// Write writes a file and creates its folders.
 func Write(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -43,7 +43,7 @@ func Write(t testing.TB, path, text string) {
 	}
 }
 
-// Blocks is what a file takes on the disk, in units of 512 bytes.
+// Blocks returns a file's disk usage in units of 512 bytes.
 func Blocks(t *testing.T, path string) int64 {
 	t.Helper()
 	info, err := os.Stat(path)
@@ -53,17 +53,17 @@ func Blocks(t *testing.T, path string) int64 {
 	return reflect.Indirect(reflect.ValueOf(info.Sys())).FieldByName("Blocks").Int()
 }
 
-// Noise returns n bytes that cannot be compressed, the same each time.
+// Noise returns n incompressible bytes, the same each time.
 func Noise(n int) []byte {
 	data := make([]byte, n)
 	rand.NewChaCha8([32]byte{1}).Read(data)
 	return data
 }
 
-// SHA256 returns the SHA-256 of data, in hexadecimal digits.
+// SHA256 returns the SHA-256 of data in hexadecimal.
 func SHA256(data []byte) string { return fmt.Sprintf("%x", sha256.Sum256(data)) }
 
-// Disk returns a small disk with a boot sector, holes, and an end that is not a whole block.
+// Disk returns a small disk with a boot sector, holes, and a size that is not a multiple of the block size.
 func Disk() []byte {
 	data := make([]byte, 5<<20+512)
 	copy(data[510:], "\x55\xaa")

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// FileServer serves one file over HTTP, and notes what it was asked for.
+// FileServer serves one file over HTTP, and records the requests.
 type FileServer struct {
 	*httptest.Server
 	Data  []byte
-	Asked []string // the Range of each request
-	// Handle is told of each request, the n-th of all, and may answer it itself; then it returns true.
+	Asked []string // the Range header of each request
+	// Handle is called for the n-th request, and returns true if it has answered it.
 	Handle func(n int, w http.ResponseWriter, r *http.Request) bool
 }
 
@@ -31,7 +31,7 @@ func NewFileServer(t testing.TB, data []byte) *FileServer {
 	return s
 }
 
-// Cut sends the first n bytes of the file, and ends the connection.
+// Cut sends the first n bytes of the file and closes the connection.
 func (s *FileServer) Cut(w http.ResponseWriter, n int) bool {
 	w.Header().Set("Content-Length", fmt.Sprint(len(s.Data)))
 	w.Write(s.Data[:n])

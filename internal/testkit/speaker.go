@@ -6,7 +6,7 @@ const (
 	COM2 = 0x2f8
 )
 
-// Speaker returns a disk of size bytes whose boot sector writes text to a serial port and then halts. It is the smallest virtual
+// Speaker returns a disk of size bytes whose boot sector writes text to a serial port and halts: the smallest virtual
 // machine that shows that it has booted, and from which image.
 func Speaker(size int, port uint16, text string) []byte {
 	lo, hi := byte(port), byte(port>>8)
@@ -14,7 +14,7 @@ func Speaker(size int, port uint16, text string) []byte {
 		0xfc,                   // cld
 		0x31, 0xc0, 0x8e, 0xd8, // xor ax, ax; mov ds, ax
 		0xbe, 0x39, 0x7c, // mov si, the text
-		// 115200 baud, 8 bits: without it VirtualBox's port is silent.
+		// Set 115200 baud, 8 bits: otherwise VirtualBox's port stays silent.
 		0xba, lo + 3, hi, 0xb0, 0x83, 0xee, // mov dx, port+3; mov al, 83h; out dx, al
 		0xba, lo, hi, 0xb0, 0x01, 0xee, // mov dx, port; mov al, 1; out dx, al
 		0x42, 0xb0, 0x00, 0xee, // inc dx; mov al, 0; out dx, al

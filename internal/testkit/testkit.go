@@ -1,4 +1,4 @@
-// Package testkit has what tests of several packages share. Only tests import it.
+// Package testkit contains helpers that tests of several packages share. Only tests import it.
 package testkit
 
 import (
@@ -12,7 +12,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// Golden compares got with the file at path, or rewrites the file if the test was called with -update.
+// Golden compares got with the file at path, or rewrites the file if the test runs with -update.
 func Golden(t testing.TB, path string, got []byte) {
 	t.Helper()
 	if *update {

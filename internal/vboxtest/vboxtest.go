@@ -1,6 +1,6 @@
 //go:build linux
 
-// Package vboxtest runs tests with a real VirtualBox that lives in a root file system of its own, which IMAGEGEN_VBOX names. It needs
+// Package vboxtest runs tests with a real VirtualBox in its own root file system, which IMAGEGEN_VBOX names. It needs
 // neither VirtualBox's driver nor hardware virtualisation.
 package vboxtest
 
@@ -27,15 +27,15 @@ func Root(t testing.TB) string {
 	return root
 }
 
-// Network is what a process started by Rerun has of the network.
+// Network says which network a process started by Rerun has.
 type Network bool
 
 const (
 	HostNetwork Network = false
-	OwnNetwork  Network = true // nothing but a loopback interface of its own
+	OwnNetwork  Network = true // only its own loopback interface
 )
 
-// dirVariable names the folder of a test that runs again.
+// dirVariable names the folder of a test that is rerun.
 const dirVariable = "VBOXTEST_DIR"
 
 //go:embed VBoxManage
@@ -56,10 +56,11 @@ VBoxManage setproperty machinefolder "$VBOXTEST_DIR/machines"
 VBoxManage setextradata global VBoxInternal/HM/FallbackToIEM 1
 exec "$0" -test.run "$1" -test.v -test.timeout 120m`
 
-// Rerun runs the test once more, in a process where VBoxManage and VBoxHeadless are those of the root file system; it returns true in
-// that process. The test's folders are at the same path there. Whatever is started ends with the process.
+// Rerun runs the test again in a process whose VBoxManage and VBoxHeadless are those of the root file system; it
+// returns true in that process. The test's folders have the same paths there. Everything that it starts ends with the
+// process.
 //
-// Host-only networks need VirtualBox's driver. They are only noted, and adapters on them have a cable to nowhere.
+// Host-only networks need VirtualBox's driver, so they are only recorded, and adapters on them are not connected.
 func Rerun(t *testing.T, network Network) bool {
 	t.Helper()
 	root := Root(t)
@@ -90,14 +91,14 @@ func Rerun(t *testing.T, network Network) bool {
 	}
 	cmd := exec.Command("unshare", append(args, "sh", "-c", enter, self, pattern)...)
 	cmd.Env = append(os.Environ(), "IMAGEGEN_VBOX="+root, dirVariable+"="+dir, "TMPDIR="+dir, "HOME="+dir, "PATH="+filepath.Join(dir, "bin")+":"+os.Getenv("PATH"))
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr // as it goes: some take many minutes
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr // unbuffered: some tests take many minutes
 	if err := cmd.Run(); err != nil {
 		t.Error(err)
 	}
 	return false
 }
 
-// Networks returns what VBoxManage lists of the host-only networks that were made, in a process started by Rerun.
+// Networks returns VBoxManage's list of the host-only networks that were created, in a process started by Rerun.
 func Networks(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(os.Getenv(dirVariable), "networks"))
@@ -107,8 +108,8 @@ func Networks(t *testing.T) string {
 	return string(b)
 }
 
-// Script runs a shell script in the root file system; the folder dir is /mnt there and keeps VirtualBox's settings. What the script
-// starts ends with it.
+// Script runs a shell script in the root file system; the folder dir is mounted at /mnt and keeps VirtualBox's
+// settings. Everything that the script starts ends with it.
 func Script(t *testing.T, dir, script string) (string, error) {
 	t.Helper()
 	const enter = `mount -t proc proc "$1/proc" && mount -t tmpfs tmpfs "$1/tmp" && mount --bind "$2" "$1/mnt" || exit 99

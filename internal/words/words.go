@@ -1,4 +1,4 @@
-// Package words has what messages to people share: quoting, lists, and suggestions for slips.
+// Package words helps to word messages: quoting, lists, and suggestions for typing errors.
 package words
 
 import (
@@ -8,8 +8,8 @@ import (
 	"unicode"
 )
 
-// Quote shows text from a file inside a message: on one line, not too long, and in quotes where it could be mistaken
-// for the message's own words.
+// Quote formats text from a file for a message: on one line, shortened, and in quotes if it could be confused with the
+// message's own words.
 func Quote(text string) string {
 	const limit = 60
 	if runes := []rune(text); len(runes) > limit {
@@ -26,7 +26,7 @@ func Quote(text string) string {
 	return text
 }
 
-// List makes a list for a sentence: "a, b or c".
+// List joins words for a sentence: "a, b or c".
 func List(words []string, last string) string {
 	if len(words) < 2 {
 		return strings.Join(words, "")
@@ -34,8 +34,8 @@ func List(words []string, last string) string {
 	return strings.Join(words[:len(words)-1], ", ") + " " + last + " " + words[len(words)-1]
 }
 
-// Hint ends a message about a word that is none of words: with the one that was probably meant, else with all of them
-// after lead ("it may be", say).
+// Hint ends a message about an unknown word: with the one of words that was probably meant, or else with all of them
+// after lead (for example "it may be").
 func Hint(word, lead string, words []string) string {
 	if near := Nearest(word, words); near != "" {
 		return "; did you mean " + near + "?"
@@ -51,9 +51,9 @@ func Count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// Nearest returns the one of words that text begins or is a slip of, or "". A slip is one letter, in longer words a third of
-// them: with more, short words would be suggested for ones that have nothing to do with them. Another number is no slip:
-// web9 is not web1.
+// Nearest returns the one of words that text is a prefix or a misspelling of, or "". A misspelling differs in one
+// letter, in longer words in up to a third of the letters; with more, unrelated short words would be suggested. A
+// different number is not a misspelling: web9 is not web1.
 func Nearest(text string, words []string) string {
 	if len(text) > 40 {
 		return ""
@@ -89,7 +89,7 @@ func digits(text string) string {
 	}, text)
 }
 
-// distance is the number of letters to insert, remove, replace or swap with their neighbour that makes b of a.
+// distance is the number of letters to insert, delete, substitute or transpose to turn a into b.
 func distance(a, b string) int {
 	row := make([][]int, len(a)+1)
 	for i := range row {

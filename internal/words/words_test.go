@@ -2,7 +2,7 @@ package words
 
 import "testing"
 
-// What is suggested is what was probably meant; that no word fits is said by suggesting none.
+// TestNearest: suggestions are probable, and there is none if no word is close.
 func TestNearest(t *testing.T) {
 	commands := []string{"init", "validate", "seed", "plan", "lock", "fetch", "build", "inspect", "up", "status", "logs", "exec", "kill", "start",
 		"replace", "roll", "decide", "cut", "mend", "down", "web1", "percona1"}
