@@ -15,7 +15,7 @@ import (
 	"imagegen/roles"
 )
 
-// lockFile is what the peers take from imagegen.lock: which packages are asked for, and which those are.
+// lockFile is what the other tools need of imagegen.lock: the requested packages and their versions.
 type lockFile struct {
 	Base  lockedSet
 	Roles map[string]lockedSet
@@ -23,13 +23,13 @@ type lockFile struct {
 
 type lockedSet struct {
 	Requested []string
-	Packages  []string // name version architecture sha256
+	Packages  []string // each as: name version architecture sha256
 }
 
-// kiln is a cluster with a cache of its own that holds all packages and nothing else.
+// kiln is a cluster whose cache contains all packages and nothing else.
 type kiln struct{ dir string }
 
-// newKiln makes it, in the temporary folder, which needs some GB.
+// newKiln creates it in the temporary folder, which needs some GB.
 func newKiln(t *testing.T) *kiln {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -38,7 +38,7 @@ func newKiln(t *testing.T) *kiln {
 	k := &kiln{t.TempDir()}
 	must(t, imagegen(t, "init", "--distro", "debian12", k.dir+"/c"))
 	must(t, k.imagegen(t, "fetch", "c"))
-	must(t, imagegen(t, "seed", "-f", k.dir+"/c/cluster.yaml")) // makes the secrets
+	must(t, imagegen(t, "seed", "-f", k.dir+"/c/cluster.yaml")) // issues the secrets
 	return k
 }
 
@@ -49,7 +49,7 @@ func (k *kiln) imagegen(t *testing.T, command, folder string, args ...string) *e
 	return cmd
 }
 
-// cool removes all that was baked. Packages stay.
+// cool removes everything that was baked, but keeps the packages.
 func (k *kiln) cool() error {
 	baked, err := filepath.Glob(k.dir + "/cache/*")
 	if err != nil {
@@ -75,10 +75,10 @@ func (k *kiln) images(t *testing.T) []string {
 	return paths
 }
 
-// bake measures what a user of imagegen waits for.
+// bake measures bakes as a user of imagegen runs them.
 func bake(t *testing.T, repeat int) {
 	k := newKiln(t)
-	// The same cluster, with tree on its web nodes.
+	// The same cluster with the package tree on its web nodes.
 	must(t, in(k.dir, "cp -a c more"))
 	spec, err := os.ReadFile(k.dir + "/c/cluster.yaml")
 	if err != nil {
@@ -99,7 +99,7 @@ func bake(t *testing.T, repeat int) {
 		{"nothing has changed", func() error { before = k.images(t); return nil }, func() *exec.Cmd { return k.imagegen(t, "build", "c") }},
 		{"one package more in one role", nil, func() *exec.Cmd { return k.imagegen(t, "build", "more") }},
 	})
-	// What the table says is what was meant.
+	// Check that the run did what the table says.
 	added := slices.DeleteFunc(k.images(t), func(path string) bool {
 		return slices.Contains(before, path) || filepath.Ext(path) == ".lock"
 	})
@@ -108,7 +108,7 @@ func bake(t *testing.T, repeat int) {
 	}
 }
 
-// builders measures the same images made in other ways. Roles that get the same packages are one image for all.
+// builders measures other tools that make the same images. Roles with the same packages share an image in all of them.
 func builders(t *testing.T, repeat int) {
 	k := newKiln(t)
 	lock, archive := k.archive(t)
@@ -125,7 +125,7 @@ func builders(t *testing.T, repeat int) {
 		names = strings.Split(s, ",")
 	}
 	seen := map[string]bool{}
-	var jobs []string // a shell line each, to come after a script's name
+	var jobs []string // shell commands without the script's name
 	for _, name := range names {
 		set, ok := lock.Roles[name]
 		if !ok {
@@ -170,8 +170,8 @@ func builders(t *testing.T, repeat int) {
 	measure(t, repeat, contenders)
 }
 
-// archive lays the packages in the cache out as an archive that Debian's own programs read, on this machine's disk: none
-// of the peers waits for a network, nor reads the lists of packages that are not needed.
+// archive makes a Debian archive on this machine's disk from the packages in the cache, so that the other tools neither
+// wait for a network nor read lists of packages that are not needed.
 func (k *kiln) archive(t *testing.T) (lockFile, string) {
 	t.Helper()
 	var lock lockFile
@@ -210,7 +210,7 @@ func (k *kiln) archive(t *testing.T) (lockFile, string) {
 			}
 		}
 	}
-	// debootstrap and mkosi install some more.
+	// debootstrap and mkosi also install these.
 	must(t, in(root+"/pool", "apt-get download -qq usr-is-merged libpam-systemd systemd-resolved"))
 	must(t, in(root, `i=dists/bookworm/main/binary-amd64
 apt-ftparchive packages pool >$i/Packages

@@ -1,15 +1,15 @@
-// Package bench measures imagegen beside the tools that a user would take instead. It runs with make bench, where the
-// variable BENCH names what to measure:
+// Package bench compares imagegen with other tools. It runs with make bench, where the variable BENCH names the
+// sections:
 //
-//	seeds     17 seeds, against cloud-localds and genisoimage that make ISOs of the same files
-//	vmdk      a baked disk as a streamOptimized VMDK, against qemu-img and a VirtualBox in a chroot
+//	seeds     17 seeds, compared with cloud-localds and genisoimage making ISOs of the same files
+//	vmdk      a baked disk as a streamOptimized VMDK, compared with qemu-img and a VirtualBox in a chroot
 //	scale     specs of 10, 100 and 1,000 nodes
-//	bake      seven roles from nothing but packages, again without a change, and with one package more
-//	builders  roles from nothing but packages, against mmdebstrap by hand and mkosi
+//	bake      seven roles with only packages cached, again without a change, and with one more package
+//	builders  roles with only packages cached, compared with mmdebstrap by hand and mkosi
 //	page      the reference cluster in the lab, from up to WordPress's front page
 //
-// The contenders of a section take turns, BENCH_REPEAT times, and medians are compared: what else the machine does
-// meets all of them alike.
+// The tools in a section take turns, BENCH_REPEAT times, and medians are compared, so that other load on the machine
+// affects all of them.
 package bench
 
 import (
@@ -38,8 +38,8 @@ import (
 	"imagegen/vagrant"
 )
 
-// These variables make this program do one thing with the file that they name and write the result to its argument, in a
-// process of its own, so that its memory is its own.
+// With one of these variables, the test binary does one thing with the file in the variable and writes the result to
+// its argument: in a separate process, so that its memory can be measured.
 var alone = map[string]func(from, to string) error{
 	"IMAGEGEN_BENCH_VMDK_OF":        writeVMDK,
 	"IMAGEGEN_BENCH_VAGRANTFILE_OF": writeVagrantfile,
@@ -58,7 +58,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// inAlone returns a call of this program that does one of these things.
+// inAlone returns a command that does one of these things.
 func inAlone(name, from, to string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], to)
 	cmd.Env = append(os.Environ(), name+"="+from)
@@ -79,7 +79,7 @@ func writeVMDK(from, to string) error {
 	return errors.Join(err, f.Close())
 }
 
-// writeVagrantfile does what build --format box does when the boxes are there.
+// writeVagrantfile does what build --format box does once the boxes exist.
 func writeVagrantfile(from, to string) error {
 	catalogue, err := roles.Load("")
 	if err != nil {
@@ -100,14 +100,14 @@ func writeVagrantfile(from, to string) error {
 	return atomicfile.Write(to, text, 0o644)
 }
 
-// contender is one way to do a section's work. Its prepare is not measured.
+// contender is one tool in a section. Its prepare is not measured.
 type contender struct {
 	name    string
 	prepare func() error
 	run     func() *exec.Cmd
 }
 
-// cost is what a run took. Its processor time, of all its processes, tells more than the clock on a busy machine.
+// cost is what a run took. On a busy machine, CPU time is more reliable than elapsed time.
 type cost struct {
 	elapsed, cpu time.Duration
 	memory       int64 // bytes, of its largest process
@@ -137,7 +137,7 @@ func TestBench(t *testing.T) {
 	}
 }
 
-// measure lets the contenders take turns and prints a table with the ratio to the first of them.
+// measure runs the contenders in turns and prints a table with ratios to the first of them.
 func measure(t *testing.T, repeat int, contenders []contender) {
 	costs := make([][]cost, len(contenders))
 	for range repeat {
@@ -207,12 +207,12 @@ func seeds(t *testing.T, repeat int) {
 	dir := t.TempDir()
 	must(t, imagegen(t, "init", "--distro", "debian12", dir+"/c"))
 	spec, dist := dir+"/c/cluster.yaml", dir+"/c/dist"
-	must(t, imagegen(t, "seed", "-f", spec)) // and makes the secrets
+	must(t, imagegen(t, "seed", "-f", spec)) // also issues the secrets
 	isos, err := filepath.Glob(dist + "/seeds/*.iso")
 	if err != nil || len(isos) != 17 {
 		t.Fatalf("%d seeds, want 17 (%v)", len(isos), err)
 	}
-	// The peers get the files ready rendered.
+	// The other tools get rendered files.
 	for _, iso := range isos {
 		s, err := cloudinit.ReadISO(iso)
 		if err != nil {
@@ -295,7 +295,7 @@ VBoxManage clonemedium disk /mnt/flat.vmdk /mnt/vbox.vmdk --format VMDK --varian
 	}
 }
 
-// prepareVBox makes the raw disk, which is no medium for VirtualBox, one: a text beside disk.raw describes it.
+// prepareVBox writes a descriptor beside disk.raw, because VirtualBox accepts no raw disk as a medium.
 func prepareVBox(dir, disk string) error {
 	info, err := os.Stat(disk)
 	if err != nil {
@@ -326,7 +326,7 @@ func scale(t *testing.T, repeat int) {
 		if err := os.WriteFile(spec, []byte(specOf(n)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		must(t, imagegen(t, "seed", "-f", spec)) // makes the secrets
+		must(t, imagegen(t, "seed", "-f", spec)) // issues the secrets
 		contenders = append(contenders,
 			contender{fmt.Sprintf("%d nodes: validate", n), nil, func() *exec.Cmd { return imagegen(t, "validate", "-f", spec) }},
 			contender{fmt.Sprintf("%d nodes: seed", n), func() error { return os.RemoveAll(dir + "/dist") },
@@ -338,8 +338,8 @@ func scale(t *testing.T, repeat int) {
 	measure(t, repeat, contenders)
 }
 
-// page measures what the end-to-end test asserts: from the moment that the nodes of a baked cluster are started to the
-// front page through the virtual address. Processor time and memory are those of the command alone, not of the nodes.
+// page measures what the end-to-end test asserts: from the start of a baked cluster's nodes to the front page through
+// the virtual address. CPU time and memory are those of the command, not of the nodes.
 func page(t *testing.T, repeat int) {
 	if os.Geteuid() != 0 {
 		t.Skip("the lab needs root: NOT measured")
@@ -353,7 +353,7 @@ func page(t *testing.T, repeat int) {
 	dir := t.TempDir()
 	must(t, imagegen(t, "init", "--distro", "debian12", dir+"/c"))
 	spec := dir + "/c/cluster.yaml"
-	// Under a name of its own it runs beside a demo.
+	// With its own name it can run beside a demo.
 	must(t, in(dir, "sed -i 's/^cluster: otus/cluster: bench/' c/cluster.yaml"))
 	must(t, imagegen(t, "build", "-f", spec))
 	down := func() error {

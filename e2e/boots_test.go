@@ -24,14 +24,14 @@ import (
 
 const bootsName = "e2e-boots"
 
-// bootIn is how long a machine may take to its address: emulated, and with little of this machine's time.
+// bootIn is the limit until a machine has its address: emulated, with little CPU time.
 const bootIn = 30 * time.Minute
 
-// bootInVirtualBox is how long one in a VirtualBox that interprets every instruction may take to its kernel's first words.
+// bootInVirtualBox is the limit until the kernel's first messages in a VirtualBox that interprets every instruction.
 const bootInVirtualBox = 45 * time.Minute
 
-// Devices of QEMU that stand for what the lab and an OVF call a controller or a network card. A controller has the
-// system disk, the seed's CD-ROM drive and the data disk.
+// QEMU's devices for what the lab and an OVF call a controller or a network card. A controller has the system disk, the
+// seed's CD-ROM drive and the data disk.
 var (
 	controllers = map[string]struct {
 		args []string
@@ -44,9 +44,9 @@ var (
 	adapters = map[string]string{"virtio-net-pci": "virtio-net-pci", "82540EM": "e1000"}
 )
 
-// TestBootMatrix boots an image from each controller and with each network card that a node can get: from the lab, or
-// from the OVF and the Vagrantfile. Emulated, each takes a minute of a processor, so it runs only where IMAGEGEN_E2E=vm
-// says so (make e2e-vm).
+// TestBootMatrix boots an image from each controller and with each network card that a node can get, from the lab or
+// from the OVF and the Vagrantfile. Emulated, each takes a minute of CPU time, so it runs only with IMAGEGEN_E2E=vm
+// (make e2e-vm).
 func TestBootMatrix(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "vm" {
 		t.Skip("the boot matrix runs with IMAGEGEN_E2E=vm, as root: make e2e-vm")
@@ -84,8 +84,8 @@ func (h hardware) and(o hardware) {
 	maps.Copy(h.adapters, o.adapters)
 }
 
-// labMachine returns the arguments of the lab's own QEMU for a node, without disks, network and console, the MAC address
-// that the node has, and what the lab offers.
+// labMachine returns the arguments of the lab's own QEMU for a node, without disks, network and console, the node's MAC
+// address, and the hardware that the lab offers.
 func (b *bench) labMachine(t *testing.T, node string) (kept []string, mac string, offers hardware) {
 	t.Helper()
 	b.lab(t, "up", "--site", b.site, "--provider", "qemu", node)
@@ -103,7 +103,7 @@ func (b *bench) labMachine(t *testing.T, node string) (kept []string, mac string
 	return kept, mac, offers
 }
 
-// offeredBy takes the arguments of the lab's QEMU apart.
+// offeredBy splits the arguments of the lab's QEMU.
 func offeredBy(args []string) (kept []string, mac string, offers hardware, err error) {
 	offers = hardware{map[string]bool{}, map[string]bool{}}
 	drives := map[string]bool{}
@@ -135,7 +135,7 @@ func offeredBy(args []string) (kept []string, mac string, offers hardware, err e
 	return kept, mac, offers, nil
 }
 
-// boxMachine returns what VirtualBox offers: what the box's OVF names, and the Vagrantfile leaves as it is.
+// boxMachine returns the hardware that VirtualBox offers: what the box's OVF has and the Vagrantfile does not change.
 func (b *bench) boxMachine(t *testing.T, role string) hardware {
 	t.Helper()
 	f, err := os.Open(filepath.Join(b.dist(), "boxes", role+".box"))
@@ -179,9 +179,9 @@ func (b *bench) boxMachine(t *testing.T, role string) hardware {
 	for _, a := range envelope.Adapters {
 		offers.adapters[a.Type] = true
 	}
-	for _, i := range envelope.Items { // the same machine for others than VirtualBox
+	for _, i := range envelope.Items { // the machine for hypervisors other than VirtualBox
 		switch {
-		case i.ResourceType == 10 && i.ResourceSubType == "E1000": // VirtualBox and VMware take an 82540EM or its like for it
+		case i.ResourceType == 10 && i.ResourceSubType == "E1000": // VirtualBox and VMware use an 82540EM or similar for it
 			offers.adapters["82540EM"] = true
 		case i.ResourceType == 10:
 			offers.adapters[i.ResourceSubType] = true
@@ -204,8 +204,8 @@ func (b *bench) boxMachine(t *testing.T, role string) hardware {
 	return offers
 }
 
-// boots boots a machine of a node and reads on its console that everything on it was found: the root on the system disk,
-// the data disk, and the network card, which has the address that nothing but the seed in the CD-ROM drive knows.
+// boots boots a node's machine and checks on its console that all hardware was found: the root on the system disk, the
+// data disk, and the network card, with the address that is only in the seed.
 func (b *bench) boots(t *testing.T, node string, machine []string, disk, mac string) {
 	t.Helper()
 	role, address := "", ""
@@ -250,8 +250,8 @@ func (b *bench) boots(t *testing.T, node string, machine []string, disk, mac str
 		slices.Sorted(maps.Keys(console.wants)), text[max(0, len(text)-3000):])
 }
 
-// inVirtualBox makes a node's machine of what its box and the Vagrantfile have, and boots it. In the chroot, the folder of the
-// cluster is /mnt. Host-only networks need VirtualBox's driver in the host's kernel, so the second network card has none.
+// inVirtualBox creates a node's machine from its box and the Vagrantfile, and boots it. In the chroot, the folder of
+// the cluster is /mnt. Host-only networks need VirtualBox's kernel driver, so the second network card is not connected.
 const inVirtualBox = `set -e
 mount -t proc proc "$1/proc"
 mount -t tmpfs tmpfs "$1/tmp"
@@ -270,9 +270,9 @@ exec chroot "$1" env HOME=/mnt/vbox VBOX_USER_HOME=/mnt/vbox/settings sh -ec '
 	VBoxManage -q list dvds
 	exec /usr/lib/virtualbox/VBoxHeadless --startvm redis1 --vrde off'`
 
-// TestBootInVirtualBox boots a box with its seed and its data disk in a real VirtualBox, until the kernel has said on the serial
-// port what it is and how it was started. It does not wait for more: where VirtualBox interprets every instruction, the kernel
-// unpacks itself for a quarter of an hour.
+// TestBootInVirtualBox boots a box with its seed and its data disk in a real VirtualBox, until the kernel's first
+// messages on the serial port. It does not wait for more: if VirtualBox interprets every instruction, the kernel needs
+// a quarter of an hour to unpack itself.
 func TestBootInVirtualBox(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "vm" {
 		t.Skip("boots in VirtualBox run with IMAGEGEN_E2E=vm, as root: make e2e-vm")
@@ -297,7 +297,7 @@ func TestBootInVirtualBox(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	console := func() string {
-		text, _ := os.ReadFile(filepath.Join(folder, "console")) // it is there when the machine is on
+		text, _ := os.ReadFile(filepath.Join(folder, "console")) // exists once the machine is on
 		return string(text)
 	}
 	wants := regexp.MustCompile(`(?s)\] Linux version .*\] Command line: BOOT_IMAGE=/boot/vmlinuz-.* root=UUID=`)
@@ -320,9 +320,9 @@ func TestBootInVirtualBox(t *testing.T) {
 	}
 }
 
-// watched takes a console's text and calls all when everything that is wanted has been seen.
+// watched collects a console's text and calls all when everything wanted has appeared.
 type watched struct {
-	wants map[string]*regexp.Regexp // what has not been seen yet
+	wants map[string]*regexp.Regexp // not yet seen
 	all   func()
 	text  bytes.Buffer
 	line  bytes.Buffer
@@ -344,8 +344,8 @@ func (w *watched) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// sameKernel makes sure that what boots one image boots all: kernel, initramfs and boot loader's configuration are the same
-// to the bit.
+// sameKernel checks that one image's boot stands for all: kernel, initramfs and boot loader's configuration are
+// bit-identical.
 func (b *bench) sameKernel(t *testing.T) {
 	images, err := filepath.Glob(filepath.Join(b.dist(), "images", "*.raw"))
 	if err != nil || len(images) != 7 {

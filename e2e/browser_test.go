@@ -17,10 +17,10 @@ import (
 	"time"
 )
 
-// failedPictures is where a failed run leaves what its browsers showed.
+// failedPictures is the folder for screenshots of failed runs.
 const failedPictures = "failed"
 
-// TestBrowserSeesFaults shows a browser pages with one fault each, which visit must name.
+// TestBrowserSeesFaults shows a browser pages with one fault each, which visit must report.
 func TestBrowserSeesFaults(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") == "" {
 		t.Skip("end-to-end tests run with IMAGEGEN_E2E=1, as root: make e2e")
@@ -94,7 +94,7 @@ func TestBrowserSeesFaults(t *testing.T) {
 	}
 }
 
-// person opens a browser on the site. What it shows when the test has failed is kept.
+// person opens a browser on the site. If the test fails, a screenshot is kept.
 func (b *bench) person(t *testing.T, driver, who string) *browser {
 	t.Helper()
 	br := newBrowser(t, driver, b.site)
@@ -111,13 +111,13 @@ func (b *bench) person(t *testing.T, driver, who string) *browser {
 	return br
 }
 
-// logsIn goes to /wp-admin/ as an administrator does who has read the README.
+// logsIn logs in at /wp-admin/ as an administrator does who has read the README.
 func (br *browser) logsIn(t *testing.T, password string) {
 	t.Helper()
 	if err := br.open("/wp-admin/"); err != nil {
 		t.Fatal(err)
 	}
-	// The page's script moves the cursor there a moment after it has loaded, away from where somebody writes by then.
+	// The page's script moves the cursor there shortly after loading, away from where a user may already be typing.
 	br.until(t, "cursor in the login form", "document.activeElement.id == 'user_login'")
 	br.write(t, "#user_login", "admin")
 	br.write(t, "#user_pass", password)
@@ -134,7 +134,7 @@ func (br *browser) publishes(t *testing.T, title, picture string) string {
 		t.Fatal(err)
 	}
 	br.click(t, ".edit-post-welcome-guide .components-modal__header button")
-	// The dialog slides in, so on a slow machine the click may miss; while it is there it takes the cursor back.
+	// The dialog slides in, so a click may miss on a slow machine; while it is open, it takes the focus.
 	br.until(t, "editor without its welcome", "(() => { const b = document.querySelector('.edit-post-welcome-guide .components-modal__header button'); b?.click(); return !b })()")
 	br.write(t, ".wp-block-post-title", title+enter)
 	br.write(t, "p.block-editor-rich-text__editable", "Text of "+title+enter)
@@ -153,7 +153,7 @@ func (br *browser) publishes(t *testing.T, title, picture string) string {
 	return path
 }
 
-// sees makes sure that a page shows the post with its text and its picture.
+// sees checks that a page shows the post with its text and its picture.
 func (br *browser) sees(path, title string) error {
 	if _, err := br.visit(path); err != nil {
 		return err
@@ -172,7 +172,7 @@ func (br *browser) sees(path, title string) error {
 	return err
 }
 
-// frontPage makes sure that the front page looks as it should.
+// frontPage checks that the front page looks right.
 func (br *browser) frontPage() error {
 	requests, err := br.visit("/")
 	if err != nil {
@@ -187,7 +187,7 @@ func (br *browser) frontPage() error {
 	if sheets == 0 {
 		return fmt.Errorf("the front page has asked for no style sheet: %d requests", len(requests))
 	}
-	// Of three sources: the theme, the style sheet of a block, and what both would look like without.
+	// From the theme, from a block's style sheet, and the browser's defaults.
 	var styles map[string]string
 	err = br.script(`const style = (css, property) => getComputedStyle(document.querySelector(css))[property]
 	return {
@@ -202,7 +202,7 @@ func (br *browser) frontPage() error {
 	return err
 }
 
-// holder returns which of a role's nodes has its virtual address.
+// holder returns the node of a role that has the virtual address.
 func (b *bench) holder(t *testing.T, vip string, nodes ...string) string {
 	t.Helper()
 	holder := ""
@@ -220,7 +220,7 @@ func (b *bench) holder(t *testing.T, vip string, nodes ...string) string {
 	return holder
 }
 
-// photo writes a picture to upload: 640 pixels wide, with enough in it to be more than one packet.
+// photo writes a picture to upload: 640 pixels wide, and larger than one packet.
 func photo(t *testing.T) string {
 	t.Helper()
 	p := image.NewRGBA(image.Rect(0, 0, 640, 480))
@@ -239,8 +239,9 @@ func photo(t *testing.T) string {
 	return f.Name()
 }
 
-// peopleSee is what people see of the cluster: an administrator who publishes a post with a picture, and a visitor who looks
-// at it through one balancer, through the other when that has died, and with one node of every other tier dead as well.
+// peopleSee tests what people see of the cluster: an administrator who publishes a post with a picture, and a visitor
+// who views it through one balancer, through the other after the first has died, and with one node of every other tier
+// dead as well.
 func (b *bench) peopleSee(t *testing.T) {
 	driver := startChromedriver(t)
 	visitor, admin := b.person(t, driver, "visitor"), b.person(t, driver, "administrator")

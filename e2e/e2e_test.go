@@ -1,6 +1,6 @@
 // Package e2e runs the reference cluster as its users do: with the imagegen command, from an empty folder to a
 // WordPress page through the virtual address, and then through faults. It needs root, a Debian host and some minutes,
-// so it runs only where IMAGEGEN_E2E=1 says so (make e2e).
+// so it runs only with IMAGEGEN_E2E=1 (make e2e).
 package e2e
 
 import (
@@ -26,29 +26,29 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// bench is one cluster on this machine, driven through the command line.
+// bench is a cluster under test, operated through the command line.
 type bench struct {
-	dir  string // holds cluster.yaml, secrets and dist
+	dir  string // contains cluster.yaml, secrets and dist
 	site string // loopback address that is forwarded to the site
 
-	// How imagegen and a shell line on a node are run where the nodes are not in the lab; nil: the lab's own way.
+	// command and shell run imagegen and a shell line on a node if the nodes are not in the lab; nil: in the lab.
 	command func(args ...string) *exec.Cmd
 	shell   func(node, script string) *exec.Cmd
 
 	mu     sync.Mutex
-	output bytes.Buffer // all that the commands printed, to look for secrets in
+	output bytes.Buffer // everything that the commands printed, to be searched for secrets
 }
 
 const clusterName = "e2e"
 
-const readyIn = 4 * time.Minute // a whole cluster on two slow cores
+const readyIn = 4 * time.Minute // for a whole cluster on two slow cores
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	return newBenchOf(t, clusterName)
 }
 
-// newBenchOf gives the cluster a name of its own. Under it, it runs beside a demo.
+// newBenchOf gives the cluster its own name, so that it can run beside a demo.
 func newBenchOf(t *testing.T, cluster string) *bench {
 	t.Helper()
 	if os.Getenv("IMAGEGEN_E2E") == "" {
@@ -85,7 +85,7 @@ func newBenchOf(t *testing.T, cluster string) *bench {
 func (b *bench) spec() string { return filepath.Join(b.dir, "cluster.yaml") }
 func (b *bench) dist() string { return filepath.Join(b.dir, "dist") }
 
-// try runs imagegen and returns what it printed on standard output.
+// try runs imagegen and returns its standard output.
 func (b *bench) try(args ...string) (string, error) {
 	cmd := exec.Command("../bin/imagegen", args...)
 	if b.command != nil {
@@ -98,7 +98,7 @@ func (b *bench) try(args ...string) (string, error) {
 	return out, err
 }
 
-// capture runs a command and returns what it printed on standard output; an error has all that it printed.
+// capture runs a command and returns its standard output; an error contains all of its output.
 func (b *bench) capture(cmd *exec.Cmd) (string, error) {
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -122,7 +122,7 @@ func (b *bench) run(t *testing.T, args ...string) string {
 	return out
 }
 
-// lab runs a command that works on the running cluster.
+// lab runs a command on the running cluster.
 func (b *bench) lab(t *testing.T, command string, args ...string) string {
 	t.Helper()
 	return b.run(t, append([]string{command, "-f", b.spec(), "-o", b.dist()}, args...)...)
@@ -136,7 +136,7 @@ func (b *bench) in(node, script string) (string, error) {
 	return b.try("exec", "-f", b.spec(), "-o", b.dist(), node, "--", "sh", "-c", script)
 }
 
-// on is in for one node.
+// on is in for a fixed node.
 func (b *bench) on(node string) func(script string) (string, error) {
 	return func(script string) (string, error) { return b.in(node, script) }
 }
@@ -151,7 +151,7 @@ func (b *bench) waitReady(t *testing.T) {
 	b.lab(t, "status", "--wait", "--timeout", readyIn.String())
 }
 
-// explain prints what somebody needs who was not there.
+// explain prints what is needed to understand a failure.
 func (b *bench) explain(t *testing.T) {
 	out, _ := b.try("status", "-f", b.spec(), "-o", b.dist())
 	t.Logf("the cluster at the end:\n%s", out)
@@ -215,7 +215,7 @@ func (b *bench) secret(t *testing.T, name string) string {
 	return all[name]
 }
 
-// eventually asks again until check is content, and fails with its last complaint when limit is over.
+// eventually repeats check until it succeeds, and fails with its last error after limit.
 func eventually(t *testing.T, limit time.Duration, what string, check func() error) time.Duration {
 	t.Helper()
 	start := time.Now()
@@ -249,7 +249,7 @@ func (b *bench) get(c *http.Client, path string) (string, error) {
 	return string(body), nil
 }
 
-// frontPage is content when the site's front page with its title comes through the virtual address.
+// frontPage succeeds if the site's front page with its title comes through the virtual address.
 func (b *bench) frontPage() error { return b.frontPageIn(20 * time.Second) }
 
 func (b *bench) frontPageIn(limit time.Duration) error {
@@ -262,7 +262,7 @@ func (b *bench) frontPageIn(limit time.Duration) error {
 
 const siteTitle = "A site that stays up" // of the reference cluster
 
-// login returns a client with the session of the site's administrator.
+// login returns a client with a session of the site's administrator.
 func (b *bench) login(t *testing.T) *http.Client {
 	t.Helper()
 	jar, _ := cookiejar.New(nil)
@@ -308,7 +308,7 @@ func (b *bench) publish(t *testing.T, c *http.Client, title string) string {
 	return fmt.Sprintf("/?p=%d", post.ID)
 }
 
-// TestReferenceCluster is the whole story of one cluster; its parts build on each other.
+// TestReferenceCluster tests one cluster from the build to its end; its parts build on each other.
 func TestReferenceCluster(t *testing.T) {
 	b := newBench(t)
 	start := time.Now()
@@ -352,7 +352,7 @@ func TestReferenceCluster(t *testing.T) {
 		t.Logf("boot %s: %s", o.name, strings.Join(o.nodes, " "))
 		if o.halt {
 			b.up(t, o.nodes[:len(names)/2]...)
-			time.Sleep(time.Minute) // the very thing under test: late nodes
+			time.Sleep(time.Minute) // late nodes are what is tested
 			o.nodes = o.nodes[len(names)/2:]
 		}
 		start := time.Now()
@@ -415,11 +415,10 @@ func (b *bench) postOutlives(t *testing.T) {
 	}
 }
 
-// redisCLI is the beginning of a shell line that asks the Redis of a node, or with -p 26379 its Sentinel, with the node's
-// certificate.
+// redisCLI starts a shell line that asks a node's Redis or, with -p 26379, its Sentinel, with the node's certificate.
 const redisCLI = `REDISCLI_AUTH=$(sed -n 's/.*"redis": *"\([^"]*\)".*/\1/p' /etc/imagegen/secrets.json) redis-cli --tls --cacert /etc/imagegen/pki/ca.crt --cert /etc/imagegen/pki/node.crt --key /etc/imagegen/pki/node.key `
 
-// redisRole is a shell line that prints what the Redis of a node is.
+// redisRole is a shell line that prints the role of a node's Redis.
 const redisRole = redisCLI + "role | head -n 1"
 
 // redisMaster returns the one node whose Redis is the master.
@@ -482,7 +481,7 @@ func (b *bench) downLeavesNothing(t *testing.T) {
 	}
 }
 
-// leftovers lists what of this cluster's lab the machine still has.
+// leftovers lists what is left of this cluster's lab on the machine.
 func (b *bench) leftovers(t *testing.T) []string {
 	t.Helper()
 	var left []string

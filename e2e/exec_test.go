@@ -21,11 +21,12 @@ import (
 	"imagegen/roles"
 )
 
-// vmReadyIn is what a boot may take, emulated beside two others on two slow cores.
+// vmReadyIn is the limit for a boot, emulated beside two others on two slow cores.
 const vmReadyIn = 20 * time.Minute
 
-// TestExecOnLibvirt runs the Redis tier on three hosts with a real libvirt, which examples/libvirt drives, from the files that
-// build made: create, ready, kill, replace, remove. The nodes are asked at their addresses. It runs where IMAGEGEN_E2E=vm says so.
+// TestExecOnLibvirt runs the Redis tier on three hosts with a real libvirt, driven by examples/libvirt, from the files
+// that build made: create, ready, kill, replace, remove. The nodes are asked at their addresses. It runs only with
+// IMAGEGEN_E2E=vm.
 func TestExecOnLibvirt(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "vm" {
 		t.Skip("machines on libvirt hosts run with IMAGEGEN_E2E=vm, as root: make e2e-vm")
@@ -127,7 +128,7 @@ func TestExecOnLibvirt(t *testing.T) {
 	}
 }
 
-// redisMachines are the machines of the Redis nodes, each on a host of its own.
+// redisMachines returns the machines of the Redis nodes, each on its own host.
 func redisMachines(t *testing.T, b *bench, hosts []string) []machines.Machine {
 	t.Helper()
 	catalogue, err := roles.Load(filepath.Join(b.dir, "roles"))

@@ -17,7 +17,8 @@ import (
 	"time"
 )
 
-// probePHP is put on the site: it does one small thing through one of the tiers and says "ok" when that is done for good.
+// probePHP is installed on the site: it does one small operation in one of the tiers and prints "ok" once that is
+// durable.
 const probePHP = `<?php
 if ($_GET['op'] !== 'post') define('SHORTINIT', true);
 require __DIR__ . '/wp-config.php';
@@ -63,10 +64,10 @@ default:
 echo 'ok';
 `
 
-// kinds of requests that go on all the while.
+// kinds of requests that the load sends continuously.
 var kinds = []string{"read", "write", "post", "file", "session"}
 
-// load is a client that reads and writes all the while and remembers everything that was acknowledged.
+// load is a client that reads and writes continuously and records everything that was acknowledged.
 type load struct {
 	bench *bench
 	mu    sync.Mutex
@@ -76,10 +77,10 @@ type load struct {
 	last  map[string]time.Time // success
 	bad   map[string]time.Time // failure
 	why   map[string]string    // of the last failure
-	older int                  // sessions that went back to what they were before an acknowledged change
+	older int                  // sessions that lost an acknowledged change
 }
 
-// every is the pause between two requests of a kind. A post loads all of WordPress.
+// every is the interval between requests of a kind. A post loads all of WordPress.
 var every = map[string]time.Duration{
 	"read": 200 * time.Millisecond, "write": 200 * time.Millisecond, "post": time.Second, "file": 200 * time.Millisecond, "session": 200 * time.Millisecond,
 }
@@ -104,7 +105,7 @@ func (b *bench) newLoad(t *testing.T) (l *load, stop func()) {
 	for _, kind := range kinds {
 		l.acked[kind] = map[int]bool{}
 		jar, _ := cookiejar.New(nil)
-		// Each request is a visitor of its own, as far as connections go.
+		// Each request uses a new connection.
 		client := &http.Client{Timeout: requestLimit, Jar: jar, Transport: &http.Transport{DisableKeepAlives: true}}
 		wg.Go(func() {
 			for last := 0; ; {
@@ -136,7 +137,7 @@ func (b *bench) newLoad(t *testing.T) (l *load, stop func()) {
 	return l, func() { close(quit); wg.Wait() }
 }
 
-// request sends one request; older: the session is not what it was when last was acknowledged.
+// request sends one request; older: the session lacks the acknowledged change last.
 func (l *load) request(c *http.Client, op string, n, last int) (older bool, err error) {
 	body, err := l.bench.get(c, fmt.Sprintf("/probe.php?op=%s&n=%d&last=%d", op, n, last))
 	older = body == "ok, older"
@@ -146,7 +147,7 @@ func (l *load) request(c *http.Client, op string, n, last int) (older bool, err 
 	return older, err
 }
 
-// watch forgets the failures so far.
+// watch forgets earlier failures.
 func (l *load) watch() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -155,7 +156,7 @@ func (l *load) watch() {
 	l.older = 0
 }
 
-// steady is content when no request of the kinds has failed for three seconds and each has succeeded since.
+// steady succeeds if no request of the kinds has failed for three seconds and each has succeeded since.
 func (l *load) steady(kinds []string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -167,8 +168,8 @@ func (l *load) steady(kinds []string) error {
 	return nil
 }
 
-// lost returns what was acknowledged and is not there. A client of the volume may show what it saw a second ago, so what
-// seems to be missing is looked for again.
+// lost returns how much acknowledged data is missing. A client of the volume may show a state that is a second old, so
+// missing data is looked for again.
 func (l *load) lost(t *testing.T) int {
 	t.Helper()
 	acked := map[string]map[int]bool{}
@@ -191,7 +192,7 @@ func (l *load) lost(t *testing.T) int {
 		for kind, ns := range acked {
 			for _, n := range all[kind] {
 				delete(ns, n)
-				if kind == "file" { // a hundred files, written again and again
+				if kind == "file" { // a hundred files, overwritten again and again
 					maps.DeleteFunc(ns, func(old int, _ bool) bool { return old%100 == n%100 && old < n })
 				}
 			}
@@ -209,24 +210,24 @@ func (l *load) lost(t *testing.T) int {
 	return missing
 }
 
-// fault is one line of the matrix.
+// fault is a row of the matrix.
 type fault struct {
 	name string
-	node nodeStatus // that has it; empty: several
+	node nodeStatus // affected node; empty: several
 	do   func() error
-	// stays lists the kinds of requests that come back while the fault lasts; nil: all.
+	// stays lists the kinds of requests that must recover while the fault lasts; nil: all.
 	stays []string
 	undo  func() error // nil: nothing to undo
 	goal  goal
 }
 
-// goal is what a fault may cost at most.
+// goal is the maximum cost of a fault.
 type goal struct {
-	kinds []string      // of the requests that it speaks of
-	back  time.Duration // from the fault to the end of the last that fails
+	kinds []string      // of requests that it applies to
+	back  time.Duration // from the fault to the end of the last failed request
 }
 
-// The goals that the design sets.
+// The design's goals.
 var (
 	vipGoal    = goal{[]string{"read"}, 3 * time.Second}
 	redisGoal  = goal{[]string{"session"}, 8 * time.Second}
@@ -237,16 +238,16 @@ var (
 // result of a fault.
 type result struct {
 	name  string
-	seen  time.Duration            // from the fault until another node noticed it; 0: none did, or had to
+	seen  time.Duration            // from the fault until another node noticed it; 0: none did
 	back  map[string]time.Duration // by kind: from the fault to the end of the last request that failed
 	fails map[string]int
-	older int           // sessions that went back a step
-	whole time.Duration // from the undoing until all nodes are ready
+	older int           // sessions that lost an acknowledged change
+	whole time.Duration // from the end of the fault until all nodes are ready
 	lost  int
 }
 
-// TestFaults breaks everything that can be broken here, one after the other, under load. It takes more than an hour, so it
-// runs only where IMAGEGEN_E2E=faults says so (make e2e-faults).
+// TestFaults injects every fault of the matrix, one after the other, under load. It takes more than an hour, so it runs
+// only with IMAGEGEN_E2E=faults (make e2e-faults).
 func TestFaults(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "faults" {
 		t.Skip("the fault matrix runs with IMAGEGEN_E2E=faults, as root: make e2e-faults")
@@ -275,13 +276,13 @@ func TestFaults(t *testing.T) {
 				}
 			}
 		})
-		// What comes after would tell nothing if this one is not over.
+		// Later results would mean nothing if the cluster has not recovered.
 		b.waitReady(t)
 		eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
 	}
 }
 
-// suffer brings a fault about, watches the load until it has recovered, and undoes the fault.
+// suffer injects a fault, watches the load until it has recovered, and undoes the fault.
 func (l *load) suffer(t *testing.T, f fault) result {
 	t.Helper()
 	stays := f.stays
@@ -301,7 +302,7 @@ func (l *load) suffer(t *testing.T, f fault) result {
 		t.Fatal(err)
 	}
 	done := time.Now()
-	// A fault that has not been felt yet may still be: detection takes seconds.
+	// A fault without effect so far may still have one: detection takes seconds.
 	eventually(t, recoverLimit, "recovery", func() error {
 		if time.Since(done) < 8*time.Second {
 			return fmt.Errorf("too early to tell")
@@ -313,7 +314,7 @@ func (l *load) suffer(t *testing.T, f fault) result {
 	for _, k := range kinds {
 		r.fails[k] = l.fails[k]
 		if bad := l.bad[k]; !bad.IsZero() {
-			r.back[k] = bad.Sub(start) // the next success came within a request's time
+			r.back[k] = bad.Sub(start) // the next success came within a request's duration
 		}
 	}
 	l.mu.Unlock()
@@ -333,7 +334,7 @@ func (l *load) suffer(t *testing.T, f fault) result {
 	return r
 }
 
-// traces are what the journals of other nodes say when a node of a role is missed; NAME and IP are the node's.
+// traces are what other nodes' journals contain when a node of a role is missing; NAME and IP are the node's.
 var traces = map[string]string{
 	"balancer":     `\(balancer\) Entering MASTER STATE`,
 	"web":          `Server web/NAME is DOWN`,
@@ -344,7 +345,7 @@ var traces = map[string]string{
 	"percona":      `Server mysql/NAME is DOWN|suspecting node`,
 }
 
-// noticed returns how long after start the first of the other nodes missed node; 0: none did. All share this machine's clock.
+// noticed returns how long after start the first other node missed node; 0: none did. All share this machine's clock.
 func (b *bench) noticed(t *testing.T, node nodeStatus, start time.Time) time.Duration {
 	t.Helper()
 	if node.Node == "" {
@@ -358,7 +359,7 @@ func (b *bench) noticed(t *testing.T, node nodeStatus, start time.Time) time.Dur
 		}
 		out, err := b.in(n.Node, fmt.Sprintf("journalctl -q --no-pager -o short-unix --since @%d.%06d | grep -m1 -E '%s'", start.Unix(), start.Nanosecond()/1000, pattern))
 		if err != nil {
-			continue // nothing found
+			continue // grep found nothing
 		}
 		var at float64
 		if _, err := fmt.Sscan(out, &at); err != nil {
@@ -372,7 +373,7 @@ func (b *bench) noticed(t *testing.T, node nodeStatus, start time.Time) time.Dur
 	return first
 }
 
-// oneHolder is content when each virtual address is held by one node.
+// oneHolder succeeds if each virtual address is held by exactly one node.
 func (b *bench) oneHolder() error {
 	for vip, nodes := range map[string][]string{"192.168.10.39": {"balancer1", "balancer2"}, "192.168.10.53": {"balancer3", "balancer4"}} {
 		var holders []string
@@ -408,7 +409,7 @@ func (r result) String() string {
 	return fmt.Sprintf("%s; %d sessions a step back; all well %.0f s after it was undone; %d lost", strings.Join(parts, "; "), r.older, r.whole.Seconds(), r.lost)
 }
 
-// table prints the matrix as docs have it.
+// table formats the matrix for docs/faults.md.
 func table(results []result) string {
 	var b strings.Builder
 	b.WriteString("| fault | noticed after |")
@@ -434,7 +435,7 @@ func table(results []result) string {
 	return b.String()
 }
 
-// breaker brings faults about.
+// breaker injects faults.
 type breaker struct {
 	*bench
 	nodes []string
@@ -451,7 +452,7 @@ func (b *bench) breaker(t *testing.T) breaker {
 	return br
 }
 
-// imagegen runs a command that works on the cluster.
+// imagegen returns a function that runs a command on the cluster.
 func (br breaker) imagegen(command string, args ...string) func() error {
 	return func() error {
 		_, err := br.try(append([]string{command, "-f", br.spec(), "-o", br.dist()}, args...)...)
@@ -459,7 +460,7 @@ func (br breaker) imagegen(command string, args ...string) func() error {
 	}
 }
 
-// sh runs a shell line on a node.
+// sh returns a function that runs a shell line on a node.
 func (br breaker) sh(node, script string) func() error {
 	return func() error { _, err := br.in(node, script); return err }
 }
@@ -482,9 +483,9 @@ func (br breaker) losesPower(n string) fault {
 	return f
 }
 
-// isReplaced replaces a node and waits until that is ready.
+// isReplaced replaces a node and waits until the new one is ready.
 func (br breaker) isReplaced(n string) fault {
-	// Only some have a data disk, which a blank one could take the place of.
+	// Only roles with a data disk can get a blank one.
 	if slices.Contains(withData, br.known[n].Role) {
 		return br.of(n, n+" is replaced, with a blank disk", br.imagegen("replace", "--blank", n), nil)
 	}
@@ -505,7 +506,7 @@ func (br breaker) isNotHeard(n string) fault {
 	return br.of(n, n+" hears, and is not heard", br.imagegen("cut", "--one-way", n), br.imagegen("mend"))
 }
 
-// daemon is a program of a role, by what ps shows: Redis and Sentinel are one program.
+// daemon is a program of a role, as ps shows it: Redis and Sentinel are one program.
 type daemon struct{ process, pattern string }
 
 var daemonsOf = map[string][]daemon{
@@ -528,7 +529,7 @@ func (br breaker) isKilled(n string, d daemon) fault {
 
 func (br breaker) hangs(n string, d daemon) fault {
 	undo := br.signal(n, "CONT", d)
-	// The agent may have killed it, and be about to start it again.
+	// The agent may have killed it and be about to restart it.
 	return br.of(n, d.process+" hangs on "+n, br.signal(n, "STOP", d), func() error { undo(); return nil })
 }
 
@@ -541,19 +542,20 @@ func (br breaker) isAnHourAhead(t *testing.T, n string) fault {
 	return br.of(n, "the daemons of "+n+" are an hour ahead", do, undo)
 }
 
-// leavesItsGroup has a database server leave the others and go on running, as after an incremental state transfer that failed.
+// leavesItsGroup makes a database server leave its group and keep running, as after a failed incremental state
+// transfer.
 func (br breaker) leavesItsGroup(n string) fault {
 	return br.of(n, "the server of "+n+" leaves its group, and goes on running", br.sh(n, `mariadb -e "SET GLOBAL wsrep_provider_options='gmcast.isolate=2'"`), nil)
 }
 
-// doesNotStop leaves out the signal that ends a database server, and has it stopped: its unit forbids systemd to kill it. It
-// lasts until the agent has ended it.
+// doesNotStop blocks the signal that ends a database server, and stops its unit, which does not let systemd kill it.
+// The fault lasts until the agent kills it.
 func (br breaker) doesNotStop(n string) fault {
 	const folder = "/run/systemd/system/mariadb.service.d"
 	do := br.sh(n, "mkdir -p "+folder+" && printf '[Service]\\nKillSignal=SIGCONT\\n' >"+folder+"/deaf.conf && systemctl daemon-reload && systemctl stop --no-block mariadb.service")
 	return br.of(n, "the server of "+n+" is stopped, and does not end", do, func() error {
 		ended := br.sh(n, "! systemctl show -p ActiveState mariadb.service | grep -q deactivating")
-		// Under load it takes part in its group as before, so the agent waits for as long as it ever does: 2 minutes.
+		// Under load it takes part in its group as before, so the agent waits for its longest limit: 2 minutes.
 		if err := within(3*time.Minute, ended); err != nil {
 			return fmt.Errorf("the server of %s does not end, and is not ended within 3 minutes: %w", n, err)
 		}
@@ -589,7 +591,7 @@ func (br breaker) allAreRenewed() fault {
 	}}
 }
 
-// withOneMorePackage gives every role of the reference spec another image.
+// withOneMorePackage gives every role of the reference spec a new image.
 func withOneMorePackage(spec []byte) []byte {
 	return nodesOfRole.ReplaceAll(spec, []byte("${1}packages: [tree]\n$1$2"))
 }
@@ -601,7 +603,7 @@ func (br breaker) shuffled(random *rand.Rand) []string {
 	return order
 }
 
-// faults is the matrix.
+// faults returns the matrix.
 func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 	t.Helper()
 	br := b.breaker(t)
@@ -612,7 +614,8 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 	for _, n := range br.nodes {
 		all = append(all, br.isReplaced(n))
 	}
-	// Without a majority a tier refuses; what does not need it goes on. WordPress needs the database for everything.
+	// Without a majority a tier refuses; whatever does not need it continues. WordPress needs the database for
+	// everything.
 	for _, two := range []struct {
 		nodes [2]string
 		stays []string
@@ -665,8 +668,8 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 	return all
 }
 
-// anHourOff makes a node's Redis and Sentinel, or its MariaDB, see a clock that is an hour ahead, from their next start on,
-// and kills them. All nodes share this machine's clock, so the clock itself cannot be set.
+// anHourOff makes a node's Redis and Sentinel, or its MariaDB, see a clock that is an hour ahead, from their next start
+// on, and kills them. All nodes share this machine's clock, so the clock itself cannot be set.
 func (b *bench) anHourOff(t *testing.T, node string) (do, undo func() error) {
 	t.Helper()
 	const library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
@@ -676,7 +679,7 @@ func (b *bench) anHourOff(t *testing.T, node string) (do, undo func() error) {
 	}
 	const kill = "systemctl daemon-reload; pkill -KILL -f '^([^ ]*/)?(mariadbd|redis-)'"
 	do = func() error {
-		for part := range slices.Chunk(data, 60_000) { // an argument has a limit
+		for part := range slices.Chunk(data, 60_000) { // the size of an argument is limited
 			if _, err := b.in(node, "echo "+base64.StdEncoding.EncodeToString(part)+" | base64 -d >>/usr/lib/faketime.so"); err != nil {
 				return err
 			}
@@ -694,5 +697,5 @@ done; `+kill)
 	return do, undo
 }
 
-// nodesOfRole finds where the reference spec lists a role's nodes.
+// nodesOfRole matches a role's nodes in the reference spec.
 var nodesOfRole = regexp.MustCompile(`(?m)^( +)(nodes:)`)

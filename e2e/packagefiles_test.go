@@ -9,11 +9,11 @@ import (
 	"testing"
 )
 
-// packageFile is a file that a package brings to the images of debian12, and that our configuration relies on. An update may
-// change it, so what we rely on is looked for in the nodes of images that were baked today.
+// packageFile is a file of a package in the images of debian12 that our configuration relies on. An update may change
+// it, so the test checks it on nodes whose images are baked from the current archive.
 type packageFile struct {
 	node, path, pkg string
-	relies          string // regular expressions that must match, a line each
+	relies          string // regular expressions that must match, one per line
 }
 
 var packageFiles = []packageFile{
@@ -69,8 +69,8 @@ systemctl restart "\$\{1:-mariadb\.service\}"$`},
 	{"percona1", "/etc/mysql/mariadb.cnf", "mariadb-common", `(?s)^!includedir /etc/mysql/mariadb\.conf\.d/\s*\z`},
 }
 
-// asked is a question to the programs themselves, on a node: what their configuration is when all files have been read, ours
-// and those of packages, and what is in folders of which every file counts.
+// asked is a question to a program on a node: its effective configuration, after all files of ours and of packages have
+// been read, or the contents of a folder in which every file counts.
 type asked struct {
 	node, what, script, want string
 }
@@ -81,7 +81,7 @@ var effective = []asked{
 	{"web1", "who may log in over SSH", `mkdir -p /run/sshd; sshd -T 2>/dev/null | grep -E '^(passwordauthentication|kbdinteractiveauthentication|pubkeyauthentication|permitemptypasswords) '`,
 		"pubkeyauthentication yes passwordauthentication no kbdinteractiveauthentication no permitemptypasswords no"},
 	{"web1", "what is not ours in /etc/cloud/cloud.cfg.d", `ls /etc/cloud/cloud.cfg.d | grep -v imagegen`, "05_logging.cfg README"},
-	// It prints all settings into its log as well, the password in session.save_path among them: into one that goes with it.
+	// It also logs all settings, including the password in session.save_path; the log is on a temporary tmpfs.
 	{"backend1", "pools of PHP-FPM", `unshare -m sh -c 'mount -t tmpfs logs /var/log && exec php-fpm8.2 -tt' 2>&1 | sed -n 's/.*NOTICE: \(\[.*\]\)$/\1/p'`, "[global] [www]"},
 	{"backend1", "/etc/php/8.2/fpm/pool.d", `ls /etc/php/8.2/fpm/pool.d`, "www.conf"},
 	{"backend1", "the last of PHP's settings", `ls /etc/php/8.2/fpm/conf.d | tail -n 1`, "90-imagegen.ini"},
@@ -92,24 +92,24 @@ var effective = []asked{
 	{"balancer1", "/etc/default/keepalived", `grep -vE '^(#|$)' /etc/default/keepalived`, `DAEMON_ARGS=""`},
 	{"glusterfs1", "/etc/default/glusterd", `grep -vE '^(#|$)' /etc/default/glusterd`, ""},
 	{"redis1", "Redis' own configuration, which nothing reads", `systemctl is-active redis-server.service; systemctl show -p ExecStart --value imagegen-redis.service | grep -o '/etc/redis/[^ ;]*'`, "inactive"},
-	// What the package's files set of the server, before ours.
+	// What the package's files set, before ours.
 	{"percona1", "MariaDB's settings that are not ours", `my_print_defaults --mysqld | sed '/^--user=mysql$/,$d'`, // the last socket is ours
 		"--socket=/run/mysqld/mysqld.sock --pid-file=/run/mysqld/mysqld.pid --basedir=/usr --bind-address=127.0.0.1 --expire_logs_days=10 --character-set-server=utf8mb4 --collation-server=utf8mb4_general_ci --socket=/run/mysqld/mysqld.sock"},
 	{"percona1", "the last of MariaDB's settings", `ls /etc/mysql/mariadb.conf.d | tail -n 1`, "90-imagegen.cnf"},
 }
 
-// onEveryRole is asked on a node of each role. Drop-ins, whoever brings them, change units that the agent starts; kernel settings of other files
-// may come after ours.
+// onEveryRole is asked on one node of each role. Drop-ins of any origin change units that the agent starts, and other
+// files' kernel settings may be applied after ours.
 var onEveryRole = []asked{
 	{"", "drop-ins of units that the agent starts", `grep -oE '"unit": *"[^"]*"' /etc/imagegen/node.json | cut -d '"' -f 4 | sort -u | while read -r u; do systemctl show -p DropInPaths --value "$u"; done | tr ' ' '\n' | grep -v /90-imagegen.conf$ | grep .`, ""},
-	// A container does not get them all; whose file is the last is the same everywhere.
+	// A container cannot set all of them, but the order of the files is the same everywhere.
 	{"", "kernel settings that another file changes after ours", `[ ! -e /etc/sysctl.d/90-imagegen.conf ] || grep -E '^[a-z]' /etc/sysctl.d/90-imagegen.conf | while IFS=' =' read -r k v; do
 	last=$(systemd-analyze cat-config sysctl.d | sed -n "s/^-\?$k *= *//p" | tail -n 1)
 	[ "$last" = "$v" ] || echo "$k: $last, not $v"
 done`, ""},
 }
 
-// packagesAreAsReliedOn compares the running nodes with these lists.
+// packagesAreAsReliedOn checks these lists on the running nodes.
 func (b *bench) packagesAreAsReliedOn(t *testing.T) {
 	for _, f := range packageFiles {
 		text, err := b.in(f.node, fmt.Sprintf("cat %s && dpkg -S %[1]s", f.path))
@@ -131,7 +131,7 @@ func (b *bench) packagesAreAsReliedOn(t *testing.T) {
 		}
 	}
 	ask := func(a asked) {
-		out, _ := b.in(a.node, a.script) // what is not there, grep calls a failure
+		out, _ := b.in(a.node, a.script) // grep fails if it finds nothing
 		if got := strings.Join(strings.Fields(out), " "); got != a.want {
 			t.Errorf("%s: %s: %q, want %q", a.node, a.what, got, a.want)
 		}
@@ -154,7 +154,7 @@ func (b *bench) packagesAreAsReliedOn(t *testing.T) {
 	}
 }
 
-// TestPackageFilesAreDocumented: the list in the docs has every file of the list here.
+// TestPackageFilesAreDocumented: the list in the docs has every file in this list.
 func TestPackageFilesAreDocumented(t *testing.T) {
 	page, err := os.ReadFile("../docs/roles.md")
 	if err != nil {

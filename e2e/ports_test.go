@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// open lists what a machine on the cluster's network that is no node of it may reach, by role.
+// open lists the ports of each role that a machine outside the cluster, but on its network, can reach.
 var open = map[string][]int{
-	"balancer":     {22, 7373}, // HAProxy listens on the virtual address alone
+	"balancer":     {22, 7373}, // HAProxy listens only on the virtual address
 	"web":          {22, 7373},
 	"glusterfs":    {22, 7373},
 	"backend":      {22, 7373},
@@ -20,8 +20,8 @@ var open = map[string][]int{
 	"percona":      {22, 7373},
 }
 
-// lockedDown tries every port that something listens on, from a machine that is no node, and some from nodes whose role
-// has no business there.
+// lockedDown tries every listening port from a machine outside the cluster, and some from nodes whose role must not
+// reach them.
 func (b *bench) lockedDown(t *testing.T) {
 	var targets []string
 	listening := 0
@@ -52,7 +52,7 @@ func (b *bench) lockedDown(t *testing.T) {
 	if listening < 60 {
 		t.Errorf("only %d ports are listened on in the whole cluster: the test looks in the wrong place", listening)
 	}
-	// All at once: what is dropped takes its time.
+	// In parallel, because dropped packets take until the timeout.
 	script := `while read node role ip port; do
 	(timeout 2 bash -c "</dev/tcp/$ip/$port" 2>/dev/null && echo "$node $role $port") &
 done; wait`
@@ -80,7 +80,7 @@ done; wait`
 	}
 	t.Logf("tried %d ports from outside, reached %d", len(targets), len(reached))
 
-	// Who reaches SSH needs a key; and no account has a password, for the console either.
+	// SSH requires a key, and no account has a password, on the console either.
 	for _, n := range b.nodes(t) {
 		out, err := b.in(n.Node, `mkdir -p /run/sshd && sshd -T | grep -xE '(passwordauthentication|kbdinteractiveauthentication|permitemptypasswords) yes|permitrootlogin yes'; awk -F: '$2 !~ /^[!*]/' /etc/shadow`)
 		if err != nil {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestRoll has a roll refuse to begin, stop half-way, and go on, with three nodes that are a cluster of their own.
+// TestRoll makes a roll refuse to begin, stop half-way, and continue, in a cluster of three nodes.
 func TestRoll(t *testing.T) {
 	b := newBench(t)
 	spec := func(maxmemory string) {
@@ -18,7 +18,7 @@ func TestRoll(t *testing.T) {
 		}
 		b.lab(t, "build")
 	}
-	// on returns what each node has had since it was made, and since its disk was.
+	// on returns, per node, the output of a script.
 	on := func(script string) map[string]string {
 		t.Helper()
 		m := map[string]string{}
@@ -56,7 +56,7 @@ func TestRoll(t *testing.T) {
 		t.Errorf("another node was down, and a node was replaced: %v, %v", before, now)
 	}
 
-	// No node is ready within a second. (A start takes the latest seed, so r3 would be already up to date.)
+	// No node is ready within a second. (A start uses the latest seed, so r3 would already be up to date.)
 	spec("40")
 	before = on(started)
 	if out, err := roll("--timeout", "1s"); err == nil {

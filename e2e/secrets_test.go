@@ -15,10 +15,10 @@ import (
 	"testing"
 )
 
-// needles are the secrets to look for, by name.
+// needles are the secrets to search for, by name.
 type needles map[string][]byte
 
-// secrets collects every password and private key of the cluster.
+// secrets returns every password and private key of the cluster.
 func (b *bench) secrets(t *testing.T) needles {
 	t.Helper()
 	all := needles{}
@@ -56,9 +56,9 @@ func (b *bench) secrets(t *testing.T) needles {
 	return all
 }
 
-// find returns the names of the secrets that r holds.
+// find returns the names of the secrets that r contains.
 func (n needles) find(r io.Reader) ([]string, error) {
-	// A table of the first two bytes makes the common case, no match, one look-up a byte.
+	// A table of the first two bytes reduces the common case, no match, to one lookup per byte.
 	var first [1 << 16]bool
 	longest := 0
 	for _, s := range n {
@@ -80,7 +80,7 @@ func (n needles) find(r io.Reader) ([]string, error) {
 				}
 			}
 		}
-		keep := min(len(buf), longest-1) // a secret may straddle two reads
+		keep := min(len(buf), longest-1) // a secret may span two reads
 		copy(buf, buf[len(buf)-keep:])
 		buf = buf[:keep]
 		if err == io.EOF {
@@ -92,7 +92,7 @@ func (n needles) find(r io.Reader) ([]string, error) {
 	}
 }
 
-// data reads the parts of a sparse file that hold data.
+// data reads the data of a sparse file without its holes.
 type data struct {
 	f    *os.File
 	pos  int64
@@ -123,7 +123,7 @@ func (d *data) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// noSecretLeaks looks for every secret where none may be: images, command output, consoles, logs, the process list.
+// noSecretLeaks searches for every secret where none may be: images, command output, consoles, logs, the process list.
 func (b *bench) noSecretLeaks(t *testing.T) {
 	secrets := b.secrets(t)
 	report := func(where string, r io.Reader) {
@@ -135,7 +135,7 @@ func (b *bench) noSecretLeaks(t *testing.T) {
 			t.Errorf("%s holds secrets: %s", where, strings.Join(found, ", "))
 		}
 	}
-	// The search itself must find something that is there.
+	// Check that the search finds a secret.
 	if found, _ := secrets.find(strings.NewReader("password=" + b.secret(t, "redis") + "\n")); len(found) != 1 {
 		t.Fatalf("the search does not work: found %v", found)
 	}
@@ -177,7 +177,7 @@ func (b *bench) noSecretLeaks(t *testing.T) {
 			t.Error(err)
 		}
 		report("the logs of "+n.Node, strings.NewReader(logs))
-		// What exec printed is not what imagegen printed.
+		// The output of exec is the command's, not imagegen's.
 		b.mu.Lock()
 		b.output.Reset()
 		b.mu.Unlock()

@@ -20,14 +20,14 @@ var seedBoot string
 //go:embed testdata/seed-report.sh
 var seedReport string
 
-// seedMachine is one node's disk, which boots in a container of its own: with systemd and the distro's own cloud-init, and
-// with whatever seed a test gives it.
+// seedMachine is a node's disk that boots in a container, with systemd and the distro's own cloud-init, and with
+// whatever seed a test gives it.
 type seedMachine struct {
 	dir, image string
-	alone      bool // nothing but cloud-init runs
+	alone      bool // runs only cloud-init, without our units
 }
 
-// state is what must outlive a seed.
+// state is what must not change when the seed does.
 type state struct {
 	Address, Network, Instance, HostKey, Users, Hostname, Timezone, Facts string
 }
@@ -41,7 +41,7 @@ roles:
   redis: {nodes: {redis1: 192.168.56.49, redis2: 192.168.56.50, redis3: 192.168.56.51}}
 `
 
-// TestSeeds boots one node again and again with other seeds, or none.
+// TestSeeds boots one node repeatedly, with other seeds or none.
 func TestSeeds(t *testing.T) {
 	b := newBenchOf(t, "e2e-seeds")
 	for _, p := range [][2]string{{"systemd-nspawn", "systemd-container"}, {"unshare", "util-linux"}, {"ip", "iproute2"}} {
@@ -82,7 +82,7 @@ func TestSeeds(t *testing.T) {
 		return os.IsNotExist(err)
 	})
 
-	// A power cut in the middle of the first boot: cloud-init has noted that files are written, and they are not on the disk.
+	// A power cut during the first boot: cloud-init has recorded that files are written, but they are not on the disk.
 	m.boot(t, &own, func(string) bool {
 		found, _ := filepath.Glob(filepath.Join(m.dir, "upper/var/lib/cloud/instances/*/sem/config_write_files*"))
 		return len(found) > 0
@@ -131,14 +131,14 @@ func TestSeeds(t *testing.T) {
 	if _, got := m.boot(t, nil, nil); got != wantNewer {
 		t.Errorf("the new seed is gone: the node became\n%+v, and was\n%+v", got, wantNewer)
 	}
-	// Cloud-init itself keeps the node, too, when none of our units runs.
+	// cloud-init itself keeps the node's state when our units do not run.
 	m.alone = true
 	console, got = m.boot(t, nil, nil)
 	got.Address, got.Hostname = wantNewer.Address, wantNewer.Hostname // systemd sets them at boot
 	if got != wantNewer {
 		t.Errorf("cloud-init alone, without a seed: the node became\n%+v, and was\n%+v:\n%s", got, wantNewer, console)
 	}
-	// A new root disk takes any node's seed.
+	// A new root disk accepts any node's seed.
 	fresh := &seedMachine{dir: t.TempDir(), image: m.image}
 	if _, got := fresh.boot(t, &foreignCluster, nil); got.Facts != "redis1" || got.HostKey == want.HostKey {
 		t.Errorf("a new disk: %+v", got)
@@ -152,7 +152,7 @@ func (m *seedMachine) sameAfter(t *testing.T, what, console string, ok func() bo
 	}
 }
 
-// readState reads what testdata/seed-report.sh prints.
+// readState parses the output of testdata/seed-report.sh.
 func readState(t *testing.T, report []byte) state {
 	t.Helper()
 	f := strings.Split(strings.TrimSuffix(string(report), "\n"), "\n")
@@ -166,7 +166,8 @@ func until(text string) func(string) bool {
 	return func(console string) bool { return strings.Contains(console, text) }
 }
 
-// boot turns the machine on and cuts its power when enough says so of its console; nil: when it has reported its state.
+// boot turns the machine on and cuts its power when enough returns true for its console; nil: when it has reported its
+// state.
 func (m *seedMachine) boot(t *testing.T, seed *cloudinit.Seed, enough func(console string) bool) (console string, s state) {
 	t.Helper()
 	report := filepath.Join(m.dir, "upper", "report")

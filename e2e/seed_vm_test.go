@@ -19,20 +19,20 @@ import (
 
 const seedVMName = "e2e-seed-vm"
 
-// aVMIn is how long one virtual machine may take to each of its steps: emulated, on a busy machine.
+// aVMIn limits each step of one virtual machine: emulated, on a busy machine.
 const aVMIn = 30 * time.Minute
 
-// seedVM is one node in a virtual machine of its own, whose CD-ROM drive a test fills, empties and breaks.
+// seedVM is a node in a virtual machine whose CD-ROM drive a test fills, empties and breaks.
 type seedVM struct {
 	dir, iso, mac string
 	machine       []string // QEMU's arguments for processor and memory
-	ssh           []string // and what it takes to log in
-	port          string   // on the loopback, forwarded to the node's SSH
+	ssh           []string // including the login
+	port          string   // on the loopback interface, forwarded to the node's SSH
 }
 
-// TestBootWithoutSeed takes the power from a virtual machine and turns it on with its seed in the CD-ROM drive late, gone, or
-// unreadable: the node is the same each time. Three boots, emulated, take two and a half minutes of a processor, so it runs only
-// where IMAGEGEN_E2E=vm says so (make e2e-vm).
+// TestBootWithoutSeed cuts a virtual machine's power and turns it on with its seed in the CD-ROM drive late, missing,
+// or unreadable: the node is the same each time. Three emulated boots take two and a half minutes of CPU time, so it
+// runs only with IMAGEGEN_E2E=vm (make e2e-vm).
 func TestBootWithoutSeed(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "vm" {
 		t.Skip("boots of a virtual machine without its seed run with IMAGEGEN_E2E=vm, as root: make e2e-vm")
@@ -52,7 +52,7 @@ func TestBootWithoutSeed(t *testing.T) {
 	b.lab(t, "build")
 	m := newSeedVM(t, b, node)
 
-	// A new disk, and an empty drive: it waits. The seed comes late.
+	// A new disk and an empty drive: it waits for the seed, which comes late.
 	off := m.on(t, "empty", "-drive", "id=cd,if=none,media=cdrom", "-device", "ide-cd,drive=cd")
 	m.says(t, "empty", "imagegen: this disk has no seed yet: attach the seed of one node")
 	m.insert(t)
@@ -126,13 +126,13 @@ func newSeedVM(t *testing.T, b *bench, node string) *seedVM {
 	}
 	defer l.Close()
 	m.port = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
-	// A host key that is not the first boot's is refused.
+	// A host key that differs from the first boot's is refused.
 	m.ssh = []string{"-F", "none", "-T", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=30", "-o", "StrictHostKeyChecking=accept-new",
 		"-o", "UserKnownHostsFile=" + filepath.Join(m.dir, "known_hosts"), "-p", m.port, "jane@127.0.0.1", "--"}
 	return m
 }
 
-// on turns the machine on; off, which it returns, takes its power.
+// on turns the machine on; the returned off cuts its power.
 func (m *seedVM) on(t *testing.T, name string, drive ...string) (off func()) {
 	t.Helper()
 	args := append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-rtc", "base=utc", "-device", "virtio-rng-pci",

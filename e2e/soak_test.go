@@ -17,11 +17,11 @@ import (
 const (
 	soakInE2E = 5 * time.Minute
 	soakTime  = time.Hour
-	// A blank GlusterFS server gets the site's files back one by one, and is not ready before.
+	// The site's files on a blank GlusterFS server are healed one by one, and it is not ready before.
 	refillIn = 15 * time.Minute
 )
 
-// TestSoak brings random faults about until its time is up (make e2e-soak).
+// TestSoak injects random faults until its time is up (make e2e-soak).
 func TestSoak(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "soak" {
 		t.Skip("the soak test runs with IMAGEGEN_E2E=soak, as root: make e2e-soak")
@@ -47,11 +47,11 @@ func TestSoak(t *testing.T) {
 
 func newSeed() uint64 { return uint64(time.Now().UnixNano()) }
 
-// soakFault is one of the soak test's faults, or two at once.
+// soakFault is one fault of the soak test, or two at once.
 type soakFault struct {
 	faults []fault
-	lasts  time.Duration // from the last fault to the beginning of its end
-	limit  time.Duration // from the end until all nodes are ready
+	lasts  time.Duration // from the last fault until it is undone
+	limit  time.Duration // from then until all nodes are ready
 }
 
 func (s soakFault) String() string {
@@ -62,8 +62,8 @@ func (s soakFault) String() string {
 	return strings.Join(names, " + ")
 }
 
-// soak brings random faults about, singly and in two tiers at once, and outages, under load. After each, every node must
-// become ready and all that was acknowledged must be there.
+// soak injects random faults, singly and in two tiers at once, and outages, under load. After each, every node must
+// become ready, and everything that was acknowledged must be there.
 func (b *bench) soak(t *testing.T, lasts time.Duration, seed uint64) {
 	t.Helper()
 	again := fmt.Sprintf("make e2e-soak TIME=%s SEED=%d", lasts, seed)
@@ -90,7 +90,8 @@ func (b *bench) soak(t *testing.T, lasts time.Duration, seed uint64) {
 	}
 }
 
-// draw chooses what is next. Nothing but the random numbers and the length of the whole decides, so that a seed replays.
+// draw chooses the next fault. It depends only on the random numbers and the total duration, so that a seed replays a
+// run.
 func (br breaker) draw(t *testing.T, random *rand.Rand, whole time.Duration) soakFault {
 	t.Helper()
 	s := soakFault{lasts: time.Duration(1+random.IntN(40)) * time.Second, limit: readyIn}
@@ -144,8 +145,8 @@ func (br breaker) any(t *testing.T, random *rand.Rand, nodes []string, whole tim
 	return all[random.IntN(len(all))]
 }
 
-// isReplacedMeanwhile begins to replace a node: it may not become ready before another fault has ended, and the others of
-// its role may not be ready for want of another tier.
+// isReplacedMeanwhile starts to replace a node without waiting for it: it may need the end of another fault to become
+// ready.
 func (br breaker) isReplacedMeanwhile(n string) fault {
 	f := br.isReplaced(n)
 	args := []string{"--force", "--timeout", refillIn.String(), n}
@@ -158,7 +159,7 @@ func (br breaker) isReplacedMeanwhile(n string) fault {
 	return f
 }
 
-// endure brings a fault about and ends it, and returns how long it took until all nodes were ready again.
+// endure injects a fault and undoes it, and returns how long it took until all nodes were ready again.
 func (l *load) endure(t *testing.T, s soakFault) (time.Duration, error) {
 	t.Helper()
 	l.watch()
@@ -167,7 +168,7 @@ func (l *load) endure(t *testing.T, s soakFault) (time.Duration, error) {
 			return 0, err
 		}
 	}
-	time.Sleep(s.lasts) // how long a fault lasts is part of it
+	time.Sleep(s.lasts) // the fault's duration
 	start := time.Now()
 	errs := make([]error, len(s.faults))
 	var wg sync.WaitGroup
@@ -196,7 +197,7 @@ func (l *load) endure(t *testing.T, s soakFault) (time.Duration, error) {
 	return whole, nil
 }
 
-// within asks again until check is content, and returns its last complaint when limit is over.
+// within repeats check until it succeeds, and returns its last error after limit.
 func within(limit time.Duration, check func() error) error {
 	for end := time.Now().Add(limit); ; time.Sleep(200 * time.Millisecond) {
 		if err := check(); err == nil || time.Now().After(end) {
@@ -205,7 +206,7 @@ func within(limit time.Duration, check func() error) error {
 	}
 }
 
-// said sums up what the load has seen since the fault.
+// said summarises what the load has seen since the fault.
 func (l *load) said() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -221,7 +222,7 @@ func (l *load) said() string {
 	return strings.Join(failed, ", ") + " failed, nothing lost"
 }
 
-// keepJournals copies every node's journal, console and status to a folder that stays, and returns that.
+// keepJournals copies every node's journal, console and status to a folder that is kept, and returns its path.
 func (b *bench) keepJournals(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "imagegen-soak-failed-")

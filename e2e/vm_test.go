@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// Emulated on two slow cores.
+// For emulation on two slow cores.
 const (
 	threeVMsIn = 8 * time.Minute
 	allVMsIn   = 90 * time.Minute
 )
 
-// TestVirtualMachines runs the whole reference cluster in QEMU, each node from its image's file and its seed's ISO. It
-// takes long where that means emulation, so it runs only where IMAGEGEN_E2E=vm says so (make e2e-vm).
+// TestVirtualMachines runs the whole reference cluster in QEMU, each node from its image and its seed ISO. It takes
+// long if emulated, so it runs only with IMAGEGEN_E2E=vm (make e2e-vm).
 func TestVirtualMachines(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "vm" {
 		t.Skip("the cluster of virtual machines runs with IMAGEGEN_E2E=vm, as root: make e2e-vm")
@@ -30,7 +30,7 @@ func TestVirtualMachines(t *testing.T) {
 	start := time.Now()
 	b.lab(t, "up", "--site", b.site, "--provider", "qemu")
 	t.Logf("the last machine was turned on after %s", time.Since(start).Round(time.Second))
-	// With patience: what is given up here goes on there, and what comes next has to share with it.
+	// A long timeout: cancelled requests continue on the server and slow down the next ones.
 	eventually(t, allVMsIn, "front page", func() error { return b.frontPageIn(5 * time.Minute) })
 	t.Logf("page after %s", time.Since(start).Round(time.Second))
 	b.lab(t, "status", "--wait", "--timeout", allVMsIn.String())
@@ -45,7 +45,7 @@ func TestVirtualMachines(t *testing.T) {
 	t.Run("down leaves nothing", b.downLeavesNothing)
 }
 
-// redisInVMs runs the Redis tier in virtual machines: three nodes that find each other, from the files that build made.
+// redisInVMs runs the Redis tier in three virtual machines, from the files that build made.
 func (b *bench) redisInVMs(t *testing.T) {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skip("SKIPPED: no qemu-system-x86_64 on this machine (package qemu-system-x86): virtual machines are NOT tested")
@@ -57,7 +57,7 @@ func (b *bench) redisInVMs(t *testing.T) {
 	b.lab(t, "up", append([]string{"--site", b.site, "--provider", "qemu", "--wait", "--timeout", threeVMsIn.String()}, names...)...)
 	t.Logf("three virtual machines were ready %s after power-on", time.Since(start).Round(time.Second))
 	var masters []string
-	watched := map[string]bool{} // addresses of masters, as the Sentinels have it
+	watched := map[string]bool{} // masters' addresses, as reported by the Sentinels
 	for _, n := range names {
 		cloudInitDone(t, n, b.on(n))
 		master, err := b.in(n, redisCLI+"-p 26379 sentinel get-master-addr-by-name mymaster | head -n 1")
@@ -88,7 +88,7 @@ func (b *bench) redisInVMs(t *testing.T) {
 	t.Run("down leaves nothing", b.downLeavesNothing)
 }
 
-// letIn puts a key into the spec, which is the way into a virtual machine, and into an SSH agent of the test's own.
+// letIn adds a key to the spec, the only way into a virtual machine, and to an SSH agent of the test.
 func (b *bench) letIn(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
@@ -122,8 +122,8 @@ func (b *bench) letIn(t *testing.T) {
 	}
 }
 
-// cloudInitDone waits for cloud-init's end on a node, and makes sure that it has read the node's copy of the CD-ROM and
-// complained of nothing. in runs a shell line on the node.
+// cloudInitDone waits until cloud-init has finished on a node, and checks that it read the node's copy of the CD-ROM
+// and reported no errors. in runs a shell line on the node.
 func cloudInitDone(t *testing.T, node string, in func(script string) (string, error)) {
 	t.Helper()
 	eventually(t, aVMIn, "cloud-init's end on "+node, func() error {

@@ -21,14 +21,14 @@ import (
 	"time"
 )
 
-// browser is a Chromium of its own, with a profile of its own: a person who has never been to the site. It is driven over
-// the WebDriver protocol.
+// browser is a Chromium with its own profile: a person who has never visited the site. It is driven over the WebDriver
+// protocol.
 type browser struct {
 	session string // its URL at the driver
 	site    string // host:port that all requests must go to
 }
 
-// webDriver does nothing for longer than this; a page on two slow cores takes seconds.
+// webDriver limits each request; a page on two slow cores takes seconds.
 var webDriver = &http.Client{Timeout: 2 * time.Minute}
 
 // startChromedriver returns the address of a WebDriver server that ends with the test.
@@ -63,7 +63,7 @@ func startChromedriver(t *testing.T) string {
 	return ""
 }
 
-// newBrowser opens a browser that reaches nothing but this machine.
+// newBrowser opens a browser that can reach only this machine.
 func newBrowser(t *testing.T, driver, site string) *browser {
 	t.Helper()
 	profile, err := os.MkdirTemp("", "imagegen-browser-")
@@ -101,7 +101,7 @@ func newBrowser(t *testing.T, driver, site string) *browser {
 		t.Fatalf("open a browser: %v", err)
 	}
 	br.session = driver + "/session/" + created.SessionID
-	// Each visit asks the site for everything.
+	// No cache: each visit requests everything from the site.
 	for cmd, params := range map[string]any{"Network.enable": map[string]any{}, "Network.setCacheDisabled": map[string]any{"cacheDisabled": true}} {
 		if err := br.call(http.MethodPost, "/goog/cdp/execute", map[string]any{"cmd": cmd, "params": params}, nil); err != nil {
 			t.Fatal(err)
@@ -110,7 +110,7 @@ func newBrowser(t *testing.T, driver, site string) *browser {
 	return br
 }
 
-// call makes one call of the protocol; its answer's value goes to out.
+// call makes one call of the protocol; the value of its answer is decoded into out.
 func (br *browser) call(method, path string, in, out any) error {
 	var body io.Reader
 	if method == http.MethodPost {
@@ -145,7 +145,7 @@ func (br *browser) call(method, path string, in, out any) error {
 	return json.Unmarshal(answer.Value, out)
 }
 
-// open goes to a page of the site and returns when it has loaded.
+// open opens a page of the site and returns when it has loaded.
 func (br *browser) open(path string) error {
 	return br.call(http.MethodPost, "/url", map[string]any{"url": "http://" + br.site + path}, nil)
 }
@@ -158,7 +158,7 @@ func (br *browser) script(js string, out any, args ...any) error {
 	return br.call(http.MethodPost, "/execute/sync", map[string]any{"script": js, "args": args}, out)
 }
 
-// element returns the path of the first element that a CSS selector finds.
+// element returns the path of the first element that matches a CSS selector.
 func (br *browser) element(css string) (string, error) {
 	var found map[string]string
 	err := br.call(http.MethodPost, "/element", map[string]any{"using": "css selector", "value": css}, &found)
@@ -168,7 +168,7 @@ func (br *browser) element(css string) (string, error) {
 	return "", errors.Join(err, fmt.Errorf("no element %s", css))
 }
 
-// click and write do with an element what a mouse and a keyboard do, as soon as it is there and takes it.
+// click and write act on an element as a mouse and a keyboard do, as soon as it exists and accepts it.
 func (br *browser) click(t *testing.T, css string) {
 	t.Helper()
 	br.do(t, css, "/click", map[string]any{})
@@ -192,7 +192,7 @@ func (br *browser) do(t *testing.T, css, what string, in any) {
 	})
 }
 
-// until waits for a condition in the page, an expression of JavaScript.
+// until waits for a condition in the page, a JavaScript expression.
 func (br *browser) until(t *testing.T, what, condition string) {
 	t.Helper()
 	eventually(t, elementIn, what, func() error {
@@ -204,7 +204,7 @@ func (br *browser) until(t *testing.T, what, condition string) {
 	})
 }
 
-// log returns what a log of the browser has got since it was asked last.
+// log returns the new entries of one of the browser's logs.
 func (br *browser) log(kind string) ([]string, error) {
 	var entries []struct{ Level, Message string }
 	if err := br.call(http.MethodPost, "/se/log", map[string]any{"type": kind}, &entries); err != nil {
@@ -219,7 +219,7 @@ func (br *browser) log(kind string) ([]string, error) {
 	return messages, nil
 }
 
-// request is one that a page has made.
+// request is a request made by a page.
 type request struct {
 	url, kind string
 	status    int
@@ -227,7 +227,7 @@ type request struct {
 	done      bool
 }
 
-// requests adds to seen what the browser has asked for since.
+// requests adds the browser's new requests to seen.
 func (br *browser) requests(seen map[string]*request) error {
 	messages, err := br.log("performance")
 	if err != nil {
@@ -252,7 +252,7 @@ func (br *browser) requests(seen map[string]*request) error {
 		p := event.Message.Params
 		r := seen[p.RequestID]
 		switch event.Message.Method {
-		case "Network.requestWillBeSent": // once more for each redirect
+		case "Network.requestWillBeSent": // again for each redirect
 			if u, err := url.Parse(p.Request.URL); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
 				seen[p.RequestID] = &request{url: p.Request.URL, kind: p.Type}
 			}
@@ -273,9 +273,9 @@ func (br *browser) requests(seen map[string]*request) error {
 	return nil
 }
 
-// visit opens a page, scrolls to its end and returns its requests, when all have been answered. What a visitor would
-// miss is an error: a request that failed or went elsewhere, a style sheet without rules, a picture that is not shown, a fault
-// in a script.
+// visit opens a page, scrolls to its end and returns its requests once all have been answered. Anything that a visitor
+// would miss is an error: a request that failed or went elsewhere, a style sheet without rules, an image that is not
+// shown, a script error.
 func (br *browser) visit(path string) ([]*request, error) {
 	seen := map[string]*request{}
 	if err := errors.Join(br.requests(seen), discard(br.log("browser"))); err != nil {
