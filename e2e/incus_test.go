@@ -33,6 +33,7 @@ roles:
 
 // On two slow cores.
 const (
+	firstReadyIn = 10 * time.Minute
 	vipBackIn    = 15 * time.Second // after a host's power was cut
 	statusIn     = 20 * time.Second // while a host is dead
 	refusalLasts = 30 * time.Second // how long a minority is watched
@@ -158,7 +159,7 @@ func (o *onHosts) up(t *testing.T) map[string]string {
 	start := time.Now()
 	o.lab(t, "up")
 	t.Logf("all machines were on after %s", time.Since(start).Round(time.Second))
-	o.waitReady(t)
+	o.lab(t, "status", "--wait", "--timeout", firstReadyIn.String())
 	t.Logf("all nodes were ready after %s", time.Since(start).Round(time.Second))
 	at := map[string]string{}
 	roles := map[string]map[string]int{}

@@ -1,5 +1,5 @@
-# A daemon that wants a machine of its own gets one: a root file system, a network namespace and a cgroup. It is entered with pivot_root:
-# lxcfs and Incus resolve paths through a plain chroot.
+# Runs an Incus daemon as if on a machine of its own: with a root file system, a network namespace and a cgroup. It uses pivot_root,
+# because lxcfs and Incus resolve paths through a plain chroot.
 # usage: enter.sh ROOT FOLDER NETNS CGROUP NAME        ROOT is not changed; FOLDER holds what the host writes
 root=$1 dir=$2 netns=$3 cgroup=$4 name=$5
 echo $$ >"$cgroup/cgroup.procs" || exit 1

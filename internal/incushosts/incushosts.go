@@ -1,7 +1,8 @@
 // Package incushosts gives tests an Incus cluster of several hosts on one machine. Each host is an Incus daemon in a root file
-// system, a network namespace and a cgroup of its own, the namespaces hang on one bridge, and a host's power can be cut.
+// system, a network namespace and a cgroup of its own. The namespaces are connected to one bridge. A host's power can be cut, and
+// its network cable unplugged.
 //
-// The root file system is Debian 13, since Debian 12 has no Incus. It is made once, with mmdebstrap and from the archive that this
+// The root file system is Debian 13, since Debian 12 has no Incus. It is made once with mmdebstrap, from the archive that this
 // machine's APT uses, and kept in the user's cache folder.
 package incushosts
 
@@ -31,7 +32,7 @@ var enterScript string
 const packages = "incus,incus-client,iproute2,attr,squashfs-tools,xz-utils,busybox-static"
 
 const (
-	makeRootIn = 20 * time.Minute // an archive that is far away
+	makeRootIn = 20 * time.Minute // from a distant archive
 	answersIn  = time.Minute
 	goneIn     = 30 * time.Second
 	pollEvery  = 50 * time.Millisecond
@@ -50,7 +51,8 @@ type Cluster struct {
 	hosts []string
 }
 
-// Start makes an Incus cluster of n hosts, and removes all of it when the test ends. It skips the test where it cannot run.
+// Start makes an Incus cluster of n hosts, and removes all of it when the test ends. Such a test is asked for explicitly, so it fails
+// where the hosts cannot be made.
 func Start(t testing.TB, n int) *Cluster {
 	t.Helper()
 	c := Boot(t, n)
@@ -62,16 +64,16 @@ func Start(t testing.TB, n int) *Cluster {
 func Boot(t testing.TB, n int) *Cluster {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("SKIPPED: Incus hosts need root: providers are NOT tested on Incus")
+		t.Fatal("Incus hosts need root")
 	}
 	for _, p := range [][2]string{{"mmdebstrap", "mmdebstrap"}, {"ip", "iproute2"}, {"unshare", "util-linux"}, {"nsenter", "util-linux"}} {
 		if _, err := exec.LookPath(p[0]); err != nil {
-			t.Skipf("SKIPPED: no %s on this machine (package %s): providers are NOT tested on Incus", p[0], p[1])
+			t.Fatalf("Incus hosts need the program %s (package %s; make tools installs it)", p[0], p[1])
 		}
 	}
 	cgroups, err := cgroupRoot()
 	if err != nil {
-		t.Skipf("SKIPPED: %v: providers are NOT tested on Incus", err)
+		t.Fatalf("make Incus hosts: %v", err)
 	}
 	removeStale(cgroups)
 	name := prefix + pidNamespace() + "-" + strconv.Itoa(os.Getpid())
@@ -151,7 +153,7 @@ func (c *Cluster) Holds() []string {
 	return all
 }
 
-// CutPower ends everything on a host at once.
+// CutPower kills everything on a host at once.
 func (c *Cluster) CutPower(host string) {
 	c.t.Helper()
 	if err := killGroup(filepath.Join(c.group, host)); err != nil {
@@ -184,7 +186,7 @@ func (c *Cluster) PowerOn(host string) {
 	}
 }
 
-// Unplug takes a host's network cable out; Plug puts it back.
+// Unplug takes out a host's network cable.
 func (c *Cluster) Unplug(host string) { c.ip("-n", c.netns(host), "link", "set", "up0", "down") }
 
 // Plug puts a host's network cable back.
@@ -207,7 +209,7 @@ func (c *Cluster) bridge(ns, address string) {
 	c.ip("-n", ns, "link", "set", "br0", "up")
 }
 
-// add makes a host and turns it on.
+// add makes a host and powers it on.
 func (c *Cluster) add(n int) {
 	c.t.Helper()
 	host := fmt.Sprint("h", n)
@@ -278,13 +280,13 @@ func (c *Cluster) remove() {
 	}
 }
 
-// pidNamespace is the number of the namespace that process ids are valid in.
+// pidNamespace is the number of this process' PID namespace.
 func pidNamespace() string {
 	link, _ := os.Readlink("/proc/self/ns/pid") // pid:[4026531836]
 	return strings.Trim(link, "pid:[]")
 }
 
-// removeStale removes namespaces and cgroups of tests that were killed, as far as their process ids mean anything here.
+// removeStale removes what tests left that were killed, if their process ids are from this namespace.
 func removeStale(cgroups string) {
 	stale := func(name string) bool {
 		rest, is := strings.CutPrefix(name, prefix+pidNamespace()+"-")
@@ -309,7 +311,7 @@ func removeStale(cgroups string) {
 	}
 }
 
-// makeRoot returns the hosts' root file system, and makes it if it is not there yet.
+// makeRoot returns the hosts' root file system, and makes it if needed.
 func makeRoot(t testing.TB) string {
 	t.Helper()
 	cache, err := os.UserCacheDir()
@@ -341,7 +343,7 @@ func makeRoot(t testing.TB) string {
 	}
 	archive, err := archive()
 	if err != nil {
-		t.Skipf("SKIPPED: %v: providers are NOT tested on Incus", err)
+		t.Fatalf("make Incus hosts: %v", err)
 	}
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), makeRootIn)
@@ -361,16 +363,23 @@ func makeRoot(t testing.TB) string {
 
 // archive returns the URL of the Debian archive that this machine's APT uses.
 func archive() (string, error) {
-	out, err := exec.Command("apt-get", "indextargets", "--format", "$(CREATED_BY) $(ORIGIN) $(COMPONENT) $(LABEL) $(REPO_URI)").Output()
-	if err != nil {
-		return "", fmt.Errorf("apt-get indextargets: %w", err)
-	}
-	for line := range strings.Lines(string(out)) {
-		if f := strings.Fields(line); len(f) == 5 && strings.Join(f[:4], " ") == "Packages Debian main Debian" {
-			return f[4], nil
+	for _, update := range []bool{false, true} {
+		if update { // a fresh machine has no lists
+			if out, err := exec.Command("apt-get", "update", "--quiet").CombinedOutput(); err != nil {
+				return "", fmt.Errorf("apt-get update: %w: %s", err, out)
+			}
+		}
+		out, err := exec.Command("apt-get", "indextargets", "--format", "$(CREATED_BY) $(ORIGIN) $(COMPONENT) $(LABEL) $(REPO_URI)").Output()
+		if err != nil {
+			return "", fmt.Errorf("apt-get indextargets: %w", err)
+		}
+		for line := range strings.Lines(string(out)) {
+			if f := strings.Fields(line); len(f) == 5 && strings.Join(f[:4], " ") == "Packages Debian main Debian" {
+				return f[4], nil
+			}
 		}
 	}
-	return "", errors.New("APT has no lists of a Debian archive (apt-get update brings them)")
+	return "", errors.New("APT on this machine uses no Debian archive")
 }
 
 // cgroupRoot returns where cgroup2 is mounted.
@@ -387,7 +396,7 @@ func cgroupRoot() (string, error) {
 	return "", errors.New("no cgroup2 is mounted")
 }
 
-// killGroup kills all that is in a cgroup and below it, waits for its end, and removes the cgroup.
+// killGroup kills all processes in a cgroup and below, waits until they have ended, and removes the cgroup.
 func killGroup(group string) error {
 	if err := os.WriteFile(filepath.Join(group, "cgroup.kill"), []byte("1"), 0); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -399,7 +408,7 @@ func killGroup(group string) error {
 		events, err := os.ReadFile(filepath.Join(group, "cgroup.events"))
 		return err != nil || bytes.Contains(events, []byte("populated 0"))
 	}) {
-		return fmt.Errorf("what was killed in %s does not end", group)
+		return fmt.Errorf("processes in %s survive being killed", group)
 	}
 	var all []string
 	err := filepath.WalkDir(group, func(path string, d fs.DirEntry, err error) error {

@@ -22,7 +22,7 @@ type client struct {
 	env     []string // nil: this process's
 }
 
-// killedWithin is how long a killed program may keep its output open.
+// killedWithin is how long to wait for the output of a killed program to be closed.
 const killedWithin = time.Second
 
 func (c *client) command(ctx context.Context, args ...string) (cmd *exec.Cmd, stdout, stderr *bytes.Buffer) {
@@ -103,8 +103,8 @@ func (c *client) path(params url.Values, elements ...string) string {
 	return p + "?" + params.Encode()
 }
 
-// importImage imports the image that write writes, with one property, and returns when the server has all of it. When this
-// process dies meanwhile, the server may take the part that it has for the whole.
+// importImage imports the image that write produces, with one property. If this process dies meanwhile, the server may take the
+// part that it has received for a whole image.
 func (c *client) importImage(ctx context.Context, property string, write func(io.Writer) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -127,8 +127,8 @@ func (c *client) importImage(ctx context.Context, property string, write func(io
 		if err == nil {
 			err = in.Close()
 		}
-		if err != nil && !errors.Is(err, syscall.EPIPE) { // whoever does not read on says why
-			cancel(err) // with the pipe still open: a part must not look like the whole
+		if err != nil && !errors.Is(err, syscall.EPIPE) { // the reader reports its own error
+			cancel(err) // before the pipe is closed: a part must not look like a whole image
 		}
 	}()
 	err = cmd.Wait()

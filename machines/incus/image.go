@@ -14,8 +14,8 @@ import (
 	"imagegen/internal/ext4"
 )
 
-// writeImage writes the root file system of a role's disk, unchanged, as an image for Incus: a compressed tar archive with what
-// Incus must know of it on top. Equal input gives equal output.
+// writeImage writes the root file system of a role's disk, unchanged, as an image for Incus: a compressed tar archive that begins with
+// Incus' metadata. Equal input gives equal output.
 func writeImage(ctx context.Context, w io.Writer, disk string, properties map[string]string) error {
 	f, err := os.Open(disk)
 	if err != nil {
@@ -42,7 +42,7 @@ func writeImage(ctx context.Context, w io.Writer, disk string, properties map[st
 	if _, err := archive.Write(metadata); err != nil {
 		return err
 	}
-	names := map[uint32]string{} // of files with several
+	names := map[uint32]string{} // first names of files that have several
 	if err := root.Walk(func(path string, n *ext4.Node) error {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -99,7 +99,7 @@ func add(archive *tar.Writer, path string, n *ext4.Node, names map[uint32]string
 	case ext4.FIFO:
 		h.Typeflag = tar.TypeFifo
 	default:
-		return nil // sockets come with the programs that listen on them
+		return nil // sockets are made by the programs that listen on them
 	}
 	return archive.WriteHeader(h)
 }

@@ -35,13 +35,13 @@ type Config struct {
 	Log       func(format string, args ...any)
 }
 
-// Keys of what Incus keeps for us, in the configuration of instances, volumes and projects and in the properties of images.
+// Keys in the configuration of instances, volumes and projects, and in the properties of images.
 const (
 	clusterKey = "user.imagegen.cluster" // the mark
 	nodeKey    = "user.imagegen.node"
-	imageKey   = "user.imagegen.image" // identity; an image has it when all of it is there
+	imageKey   = "user.imagegen.image" // identity; set on an image once its import is complete
 	seedKey    = "user.imagegen.seed"  // identity
-	stateKey   = "user.imagegen.state" // finished, or else it is not
+	stateKey   = "user.imagegen.state" // finished; absent while the machine is being made
 	finished   = "finished"
 )
 
@@ -55,7 +55,7 @@ const dataFolder = "/data"
 type Provider struct {
 	config Config
 	client client
-	change func() error // called before every change; in tests only
+	change func() error // called before every change; tests set it
 
 	images sync.Mutex     // one import at a time
 	making map[string]int // identities of images that machines are being made from; guarded by images
@@ -209,7 +209,7 @@ func (p *Provider) ensureProject(ctx context.Context) error {
 	return nil
 }
 
-// instances returns what is in the cluster's project, and false if there is no such project.
+// instances returns what is in the cluster's project; nothing if there is no such project.
 func (p *Provider) instances(ctx context.Context) ([]instance, error) {
 	if have, err := p.project(ctx); have == nil || err != nil {
 		return nil, err
@@ -221,10 +221,10 @@ func (p *Provider) instances(ctx context.Context) ([]instance, error) {
 	return all, nil
 }
 
-// unreachable says that an instance's host does not answer. What Incus knows of the instance is then little more than its name.
+// unreachable tells that an instance's host does not answer. Incus then knows little more of the instance than its name.
 func (i *instance) unreachable() bool { return i.Status == "Error" && len(i.Config) == 0 }
 
-// find returns a node's instance, or nil if there is none, after what is still being done with it has ended.
+// find returns a node's instance, or nil if there is none. It first waits for operations on it that are still running.
 func (p *Provider) find(ctx context.Context, node string) (*instance, error) {
 	if err := p.settle(ctx, node); err != nil {
 		return nil, err
@@ -247,7 +247,7 @@ func (p *Provider) find(ctx context.Context, node string) (*instance, error) {
 	return nil, nil
 }
 
-// settle waits for the operations on a node's instance that an earlier process has begun: Incus goes on with them.
+// settle waits for operations on a node's instance that an earlier process started: Incus continues them without the client.
 func (p *Provider) settle(ctx context.Context, node string) error {
 	var byState map[string][]struct {
 		ID        string              `json:"id"`
@@ -271,7 +271,7 @@ func (p *Provider) settle(ctx context.Context, node string) error {
 			}) {
 				continue
 			}
-			// Its error is that of who began it.
+			// Its error belongs to whoever started it.
 			p.client.query(ctx, "GET", "/1.0/operations/"+op.ID+"/wait", nil, nil)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
@@ -291,7 +291,7 @@ func (p *Provider) List(ctx context.Context) ([]machines.State, error) {
 	for _, i := range all {
 		s := machines.State{Node: i.Name, Host: p.host(i.Location), Image: i.Config[imageKey], Seed: i.Config[seedKey]}
 		switch {
-		case i.unreachable(): // whose it is cannot be seen, but the project is ours
+		case i.unreachable(): // its mark cannot be read, but the project is ours
 			s.Power = machines.Unknown
 		case !p.ours(i.Config):
 			continue
@@ -321,7 +321,7 @@ func on(node, host string) string {
 	return node + " on host " + host
 }
 
-// Create is as [machines.Provider] says. A data disk stays on its host, so a machine is made there, wherever else it was to be.
+// Create is as [machines.Provider] says. A machine is made on the host of its data disk, whatever m.Host says.
 func (p *Provider) Create(ctx context.Context, m machines.Machine) error {
 	if err := p.ensureProject(ctx); err != nil {
 		return err
@@ -398,7 +398,7 @@ func (p *Provider) create(ctx context.Context, m *machines.Machine) error {
 	return p.dropOldImages(ctx, m.Role)
 }
 
-// use keeps an image from being taken for an old one until release is called.
+// use keeps an image from being dropped until release is called.
 func (p *Provider) use(identity string) (release func()) {
 	add := func(n int) {
 		p.images.Lock()
@@ -409,8 +409,8 @@ func (p *Provider) use(identity string) (release func()) {
 	return func() { add(-1) }
 }
 
-// dropOldImages removes images of earlier builds that no machine was made from any more. One that cannot be removed, such as while
-// a host is down, stays until the next time.
+// dropOldImages removes a role's images of earlier builds that no machine uses any more. One that cannot be removed, for example because
+// a host is down, is tried again next time.
 func (p *Provider) dropOldImages(ctx context.Context, role string) error {
 	p.images.Lock()
 	defer p.images.Unlock()
@@ -436,7 +436,7 @@ func (p *Provider) dropOldImages(ctx context.Context, role string) error {
 			return err
 		}
 		if err := p.client.query(ctx, "DELETE", p.client.path(nil, "images", i.Fingerprint), nil, nil); err != nil {
-			p.config.Log("an earlier image of %s stays in Incus: %v", role, err)
+			p.config.Log("an earlier image of %s is left in Incus: %v", role, err)
 		}
 	}
 	return nil
@@ -463,9 +463,9 @@ func (p *Provider) ensureImage(ctx context.Context, m *machines.Machine) (finger
 				unfinished = i.Fingerprint
 			}
 		}
-		if unfinished != "" { // it may be a part only
+		if unfinished != "" { // it may be incomplete
 			if err := p.do(ctx, "DELETE", p.client.path(nil, "images", unfinished), nil); err != nil {
-				return "", fmt.Errorf("remove an image that was not imported to its end: %w", err)
+				return "", fmt.Errorf("remove an incomplete image: %w", err)
 			}
 		}
 		if err := p.change(); err != nil {
@@ -489,7 +489,7 @@ func (p *Provider) ensureImage(ctx context.Context, m *machines.Machine) (finger
 			}
 		}
 	}
-	return "", fmt.Errorf("the image %s was imported, but Incus has not got it", m.Image.Path)
+	return "", fmt.Errorf("the image %s was imported, but Incus does not list it", m.Image.Path)
 }
 
 func (p *Provider) ownImages(ctx context.Context) ([]image, error) {
@@ -502,7 +502,7 @@ func (p *Provider) ownImages(ctx context.Context) ([]image, error) {
 
 func dataName(node string) string { return node + "-data" }
 
-// data returns the volumes that are a node's data disk: none or one, and more only if somebody copied it.
+// data returns the volumes that are a node's data disk: none or one; more only if somebody copied it to other hosts.
 func (p *Provider) data(ctx context.Context, node string) ([]volume, error) {
 	var all []volume
 	if err := p.client.query(ctx, "GET", p.client.path(url.Values{"recursion": {"1"}}, "storage-pools", p.config.Storage, "volumes", "custom"), nil, &all); err != nil {
@@ -517,7 +517,7 @@ func (p *Provider) data(ctx context.Context, node string) ([]volume, error) {
 	return all, nil
 }
 
-// ensureData makes the data disk of a machine, unless it is there, and moves the machine to where it is.
+// ensureData makes a machine's data disk. If there is one already, it sets m.Host to the host of that.
 func (p *Provider) ensureData(ctx context.Context, m *machines.Machine) error {
 	have, err := p.data(ctx, m.Node)
 	if err != nil {
@@ -557,7 +557,7 @@ func (p *Provider) Start(ctx context.Context, node string) error {
 	case i == nil:
 		return fmt.Errorf("there is no Incus instance %s in project %s: imagegen up makes it", node, p.client.project)
 	case i.Config[stateKey] != finished:
-		return fmt.Errorf("%s was not made to its end: imagegen up finishes it", on(node, p.host(i.Location)))
+		return fmt.Errorf("making %s was interrupted: imagegen up finishes it", on(node, p.host(i.Location)))
 	case i.Status != "Stopped":
 		return nil
 	}
@@ -586,7 +586,7 @@ func (p *Provider) stop(ctx context.Context, i *instance) error {
 	return nil
 }
 
-// delete removes an instance. It is unfinished from its first step on: its files may go before its entry does.
+// delete removes an instance. It clears the finished state first: Incus may remove the files before the entry.
 func (p *Provider) delete(ctx context.Context, i *instance) error {
 	if err := p.stop(ctx, i); err != nil {
 		return err
@@ -634,7 +634,7 @@ func (p *Provider) Remove(ctx context.Context, node string, data bool) error {
 // consolePoll is how often a console that is followed is read.
 const consolePoll = time.Second
 
-// Console is as [machines.Provider] says. Incus keeps the last part of what a container has printed.
+// Console is as [machines.Provider] says. Incus keeps the last part of a container's output.
 func (p *Provider) Console(ctx context.Context, w io.Writer, node string, follow bool) error {
 	i, err := p.find(ctx, node)
 	if err != nil {
@@ -664,7 +664,7 @@ func (p *Provider) Console(ctx context.Context, w io.Writer, node string, follow
 	}
 }
 
-// fresh returns what a log has gained, when its begin may have been dropped meanwhile.
+// fresh returns what was appended to a log, the beginning of which may have been dropped.
 func fresh(before, now []byte) []byte {
 	const enough = 1024 // bytes that do not repeat
 	if rest, is := bytes.CutPrefix(now, before); is {
@@ -677,7 +677,7 @@ func fresh(before, now []byte) []byte {
 	return now
 }
 
-// Purge is as [machines.Provider] says. A project that holds what is not ours stays.
+// Purge is as [machines.Provider] says. A project that holds anything else is kept.
 func (p *Provider) Purge(ctx context.Context) error {
 	have, err := p.project(ctx)
 	if have == nil || err != nil {
@@ -697,7 +697,7 @@ func (p *Provider) Purge(ctx context.Context) error {
 		return err
 	}
 	if len(have.UsedBy) > 0 {
-		p.config.Log("the Incus project %s stays: it holds what is not this cluster's: %s", have.Name, strings.Join(have.UsedBy, ", "))
+		p.config.Log("the Incus project %s is kept: it holds things that are not this cluster's: %s", have.Name, strings.Join(have.UsedBy, ", "))
 		return nil
 	}
 	if err := p.do(ctx, "DELETE", "/1.0/projects/"+url.PathEscape(have.Name), nil); err != nil {
@@ -790,7 +790,7 @@ func (p *Provider) checkHost(ctx context.Context, h string) error {
 	return nil
 }
 
-// warnOfLimits tells which hosts cannot limit memory: their cgroups lack the controller.
+// warnOfLimits tells which hosts cannot limit memory because their cgroup2 lacks the controller.
 func (p *Provider) warnOfLimits(ctx context.Context) {
 	var warnings []struct {
 		Type     string `json:"type"`

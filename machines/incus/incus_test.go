@@ -159,3 +159,36 @@ func (b backend) oldImagesGo(t *testing.T) {
 		t.Errorf("after both were replaced: %q", got)
 	}
 }
+
+// A host that is lost for ever is removed from Incus by its operator, and its nodes are then made anew on others.
+func TestHostIsLost(t *testing.T) {
+	c := hosts(t, 3)
+	b := backend{Cluster: c}
+	b.images[0], b.seeds[0] = tiny(t, c, "version0")
+	config := Config{Cluster: "suite", ClusterID: testID, Hosts: c.Hosts(), Program: c.Incus("h1")}
+	p := New(config)
+	m := b.Machine("node1", 0)
+	m.Host = "h2"
+	must(t, errors.Join(p.Create(t.Context(), m), p.Start(t.Context(), m.Node)))
+	c.CutPower("h2")
+	if err := p.Remove(t.Context(), m.Node, false); err == nil || !strings.Contains(err.Error(), "host h2") {
+		t.Fatalf("remove a machine of a dead host: %v", err)
+	}
+	c.Run("h1", "cluster", "remove", "--force", "--yes", "h2")
+
+	if err := p.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "host h2 is not in the Incus cluster, which has h1, h3") {
+		t.Errorf("check: %v", err)
+	}
+	config.Hosts = []string{"h1", "h3"}
+	p = New(config)
+	must(t, p.Check(t.Context()))
+	if list, err := p.List(t.Context()); err != nil || len(list) != 0 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	m.Host = "h3"
+	must(t, errors.Join(p.Create(t.Context(), m), p.Start(t.Context(), m.Node)))
+	if list, err := p.List(t.Context()); err != nil || len(list) != 1 || list[0].Host != "h3" || list[0].Power != machines.On {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	must(t, machines.RemoveAll(t.Context(), p, nil))
+}
