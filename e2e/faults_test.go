@@ -246,6 +246,16 @@ type result struct {
 	lost  int
 }
 
+// meets fails the test if the fault cost more than it may.
+func (r result) meets(t *testing.T, g goal) {
+	t.Helper()
+	for _, k := range g.kinds {
+		if r.back[k] > g.back {
+			t.Errorf("goal missed: %d %ss failed, the last after %.1f s", r.fails[k], k, r.back[k].Seconds())
+		}
+	}
+}
+
 // TestFaults injects every fault of the matrix, one after the other, under load. It takes more than an hour, so it runs
 // only with IMAGEGEN_E2E=faults (make e2e-faults).
 func TestFaults(t *testing.T) {
@@ -270,11 +280,7 @@ func TestFaults(t *testing.T) {
 			r := l.suffer(t, f)
 			results = append(results, r)
 			t.Log(r)
-			for _, k := range f.goal.kinds {
-				if r.back[k] > f.goal.back {
-					t.Errorf("goal missed: %d %ss failed, the last after %.1f s", r.fails[k], k, r.back[k].Seconds())
-				}
-			}
+			r.meets(t, f.goal)
 		})
 		// Later results would mean nothing if the cluster has not recovered.
 		b.waitReady(t)
@@ -661,11 +667,17 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 		all = append(all, br.allLosePower(t, fmt.Sprintf("all lose power, and start in random order (%d)", i+1), br.shuffled(random)))
 	}
 	all = append(all, br.allAreRenewed())
-	if only := os.Getenv("IMAGEGEN_FAULTS"); only != "" {
-		wanted := regexp.MustCompile(only)
-		all = slices.DeleteFunc(all, func(f fault) bool { return !wanted.MatchString(f.name) })
+	return pick(all)
+}
+
+// pick returns those faults that IMAGEGEN_FAULTS, a regular expression, asks for.
+func pick(all []fault) []fault {
+	only := os.Getenv("IMAGEGEN_FAULTS")
+	if only == "" {
+		return all
 	}
-	return all
+	wanted := regexp.MustCompile(only)
+	return slices.DeleteFunc(all, func(f fault) bool { return !wanted.MatchString(f.name) })
 }
 
 // anHourOff makes a node's Redis and Sentinel, or its MariaDB, see a clock that is an hour ahead, from their next start
