@@ -1,12 +1,9 @@
 package images
 
 import (
-	known "imagegen/distro"
-
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,7 +16,7 @@ import (
 	"imagegen/cluster"
 	"imagegen/images/builder"
 	"imagegen/images/disk"
-	"imagegen/images/format"
+	"imagegen/images/distro"
 	"imagegen/images/packages"
 	"imagegen/internal/filelock"
 	"imagegen/internal/sparse"
@@ -98,7 +95,7 @@ type bake struct {
 	name    string // for people: the roles, or the base
 	plan    *plan  // nil for the base
 	builder builder.Builder
-	base    baseInputs
+	base    distro.Base
 	at      string // the step, for people
 	err     error
 }
@@ -156,7 +153,7 @@ func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
 }
 
 // bakeBase makes the base unless it is there. Of several imagegens that want it at once, one makes it.
-func (c *Config) bakeBase(ctx context.Context, in baseInputs) error {
+func (c *Config) bakeBase(ctx context.Context, in distro.Base) error {
 	dir := c.baseDir(in)
 	lock, err := c.lockResult(ctx, "base", dir)
 	if err != nil {
@@ -208,7 +205,7 @@ func (c *Config) bakeRole(ctx context.Context, p *plan, by builder.Builder) erro
 		step{"write the manifest", (*bake).writeManifest},
 		keep,
 	}
-	if b.base.SHA256 != "" { // the base is a disk, and the programs write to a copy of it
+	if b.base.IsDisk() { // the base is a disk, and the programs write to a copy of it
 		steps = []multistep.Step{
 			step{"copy the base", (*bake).copyBase},
 			step{"download files", (*bake).download},
@@ -229,38 +226,7 @@ func (b *bake) makeBase(ctx context.Context) error {
 	if err := os.Mkdir(result, 0o755); err != nil {
 		return err
 	}
-	if b.base.SHA256 != "" {
-		return b.unpackBase(ctx)
-	}
-	vars := map[string]string{
-		"RESULT":   result,
-		"FS_UUID":  b.base.uuid(),
-		"PACKAGES": strings.Join(packages.Names(b.base.Pinned), ","),
-		"WORK":     b.Work,
-		"ARCHIVE":  filepath.Join(b.Work, "archive"),
-		"APT_CONF": filepath.Join(b.Work, "apt.conf"),
-	}
-	err := errors.Join(
-		b.config.store().Repository(ctx, vars["ARCHIVE"], known.Named(b.base.Distro).Suites[0], b.base.Pinned, b.config.Jobs),
-		os.WriteFile(vars["APT_CONF"], []byte(packages.APTDefaults), 0o644))
-	if err != nil {
-		return err
-	}
-	return b.Script(ctx, baseScript, vars)
-}
-
-// unpackBase makes the base of a disk that was made elsewhere.
-func (b *bake) unpackBase(ctx context.Context) error {
-	b.begin("check the disk")
-	from, wrong := b.base.file, "name another file in the spec, or correct base.sha256 there"
-	if from == "" {
-		from, wrong = b.config.store().Path(b.base.SHA256), "remove that file, and imagegen gets it anew"
-	}
-	if err := sparse.HasSum(ctx, from, b.base.SHA256); err != nil {
-		return fmt.Errorf("%s: %w; %s", from, err, wrong)
-	}
-	b.begin("unpack the disk")
-	return format.Unpack(ctx, from, b.Disk())
+	return b.config.maker().MakeBase(ctx, &b.Job, b.base)
 }
 
 func (b *bake) copyBase(ctx context.Context) error {
@@ -269,9 +235,6 @@ func (b *bake) copyBase(ctx context.Context) error {
 	}
 	return sparse.Copy(ctx, filepath.Join(b.config.baseDir(b.base), diskName), b.Disk())
 }
-
-// uuid is that of the file systems of all images of a base.
-func (in baseInputs) uuid() string { return uuid.Of("base " + in.identity()) }
 
 // writeDisk makes the disk of the tree.
 func (b *bake) writeDisk(ctx context.Context) error {
@@ -296,21 +259,20 @@ func (b *bake) bootable() (disk.Image, error) {
 	if err != nil {
 		return disk.Image{}, err
 	}
-	number, err := strconv.ParseUint(b.base.identity()[:8], 16, 32)
-	return disk.Image{Bytes: b.plan.inputs.DiskBytes, UUID: b.base.uuid(), Number: uint32(number), Boot: boot}, err
+	number, err := strconv.ParseUint(b.base.Identity()[:8], 16, 32)
+	return disk.Image{Bytes: b.plan.inputs.DiskBytes, UUID: b.base.UUID(), Number: uint32(number), Boot: boot}, err
 }
 
 // runBuilder has the builder run the laid script.
 func (b *bake) runBuilder(ctx context.Context) error {
 	b.ID, b.Bytes = b.plan.identity, b.plan.inputs.DiskBytes
-	b.Enter = centosChrootScript
-	if b.base.SHA256 == "" {
+	b.Enter = b.config.distro().Enter()
+	if !b.base.IsDisk() {
 		bootable, err := b.bootable()
 		if err != nil {
 			return err
 		}
-		b.Enter = installScript
-		b.Job.Base = &builder.Base{Root: filepath.Join(b.config.baseDir(b.base), treeName), Disk: bootable, Below: uuid.Of("below " + b.base.identity())}
+		b.Job.Base = &builder.Base{Root: filepath.Join(b.config.baseDir(b.base), treeName), Disk: bootable, Below: uuid.Of("below " + b.base.Identity())}
 	}
 	return b.builder.Install(ctx, &b.Job)
 }
@@ -359,108 +321,24 @@ func (b *bake) install(ctx context.Context) error {
 // all else by the folder's path alone, in BAKE.
 func (b *bake) lay(ctx context.Context) error {
 	in := b.plan.inputs
-	if err := layLocal(ctx, b.Input("local"), in.Local); err != nil {
+	if err := distro.LayLocal(ctx, b.Input("local"), in.Local); err != nil {
 		return err
 	}
 	err := errors.Join(
 		os.Rename(filepath.Join(b.Work, "files"), b.Input("files")),
 		layUnits(b.Input("units"), in.Units),
-		copyAs(ctx, b.config.Agent, b.Input("agent"), in.Agent))
+		sparse.CopyAs(ctx, b.config.Agent, b.Input("agent"), in.Agent))
 	if err != nil {
 		return err
 	}
-	var vars map[string]string
-	var script string
-	if b.base.SHA256 == "" {
-		vars, script = debianVars(in), debianScript
-		err = b.layAPT(ctx)
-	} else {
-		vars, script = centosVars(in), centosScript
-		err = b.layRPMs(ctx)
-	}
-	return errors.Join(err, os.WriteFile(b.Input("script"), []byte(builder.Assignments(vars)+script), 0o644))
+	m := b.config.maker()
+	return errors.Join(m.Lay(ctx, &b.Job, in), os.WriteFile(b.Input("script"), []byte(m.Script(in)), 0o644))
 }
 
-func layUnits(dir string, units []unit) error {
+func layUnits(dir string, units []distro.Unit) error {
 	err := os.Mkdir(dir, 0o755)
 	for _, u := range units {
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, u.Name), []byte(u.Text), 0o644))
-	}
-	return err
-}
-
-// layLocal copies package files of the spec to a new folder.
-func layLocal(ctx context.Context, dir string, all []localPackage) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	for _, l := range all {
-		if !packages.Word.MatchString(l.Name) { // scripts take the names for words
-			return fmt.Errorf("%s: give the package file a name of letters, digits and .+~_- alone", l.path)
-		}
-		if err := copyAs(ctx, l.path, filepath.Join(dir, l.Name), l.SHA256); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// layAPT lays what APT in the image needs to know.
-func (b *bake) layAPT(ctx context.Context) error {
-	if err := layKeys(b.Input("keys"), packages.Keyrings(b.base.Sources)); err != nil {
-		return fmt.Errorf("copy the archive's keys: %w", err)
-	}
-	return errors.Join(
-		b.config.store().Repository(ctx, b.Input("archive"), known.Named(b.base.Distro).Suites[0], b.plan.inputs.Pinned, b.config.Jobs),
-		os.WriteFile(b.Input("sources"), []byte(strings.Join(b.base.Sources, "\n")+"\n"), 0o644),
-		os.WriteFile(b.Input("apt.conf"), []byte(packages.APTDefaults), 0o644))
-}
-
-// maxKeyring is the size of the largest file that is taken for a keyring.
-const maxKeyring = 16 << 20
-
-// layKeys copies keyrings of this machine to a new folder, below their paths, which come from the spec: they do not lead
-// out of it. What is not there the base may have.
-func layKeys(dir string, keys []string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	for _, k := range keys {
-		info, err := os.Stat(k)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if !info.Mode().IsRegular() || info.Size() > maxKeyring {
-			return fmt.Errorf("%s is no keyring", k)
-		}
-		data, err := os.ReadFile(k)
-		if err != nil {
-			return err
-		}
-		path := strings.TrimPrefix(k, "/")
-		if err := errors.Join(root.MkdirAll(filepath.Dir(path), 0o755), root.WriteFile(path, data, 0o644)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// copyAs copies a file that has to be the one whose hash is part of the image's identity.
-func copyAs(ctx context.Context, from, to, sum string) error {
-	if err := sparse.Copy(ctx, from, to); err != nil {
-		return err
-	}
-	got, err := sparse.SHA256(ctx, to)
-	if err == nil && got != sum {
-		err = fmt.Errorf("%s has changed since the build began; build again", from)
 	}
 	return err
 }

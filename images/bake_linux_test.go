@@ -23,7 +23,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
-	"imagegen/distro"
+	known "imagegen/distro"
 	"imagegen/images/builder"
 	"imagegen/images/disk"
 	"imagegen/images/format"
@@ -79,7 +79,7 @@ func needBake(t *testing.T) {
 	if err := builder.CheckTools(program.Path, toolsOf("debian12")); err != nil {
 		t.Skipf("bakes are NOT tested: %v", err)
 	}
-	lines, err := packages.HostSources("/", distro.Named("debian12"))
+	lines, err := packages.HostSources("/", known.Named("debian12"))
 	if err != nil {
 		t.Skipf("bakes are NOT tested: %v", err)
 	}
@@ -639,18 +639,18 @@ func TestMissingTools(t *testing.T) {
 		t.Skip("not root: missing tools are NOT tested")
 	}
 	bin := t.TempDir()
-	for _, tool := range tools {
-		if filepath.IsAbs(tool.program) {
+	for _, tool := range append(toolsOf("debian12"), toolsOf("centos7")...) {
+		if filepath.IsAbs(tool.Name) {
 			continue
 		}
-		if tool.program != "mmdebstrap" && tool.program != "extlinux" && tool.program != "e2fsck" {
-			if err := os.WriteFile(filepath.Join(bin, tool.program), nil, 0o755); err != nil {
+		if tool.Name != "mmdebstrap" && tool.Name != "extlinux" && tool.Name != "e2fsck" {
+			if err := os.WriteFile(filepath.Join(bin, tool.Name), nil, 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	wantError(t, builder.CheckTools("/nonexistent:"+bin, toolsOf("debian12")), "baking needs mmdebstrap, extlinux, e2fsck", "apt-get install mmdebstrap extlinux e2fsprogs")
-	wantError(t, builder.CheckTools("/nonexistent", toolsOf("centos7")), "xfs_growfs, xfs_repair, qemu-img: ", "xfsprogs qemu-utils")
+	wantError(t, builder.CheckTools("/nonexistent", toolsOf("centos7")), "xfs_growfs, xfs_repair, qemu-img, e2fsck, ", "xfsprogs qemu-utils mount")
 }
 
 // TestLeftovers: folders of bakes that are at work stay, others go; so do loop devices.

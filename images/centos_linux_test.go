@@ -16,8 +16,9 @@ import (
 	"time"
 
 	"imagegen/cluster"
-	"imagegen/distro"
+	known "imagegen/distro"
 	"imagegen/images/builder"
+	"imagegen/images/distro"
 	"imagegen/images/packages"
 	"imagegen/internal/program"
 	"imagegen/internal/sparse"
@@ -77,7 +78,7 @@ func fixtures() map[string][]rpmFixture {
 		{"percona-xtrabackup-24", "2.4.29", "", nil},
 		{"socat", "1.7.3.2", "", nil},
 	}
-	for _, p := range centosPackages {
+	for _, p := range basePackages("centos7") {
 		if !slices.ContainsFunc(base, func(f rpmFixture) bool { return f.name == p }) {
 			base = append(base, rpmFixture{name: p, version: "1"})
 		}
@@ -122,7 +123,7 @@ func buildRPMs(t *testing.T, dir, home, key string, all []rpmFixture) {
 	}
 	spec := filepath.Join(dir, "fixtures.spec")
 	testkit.Write(t, spec, head.String()+"%install\n"+install.String()+files.String())
-	must(t, exec.Command("rpmbuild", "-bb", "--quiet", "--target", "x86_64", "--define", "_topdir "+dir, "--define", "_rpmdir "+dir, "--define", "_build_id_links none", spec))
+	testkit.Must(t, exec.Command("rpmbuild", "-bb", "--quiet", "--target", "x86_64", "--define", "_topdir "+dir, "--define", "_rpmdir "+dir, "--define", "_build_id_links none", spec))
 	if key != "" {
 		gpg, err := exec.LookPath("gpg")
 		if err != nil {
@@ -131,18 +132,9 @@ func buildRPMs(t *testing.T, dir, home, key string, all []rpmFixture) {
 		rpms, _ := filepath.Glob(filepath.Join(dir, "x86_64", "*.rpm"))
 		cmd := exec.Command("rpmsign", append([]string{"--addsign", "--define", "_gpg_name " + key, "--define", "__gpg " + gpg}, rpms...)...)
 		cmd.Env = append(os.Environ(), "GNUPGHOME="+home)
-		must(t, cmd)
+		testkit.Must(t, cmd)
 	}
-	must(t, exec.Command("createrepo_c", "-q", filepath.Join(dir, "x86_64")))
-}
-
-func must(t *testing.T, cmd *exec.Cmd) string {
-	t.Helper()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %v\n%s", cmd.Args[:min(4, len(cmd.Args))], err, out)
-	}
-	return string(out)
+	testkit.Must(t, exec.Command("createrepo_c", "-q", filepath.Join(dir, "x86_64")))
 }
 
 // TestCentOSBaseFails: what a person has to see when the base cannot be had, and that nothing of it is kept.
@@ -252,21 +244,6 @@ func needCentOSTools(t *testing.T) {
 	}
 }
 
-// newKeys makes two keys to sign packages with: keys/right and keys/wrong in dir. It returns GnuPG's folder.
-func newKeys(t *testing.T, dir string) string {
-	t.Helper()
-	home := filepath.Join(dir, "gnupg")
-	if err := os.Mkdir(home, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() })
-	for _, name := range []string{"right", "wrong"} {
-		must(t, exec.Command("gpg", "--homedir", home, "--batch", "--quiet", "--passphrase", "", "--quick-gen-key", name, "rsa2048", "sign", "never"))
-		testkit.Write(t, filepath.Join(dir, "keys", name), must(t, exec.Command("gpg", "--homedir", home, "--armor", "--export", name)))
-	}
-	return home
-}
-
 // wantPins checks the names of what is pinned.
 func wantPins(t *testing.T, got []packages.Pin, want ...string) {
 	t.Helper()
@@ -281,12 +258,12 @@ func wantPins(t *testing.T, got []packages.Pin, want ...string) {
 func TestCentOSScript(t *testing.T) {
 	needCentOSTools(t)
 	dir := t.TempDir()
-	home := newKeys(t, dir)
+	home := testkit.NewKeys(t, dir)
 	for name, all := range fixtures() {
 		buildRPMs(t, filepath.Join(dir, name), home, "right", all)
 	}
 	testkit.Write(t, filepath.Join(dir, "empty", "x86_64", "README"), "")
-	must(t, exec.Command("createrepo_c", "-q", filepath.Join(dir, "empty", "x86_64")))
+	testkit.Must(t, exec.Command("createrepo_c", "-q", filepath.Join(dir, "empty", "x86_64")))
 	buildRPMs(t, filepath.Join(dir, "unsigned"), home, "", []rpmFixture{{"extra", "1", "", nil}})
 	buildRPMs(t, filepath.Join(dir, "foreign"), home, "wrong", []rpmFixture{{"extra", "1", "", nil}})
 	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
@@ -304,19 +281,19 @@ func TestCentOSScript(t *testing.T) {
 		repos += "  " + name + ": {" + at("empty") + "}\n"
 	}
 	// request is what yum is asked for a role; more packages can be added.
-	request := func(t *testing.T, role, repos, more string) (*Config, inputs) {
+	request := func(t *testing.T, role, repos, more string) (*Config, distro.Inputs) {
 		t.Helper()
 		text := strings.Replace(string(cluster.Reference("centos7")), "\nroles:", "\nselinux: enforcing\nrepos:\n"+repos+"\nroles:", 1)
 		spec, err := cluster.Parse(filepath.Join(dir, "cluster.yaml"), []byte(text), catalogue.Rules())
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &Config{Spec: spec, Catalogue: catalogue, CacheDir: t.TempDir(), Agent: filepath.Join(dir, "agent")}
-		in, err := c.inputs(t.Context(), role, c.centosInputs(), testkit.SHA256([]byte("#!/bin/sh\n")), nil)
+		c := &Config{Spec: spec, Catalogue: catalogue, CacheDir: t.TempDir(), Agent: filepath.Join(dir, "agent"), UI: silent{}}
+		in, err := c.inputs(t.Context(), role, baseOf(t, c), testkit.SHA256([]byte("#!/bin/sh\n")), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, r := range in.repos {
+		for _, r := range in.Repos {
 			for _, u := range r.URLs {
 				if !strings.HasPrefix(u, server.URL) && !strings.HasPrefix(u, "http://127.0.0.1:1/") {
 					t.Fatalf("%s is at %s, which is not here", r.Name, u)
@@ -327,7 +304,7 @@ func TestCentOSScript(t *testing.T) {
 		return c, in
 	}
 	// ask has yum find out what is needed.
-	ask := func(t *testing.T, c *Config, requests map[string]inputs) (*bake, *packages.Lock, string, error) {
+	ask := func(t *testing.T, c *Config, requests map[string]distro.Inputs) (*bake, *packages.Lock, string, error) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		t.Cleanup(cancel)
@@ -335,17 +312,19 @@ func TestCentOSScript(t *testing.T) {
 			t.Fatal(err)
 		}
 		var out string
-		b := &bake{config: c, plan: &plan{}, base: c.centosInputs(), builder: overlayBuilder{t.TempDir(), "", &out}}
-		b.Work, b.Network = filepath.Join(c.CacheDir, "ask"), true
+		b := &bake{config: c, plan: &plan{}, base: baseOf(t, c)}
 		l := &packages.Lock{Roles: map[string]*packages.Pins{}}
-		err := question{lock: l, requests: requests}.ask(b, ctx)
+		err := c.maker().Resolve(ctx, l, requests, func(ctx context.Context, _ distro.Base, _ int64, do func(context.Context, *builder.Job, func(context.Context) error) error) (string, error) {
+			j := &builder.Job{Work: filepath.Join(c.CacheDir, "ask"), Network: true}
+			return "", do(ctx, j, func(ctx context.Context) error { return overlayBuilder{t.TempDir(), "", &out}.Install(ctx, j) })
+		})
 		return b, l, out, err
 	}
-	resolve := func(t *testing.T, role, repos, more string, local ...localPackage) (*bake, *packages.Lock, string, error) {
+	resolve := func(t *testing.T, role, repos, more string, local ...distro.LocalPackage) (*bake, *packages.Lock, string, error) {
 		t.Helper()
 		c, in := request(t, role, repos, more)
 		in.Local = local
-		b, l, out, err := ask(t, c, map[string]inputs{role: in})
+		b, l, out, err := ask(t, c, map[string]distro.Inputs{role: in})
 		b.plan = &plan{inputs: in}
 		return b, l, out, err
 	}
@@ -356,6 +335,7 @@ func TestCentOSScript(t *testing.T) {
 		b.Work = filepath.Join(b.config.CacheDir, "bake")
 		b.Network, b.builder = false, overlayBuilder{t.TempDir(), check, &out}
 		b.base.Pinned, b.plan.inputs.Pinned = l.Base.Packages, l.Roles[role].Packages
+		b.plan.inputs.Base = b.base
 		testkit.Write(t, filepath.Join(b.Work, "files/usr/share/wordpress.tar.gz"), "x")
 		if err := b.install(t.Context()); err != nil {
 			t.Fatalf("%v\n%s", err, out)
@@ -379,7 +359,7 @@ func TestCentOSScript(t *testing.T) {
 				t.Errorf("no step %q in\n%s", step, out)
 			}
 		}
-		wantPins(t, l.Base.Packages, append(slices.Clone(centosPackages), "selinux-dependency")...)
+		wantPins(t, l.Base.Packages, append(slices.Clone(basePackages("centos7")), "selinux-dependency")...)
 		wantPins(t, l.Roles["web"].Packages, "glusterfs-fuse", "nginx", "userspace-rcu")
 		for _, p := range slices.Concat(l.Base.Packages, l.Roles["web"].Packages) {
 			if err := sparse.HasSum(t.Context(), b.config.store().Path(p.SHA256), p.SHA256); err != nil {
@@ -430,7 +410,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, l, out, err := resolve(t, "percona", repos, "", localPackage{file, filepath.Base(file), sum})
+		b, l, out, err := resolve(t, "percona", repos, "", distro.LocalPackage{Path: file, Name: filepath.Base(file), SHA256: sum})
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -454,7 +434,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 		foreign := "  foreign: {" + at("foreign") + "}\n"
 		c, first := request(t, "web", repos+strings.Replace(foreign, "/keys/right", "/keys/wrong", 1), "extra")
 		_, second := request(t, "web", repos+foreign, "extra")
-		_, l, out, err := ask(t, c, map[string]inputs{"first": first, "second": second})
+		_, l, out, err := ask(t, c, map[string]distro.Inputs{"first": first, "second": second})
 		if err == nil || !strings.Contains(out, "step: find out what second needs") || !strings.Contains(out, "extra") || len(l.Roles) > 0 {
 			t.Errorf("%v in\n%s", err, out)
 		}
@@ -491,17 +471,17 @@ func TestCentOSBake(t *testing.T) {
 		t.Skip("NOT TESTED: a whole bake for centos7 takes minutes (make e2e does it)")
 	}
 	needCentOSTools(t)
-	for _, distro := range []string{"debian12", "centos7"} {
-		if err := builder.CheckTools(program.Path, toolsOf(distro)); err != nil {
+	for _, name := range []string{"debian12", "centos7"} {
+		if err := builder.CheckTools(program.Path, toolsOf(name)); err != nil {
 			t.Skipf("NOT TESTED: %v", err)
 		}
 	}
 	dir := t.TempDir()
-	key := newKeys(t, dir)
+	key := testkit.NewKeys(t, dir)
 	for name, all := range fixtures() {
 		buildRPMs(t, filepath.Join(dir, "www", name), key, "right", all)
 	}
-	must(t, exec.Command("cp", "-r", filepath.Join(dir, "keys"), filepath.Join(dir, "www")))
+	testkit.Must(t, exec.Command("cp", "-r", filepath.Join(dir, "keys"), filepath.Join(dir, "www")))
 	standIn(t, dir, filepath.Join(dir, "base.qcow2"))
 	base, err := os.ReadFile(filepath.Join(dir, "base.qcow2"))
 	if err != nil {
@@ -540,7 +520,7 @@ func TestCentOSBake(t *testing.T) {
 		}
 	}
 	root := filepath.Join(dir, "mnt")
-	out := must(t, exec.Command("unshare", "--mount", "sh", "-euc", `
+	out := testkit.Must(t, exec.Command("unshare", "--mount", "sh", "-euc", `
 mkdir "$2"; mount -o loop,ro,offset=1048576,norecovery "$1" "$2"; cd "$2"
 echo "size $(df -BM --output=size . | tail -n 1)"
 stat -c '%s %n' etc/machine-id etc/resolv.conf
@@ -594,7 +574,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 		return string(data), l
 	}
 	first, l := lock()
-	wantPins(t, l.Base.Packages, append(slices.Clone(centosPackages), "selinux-dependency")...)
+	wantPins(t, l.Base.Packages, append(slices.Clone(basePackages("centos7")), "selinux-dependency")...)
 	wantPins(t, l.Roles["tiny"].Packages, "nginx")
 	for _, line := range []string{"\ndistro: centos7\n", " - nginx 1.20.1-1.el7 x86_64 ", " - disk " + c.Spec.Base.SHA256 + "\n"} {
 		if !strings.Contains(first, line) {
@@ -743,11 +723,11 @@ func TestFetchRPMs(t *testing.T) {
 		return r
 	}
 	whole, cut := filepath.Join(dir, "x86_64"), filepath.Join(dir, "cut/x86_64")
-	must(t, exec.Command("cp", "-r", whole, filepath.Join(dir, "x")))
-	must(t, exec.Command("mkdir", "-p", cut))
-	must(t, exec.Command("cp", "-r", filepath.Join(whole, "repodata"), cut)) // has lost the packages
+	testkit.Must(t, exec.Command("cp", "-r", whole, filepath.Join(dir, "x")))
+	testkit.Must(t, exec.Command("mkdir", "-p", cut))
+	testkit.Must(t, exec.Command("cp", "-r", filepath.Join(whole, "repodata"), cut)) // has lost the packages
 	for packed, args := range map[string][]string{"gz": nil, "bz2": {"--general-compress-type=bz2"}, "xz": {"--general-compress-type=xz"}, "sha1": {"--checksum=sha1"}} {
-		must(t, exec.Command("createrepo_c", append(append([]string{"-q"}, args...), whole)...))
+		testkit.Must(t, exec.Command("createrepo_c", append(append([]string{"-q"}, args...), whole)...))
 		for _, mirrors := range [][]string{{"/$basearch/"}, {"/gone/", "/x86_64"}, {"/cut/$basearch", "/$basearch"}} {
 			c := Config{CacheDir: t.TempDir(), UI: silent{}}
 			if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
@@ -769,13 +749,13 @@ func TestFetchRPMs(t *testing.T) {
 	}
 	other := packages.Pin{Name: "three", Version: "3-1.el7", Architecture: "x86_64", SHA256: strings.Repeat("0", 64)}
 	want := append(slices.Clone(pinned), other)
-	must(t, exec.Command("createrepo_c", "-q", "--checksum=sha1", whole)) // so that the package has to be looked at
+	testkit.Must(t, exec.Command("createrepo_c", "-q", "--checksum=sha1", whole)) // so that the package has to be looked at
 	if gone, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/")}, want, func(string) {}); err == nil {
 		t.Errorf("%v", gone)
 	} else {
 		wantError(t, err, "fetch package three 3-1.el7: ", "its SHA-256 is "+pinned[2].SHA256+" and should be "+other.SHA256, "imagegen lock")
 	}
-	must(t, exec.Command("createrepo_c", "-q", whole))
+	testkit.Must(t, exec.Command("createrepo_c", "-q", whole))
 	if gone, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/")}, want, func(string) {}); err != nil || !slices.Equal(gone, []packages.Pin{other}) {
 		t.Errorf("%v, %v", gone, err)
 	}
@@ -792,14 +772,14 @@ func TestFetchRPMs(t *testing.T) {
 // standIn makes the stand-in for CentOS's disk.
 func standIn(t *testing.T, dir, path string) {
 	t.Helper()
-	sources, err := packages.HostSources("/", distro.Named("debian12"))
+	sources, err := packages.HostSources("/", known.Named("debian12"))
 	if err != nil {
 		t.Skipf("NOT TESTED: %v", err)
 	}
-	must(t, exec.Command("mmdebstrap", append([]string{
+	testkit.Must(t, exec.Command("mmdebstrap", append([]string{
 		"--variant=minbase", "--include=dnf,rpm,systemd-sysv,passwd", "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*", "bookworm", filepath.Join(dir, "root"),
 	}, sources...)...))
-	must(t, exec.Command("unshare", "--mount", "sh", "-euc", `
+	testkit.Must(t, exec.Command("unshare", "--mount", "sh", "-euc", `
 root=$1/root disk=$1/disk
 printf '#!/bin/sh\nexec /usr/bin/dnf "$@"\n' >"$root/usr/bin/yum"
 chmod 755 "$root/usr/bin/yum"

@@ -3,8 +3,6 @@ package images
 import (
 	known "imagegen/distro"
 	"imagegen/images/builder"
-	"imagegen/images/disk"
-	"imagegen/internal/program"
 
 	"context"
 	"errors"
@@ -16,40 +14,10 @@ import (
 	"imagegen/internal/filelock"
 )
 
-// tools are the programs that a bake runs on this machine, the Debian packages that have them, and the distro that needs
-// them, if not all do.
-var tools = []struct{ program, pkg, distro string }{
-	{"mmdebstrap", "mmdebstrap", "debian12"},
-	{"extlinux", "extlinux", "debian12"},
-	{"sfdisk", "fdisk", "centos7"},
-	{"mkfs.ext4", "e2fsprogs", "debian12"},
-	{"e2fsck", "e2fsprogs", ""},
-	{"resize2fs", "e2fsprogs", "centos7"},
-	{"unshare", "util-linux", ""},
-	{"losetup", "mount", ""},
-	{"mount", "mount", ""},
-	{"apt-get", "apt", "debian12"},
-	{"dpkg-deb", "dpkg", "debian12"},
-	{"blkid", "util-linux", "centos7"},
-	{"xfs_growfs", "xfsprogs", "centos7"},
-	{"xfs_repair", "xfsprogs", "centos7"},
-	{"qemu-img", "qemu-utils", "centos7"},
-	{disk.BootSector, "syslinux-common", "debian12"},
-}
-
-// toolsOf are those of a distro.
-func toolsOf(distro string) (all []program.Tool) {
-	for _, t := range tools {
-		if t.distro == "" || t.distro == distro {
-			all = append(all, program.Tool{Name: t.program, Package: t.pkg})
-		}
-	}
-	return all
-}
-
 // chooseBuilder returns the builder for the spec's images, and for people which and why.
 func (c *Config) chooseBuilder() (_ builder.Builder, why string, err error) {
-	return builder.Choose(builder.Options{Name: c.Builder, Limit: c.Limit, Tools: toolsOf(c.Spec.Distro), Local: c.Spec.Distro == "debian12"})
+	d := c.distro()
+	return builder.Choose(builder.Options{Name: c.Builder, Limit: c.Limit, Tools: d.Tools(), Local: !d.IsDisk()})
 }
 
 // checkSpace refuses to begin what cannot end.

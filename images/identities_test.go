@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"imagegen/cluster"
-	"imagegen/distro"
+	known "imagegen/distro"
 	"imagegen/images/packages"
 	"imagegen/internal/testkit"
 )
@@ -20,24 +20,24 @@ import (
 // meant to make new images must not change the file.
 func TestIdentities(t *testing.T) {
 	var b strings.Builder
-	for _, distro := range distro.Names() {
+	for _, distro := range known.Names() {
 		spec := string(cluster.Reference(distro)) + "\nmirror: https://archive.example.com/archive\n"
 		c := mustConfig(t, testDir(t, spec, nil), "")
 		names, err := c.prepare()
 		if err != nil {
 			t.Fatal(err)
 		}
-		base, err := c.baseInputs()
+		base, err := c.distro().Base()
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := &packages.Lock{Schema: 1, Distro: distro, Base: pinned(base.requested()), Roles: map[string]*packages.Pins{}}
+		l := &packages.Lock{Schema: 1, Distro: distro, Base: pinned(base.Requested()), Roles: map[string]*packages.Pins{}}
 		for _, name := range names {
 			in, err := c.inputs(t.Context(), name, base, "", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.Roles[name] = pinned(in.requested())
+			l.Roles[name] = pinned(in.Requested())
 		}
 		if err := (l).Write(c.LockPath()); err != nil {
 			t.Fatal(err)
@@ -50,7 +50,7 @@ func TestIdentities(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(&b, "%s base %s\n", distro, plans[0].inputs.Base.identity())
+		fmt.Fprintf(&b, "%s base %s\n", distro, plans[0].inputs.Base.Identity())
 		for _, name := range names {
 			fmt.Fprintf(&b, "%s %s %s\n", distro, name, ids[name])
 		}

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/images/distro"
 	"imagegen/images/format"
 	"imagegen/images/packages"
 	"imagegen/internal/atomicfile"
@@ -192,7 +193,7 @@ func Identities(ctx context.Context, c Config) (map[string]string, error) {
 // plan is an image that the spec needs.
 type plan struct {
 	roles    []string // that share it
-	inputs   inputs
+	inputs   distro.Inputs
 	identity string
 	cached   bool
 }
@@ -201,7 +202,7 @@ func (p *plan) name() string { return strings.Join(p.roles, ", ") }
 
 // plan returns the images of the roles, each once.
 func (c *Config) plan(ctx context.Context, names []string) ([]*plan, error) {
-	base, err := c.baseInputs()
+	base, err := c.distro().Base()
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +217,7 @@ func (c *Config) plan(ctx context.Context, names []string) ([]*plan, error) {
 		return nil, err
 	}
 	base.Sources = l.Named(base.Sources)
-	if p := l.Base.Fit(base.requested()); p != nil {
+	if p := l.Base.Fit(base.Requested()); p != nil {
 		base.Pinned = p.Packages
 	}
 	var plans []*plan
@@ -225,7 +226,7 @@ func (c *Config) plan(ctx context.Context, names []string) ([]*plan, error) {
 		if err != nil {
 			return nil, fmt.Errorf("image of %s: %w", name, err)
 		}
-		id := in.identity()
+		id := in.Identity()
 		if i := slices.IndexFunc(plans, func(p *plan) bool { return p.identity == id }); i >= 0 {
 			plans[i].roles = append(plans[i].roles, name)
 			continue
@@ -239,8 +240,8 @@ func (c *Config) imageDir(identity string) string {
 	return filepath.Join(c.CacheDir, "images", identity)
 }
 
-func (c *Config) baseDir(in baseInputs) string {
-	return filepath.Join(c.CacheDir, "base", in.identity())
+func (c *Config) baseDir(in distro.Base) string {
+	return filepath.Join(c.CacheDir, "base", in.Identity())
 }
 
 // used notes that a build uses a folder of the cache, if it is there, so that it is not trimmed.

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/images/distro"
 	"imagegen/images/packages"
+	"imagegen/internal/program"
 	"imagegen/internal/testkit"
 	"imagegen/roles"
 )
@@ -92,7 +94,7 @@ roles:
 // lockText is a lock with a package in the base, and one for the role tiny that is asked for by this name.
 func lockText(version, requested string) string {
 	sum := strings.Repeat("0a", 32)
-	return "schema: 1\ndistro: debian12\nbase:\n  requested: [" + strings.Join(debianBase, ", ") + "]\n  packages: [udev " + version + " amd64 " + sum + "]\n" +
+	return "schema: 1\ndistro: debian12\nbase:\n  requested: [" + strings.Join(basePackages("debian12"), ", ") + "]\n  packages: [udev " + version + " amd64 " + sum + "]\n" +
 		"roles:\n  tiny:\n    requested: [" + requested + "]\n    packages: [cron 1.0 amd64 " + sum + "]\n"
 }
 
@@ -105,8 +107,8 @@ func TestPackageFilePath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in, err := c.inputs(t.Context(), "tiny", baseInputs{}, "", nil)
-	if err != nil || len(in.Local) != 1 || !filepath.IsAbs(in.Local[0].path) {
+	in, err := c.inputs(t.Context(), "tiny", distro.Base{}, "", nil)
+	if err != nil || len(in.Local) != 1 || !filepath.IsAbs(in.Local[0].Path) {
 		t.Errorf("%+v, %v", in.Local, err)
 	}
 }
@@ -189,15 +191,15 @@ func TestIdentity(t *testing.T) {
 
 // TestInputsAreHashed: no field of the inputs is left out of the hash, nested ones included.
 func TestInputsAreHashed(t *testing.T) {
-	var in inputs
+	var in distro.Inputs
 	fill(reflect.ValueOf(&in).Elem())
-	first := in.identity()
+	first := in.Identity()
 	var walk func(path string, v reflect.Value)
 	walk = func(path string, v reflect.Value) {
 		switch v.Kind() {
 		case reflect.Struct:
 			for i := range v.NumField() {
-				if f := v.Type().Field(i); f.IsExported() {
+				if f := v.Type().Field(i); f.IsExported() && f.Tag.Get("json") != "-" {
 					walk(path+"."+f.Name, v.Field(i))
 				}
 			}
@@ -209,14 +211,16 @@ func TestInputsAreHashed(t *testing.T) {
 			old := reflect.New(v.Type()).Elem()
 			old.Set(v)
 			v.SetZero()
-			if in.identity() == first {
+			if in.Identity() == first {
 				t.Errorf("inputs%s is not part of the identity", path)
 			}
 			v.Set(old)
 		}
 	}
 	walk("", reflect.ValueOf(&in).Elem())
-	if in.identity() != first {
+	// Where things are taken from: the same things from elsewhere make the same image.
+	in.Base.URL, in.Base.File, in.Local[0].Path, in.Repos = "", "", "", nil
+	if in.Identity() != first {
 		t.Error("the test has changed the inputs")
 	}
 }
@@ -330,7 +334,7 @@ func TestUpToDate(t *testing.T) {
 	cache := t.TempDir()
 	c := mustConfig(t, testDir(t, twoRoles, map[string]string{"tiny": tinyRole, "small": tinyRole}), cache)
 	pinned := &packages.Pins{Requested: []string{"cron"}, Packages: []packages.Pin{{Name: "cron", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0a", 32)}}}
-	base := &packages.Pins{Requested: debianBase, Packages: []packages.Pin{{Name: "udev", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0b", 32)}}}
+	base := &packages.Pins{Requested: basePackages("debian12"), Packages: []packages.Pin{{Name: "udev", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0b", 32)}}}
 	if err := (&packages.Lock{Schema: 1, Distro: "debian12", Base: base, Roles: map[string]*packages.Pins{"tiny": pinned, "small": pinned}}).Write(c.LockPath()); err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +395,7 @@ func TestManifest(t *testing.T) {
 	}
 	m := Manifest{Schema: 1, Role: "tiny", Identity: "0123", Packages: list, Disk: Output{Format: "raw", Bytes: 4 << 30, Data: "abcd"}}
 	m.Inputs.Packages = []string{"cron"}
-	m.Inputs.Units = []unit{{"a.service", "[Unit]\nDescription=<a> & b\n"}}
+	m.Inputs.Units = []distro.Unit{{Name: "a.service", Text: "[Unit]\nDescription=<a> & b\n"}}
 	data, err := m.encode()
 	if err != nil {
 		t.Fatal(err)
@@ -427,4 +431,30 @@ func TestJobs(t *testing.T) {
 			t.Errorf("%d cores, %q: %d, want %d", c.cores, c.meminfo, got, c.want)
 		}
 	}
+}
+
+// ofDistro is how images of a distro are made, for a spec that says nothing else.
+func ofDistro(name string) distro.Distro {
+	return distro.New(distro.Options{Spec: &cluster.Spec{Distro: name, Mirror: "http://archive.example.com/debian"}})
+}
+
+// basePackages are those of every image of a distro.
+func basePackages(name string) []string {
+	base, err := ofDistro(name).Base()
+	if err != nil {
+		panic(err)
+	}
+	return base.Packages
+}
+
+func toolsOf(name string) []program.Tool { return ofDistro(name).Tools() }
+
+// baseOf is the base of a configuration's images.
+func baseOf(t testing.TB, c *Config) distro.Base {
+	t.Helper()
+	base, err := c.distro().Base()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base
 }

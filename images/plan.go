@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"imagegen/cluster"
+	"imagegen/images/distro"
 	"imagegen/images/packages"
 	"imagegen/internal/jsonhash"
 )
@@ -73,7 +74,7 @@ func (c *Config) because(p *plan) ([]string, error) {
 }
 
 // differences lists in words how the inputs of two images differ.
-func differences(old, now inputs) []string {
+func differences(old, now distro.Inputs) []string {
 	var why []string
 	add := func(what, change string) {
 		if change != "" {
@@ -102,7 +103,7 @@ func differences(old, now inputs) []string {
 	if now.Pinned != nil {
 		add("pinned packages", packages.Change(old.Pinned, now.Pinned))
 	}
-	local := func(all []localPackage) (names []string) {
+	local := func(all []distro.LocalPackage) (names []string) {
 		for _, l := range all {
 			names = append(names, l.Name+" "+l.SHA256[:12])
 		}

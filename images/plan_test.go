@@ -4,15 +4,16 @@ import (
 	"slices"
 	"testing"
 
+	"imagegen/images/distro"
 	"imagegen/images/packages"
 	"imagegen/roles"
 )
 
 func TestDifferences(t *testing.T) {
-	old := inputs{
-		Base:  baseInputs{Distro: "debian12", Sources: []string{"deb a"}, Packages: []string{"udev"}, Script: "1"},
+	old := distro.Inputs{
+		Base:  distro.Base{Distro: "debian12", Sources: []string{"deb a"}, Packages: []string{"udev"}, Script: "1"},
 		Agent: "1", DiskBytes: 4 << 30, Packages: []string{"nginx", "curl"}, Disable: []string{"nginx.service"},
-		Local: []localPackage{{Name: "a.deb", SHA256: "0123456789abcdef"}}, Users: []roles.User{{Name: "nginx"}},
+		Local: []distro.LocalPackage{{Name: "a.deb", SHA256: "0123456789abcdef"}}, Users: []roles.User{{Name: "nginx"}},
 	}
 	if why := differences(old, old); why != nil {
 		t.Errorf("nothing has changed: %q", why)
@@ -22,7 +23,7 @@ func TestDifferences(t *testing.T) {
 	now.Agent = "2"
 	now.DiskBytes = 8 << 30
 	now.Packages = []string{"nginx", "php8.2-gd"}
-	now.Local = []localPackage{{Name: "a.deb", SHA256: "fedcba9876543210"}}
+	now.Local = []distro.LocalPackage{{Name: "a.deb", SHA256: "fedcba9876543210"}}
 	now.Disable = nil
 	now.Users = nil
 	want := []string{

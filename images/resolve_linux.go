@@ -1,10 +1,6 @@
 package images
 
 import (
-	"path/filepath"
-
-	known "imagegen/distro"
-
 	"cmp"
 	"context"
 	"errors"
@@ -14,58 +10,10 @@ import (
 	"slices"
 	"strings"
 
-	"imagegen/cluster"
+	"imagegen/images/builder"
+	"imagegen/images/distro"
 	"imagegen/images/packages"
 )
-
-// openArchive makes the archive of the spec's sources ready.
-func (c *Config) openArchive(ctx context.Context) (*packages.Archive, error) {
-	sources, err := c.sources()
-	if err != nil {
-		return nil, err
-	}
-	return c.openSources(ctx, sources)
-}
-
-// openSources is openArchive for these sources.
-func (c *Config) openSources(ctx context.Context, sources []string) (*packages.Archive, error) {
-	a := packages.ArchiveConfig{Dir: filepath.Join(c.CacheDir, "archive"), Sources: sources, Offline: c.Offline, Step: c.packagesStep}
-	if c.Spec.Mirror != "" && !strings.HasPrefix(c.Spec.Mirror, "deb ") {
-		a.Optional = known.Named(c.Spec.Distro).Suites[1:]
-	}
-	opened, err := packages.OpenArchive(ctx, a)
-	if err == nil && !c.Offline {
-		c.warnOfSuites(sources, opened.LeftOut)
-	}
-	return opened, err
-}
-
-// packagesStep tells of the work on packages of all images.
-func (c *Config) packagesStep(what string) { c.UI.Step(packagesName, what) }
-
-// warnOfSuites says loudly that images are made without security updates, or without what was left out. The build host's own
-// archive does not stand in: with it, images of one spec would differ between build hosts, and come from where the spec
-// does not say.
-func (c *Config) warnOfSuites(sources, leftOut []string) {
-	d := known.Named(c.Spec.Distro)
-	missing := slices.Clone(leftOut)
-	if security := d.Suites[2]; !slices.Contains(missing, security) && packages.Address(sources, security) == "" {
-		missing = append(missing, security)
-	}
-	for _, suite := range missing {
-		own, _ := packages.HostSources("/", d) // a proposal; none is no fault
-		address := cmp.Or(packages.Address(own, suite), "…")
-		where := c.Spec.File + ": the mirror"
-		if c.Spec.Mirror == "" {
-			where = "this machine's APT configuration"
-		}
-		c.UI.Note(fmt.Sprintf("WARNING: the images are made WITHOUT %s, which %s does not have; name it in the spec, in a list: mirror: [deb … %s main, deb %s %[1]s main]",
-			suite, where, d.Suites[0], address))
-	}
-}
-
-// packagesName is what the progress calls the work on packages of all images.
-const packagesName = "packages"
 
 // stock brings all that the named roles' images are baked from into the cache, and returns the images. Of those that are
 // baked already nothing is needed, unless everything is asked for.
@@ -134,9 +82,9 @@ func (c *Config) pin(ctx context.Context, names []string, renew bool) error {
 // repin returns a lock that fits the named roles: old, when it does; else one in which what does not fit, or with renew
 // everything, is pinned to what the archive has today.
 func (c *Config) repin(ctx context.Context, old *packages.Lock, names []string, renew bool) (*packages.Lock, error) {
-	requests := map[string]inputs{}
+	requests := map[string]distro.Inputs{}
 	for _, name := range names {
-		in, err := c.inputs(ctx, name, baseInputs{}, "", nil)
+		in, err := c.inputs(ctx, name, distro.Base{}, "", nil)
 		if err != nil {
 			return nil, fmt.Errorf("image of %s: %w", name, err)
 		}
@@ -148,24 +96,20 @@ func (c *Config) repin(ctx context.Context, old *packages.Lock, names []string, 
 			delete(now.Roles, name)
 		}
 	}
-	base, err := c.baseInputs()
+	base, err := c.distro().Base()
 	if err != nil {
 		return nil, err
 	}
-	if renew || now.Base.Fit(base.requested()) == nil {
+	if renew || now.Base.Fit(base.Requested()) == nil {
 		now.DropBase()
 	}
-	if now.Base != nil && now.Misfits(askedFor(requests)) == nil {
+	if now.Base != nil && now.Misfits(distro.Requested(requests)) == nil {
 		return old, nil
 	}
 	if c.Locked && !renew {
 		return nil, c.unfit(old, base, requests, names)
 	}
-	resolve := c.resolveAPT
-	if c.Spec.Distro == "centos7" {
-		resolve = c.resolveYum
-	}
-	if err := resolve(ctx, now, requests); err != nil {
+	if err := c.maker().Resolve(ctx, now, requests, c.try); err != nil {
 		return nil, err
 	}
 	for _, name := range names {
@@ -177,63 +121,8 @@ func (c *Config) repin(ctx context.Context, old *packages.Lock, names []string, 
 	return now, nil
 }
 
-// resolveAPT pins what a lock lacks for these requests, of roles.
-func (c *Config) resolveAPT(ctx context.Context, now *packages.Lock, requests map[string]inputs) error {
-	a, err := c.openArchive(ctx)
-	if err != nil {
-		return err
-	}
-	defer a.Close()
-	if !c.Offline {
-		now.LeftOut = a.LeftOut
-	}
-	c.UI.Step(packagesName, "find out which are needed")
-	var installed string
-	if now.Base != nil {
-		if installed, err = a.Status(ctx, c.store(), now.Base.Packages); err != nil {
-			return err
-		}
-		if installed == "" {
-			now.DropBase() // nobody knows any more what it was made of
-		}
-	}
-	if now.Base == nil {
-		now.Base = &packages.Pins{Requested: debianBase}
-		all := append([]string{"?essential", "?priority(required)", "apt"}, debianBase...)
-		if now.Base.Packages, err = a.Resolve(ctx, "", all); err != nil {
-			return fmt.Errorf("packages of the base: %w", err)
-		}
-		if installed, err = a.Status(ctx, c.store(), now.Base.Packages); err != nil {
-			return err
-		}
-	}
-	var faults cluster.Problems // in what people wrote, of all roles
-	for _, name := range now.Misfits(askedFor(requests)) {
-		in := requests[name]
-		all := slices.Clone(in.Packages)
-		for _, l := range in.Local {
-			all = append(all, l.path)
-		}
-		p := &packages.Pins{Requested: in.requested()}
-		if len(all) > 0 {
-			if p.Packages, err = a.Resolve(ctx, installed, all); err != nil {
-				if found := c.packageFaults(name, err); found != nil {
-					faults = append(faults, found...)
-					continue
-				}
-				return fmt.Errorf("packages of %s: %w", name, err)
-			}
-		}
-		now.Roles[name] = p
-	}
-	if faults != nil {
-		return faults
-	}
-	return nil
-}
-
 // unfit says what the spec asks for that the lock does not have.
-func (c *Config) unfit(l *packages.Lock, base baseInputs, requests map[string]inputs, names []string) error {
+func (c *Config) unfit(l *packages.Lock, base distro.Base, requests map[string]distro.Inputs, names []string) error {
 	var lines []string
 	add := func(name string, p *packages.Pins, now []string) {
 		if p == nil {
@@ -242,9 +131,9 @@ func (c *Config) unfit(l *packages.Lock, base baseInputs, requests map[string]in
 			lines = append(lines, "  "+name+": package list: "+change)
 		}
 	}
-	add("base", l.Base, base.requested())
+	add("base", l.Base, base.Requested())
 	for _, name := range names {
-		add(name, l.Roles[name], requests[name].requested())
+		add(name, l.Roles[name], requests[name].Requested())
 	}
 	return fmt.Errorf("%s does not fit %s, and may not change:\n%s\nwithout --locked, build pins what is missing", c.LockPath(), c.Spec.File, strings.Join(lines, "\n"))
 }
@@ -262,7 +151,7 @@ func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (go
 		all := p.inputs.Pinned
 		base := p.inputs.Base
 		_, err := os.Stat(c.baseDir(base))
-		if noBase := err != nil || everything; noBase || base.SHA256 != "" {
+		if noBase := err != nil || everything; noBase || base.IsDisk() {
 			all = append(slices.Clone(all), base.Pinned...)
 			if noBase && !got {
 				if err := c.fetchBase(ctx, base); err != nil {
@@ -271,7 +160,7 @@ func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (go
 				got = true
 			}
 		}
-		for _, r := range p.inputs.repos {
+		for _, r := range p.inputs.Repos {
 			if !slices.ContainsFunc(repos, func(o packages.Repo) bool { return reflect.DeepEqual(o, r) }) {
 				repos = append(repos, r)
 			}
@@ -293,27 +182,15 @@ func (c *Config) gather(ctx context.Context, plans []*plan, everything bool) (go
 	if c.Offline {
 		return nil, fmt.Errorf("%s not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", packages.Listed(missing))
 	}
-	if c.Spec.Distro == "centos7" {
-		return c.store().FetchRPMs(ctx, repos, missing, c.packagesStep)
-	}
-	a, err := c.openArchive(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer a.Close()
-	if gone, err := a.Gone(ctx, missing); err != nil || gone != nil {
-		return gone, err
-	}
-	c.UI.Step(packagesName, fmt.Sprintf("fetch %d", len(missing)))
-	return nil, a.Download(ctx, c.store(), missing)
+	return c.maker().Fetch(ctx, repos, missing)
 }
 
 // fetchBase brings the disk that images start from into the store, if it comes from elsewhere.
-func (c *Config) fetchBase(ctx context.Context, base baseInputs) error {
-	if base.url == "" {
+func (c *Config) fetchBase(ctx context.Context, base distro.Base) error {
+	if base.URL == "" {
 		return nil
 	}
-	if err := c.fetch(ctx, base.url, base.SHA256); err != nil {
+	if err := c.fetch(ctx, base.URL, base.SHA256); err != nil {
 		return fmt.Errorf("download the base of %s: %w\nif it is no longer there, name another place in the spec, base: {url: …, sha256: …}, or a file of this machine, base: {file: …, sha256: …}", base.Distro, err)
 	}
 	return nil
@@ -342,4 +219,37 @@ func (c *Config) fetch(ctx context.Context, url, sum string) error {
 		return nil
 	}
 	return fmt.Errorf("%s is not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", url)
+}
+
+// try runs do with a job on a copy of a base that is a disk; see distro.Trial.
+func (c *Config) try(ctx context.Context, base distro.Base, bytes int64, do func(context.Context, *builder.Job, func(context.Context) error) error) (log string, err error) {
+	by, _, err := c.chooseBuilder()
+	if err != nil {
+		return "", err
+	}
+	if err := c.openCache(ctx); err != nil {
+		return "", err
+	}
+	tried := &plan{inputs: distro.Inputs{Base: base, DiskBytes: bytes}, identity: base.Identity()} // no image, but its builder needs as much
+	if err := c.checkSpace([]*plan{tried}, by); err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(c.baseDir(base)); err != nil {
+		if err := c.fetchBase(ctx, base); err != nil {
+			return "", err
+		}
+	}
+	if err := c.bakeBase(ctx, base); err != nil {
+		return "", fmt.Errorf("bake the base of %s: %w", c.Spec.Distro, err)
+	}
+	b := &bake{config: c, name: packagesName, plan: tried, base: base, builder: by}
+	b.Network = true
+	err = b.run(ctx,
+		step{"copy the base", (*bake).copyBase},
+		step{"find out which are needed", func(b *bake, ctx context.Context) error { return do(ctx, &b.Job, b.runBuilder) }})
+	if err == nil {
+		return "", nil
+	}
+	said, _ := os.ReadFile(b.Log.Name()) // without it, err says enough
+	return string(said), fmt.Errorf("packages of %s: %w", c.Spec.Distro, err)
 }

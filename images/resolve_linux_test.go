@@ -32,7 +32,7 @@ func newTestArchive(t *testing.T) *testArchive {
 		}
 	}
 	a := &testArchive{t: t, dir: t.TempDir(), all: map[string]string{}}
-	for _, name := range append([]string{"apt", "dpkg"}, debianBase...) {
+	for _, name := range append([]string{"apt", "dpkg"}, basePackages("debian12")...) {
 		a.put(packages.Pin{Name: name, Version: "1:1.0-1"}, "Essential: yes\n")
 	}
 	a.put(packages.Pin{Name: "libcron", Version: "1.0"}, "")
@@ -176,7 +176,7 @@ func TestLock(t *testing.T) {
 		all, _ := filepath.Glob(filepath.Join(cache, "packages", "*"))
 		return len(all)
 	}
-	if want := len(debianBase) + 4; stored() != want {
+	if want := len(basePackages("debian12")) + 4; stored() != want {
 		t.Errorf("%d packages in the cache, want %d", stored(), want)
 	}
 

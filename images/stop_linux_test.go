@@ -74,7 +74,7 @@ func TestWorkIsInterrupted(t *testing.T) {
 		{"hash a disk's data", func(ctx context.Context) error { _, err := sparse.Digest(ctx, full); return err }},
 		{"copy a disk", func(ctx context.Context) error { return sparse.Copy(ctx, full, out) }},
 		{"take a package", func(ctx context.Context) error { return s.Take(ctx, sum, out, "it") }},
-		{"copy a package file", func(ctx context.Context) error { return copyAs(ctx, full, out, sum) }},
+		{"copy a package file", func(ctx context.Context) error { return sparse.CopyAs(ctx, full, out, sum) }},
 		{"bring to the disk", func(ctx context.Context) error {
 			f, err := os.Open(full)
 			if err != nil {
@@ -185,7 +185,7 @@ func bakedDir(t *testing.T, size, data int64) (dir, cache string) {
 	cache, dir = t.TempDir(), testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
 	c := mustConfig(t, dir, cache)
 	pinned := &packages.Pins{Requested: []string{"cron"}, Packages: []packages.Pin{{Name: "cron", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0a", 32)}}}
-	base := &packages.Pins{Requested: debianBase, Packages: []packages.Pin{{Name: "udev", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0b", 32)}}}
+	base := &packages.Pins{Requested: basePackages("debian12"), Packages: []packages.Pin{{Name: "udev", Version: "1.0", Architecture: "amd64", SHA256: strings.Repeat("0b", 32)}}}
 	if err := (&packages.Lock{Schema: 1, Distro: "debian12", Base: base, Roles: map[string]*packages.Pins{"tiny": pinned}}).Write(c.LockPath()); err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func debOf(t *testing.T, path, name string, content map[string]string) {
 func bakeOnDisk(t *testing.T, cache string) {
 	needCentOSTools(t)
 	www := t.TempDir()
-	key := newKeys(t, www)
+	key := testkit.NewKeys(t, www)
 	for name, all := range fixtures() {
 		buildRPMs(t, filepath.Join(www, name), key, "right", all)
 	}

@@ -5,12 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -49,15 +47,6 @@ func (j *Job) Upper() string { return filepath.Join(j.Work, "upper") }
 
 // Input is the path of one of the things that the script in the image is given.
 func (j *Job) Input(name string) string { return filepath.Join(j.Work, "bake", name) }
-
-// Assignments writes variables as a shell reads them.
-func Assignments(vars map[string]string) string {
-	var b strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(vars)) {
-		fmt.Fprintf(&b, "%s='%s'\n", name, strings.ReplaceAll(vars[name], "'", `'\''`))
-	}
-	return b.String()
-}
 
 // Script runs one of the embedded scripts with the variables in its environment, in namespaces that end with it: no
 // mount and no process of it outlives it, or imagegen, however either ends. There is no network, unless the bake says so.

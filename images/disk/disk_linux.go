@@ -107,6 +107,3 @@ func partition(code []byte, bytes int64, id uint32) []byte {
 }
 
 const partitionStart = 1 << 20
-
-// BootSector is the boot loader's first part; Debian has it in syslinux-common.
-const BootSector = "/usr/lib/syslinux/mbr/mbr.bin"

@@ -1,4 +1,4 @@
-package images
+package distro
 
 import (
 	"errors"
@@ -31,7 +31,7 @@ func TestPackageThatIsNotThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Config{Spec: spec, Catalogue: catalogue}
+	c := Options{Spec: spec, Catalogue: catalogue}
 	got := c.packageFaults("rb", errors.New("apt-get: exit status 100\nE: Unable to locate package nosuchpkg\nE: Package 'nosuchtool' has no installation candidate\nE: Unable to locate package of-the-base"))
 	want := role + ":3:42: distros.debian12.packages[1]: the archive has no package nosuchpkg for debian12\n" +
 		"cluster.yaml:6:25: roles.rb.packages[1]: the archive has no package nosuchtool for debian12"

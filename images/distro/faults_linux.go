@@ -1,4 +1,4 @@
-package images
+package distro
 
 import (
 	"fmt"
@@ -10,10 +10,10 @@ import (
 
 // packageFaults finds where the packages are named that an archive has not got, in the role or in the spec; none: err is
 // about something else.
-func (c *Config) packageFaults(role string, err error) cluster.Problems {
+func (o Options) packageFaults(role string, err error) cluster.Problems {
 	var faults cluster.Problems
 	for _, name := range packages.NotFound(err) {
-		faults = append(faults, c.packageFault(role, name, fmt.Sprintf("the archive has no package %s for %s", name, c.Spec.Distro))...)
+		faults = append(faults, o.packageFault(role, name, fmt.Sprintf("the archive has no package %s for %s", name, o.Spec.Distro))...)
 	}
 	return faults
 }
@@ -22,22 +22,22 @@ func (c *Config) packageFaults(role string, err error) cluster.Problems {
 var absent = regexp.MustCompile(`(?m)^no repository has (\S+) for (\S+)\r?$`)
 
 // absentFaults is packageFaults for what that script has printed.
-func (c *Config) absentFaults(log string) cluster.Problems {
+func (o Options) absentFaults(log string) cluster.Problems {
 	var faults cluster.Problems
 	for _, m := range absent.FindAllStringSubmatch(log, -1) {
-		if c.Spec.Role(m[2]) != nil {
-			faults = append(faults, c.packageFault(m[2], m[1], fmt.Sprintf("no repository has a package %s for %s", m[1], c.Spec.Distro))...)
+		if o.Spec.Role(m[2]) != nil {
+			faults = append(faults, o.packageFault(m[2], m[1], fmt.Sprintf("no repository has a package %s for %s", m[1], o.Spec.Distro))...)
 		}
 	}
 	return faults
 }
 
 // packageFault is a fault at the place where a role's package is named, in the spec or in the role; none: it is in neither.
-func (c *Config) packageFault(role, name, msg string) cluster.Problems {
-	if p, ok := c.Spec.Role(role).PackageFault(name, msg); ok {
+func (o Options) packageFault(role, name, msg string) cluster.Problems {
+	if p, ok := o.Spec.Role(role).PackageFault(name, msg); ok {
 		return cluster.Problems{p}
 	}
-	if p, ok := c.Catalogue.Role(role).PackageFault(c.Spec.Distro, name, msg); ok {
+	if p, ok := o.Catalogue.Role(role).PackageFault(o.Spec.Distro, name, msg); ok {
 		return cluster.Problems{p}
 	}
 	return nil

@@ -1,4 +1,4 @@
-package images
+package distro
 
 import (
 	"crypto/sha256"
@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"imagegen/cluster"
 	"imagegen/images/packages"
 	"imagegen/internal/testkit"
 )
@@ -22,15 +23,15 @@ func TestMirrorWithoutSuites(t *testing.T) {
 	testkit.Program(t, "apt-get", "apt")
 	testkit.Program(t, "gpg", "gnupg")
 	www := t.TempDir()
-	home := newKeys(t, www)
+	home := testkit.NewKeys(t, www)
 	key := filepath.Join(www, "key.gpg")
-	must(t, exec.Command("gpg", "--homedir", home, "--batch", "--output", key, "--export", "right"))
+	testkit.Must(t, exec.Command("gpg", "--homedir", home, "--batch", "--output", key, "--export", "right"))
 	for _, path := range []string{"debian/dists/bookworm", "debian/dists/bookworm-updates", "debian-security/dists/bookworm-security"} {
 		dir := filepath.Join(www, path)
 		testkit.Write(t, filepath.Join(dir, "main/binary-amd64/Packages"), "")
 		testkit.Write(t, filepath.Join(dir, "plain"), fmt.Sprintf("Suite: %[1]s\nCodename: %[1]s\nArchitectures: amd64\nComponents: main\nDate: Sat, 01 Nov 2025 00:00:00 UTC\nSHA256:\n %x 0 main/binary-amd64/Packages\n",
 			filepath.Base(path), sha256.Sum256(nil)))
-		must(t, exec.Command("gpg", "--homedir", home, "--batch", "--local-user", "right", "--output", filepath.Join(dir, "InRelease"), "--clearsign", filepath.Join(dir, "plain")))
+		testkit.Must(t, exec.Command("gpg", "--homedir", home, "--batch", "--local-user", "right", "--output", filepath.Join(dir, "InRelease"), "--clearsign", filepath.Join(dir, "plain")))
 	}
 	var lacks string // a part of the paths
 	status := http.StatusNotFound
@@ -42,23 +43,25 @@ func TestMirrorWithoutSuites(t *testing.T) {
 		http.FileServer(http.Dir(www)).ServeHTTP(w, r)
 	}))
 	t.Cleanup(server.Close)
-	open := func(t *testing.T, mirror string) (*packages.Archive, []string, Config, error) {
+	open := func(t *testing.T, mirror string) (*packages.Archive, []string, debian, error) {
 		t.Helper()
-		c := mustConfig(t, testDir(t, tinySpec+"mirror: '"+strings.ReplaceAll(mirror, "URL", server.URL)+"'\n", map[string]string{"tiny": tinyRole}), t.TempDir())
 		var said []string
-		c.UI = all{&said}
-		sources, err := c.sources()
+		d := debian{Options{
+			Spec: &cluster.Spec{File: "cluster.yaml", Distro: "debian12", Mirror: strings.ReplaceAll(mirror, "URL", server.URL)}, Archives: filepath.Join(t.TempDir(), "archive"),
+			Step: func(string) {}, Note: func(text string) { said = append(said, text) },
+		}}
+		sources, err := d.sources()
 		if err != nil {
 			t.Fatal(err)
 		}
 		for i := range sources { // Debian's own key is not here
 			sources[i] = strings.Replace(sources[i], "deb http", "deb [signed-by="+key+"] http", 1)
 		}
-		a, err := c.openSources(t.Context(), sources)
+		a, err := d.openSources(t.Context(), sources)
 		if err == nil {
 			a.Close()
 		}
-		return a, said, c, err
+		return a, said, d, err
 	}
 	t.Run("has all", func(t *testing.T) {
 		a, said, _, err := open(t, "URL/debian")
@@ -70,14 +73,14 @@ func TestMirrorWithoutSuites(t *testing.T) {
 		t.Run("lacks "+suite, func(t *testing.T) {
 			lacks = suite
 			defer func() { lacks = "" }()
-			a, said, c, err := open(t, "URL/debian")
+			a, said, d, err := open(t, "URL/debian")
 			if err != nil || !slices.Equal(a.LeftOut, []string{suite}) {
 				t.Fatalf("%+v, %v", a, err)
 			}
-			if len(said) != 1 || !strings.HasPrefix(said[0], "WARNING: the images are made WITHOUT "+suite+", which "+c.Spec.File) {
+			if len(said) != 1 || !strings.HasPrefix(said[0], "WARNING: the images are made WITHOUT "+suite+", which "+d.Spec.File) {
 				t.Errorf("%q", said)
 			}
-			lists, err := filepath.Glob(filepath.Join(c.CacheDir, "archive/*/sources.list"))
+			lists, err := filepath.Glob(filepath.Join(d.Archives, "*/sources.list"))
 			if err != nil || len(lists) != 1 {
 				t.Fatalf("%q, %v", lists, err)
 			}
@@ -86,14 +89,11 @@ func TestMirrorWithoutSuites(t *testing.T) {
 				t.Errorf("%s, %v", list, err)
 			}
 			// The lock keeps it, and the image does not name it.
-			if err := (&packages.Lock{Schema: 1, Distro: "debian12", LeftOut: a.LeftOut, Roles: map[string]*packages.Pins{}}).Write(c.LockPath()); err != nil {
-				t.Fatal(err)
-			}
-			plans, err := c.plan(t.Context(), []string{"tiny"})
+			base, err := d.Base()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if s := strings.Join(plans[0].inputs.Base.Sources, "\n"); strings.Contains(s, suite) || strings.Count(s, "deb ") != 2 {
+			if s := strings.Join((&packages.Lock{LeftOut: a.LeftOut}).Named(base.Sources), "\n"); strings.Contains(s, suite) || strings.Count(s, "deb ") != 2 {
 				t.Errorf("the image names\n%s", s)
 			}
 		})
@@ -112,10 +112,3 @@ func TestMirrorWithoutSuites(t *testing.T) {
 		}
 	})
 }
-
-// all is a Progress that keeps all notes.
-type all struct{ notes *[]string }
-
-func (all) Step(image, what string)        {}
-func (all) Done(image string, cached bool) {}
-func (a all) Note(text string)             { *a.notes = append(*a.notes, text) }

@@ -1,0 +1,201 @@
+package distro
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"imagegen/cluster"
+	"imagegen/images/builder"
+	"imagegen/images/packages"
+)
+
+// openArchive makes the archive of the spec's sources ready.
+func (d debian) openArchive(ctx context.Context) (*packages.Archive, error) {
+	sources, err := d.sources()
+	if err != nil {
+		return nil, err
+	}
+	return d.openSources(ctx, sources)
+}
+
+// openSources is openArchive for these sources.
+func (d debian) openSources(ctx context.Context, sources []string) (*packages.Archive, error) {
+	a := packages.ArchiveConfig{Dir: d.Archives, Sources: sources, Offline: d.Offline, Step: d.Step}
+	if d.Spec.Mirror != "" && !strings.HasPrefix(d.Spec.Mirror, "deb ") {
+		a.Optional = d.known().Suites[1:]
+	}
+	opened, err := packages.OpenArchive(ctx, a)
+	if err == nil && !d.Offline {
+		d.warnOfSuites(sources, opened.LeftOut)
+	}
+	return opened, err
+}
+
+// warnOfSuites says loudly that images are made without security updates, or without what was left out. The build host's own
+// archive does not stand in: with it, images of one spec would differ between build hosts, and come from where the spec
+// does not say.
+func (d debian) warnOfSuites(sources, leftOut []string) {
+	suites := d.known().Suites
+	missing := slices.Clone(leftOut)
+	if security := suites[2]; !slices.Contains(missing, security) && packages.Address(sources, security) == "" {
+		missing = append(missing, security)
+	}
+	for _, suite := range missing {
+		own, _ := packages.HostSources("/", d.known()) // a proposal; none is no fault
+		address := cmp.Or(packages.Address(own, suite), "…")
+		where := d.Spec.File + ": the mirror"
+		if d.Spec.Mirror == "" {
+			where = "this machine's APT configuration"
+		}
+		d.Note(fmt.Sprintf("WARNING: the images are made WITHOUT %s, which %s does not have; name it in the spec, in a list: mirror: [deb … %s main, deb %s %[1]s main]",
+			suite, where, suites[0], address))
+	}
+}
+
+// Resolve pins what a lock lacks for these requests, of roles.
+func (d debian) Resolve(ctx context.Context, now *packages.Lock, requests map[string]Inputs, _ Trial) error {
+	a, err := d.openArchive(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	if !d.Offline {
+		now.LeftOut = a.LeftOut
+	}
+	d.Step("find out which are needed")
+	var installed string
+	if now.Base != nil {
+		if installed, err = a.Status(ctx, d.Store, now.Base.Packages); err != nil {
+			return err
+		}
+		if installed == "" {
+			now.DropBase() // nobody knows any more what it was made of
+		}
+	}
+	if now.Base == nil {
+		now.Base = &packages.Pins{Requested: debianBase}
+		all := append([]string{"?essential", "?priority(required)", "apt"}, debianBase...)
+		if now.Base.Packages, err = a.Resolve(ctx, "", all); err != nil {
+			return fmt.Errorf("packages of the base: %w", err)
+		}
+		if installed, err = a.Status(ctx, d.Store, now.Base.Packages); err != nil {
+			return err
+		}
+	}
+	var faults cluster.Problems // in what people wrote, of all roles
+	for _, name := range now.Misfits(Requested(requests)) {
+		in := requests[name]
+		all := slices.Clone(in.Packages)
+		for _, l := range in.Local {
+			all = append(all, l.Path)
+		}
+		p := &packages.Pins{Requested: in.Requested()}
+		if len(all) > 0 {
+			if p.Packages, err = a.Resolve(ctx, installed, all); err != nil {
+				if found := d.packageFaults(name, err); found != nil {
+					faults = append(faults, found...)
+					continue
+				}
+				return fmt.Errorf("packages of %s: %w", name, err)
+			}
+		}
+		now.Roles[name] = p
+	}
+	if faults != nil {
+		return faults
+	}
+	return nil
+}
+
+// Fetch brings packages of the archive into the store.
+func (d debian) Fetch(ctx context.Context, _ []packages.Repo, missing []packages.Pin) (gone []packages.Pin, err error) {
+	a, err := d.openArchive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	if gone, err := a.Gone(ctx, missing); err != nil || gone != nil {
+		return gone, err
+	}
+	d.Step(fmt.Sprintf("fetch %d", len(missing)))
+	return nil, a.Download(ctx, d.Store, missing)
+}
+
+// MakeBase makes a tree of pinned packages.
+func (d debian) MakeBase(ctx context.Context, j *builder.Job, b Base) error {
+	vars := map[string]string{
+		"RESULT":   filepath.Join(j.Work, "result"),
+		"FS_UUID":  b.UUID(),
+		"PACKAGES": strings.Join(packages.Names(b.Pinned), ","),
+		"WORK":     j.Work,
+		"ARCHIVE":  filepath.Join(j.Work, "archive"),
+		"APT_CONF": filepath.Join(j.Work, "apt.conf"),
+	}
+	err := errors.Join(
+		d.repository(ctx, vars["ARCHIVE"], b.Pinned),
+		os.WriteFile(vars["APT_CONF"], []byte(packages.APTDefaults), 0o644))
+	if err != nil {
+		return err
+	}
+	return j.Script(ctx, baseScript, vars)
+}
+
+// repository makes an archive of pinned packages in a new folder.
+func (d debian) repository(ctx context.Context, dir string, pinned []packages.Pin) error {
+	return d.Store.Repository(ctx, dir, d.known().Suites[0], pinned, d.Jobs)
+}
+
+// Lay lays an archive of the image's packages, and what APT in the image needs to know.
+func (d debian) Lay(ctx context.Context, j *builder.Job, in Inputs) error {
+	if err := layKeys(j.Input("keys"), packages.Keyrings(in.Base.Sources)); err != nil {
+		return fmt.Errorf("copy the archive's keys: %w", err)
+	}
+	return errors.Join(
+		d.repository(ctx, j.Input("archive"), in.Pinned),
+		os.WriteFile(j.Input("sources"), []byte(strings.Join(in.Base.Sources, "\n")+"\n"), 0o644),
+		os.WriteFile(j.Input("apt.conf"), []byte(packages.APTDefaults), 0o644))
+}
+
+// maxKeyring is the size of the largest file that is taken for a keyring.
+const maxKeyring = 16 << 20
+
+// layKeys copies keyrings of this machine to a new folder, below their paths, which come from the spec: they do not lead
+// out of it. What is not there the base may have.
+func layKeys(dir string, keys []string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, k := range keys {
+		info, err := os.Stat(k)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !info.Mode().IsRegular() || info.Size() > maxKeyring {
+			return fmt.Errorf("%s is no keyring", k)
+		}
+		data, err := os.ReadFile(k)
+		if err != nil {
+			return err
+		}
+		path := strings.TrimPrefix(k, "/")
+		if err := errors.Join(root.MkdirAll(filepath.Dir(path), 0o755), root.WriteFile(path, data, 0o644)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

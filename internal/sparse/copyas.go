@@ -1,0 +1,18 @@
+package sparse
+
+import (
+	"context"
+	"fmt"
+)
+
+// CopyAs copies a file that has to be the one whose hash is part of the image's identity.
+func CopyAs(ctx context.Context, from, to, sum string) error {
+	if err := Copy(ctx, from, to); err != nil {
+		return err
+	}
+	got, err := SHA256(ctx, to)
+	if err == nil && got != sum {
+		err = fmt.Errorf("%s has changed since the build began; build again", from)
+	}
+	return err
+}
