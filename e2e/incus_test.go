@@ -36,7 +36,7 @@ roles:
 const (
 	firstReadyIn = 10 * time.Minute
 	vipBackIn    = 15 * time.Second // after a host's power was cut
-	statusIn     = 20 * time.Second // while a host is dead
+	statusIn     = 25 * time.Second // while a host is dead
 	refusalLasts = 30 * time.Second // how long a minority is watched
 )
 
@@ -82,7 +82,12 @@ func newOnHosts(t *testing.T, spec func(b *bench) string) *onHosts {
 	})
 	o.follow(t, guide)
 	t.Logf("three hosts made a cluster in %s", time.Since(start).Round(time.Second))
-	b.command = func(args ...string) *exec.Cmd { return o.outside("../bin/imagegen", args...) }
+	b.command = func(args ...string) *exec.Cmd {
+		if args[0] == "build" { // needs the package archive
+			return exec.Command("../bin/imagegen", args...)
+		}
+		return o.outside("../bin/imagegen", args...)
+	}
 	b.shell = func(node, script string) *exec.Cmd {
 		return o.outside("incus", "exec", "--project", o.project, node, "--", "sh", "-c", script)
 	}
