@@ -1,54 +1,54 @@
-# What each target does is what `make help` prints.
+# make help describes the targets.
 SHELL := /bin/bash
 GO ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
-# Ends with the number of tests that were skipped, and what each of them lacked.
+# Prints how many tests were skipped, and what each of them lacked.
 GOTESTSUM := gotest.tools/gotestsum@v1.13.0
 export CGO_ENABLED := 0
 
 # Packages that baking and the lab need; no daemon among them.
 TOOLS := mmdebstrap extlinux syslinux-common fdisk e2fsprogs systemd-container iproute2 util-linux
-# Programs that the tests run generated files through, and real daemons that the agent is tested on.
-# php and a web server come before wordpress, which would otherwise bring Apache.
+# Programs that check generated files in tests, and real daemons for the agent's tests.
+# php and a web server come before wordpress, which would otherwise install Apache.
 CHECKERS := fish zsh genisoimage haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql php8.2-redis php wordpress redis-server redis-sentinel \
 	mariadb-server galera-4 mariadb-backup cloud-init nftables iptables shellcheck qemu-system-x86 qemu-utils curl faketime \
 	dnf rpm createrepo-c gnupg ruby xz-utils xfsprogs vagrant
-# What fetches and runs PHP 7.2, which is what centos7 has.
+# Installs and runs PHP 7.2, centos7's version.
 ifeq ($(shell command -v npm),)
 CHECKERS += nodejs npm
 endif
-# Servers that the agent builds its volume on, in network namespaces.
+# For the test of the agent with real GlusterFS servers, in network namespaces.
 GLUSTER := glusterfs-server glusterfs-client
-# A clock that goes wrong, for the fault matrix and the soak test.
+# Wrong clocks, for the fault matrix and the soak test.
 FAULT_TOOLS := faketime
-# What the lab needs for virtual machines, and their tests to log in.
+# For the lab's virtual machines, and for their tests to log in.
 VM_TOOLS := qemu-system-x86 qemu-utils openssh-client
-# Hosts that examples/libvirt makes machines on.
+# For the hosts in the test of examples/libvirt.
 LIBVIRT := libvirt-daemon-system libvirt-clients
-# What looks at the site as people do.
+# The browser that looks at the site.
 BROWSER := chromium chromium-driver
-# What make bench compares with.
+# For make bench to compare with.
 BENCHERS := cloud-image-utils genisoimage qemu-utils mkosi debootstrap apt-utils xz-utils
 
 .PHONY: help
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# What imagegen --version prints: the last tag, and how far from it this is.
+# What imagegen --version prints: the last tag and the distance from it.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 BIN ?= bin
 
-# The version is left out of the agent: every commit would make a new one, and thereby all images anew.
+# The agent has no version: every commit would change it, and so rebake all images.
 .PHONY: build
 build: ## bin/imagegen and bin/imagegen-node
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o $(BIN)/ ./cmd/imagegen-node
 	$(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/ ./cmd/imagegen
 
-# $(call missing,PACKAGES): a shell's list of those that are not installed.
+# $(call missing,PACKAGES): a shell expression that lists those that are not installed.
 missing = $$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
-# $(call install,PACKAGES): with APT, those that are missing. Daemons among them do not start: they are wanted as programs.
+# $(call install,PACKAGES): installs missing packages with APT. Their daemons do not start; only the programs are needed.
 define install
 @missing=$(call missing,$(1)); [ -z "$$missing" ] || { \
   [ "$$(id -u)" = 0 ] || { echo "make: run it as root: it needs packages that are not installed:" $$missing >&2; exit 1; }; \
@@ -57,7 +57,7 @@ define install
   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
 endef
 
-# The packages have these names on this release alone.
+# The package names are Debian 12's.
 DEBIAN12 := $(shell . /etc/os-release 2>/dev/null; [ "$$ID$$VERSION_ID" = debian12 ] && [ "$$(id -u)" = 0 ] && echo yes)
 
 .PHONY: tools
@@ -65,20 +65,20 @@ tools: ## installs the packages that baking and the lab need (Debian 12, root)
 	$(call install,$(TOOLS))
 
 .PHONY: checkers
-checkers: ## installs the programs that the tests use (Debian 12, root; elsewhere it does nothing, and tests that lack one are skipped)
+checkers: ## installs the programs that the tests use (Debian 12, root; elsewhere does nothing, and tests that lack one are skipped)
 ifeq ($(DEBIAN12),yes)
 	$(call install,$(TOOLS) $(CHECKERS))
 endif
 
 .PHONY: demo
-demo: tools build ## the reference cluster, from nothing to the WordPress page (root)
+demo: tools build ## builds and runs the reference cluster (root)
 	@[ -e demo/cluster.yaml ] || bin/imagegen init --distro debian12 demo
 	bin/imagegen build -f demo/cluster.yaml -o demo/dist
 	bin/imagegen up -f demo/cluster.yaml -o demo/dist --wait
 	@bin/imagegen status -f demo/cluster.yaml -o demo/dist
 
 .PHONY: test
-test: checkers ## installs what it needs (Debian 12, root), then: formatting, vet, staticcheck, builds for macOS and Windows, all tests but the end-to-end ones
+test: checkers ## installs what it needs (Debian 12, root), then: formatting, vet, staticcheck, builds for macOS and Windows, all tests except the end-to-end ones
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	GOOS=darwin $(GO) build -o /dev/null ./cmd/imagegen
@@ -94,7 +94,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 	  done; done
 
 .PHONY: e2e
-e2e: tools build ## the reference cluster in the lab: bake, boot in three orders, faults, five minutes of random ones, three VMs (root)
+e2e: tools build ## the reference cluster in the lab: bakes, boots in three orders, faults, five minutes of random faults, three VMs (root)
 	$(call install,$(VM_TOOLS) $(GLUSTER) $(FAULT_TOOLS) $(BROWSER))
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 75m -v ./e2e ./lab
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run TestGlusterForReal -v ./agent

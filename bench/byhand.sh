@@ -1,6 +1,6 @@
-# Makes a role's image of Debian 12 by hand: mmdebstrap with all of the packages at once, what is left to do in a chroot,
-# and a disk. What is known to save time is done here, too: dpkg does not wait for the disk, and documentation and the drivers that
-# a virtual machine has no use for are left out.
+# Makes a role's image of Debian 12 by hand: mmdebstrap with all of the packages at once, the rest in a chroot,
+# and a disk. It uses the known optimisations: dpkg without fsync, no documentation, and no drivers that
+# a virtual machine does not need.
 #   ARCHIVE   a local archive of the packages    PACKAGES  comma-separated    DISABLE  units
 #   SCRIPTS   this folder                        TREE, DISK, BYTES, WORK: see disk.sh
 set -eu

@@ -1,10 +1,10 @@
-# Makes a bootable raw disk of a tree with a Debian, as the images of imagegen are: MBR, ext4, extlinux.
+# Makes a bootable raw disk from a tree with a Debian, in the format of imagegen's images: MBR, ext4, extlinux.
 #   TREE  the tree    DISK  the file to make    BYTES  its size    WORK  empty folder
 set -eu
 uuid=$(cat /proc/sys/kernel/random/uuid)
 kernel=$(basename "$TREE"/boot/vmlinuz-*)
 initrd=initrd.img-${kernel#vmlinuz-}
-[ -s "$TREE/boot/$initrd" ] # or the disk would not boot
+[ -s "$TREE/boot/$initrd" ] # otherwise the disk would not boot
 mkdir -p "$TREE/boot/extlinux" "$WORK/disk"
 cat >"$TREE/boot/extlinux/extlinux.conf" <<CONF
 SERIAL 0 115200

@@ -1,6 +1,6 @@
-# Boots a container: IMAGE DIR [SEED]. DIR/upper keeps what the node changes. At the end of its boot the node reports its state
-# in upper/report, as the script REPORT prints it. With ALONE nothing
-# but cloud-init runs. Runs in mount, network and process namespaces of its own.
+# Boots a container: IMAGE DIR [SEED]. DIR/upper keeps the node's changes. At the end of its boot the node writes the output of
+# the script REPORT to upper/report. With ALONE only cloud-init runs.
+# Needs its own mount, network and PID namespaces.
 set -eu
 image=$1 dir=$2 seed=${3-}
 cd "$dir"

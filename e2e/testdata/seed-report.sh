@@ -1,4 +1,4 @@
-# Prints what must outlive a node's seed, a line each.
+# Prints what must not change with a node's seed, one item per line.
 ip -4 -o address show dev eth0 | awk '{print $4}' | tr '\n' ' '; echo
 grep -hE '^(Address|DHCP)=' /etc/systemd/network/10-cloud-init-*.network | tr '\n' ' '; echo
 cat /var/lib/cloud/data/instance-id

@@ -1,4 +1,4 @@
-# A host: sh -c SCRIPT host FOLDER. Its libvirtd has folders of its own in the places of the machine's.
+# A host: sh -c SCRIPT host FOLDER. Its libvirtd has its own folders mounted over the machine's.
 set -e
 cd "$1"
 mkdir -p run lib cache log etc /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt
@@ -17,5 +17,5 @@ mount --bind etc /etc/libvirt
 ip link set lo up
 ip link add br0 type bridge
 ip link set br0 up
-# Not exec: the first process of a process namespace must wait for orphans, which sh does.
+# Not exec: the init of a PID namespace must reap orphans, which sh does.
 libvirtd -p /run/libvirt/libvirtd.pid

@@ -1,5 +1,5 @@
 #!/bin/sh
-# In the place of ssh: ssh [FLAGS] [--] HOST [--] COMMAND enters a host's namespaces.
+# Replaces ssh: ssh [FLAGS] [--] HOST [--] COMMAND enters a host's namespaces.
 while :; do
 	case $1 in
 	--) shift; break ;;

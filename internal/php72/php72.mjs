@@ -4,7 +4,7 @@ import fs from 'fs';
 import { PHP } from '@php-wasm/universal';
 import { loadNodeRuntime, useHostFilesystem } from '@php-wasm/node';
 
-// A script that ends with another code than 0 is no fault of the runtime, which would print a trace of its own.
+// A script's nonzero exit code is not an error of the runtime, which would print its own stack trace.
 console.log = console.error = console.warn = console.debug = () => {};
 
 const args = process.argv.slice(2);
@@ -14,7 +14,7 @@ php.mkdir('/internal/script');
 
 let code = 0;
 if (lint) {
-	// What follows the return is compiled, and not run.
+	// Code after the return is compiled but not run.
 	for (const file of args.slice(1)) {
 		php.writeFile('/internal/script/lint.php', `<?php
 			register_shutdown_function(function () {
