@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/hashicorp/packer-plugin-sdk/multistep"
 
@@ -18,7 +17,6 @@ import (
 	"imagegen/images/disk"
 	"imagegen/images/distro"
 	"imagegen/images/packages"
-	"imagegen/internal/filelock"
 	"imagegen/internal/sparse"
 	"imagegen/internal/uuid"
 )
@@ -30,7 +28,7 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 		return err
 	}
 	c.UI.Note("builder: " + why)
-	if err := c.openCache(ctx); err != nil {
+	if c.CacheDir, err = c.cache().open(ctx); err != nil {
 		return err
 	}
 	if err := c.checkSpace(plans, by); err != nil {
@@ -69,22 +67,6 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 		return ctx.Err()
 	}
 	return first
-}
-
-// openCache makes the cache ready for bakes.
-func (c *Config) openCache(ctx context.Context) error {
-	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
-		if err := os.MkdirAll(filepath.Join(c.CacheDir, dir), 0o755); err != nil {
-			return fmt.Errorf("make the cache: %w", err)
-		}
-	}
-	// The kernel tells the files of loop devices by their real paths.
-	real, err := filepath.EvalSymlinks(c.CacheDir)
-	if err != nil {
-		return err
-	}
-	c.CacheDir = real
-	return c.removeLeftovers(ctx)
 }
 
 // bake is the state of one bake. It goes through the multistep runner under one key, so that the steps share a typed
@@ -128,7 +110,7 @@ func (step) Cleanup(multistep.StateBag) {}
 
 // run takes a bake through its steps in a folder of its own, which is gone afterwards.
 func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
-	work, release, err := b.config.workDir(ctx)
+	work, release, err := b.config.cache().workDir(ctx)
 	if err != nil {
 		return err
 	}
@@ -154,8 +136,8 @@ func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
 
 // bakeBase makes the base unless it is there. Of several imagegens that want it at once, one makes it.
 func (c *Config) bakeBase(ctx context.Context, in distro.Base) error {
-	dir := c.baseDir(in)
-	lock, err := c.lockResult(ctx, "base", dir)
+	dir := c.cache().baseDir(in)
+	lock, err := c.cache().lockResult(ctx, "base", dir)
 	if err != nil {
 		return err
 	}
@@ -173,20 +155,10 @@ func (c *Config) bakeBase(ctx context.Context, in distro.Base) error {
 	return err
 }
 
-// lockResult makes sure that of several imagegens that want one result, one makes it.
-func (c *Config) lockResult(ctx context.Context, image, dir string) (*os.File, error) {
-	lock, err := filelock.Lock(ctx, dir+".lock", syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		c.UI.Step(image, "wait for another imagegen, which is baking it")
-		lock, err = filelock.Lock(ctx, dir+".lock", syscall.LOCK_EX)
-	}
-	return lock, err
-}
-
 // bakeRole makes an image unless somebody else has meanwhile.
 func (c *Config) bakeRole(ctx context.Context, p *plan, by builder.Builder) error {
-	dir := c.imageDir(p.identity)
-	lock, err := c.lockResult(ctx, p.name(), dir)
+	dir := c.cache().imageDir(p.identity)
+	lock, err := c.cache().lockResult(ctx, p.name(), dir)
 	if err != nil {
 		return err
 	}
@@ -233,12 +205,12 @@ func (b *bake) copyBase(ctx context.Context) error {
 	if err := os.Mkdir(filepath.Join(b.Work, "result"), 0o755); err != nil {
 		return err
 	}
-	return sparse.Copy(ctx, filepath.Join(b.config.baseDir(b.base), diskName), b.Disk())
+	return sparse.Copy(ctx, filepath.Join(b.config.cache().baseDir(b.base), diskName), b.Disk())
 }
 
 // writeDisk makes the disk of the tree.
 func (b *bake) writeDisk(ctx context.Context) error {
-	t := disk.Tree{Lower: filepath.Join(b.config.baseDir(b.base), treeName), Upper: b.Upper()}
+	t := disk.Tree{Lower: filepath.Join(b.config.cache().baseDir(b.base), treeName), Upper: b.Upper()}
 	if _, err := os.Stat(filepath.Join(b.Work, "whole")); err == nil {
 		t.Lower = filepath.Join(b.Work, "nothing") // which is not there
 	}
@@ -255,7 +227,7 @@ func (b *bake) writeDisk(ctx context.Context) error {
 
 // bootable says what a disk is to be that boots with the base's tree.
 func (b *bake) bootable() (disk.Image, error) {
-	boot, err := os.ReadFile(filepath.Join(b.config.baseDir(b.base), "boot"))
+	boot, err := os.ReadFile(filepath.Join(b.config.cache().baseDir(b.base), "boot"))
 	if err != nil {
 		return disk.Image{}, err
 	}
@@ -272,7 +244,7 @@ func (b *bake) runBuilder(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.Job.Base = &builder.Base{Root: filepath.Join(b.config.baseDir(b.base), treeName), Disk: bootable, Below: uuid.Of("below " + b.base.Identity())}
+		b.Job.Base = &builder.Base{Root: filepath.Join(b.config.cache().baseDir(b.base), treeName), Disk: bootable, Below: uuid.Of("below " + b.base.Identity())}
 	}
 	return b.builder.Install(ctx, &b.Job)
 }
@@ -299,7 +271,7 @@ func (b *bake) download(ctx context.Context) error {
 		if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		if err := b.config.store().TakeBelow(ctx, d.SHA256, root, path, d.URL); err != nil {
+		if err := b.config.cache().store().TakeBelow(ctx, d.SHA256, root, path, d.URL); err != nil {
 			return err
 		}
 	}
@@ -366,29 +338,4 @@ func (b *bake) writeManifest(ctx context.Context) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(b.Work, "result", manifestName), data, 0o644)
-}
-
-// keep moves a finished result into the cache: its files to the disk first, then the folder into place, whole.
-func keep(ctx context.Context, result, dir string) error {
-	entries, err := os.ReadDir(result)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			continue // the base's tree, which its script has brought to the disk
-		}
-		f, err := os.Open(filepath.Join(result, e.Name()))
-		if err != nil {
-			return err
-		}
-		err = errors.Join(f.Chmod(0o444), sparse.Flush(ctx, f), f.Close())
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			return fmt.Errorf("write %s to the disk: %w", e.Name(), err)
-		}
-	}
-	return os.Rename(result, dir)
 }

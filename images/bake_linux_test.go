@@ -304,7 +304,7 @@ func TestBake(t *testing.T) {
 	t.Run("up to date", func(t *testing.T) {
 		quiet := mustConfig(t, dir, cache)
 		long := time.Now().Add(-unusedFor - time.Hour)
-		for _, dir := range []string{quiet.imageDir(results[0].Identity), filepath.Join(cache, "base", files(t, filepath.Join(cache, "base"))[0])} {
+		for _, dir := range []string{quiet.cache().imageDir(results[0].Identity), filepath.Join(cache, "base", files(t, filepath.Join(cache, "base"))[0])} {
 			if err := os.Chtimes(dir, long, long); err != nil {
 				t.Fatal(err)
 			}
@@ -504,12 +504,12 @@ func bakedOffline(t *testing.T, dir, cache string) {
 			cron = p
 		}
 	}
-	whole, err := os.ReadFile(c.store().Path(cron.SHA256))
+	whole, err := os.ReadFile(c.cache().store().Path(cron.SHA256))
 	if err != nil {
 		t.Fatal(err)
 	}
 	replace := func(data []byte) {
-		if err := errors.Join(os.Remove(c.store().Path(cron.SHA256)), os.WriteFile(c.store().Path(cron.SHA256), data, 0o444)); err != nil {
+		if err := errors.Join(os.Remove(c.cache().store().Path(cron.SHA256)), os.WriteFile(c.cache().store().Path(cron.SHA256), data, 0o444)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -662,7 +662,7 @@ func TestLeftovers(t *testing.T) {
 	var dirs []string
 	var releases []func()
 	for range 2 {
-		dir, release, err := c.workDir(t.Context())
+		dir, release, err := c.cache().workDir(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -679,7 +679,7 @@ func TestLeftovers(t *testing.T) {
 	if out, err := exec.Command("/sbin/losetup", "--find", file).CombinedOutput(); err != nil {
 		t.Logf("loop devices are NOT tested: %v: %s", err, out)
 	}
-	if err := c.removeLeftovers(t.Context()); err != nil {
+	if err := c.cache().removeLeftovers(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	slices.Sort(dirs)
@@ -700,7 +700,7 @@ func TestLocks(t *testing.T) {
 	var said []string
 	c := Config{CacheDir: t.TempDir(), UI: told(func(image, what string) { said = append(said, image+": "+what) })}
 	dir := filepath.Join(c.CacheDir, "x")
-	first, err := c.lockResult(t.Context(), "web", dir)
+	first, err := c.cache().lockResult(t.Context(), "web", dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -709,14 +709,14 @@ func TestLocks(t *testing.T) {
 		said = append(said, image+": "+what)
 		cancel()
 	})
-	if _, err := c.lockResult(ctx, "web", dir); !errors.Is(err, context.Canceled) {
+	if _, err := c.cache().lockResult(ctx, "web", dir); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 	if want := []string{"web: wait for another imagegen, which is baking it"}; !slices.Equal(said, want) {
 		t.Errorf("%q", said)
 	}
 	first.Close()
-	second, err := c.lockResult(t.Context(), "web", dir)
+	second, err := c.cache().lockResult(t.Context(), "web", dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,14 +11,14 @@ func (c *Config) bakeAll(context.Context, []*plan) error {
 	return errors.New("images are baked on Linux only: baking mounts the disks that it makes")
 }
 
-func (c *Config) hold(context.Context) (release func(), err error) {
+func (cache) hold(context.Context) (release func(), err error) {
 	return nil, errors.New("images are baked on Linux only: baking mounts the disks that it makes")
 }
 
-func (c *Config) stock(context.Context, []string, bool) ([]*plan, error) {
+func (supply) stock(context.Context, []string, bool) ([]*plan, error) {
 	return nil, errors.New("images are baked on Linux only: baking mounts the disks that it makes")
 }
 
-func (c *Config) pin(context.Context, []string, bool) error {
+func (supply) pin(context.Context, []string, bool) error {
 	return errors.New("packages are pinned on Linux only, by APT")
 }

@@ -308,7 +308,7 @@ func TestCentOSScript(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		t.Cleanup(cancel)
-		if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
+		if err := os.MkdirAll(string(c.cache().store()), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		var out string
@@ -362,7 +362,7 @@ func TestCentOSScript(t *testing.T) {
 		wantPins(t, l.Base.Packages, append(slices.Clone(basePackages("centos7")), "selinux-dependency")...)
 		wantPins(t, l.Roles["web"].Packages, "glusterfs-fuse", "nginx", "userspace-rcu")
 		for _, p := range slices.Concat(l.Base.Packages, l.Roles["web"].Packages) {
-			if err := sparse.HasSum(t.Context(), b.config.store().Path(p.SHA256), p.SHA256); err != nil {
+			if err := sparse.HasSum(t.Context(), b.config.cache().store().Path(p.SHA256), p.SHA256); err != nil {
 				t.Errorf("%s: %v", p, err)
 			}
 		}
@@ -456,7 +456,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 			if err == nil || !strings.Contains(out, c.want) || l.Base != nil || len(l.Roles) > 0 {
 				t.Errorf("%v; want %q in\n%s", err, c.want, out)
 			}
-			if left := files(t, string(b.config.store())); len(left) > 0 {
+			if left := files(t, string(b.config.cache().store())); len(left) > 0 {
 				t.Errorf("the store has %q", left)
 			}
 		})
@@ -591,7 +591,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 		c = changed
 	}
 	nginx := l.Roles["tiny"].Packages[0]
-	in := func(p packages.Pin) string { return c.store().Path(p.SHA256) }
+	in := func(p packages.Pin) string { return c.cache().store().Path(p.SHA256) }
 	replace := func(p packages.Pin, data []byte) {
 		t.Helper()
 		if err := errors.Join(os.Remove(in(p)), os.WriteFile(in(p), data, 0o444)); err != nil {
@@ -730,42 +730,42 @@ func TestFetchRPMs(t *testing.T) {
 		testkit.Must(t, exec.Command("createrepo_c", append(append([]string{"-q"}, args...), whole)...))
 		for _, mirrors := range [][]string{{"/$basearch/"}, {"/gone/", "/x86_64"}, {"/cut/$basearch", "/$basearch"}} {
 			c := Config{CacheDir: t.TempDir(), UI: silent{}}
-			if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
+			if err := os.MkdirAll(string(c.cache().store()), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			gone, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at(mirrors...)}, pinned, func(string) {})
-			if err != nil || gone != nil || len(c.store().Lacking(pinned)) > 0 {
-				t.Errorf("%s, %q: %v, %v, lacking %v", packed, mirrors, gone, err, c.store().Lacking(pinned))
+			gone, err := c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at(mirrors...)}, pinned, func(string) {})
+			if err != nil || gone != nil || len(c.cache().store().Lacking(pinned)) > 0 {
+				t.Errorf("%s, %q: %v, %v, lacking %v", packed, mirrors, gone, err, c.cache().store().Lacking(pinned))
 			}
-			if left := files(t, string(c.store())); len(left) != len(pinned) {
+			if left := files(t, string(c.cache().store())); len(left) != len(pinned) {
 				t.Errorf("%s, %q: the store has %q", packed, mirrors, left)
 			}
 		}
 	}
 
 	c := Config{CacheDir: t.TempDir(), UI: silent{}}
-	if err := os.MkdirAll(string(c.store()), 0o755); err != nil {
+	if err := os.MkdirAll(string(c.cache().store()), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	other := packages.Pin{Name: "three", Version: "3-1.el7", Architecture: "x86_64", SHA256: strings.Repeat("0", 64)}
 	want := append(slices.Clone(pinned), other)
 	testkit.Must(t, exec.Command("createrepo_c", "-q", "--checksum=sha1", whole)) // so that the package has to be looked at
-	if gone, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/")}, want, func(string) {}); err == nil {
+	if gone, err := c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/")}, want, func(string) {}); err == nil {
 		t.Errorf("%v", gone)
 	} else {
 		wantError(t, err, "fetch package three 3-1.el7: ", "its SHA-256 is "+pinned[2].SHA256+" and should be "+other.SHA256, "imagegen lock")
 	}
 	testkit.Must(t, exec.Command("createrepo_c", "-q", whole))
-	if gone, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/")}, want, func(string) {}); err != nil || !slices.Equal(gone, []packages.Pin{other}) {
+	if gone, err := c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/")}, want, func(string) {}); err != nil || !slices.Equal(gone, []packages.Pin{other}) {
 		t.Errorf("%v, %v", gone, err)
 	}
-	_, err := c.store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/"), at("/gone/")}, want, func(string) {})
+	_, err := c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/"), at("/gone/")}, want, func(string) {})
 	wantError(t, err, "package three 3-1.el7 is not in the cache, and not in the repositories that could be read:\nrepository repo: "+served.URL+"/gone/repodata/repomd.xml: the server answers 404 Not Found")
 	testkit.Write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<html>")
-	_, err = c.store().FetchRPMs(t.Context(), []packages.Repo{at("/page/")}, want, func(string) {})
+	_, err = c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at("/page/")}, want, func(string) {})
 	wantError(t, err, "/page/repodata/repomd.xml: XML syntax error")
 	testkit.Write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<repomd/>")
-	_, err = c.store().FetchRPMs(t.Context(), []packages.Repo{at("/page/")}, want, func(string) {})
+	_, err = c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at("/page/")}, want, func(string) {})
 	wantError(t, err, "/page/repodata/repomd.xml names no list of packages")
 }
 

@@ -6,14 +6,11 @@
 package images
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -23,7 +20,6 @@ import (
 	"imagegen/images/distro"
 	"imagegen/images/format"
 	"imagegen/images/packages"
-	"imagegen/internal/atomicfile"
 	"imagegen/internal/sparse"
 	"imagegen/roles"
 )
@@ -85,13 +81,6 @@ func jobs(cores int, meminfo string) int {
 	return max(1, min(cores, int(kib<<10/bakeMemory)))
 }
 
-// files of an image in the cache.
-const (
-	diskName     = "disk.raw"
-	manifestName = "manifest.json"
-	treeName     = "root" // of a base
-)
-
 // Build bakes the images of the roles that are not in the cache and puts all of them into the output folder. On an
 // error, or when ctx ends, what was being baked is removed; images that were finished stay in the cache.
 func Build(ctx context.Context, c Config) ([]Result, error) {
@@ -102,20 +91,20 @@ func Build(ctx context.Context, c Config) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	release, err := c.hold(ctx)
+	release, err := c.cache().hold(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	plans, err := c.stock(ctx, names, false)
+	plans, err := c.supply().stock(ctx, names, false)
 	if err != nil {
 		return nil, err
 	}
 	var missing []*plan
 	for _, p := range plans {
-		used(c.imageDir(p.identity))
-		used(c.baseDir(p.inputs.Base))
-		if p.cached = complete(c.imageDir(p.identity)); !p.cached {
+		used(c.cache().imageDir(p.identity))
+		used(c.cache().baseDir(p.inputs.Base))
+		if p.cached = complete(c.cache().imageDir(p.identity)); !p.cached {
 			missing = append(missing, p)
 		}
 	}
@@ -127,7 +116,7 @@ func Build(ctx context.Context, c Config) ([]Result, error) {
 	var results []Result
 	for _, name := range names {
 		i := slices.IndexFunc(plans, func(p *plan) bool { return slices.Contains(p.roles, name) })
-		r, err := c.export(ctx, name, plans[i])
+		r, err := c.output().export(ctx, name, plans[i])
 		if err != nil {
 			return nil, fmt.Errorf("image of %s: %w", name, err)
 		}
@@ -148,7 +137,7 @@ func Fetch(ctx context.Context, c Config) error {
 		return err
 	}
 	c.Agent = "" // no part of it
-	_, err = c.stock(ctx, names, true)
+	_, err = c.supply().stock(ctx, names, true)
 	return err
 }
 
@@ -163,7 +152,7 @@ func Renew(ctx context.Context, c Config) (changed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	if err := c.pin(ctx, names, true); err != nil {
+	if err := c.supply().pin(ctx, names, true); err != nil {
 		return false, err
 	}
 	after, err := os.ReadFile(c.LockPath())
@@ -234,121 +223,4 @@ func (c *Config) plan(ctx context.Context, names []string) ([]*plan, error) {
 		plans = append(plans, &plan{roles: []string{name}, inputs: in, identity: id})
 	}
 	return plans, nil
-}
-
-func (c *Config) imageDir(identity string) string {
-	return filepath.Join(c.CacheDir, "images", identity)
-}
-
-func (c *Config) baseDir(in distro.Base) string {
-	return filepath.Join(c.CacheDir, "base", in.Identity())
-}
-
-// used notes that a build uses a folder of the cache, if it is there, so that it is not trimmed.
-func used(dir string) {
-	now := time.Now()
-	_ = os.Chtimes(dir, now, now) // who may not write to a cache cannot trim it either
-}
-
-// complete tells whether a folder of the cache holds an image. Such folders are renamed into place when all of it is
-// on the disk, so one that exists is whole.
-func complete(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, manifestName))
-	return err == nil
-}
-
-// export puts an image into the output folder. The file is the cache's own where both are on one file system, and
-// therefore read-only: machines get copies of it, or layers over it.
-func (c *Config) export(ctx context.Context, role string, p *plan) (Result, error) {
-	if err := atomicfile.MakeDirs(filepath.Join(c.OutDir, "images")); err != nil {
-		return Result{}, err
-	}
-	r := Result{Role: role, Identity: p.identity, Cached: p.cached, Path: c.file(role, "raw"), Manifest: c.file(role, "json")}
-	from := filepath.Join(c.imageDir(p.identity), diskName)
-	if err := place(ctx, from, r.Path); err != nil {
-		return r, err
-	}
-	data, err := os.ReadFile(filepath.Join(c.imageDir(p.identity), manifestName))
-	if err != nil {
-		return r, err
-	}
-	var m Manifest
-	if err := json.Unmarshal(data, &m); err != nil {
-		return r, fmt.Errorf("%s: %w; remove that folder and build again", c.imageDir(p.identity), err)
-	}
-	m.Role = role
-	before, err := os.ReadFile(r.Manifest)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return r, err
-	}
-	var old Manifest
-	json.Unmarshal(before, &old) // none, or not one of ours: nothing is known of what is there
-	if m.Outputs, err = c.dropStale(role, old, m); err != nil {
-		return r, err
-	}
-	for _, kind := range c.Formats {
-		if kind == "raw" {
-			continue
-		}
-		out, err := c.convert(ctx, role, p, kind)
-		if err != nil {
-			return r, fmt.Errorf("write as %s: %w", kind, err)
-		}
-		m.Outputs = slices.DeleteFunc(m.Outputs, func(o Output) bool { return o.Format == kind })
-		m.Outputs = append(m.Outputs, out)
-	}
-	slices.SortFunc(m.Outputs, func(a, b Output) int { return strings.Compare(a.Format, b.Format) })
-	if data, err = m.encode(); err != nil {
-		return r, err
-	}
-	materials, err := m.sbom()
-	if err != nil {
-		return r, err
-	}
-	return r, errors.Join(writeChanged(c.file(role, "spdx.json"), materials), writeChanged(r.Manifest, data))
-}
-
-// writeChanged writes a file, unless it has that content already.
-func writeChanged(path string, data []byte) error {
-	before, err := os.ReadFile(path)
-	if err == nil && bytes.Equal(before, data) {
-		return nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return atomicfile.Write(path, data, 0o644)
-}
-
-// place makes path a hard link of from, or a copy where no link can be.
-func place(ctx context.Context, from, path string) error {
-	src, err := os.Stat(from)
-	if err != nil {
-		return err
-	}
-	// A copy has the time of what it was copied from.
-	if dst, err := os.Stat(path); err == nil && (os.SameFile(src, dst) || dst.Size() == src.Size() && dst.ModTime().Equal(src.ModTime())) {
-		return nil
-	}
-	tmp := path + ".tmp"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.Link(from, tmp); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%w; is another build writing there?", err)
-		}
-		err = sparse.Copy(ctx, from, tmp)
-		err = errors.Join(err, os.Chmod(tmp, 0o444), os.Chtimes(tmp, src.ModTime(), src.ModTime()))
-		if err != nil {
-			os.Remove(tmp)
-			return err
-		}
-	}
-	// A link belongs to whom the cache's file belongs to, and that is given away with it: it is the output that counts.
-	if err := atomicfile.Own(tmp); err != nil {
-		os.Remove(tmp)
-		return err
-	}
-	return os.Rename(tmp, path)
 }

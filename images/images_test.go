@@ -342,7 +342,7 @@ func TestUpToDate(t *testing.T) {
 	if err != nil || !slices.Equal(plans[0].inputs.Pinned, pinned.Packages) || !slices.Equal(plans[0].inputs.Base.Pinned, base.Packages) {
 		t.Fatalf("%v, %+v", err, plans)
 	}
-	dir := c.imageDir(plans[0].identity)
+	dir := c.cache().imageDir(plans[0].identity)
 	testkit.Write(t, filepath.Join(dir, diskName), "a disk")
 	data, err := Manifest{Schema: 1, Role: "tiny", Identity: plans[0].identity, Inputs: plans[0].inputs}.encode()
 	if err != nil {

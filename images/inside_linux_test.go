@@ -16,7 +16,7 @@ func TestDownloadStaysBelow(t *testing.T) {
 	dir := t.TempDir()
 	c := &Config{CacheDir: filepath.Join(dir, "cache")}
 	sum := testkit.SHA256([]byte("x"))
-	testkit.Write(t, c.store().Path(sum), "x")
+	testkit.Write(t, c.cache().store().Path(sum), "x")
 	for i, path := range []string{"/../../escaped", "/a/../../../escaped", "/good/file"} {
 		b := &bake{config: c, plan: &plan{}}
 		b.Work = filepath.Join(dir, "work", fmt.Sprint(i))
@@ -47,7 +47,7 @@ func TestDownloadStaysBelow(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if err := c.store().TakeBelow(t.Context(), sum, root, "link/escaped", "it"); err == nil {
+	if err := c.cache().store().TakeBelow(t.Context(), sum, root, "link/escaped", "it"); err == nil {
 		t.Error("a link was followed")
 	}
 }

@@ -38,7 +38,7 @@ func Plan(ctx context.Context, c Config) ([]Planned, error) {
 	}
 	var all []Planned
 	for _, p := range plans {
-		planned := Planned{Roles: p.roles, Identity: p.identity, Cached: complete(c.imageDir(p.identity))}
+		planned := Planned{Roles: p.roles, Identity: p.identity, Cached: complete(c.cache().imageDir(p.identity))}
 		if !planned.Cached {
 			if planned.Because, err = c.because(p); err != nil {
 				return nil, err
@@ -51,7 +51,7 @@ func Plan(ctx context.Context, c Config) ([]Planned, error) {
 
 // because compares what goes into an image with what went into the one in the output folder.
 func (c *Config) because(p *plan) ([]string, error) {
-	path := c.file(p.roles[0], "json")
+	path := c.output().file(p.roles[0], "json")
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return []string{"there is no image yet"}, nil

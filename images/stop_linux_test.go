@@ -193,7 +193,7 @@ func bakedDir(t *testing.T, size, data int64) (dir, cache string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image := c.imageDir(plans[0].identity)
+	image := c.cache().imageDir(plans[0].identity)
 	manifest, err := Manifest{Schema: 1, Role: "tiny", Identity: plans[0].identity, Inputs: plans[0].inputs}.encode()
 	if err != nil {
 		t.Fatal(err)

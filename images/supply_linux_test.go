@@ -156,7 +156,7 @@ func TestLock(t *testing.T) {
 		}
 		for _, p := range append(l.Base.Packages, l.Roles["tiny"].Packages...) {
 			if p.Name == name {
-				if err := os.Remove(c.store().Path(p.SHA256)); err != nil {
+				if err := os.Remove(c.cache().store().Path(p.SHA256)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -242,10 +242,10 @@ func TestDamagedPackage(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := l.Roles["tiny"].Packages
-	if err := c.store().Repository(t.Context(), filepath.Join(t.TempDir(), "whole"), "bookworm", all, 2); err != nil {
+	if err := c.cache().store().Repository(t.Context(), filepath.Join(t.TempDir(), "whole"), "bookworm", all, 2); err != nil {
 		t.Fatal(err)
 	}
-	path := c.store().Path(all[0].SHA256)
+	path := c.cache().store().Path(all[0].SHA256)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -255,7 +255,7 @@ func TestDamagedPackage(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Write(t, path, string(data))
-	err = c.store().Repository(t.Context(), filepath.Join(t.TempDir(), "damaged"), "bookworm", all, 2)
+	err = c.cache().store().Repository(t.Context(), filepath.Join(t.TempDir(), "damaged"), "bookworm", all, 2)
 	wantError(t, err, "package cron 1.0 is damaged in the cache", path, "remove that file", "imagegen fetch")
 }
 

@@ -32,7 +32,7 @@ func TestTrim(t *testing.T) {
 	}
 
 	hold := func() (release func()) {
-		release, err := c.hold(t.Context())
+		release, err := c.cache().hold(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,216 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"imagegen/images/builder"
+	"imagegen/internal/filelock"
+	"imagegen/internal/sparse"
+)
+
+// open makes the cache ready for bakes, and returns its real path.
+func (k cache) open(ctx context.Context) (real string, err error) {
+	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
+		if err := os.MkdirAll(filepath.Join(k.dir, dir), 0o755); err != nil {
+			return k.dir, fmt.Errorf("make the cache: %w", err)
+		}
+	}
+	// The kernel tells the files of loop devices by their real paths.
+	real, err = filepath.EvalSymlinks(k.dir)
+	if err != nil {
+		return k.dir, err
+	}
+	k.dir = real
+	return real, k.removeLeftovers(ctx)
+}
+
+// lockResult makes sure that of several imagegens that want one result, one makes it.
+func (k cache) lockResult(ctx context.Context, image, dir string) (*os.File, error) {
+	lock, err := filelock.Lock(ctx, dir+".lock", syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		k.ui.Step(image, "wait for another imagegen, which is baking it")
+		lock, err = filelock.Lock(ctx, dir+".lock", syscall.LOCK_EX)
+	}
+	return lock, err
+}
+
+// keep moves a finished result into the cache: its files to the disk first, then the folder into place, whole.
+func keep(ctx context.Context, result, dir string) error {
+	entries, err := os.ReadDir(result)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			continue // the base's tree, which its script has brought to the disk
+		}
+		f, err := os.Open(filepath.Join(result, e.Name()))
+		if err != nil {
+			return err
+		}
+		err = errors.Join(f.Chmod(0o444), sparse.Flush(ctx, f), f.Close())
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return fmt.Errorf("write %s to the disk: %w", e.Name(), err)
+		}
+	}
+	return os.Rename(result, dir)
+}
+
+func freeBytes(dir string) (int64, bool) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, false
+	}
+	return int64(st.Bavail) * st.Bsize, true
+}
+
+// A bake works in a folder of its own below work/, which it keeps locked. All its mounts are in a private mount
+// namespace, so a bake that is killed leaves nothing but that folder, and a loop device if it was killed in the moment
+// between attaching and mounting it.
+
+// workDir makes and locks a folder for a bake; release removes it.
+func (k cache) workDir(ctx context.Context) (dir string, release func(), err error) {
+	making, err := k.lockWork(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	defer making.Close()
+	dir, err = os.MkdirTemp(filepath.Join(k.dir, "work"), "bake-")
+	if err != nil {
+		return "", nil, err
+	}
+	lock, err := filelock.Lock(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err != nil {
+		os.RemoveAll(dir)
+		return "", nil, err
+	}
+	return dir, func() {
+		os.RemoveAll(dir)
+		lock.Close()
+	}, nil
+}
+
+// lockWork is held while folders are made and looked through, so that none is seen before it is locked.
+func (k cache) lockWork(ctx context.Context) (*os.File, error) {
+	return filelock.Lock(ctx, filepath.Join(k.dir, "work", "lock"), syscall.LOCK_EX)
+}
+
+// removeLeftovers removes the folders of bakes that are no more.
+func (k cache) removeLeftovers(ctx context.Context) error {
+	looking, err := k.lockWork(ctx)
+	if err != nil {
+		return err
+	}
+	defer looking.Close()
+	dirs, err := filepath.Glob(filepath.Join(k.dir, "work", "bake-*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		lock, err := filelock.Lock(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			continue // somebody else's, at work
+		}
+		if err != nil {
+			return fmt.Errorf("remove what a killed bake left: %w", err)
+		}
+		err = errors.Join(builder.Clean(ctx, dir), os.RemoveAll(dir))
+		lock.Close()
+		if err != nil {
+			return fmt.Errorf("remove what a killed bake left: %w", err)
+		}
+	}
+	return nil
+}
+
+// unusedFor is how long the cache keeps what no build uses. Only what can be made again without a network goes then:
+// images, their other formats and bases, but no packages and downloads, which may not be had any more.
+const unusedFor = 30 * 24 * time.Hour
+
+// hold keeps the cache from being trimmed until release is called, which trims it when nobody else holds it.
+func (k cache) hold(ctx context.Context) (release func(), err error) {
+	if err := os.MkdirAll(k.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the cache: %w", err)
+	}
+	path := filepath.Join(k.dir, "lock")
+	held, err := filelock.Lock(ctx, path, syscall.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		held.Close()
+		if ctx.Err() != nil {
+			return
+		}
+		alone, err := filelock.Lock(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
+		if err != nil {
+			return // whoever holds it trims it
+		}
+		defer alone.Close()
+		if n, err := k.trim(ctx); err != nil {
+			k.ui.Note(fmt.Sprintf("cache: not trimmed: %v", err)) // the images are there all the same
+		} else if n > 0 {
+			k.ui.Note(fmt.Sprintf("cache: removed what no build has used for %d days: %d folders", unusedFor/(24*time.Hour), n))
+		}
+	}, nil
+}
+
+// trim removes what has not been used for long, and returns how many folders that were.
+func (k cache) trim(ctx context.Context) (removed int, err error) {
+	var old []string
+	for _, kind := range []string{"images", "formats", "base"} {
+		entries, err := os.ReadDir(filepath.Join(k.dir, kind))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return 0, err
+		}
+		for _, e := range entries {
+			dir := filepath.Join(k.dir, kind, e.Name())
+			if info, err := e.Info(); err == nil && info.IsDir() && time.Since(info.ModTime()) > unusedFor && !linked(dir) {
+				old = append(old, dir)
+			}
+		}
+	}
+	if len(old) == 0 {
+		return 0, nil
+	}
+	// Nothing is ever half there: what is renamed away and not removed, the next bake removes.
+	work, release, err := k.workDir(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	for i, dir := range old {
+		if err := os.Rename(dir, filepath.Join(work, fmt.Sprint(i))); err != nil {
+			return i, err
+		}
+		os.Remove(dir + ".lock") // formats have none
+	}
+	return len(old), nil
+}
+
+// linked tells whether a file in a folder has another name, as an image in an output folder has. Removing it would free nothing.
+func linked(dir string) bool {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !info.Mode().IsRegular() {
+			continue
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
+			return true
+		}
+	}
+	return false
+}
