@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
 // For emulation on two slow cores.
@@ -47,9 +49,7 @@ func TestVirtualMachines(t *testing.T) {
 
 // redisInVMs runs the Redis tier in three virtual machines, from the files that build made.
 func (b *bench) redisInVMs(t *testing.T) {
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		t.Skip("SKIPPED: no qemu-system-x86_64 on this machine (package qemu-system-x86): virtual machines are NOT tested")
-	}
+	testkit.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	b.letIn(t)
 	b.lab(t, "seed")
 	names := []string{"redis1", "redis2", "redis3"}
