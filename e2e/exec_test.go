@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"imagegen/internal/libvirthosts"
+	"imagegen/internal/testkit"
 	"imagegen/operate"
 )
 
@@ -93,7 +94,7 @@ func TestExecOnLibvirt(t *testing.T) {
 	}
 
 	command("kill", "redis1")
-	eventually(t, vmReadyIn, "the other two are ready without redis1", func() error {
+	testkit.Eventually(t, vmReadyIn, "the other two are ready without redis1", func() error {
 		s := status()
 		if s["redis1"].State != operate.Off || !s["redis2"].Ready() || !s["redis3"].Ready() {
 			return fmt.Errorf("%s; %s; %s", operate.Describe(s["redis1"]), operate.Describe(s["redis2"]), operate.Describe(s["redis3"]))
