@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"imagegen/cluster/facts"
-	"imagegen/internal/testkit"
 )
 
 // asker asks an agent's API as somebody whom the authority has signed.
@@ -79,7 +78,7 @@ func TestJournal(t *testing.T) {
 	for _, resp := range following {
 		resp.Body.Close()
 	}
-	testkit.Until(t, time.Minute, "journalctl ends with its reader", func() bool {
+	eventually(t, "journalctl ends with its reader", func() bool {
 		text, _ := os.ReadFile(pids)
 		alive := 0
 		for pid := range strings.FieldsSeq(string(text)) {
@@ -91,7 +90,16 @@ func TestJournal(t *testing.T) {
 		}
 		return alive == 0
 	})
-	testkit.Until(t, time.Minute, "another may read", func() bool { return operator(facts.LogsPath).StatusCode == http.StatusOK })
+	eventually(t, "another may read", func() bool { return operator(facts.LogsPath).StatusCode == http.StatusOK })
+}
+
+func eventually(t *testing.T, what string, check func() bool) {
+	t.Helper()
+	for start := time.Now(); !check(); time.Sleep(20 * time.Millisecond) {
+		if time.Since(start) > 30*time.Second {
+			t.Fatalf("not within 30 s: %s", what)
+		}
+	}
 }
 
 // A busy journal is written at a bounded rate, and whole.

@@ -15,8 +15,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"imagegen/internal/testkit"
 )
 
 // failedPictures is the folder for screenshots of failed runs.
@@ -265,7 +263,7 @@ func (b *bench) peopleSee(t *testing.T) {
 
 	holder := b.holder(t, "192.168.10.39", "balancer1", "balancer2")
 	b.lab(t, "kill", holder)
-	took := testkit.Eventually(t, time.Minute, "the post through the other balancer", sees)
+	took := eventually(t, time.Minute, "the post through the other balancer", sees)
 	t.Logf("killed %s: seen after %s", holder, took.Round(100*time.Millisecond))
 
 	dead := []string{b.holder(t, "192.168.10.53", "balancer3", "balancer4"), b.redisMaster(t)}
@@ -278,9 +276,9 @@ func (b *bench) peopleSee(t *testing.T) {
 	}
 	b.lab(t, "kill", dead...)
 	dead = append(dead, holder)
-	took = testkit.Eventually(t, time.Minute, "the post without "+strings.Join(dead, ", "), sees)
+	took = eventually(t, time.Minute, "the post without "+strings.Join(dead, ", "), sees)
 	t.Logf("without %s: seen after %s", strings.Join(dead, ", "), took.Round(100*time.Millisecond))
-	testkit.Eventually(t, time.Minute, "the front page with the post", func() error {
+	eventually(t, time.Minute, "the front page with the post", func() error {
 		if err := visitor.frontPage(); err != nil {
 			return err
 		}
@@ -291,7 +289,7 @@ func (b *bench) peopleSee(t *testing.T) {
 		}
 		return err
 	})
-	testkit.Eventually(t, time.Minute, "the administrator's list of posts", func() error {
+	eventually(t, time.Minute, "the administrator's list of posts", func() error {
 		if err := admin.open("/wp-admin/edit.php"); err != nil {
 			return err
 		}

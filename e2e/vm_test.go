@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"imagegen/internal/testkit"
 )
 
 // For emulation on two slow cores.
@@ -33,7 +31,7 @@ func TestVirtualMachines(t *testing.T) {
 	b.lab(t, "up", "--site", b.site, "--provider", "qemu")
 	t.Logf("the last machine was turned on after %s", time.Since(start).Round(time.Second))
 	// A long timeout: cancelled requests continue on the server and slow down the next ones.
-	testkit.Eventually(t, allVMsIn, "front page", func() error { return b.frontPageIn(5 * time.Minute) })
+	eventually(t, allVMsIn, "front page", func() error { return b.frontPageIn(5 * time.Minute) })
 	t.Logf("page after %s", time.Since(start).Round(time.Second))
 	b.lab(t, "status", "--wait", "--timeout", allVMsIn.String())
 	t.Logf("all ready after %s", time.Since(start).Round(time.Second))
@@ -49,7 +47,9 @@ func TestVirtualMachines(t *testing.T) {
 
 // redisInVMs runs the Redis tier in three virtual machines, from the files that build made.
 func (b *bench) redisInVMs(t *testing.T) {
-	testkit.Program(t, "qemu-system-x86_64", "qemu-system-x86")
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("SKIPPED: no qemu-system-x86_64 on this machine (package qemu-system-x86): virtual machines are NOT tested")
+	}
 	b.letIn(t)
 	b.lab(t, "seed")
 	names := []string{"redis1", "redis2", "redis3"}
@@ -105,7 +105,7 @@ func (b *bench) letIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { agent.Process.Kill(); agent.Wait() })
-	testkit.Eventually(t, 10*time.Second, "ssh-agent", func() error { _, err := os.Stat(socket); return err })
+	eventually(t, 10*time.Second, "ssh-agent", func() error { _, err := os.Stat(socket); return err })
 	t.Setenv("SSH_AUTH_SOCK", socket)
 	run("ssh-add", "-q", key)
 	public, err := os.ReadFile(key + ".pub")
@@ -126,7 +126,7 @@ func (b *bench) letIn(t *testing.T) {
 // and reported no errors. in runs a shell line on the node.
 func cloudInitDone(t *testing.T, node string, in func(script string) (string, error)) {
 	t.Helper()
-	testkit.Eventually(t, aVMIn, "cloud-init's end on "+node, func() error {
+	eventually(t, aVMIn, "cloud-init's end on "+node, func() error {
 		_, err := in("test -e /run/cloud-init/result.json")
 		return err
 	})

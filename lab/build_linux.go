@@ -2,12 +2,13 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 
-	"imagegen/cloudinit"
 	"imagegen/cluster"
-	"imagegen/machines/fleet"
+	"imagegen/machines"
 	"imagegen/operate"
 )
 
@@ -20,51 +21,41 @@ func (l *Lab) CheckFiles(names ...string) error {
 	return l.made.Check(nodes)
 }
 
-// Current tells whether a node was made from the image and the seed that build has made last.
-func (l *Lab) Current(name string) (bool, error) {
-	nodes, err := l.pick([]string{name})
+// machine is what a node's machine is to be.
+func (l *Lab) machine(n cluster.Node) (machines.Machine, error) {
+	m, err := l.made.Machine(l.clusterID, n)
 	if err != nil {
-		return false, err
+		return m, err
 	}
-	made, err := os.Stat(l.paths.in(name, imageFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+	if m.Image.Identity, err = l.imageIdentity(n.Role); err != nil {
+		return m, err
 	}
-	if err != nil {
-		return false, err
-	}
-	now, err := os.Stat(l.paths.image(nodes[0].Role))
-	if err != nil {
-		return false, err
-	}
-	seed, err := l.hasLatestSeed(name)
-	return os.SameFile(made, now) && seed, err
+	id, err := l.made.SeedIdentity(n.Name)
+	m.Seed.Identity = id.Digest
+	return m, err
 }
 
-// hasLatestSeed tells whether a node was last turned on with the seed that build has made last.
-func (l *Lab) hasLatestSeed(name string) (bool, error) {
-	had, err1 := os.Stat(l.paths.in(name, seedFile))
-	now, err2 := os.Stat(l.paths.seed(name))
-	if err := errors.Join(err1, err2); err != nil {
-		return false, err
+// imageIdentity returns the identity in the manifest of a role's image. An image without a manifest is known by its file.
+func (l *Lab) imageIdentity(role string) (string, error) {
+	id, err := l.made.ImageIdentity(role)
+	if !errors.Is(err, fs.ErrNotExist) && (err != nil || id != "") {
+		return id, err
 	}
-	if os.SameFile(had, now) {
-		return true, nil
+	info, err := os.Stat(l.made.ImagePath(role))
+	if err != nil {
+		return "", err
 	}
-	a, err1 := cloudinit.ReadISO(l.paths.in(name, seedFile))
-	b, err2 := cloudinit.ReadISO(l.paths.seed(name))
-	return fleet.SameSeed(a, b), errors.Join(err1, err2)
+	s := info.Sys().(*syscall.Stat_t)
+	return fmt.Sprintf("file %d:%d of %s", s.Dev, s.Ino, info.ModTime().UTC().Format("2006-01-02T15:04:05.999999999Z")), nil
 }
 
-// build is operate.Machine.Build of a node.
-func (l *Lab) build(n cluster.Node) string {
-	if _, ok := l.spec.Node(n.Name); !ok {
+// build is operate.Machine.Build of a node that has a machine, or that the spec no longer has.
+func (l *Lab) build(n cluster.Node, s machines.State) string {
+	if !l.inSpec(n.Name) {
 		return operate.BuildRemoved
 	}
-	if _, err := os.Stat(l.paths.in(n.Name, seedFile)); err != nil {
-		return ""
-	}
-	if current, err := l.Current(n.Name); err == nil && current {
+	now, err := l.machine(n)
+	if err == nil && s.Image == now.Image.Identity && s.Seed == now.Seed.Identity {
 		return operate.BuildCurrent
 	}
 	return operate.BuildOlder // also where what build made last is gone

@@ -13,11 +13,11 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// cutTable is the nftables table, in the cluster's namespace, that has what is cut.
+// cutTable is the nftables table, in the cluster's namespace, with the rules of all cuts.
 const cutTable = "imagegen-cut"
 
-// Cut drops all packets between nodes and others; when there are no others, between nodes and everybody, visitors of the
-// site among them; with oneWay only those that nodes send. What was cut before stays so. Status and Exec still reach all nodes.
+// Cut drops all packets between nodes and others; without others, between nodes and everybody else, including visitors of the site;
+// with oneWay, only packets that nodes send. Earlier cuts stay. Status and Exec still reach all nodes.
 func (l *Lab) Cut(ctx context.Context, nodes, others []string, oneWay bool) error {
 	if _, err := l.known(slices.Concat(nodes, others)); err != nil {
 		return err
@@ -27,12 +27,12 @@ func (l *Lab) Cut(ctx context.Context, nodes, others []string, oneWay bool) erro
 		var addresses []string
 		for _, n := range append(l.spec.Nodes(), l.removed()...) {
 			if slices.Contains(nodes, n.Name) {
-				addresses = append(addresses, l.runningAddress(n))
+				addresses = append(addresses, addressOf(l.runs(n)))
 			} else {
 				others = append(others, n.Name)
 			}
 		}
-		rules = visitorRules(l.ports(nodes), addresses, oneWay)
+		rules = visitorRules(ports(nodes), addresses, oneWay)
 	}
 	for _, n := range nodes {
 		if slices.Contains(others, n) {
@@ -42,12 +42,12 @@ func (l *Lab) Cut(ctx context.Context, nodes, others []string, oneWay bool) erro
 	if len(others) == 0 {
 		return errors.New("there is no other node to cut from")
 	}
-	return l.filter(ctx, cutRules(l.ports(nodes), l.ports(others), oneWay)+rules)
+	return l.filter(ctx, cutRules(ports(nodes), ports(others), oneWay)+rules)
 }
 
 // Mend undoes every Cut.
 func (l *Lab) Mend(ctx context.Context) error {
-	// Added first, since deleting a table that is not there is an error.
+	// Added first: deleting a table that does not exist is an error.
 	return l.filter(ctx, fmt.Sprintf("add table bridge %[1]s\ndelete table bridge %[1]s\n", cutTable))
 }
 
@@ -58,14 +58,14 @@ func (l *Lab) filter(ctx context.Context, rules string) error {
 		return err
 	}
 	defer c.release()
-	if !l.network.complete(l.operator) {
-		return fmt.Errorf("cluster %s is not up: imagegen up starts it", l.spec.Cluster)
+	if !l.network.Complete(l.operator) {
+		return l.notUp()
 	}
 	nft, err := exec.LookPath("nft")
 	if err != nil {
 		return errors.New("cutting the network needs nft, which this machine lacks: apt-get install nftables")
 	}
-	return l.network.do(func() error {
+	return l.network.Do(func() error {
 		cmd := exec.CommandContext(ctx, nft, "-f", "-")
 		cmd.Stdin = strings.NewReader(rules)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -75,7 +75,7 @@ func (l *Lab) filter(ctx context.Context, rules string) error {
 	})
 }
 
-// cutRules is the input of nft. A bridge passes frames from port to port, so these are what is filtered.
+// cutRules is the input of nft. A bridge forwards frames from port to port, so the rules filter by port.
 func cutRules(ports, others []string, oneWay bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "add table bridge %s\n", cutTable)
@@ -90,8 +90,8 @@ func cutRules(ports, others []string, oneWay bool) string {
 	return b.String()
 }
 
-// visitorRules cut nodes off from this machine, which is the bridge itself: what visitors ask, and who says that he has a
-// virtual address. The agents' answers and SSH at the nodes' own addresses remain.
+// visitorRules cut nodes off from this machine, which is the bridge itself: visitors' requests, and announcements of virtual
+// addresses. Agents and SSH at the nodes' own addresses remain reachable.
 func visitorRules(ports, addresses []string, oneWay bool) string {
 	var b strings.Builder
 	chain := func(hook, port, own, service string) {
@@ -109,10 +109,10 @@ func visitorRules(ports, addresses []string, oneWay bool) string {
 }
 
 // ports returns the names of the nodes' ports on the bridge.
-func (l *Lab) ports(nodes []string) []string {
+func ports(nodes []string) []string {
 	var ports []string
 	for _, name := range nodes {
-		ports = append(ports, l.port(name))
+		ports = append(ports, port(name))
 	}
 	return ports
 }
@@ -120,9 +120,9 @@ func (l *Lab) ports(nodes []string) []string {
 // maxPort is the longest name that the kernel gives an interface, in bytes.
 const maxPort = 15
 
-// port is the name of a node's port on the bridge. It depends on the node's name alone, so that a node keeps its port
-// whatever becomes of the spec around it. Names of interfaces are short, and those of nodes need not be.
-func (l *Lab) port(node string) string {
+// port returns the name of a node's port on the bridge. It depends on the node's name alone, so a node keeps its port when the spec
+// changes. Node names may be longer than the names of interfaces.
+func port(node string) string {
 	if name := "port-" + node; len(name) <= maxPort {
 		return name
 	}

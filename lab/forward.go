@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// ForwardCommand is the hidden command of imagegen that the lab starts in the background; it must end in RunForward
-// with the arguments after it.
+// ForwardCommand is the hidden command of imagegen that the lab starts in the background. It must call RunForward with the
+// arguments that follow it.
 const ForwardCommand = "lab-forward"
 
 const dialLimit = 5 * time.Second
 
-// RunForward accepts connections on the listening socket that it was given as file descriptor 3 and connects each to
-// the address in args, which is in the network namespace that the process was started in. It ends with an error.
+// RunForward accepts connections on the listening socket that it inherits as file descriptor 3, and connects each to the address in
+// args, in the network namespace of this process. It ends only with an error.
 func RunForward(args []string) error {
 	if len(args) != 1 {
 		return errors.New("for the lab's own use: " + ForwardCommand + " ADDRESS:PORT, with a listening socket as file descriptor 3")
@@ -35,8 +35,7 @@ func RunForward(args []string) error {
 	}
 }
 
-// forward copies both ways until both ends have said all. When the site cannot be reached, the visitor sees a closed
-// connection, as from any machine that is not there.
+// forward copies both ways until both sides have closed. If the site cannot be reached, the visitor's connection is closed.
 func forward(visitor *net.TCPConn, target string) {
 	defer visitor.Close()
 	conn, err := net.DialTimeout("tcp", target, dialLimit)
@@ -48,7 +47,7 @@ func forward(visitor *net.TCPConn, target string) {
 	var both sync.WaitGroup
 	for _, c := range [][2]*net.TCPConn{{site, visitor}, {visitor, site}} {
 		both.Go(func() {
-			if _, err := io.Copy(c[0], c[1]); err != nil { // one end is gone: the other need not wait
+			if _, err := io.Copy(c[0], c[1]); err != nil { // one side is gone: the other need not wait
 				visitor.Close()
 				site.Close()
 			}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -17,71 +16,79 @@ import (
 	"time"
 
 	"imagegen/cluster"
+	"imagegen/internal/cgroup"
+	"imagegen/internal/netns"
+	"imagegen/internal/program"
+	"imagegen/machines"
 	"imagegen/machines/fleet"
+	"imagegen/machines/local"
 	"imagegen/operate"
 )
 
-// Lab is one cluster on this machine. Its methods may be called by several processes at once: those that change
-// something wait for each other.
+// Lab is one cluster on this machine. Several processes may call its methods at once: those that change something wait for each
+// other.
 type Lab struct {
-	spec     *cluster.Spec
-	paths    paths
-	made     fleet.Made
-	log      func(format string, args ...any)
-	agents   *operate.Agents
-	operator netip.Prefix
-	network  netns
-	group    cgroup // one for each node, and those of helper
-	// bootLimit is how long others wait for a node's boot when not all may boot at once.
+	spec      *cluster.Spec
+	clusterID string // empty: the secrets are lost
+	providers map[string]Provider
+	paths     paths
+	made      fleet.Made
+	log       func(format string, args ...any)
+	agents    *operate.Agents
+	operator  netip.Prefix
+	network   netns.Name
+	group     cgroup.Group // has one for each node, and those of helper
+	// bootLimit is how long the next machine waits for a boot when not all may boot at once.
 	bootLimit time.Duration
 }
 
-// Open returns the lab of a cluster, and starts nothing. It fails where a lab cannot be: without root or without a
-// program that it needs.
+// Open returns the lab of a cluster. It starts nothing. It fails without root, or without a program that every lab needs.
 func Open(c Config) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("the lab needs root: it makes namespaces, mounts and devices (run it with sudo)")
 	}
-	if err := lacks([][2]string{{"ip", "iproute2"}}, nil); err != nil {
+	if err := program.Lacks([][2]string{{"ip", "iproute2"}}, nil); err != nil {
 		return nil, err
 	}
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
 		return nil, err
 	}
-	root, err := cgroupRoot()
+	root, err := cgroup.Root()
 	if err != nil {
 		return nil, err
 	}
 	name := "imagegen-" + c.Spec.Cluster
-	l := &Lab{spec: c.Spec, paths: paths{dir}, made: fleet.Made{Spec: c.Spec, Dir: c.Dir, Seed: c.Seed}, log: c.Log, network: netns(name), group: root.sub(name), bootLimit: 5 * time.Minute}
+	l := &Lab{
+		spec: c.Spec, clusterID: c.Secrets.ClusterID, providers: c.Providers, paths: paths{dir}, made: fleet.Made{Spec: c.Spec, Dir: c.Dir, Seed: c.Seed},
+		log: c.Log, network: netns.Name(name), group: root.Sub(name), bootLimit: 5 * time.Minute,
+	}
 	if l.log == nil {
 		l.log = func(string, ...any) {}
 	}
 	if l.operator, err = operatorAddress(c.Spec); err != nil {
 		return nil, err
 	}
-	if l.agents, err = operate.NewAgents(c.Secrets, l.network.dial); err != nil {
+	if l.agents, err = operate.NewAgents(c.Secrets, l.network.Dial); err != nil {
 		return nil, err
 	}
-	return l, l.bePatient()
+	if p, err := l.provider(); err == nil {
+		l.bePatient(p)
+	}
+	return l, nil
 }
 
-// emulatedLimit is how long an agent may take to answer where the node's processor is emulated.
+// emulatedLimit is how long an agent on an emulated processor may take to answer.
 const emulatedLimit = 15 * time.Second
 
-// bePatient gives agents on emulated processors more time to answer.
-func (l *Lab) bePatient() error {
-	_, accel, err := l.record()
-	if accel == "tcg" {
+func (l *Lab) bePatient(p *local.Provider) {
+	if p.Emulated() {
 		l.agents.Limit = emulatedLimit
 	}
-	return err
 }
 
-// Up turns on the nodes with these names in this order, all nodes in the spec's order when there are no names. What is
-// on already is left alone. It makes the cluster's network and forwards the site, where the cluster has one, to its
-// virtual address.
+// Up makes the cluster's network, forwards the site, if the cluster has a virtual address, and turns on the nodes with these names
+// in this order; without names, all nodes in the spec's order. Nodes that are on are left alone.
 func (l *Lab) Up(ctx context.Context, names []string, with UpOptions) error {
 	nodes, err := l.pick(names)
 	if err != nil {
@@ -91,11 +98,11 @@ func (l *Lab) Up(ctx context.Context, names []string, with UpOptions) error {
 		nodes = l.spec.Nodes()
 	}
 	return l.turnOn(ctx, nodes, func() error {
-		if err := l.choose(ctx, with.Provider, nodes[0]); err != nil {
+		if err := l.choose(ctx, with.Provider); err != nil {
 			return err
 		}
-		if !l.network.complete(l.operator) { // not there, or half made
-			if err := l.network.create(l.operator); err != nil {
+		if !l.network.Complete(l.operator) { // not there, or half made
+			if err := l.network.Create(l.operator); err != nil {
 				return err
 			}
 		}
@@ -103,14 +110,14 @@ func (l *Lab) Up(ctx context.Context, names []string, with UpOptions) error {
 	})
 }
 
-// Start turns on nodes of a cluster that is up. What is on already is left alone.
+// Start turns on nodes of a cluster that is up. Nodes that are on are left alone.
 func (l *Lab) Start(ctx context.Context, names ...string) error {
 	nodes, err := l.pick(names)
 	if err != nil {
 		return err
 	}
 	return l.turnOn(ctx, nodes, func() error {
-		if !l.network.complete(l.operator) {
+		if !l.network.Complete(l.operator) {
 			return l.notUp()
 		}
 		return nil
@@ -127,7 +134,7 @@ func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() e
 	}
 	defer c.release()
 	nodes = slices.DeleteFunc(nodes, func(n cluster.Node) bool {
-		on := l.group.sub(n.Name).busy()
+		on := l.group.Sub(n.Name).Busy()
 		if on {
 			l.log("%s is on already", n.Name)
 		}
@@ -146,14 +153,14 @@ func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() e
 	if err != nil {
 		return err
 	}
-	if err := p.check(len(nodes)); err != nil {
+	if err := p.CheckRoom(len(nodes)); err != nil {
 		return err
 	}
-	// Each is started before the one before is known to be on: a boot takes all the processors that there are.
+	// Starts overlap: nobody waits for a machine to be on before the next is started.
 	var starting []func() error
 	var errs []error
 	for i, n := range nodes {
-		if most := p.atOnce(); most > 0 && i >= most {
+		if most := atOnce(p); most > 0 && i >= most {
 			l.booted(ctx, nodes[i-most])
 		}
 		if ctx.Err() != nil {
@@ -179,7 +186,7 @@ func (l *Lab) turnOn(ctx context.Context, nodes []cluster.Node, prepare func() e
 	return errors.Join(errs...)
 }
 
-// CheckReplace fails where nodes cannot be replaced now: build has to be run first, or the cluster is not up.
+// CheckReplace fails when nodes cannot be replaced now: build has to run first, or the cluster is not up.
 func (l *Lab) CheckReplace(names ...string) error {
 	if err := l.CheckFiles(names...); err != nil {
 		return err
@@ -187,10 +194,10 @@ func (l *Lab) CheckReplace(names ...string) error {
 	return l.CheckUp()
 }
 
-// CheckUp fails where the cluster is not up.
+// CheckUp fails when the cluster is not up.
 func (l *Lab) CheckUp() error {
 	owner, err := currentOwner(l.spec.Cluster)
-	if err == nil && (!owner.is(l.paths.lab()) || !l.network.complete(l.operator)) {
+	if err == nil && (!owner.is(l.paths.lab()) || !l.network.Complete(l.operator)) {
 		err = l.notUp()
 	}
 	return err
@@ -209,8 +216,8 @@ func (l *Lab) pick(names []string) ([]cluster.Node, error) {
 	return nodes, nil
 }
 
-// helper is the cgroup of a process of the lab that is no node: no node's name begins like it.
-func (l *Lab) helper(name string) cgroup { return l.group.sub("_" + name) }
+// helper returns the cgroup of a process that belongs to no node. No node's name begins with an underscore.
+func (l *Lab) helper(name string) cgroup.Group { return l.group.Sub("_" + name) }
 
 // Kill cuts the power of nodes: all their processes are killed at once. Their disks are kept.
 func (l *Lab) Kill(ctx context.Context, names ...string) error {
@@ -232,20 +239,27 @@ func (l *Lab) Kill(ctx context.Context, names ...string) error {
 	return errors.Join(errs...)
 }
 
-// powerOff kills a node and waits until its disks are free.
+// powerOff cuts a node's power and waits until its disks are free.
 func (l *Lab) powerOff(ctx context.Context, node string) error {
-	group := l.group.sub(node)
-	if !group.busy() {
+	group := l.group.Sub(node)
+	if !group.Busy() {
 		l.log("%s is off already", node)
 	}
-	if err := group.kill(ctx); err != nil {
+	p, err := l.provider()
+	switch {
+	case errors.Is(err, errNotUp): // or somebody has removed the lab's folder
+		err = group.Kill(ctx)
+	case err == nil:
+		err = p.Stop(ctx, node)
+	}
+	if err != nil {
 		return fmt.Errorf("kill %s: %w", node, err)
 	}
-	return l.released(ctx, node)
+	return nil
 }
 
-// Replace cuts a node's power, takes its root disk away, and its data disk as well where blank is set, and turns on a new
-// one in its place: from the image and the seed that build has made last.
+// Replace puts a new machine in the place of a node's, from the image and the seed that build has made last. The data disk is kept,
+// unless blank is set.
 func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 	nodes, err := l.pick([]string{name})
 	if err != nil {
@@ -259,58 +273,24 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 		return err
 	}
 	defer c.release()
-	if !l.network.complete(l.operator) {
+	if !l.network.Complete(l.operator) {
 		return l.notUp()
 	}
 	if err := l.checkAddresses(nodes); err != nil {
-		return err
-	}
-	if err := l.powerOff(ctx, name); err != nil {
 		return err
 	}
 	p, err := l.provider()
 	if err != nil {
 		return err
 	}
-	// Renamed at once, so that no node ever boots from half of its disk; what an earlier run left goes as well.
-	gone := l.paths.in(name, "gone")
-	if err := os.RemoveAll(gone); err != nil {
-		return err
-	}
-	changes := p.changes()
-	if err := os.Rename(l.paths.in(name, changes[0]), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	parts := slices.Concat([]string{"gone", imageFile}, changes[1:])
-	if blank {
-		parts = append(parts, dataDisk)
-	}
-	for _, part := range parts {
-		if err := os.RemoveAll(l.paths.in(name, part)); err != nil {
-			return err
-		}
-	}
-	started, err := l.powerOn(ctx, p, nodes[0])
-	if err == nil {
-		err = started()
-	}
+	m, err := l.machine(nodes[0])
 	if err != nil {
-		return fmt.Errorf("turn on %s: %w", name, err)
+		return err
 	}
-	return nil
+	return machines.Replace(ctx, p, m, blank)
 }
 
-// released waits until the kernel has let go of the disks of a node that is off.
-func (l *Lab) released(ctx context.Context, node string) error {
-	ctx, cancel := context.WithTimeout(ctx, killLimit)
-	defer cancel()
-	if !poll(ctx, func() bool { return !attached(l.paths.in(node, dataDisk)) }) {
-		return fmt.Errorf("%s is off, but its data disk is still attached (see losetup)", node)
-	}
-	return nil
-}
-
-// Down kills all nodes and removes everything that the lab has made, the nodes' disks included. Images and seeds stay.
+// Down kills all nodes and removes everything that the lab has made, including the nodes' disks. Images and seeds stay.
 func (l *Lab) Down(ctx context.Context) error {
 	c, err := l.claim(ctx)
 	if err != nil {
@@ -320,22 +300,18 @@ func (l *Lab) Down(ctx context.Context) error {
 	if err := l.endFormer(ctx); err != nil {
 		return err
 	}
-	if err := l.group.kill(ctx); err != nil {
+	if err := l.group.Kill(ctx); err != nil {
 		return err
 	}
-	disks, err := filepath.Glob(l.paths.in("*", "*")) // the pattern is well formed unless the folder's name is strange
-	if err != nil {
-		return err
-	}
-	waiting, cancel := context.WithTimeout(ctx, killLimit)
-	defer cancel()
-	for _, d := range disks {
-		// An image may be in use by the lab of another cluster, through another name.
-		if filepath.Base(d) == dataDisk && !poll(waiting, func() bool { return !attached(d) }) {
-			return fmt.Errorf("%s is still attached to a loop device (see losetup)", d)
+	// All that runs has been killed at once. What the provider does not know goes with the folder.
+	if p, err := l.provider(); err == nil {
+		if err := machines.RemoveAll(ctx, p, local.Nodes(l.paths.lab())); err != nil {
+			return err
 		}
+	} else if !errors.Is(err, errNotUp) {
+		return err
 	}
-	if err := l.network.delete(); err != nil {
+	if err := l.network.Delete(); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(l.paths.lab()); err != nil {
@@ -345,11 +321,23 @@ func (l *Lab) Down(ctx context.Context) error {
 	return nil
 }
 
-// Known returns what this machine knows of the spec's nodes, in the spec's order, and after those of nodes of this lab that the
-// spec no longer has.
-func (l *Lab) Known(context.Context) ([]operate.Machine, error) {
+// Known returns what is known of the machines of the spec's nodes, in the spec's order, and after those of nodes that the spec no
+// longer has.
+func (l *Lab) Known(ctx context.Context) ([]operate.Machine, error) {
 	owner, err := currentOwner(l.spec.Cluster)
 	if err != nil {
+		return nil, err
+	}
+	have := map[string]machines.State{}
+	if p, err := l.provider(); err == nil {
+		list, err := p.List(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range list {
+			have[s.Node] = s
+		}
+	} else if !errors.Is(err, errNotUp) {
 		return nil, err
 	}
 	mine, former := owner.is(l.paths.lab()), l.former()
@@ -357,35 +345,36 @@ func (l *Lab) Known(context.Context) ([]operate.Machine, error) {
 	all := make([]operate.Machine, len(nodes))
 	for i, n := range nodes {
 		m := &all[i]
-		*m = operate.Machine{Node: n, Power: operate.PowerOff, Build: l.build(n)}
-		group := l.group.sub(n.Name)
-		if i := slices.IndexFunc(former, func(f *Lab) bool { return f.group.sub(n.Name).busy() }); i >= 0 {
+		s, made := have[n.Name]
+		*m = operate.Machine{Node: n, Power: operate.PowerOff}
+		if made || !l.inSpec(n.Name) {
+			m.Build = l.build(n, s)
+		}
+		group := l.group.Sub(n.Name)
+		if i := slices.IndexFunc(former, func(f *Lab) bool { return f.group.Sub(n.Name).Busy() }); i >= 0 {
 			m.Detail = "still runs as a node of cluster " + former[i].spec.Cluster + ": imagegen down ends that"
 			continue
 		}
-		if !mine {
-			if group.busy() {
-				m.Detail = "another cluster of this name runs from " + owner.dir
-			}
-			continue
-		}
-		if !group.busy() {
-			if group.exists() { // Kill removes it
-				m.Detail = "ended by itself; see its console: imagegen logs " + n.Name
-			}
-			continue
-		}
-		m.Power = operate.PowerOn
-		if info, err := os.Stat(l.paths.in(n.Name, turnedOn)); err == nil {
-			m.Since = info.ModTime()
-		}
-		if m.Build == operate.BuildOlder { // perhaps of another address, too
-			if was, err := l.bootedAs(n.Name); err == nil && was.IP.IsValid() {
-				m.Node.IP = was.IP
-			}
+		switch {
+		case !mine && group.Busy():
+			m.Detail = "another cluster of this name runs from " + owner.dir
+		case !mine:
+		case s.Power == machines.On:
+			m.Power, m.Since, m.Node.IP = operate.PowerOn, s.Since, l.runs(n).IP
+		case group.Busy():
+			m.Detail = "something else runs in its place: imagegen down ends that"
+		case s.Power == machines.Unfinished:
+			m.Detail = "its machine is not finished: imagegen up makes the rest"
+		case group.Exists(): // Kill removes it
+			m.Detail = "ended by itself; see its console: imagegen logs " + n.Name
 		}
 	}
 	return all, nil
+}
+
+func (l *Lab) inSpec(node string) bool {
+	_, ok := l.spec.Node(node)
+	return ok
 }
 
 // Cluster returns the cluster as it is operated here: its agents are asked through the lab's network.
@@ -398,20 +387,24 @@ func (l *Lab) Console(ctx context.Context, w io.Writer, node string, follow bool
 	if _, err := l.known([]string{node}); err != nil {
 		return err
 	}
-	return copyConsole(ctx, w, l.paths, node, follow)
+	p, err := l.provider()
+	if err != nil {
+		return err
+	}
+	return p.Console(ctx, w, node, follow)
 }
 
-// Site returns the address on this machine that is forwarded to the cluster's site; empty: none is, or no node that
-// could serve it is on.
+// Site returns the address on this machine that is forwarded to the cluster's site; empty if there is none, or if no node that
+// could serve the site is on.
 func (l *Lab) Site() string {
 	role, ok := siteRole(l.spec)
-	if !ok || !slices.ContainsFunc(role.Nodes, func(n cluster.Node) bool { return l.group.sub(n.Name).busy() }) {
+	if !ok || !slices.ContainsFunc(role.Nodes, func(n cluster.Node) bool { return l.group.Sub(n.Name).Busy() }) {
 		return ""
 	}
 	return l.forwarded()
 }
 
-// forwarded returns the address on this machine that is forwarded to the cluster's virtual address; empty: none is.
+// forwarded returns the address on this machine that is forwarded to the cluster's virtual address; empty if there is none.
 func (l *Lab) forwarded() string {
 	site, _ := os.ReadFile(l.paths.site()) // none without a forward
 	return string(site)
@@ -427,13 +420,13 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		return nil
 	}
 	group := l.helper("forward")
-	if group.busy() && (site == "" || site == l.forwarded()) {
+	if group.Busy() && (site == "" || site == l.forwarded()) {
 		return nil
 	}
 	if site == "" {
 		site = DefaultSite
 	}
-	if err := group.kill(ctx); err != nil {
+	if err := group.Kill(ctx); err != nil {
 		return fmt.Errorf("forward the site: %w", err)
 	}
 	listener, err := net.Listen("tcp", site)
@@ -458,7 +451,7 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		return err
 	}
 	defer log.Close()
-	in, err := group.open()
+	in, err := group.Open()
 	if err != nil {
 		return err
 	}
@@ -468,7 +461,7 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(in.Fd())}
-	if err := l.network.do(cmd.Start); err != nil {
+	if err := l.network.Do(cmd.Start); err != nil {
 		return fmt.Errorf("forward the site: %w", err)
 	}
 	go cmd.Wait() // for as long as this process lives

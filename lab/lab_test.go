@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,12 +25,18 @@ import (
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/internal/netns"
+	"imagegen/internal/poll"
+	"imagegen/machines/local/localtest"
+	"imagegen/machines/nspawn"
+	"imagegen/machines/qemu"
 	"imagegen/operate"
 )
 
 // The test program plays several parts, as imagegen does: the forwarder, an `imagegen up` or `down` that is killed, and the agent
 // of the small image that the nodes boot from here.
 func TestMain(m *testing.M) {
+	localtest.Init()
 	switch {
 	case filepath.Base(os.Args[0]) == filepath.Base(facts.AgentPath):
 		fatal(stubAgent())
@@ -48,7 +55,11 @@ func TestMain(m *testing.M) {
 		}
 		fatal(err)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if bakeDir != "" {
+		os.RemoveAll(bakeDir)
+	}
+	os.Exit(code)
 }
 
 func fatal(err error) {
@@ -102,7 +113,7 @@ func openSpec(dir string, spec *cluster.Spec) (*Lab, error) {
 		return nil, err
 	}
 	seed := func(n cluster.Node) (cloudinit.Seed, error) { return testSeed(spec, keys, n) }
-	l, err := Open(Config{Spec: spec, Secrets: keys, Dir: filepath.Join(dir, "dist"), Seed: seed, Log: func(format string, args ...any) {
+	l, err := Open(Config{Spec: spec, Secrets: keys, Providers: testProviders, Dir: filepath.Join(dir, "dist"), Seed: seed, Log: func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", spec.Cluster, fmt.Sprintf(format, args...))
 	}})
 	if err == nil {
@@ -111,17 +122,19 @@ func openSpec(dir string, spec *cluster.Spec) (*Lab, error) {
 	return l, err
 }
 
-// bench is a lab that can be brought up.
-type bench struct {
+var testProviders = map[string]Provider{"nspawn": nspawn.New, "qemu": qemu.New}
+
+// testLab is a lab with images and seeds.
+type testLab struct {
 	*Lab
 	dir, name string
 	site      string
 }
 
-// newBench makes all that build would make, with the image.
-func newBench(t *testing.T, name, image string) *bench {
+// newTestLab makes everything that build would make, with this image for all roles.
+func newTestLab(t *testing.T, name, image string) *testLab {
 	t.Helper()
-	b := &bench{dir: t.TempDir(), name: name}
+	b := &testLab{dir: t.TempDir(), name: name}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +160,7 @@ func newBench(t *testing.T, name, image string) *bench {
 	return b
 }
 
-func (b *bench) makeInputs(t *testing.T, image string) {
+func (b *testLab) makeInputs(t *testing.T, image string) {
 	t.Helper()
 	keys, err := secrets.Load(filepath.Join(b.dir, "secrets"), b.spec, nil)
 	if err != nil {
@@ -159,7 +172,7 @@ func (b *bench) makeInputs(t *testing.T, image string) {
 		}
 	}
 	for _, r := range b.spec.Roles {
-		if err := os.Link(image, b.paths.image(r.Name)); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := os.Link(image, b.made.ImagePath(r.Name)); err != nil && !errors.Is(err, os.ErrExist) {
 			t.Fatal(err)
 		}
 	}
@@ -168,13 +181,13 @@ func (b *bench) makeInputs(t *testing.T, image string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := seed.WriteISO(b.paths.seed(n.Name)); err != nil {
+		if err := seed.WriteISO(b.made.SeedPath(n.Name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// testImage bakes the smallest Debian that boots, with this test program as its agent, in the layout of our images.
+// testImage returns the smallest Debian that boots, with this test program as its agent, in the layout of our images.
 func testImage(t *testing.T) string {
 	t.Helper()
 	if os.Getenv("IMAGEGEN_E2E") == "" {
@@ -185,12 +198,25 @@ func testImage(t *testing.T) string {
 			t.Skipf("SKIPPED: needs root and %s: make tools", program)
 		}
 	}
+	image, err := bake()
+	if err != nil {
+		t.Fatalf("bake the test's image: %v", err)
+	}
+	return image
+}
+
+// bakeDir is where the test's image is baked, once for all tests.
+var bakeDir string
+
+var bake = sync.OnceValues(func() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	dir := t.TempDir()
-	image := filepath.Join(dir, "test.raw")
+	if bakeDir, err = os.MkdirTemp("", "imagegen-labtest"); err != nil {
+		return "", err
+	}
+	image := filepath.Join(bakeDir, "test.raw")
 	const script = `
 	unit='[Unit]
 After=network.target
@@ -212,18 +238,18 @@ WantedBy=multi-user.target'
 	mkfs.ext4 -q -d root -E offset=1048576 "$2" 1000M
 	rm -r root root.tar`
 	cmd := exec.Command("sh", "-euc", script, "bake", self, image)
-	cmd.Dir = dir
+	cmd.Dir = bakeDir
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("bake the test's image: %v\n%s", err, out)
+		return "", fmt.Errorf("%w\n%s", err, out)
 	}
-	return image
-}
+	return image, nil
+})
 
-// TestNodes is a day in the life of a lab.
+// TestNodes uses every method of a lab, in the order of a working day.
 func TestNodes(t *testing.T) {
 	image := testImage(t)
 	ctx := t.Context()
-	b := newBench(t, "labtest", image)
+	b := newTestLab(t, "labtest", image)
 
 	if err := b.Start(ctx, "store1"); err == nil || !strings.Contains(err.Error(), "imagegen up") {
 		t.Errorf("start before up: %v", err)
@@ -237,7 +263,7 @@ func TestNodes(t *testing.T) {
 	}
 
 	t.Run("the other lab", func(t *testing.T) {
-		other := newBench(t, "labtest2", image)
+		other := newTestLab(t, "labtest2", image)
 		if err := other.Up(ctx, nil, UpOptions{Site: other.site}); err != nil {
 			t.Fatal(err)
 		}
@@ -253,7 +279,7 @@ func TestNodes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		(&bench{Lab: namesake, dir: other.dir, name: "labtest"}).makeInputs(t, image)
+		(&testLab{Lab: namesake, dir: other.dir, name: "labtest"}).makeInputs(t, image)
 		for what, do := range map[string]func() error{
 			"up":   func() error { return namesake.Up(ctx, nil, UpOptions{}) },
 			"kill": func() error { return namesake.Kill(ctx, "store1") },
@@ -296,7 +322,7 @@ func TestNodes(t *testing.T) {
 		if s := b.status(t)["store1"]; s.Power != "off" || s.State != "off" || s.Detail != "" {
 			t.Errorf("after the kill: %+v", s)
 		}
-		if b.group.sub("store1").exists() {
+		if b.group.Sub("store1").Exists() {
 			t.Error("its cgroup is still there")
 		}
 		if _, err := b.Exec(ctx, "store1", []string{"true"}, nil, nil, nil); err == nil || !strings.Contains(err.Error(), "off") {
@@ -329,7 +355,7 @@ func TestNodes(t *testing.T) {
 		var out string
 		waiting, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		if !poll(waiting, func() (ok bool) {
+		if !poll.Until(waiting, func() (ok bool) {
 			out, ok = b.in(t, "store1", reach)
 			return ok
 		}) {
@@ -343,7 +369,7 @@ func TestNodes(t *testing.T) {
 		visit := func() error {
 			ctx, cancel := context.WithTimeout(ctx, time.Second)
 			defer cancel()
-			conn, err := b.network.dial(ctx, "tcp", "192.168.10.99:7373")
+			conn, err := b.network.Dial(ctx, "tcp", "192.168.10.99:7373")
 			if err == nil {
 				conn.Close()
 			}
@@ -380,8 +406,8 @@ func TestNodes(t *testing.T) {
 		if out, ok := b.in(t, "store1", "mkdir -p /data && mount /dev/imagegen-data /data && cat /data/file && ! test -e /root/file"); out != "kept\n" || !ok {
 			t.Errorf("on the disks of the new node: %q", out)
 		}
-		if current, err := b.Current("store1"); !current || err != nil {
-			t.Errorf("the new node is of the latest image: %v, %v", current, err)
+		if s := b.status(t)["store1"]; s.Build != operate.BuildCurrent {
+			t.Errorf("the new node is of the latest image: %+v", s)
 		}
 		if err := b.Replace(ctx, "store1", true); err != nil {
 			t.Fatal(err)
@@ -453,11 +479,11 @@ var machineChecks = []struct{ what, script string }{
 	{"nothing has failed", `test -z "$(systemctl --failed --plain --no-legend)" || { systemctl --failed; false; }`},
 }
 
-// TestKilledUp kills imagegen itself in the middle of up, at different moments, and goes on from there.
+// TestKilledUp kills imagegen in the middle of up, at different moments, and continues from there.
 func TestKilledUp(t *testing.T) {
 	image := testImage(t)
-	b := newBench(t, "labtest3", image)
-	b.killedUp(t, Nspawn, 4*time.Millisecond)
+	b := newTestLab(t, "labtest3", image)
+	b.killedUp(t, "nspawn", 4*time.Millisecond)
 	if err := b.Up(t.Context(), nil, UpOptions{Site: b.site}); err != nil {
 		t.Fatal(err)
 	}
@@ -469,8 +495,8 @@ func TestKilledUp(t *testing.T) {
 	b.nothingLeft(t)
 }
 
-// killedUp kills up after no time, then after step more each time, until it is done before that.
-func (b *bench) killedUp(t *testing.T, provider string, step time.Duration) {
+// killedUp kills up after 0, step, 2*step, …, until it is done before that.
+func (b *testLab) killedUp(t *testing.T, provider string, step time.Duration) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -478,7 +504,6 @@ func (b *bench) killedUp(t *testing.T, provider string, step time.Duration) {
 	}
 	finished := false
 	for after := time.Duration(0); !finished; after += step {
-		b.chosen(t, provider)
 		cmd := exec.Command(self, "test-up", b.dir, b.name, b.site, provider)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -487,7 +512,7 @@ func (b *bench) killedUp(t *testing.T, provider string, step time.Duration) {
 		err := cmd.Wait()
 		timer.Stop()
 		finished = err == nil
-		switch len(b.group.below()) % 2 { // now and then from the very beginning
+		switch len(b.group.Below()) % 2 { // now and then from the very beginning
 		case 0:
 			if err := b.Down(t.Context()); err != nil {
 				t.Fatalf("down after %s of up: %v", after, err)
@@ -497,10 +522,10 @@ func (b *bench) killedUp(t *testing.T, provider string, step time.Duration) {
 	}
 }
 
-// TestKilledDown kills imagegen itself in the middle of down, at different moments; another down, or an up, goes on from there.
+// TestKilledDown kills imagegen in the middle of down, at different moments; another down, or an up, continues from there.
 func TestKilledDown(t *testing.T) {
 	image := testImage(t)
-	b := newBench(t, "labtest6", image)
+	b := newTestLab(t, "labtest6", image)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -528,12 +553,12 @@ func TestKilledDown(t *testing.T) {
 	}
 }
 
-// TestChangedSpec changes the spec and the folder of a lab that is up: a node goes and another gets its address, one
-// is put before it, the folder is moved, the cluster gets another name.
+// TestChangedSpec changes the spec and the folder of a running lab: a node is removed and another gets its address, one is inserted,
+// the folder is moved, the cluster is renamed.
 func TestChangedSpec(t *testing.T) {
 	image := testImage(t)
 	ctx := t.Context()
-	b := newBench(t, "labtest7", image)
+	b := newTestLab(t, "labtest7", image)
 	if err := b.Up(ctx, nil, UpOptions{Site: b.site}); err != nil {
 		t.Fatal(err)
 	}
@@ -627,28 +652,14 @@ func TestChangedSpec(t *testing.T) {
 	b.dir = was
 }
 
-// chosen keeps up from booting a guest to find out whether KVM works: the test's machines are emulated everywhere.
-func (b *bench) chosen(t *testing.T, provider string) {
+// nothingLeft fails if anything of the lab is left on this machine.
+func (b *testLab) nothingLeft(t *testing.T) {
 	t.Helper()
-	if provider != Qemu {
-		return
-	}
-	if err := os.MkdirAll(b.paths.lab(), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(b.paths.provider(), []byte("qemu tcg\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// nothingLeft looks for everything that a lab could leave on this machine.
-func (b *bench) nothingLeft(t *testing.T) {
-	t.Helper()
-	if b.group.exists() {
+	if b.group.Exists() {
 		t.Error("cgroup left:", b.group)
 	}
 	for what, pattern := range map[string]string{
-		"namespace": b.network.path(), "claim": filepath.Join(registry, b.name), "state": b.paths.lab(),
+		"namespace": b.network.Path(), "claim": filepath.Join(registry, b.name), "state": b.paths.lab(),
 		"nspawn's": "/run/systemd/nspawn/*/store1",
 	} {
 		if left, _ := filepath.Glob(pattern); left != nil {
@@ -675,7 +686,7 @@ func (b *bench) nothingLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range cards {
-		if strings.HasPrefix(c.Name, "port") || c.Name == bridge {
+		if strings.HasPrefix(c.Name, "port") || c.Name == netns.Bridge {
 			t.Errorf("interface left: %s", c.Name)
 		}
 	}
@@ -704,7 +715,7 @@ func statusOf(t *testing.T, l *Lab) []operate.NodeStatus {
 	return all
 }
 
-func (b *bench) status(t *testing.T) map[string]operate.NodeStatus {
+func (b *testLab) status(t *testing.T) map[string]operate.NodeStatus {
 	t.Helper()
 	m := map[string]operate.NodeStatus{}
 	for _, s := range statusOf(t, b.Lab) {
@@ -713,7 +724,7 @@ func (b *bench) status(t *testing.T) map[string]operate.NodeStatus {
 	return m
 }
 
-func (b *bench) waitReady(t *testing.T) {
+func (b *testLab) waitReady(t *testing.T) {
 	t.Helper()
 	eventually(t, "all nodes ready", func() error {
 		all := statusOf(t, b.Lab)
@@ -724,7 +735,7 @@ func (b *bench) waitReady(t *testing.T) {
 	})
 }
 
-func (b *bench) page(t *testing.T) string {
+func (b *testLab) page(t *testing.T) string {
 	t.Helper()
 	var body []byte
 	eventually(t, "the site", func() error {
@@ -739,8 +750,8 @@ func (b *bench) page(t *testing.T) string {
 	return string(body)
 }
 
-// in runs a shell line on a node; false if it failed.
-func (b *bench) in(t *testing.T, node, script string) (string, bool) {
+// in runs a shell line on a node, and returns false if it failed.
+func (b *testLab) in(t *testing.T, node, script string) (string, bool) {
 	t.Helper()
 	var out bytes.Buffer
 	code, err := b.Exec(t.Context(), node, []string{"sh", "-c", script}, nil, &out, &out)

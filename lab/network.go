@@ -8,8 +8,8 @@ import (
 	"imagegen/cluster"
 )
 
-// operatorAddress is the address that this machine has on the cluster's network, to ask the agents and to forward the
-// site: the spec's gateway, or else the highest that nobody has. Nothing is routed from it: there is no way out.
+// operatorAddress returns this machine's address on the cluster's network, for asking agents and forwarding the site: the spec's
+// gateway, or else the highest address that is free. Nothing is routed: the network has no way out.
 func operatorAddress(spec *cluster.Spec) (netip.Prefix, error) {
 	cidr := spec.Network.CIDR.Masked()
 	if spec.Network.Gateway.IsValid() {
@@ -45,8 +45,7 @@ func lastAddress(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// siteRole is the role that serves the cluster's site: balancer, or else the first role that has a virtual address.
-// There may be none.
+// siteRole returns the role that serves the cluster's site: balancer, or else the first role that has a virtual address, if any.
 func siteRole(spec *cluster.Spec) (role cluster.Role, ok bool) {
 	for _, r := range spec.Roles {
 		if r.VIP.IsValid() && (!ok || r.Name == "balancer") {
@@ -56,7 +55,7 @@ func siteRole(spec *cluster.Spec) (role cluster.Role, ok bool) {
 	return role, ok
 }
 
-// siteAddress is where the cluster serves its site, if it does.
+// siteAddress returns where the cluster serves its site, if it has one.
 func siteAddress(spec *cluster.Spec) (netip.AddrPort, bool) {
 	role, ok := siteRole(spec)
 	return netip.AddrPortFrom(role.VIP, sitePort), ok

@@ -6,76 +6,64 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"imagegen/cluster"
-	"imagegen/internal/accel"
+	"imagegen/internal/words"
+	"imagegen/machines"
+	"imagegen/machines/local"
 )
 
-// A node's folder, beside its console's log and what its provider keeps there.
-const (
-	imageFile = "image.raw" // hard link: the node keeps the image that it was made from
-	seedFile  = "seed.iso"  // hard link: the seed that the node was last turned on with
-	dataDisk  = "data.img"
-	turnedOn  = "turned-on" // empty; its time says when
-)
+// errNotUp is wrapped by errors of a cluster that has no provider.
+var errNotUp = errors.New("is not up")
 
-// provider is how the nodes of a lab are made to run.
-type provider interface {
-	// check finds what this machine lacks for turning on that many more nodes.
-	check(nodes int) error
-	// atOnce is how many nodes had better boot at the same time; 0: all.
-	atOnce() int
-	// makeNode adds to a node's folder, which has the image, the seed and the data disk, what else it takes.
-	makeNode(ctx context.Context, n cluster.Node) error
-	// changes are the parts of a node's folder that hold what the node has changed on its root disk. A node is turned on
-	// without any of them after the first is gone.
-	changes() []string
-	// start starts a node that is off, in its cgroup, which is open as in, and returns without waiting. The function that
-	// it returns waits until the node is on, or tells why it is not.
-	start(n cluster.Node, in *os.File) (started func() error, err error)
-	// exec is the command, to be run in the node's cgroup, that runs argv as root on a node that is on.
-	exec(n cluster.Node, argv []string) (*exec.Cmd, error)
+func (l *Lab) notUp() error {
+	return fmt.Errorf("cluster %s %w: imagegen up starts it", l.spec.Cluster, errNotUp)
 }
 
-// record is what the lab's file about its provider says.
-func (l *Lab) record() (name, accel string, err error) {
+// chosen returns the name of the provider that Up has chosen; empty: none yet.
+func (l *Lab) chosen() (string, error) {
 	data, err := os.ReadFile(l.paths.provider())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", "", err
+		return "", err
 	}
-	name, accel, _ = strings.Cut(strings.TrimSpace(string(data)), " ")
-	return name, accel, nil
+	name, _, _ := strings.Cut(strings.TrimSpace(string(data)), " ")
+	return name, nil
 }
 
-// provider returns the provider that Up has chosen. It is kept until Down: the disks of one are nothing to another.
-func (l *Lab) provider() (provider, error) {
-	name, accel, err := l.record()
+// provider returns the provider that Up has chosen. It is kept until Down, since another cannot use its disks.
+func (l *Lab) provider() (*local.Provider, error) {
+	name, err := l.chosen()
 	if err != nil {
 		return nil, err
 	}
-	switch name {
-	case Nspawn:
-		return nspawn{l}, nil
-	case Qemu:
-		return qemu{l, accel}, nil
+	if name == "" {
+		return nil, l.notUp()
 	}
-	return nil, l.notUp()
+	return l.newProvider(name)
 }
 
-func (l *Lab) notUp() error {
-	return fmt.Errorf("cluster %s is not up: imagegen up starts it", l.spec.Cluster)
+func (l *Lab) newProvider(name string) (*local.Provider, error) {
+	provider, ok := l.providers[name]
+	if !ok {
+		return nil, fmt.Errorf("the lab has no provider %s, but %s", name, words.List(slices.Sorted(maps.Keys(l.providers)), "and"))
+	}
+	return provider(local.Config{
+		ClusterID: l.clusterID, Dir: l.paths.lab(), Group: l.group, Network: string(l.network), Port: port, SSH: l.spec.SSH, Log: l.log,
+	}), nil
 }
 
-// choose makes sure that there is a provider: the one called name, or with an empty name the one that the nodes have
-// already, or else nspawn. A guest that is booted to see what works is n's.
-func (l *Lab) choose(ctx context.Context, name string, n cluster.Node) error {
-	have, _, err := l.record()
+// choose makes sure that there is a provider: the one called name or, if name is empty, the one that there is, or else
+// DefaultProvider.
+func (l *Lab) choose(ctx context.Context, name string) error {
+	have, err := l.chosen()
 	if err != nil {
 		return err
 	}
@@ -85,118 +73,59 @@ func (l *Lab) choose(ctx context.Context, name string, n cluster.Node) error {
 		}
 		return nil
 	}
-	record := name
-	switch name {
-	case "", Nspawn:
-		record = Nspawn
-		if err := (nspawn{l}).check(1); err != nil {
-			return err
-		}
-	case Qemu:
-		if err := (qemu{Lab: l}).check(1); err != nil {
-			return err
-		}
-		found, why, err := accel.Find(ctx, l.paths.image(n.Role), "raw")
-		if err != nil {
-			return err
-		}
-		l.log("virtual machines run %s", why)
-		record += " " + found
-	default:
-		return fmt.Errorf("there is no provider %s; there are %s and %s", name, Nspawn, Qemu)
+	if name == "" {
+		name = DefaultProvider
+	}
+	p, err := l.newProvider(name)
+	if err != nil {
+		return err
+	}
+	if err := p.Check(ctx); err != nil {
+		return err
 	}
 	aside := l.paths.provider() + ".new"
-	if err := os.WriteFile(aside, []byte(record+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(aside, []byte(name+"\n"), 0o600); err != nil {
 		return err
 	}
-	if err := os.Rename(aside, l.paths.provider()); err != nil {
-		return err
-	}
-	return l.bePatient()
+	return os.Rename(aside, l.paths.provider())
 }
 
-// powerOn starts a node that is off, and returns without waiting. The function that it returns waits until the node is
-// on, or tells why it is not.
-func (l *Lab) powerOn(ctx context.Context, p provider, n cluster.Node) (started func() error, err error) {
-	group := l.group.sub(n.Name)
-	if err := group.remove(); err != nil { // of the last time
-		return nil, err
+// atOnce is how many machines should boot at the same time; 0: all. With more, emulated ones take so much processor time from
+// each other that systemd gives up on units.
+func atOnce(p *local.Provider) int {
+	if p.Emulated() {
+		return runtime.NumCPU()
 	}
-	if err := l.released(ctx, n.Name); err != nil {
-		return nil, err
-	}
-	if err := l.makeNode(n); err != nil {
-		return nil, err
-	}
-	if err := p.makeNode(ctx, n); err != nil {
-		return nil, err
-	}
-	in, err := group.open()
+	return 0
+}
+
+// powerOn begins to turn on a node that is off, with the seed and the hardware that it has in the spec now. Its root disk stays, if
+// there is one. The function that it returns waits until the node is on, or tells why it is not.
+func (l *Lab) powerOn(ctx context.Context, p *local.Provider, n cluster.Node) (started func() error, err error) {
+	m, err := l.machine(n)
 	if err != nil {
 		return nil, err
 	}
-	defer in.Close()
-	if started, err = p.start(n, in); err != nil {
+	if err := p.Create(ctx, m); err != nil {
+		if errors.Is(err, machines.ErrForeign) { // by other secrets, or by an imagegen that did not mark machines
+			err = fmt.Errorf("%w: imagegen down removes it", err)
+		}
 		return nil, err
 	}
-	if err := os.WriteFile(l.paths.in(n.Name, turnedOn), nil, 0o600); err != nil {
-		l.log("%s: %v", n.Name, err) // for status alone
+	if err := p.Update(ctx, m); err != nil {
+		return nil, err
 	}
-	return started, nil
+	l.bePatient(p)
+	return p.Begin(ctx, n.Name)
 }
 
-// makeNode makes a node's folder, with its disks if it has none yet, and its seed as it is now.
-func (l *Lab) makeNode(n cluster.Node) error {
-	if err := os.MkdirAll(l.paths.node(n.Name), 0o700); err != nil {
-		return err
-	}
-	if err := os.Link(l.paths.image(n.Role), l.paths.in(n.Name, imageFile)); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	aside := l.paths.in(n.Name, seedFile+".new")
-	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) { // an interrupted run's
-		return err
-	}
-	if err := os.Link(l.paths.seed(n.Name), aside); err != nil {
-		return err
-	}
-	if err := os.Rename(aside, l.paths.in(n.Name, seedFile)); err != nil {
-		return err
-	}
-	// Renaming a file to another name of itself does nothing.
-	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if size := l.spec.Role(n.Role).Data; size > 0 {
-		return growFile(l.paths.in(n.Name, dataDisk), int64(size))
-	}
-	return nil
-}
-
-// growFile makes a file of this size that takes no space yet, or makes it larger. A smaller size changes nothing.
-func growFile(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if info.Size() >= size {
-		return nil
-	}
-	return f.Truncate(size)
-}
-
-// booted waits until a node's agent answers or the node is off again, but no longer than bootLimit.
+// booted waits until a node's agent answers, or the node is off again, for bootLimit at most.
 func (l *Lab) booted(ctx context.Context, n cluster.Node) {
 	ctx, cancel := context.WithTimeout(ctx, l.bootLimit)
 	defer cancel()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for l.group.sub(n.Name).busy() {
+	for l.group.Sub(n.Name).Busy() {
 		if _, err := l.agents.Ask(ctx, n.Name, n.IP); err == nil {
 			return
 		}
@@ -211,8 +140,7 @@ func (l *Lab) booted(ctx context.Context, n cluster.Node) {
 
 // Exec runs a command on a node and returns its exit code: 128 and the signal's number when a signal ended it.
 func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
-	nodes, err := l.known([]string{node})
-	if err != nil {
+	if _, err := l.known([]string{node}); err != nil {
 		return 0, err
 	}
 	if len(argv) == 0 {
@@ -222,20 +150,20 @@ func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Rea
 	if err != nil {
 		return 0, err
 	}
-	group := l.group.sub(node)
-	if !owner.is(l.paths.lab()) || !group.busy() {
+	group := l.group.Sub(node)
+	if !owner.is(l.paths.lab()) || !group.Busy() {
 		return 0, fmt.Errorf("%s is off: imagegen start %s turns it on", node, node)
 	}
 	p, err := l.provider()
 	if err != nil {
 		return 0, err
 	}
-	cmd, err := p.exec(nodes[0], argv)
+	cmd, err := p.Command(node, argv)
 	if err != nil {
 		return 0, err
 	}
-	// In a cgroup of the node's, so that a power cut ends the command, too.
-	in, err := group.sub("exec").open()
+	// In a cgroup of the node's, so that a power cut ends the command as well.
+	in, err := group.Sub("exec").Open()
 	if err != nil {
 		return 0, err
 	}
@@ -256,25 +184,4 @@ func (l *Lab) Exec(ctx context.Context, node string, argv []string, stdin io.Rea
 		return exit.ExitCode(), ctx.Err()
 	}
 	return 0, err
-}
-
-// lacks finds which programs, and the Debian packages that bring them, and which devices this machine lacks.
-func lacks(programs, devices [][2]string) error {
-	var names, packages []string
-	for _, p := range programs {
-		if _, err := exec.LookPath(p[0]); err != nil {
-			names, packages = append(names, p[0]), append(packages, p[1])
-		}
-	}
-	var errs []error
-	if names != nil {
-		slices.Sort(packages)
-		errs = append(errs, fmt.Errorf("the lab needs %s, which this machine lacks: apt-get install %s", strings.Join(names, ", "), strings.Join(slices.Compact(packages), " ")))
-	}
-	for _, d := range devices {
-		if _, err := os.Stat(d[0]); err != nil {
-			errs = append(errs, fmt.Errorf("the lab needs %s: modprobe %s", d[0], d[1]))
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -12,18 +12,21 @@ import (
 	"syscall"
 
 	"imagegen/cluster"
+	"imagegen/internal/cgroup"
+	"imagegen/internal/netns"
+	"imagegen/internal/poll"
 )
 
-// claim is the right to change the lab of one cluster name, which one process at a time has. The file says whose the
-// cluster is.
+// claim is the right to change the lab of one cluster name. One process at a time has it. The locked file says which folder owns the
+// cluster.
 type claim struct {
 	lab   *Lab
 	file  *os.File
 	owner owner
 }
 
-// owner is the folder of the lab that a running cluster belongs to. The folder may be moved while the cluster runs, so
-// it is known by its inode. The zero value is nobody.
+// owner is the lab folder that a running cluster belongs to. It is identified by its inode, since it may be moved while the cluster
+// runs. The zero value means that nobody owns the cluster.
 type owner struct {
 	dir   string // where it was when the cluster was last turned on
 	inode string // device and inode
@@ -37,8 +40,8 @@ func parseOwner(text string) owner {
 
 func (o owner) String() string { return o.inode + " " + o.dir }
 
-// is tells whether the folder dir is the owner. One that is not there is, where the owner was: what its cluster has left
-// behind can be ended from there.
+// is tells whether the folder dir is the owner. If dir does not exist, its path decides, so that the leftovers of a deleted folder
+// can be ended from there.
 func (o owner) is(dir string) bool {
 	if now := inodeOf(dir); now != "" {
 		return now == o.inode
@@ -56,7 +59,7 @@ func inodeOf(dir string) string {
 	return fmt.Sprintf("%d:%d", s.Dev, s.Ino)
 }
 
-// leftBehind tells whether a cluster that was run from a lab folder which is gone still runs.
+// leftBehind tells whether a cluster still runs whose lab folder was here and has been deleted.
 func leftBehind(spec *cluster.Spec, dir string) bool {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -76,22 +79,22 @@ func currentOwner(clusterName string) (owner, error) {
 	return parseOwner(string(data)), nil
 }
 
-// named is the lab under another name of its cluster.
+// named returns this lab as if its cluster had another name.
 func (l *Lab) named(clusterName string) *Lab {
 	other, spec := *l, *l.spec
 	spec.Cluster = clusterName
-	root := cgroup(filepath.Dir(string(l.group)))
-	other.spec, other.network, other.group = &spec, netns("imagegen-"+clusterName), root.sub("imagegen-"+clusterName)
+	root := cgroup.Group(filepath.Dir(string(l.group)))
+	other.spec, other.network, other.group = &spec, netns.Name("imagegen-"+clusterName), root.Sub("imagegen-"+clusterName)
 	return &other
 }
 
-// former returns this lab under the names that its cluster has had before, and still runs by.
+// former returns this lab under those former names of its cluster that still run.
 func (l *Lab) former() []*Lab {
 	var labs []*Lab
 	files, _ := os.ReadDir(registry) // none: nothing runs
 	for _, f := range files {
 		o, err := currentOwner(f.Name())
-		if other := l.named(f.Name()); err == nil && f.Name() != l.spec.Cluster && o.is(l.paths.lab()) && other.group.exists() {
+		if other := l.named(f.Name()); err == nil && f.Name() != l.spec.Cluster && o.is(l.paths.lab()) && other.group.Exists() {
 			labs = append(labs, other)
 		}
 	}
@@ -105,9 +108,9 @@ func (l *Lab) endFormer(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = other.group.kill(ctx)
+		err = other.group.Kill(ctx)
 		if err == nil {
-			err = other.network.delete()
+			err = other.network.Delete()
 		}
 		if err == nil {
 			c.owner = owner{}
@@ -120,7 +123,7 @@ func (l *Lab) endFormer(ctx context.Context) error {
 	return nil
 }
 
-// claim waits for its turn. It fails when another folder's cluster of that name is there.
+// claim waits for the right to change the lab. It fails if a cluster of that name runs from another folder.
 func (l *Lab) claim(ctx context.Context) (*claim, error) {
 	if err := os.MkdirAll(registry, 0o755); err != nil {
 		return nil, err
@@ -128,17 +131,17 @@ func (l *Lab) claim(ctx context.Context) (*claim, error) {
 	path := filepath.Join(registry, l.spec.Cluster)
 	var c *claim
 	var failed error
-	ok := poll(ctx, func() bool {
+	ok := poll.Until(ctx, func() bool {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 		if err != nil {
 			failed = err
-			return !errors.Is(err, fs.ErrNotExist) // the folder has just been removed
+			return !errors.Is(err, fs.ErrNotExist) // release has just removed the folder
 		}
 		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 			f.Close()
 			return false
 		}
-		// Whoever had the lock may have removed the file.
+		// The previous holder of the lock may have removed the file.
 		have, err1 := f.Stat()
 		there, err2 := os.Stat(path)
 		if err1 != nil || err2 != nil || !os.SameFile(have, there) {
@@ -160,14 +163,14 @@ func (l *Lab) claim(ctx context.Context) (*claim, error) {
 		return nil, err
 	}
 	c.owner = parseOwner(string(text))
-	if c.owner != (owner{}) && !c.owner.is(l.paths.lab()) && l.group.exists() {
+	if c.owner != (owner{}) && !c.owner.is(l.paths.lab()) && l.group.Exists() {
 		c.release()
 		return nil, l.othersCluster(c.owner)
 	}
 	return c, nil
 }
 
-// othersCluster says that a running cluster of this name is another folder's.
+// othersCluster is the error that a running cluster of this name belongs to another folder.
 func (l *Lab) othersCluster(o owner) error {
 	switch {
 	case o.is(o.dir):
@@ -180,7 +183,7 @@ func (l *Lab) othersCluster(o owner) error {
 	return fmt.Errorf("a cluster called %s is running whose folder was %s and has been moved: end it where that is now, or give this one another name", l.spec.Cluster, o.dir)
 }
 
-// take makes the cluster this folder's.
+// take makes this folder the owner of the cluster.
 func (c *claim) take() error {
 	l := c.lab
 	if former := l.former(); len(former) > 0 {
@@ -189,14 +192,14 @@ func (c *claim) take() error {
 	if err := os.MkdirAll(l.paths.lab(), 0o700); err != nil {
 		return err
 	}
-	if err := os.Chmod(l.paths.lab(), 0o700); err != nil { // whatever it was: seeds hold secrets
+	if err := os.Chmod(l.paths.lab(), 0o700); err != nil { // whatever it was before: seeds hold secrets
 		return err
 	}
 	now := owner{dir: l.paths.lab(), inode: inodeOf(l.paths.lab())}
 	if c.owner == now {
 		return nil
 	}
-	// Over what is there, and cut then: a cluster that runs is somebody's at any moment.
+	// Written over the old text and truncated after, so that a running cluster always has an owner.
 	text := now.String()
 	if _, err := c.file.WriteAt([]byte(text), 0); err != nil {
 		return err
@@ -208,7 +211,7 @@ func (c *claim) take() error {
 	return nil
 }
 
-// release lets the next process have its turn. The file of a cluster that is nobody's goes.
+// release gives the claim up. The file of a cluster that nobody owns is removed.
 func (c *claim) release() {
 	if c.owner == (owner{}) {
 		os.Remove(c.file.Name())

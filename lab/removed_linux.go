@@ -2,29 +2,41 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 
-	"imagegen/cloudinit"
 	"imagegen/cluster"
-	"imagegen/cluster/facts"
 )
 
-// removed returns the nodes of this lab that the spec no longer has, as far as the seeds that they have say what they are.
+// removed returns the nodes that this lab has and the spec no longer has, with the role and address that their machines have.
 func (l *Lab) removed() []cluster.Node {
 	var nodes []cluster.Node
 	for _, name := range Removed(l.spec, l.paths.out) {
-		n, _ := l.bootedAs(name) // unknown, where an interrupted up has left no seed
-		n.Name = name
-		nodes = append(nodes, n)
+		nodes = append(nodes, l.runs(cluster.Node{Name: name}))
 	}
 	return nodes
 }
 
-// known returns the nodes with these names, in this order: of the spec, or of this lab.
+// runs returns a node with the role and address that its machine was last turned on with, if there is one: the spec may have
+// changed since.
+func (l *Lab) runs(n cluster.Node) cluster.Node {
+	p, err := l.provider()
+	if err != nil {
+		return n
+	}
+	m, ok := p.Made(n.Name)
+	if !ok {
+		return n
+	}
+	if ip, err := netip.ParseAddr(m.IP); err == nil {
+		n.IP = ip
+	}
+	n.Role = m.Role
+	return n
+}
+
+// known returns the nodes with these names, in this order, from the spec or this lab.
 func (l *Lab) known(names []string) ([]cluster.Node, error) {
 	removed := l.removed()
 	var nodes []cluster.Node
@@ -42,41 +54,7 @@ func (l *Lab) known(names []string) ([]cluster.Node, error) {
 	return nodes, nil
 }
 
-// bootedAs returns what the seed that a node was last turned on with makes of it.
-func (l *Lab) bootedAs(name string) (cluster.Node, error) {
-	seed, err := cloudinit.ReadISO(l.paths.in(name, seedFile))
-	if err != nil {
-		return cluster.Node{}, err
-	}
-	files, err := seed.Files()
-	if err != nil {
-		return cluster.Node{}, err
-	}
-	for _, f := range files {
-		if f.Path != facts.FactsPath {
-			continue
-		}
-		var known struct{ Node facts.Peer }
-		if err := json.Unmarshal(f.Content, &known); err != nil {
-			return cluster.Node{}, fmt.Errorf("%s on the seed of %s: %w", f.Path, name, err)
-		}
-		ip, err := netip.ParseAddr(known.Node.IP)
-		return cluster.Node{Name: name, Role: known.Node.Role, IP: ip}, err
-	}
-	return cluster.Node{}, fmt.Errorf("the seed of %s has no %s", name, facts.FactsPath)
-}
-
-// runningAddress returns the address that a node has, which need not be the spec's; the spec's where it is not known.
-func (l *Lab) runningAddress(n cluster.Node) string {
-	if latest, err := l.hasLatestSeed(n.Name); err != nil || !latest {
-		if was, err := l.bootedAs(n.Name); err == nil {
-			return addressOf(was)
-		}
-	}
-	return addressOf(n)
-}
-
-// addressOf is empty for a node whose address is not known.
+// addressOf returns a node's address; empty if it is not known.
 func addressOf(n cluster.Node) string {
 	if !n.IP.IsValid() {
 		return ""
@@ -84,8 +62,8 @@ func addressOf(n cluster.Node) string {
 	return n.IP.String()
 }
 
-// checkAddresses refuses to turn on nodes whose addresses others have that run: because the spec no longer has them, or
-// gave them other addresses since they were turned on.
+// checkAddresses refuses to turn on nodes while other running nodes still have their addresses: nodes that the spec no longer has, or
+// whose addresses it has changed since they were turned on.
 func (l *Lab) checkAddresses(nodes []cluster.Node) error {
 	wanted := map[string]string{}
 	for _, n := range nodes {
@@ -95,10 +73,10 @@ func (l *Lab) checkAddresses(nodes []cluster.Node) error {
 		}
 	}
 	for _, other := range append(l.spec.Nodes(), l.removed()...) {
-		if !l.group.sub(other.Name).busy() {
+		if !l.group.Sub(other.Name).Busy() {
 			continue
 		}
-		address := l.runningAddress(other)
+		address := addressOf(l.runs(other))
 		if name := wanted[address]; name != "" && name != other.Name {
 			return fmt.Errorf("%s still runs with the address %s, which the spec now gives to %s: imagegen kill %s", other.Name, address, name, other.Name)
 		}
@@ -106,8 +84,7 @@ func (l *Lab) checkAddresses(nodes []cluster.Node) error {
 	return nil
 }
 
-// Remove cuts the power of nodes that the spec no longer has, and removes their disks and all else that the lab keeps
-// of them.
+// Remove cuts the power of nodes that the spec no longer has, and removes everything that the lab has of them.
 func (l *Lab) Remove(ctx context.Context, names ...string) error {
 	nodes, err := l.known(names)
 	if err != nil {
@@ -123,11 +100,15 @@ func (l *Lab) Remove(ctx context.Context, names ...string) error {
 		return err
 	}
 	defer c.release()
+	p, err := l.provider()
+	if err != nil {
+		return err
+	}
 	for _, n := range nodes {
-		if err := l.powerOff(ctx, n.Name); err != nil {
+		if err := p.Remove(ctx, n.Name, true); err != nil {
 			return err
 		}
-		if err := os.RemoveAll(l.paths.node(n.Name)); err != nil {
+		if err := p.Forget(ctx, n.Name); err != nil {
 			return err
 		}
 	}

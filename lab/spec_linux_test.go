@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,11 +12,14 @@ import (
 	"imagegen/cloudinit"
 	"imagegen/cluster"
 	"imagegen/cluster/secrets"
+	"imagegen/internal/cgroup"
+	"imagegen/internal/testkit"
+	"imagegen/machines"
 	"imagegen/machines/fleet"
 	"imagegen/operate"
 )
 
-// still is a lab of testSpec whose nodes are on only as far as fake cgroups say so.
+// still is a lab of testSpec in which nothing runs: fake cgroups say which nodes are on.
 type still struct {
 	*Lab
 	secrets *secrets.Secrets
@@ -32,12 +36,13 @@ func newStill(t *testing.T) *still {
 	}
 	s := &still{secrets: keys}
 	s.Lab = &Lab{
-		spec: spec, paths: paths{filepath.Join(dir, "dist")}, network: "imagegen-otus", group: cgroup(filepath.Join(dir, "imagegen-otus")),
+		spec: spec, paths: paths{filepath.Join(dir, "dist")}, network: "imagegen-otus", group: cgroup.Group(filepath.Join(dir, "imagegen-otus")),
+		clusterID: keys.ClusterID, providers: testProviders,
 		made: fleet.Made{Spec: spec, Dir: "dist", Seed: func(n cluster.Node) (cloudinit.Seed, error) { return testSeed(s.spec, s.secrets, n) }},
 		log:  t.Logf,
 	}
 	for _, r := range spec.Roles {
-		s.write(t, s.paths.image(r.Name), "image")
+		testkit.Write(t, s.made.ImagePath(r.Name), "image")
 	}
 	for _, n := range spec.Nodes() {
 		s.build(t, n)
@@ -45,25 +50,15 @@ func newStill(t *testing.T) *still {
 	return s
 }
 
-func (s *still) write(t *testing.T, path, text string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // build makes a node's seed.
 func (s *still) build(t *testing.T, n cluster.Node) {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(s.paths.seed(n.Name)), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(s.made.SeedPath(n.Name)), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	seed, err := s.made.Seed(n)
 	if err == nil {
-		err = seed.WriteISO(s.paths.seed(n.Name))
+		err = seed.WriteISO(s.made.SeedPath(n.Name))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -77,13 +72,38 @@ func (s *still) on(t *testing.T, name string) {
 	if !ok {
 		t.Fatalf("no node %s", name)
 	}
-	if err := s.makeNode(n); err != nil {
+	testkit.Write(t, s.paths.provider(), "nspawn\n")
+	p, err := s.provider()
+	if err != nil {
 		t.Fatal(err)
 	}
-	s.write(t, filepath.Join(string(s.group.sub(name)), "cgroup.events"), "populated 1\n")
+	m, err := s.machine(n)
+	if err == nil {
+		err = p.Create(t.Context(), m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	testkit.Write(t, filepath.Join(string(s.group.Sub(name)), "cgroup.events"), "populated 1\n")
 }
 
-// TestSeedsOfAnotherSpec refuses what does not belong to the spec before anything is started.
+// buildOf returns what Known says of a node.
+func (s *still) buildOf(t *testing.T, name string) string {
+	t.Helper()
+	all, err := s.Known(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range all {
+		if m.Node.Name == name {
+			return m.Build
+		}
+	}
+	t.Fatalf("%s is not known", name)
+	return ""
+}
+
+// Files of another spec are refused before anything starts.
 func TestSeedsOfAnotherSpec(t *testing.T) {
 	s := newStill(t)
 	if err := s.CheckFiles("store1", "balancer1"); err != nil {
@@ -97,21 +117,21 @@ func TestSeedsOfAnotherSpec(t *testing.T) {
 		t.Errorf("two of another cluster: %v", err)
 	}
 	s.spec.Cluster = "otus"
-	s.write(t, s.paths.seed("store1"), "half a seed")
+	testkit.Write(t, s.made.SeedPath("store1"), "half a seed")
 	if err := s.CheckFiles("store1"); err == nil || !strings.Contains(err.Error(), "dist/seeds/store1.iso is not of this spec") {
 		t.Errorf("damaged: %v", err)
 	}
-	s.write(t, filepath.Join(s.paths.out, "images/store.json"), `{"inputs": {"base": {"distro": "centos7"}}}`)
+	testkit.Write(t, filepath.Join(s.paths.out, "images/store.json"), `{"inputs": {"base": {"distro": "centos7"}}}`)
 	if err := s.CheckFiles("store2"); err == nil || err.Error() != "dist/images/store.raw is not of this spec: imagegen build" {
 		t.Errorf("an image of another distro: %v", err)
 	}
-	os.Remove(s.paths.seed("store2"))
+	os.Remove(s.made.SeedPath("store2"))
 	if err := s.CheckFiles("store2"); err == nil || !strings.Contains(err.Error(), "not there yet: dist/seeds/store2.iso:") {
 		t.Errorf("none: %v", err)
 	}
 }
 
-// TestRemovedNodes are still known, with what their seeds say of them, and keep their addresses for themselves.
+// Removed nodes are still known, with the roles and addresses of their machines, and no other node gets their addresses.
 func TestRemovedNodes(t *testing.T) {
 	s := newStill(t)
 	s.on(t, "store1")
@@ -126,7 +146,7 @@ func TestRemovedNodes(t *testing.T) {
 	if _, err := s.known([]string{"store9"}); err == nil {
 		t.Error("a node is known that never was")
 	}
-	if got := s.Lab.build(known[0]); got != operate.BuildRemoved {
+	if got := s.buildOf(t, "store2"); got != operate.BuildRemoved {
 		t.Errorf("build of store2: %q", got)
 	}
 	err = s.checkAddresses(store.Nodes[1:])
@@ -136,7 +156,7 @@ func TestRemovedNodes(t *testing.T) {
 	if err := s.checkAddresses(store.Nodes[:1]); err != nil {
 		t.Errorf("its own address: %v", err)
 	}
-	if err := os.RemoveAll(string(s.group.sub("store2"))); err != nil { // off
+	if err := os.RemoveAll(string(s.group.Sub("store2"))); err != nil { // off
 		t.Fatal(err)
 	}
 	if err := s.checkAddresses(store.Nodes[1:]); err != nil {
@@ -147,11 +167,11 @@ func TestRemovedNodes(t *testing.T) {
 	}
 }
 
-// TestOlderNodes are told from those of the latest build, and are known by the addresses that they run with.
+// Nodes of an older build are told from current ones, and known by the addresses that they run with.
 func TestOlderNodes(t *testing.T) {
 	s := newStill(t)
 	node := func(name string) cluster.Node { n, _ := s.spec.Node(name); return n }
-	if got := s.Lab.build(node("store1")); got != "" {
+	if got := s.buildOf(t, "store1"); got != "" {
 		t.Errorf("never made: %q", got)
 	}
 	s.on(t, "store1")
@@ -159,30 +179,54 @@ func TestOlderNodes(t *testing.T) {
 	s.on(t, "balancer1")
 	s.build(t, node("store2")) // the same content in another file
 	for _, name := range []string{"store1", "store2"} {
-		if got := s.Lab.build(node(name)); got != operate.BuildCurrent {
+		if got := s.buildOf(t, name); got != operate.BuildCurrent {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
 	s.spec.Roles[1].Nodes[0].IP = netip.MustParseAddr("192.168.10.77")
 	s.build(t, node("store1"))
-	if got := s.Lab.build(node("store1")); got != operate.BuildOlder {
+	if got := s.buildOf(t, "store1"); got != operate.BuildOlder {
 		t.Errorf("another seed: %q", got)
 	}
-	if got := s.runningAddress(node("store1")); got != "192.168.10.44" {
+	if got := addressOf(s.runs(node("store1"))); got != "192.168.10.44" {
 		t.Errorf("store1 runs with %s", got)
 	}
-	os.Remove(s.paths.image("balancer"))
-	s.write(t, s.paths.image("balancer"), "another image")
-	if got := s.Lab.build(node("balancer1")); got != operate.BuildOlder {
+	os.Remove(s.made.ImagePath("balancer"))
+	testkit.Write(t, s.made.ImagePath("balancer"), "another image")
+	if got := s.buildOf(t, "balancer1"); got != operate.BuildOlder {
 		t.Errorf("another image: %q", got)
 	}
 }
 
-// TestSiteNeedsABalancer: an address that nobody answers at is not shown.
+// Machines of other secrets are not turned on, and the error says what helps.
+func TestMachinesOfOtherSecrets(t *testing.T) {
+	s := newStill(t)
+	s.on(t, "store1")
+	s.clusterID = "99999999-2222-4333-8444-555555555555"
+	p, err := s.provider()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, _ := s.spec.Node("store1")
+	if _, err := s.powerOn(t.Context(), p, n); !errors.Is(err, machines.ErrForeign) || !strings.Contains(err.Error(), "imagegen down removes it") {
+		t.Errorf("%v", err)
+	}
+	all, err := s.Known(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range all {
+		if m.Power != operate.PowerOff || m.Build != "" {
+			t.Errorf("%+v", m)
+		}
+	}
+}
+
+// The site is shown only while a node is on that could serve it.
 func TestSiteNeedsABalancer(t *testing.T) {
 	s := newStill(t)
 	s.on(t, "store1")
-	s.write(t, s.paths.site(), DefaultSite)
+	testkit.Write(t, s.paths.site(), DefaultSite)
 	if got := s.Site(); got != "" {
 		t.Errorf("without a balancer the site is at %q", got)
 	}
@@ -192,7 +236,7 @@ func TestSiteNeedsABalancer(t *testing.T) {
 	}
 }
 
-// TestOwnerIsKnownByItsFolder wherever that is moved, and a copy or a successor is another.
+// A folder is the owner wherever it is moved; a copy or a successor in its place is not.
 func TestOwnerIsKnownByItsFolder(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }

@@ -20,8 +20,7 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// stubAgent stands for both cloud-init and the agent: it sets the node's address, writes the seed's files, and answers
-// on the peer API. A balancer also takes the virtual address and serves its name as the site.
+// stubAgent plays both cloud-init and the agent: it sets the node's address, writes the seed's files, and serves the peer API. A balancer also takes the virtual address and serves its name as the site.
 func stubAgent() error {
 	const seed = "/var/lib/cloud/seed/nocloud/"
 	var network struct {

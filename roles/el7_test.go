@@ -15,7 +15,6 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/distro"
-	"imagegen/internal/testkit"
 )
 
 // The programs of CentOS 7 are not available here, so its files are compared with tables of what they support. A word
@@ -310,7 +309,7 @@ func shellFaults(t *testing.T, path, text string) []string {
 		dialect = "bash"
 	}
 	for _, argv := range [][]string{{"bash", "-n"}, {"shellcheck", "-s", dialect, "-"}} {
-		testkit.Program(t, argv[0], "")
+		needProgram(t, argv[0])
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Stdin = strings.NewReader(text)
 		if out, err := cmd.CombinedOutput(); err != nil {

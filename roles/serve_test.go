@@ -9,7 +9,6 @@ import (
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
-	"imagegen/internal/testkit"
 )
 
 // together returns the files of several nodes for one sandbox; if two nodes have the same file, the first node's wins.
@@ -37,7 +36,7 @@ func TestPagesAreServed(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "nginx", "php-fpm8.2", "curl"} {
-		testkit.Program(t, p, "")
+		needProgram(t, p)
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
@@ -160,7 +159,7 @@ func TestRedisMasterIsFound(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "redis-server"} {
-		testkit.Program(t, p, "")
+		needProgram(t, p)
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
@@ -194,7 +193,7 @@ func TestRedisIsEncrypted(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "redis-server", "curl"} {
-		testkit.Program(t, p, "")
+		needProgram(t, p)
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
@@ -254,7 +253,7 @@ func TestSessionsAreEncrypted(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "redis-server", "nginx", "php-fpm8.2", "curl"} {
-		testkit.Program(t, p, "")
+		needProgram(t, p)
 	}
 	if out, err := exec.Command("php8.2", "--ri", "redis").CombinedOutput(); err != nil {
 		t.Skipf("NOT TESTED: no php8.2-redis on this machine (make checkers installs it): %s", out)
@@ -300,7 +299,7 @@ func TestDatabaseConnectionMoves(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "socat", "iptables", "timeout"} {
-		testkit.Program(t, p, "")
+		needProgram(t, p)
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
@@ -346,7 +345,7 @@ func TestVIPMoves(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "keepalived", "nft"} {
-		testkit.Program(t, p, "")
+		needProgram(t, p)
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")

@@ -7,10 +7,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"imagegen/cluster"
 	"imagegen/distro"
 	"imagegen/images/builder"
 	"imagegen/images/format"
-	"imagegen/lab"
 )
 
 // completeName is the hidden command that the shells' completion scripts call.
@@ -199,7 +199,7 @@ func valuesOf(c *cli.Context, command *cli.Command, f cli.Flag, before []string,
 	case "builder":
 		return slices.Clone(builder.Names)
 	case "provider":
-		return []string{lab.Nspawn, lab.Qemu}
+		return slices.Clone(cluster.Providers)
 	case "distro":
 		return slices.Clone(distro.Names())
 	case "from", "without":

@@ -43,7 +43,7 @@ func TestComplete(t *testing.T) {
 		{"build --format o", "ova"},
 		{"build --format ova,b", "ova,box"},
 		{"build --format=qc", "--format=qcow2"},
-		{"up --provider ", "nspawn qemu"},
+		{"up --provider ", "exec incus none nspawn qemu virtualbox"},
 		{"cut cache1 --from cache2,", "cache2,cache1 cache2,cache2 cache2,cache3"},
 		{"decide --without cache1 sent", "sentinel"},
 		{"init --distro d", "debian12"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -10,6 +11,7 @@ import (
 	"imagegen/cloudinit"
 	"imagegen/cluster"
 	"imagegen/cluster/secrets"
+	"imagegen/internal/words"
 	"imagegen/lab"
 )
 
@@ -32,7 +34,8 @@ func openLab(c *cli.Context, b *block, names []string) (*lab.Lab, []string, erro
 
 // inLab reports whether a provider's machines run in the lab on this machine.
 func inLab(provider string) bool {
-	return provider == "" || provider == lab.Nspawn || provider == lab.Qemu
+	_, ok := labProviders[provider]
+	return ok || provider == ""
 }
 
 // loadNodes loads the spec for a command on the nodes called names. It returns these names, or those of all nodes if
@@ -70,8 +73,8 @@ func without(names, others []string) []string {
 // lab opens the lab. Without readable secrets it warns and returns empty ones.
 func (p *project) lab(c *cli.Context, b *block) (*lab.Lab, *secrets.Secrets, error) {
 	if !inLab(p.provider) {
-		return nil, nil, wrongf("the provider in %s is %s, but %s works only in the lab, with the providers %s and %s",
-			p.spec.File, p.provider, c.Command.Name, lab.Nspawn, lab.Qemu)
+		return nil, nil, wrongf("the provider in %s is %s, but %s works only in the lab, with the providers %s",
+			p.spec.File, p.provider, c.Command.Name, words.List(slices.Sorted(maps.Keys(labProviders)), "and"))
 	}
 	keys, err := p.readSecrets()
 	if err == nil {
@@ -82,7 +85,7 @@ func (p *project) lab(c *cli.Context, b *block) (*lab.Lab, *secrets.Secrets, err
 		fmt.Fprintf(c.App.ErrWriter, "imagegen: %v\n", err)
 		keys = &secrets.Secrets{}
 	}
-	l, err := lab.Open(lab.Config{Spec: p.spec, Secrets: keys, Dir: p.out, Seed: p.seeds(), Log: b.say})
+	l, err := lab.Open(lab.Config{Spec: p.spec, Secrets: keys, Providers: labProviders, Dir: p.out, Seed: p.seeds(), Log: b.say})
 	return l, keys, err
 }
 

@@ -19,8 +19,16 @@ import (
 	"imagegen/machines/exec"
 	"imagegen/machines/fleet"
 	"imagegen/machines/incus"
+	"imagegen/machines/nspawn"
+	"imagegen/machines/qemu"
 	"imagegen/machines/virtualbox"
 )
+
+// labProviders creates the providers inside the lab, by their names in the spec.
+var labProviders = map[string]lab.Provider{
+	"nspawn": nspawn.New,
+	"qemu":   qemu.New,
+}
 
 // providers creates the providers outside the lab, by their names in the spec.
 var providers = map[string]func(providerConfig) (machines.Provider, error){

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"imagegen/cluster"
-	"imagegen/lab"
 )
 
 // withProgram changes to a folder with a cluster of five nodes, its seeds, fake images, and the program of docs/exec.md
@@ -205,7 +204,7 @@ func TestProvidersAreKnown(t *testing.T) {
 			t.Errorf("provider %s", name)
 		}
 	}
-	for _, name := range []string{lab.Nspawn, lab.Qemu} {
+	for name := range labProviders {
 		if !slices.Contains(cluster.Providers, name) {
 			t.Errorf("provider %s", name)
 		}

@@ -26,7 +26,9 @@ var never = []struct {
 	{"images/packages", []string{"imagegen/images", "imagegen/cluster", "imagegen/roles"}, "packages are found and fetched for whoever names them"},
 	{"images/format", []string{"imagegen/images", "imagegen/cluster", "imagegen/roles"}, "writing a disk takes a disk"},
 	{"images/builder", []string{"imagegen/images/packages", "imagegen/images/format", "imagegen/roles"}, "a builder runs a script, whatever that does"},
-	{"machines", []string{"imagegen/agent", "imagegen/lab"}, "a machine does not know what it is for"},
+	{"machines", []string{"imagegen/agent", "imagegen/lab", "imagegen/images"}, "a machine does not know what it is for, nor how its image was made"},
+	{"machines/local", []string{"imagegen/operate", "imagegen/machines/nspawn", "imagegen/machines/qemu"}, "it runs machines with any driver"},
+	{"lab", []string{"imagegen/agent", "imagegen/images", "imagegen/roles", "imagegen/machines/nspawn", "imagegen/machines/qemu"}, "the lab is given its providers"},
 	{"operate", []string{"imagegen/agent", "imagegen/lab", "imagegen/machines"}, "members are operated wherever their machines are"},
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/internal/testkit"
 	"imagegen/machines"
 )
 
@@ -75,18 +76,11 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 	}
 }
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // expect compares the listed machines with "NODE POWER IMAGE SEED".
 func expect(t *testing.T, p machines.Provider, want ...string) {
 	t.Helper()
 	list, err := p.List(t.Context())
-	must(t, err)
+	testkit.OK(t, err)
 	got := []string{}
 	for _, s := range list {
 		got = append(got, fmt.Sprint(s.Node, " ", s.Power, " ", s.Image, " ", s.Seed))
@@ -103,31 +97,31 @@ func line(m machines.Machine, power machines.Power) string {
 // Whatever is done twice is as if it were done once, and what is not there is no error.
 func idempotent(t *testing.T, b Backend) {
 	ctx, p := t.Context(), b.Provider(t, forever)
-	must(t, p.Check(ctx))
-	must(t, p.Stop(ctx, "node1"))
-	must(t, p.Remove(ctx, "node1", true))
+	testkit.OK(t, p.Check(ctx))
+	testkit.OK(t, p.Stop(ctx, "node1"))
+	testkit.OK(t, p.Remove(ctx, "node1", true))
 	expect(t, p)
 	one, two := b.Machine("node1", 0), b.Machine("node2", 0)
 	for range 2 {
-		must(t, p.Create(ctx, one))
+		testkit.OK(t, p.Create(ctx, one))
 		expect(t, p, line(one, machines.Off))
 	}
-	must(t, p.Create(ctx, two))
+	testkit.OK(t, p.Create(ctx, two))
 	for range 2 {
-		must(t, p.Start(ctx, "node1"))
+		testkit.OK(t, p.Start(ctx, "node1"))
 		expect(t, p, line(one, machines.On), line(two, machines.Off))
 	}
 	// A finished machine is not changed by another image or seed.
-	must(t, p.Create(ctx, b.Machine("node1", 1)))
+	testkit.OK(t, p.Create(ctx, b.Machine("node1", 1)))
 	expect(t, b.Provider(t, forever), line(one, machines.On), line(two, machines.Off))
 	for range 2 {
-		must(t, p.Stop(ctx, "node1"))
+		testkit.OK(t, p.Stop(ctx, "node1"))
 		expect(t, p, line(one, machines.Off), line(two, machines.Off))
 	}
-	must(t, machines.Replace(ctx, p, b.Machine("node1", 1), false))
+	testkit.OK(t, machines.Replace(ctx, p, b.Machine("node1", 1), false))
 	expect(t, p, line(b.Machine("node1", 1), machines.On), line(two, machines.Off))
 	for range 2 {
-		must(t, p.Remove(ctx, "node1", true))
+		testkit.OK(t, p.Remove(ctx, "node1", true))
 		expect(t, p, line(two, machines.Off))
 	}
 	if err := p.Start(ctx, "node1"); err == nil {
@@ -159,12 +153,12 @@ func interrupted(t *testing.T, b Backend) {
 				t.Fatalf("%s has more than %d steps, or never ends", op.name, limit)
 			}
 			p := b.Provider(t, forever)
-			must(t, p.Remove(ctx, "node1", true))
-			must(t, op.setUp(p))
+			testkit.OK(t, p.Remove(ctx, "node1", true))
+			testkit.OK(t, op.setUp(p))
 			step, died := dying(n)
 			err := op.do(b.Provider(t, step))
 			if !died.Load() {
-				must(t, err)
+				testkit.OK(t, err)
 				break
 			}
 			if err == nil {
@@ -179,7 +173,7 @@ func interrupted(t *testing.T, b Backend) {
 			}
 			expect(t, next, op.want...)
 			if op.want != nil { // a machine that is called finished can be turned on
-				must(t, next.Start(ctx, "node1"))
+				testkit.OK(t, next.Start(ctx, "node1"))
 			}
 		}
 	}
@@ -203,30 +197,30 @@ func foreign(t *testing.T, b Backend) {
 		}
 		b.ForeignIntact(t, "node1")
 	}
-	must(t, p.Create(ctx, b.Machine("node2", 0)))
-	must(t, machines.RemoveAll(ctx, p, []string{"node2"}))
+	testkit.OK(t, p.Create(ctx, b.Machine("node2", 0)))
+	testkit.OK(t, machines.RemoveAll(ctx, p, []string{"node2"}))
 	b.ForeignIntact(t, "node1")
 }
 
 // The data disk survives its machine, however often that is replaced, and is gone when a blank one is asked for.
 func dataSurvives(t *testing.T, b Backend) {
 	ctx, p := t.Context(), b.Provider(t, forever)
-	must(t, p.Create(ctx, b.Machine("node1", 0)))
+	testkit.OK(t, p.Create(ctx, b.Machine("node1", 0)))
 	b.WriteData(t, "node1", "precious")
 	for version := range 2 {
-		must(t, machines.Replace(ctx, p, b.Machine("node1", version), false))
-		must(t, p.Stop(ctx, "node1"))
+		testkit.OK(t, machines.Replace(ctx, p, b.Machine("node1", version), false))
+		testkit.OK(t, p.Stop(ctx, "node1"))
 		if got := b.ReadData(t, "node1"); got != "precious" {
 			t.Fatalf("after a replacement the data disk holds %q", got)
 		}
 	}
-	must(t, p.Remove(ctx, "node1", false))
-	must(t, p.Create(ctx, b.Machine("node1", 0)))
+	testkit.OK(t, p.Remove(ctx, "node1", false))
+	testkit.OK(t, p.Create(ctx, b.Machine("node1", 0)))
 	if got := b.ReadData(t, "node1"); got != "precious" {
 		t.Fatalf("after its removal the data disk holds %q", got)
 	}
-	must(t, machines.Replace(ctx, p, b.Machine("node1", 1), true))
-	must(t, p.Stop(ctx, "node1"))
+	testkit.OK(t, machines.Replace(ctx, p, b.Machine("node1", 1), true))
+	testkit.OK(t, p.Stop(ctx, "node1"))
 	if got := b.ReadData(t, "node1"); got != "" {
 		t.Fatalf("a blank data disk holds %q", got)
 	}
@@ -236,13 +230,13 @@ func dataSurvives(t *testing.T, b Backend) {
 func vanished(t *testing.T, b Backend) {
 	ctx, p := t.Context(), b.Provider(t, forever)
 	m := b.Machine("node1", 0)
-	must(t, p.Create(ctx, m))
+	testkit.OK(t, p.Create(ctx, m))
 	b.WriteData(t, "node1", "precious")
-	must(t, p.Start(ctx, "node1"))
+	testkit.OK(t, p.Start(ctx, "node1"))
 	b.Vanish(t, "node1")
 	expect(t, p)
-	must(t, p.Stop(ctx, "node1"))
-	must(t, p.Create(ctx, m))
+	testkit.OK(t, p.Stop(ctx, "node1"))
+	testkit.OK(t, p.Create(ctx, m))
 	expect(t, p, line(m, machines.Off))
 	if got := b.ReadData(t, "node1"); got != "precious" {
 		t.Errorf("the data disk holds %q", got)
@@ -252,12 +246,12 @@ func vanished(t *testing.T, b Backend) {
 // After everything is removed nothing is left, nodes that only have a data disk included.
 func nothingIsLeft(t *testing.T, b Backend) {
 	ctx, p := t.Context(), b.Provider(t, forever)
-	must(t, p.Create(ctx, b.Machine("node1", 0)))
-	must(t, p.Create(ctx, b.Machine("node2", 0)))
-	must(t, p.Start(ctx, "node2"))
-	must(t, p.Remove(ctx, "node1", false))
+	testkit.OK(t, p.Create(ctx, b.Machine("node1", 0)))
+	testkit.OK(t, p.Create(ctx, b.Machine("node2", 0)))
+	testkit.OK(t, p.Start(ctx, "node2"))
+	testkit.OK(t, p.Remove(ctx, "node1", false))
 	for range 2 {
-		must(t, machines.RemoveAll(ctx, p, []string{"node1"})) // node2 is no longer in the spec
+		testkit.OK(t, machines.RemoveAll(ctx, p, []string{"node1"})) // node2 is no longer in the spec
 		if left := b.Leftovers(t); len(left) > 0 {
 			t.Fatalf("left: %q", left)
 		}
@@ -296,7 +290,7 @@ func cancelled(t *testing.T, b Backend) {
 		case <-time.After(2 * time.Second):
 			t.Fatalf("%s did not end within 2 s of its cancellation", name)
 		}
-		must(t, do(t.Context(), b.Provider(t, forever)))
+		testkit.OK(t, do(t.Context(), b.Provider(t, forever)))
 	}
 	expect(t, b.Provider(t, forever), line(m, machines.On))
 }

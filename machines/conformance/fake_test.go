@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"imagegen/internal/testkit"
 	"imagegen/machines"
 )
 
@@ -174,8 +175,7 @@ func (b fakeBackend) Machine(node string, version int) machines.Machine {
 func (b fakeBackend) foreign(node string) string { return filepath.Join(b.dir, node, "machine") }
 
 func (b fakeBackend) Foreign(t *testing.T, node string) {
-	must(t, os.MkdirAll(filepath.Dir(b.foreign(node)), 0o755))
-	must(t, os.WriteFile(b.foreign(node), []byte(`{"Mark": "somebody"}`), 0o644))
+	testkit.Write(t, b.foreign(node), `{"Mark": "somebody"}`)
 }
 
 func (b fakeBackend) ForeignIntact(t *testing.T, node string) {
@@ -185,15 +185,15 @@ func (b fakeBackend) ForeignIntact(t *testing.T, node string) {
 	}
 }
 
-func (b fakeBackend) Vanish(t *testing.T, node string) { must(t, os.Remove(b.foreign(node))) }
+func (b fakeBackend) Vanish(t *testing.T, node string) { testkit.OK(t, os.Remove(b.foreign(node))) }
 
 func (b fakeBackend) WriteData(t *testing.T, node, text string) {
-	must(t, os.WriteFile(filepath.Join(b.dir, node, "data"), []byte(text), 0o644))
+	testkit.OK(t, os.WriteFile(filepath.Join(b.dir, node, "data"), []byte(text), 0o644))
 }
 
 func (b fakeBackend) ReadData(t *testing.T, node string) string {
 	data, err := os.ReadFile(filepath.Join(b.dir, node, "data"))
-	must(t, err)
+	testkit.OK(t, err)
 	return string(data)
 }
 

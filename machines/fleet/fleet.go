@@ -179,18 +179,11 @@ func (f *Fleet) place(list []machines.State) map[string]string {
 
 // machine is what a node's machine is to be.
 func (f *Fleet) machine(n cluster.Node, host string) (machines.Machine, error) {
-	r := f.Spec.Role(n.Role)
-	m := machines.Machine{
-		Cluster: f.Spec.Cluster, ClusterID: f.ClusterID, Node: n.Name, Role: n.Role, Host: host,
-		CPUs: r.CPUs, Memory: int64(r.Memory), Data: int64(r.Data), MAC: n.MAC, IP: n.IP.String(), Privileged: r.Privileged != "",
-	}
-	var err error
-	if m.Image.Path, err = filepath.Abs(f.ImagePath(n.Role)); err != nil {
+	m, err := f.Made.Machine(f.ClusterID, n)
+	if err != nil {
 		return m, err
 	}
-	if m.Seed.Path, err = filepath.Abs(f.SeedPath(n.Name)); err != nil {
-		return m, err
-	}
+	m.Host = host
 	if m.Image.Identity, err = f.ImageIdentity(n.Role); err != nil {
 		return m, fmt.Errorf("the image's manifest: %w; imagegen build writes it", err)
 	}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"imagegen/cloudinit"
 	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster"
+	"imagegen/machines"
 )
 
 // Made is what build has made: images and seeds in a folder.
@@ -27,6 +29,18 @@ func (m Made) ImagePath(role string) string { return filepath.Join(m.Dir, "image
 
 // SeedPath returns where a node's seed belongs.
 func (m Made) SeedPath(node string) string { return filepath.Join(m.Dir, "seeds", node+".iso") }
+
+// Machine is what the spec says of a node's machine, with the paths of what build has made for it, but not their identities.
+func (m Made) Machine(clusterID string, n cluster.Node) (machines.Machine, error) {
+	r := m.Spec.Role(n.Role)
+	image, err1 := filepath.Abs(m.ImagePath(n.Role))
+	seed, err2 := filepath.Abs(m.SeedPath(n.Name))
+	return machines.Machine{
+		Cluster: m.Spec.Cluster, ClusterID: clusterID, Node: n.Name, Role: n.Role,
+		CPUs: r.CPUs, Memory: int64(r.Memory), Data: int64(r.Data), MAC: n.MAC, IP: n.IP.String(), Privileged: r.Privileged != "",
+		Image: machines.File{Path: image}, Seed: machines.File{Path: seed},
+	}, errors.Join(err1, err2)
+}
 
 // manifest is what is needed of the file beside an image.
 type manifest struct {

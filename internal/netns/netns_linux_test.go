@@ -1,17 +1,16 @@
-//go:build linux
-
-package lab
+package netns
 
 import (
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 )
 
-// TestNetworkUnderOthers deletes and remakes a lab's network after the first `ip netns add` of the machine came while it was
+// TestNetworkUnderOthers deletes and remakes a network after the first `ip netns add` of the machine came while it was
 // there: iproute2 then mounts /run/netns on itself, and the network's name with it.
 func TestNetworkUnderOthers(t *testing.T) {
 	if _, err := exec.LookPath("ip"); err != nil || os.Geteuid() != 0 {
@@ -42,34 +41,42 @@ func TestNetworkUnderOthers(t *testing.T) {
 					t.Fatalf("mount %s: %v", m.to, err)
 				}
 			}
-			n, address := netns("imagegen-labtest-netns"), netip.MustParsePrefix("192.168.10.254/24")
-			if err := n.create(address); err != nil {
+			n, address := Name("imagegen-labtest-netns"), netip.MustParsePrefix("192.168.10.254/24")
+			if err := n.Create(address); err != nil {
 				t.Fatal(err)
 			}
 			if out, err := exec.Command("ip", "netns", "add", "somebody").CombinedOutput(); err != nil {
 				t.Fatalf("ip netns add: %v: %s", err, out)
 			}
-			if !n.complete(address) {
+			if !n.Complete(address) {
 				t.Error("the network is not reached any more")
 			}
-			if err := n.create(address); err != nil { // deletes first
+			if err := n.Create(address); err != nil { // deletes first
 				t.Fatal(err)
 			}
-			if !n.complete(address) {
+			if !n.Complete(address) {
 				t.Error("the new network is not complete")
 			}
-			if err := n.delete(); err != nil {
+			if err := n.Delete(); err != nil {
 				t.Fatal(err)
 			}
-			if left, _ := filepath.Glob(netnsDir + "/*"); len(left) != 1 {
+			if left, _ := filepath.Glob(dir + "/*"); len(left) != 1 {
 				t.Errorf("left: %s; want somebody's alone", left)
 			}
 			if out, err := exec.Command("ip", "netns", "exec", "somebody", "ip", "link").CombinedOutput(); err != nil {
 				t.Errorf("somebody's network is broken: %v: %s", err, out)
 			}
-			if err := n.delete(); err != nil {
+			if err := n.Delete(); err != nil {
 				t.Errorf("a second time: %v", err)
 			}
 		})
+	}
+}
+
+// The bridge is set up last: Complete takes that for the end.
+func TestBridgeSetup(t *testing.T) {
+	lines := strings.Split(strings.TrimSpace(bridgeSetup(netip.MustParsePrefix("192.168.10.254/24"))), "\n")
+	if len(lines) != 4 || lines[3] != "link set br0 up" || !strings.Contains(lines[2], "192.168.10.254/24") {
+		t.Errorf("%q", lines)
 	}
 }

@@ -1,4 +1,5 @@
-package lab
+// Package loop attaches files to loop devices that the kernel detaches by itself.
+package loop
 
 import (
 	"fmt"
@@ -10,9 +11,11 @@ import (
 	"unsafe"
 )
 
+// Control is the device that loop devices are asked for.
+const Control = "/dev/loop-control"
+
 // From linux/loop.h.
 const (
-	loopControl   = "/dev/loop-control"
 	loopGetFree   = 0x4C82
 	loopConfigure = 0x4C0A
 
@@ -40,9 +43,9 @@ type loopConfig struct {
 	_             [8]uint64
 }
 
-// openLoop returns an open loop device of what is in the file from offset on. The kernel detaches it with its last
-// user, so nobody has to clean up. A device that is there already is shared: two mounts of it share one page cache.
-func openLoop(path string, offset int64, readOnly bool) (*os.File, error) {
+// Open returns an open loop device for the part of a file that begins at offset. The kernel detaches it with its last user, so
+// nobody has to clean up. An existing device is shared: its mounts then share one page cache.
+func Open(path string, offset int64, readOnly bool) (*os.File, error) {
 	mode, flags := os.O_RDWR, uint32(loopAutoclear)
 	if readOnly {
 		mode, flags = os.O_RDONLY, loopAutoclear|loopReadOnly
@@ -52,7 +55,7 @@ func openLoop(path string, offset int64, readOnly bool) (*os.File, error) {
 		return nil, err
 	}
 	defer file.Close()
-	want := loop{offset: offset, readOnly: readOnly}
+	want := device{offset: offset, readOnly: readOnly}
 	for name, l := range loopsOf(file) {
 		if l != want {
 			continue
@@ -66,7 +69,7 @@ func openLoop(path string, offset int64, readOnly bool) (*os.File, error) {
 		}
 		dev.Close()
 	}
-	control, err := os.OpenFile(loopControl, os.O_RDWR, 0)
+	control, err := os.OpenFile(Control, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -93,15 +96,15 @@ func openLoop(path string, offset int64, readOnly bool) (*os.File, error) {
 	}
 }
 
-// loop is what a loop device that clears itself shows of a file.
-type loop struct {
+// device is what a loop device that clears itself shows of a file.
+type device struct {
 	offset   int64 // bytes
 	readOnly bool
 }
 
 // loopsOf returns the loop devices of an open file that clear themselves, by name (loop0).
-func loopsOf(file *os.File) map[string]loop {
-	loops := map[string]loop{}
+func loopsOf(file *os.File) map[string]device {
+	loops := map[string]device{}
 	want, err := file.Stat()
 	if err != nil {
 		return nil
@@ -117,7 +120,7 @@ func loopsOf(file *os.File) map[string]loop {
 		if err != nil {
 			continue // gone meanwhile
 		}
-		loops[filepath.Base(filepath.Dir(dir))] = loop{offset, attribute(dir, "../ro") == "1"}
+		loops[filepath.Base(filepath.Dir(dir))] = device{offset, attribute(dir, "../ro") == "1"}
 	}
 	return loops
 }
@@ -128,8 +131,8 @@ func attribute(dir, name string) string {
 	return strings.TrimSuffix(string(data), "\n")
 }
 
-// attached tells whether a file, if it is there, is a loop device's.
-func attached(path string) bool {
+// Attached tells whether a file is attached to a loop device. A file that is not there is not.
+func Attached(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
 		return false

@@ -1,4 +1,5 @@
-package lab
+// Package netns makes network namespaces with a bridge in each, which machines are connected to.
+package netns
 
 import (
 	"context"
@@ -16,24 +17,25 @@ import (
 	"unsafe"
 )
 
-// netns is a network namespace with a name, as `ip netns` knows them.
-type netns string
+// Name is the name of a network namespace, as `ip netns` shows it.
+type Name string
 
-const (
-	netnsDir = "/run/netns"
-	bridge   = "br0" // in the cluster's namespace; poweron.sh plugs the nodes into it
-)
+// Bridge is the name of the bridge in every namespace.
+const Bridge = "br0"
 
-func (n netns) path() string { return filepath.Join(netnsDir, string(n)) }
+const dir = "/run/netns"
+
+// Path returns the file of the namespace.
+func (n Name) Path() string { return filepath.Join(dir, string(n)) }
 
 // setnsCall is the number of setns(2), which package syscall does not have on every architecture.
 var setnsCall = map[string]uintptr{"amd64": 308, "arm64": 268}[runtime.GOARCH]
 
-// do runs fn inside the namespace: the sockets that it opens and the processes that it starts belong there. fn must
-// do so itself, not in other goroutines.
-func (n netns) do(fn func() error) error {
+// Do runs fn inside the namespace: the sockets that it opens and the processes that it starts belong there. fn must do so itself,
+// not in other goroutines.
+func (n Name) Do(fn func() error) error {
 	return onOwnThread(func() error {
-		f, err := os.Open(n.path())
+		f, err := os.Open(n.Path())
 		if err != nil {
 			return fmt.Errorf("the cluster's network: %w", err)
 		}
@@ -55,24 +57,24 @@ func onOwnThread(fn func() error) error {
 	return <-done
 }
 
-// create makes the namespace with a bridge that has this machine's address. The bridge is up only when all else is
-// done. Unlike `ip netns add` it leaves no mount on /run/netns itself.
-func (n netns) create(address netip.Prefix) error {
-	if err := n.delete(); err != nil { // half made
+// Create makes the namespace, with a bridge that has this address. The bridge is set up last, so that [Name.Complete] can tell.
+// Unlike `ip netns add`, Create leaves no mount on /run/netns itself.
+func (n Name) Create(address netip.Prefix) error {
+	if err := n.Delete(); err != nil { // half made
 		return err
 	}
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(n.path(), nil, 0o444); err != nil {
+	if err := os.WriteFile(n.Path(), nil, 0o444); err != nil {
 		return fmt.Errorf("make the cluster's network: %w", err)
 	}
 	return onOwnThread(func() error {
 		if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make the cluster's network: %w", err)
 		}
-		if err := syscall.Mount("/proc/thread-self/ns/net", n.path(), "", syscall.MS_BIND, ""); err != nil {
-			return fmt.Errorf("make the cluster's network: mount %s: %w", n.path(), err)
+		if err := syscall.Mount("/proc/thread-self/ns/net", n.Path(), "", syscall.MS_BIND, ""); err != nil {
+			return fmt.Errorf("make the cluster's network: mount %s: %w", n.Path(), err)
 		}
 		cmd := exec.Command("ip", "-batch", "-")
 		cmd.Stdin = strings.NewReader(bridgeSetup(address))
@@ -83,20 +85,20 @@ func (n netns) create(address netip.Prefix) error {
 	})
 }
 
-// bridgeSetup is the input of `ip -batch`. The bridge has a hardware address of its own, or it would take one of the
-// nodes' and change it whenever nodes come and go.
+// bridgeSetup is the input of `ip -batch`. Without a hardware address of its own, the bridge would take that of one of its ports,
+// and change it whenever machines come and go.
 func bridgeSetup(address netip.Prefix) string {
 	return fmt.Sprintf(`link set lo up
 link add %[1]s address 02:00:00:00:00:01 type bridge forward_delay 0 mcast_snooping 0
 address add %[2]s dev %[1]s
 link set %[1]s up
-`, bridge, address)
+`, Bridge, address)
 }
 
-// complete tells whether create got to its end, with this address.
-func (n netns) complete(address netip.Prefix) bool {
-	return n.do(func() error {
-		br, err := net.InterfaceByName(bridge)
+// Complete tells whether Create has finished, with this address.
+func (n Name) Complete(address netip.Prefix) bool {
+	return n.Do(func() error {
+		br, err := net.InterfaceByName(Bridge)
 		if err != nil {
 			return err
 		}
@@ -111,14 +113,14 @@ func (n netns) complete(address netip.Prefix) bool {
 	}) == nil
 }
 
-// delete removes the namespace's name; the namespace goes with it when no process is in it.
+// Delete removes the namespace's name; the namespace goes with its last process.
 //
-// The first `ip netns add` on a machine bind-mounts /run/netns on itself, so the name may be mounted twice, where only
-// the upper mount can be reached. So the mounts are taken apart in a mount namespace of our own, where that harms nobody,
-// until the file is no mount point there. When the kernel removes a file, it detaches what others have mounted on it.
-func (n netns) delete() error {
+// The first `ip netns add` after a boot bind-mounts /run/netns on itself. Then the name may be mounted twice, and only the upper
+// mount can be reached. So the mounts are removed in a mount namespace of our own, where that affects nobody, until the file is not
+// a mount point there. The kernel then detaches it everywhere else when the file is removed.
+func (n Name) Delete() error {
 	err := onOwnThread(func() error {
-		if _, err := os.Lstat(n.path()); err != nil {
+		if _, err := os.Lstat(n.Path()); err != nil {
 			return err
 		}
 		if err := syscall.Unshare(syscall.CLONE_NEWNS); err != nil {
@@ -127,18 +129,18 @@ func (n netns) delete() error {
 		if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 			return err
 		}
-		unmountAll(n.path())
-		err := os.Remove(n.path())
-		for errors.Is(err, syscall.EBUSY) && syscall.Unmount(netnsDir, syscall.MNT_DETACH) == nil {
-			unmountAll(n.path())
-			err = os.Remove(n.path())
+		unmountAll(n.Path())
+		err := os.Remove(n.Path())
+		for errors.Is(err, syscall.EBUSY) && syscall.Unmount(dir, syscall.MNT_DETACH) == nil {
+			unmountAll(n.Path())
+			err = os.Remove(n.Path())
 		}
 		return err
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the cluster's network: %w", err)
 	}
-	os.Remove(netnsDir) // unless others have one
+	os.Remove(dir) // unless others have one
 	return nil
 }
 
@@ -148,21 +150,23 @@ func unmountAll(path string) {
 	}
 }
 
+// TunDevice is the device that makes tap devices.
+const TunDevice = "/dev/net/tun"
+
 // From linux/if_tun.h.
 const (
-	tunDevice = "/dev/net/tun"
 	tunSetIff = 0x400454ca
 
 	tunTap, tunNoInfo, tunOffloads = 2, 0x1000, 0x4000
 )
 
-// plug makes a port of this name on the bridge and returns the cable to it: what is written there is frames that come in
+// Plug makes a port of this name (a tap device) on the bridge, and returns its cable: frames that are written to the cable come in
 // at the port. The port goes with the last user of the cable.
-func (n netns) plug(port string) (cable *os.File, err error) {
-	err = n.do(func() error {
-		fd, err := syscall.Open(tunDevice, syscall.O_RDWR|syscall.O_CLOEXEC, 0) // belongs to the network that it is opened in
+func (n Name) Plug(port string) (cable *os.File, err error) {
+	err = n.Do(func() error {
+		fd, err := syscall.Open(TunDevice, syscall.O_RDWR|syscall.O_CLOEXEC, 0) // belongs to the network that it is opened in
 		if err != nil {
-			return fmt.Errorf("open %s: %w", tunDevice, err)
+			return fmt.Errorf("open %s: %w", TunDevice, err)
 		}
 		cable = os.NewFile(uintptr(fd), port)
 		var request struct {
@@ -175,7 +179,7 @@ func (n netns) plug(port string) (cable *os.File, err error) {
 		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), tunSetIff, uintptr(unsafe.Pointer(&request))); errno != 0 {
 			return fmt.Errorf("make %s in the cluster's network: %w", port, errno)
 		}
-		if out, err := exec.Command("ip", "link", "set", port, "master", bridge, "up").CombinedOutput(); err != nil {
+		if out, err := exec.Command("ip", "link", "set", port, "master", Bridge, "up").CombinedOutput(); err != nil {
 			return fmt.Errorf("plug %s into the cluster's network: ip: %w: %s", port, err, strings.TrimSpace(string(out)))
 		}
 		return nil
@@ -186,9 +190,9 @@ func (n netns) plug(port string) (cable *os.File, err error) {
 	return cable, err
 }
 
-// dial connects from inside the namespace to an IP address and port.
-func (n netns) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	err = n.do(func() error {
+// Dial connects from inside the namespace to an IP address and port.
+func (n Name) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = n.Do(func() error {
 		var d net.Dialer
 		conn, err = d.DialContext(ctx, network, address)
 		return err
