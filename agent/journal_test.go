@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
 // asker asks an agent's API as somebody whom the authority has signed.
@@ -78,7 +79,7 @@ func TestJournal(t *testing.T) {
 	for _, resp := range following {
 		resp.Body.Close()
 	}
-	eventually(t, "journalctl ends with its reader", func() bool {
+	testkit.Until(t, time.Minute, "journalctl ends with its reader", func() bool {
 		text, _ := os.ReadFile(pids)
 		alive := 0
 		for pid := range strings.FieldsSeq(string(text)) {
@@ -90,16 +91,7 @@ func TestJournal(t *testing.T) {
 		}
 		return alive == 0
 	})
-	eventually(t, "another may read", func() bool { return operator(facts.LogsPath).StatusCode == http.StatusOK })
-}
-
-func eventually(t *testing.T, what string, check func() bool) {
-	t.Helper()
-	for start := time.Now(); !check(); time.Sleep(20 * time.Millisecond) {
-		if time.Since(start) > 30*time.Second {
-			t.Fatalf("not within 30 s: %s", what)
-		}
-	}
+	testkit.Until(t, time.Minute, "another may read", func() bool { return operator(facts.LogsPath).StatusCode == http.StatusOK })
 }
 
 // A busy journal is written at a bounded rate, and whole.

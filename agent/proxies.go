@@ -48,8 +48,8 @@ func sendsTo(page io.Reader) string {
 		return ""
 	}
 	column := func(name string) int { return slices.Index(rows[0], name) }
-	proxy, server, status, active, kind := column("# pxname"), column("svname"), column("status"), column("act"), column("type")
-	if min(proxy, server, status, active, kind) < 0 {
+	proxy, server, status, check, active, kind := column("# pxname"), column("svname"), column("status"), column("check_status"), column("act"), column("type")
+	if min(proxy, server, status, check, active, kind) < 0 {
 		return ""
 	}
 	const ofServer = "2"
@@ -58,6 +58,9 @@ func sendsTo(page io.Reader) string {
 	for _, row := range rows[1:] {
 		if row[kind] != ofServer {
 			continue
+		}
+		if row[check] == "INI" { // taken for up until it has been checked
+			return ""
 		}
 		if !slices.Contains(order, row[proxy]) {
 			order = append(order, row[proxy])

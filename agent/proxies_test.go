@@ -100,7 +100,8 @@ frontend alive
 }
 
 func TestStatisticsThatAreNone(t *testing.T) {
-	for _, page := range []string{"", "<html>", "# pxname,svname\nmysql,p1\n", "# pxname,svname,status,act,type\nmysql,p1\n", "# pxname,svname,status,act,type\nstats,FRONTEND,OPEN,,0\n"} {
+	for _, page := range []string{"", "<html>", "# pxname,svname\nmysql,p1\n", "# pxname,svname,status,act,type,check_status\nmysql,p1\n",
+		"# pxname,svname,status,act,type,check_status\nstats,FRONTEND,OPEN,,0,\n", "# pxname,svname,status,act,type,check_status\nmysql,p1,UP,1,2,INI\n"} {
 		if got := sendsTo(strings.NewReader(page)); got != "" {
 			t.Errorf("%q: %q", page, got)
 		}

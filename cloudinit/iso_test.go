@@ -182,7 +182,7 @@ func TestOtherReaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("blkid", func(t *testing.T) {
-		needProgram(t, "blkid", "util-linux")
+		testkit.Program(t, "blkid", "util-linux")
 		out, err := exec.Command("blkid", "-p", "-o", "export", path).Output()
 		if err != nil {
 			t.Fatal(err)
@@ -194,7 +194,7 @@ func TestOtherReaders(t *testing.T) {
 		}
 	})
 	t.Run("isoinfo", func(t *testing.T) {
-		needProgram(t, "isoinfo", "genisoimage")
+		testkit.Program(t, "isoinfo", "genisoimage")
 		for _, c := range s.contents() {
 			out, err := exec.Command("isoinfo", "-i", path, "-x", "/"+c.name+";1").Output()
 			if err != nil || !bytes.Equal(out, *c.data) {

@@ -87,17 +87,9 @@ func TestGolden(t *testing.T) {
 	testkit.Golden(t, "testdata/"+"bare/network-config", s.NetworkConfig)
 }
 
-// needProgram skips a test if a program is missing.
-func needProgram(t *testing.T, name, pkg string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("no %s on this machine (package %s): NOT tested", name, pkg)
-	}
-}
-
 // cloud-init's own YAML library reads exactly what was written.
 func TestFilesArriveUnchanged(t *testing.T) {
-	needProgram(t, "cloud-init", "cloud-init")
+	testkit.Program(t, "cloud-init", "cloud-init")
 	s := newSeed(t, "web2")
 	cmd := exec.Command("/usr/bin/python3", "-c", `
 import base64, json, sys, yaml
@@ -141,7 +133,7 @@ print(json.dumps([{"Path": w["path"], "Mode": int(w["permissions"], 8), "Owner":
 }
 
 func TestSchema(t *testing.T) {
-	needProgram(t, "cloud-init", "cloud-init")
+	testkit.Program(t, "cloud-init", "cloud-init")
 	bare := example()
 	bare.SSH = cluster.SSH{}
 	noKeys, err := New(bare, clusterID, bare.Nodes()[0], nil)
@@ -252,9 +244,7 @@ func TestFiles(t *testing.T) {
 	if len(s.UserData) > 20_000 {
 		t.Errorf("the user-data has %d bytes: the large file was not packed", len(s.UserData))
 	}
-	if _, err := exec.LookPath("cloud-init"); err != nil {
-		t.Skip("NOT TESTED: no cloud-init on this machine (make checkers installs it)")
-	}
+	testkit.Program(t, "cloud-init", "cloud-init")
 	path := filepath.Join(t.TempDir(), "user-data")
 	if err := os.WriteFile(path, s.UserData, 0o600); err != nil {
 		t.Fatal(err)

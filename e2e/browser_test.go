@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
 // failedPictures is the folder for screenshots of failed runs.
@@ -263,7 +265,7 @@ func (b *bench) peopleSee(t *testing.T) {
 
 	holder := b.holder(t, "192.168.10.39", "balancer1", "balancer2")
 	b.lab(t, "kill", holder)
-	took := eventually(t, time.Minute, "the post through the other balancer", sees)
+	took := testkit.Eventually(t, time.Minute, "the post through the other balancer", sees)
 	t.Logf("killed %s: seen after %s", holder, took.Round(100*time.Millisecond))
 
 	dead := []string{b.holder(t, "192.168.10.53", "balancer3", "balancer4"), b.redisMaster(t)}
@@ -276,9 +278,9 @@ func (b *bench) peopleSee(t *testing.T) {
 	}
 	b.lab(t, "kill", dead...)
 	dead = append(dead, holder)
-	took = eventually(t, time.Minute, "the post without "+strings.Join(dead, ", "), sees)
+	took = testkit.Eventually(t, time.Minute, "the post without "+strings.Join(dead, ", "), sees)
 	t.Logf("without %s: seen after %s", strings.Join(dead, ", "), took.Round(100*time.Millisecond))
-	eventually(t, time.Minute, "the front page with the post", func() error {
+	testkit.Eventually(t, time.Minute, "the front page with the post", func() error {
 		if err := visitor.frontPage(); err != nil {
 			return err
 		}
@@ -289,7 +291,7 @@ func (b *bench) peopleSee(t *testing.T) {
 		}
 		return err
 	})
-	eventually(t, time.Minute, "the administrator's list of posts", func() error {
+	testkit.Eventually(t, time.Minute, "the administrator's list of posts", func() error {
 		if err := admin.open("/wp-admin/edit.php"); err != nil {
 			return err
 		}

@@ -215,23 +215,6 @@ func (b *bench) secret(t *testing.T, name string) string {
 	return all[name]
 }
 
-// eventually repeats check until it succeeds, and fails with its last error after limit.
-func eventually(t *testing.T, limit time.Duration, what string, check func() error) time.Duration {
-	t.Helper()
-	start := time.Now()
-	for {
-		err := check()
-		took := time.Since(start)
-		if err == nil {
-			return took
-		}
-		if took > limit {
-			t.Fatalf("%s: not within %s: %v", what, limit, err)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
-}
-
 // get fetches a page of the site.
 func (b *bench) get(c *http.Client, path string) (string, error) {
 	resp, err := c.Get("http://" + b.site + path)
@@ -357,7 +340,7 @@ func TestReferenceCluster(t *testing.T) {
 		}
 		start := time.Now()
 		b.up(t, o.nodes...)
-		page := eventually(t, readyIn, "front page, nodes "+o.name, b.frontPage)
+		page := testkit.Eventually(t, readyIn, "front page, nodes "+o.name, b.frontPage)
 		b.waitReady(t)
 		t.Logf("nodes %s: page after %s, all ready after %s", o.name, page.Round(100*time.Millisecond), time.Since(start).Round(100*time.Millisecond))
 		total += page
@@ -379,7 +362,7 @@ func TestReferenceCluster(t *testing.T) {
 func (b *bench) vipMoves(t *testing.T) {
 	holder := b.holder(t, "192.168.10.39", "balancer1", "balancer2")
 	b.lab(t, "kill", holder)
-	took := eventually(t, time.Minute, "front page through the other balancer", b.frontPage)
+	took := testkit.Eventually(t, time.Minute, "front page through the other balancer", b.frontPage)
 	t.Logf("killed %s; the page was back after %s", holder, took.Round(100*time.Millisecond))
 	b.lab(t, "start", holder)
 	b.waitReady(t)
@@ -403,7 +386,7 @@ func (b *bench) postOutlives(t *testing.T) {
 		}
 		seen[n.Role] = true
 		b.lab(t, "kill", n.Node)
-		took := eventually(t, time.Minute, "the post without "+n.Node, there)
+		took := testkit.Eventually(t, time.Minute, "the post without "+n.Node, there)
 		b.lab(t, "start", n.Node)
 		start := time.Now()
 		b.waitReady(t)
@@ -454,12 +437,12 @@ func (b *bench) sessionsOutlive(t *testing.T) {
 			return err
 		}
 	}
-	eventually(t, 30*time.Second, "first visit", visit("visit 1."))
-	eventually(t, 10*time.Second, "second visit", visit("visit 2."))
+	testkit.Eventually(t, 30*time.Second, "first visit", visit("visit 1."))
+	testkit.Eventually(t, 10*time.Second, "second visit", visit("visit 2."))
 
 	master := b.redisMaster(t)
 	b.lab(t, "kill", master)
-	took := eventually(t, time.Minute, "the session after the Redis master's death", func() error {
+	took := testkit.Eventually(t, time.Minute, "the session after the Redis master's death", func() error {
 		body, err := b.get(admin, "/visits.php")
 		if err == nil && (!strings.HasPrefix(body, "visit ") || body == "visit 1.") {
 			err = fmt.Errorf("the session is lost: %q", body)

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
 // probePHP is installed on the site: it does one small operation in one of the tiers and prints "ok" once that is
@@ -96,7 +98,7 @@ func (b *bench) newLoad(t *testing.T) (l *load, stop func()) {
 		t.Fatal(err)
 	}
 	l = &load{bench: b, acked: map[string]map[int]bool{}, fails: map[string]int{}, last: map[string]time.Time{}, bad: map[string]time.Time{}, why: map[string]string{}}
-	eventually(t, time.Minute, "the probe", func() error {
+	testkit.Eventually(t, time.Minute, "the probe", func() error {
 		_, err := l.request(&http.Client{Timeout: requestLimit}, "prepare", 0, 0)
 		return err
 	})
@@ -181,7 +183,7 @@ func (l *load) lost(t *testing.T) int {
 	missing := 0
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Second) {
 		var all map[string][]int
-		eventually(t, time.Minute, "the list of what was written", func() error {
+		testkit.Eventually(t, time.Minute, "the list of what was written", func() error {
 			body, err := l.bench.get(&http.Client{Timeout: 30 * time.Second}, "/probe.php?op=all")
 			if err == nil {
 				err = json.Unmarshal([]byte(body), &all)
@@ -268,7 +270,7 @@ func TestFaults(t *testing.T) {
 	b.waitReady(t)
 	l, stop := b.newLoad(t)
 	defer stop()
-	eventually(t, time.Minute, "load", func() error { return l.steady(kinds) })
+	testkit.Eventually(t, time.Minute, "load", func() error { return l.steady(kinds) })
 
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("random order from seed %d", seed)
@@ -284,7 +286,7 @@ func TestFaults(t *testing.T) {
 		})
 		// Later results would mean nothing if the cluster has not recovered.
 		b.waitReady(t)
-		eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
+		testkit.Eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
 	}
 }
 
@@ -309,7 +311,7 @@ func (l *load) suffer(t *testing.T, f fault) result {
 	}
 	done := time.Now()
 	// A fault without effect so far may still have one: detection takes seconds.
-	eventually(t, recoverLimit, "recovery", func() error {
+	testkit.Eventually(t, recoverLimit, "recovery", func() error {
 		if time.Since(done) < 8*time.Second {
 			return fmt.Errorf("too early to tell")
 		}
@@ -330,8 +332,8 @@ func (l *load) suffer(t *testing.T, f fault) result {
 		t.Fatal(err)
 	}
 	l.bench.waitReady(t)
-	eventually(t, recoverLimit, "everything", func() error { return l.steady(kinds) })
-	eventually(t, recoverLimit, "one holder of each address", l.bench.oneHolder)
+	testkit.Eventually(t, recoverLimit, "everything", func() error { return l.steady(kinds) })
+	testkit.Eventually(t, recoverLimit, "one holder of each address", l.bench.oneHolder)
 	r.whole = time.Since(back)
 	r.lost = l.lost(t)
 	l.mu.Lock()

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"imagegen/internal/incushosts"
+	"imagegen/internal/testkit"
 	"imagegen/lab"
 )
 
@@ -237,7 +238,7 @@ func TestIncus(t *testing.T) {
 	before := o.hosts.Holds()
 	at := o.up(t)
 	redis := o.forward(t, netip.MustParseAddrPort("192.168.10.53:6379"))
-	eventually(t, readyIn, "Redis at the virtual address", func() error { return speaksTLS(redis) })
+	testkit.Eventually(t, readyIn, "Redis at the virtual address", func() error { return speaksTLS(redis) })
 	o.seedsAreSecret(t)
 	o.nothingElseFails(t)
 
@@ -246,7 +247,7 @@ func TestIncus(t *testing.T) {
 	o.askAnother(host)
 	cut := time.Now()
 	o.hosts.CutPower(host)
-	eventually(t, vipBackIn, "Redis at the virtual address, after the power cut", func() error { return speaksTLS(redis) })
+	testkit.Eventually(t, vipBackIn, "Redis at the virtual address, after the power cut", func() error { return speaksTLS(redis) })
 	t.Logf("host %s with %s lost its power: the virtual address led to a master again after %s", host, holder, time.Since(cut).Round(100*time.Millisecond))
 	o.lostHostIsUnknown(t, host)
 	o.hosts.PowerOn(host)
@@ -302,7 +303,7 @@ func (o *onHosts) nothingElseFails(t *testing.T) {
 // lostHostIsUnknown: status answers soon while a host is dead, and its machines are neither on nor off.
 func (o *onHosts) lostHostIsUnknown(t *testing.T, lost ...string) {
 	t.Helper()
-	eventually(t, time.Minute, "the lost host in the status", func() error {
+	testkit.Eventually(t, time.Minute, "the lost host in the status", func() error {
 		start := time.Now()
 		nodes := o.nodes(t)
 		took := time.Since(start)
@@ -354,7 +355,7 @@ func TestIncusWhole(t *testing.T) {
 		t.Fatalf("%d nodes", len(at))
 	}
 	o.site = o.forward(t, netip.MustParseAddrPort("192.168.10.39:80"))
-	took := eventually(t, time.Minute, "front page", o.frontPage)
+	took := testkit.Eventually(t, time.Minute, "front page", o.frontPage)
 	t.Logf("the front page came through the virtual address %s after all were ready", took.Round(100*time.Millisecond))
 	o.seedsAreSecret(t)
 	o.nothingElseFails(t)
@@ -362,7 +363,7 @@ func TestIncusWhole(t *testing.T) {
 	l, stop := o.newLoad(t)
 	stop = sync.OnceFunc(stop)
 	defer stop()
-	eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
+	testkit.Eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
 	var results []result
 	defer func() { t.Logf("\n%s", table(results)) }()
 	for _, f := range pick(o.faults(t, l, at)) {

@@ -15,6 +15,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/internal/accel"
+	"imagegen/internal/testkit"
 )
 
 const seedVMName = "e2e-seed-vm"
@@ -57,7 +58,7 @@ func TestBootWithoutSeed(t *testing.T) {
 	m.says(t, "empty", "imagegen: this disk has no seed yet: attach the seed of one node")
 	m.insert(t)
 	m.says(t, "empty", "imagegen: new seed on /dev/sr0: this is node redis1, instance "+seedVMName+"-redis1-")
-	eventually(t, aVMIn, "the note that the seed is applied", func() error {
+	testkit.Eventually(t, aVMIn, "the note that the seed is applied", func() error {
 		_, err := m.in("test -e /var/lib/imagegen/seed-applied")
 		return err
 	})
@@ -86,7 +87,7 @@ func TestBootWithoutSeed(t *testing.T) {
 		for _, text := range c.says {
 			m.says(t, c.name, "imagegen: "+text)
 		}
-		eventually(t, aVMIn, "SSH", func() error { _, err := m.in("true"); return err })
+		testkit.Eventually(t, aVMIn, "SSH", func() error { _, err := m.in("true"); return err })
 		cloudInitDone(t, node, m.in)
 		if got := m.state(t); got != want {
 			t.Errorf("%s: the node became\n%+v, and was\n%+v", c.name, got, want)
@@ -182,7 +183,7 @@ func (m *seedVM) console(name string) string {
 // says waits for a text on the console.
 func (m *seedVM) says(t *testing.T, name, text string) {
 	t.Helper()
-	eventually(t, aVMIn, "the console's "+strconv.Quote(text), func() error {
+	testkit.Eventually(t, aVMIn, "the console's "+strconv.Quote(text), func() error {
 		console, err := os.ReadFile(m.console(name))
 		if err == nil && !strings.Contains(string(console), text) {
 			err = fmt.Errorf("not there yet")
@@ -202,7 +203,7 @@ func (m *seedVM) insert(t *testing.T) {
 	if _, err := fmt.Fprintf(c, "change cd %s raw read-only\n", m.iso); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "the drive with the seed", func() error {
+	testkit.Eventually(t, time.Minute, "the drive with the seed", func() error {
 		answer := make([]byte, 1<<16)
 		if err := c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
 			return err

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
 const (
@@ -77,7 +79,7 @@ func (b *bench) soak(t *testing.T, lasts time.Duration, seed uint64) {
 			t.Logf("the journals are in %s; again: %s", b.keepJournals(t), again)
 		}
 	}()
-	eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
+	testkit.Eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
 	begin := time.Now()
 	for n := 1; time.Since(begin) < lasts; n++ {
 		s := br.draw(t, random, lasts)

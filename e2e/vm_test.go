@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
 // For emulation on two slow cores.
@@ -31,7 +33,7 @@ func TestVirtualMachines(t *testing.T) {
 	b.lab(t, "up", "--site", b.site, "--provider", "qemu")
 	t.Logf("the last machine was turned on after %s", time.Since(start).Round(time.Second))
 	// A long timeout: cancelled requests continue on the server and slow down the next ones.
-	eventually(t, allVMsIn, "front page", func() error { return b.frontPageIn(5 * time.Minute) })
+	testkit.Eventually(t, allVMsIn, "front page", func() error { return b.frontPageIn(5 * time.Minute) })
 	t.Logf("page after %s", time.Since(start).Round(time.Second))
 	b.lab(t, "status", "--wait", "--timeout", allVMsIn.String())
 	t.Logf("all ready after %s", time.Since(start).Round(time.Second))
@@ -47,9 +49,7 @@ func TestVirtualMachines(t *testing.T) {
 
 // redisInVMs runs the Redis tier in three virtual machines, from the files that build made.
 func (b *bench) redisInVMs(t *testing.T) {
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		t.Skip("SKIPPED: no qemu-system-x86_64 on this machine (package qemu-system-x86): virtual machines are NOT tested")
-	}
+	testkit.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	b.letIn(t)
 	b.lab(t, "seed")
 	names := []string{"redis1", "redis2", "redis3"}
@@ -105,7 +105,7 @@ func (b *bench) letIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { agent.Process.Kill(); agent.Wait() })
-	eventually(t, 10*time.Second, "ssh-agent", func() error { _, err := os.Stat(socket); return err })
+	testkit.Eventually(t, 10*time.Second, "ssh-agent", func() error { _, err := os.Stat(socket); return err })
 	t.Setenv("SSH_AUTH_SOCK", socket)
 	run("ssh-add", "-q", key)
 	public, err := os.ReadFile(key + ".pub")
@@ -126,7 +126,7 @@ func (b *bench) letIn(t *testing.T) {
 // and reported no errors. in runs a shell line on the node.
 func cloudInitDone(t *testing.T, node string, in func(script string) (string, error)) {
 	t.Helper()
-	eventually(t, aVMIn, "cloud-init's end on "+node, func() error {
+	testkit.Eventually(t, aVMIn, "cloud-init's end on "+node, func() error {
 		_, err := in("test -e /run/cloud-init/result.json")
 		return err
 	})

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
 // browser is a Chromium with its own profile: a person who has never visited the site. It is driven over the WebDriver
@@ -183,7 +185,7 @@ const elementIn = 60 * time.Second // an editor on two slow cores, its scripts f
 
 func (br *browser) do(t *testing.T, css, what string, in any) {
 	t.Helper()
-	eventually(t, elementIn, css, func() error {
+	testkit.Eventually(t, elementIn, css, func() error {
 		e, err := br.element(css)
 		if err != nil {
 			return err
@@ -195,7 +197,7 @@ func (br *browser) do(t *testing.T, css, what string, in any) {
 // until waits for a condition in the page, a JavaScript expression.
 func (br *browser) until(t *testing.T, what, condition string) {
 	t.Helper()
-	eventually(t, elementIn, what, func() error {
+	testkit.Eventually(t, elementIn, what, func() error {
 		var ok bool
 		if err := br.script("return !!("+condition+")", &ok); err != nil || ok {
 			return err

@@ -299,6 +299,7 @@ func (b *bake) lay(ctx context.Context) error {
 	err := errors.Join(
 		os.Rename(filepath.Join(b.Work, "files"), b.Input("files")),
 		layUnits(b.Input("units"), in.Units),
+		os.WriteFile(b.Input("identity"), []byte(b.plan.identity+"\n"), 0o644),
 		sparse.CopyAs(ctx, b.config.Agent, b.Input("agent"), in.Agent))
 	if err != nil {
 		return err

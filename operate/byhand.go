@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"imagegen/cluster/expected"
 )
 
 // canReplace fails where nodes cannot be replaced now.
@@ -51,10 +53,9 @@ func (c *Cluster) replaceMachine(ctx context.Context, w Wait, name string, blank
 	}
 	// A machine that does not answer now is told from its successor by the seed alone.
 	before, _ := c.Agents.Ask(ctx, name, node.IP)
-	want := ""
+	var want expected.Node
 	if c.Expected != nil {
-		e, _ := c.Expected.Node(name)
-		want = e.Seed
+		want, _ = c.Expected.Node(name)
 	}
 	c.Tell(node, blank)
 	limited, cancel := context.WithTimeout(ctx, w.Timeout)
@@ -74,8 +75,10 @@ func (c *Cluster) replaceMachine(ctx context.Context, w Wait, name string, blank
 			if r.Machine == "" && before.Machine == "" {
 				waits = "for its new machine: what answers is of an image that does not tell machines apart"
 			}
-		case want != "" && r.Seed != want:
+		case want.Seed != "" && r.Seed != want.Seed:
 			waits = "for its new machine: the one that answers has another seed"
+		case otherImage(want.Image, r.Image):
+			waits = "for its new machine: the one that answers has another image"
 		default:
 			return nil
 		}

@@ -35,9 +35,9 @@ func TestRollByHand(t *testing.T) {
 	e := &expected.Expected{Version: expected.Version, Cluster: "otus", ClusterID: f.keys.ClusterID}
 	for _, n := range f.spec.Nodes() {
 		m.set(n.Name, facts.Made{Seed: "old", Machine: "old-" + n.Name})
-		e.Nodes = append(e.Nodes, expected.Node{Node: n.Name, Role: "web", Seed: "new"})
+		e.Nodes = append(e.Nodes, expected.Node{Node: n.Name, Role: "web", Seed: "new", Image: "new"})
 	}
-	m.set("web2", facts.Made{Seed: "new", Machine: "new-web2"})
+	m.set("web2", facts.Made{Image: "new", Seed: "new", Machine: "new-web2"})
 	f.report = func(r *facts.NodeReport) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -58,7 +58,7 @@ func TestRollByHand(t *testing.T) {
 	if err != nil || nodes[0].Build != BuildOlder || nodes[1].Build != BuildCurrent {
 		t.Fatalf("%+v, %v", nodes, err)
 	}
-	// The person makes the machine with the wrong seed first.
+	// The person makes the machine with the wrong seed first, and then from the wrong image.
 	step := 0
 	w := Wait{Timeout: time.Minute, Progress: func(nodes []NodeStatus) {
 		n := nodes[0]
@@ -66,11 +66,13 @@ func TestRollByHand(t *testing.T) {
 			return
 		}
 		waits = append(waits, n.Node+n.Detail)
-		switch step++; step % 2 {
+		switch step++; step % 3 {
 		case 1:
 			m.set(n.Node, facts.Made{Seed: "old", Machine: "wrong-" + n.Node})
+		case 2:
+			m.set(n.Node, facts.Made{Image: "old", Seed: "new", Machine: "half-" + n.Node})
 		case 0:
-			m.set(n.Node, facts.Made{Seed: "new", Machine: "new-" + n.Node})
+			m.set(n.Node, facts.Made{Image: "new", Seed: "new", Machine: "new-" + n.Node})
 		}
 	}}
 	var replaced []string
@@ -80,8 +82,15 @@ func TestRollByHand(t *testing.T) {
 	if want := []string{"web1", "web3"}; !slices.Equal(told, want) || !slices.Equal(replaced, want) {
 		t.Errorf("told %q, replaced %q", told, replaced)
 	}
-	if len(waits) != 4 || !strings.Contains(waits[0], "web1for its new machine: the old one still answers") || !strings.Contains(waits[1], "has another seed") {
+	if len(waits) != 6 || !strings.Contains(waits[2], "has another image") || !strings.Contains(waits[0], "web1for its new machine: the old one still answers") || !strings.Contains(waits[1], "has another seed") {
 		t.Errorf("%q", waits)
+	}
+	// Of an image that does not say which it is, the seed tells; of another one, its identity does.
+	for image, want := range map[string]string{"": BuildCurrent, "new": BuildCurrent, "old": BuildOlder} {
+		m.set("web1", facts.Made{Image: image, Seed: "new", Machine: "x"})
+		if nodes, err := cl.Status(t.Context()); err != nil || nodes[0].Build != want {
+			t.Errorf("image %q: %+v, %v", image, nodes, err)
+		}
 	}
 	// Nobody does it.
 	m.set("web1", facts.Made{Seed: "old", Machine: "x"})

@@ -202,7 +202,8 @@ func (c *Cluster) ask(ctx context.Context, machines []Machine) ([]NodeStatus, er
 	return all, ctx.Err()
 }
 
-// compare tells how the seed that a node was made from compares with the one that it should have.
+// compare tells how the image and seed that a node was made from compare with those that it should have. A node whose image is of an
+// earlier imagegen, which did not write its identity into it, is compared by its seed alone.
 func (c *Cluster) compare(node string, made facts.Made) string {
 	if c.Expected == nil || made.Seed == "" {
 		return BuildUnknown
@@ -211,11 +212,14 @@ func (c *Cluster) compare(node string, made facts.Made) string {
 	switch {
 	case !ok || want.Seed == "":
 		return BuildUnknown
-	case want.Seed == made.Seed:
-		return BuildCurrent
+	case want.Seed != made.Seed, otherImage(want.Image, made.Image):
+		return BuildOlder
 	}
-	return BuildOlder
+	return BuildCurrent
 }
+
+// otherImage tells whether a node is known to have another image than it should.
+func otherImage(want, has string) bool { return want != "" && has != "" && want != has }
 
 // known is what is known of the machines. Without a provider that is the spec.
 func (c *Cluster) known(ctx context.Context) ([]Machine, error) {

@@ -16,6 +16,7 @@ import (
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
 	"imagegen/distro"
+	"imagegen/internal/testkit"
 )
 
 // redisClient is a client with (ask) and without (cli) the password of the Redis or Sentinel whose file is $F.
@@ -98,7 +99,7 @@ func TestRealPrograms(t *testing.T) {
 					if !ok {
 						t.Fatalf("no checker for %q", f.Check)
 					}
-					needProgram(t, ck.program)
+					testkit.Program(t, ck.program, "")
 					out, err := inSandbox(t, n, r.Files, "F="+f.Path+"\n"+ck.script)
 					if err != nil {
 						t.Errorf("%v\n%s\n%s", err, out, f.Content)
@@ -124,14 +125,7 @@ func needSandbox(t *testing.T) {
 		t.Skip("NOT TESTED: running the real programs needs root, for namespaces")
 	}
 	for _, p := range []string{"unshare", "ip", "setpriv"} {
-		needProgram(t, p)
-	}
-}
-
-func needProgram(t *testing.T, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("NOT TESTED: no %s on this machine (make checkers installs it)", name)
+		testkit.Program(t, p, "")
 	}
 }
 
@@ -197,7 +191,7 @@ func TestGaleraLife(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"mariadbd", "mariadb-install-db", "socat"} {
-		needProgram(t, p)
+		testkit.Program(t, p, "")
 	}
 	if _, err := os.Stat("/usr/lib/galera/libgalera_smm.so"); err != nil {
 		t.Skip("NOT TESTED: no Galera on this machine (make checkers installs it)")
@@ -277,7 +271,7 @@ func params[P any](t *testing.T, r Rendered, name string) *P {
 // once.
 func TestPackagesResolve(t *testing.T) {
 	t.Parallel()
-	needProgram(t, "apt-get")
+	testkit.Program(t, "apt-get", "")
 	if out, err := exec.Command("apt-cache", "policy", "haproxy").Output(); err != nil || !strings.Contains(string(out), "Candidate: 2.6") {
 		t.Skip("NOT TESTED: APT on this machine does not know the packages of Debian 12 (apt-get update)")
 	}

@@ -15,6 +15,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/distro"
+	"imagegen/internal/testkit"
 )
 
 // The programs of CentOS 7 are not available here, so its files are compared with tables of what they support. A word
@@ -309,7 +310,7 @@ func shellFaults(t *testing.T, path, text string) []string {
 		dialect = "bash"
 	}
 	for _, argv := range [][]string{{"bash", "-n"}, {"shellcheck", "-s", dialect, "-"}} {
-		needProgram(t, argv[0])
+		testkit.Program(t, argv[0], "")
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Stdin = strings.NewReader(text)
 		if out, err := cmd.CombinedOutput(); err != nil {

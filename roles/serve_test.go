@@ -9,6 +9,7 @@ import (
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/internal/testkit"
 )
 
 // together returns the files of several nodes for one sandbox; if two nodes have the same file, the first node's wins.
@@ -36,7 +37,7 @@ func TestPagesAreServed(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "nginx", "php-fpm8.2", "curl"} {
-		needProgram(t, p)
+		testkit.Program(t, p, "")
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
@@ -159,7 +160,7 @@ func TestRedisMasterIsFound(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "redis-server"} {
-		needProgram(t, p)
+		testkit.Program(t, p, "")
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
@@ -193,7 +194,7 @@ func TestRedisIsEncrypted(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "redis-server", "curl"} {
-		needProgram(t, p)
+		testkit.Program(t, p, "")
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
@@ -253,7 +254,7 @@ func TestSessionsAreEncrypted(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "redis-server", "nginx", "php-fpm8.2", "curl"} {
-		needProgram(t, p)
+		testkit.Program(t, p, "")
 	}
 	if out, err := exec.Command("php8.2", "--ri", "redis").CombinedOutput(); err != nil {
 		t.Skipf("NOT TESTED: no php8.2-redis on this machine (make checkers installs it): %s", out)
@@ -299,7 +300,7 @@ func TestDatabaseConnectionMoves(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "socat", "iptables", "timeout"} {
-		needProgram(t, p)
+		testkit.Program(t, p, "")
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
@@ -345,7 +346,7 @@ func TestVIPMoves(t *testing.T) {
 	t.Parallel()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "keepalived", "nft"} {
-		needProgram(t, p)
+		testkit.Program(t, p, "")
 	}
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")

@@ -67,9 +67,7 @@ ssh: {user: jane, keys: ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0S3FzxWr4H0OIqZ3
 }
 
 func TestRuby(t *testing.T) {
-	if _, err := exec.LookPath("ruby"); err != nil {
-		t.Skip("SKIPPED: no ruby; apt-get install ruby")
-	}
+	testkit.Program(t, "ruby", "ruby")
 	for name, text := range specs {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "Vagrantfile")
@@ -83,9 +81,7 @@ func TestRuby(t *testing.T) {
 
 // Vagrant itself accepts the file, and would log in as the spec says.
 func TestVagrantValidate(t *testing.T) {
-	if _, err := exec.LookPath("vagrant"); err != nil {
-		t.Skip("SKIPPED: no vagrant; apt-get install vagrant")
-	}
+	testkit.Program(t, "vagrant", "vagrant")
 	for name, text := range specs {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

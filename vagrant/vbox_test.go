@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"imagegen/images/format"
+	"imagegen/internal/testkit"
 	"imagegen/internal/vboxtest"
 )
 
@@ -53,9 +54,7 @@ eval "$1"
 // Real Vagrant and VirtualBox with the Vagrantfile: nodes come up, also two in parallel, and their data disks survive
 // them.
 func TestVagrantUp(t *testing.T) {
-	if _, err := exec.LookPath("vagrant"); err != nil {
-		t.Skip("SKIPPED: no vagrant; apt-get install vagrant")
-	}
+	testkit.Program(t, "vagrant", "vagrant")
 	if !vboxtest.Rerun(t, vboxtest.OwnNetwork) {
 		return
 	}

@@ -57,6 +57,8 @@ type NodeReport struct {
 
 // Made identifies what a node was made from.
 type Made struct {
+	// Image is the identity of the node's image; empty: not known, the image is of an earlier imagegen.
+	Image string `json:"image,omitempty"`
 	// Seed is the digest of the seed that the node runs; empty if unknown.
 	Seed string `json:"seed,omitempty"`
 	// Machine is unique to each root disk. If it changes, the node was recreated.

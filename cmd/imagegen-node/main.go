@@ -75,6 +75,9 @@ func run() error {
 // made returns what the node was made from, as far as it is known.
 func made(d nocloud.Disk) facts.Made {
 	var m facts.Made
+	if id, err := os.ReadFile(filepath.Join(d.Root, "usr/local/share/imagegen/image")); err == nil {
+		m.Image = string(bytes.TrimSpace(id))
+	}
 	if seed, _ := d.Kept(); seed != nil { // a damaged copy still identifies its seed
 		m.Seed = seed.Digest
 	}

@@ -294,7 +294,8 @@ func (m netMachine) create(r machineRequest) error {
 	rand.Read(id[:])
 	all := map[string]string{
 		"root/etc/machine-id": hex.EncodeToString(id[:]) + "\n", "root/etc/passwd": "root:x:0:0::/:/bin/sh\n", "root/etc/group": "root:x:0:\n", "root/var/lib/x": "",
-		"bin/systemctl": nodeSystemctl, "bin/journalctl": nodeJournalctl, "journal": "a line of the node's journal\n", "image": string(image), "ip": r.Machine.IP,
+		"root/usr/local/share/imagegen/image": string(image),
+		"bin/systemctl":                       nodeSystemctl, "bin/journalctl": nodeJournalctl, "journal": "a line of the node's journal\n", "image": string(image), "ip": r.Machine.IP,
 	}
 	for _, f := range written {
 		if strings.HasPrefix(f.Path, "/etc/imagegen/") {
@@ -387,7 +388,7 @@ ip -n %[1]s route add 10.78.0.0/24 dev eth0`, m.name(), switchNS(filepath.Dir(m.
 	defer console.Close()
 	agent := filepath.Join(filepath.Dir(filepath.Dir(m.dir)), "imagegen-node")
 	cmd := exec.Command("nsenter", "--net=/run/netns/"+m.name(), "--", "unshare", "--mount-proc", "--pid", "--fork", "--kill-child", "sh", "-ec",
-		fmt.Sprintf("mount --bind %[1]s/etc /etc; mount --bind %[1]s/var/lib /var/lib; exec %[2]s", m.path("root"), agent))
+		fmt.Sprintf("mount --bind %[1]s/etc /etc; mount --bind %[1]s/var/lib /var/lib; mount --bind %[1]s/usr/local/share /usr/local/share; exec %[2]s", m.path("root"), agent))
 	cmd.Env = []string{"PATH=" + m.path("bin") + ":/usr/sbin:/usr/bin:/sbin:/bin", "MACHINE=" + m.dir}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = console, console, []*os.File{lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -219,6 +219,19 @@ func TestReplaceByHandFromOutside(t *testing.T) {
 	if r := o.run(t, "mine", "roll"); r.code != exitDone || r.stdout != "replaced 0 nodes; 2 already up to date\n" {
 		t.Errorf("roll again: %+v", r)
 	}
+	// A new image alone.
+	image(t, "cachy", "2")
+	done(t, "seed")
+	shell(t, "cp dist/expected.json dist/images mine/dist -r; chmod -R a+rX mine/dist")
+	for node, s := range o.awaitState(t, "mine", string(facts.Ready), "", "cachy1", "cachy2") {
+		if s.Build != "older" {
+			t.Errorf("with an older image: %s: %+v", node, s)
+		}
+	}
+	p.made = nil
+	if said, err = p.work(t, ips, "roll"); err != nil || strings.Join(p.made, " ") != "cachy1 cachy2" {
+		t.Errorf("roll: %v, made %q:\n%s", err, p.made, said)
+	}
 	p.made = nil
 	said, err = p.work(t, ips, "replace", "cachy1")
 	if err != nil || len(p.made) != 1 || p.made[0] != "cachy1" || !strings.Contains(said, "cachy1: replaced\n") {

@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"imagegen/internal/testkit"
 )
 
 func TestVersion(t *testing.T) {
@@ -25,9 +27,7 @@ func TestVersion(t *testing.T) {
 // make build sets the version in imagegen, but not in the agent, which is in every image: a new version of imagegen
 // must not rebake all images. The agent's bytes depend only on its sources and its build command.
 func TestVersionIsNotInTheAgent(t *testing.T) {
-	if _, err := exec.LookPath("make"); err != nil {
-		t.Skip("needs make: how the programs are built is NOT tested")
-	}
+	testkit.Program(t, "make", "make")
 	agents := map[string]bool{}
 	for _, v := range []string{"v1.0.0", "v2.0.0"} {
 		out, err := exec.Command("make", "-n", "-C", "../..", "build", "VERSION="+v).Output()

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"imagegen/internal/testkit"
 )
 
 func must(t *testing.T, err error) {
@@ -23,12 +25,7 @@ func must(t *testing.T, err error) {
 // mkfs creates a disk with a folder's contents in its first partition, with the real mkfs.ext4.
 func mkfs(t *testing.T, tree string, args ...string) string {
 	t.Helper()
-	program, err := exec.LookPath("mkfs.ext4")
-	if err != nil {
-		if program, err = exec.LookPath("/sbin/mkfs.ext4"); err != nil {
-			t.Skip("needs mkfs.ext4: package e2fsprogs")
-		}
-	}
+	program := testkit.Program(t, "/sbin/mkfs.ext4", "e2fsprogs")
 	const start = 1 << 20
 	disk := filepath.Join(t.TempDir(), "disk.raw")
 	args = append([]string{"-q", "-F", "-d", tree, "-E", fmt.Sprint("offset=", start)}, append(args, disk, "64M")...)
@@ -150,10 +147,7 @@ func FuzzWalk(f *testing.F) {
 		f.Fatal(err)
 	}
 	disk := filepath.Join(f.TempDir(), "disk")
-	program, err := exec.LookPath("mkfs.ext4")
-	if err != nil {
-		f.Skip("needs mkfs.ext4: package e2fsprogs")
-	}
+	program := testkit.Program(f, "/sbin/mkfs.ext4", "e2fsprogs")
 	if out, err := exec.Command(program, "-q", "-F", "-O", "^has_journal", "-N", "32", "-b", "1024", "-d", tree, disk, "256K").CombinedOutput(); err != nil {
 		f.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}

@@ -140,6 +140,11 @@ func (h *Hosts) Enter(host string, argv ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"-t", h.child(host), "-m", "-n", "-p", "--"}, argv...)...)
 }
 
+// InNetwork returns a command that runs here, with a host's network: an operator's computer beside the hosts.
+func (h *Hosts) InNetwork(host string, argv ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"-t", h.child(host), "-n", "--"}, argv...)...)
+}
+
 // Virsh runs virsh on a host.
 func (h *Hosts) Virsh(t *testing.T, host string, args ...string) string {
 	t.Helper()

@@ -12,12 +12,16 @@ import (
 	"testing"
 )
 
-// Program returns the path of a program, or skips the test if it is missing; pkg is its Debian package.
+// Program returns the path of a program, or skips the test if it is missing. pkg is its Debian package; empty: one of those
+// that make checkers installs.
 func Program(t testing.TB, name, pkg string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
+	if err != nil && pkg == "" {
+		t.Skipf("needs %s: make checkers installs it", name)
+	}
 	if err != nil {
-		t.Skipf("SKIPPED: %s is missing; apt-get install %s", name, pkg)
+		t.Skipf("needs %s: apt-get install %s", name, pkg)
 	}
 	return path
 }

@@ -202,7 +202,7 @@ wait; while :; do sleep 0.1; done`, pids))
 	done := make(chan error, 1)
 	go func() { done <- p.Create(ctx, web1) }()
 	var data []byte
-	await(t, time.Minute, "the program", func() bool {
+	testkit.Until(t, time.Minute, "the program", func() bool {
 		data, _ = os.ReadFile(pids)
 		return len(data) > 0
 	})
@@ -217,7 +217,7 @@ wait; while :; do sleep 0.1; done`, pids))
 		t.Errorf("%v", err)
 	}
 	for pid := range strings.FieldsSeq(string(data)) {
-		await(t, 30*time.Second, "the end of process "+pid, func() bool { return !alive(t, pid) })
+		testkit.Until(t, 30*time.Second, "the end of process "+pid, func() bool { return !alive(t, pid) })
 	}
 }
 
@@ -233,15 +233,6 @@ func alive(t *testing.T, pid string) bool {
 	}
 	stat, err := os.ReadFile("/proc/" + pid + "/stat")
 	return err == nil && !strings.Contains(string(stat), ") Z ")
-}
-
-func await(t *testing.T, limit time.Duration, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(limit); !is(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s did not come within %s", what, limit)
-		}
-	}
 }
 
 // A program that imagegen's death has orphaned ends, too: the next imagegen must not meet it at work.
@@ -261,13 +252,13 @@ func TestDeathOfImagegen(t *testing.T) {
 		t.Fatal(err)
 	}
 	var data []byte
-	await(t, time.Minute, "the program", func() bool {
+	testkit.Until(t, time.Minute, "the program", func() bool {
 		data, _ = os.ReadFile(pid)
 		return len(data) > 0
 	})
 	parent.Process.Kill()
 	parent.Wait()
-	await(t, 30*time.Second, "the program's end", func() bool { return !alive(t, strings.TrimSpace(string(data))) })
+	testkit.Until(t, 30*time.Second, "the program's end", func() bool { return !alive(t, strings.TrimSpace(string(data))) })
 }
 
 // What a program leaves in the background, such as a shared connection of ssh, neither delays nor fails a verb.

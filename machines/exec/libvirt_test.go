@@ -159,7 +159,7 @@ func TestLibvirtHosts(t *testing.T) {
 	if uploads != 2 {
 		t.Errorf("%d uploads of one image to two hosts", uploads)
 	}
-	await(t, time.Minute, "the console", func() bool {
+	testkit.Until(t, time.Minute, "the console", func() bool {
 		var console bytes.Buffer
 		must(t, p.Console(ctx, &console, "node1", false))
 		return strings.Contains(console.String(), "hello from image 0\n")

@@ -58,9 +58,11 @@ systemctl -q disable iptables.service ip6tables.service # the agent loads the ru
 for u in $DISABLE; do systemctl -q disable "$u"; done
 
 step 'install the agent'
-mkdir -p /usr/local/sbin
+mkdir -p /usr/local/sbin /usr/local/share/imagegen
 cp "$BAKE/agent" /usr/local/sbin/imagegen-node
 chmod 755 /usr/local/sbin/imagegen-node
+cp "$BAKE/identity" /usr/local/share/imagegen/image # which the agent reports
+chmod 644 /usr/local/share/imagegen/image
 for u in "$BAKE"/units/*; do
     cp "$u" /etc/systemd/system/
     chmod 644 "/etc/systemd/system/${u##*/}"

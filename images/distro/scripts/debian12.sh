@@ -39,6 +39,7 @@ cp -r "$BAKE/files/." /
 
 step 'install the agent'
 install -D -m 0755 "$BAKE/agent" /usr/local/sbin/imagegen-node
+install -D -m 0644 "$BAKE/identity" /usr/local/share/imagegen/image # which the agent reports
 for u in "$BAKE"/units/*; do
     install -D -m 0644 "$u" "/etc/systemd/system/${u##*/}"
     systemctl -q enable "${u##*/}"
