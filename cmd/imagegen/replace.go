@@ -79,9 +79,9 @@ func rollCommand() *cli.Command {
 			"because nodes with the latest image and seed are skipped. Nodes that an earlier build broke come first:\n" +
 			"those that have failed, or are not ready after a minute.\n\n" +
 			"Without a provider, it prints for each node which machine to recreate from which files, waits until a new machine answers\n" +
-			"with the latest image and seed, and continues. Which these are is in DIR/expected.json. Images of an imagegen that did not\n" +
-			"write their identity into them are not compared: use imagegen replace for those.\n\n" +
-			"One imagegen replaces nodes at a time, of those with the same output folder.",
+			"with the latest image and seed, and continues. DIR/expected.json says which these are. Images of older\n" +
+			"imagegen versions do not contain their identity and are not compared: use imagegen replace for those.\n\n" +
+			"Only one imagegen per output folder replaces nodes at a time.",
 		Flags: []cli.Flag{specFlag(), outFlag(), viaFlag(), providerFlag(), timeoutFlag("stop at a node that is not ready")},
 		Action: func(c *cli.Context) error {
 			p, err := load(c)

@@ -33,11 +33,11 @@ func statusCommand() *cli.Command {
 			"and secrets/ca.crt, operator.crt and operator.key, and no root. If no node can be asked, that is an error.\n\n" +
 			"--wait exits with 0 when all nodes are ready, and with 1 at the timeout.\n" +
 			"IS shows the node's part in its role: the virtual address that it holds, whether its Redis is the master or a replica,\n" +
-			"the size of the primary component that its database is in, which servers a data balancer sends to.\n" +
+			"the size of the primary component that its database is in, or the servers that a data balancer sends to.\n" +
 			"BUILD compares a node with the last imagegen build: current; older (an earlier image or seed; imagegen roll\n" +
 			"replaces it); removed (no longer in the spec, but its machine is there); or unknown.\n" +
-			"Where no provider knows, what the agent reports is compared with DIR/expected.json, which build and seed write; images of an\n" +
-			"imagegen that did not write their identity into them are not.\n\n" +
+			"Without a provider, the agent's report is compared with DIR/expected.json, which build and seed write; images of older\n" +
+			"imagegen versions do not contain their identity and are not compared.\n\n" +
 			"--json prints {\"version\": 1, \"cluster\", \"nodes\": [{\"node\", \"role\", \"address\", \"host\", \"power\", \"state\", \"since\", \"is\",\n" +
 			"\"warnings\", \"detail\", \"components\", \"error\", \"build\"}]}; fields may be added without a new version. power is on, off or unknown;\n" +
 			"since is RFC 3339, by this computer's clock; error says why an agent could not be asked. --watch prints one such object after another.",
