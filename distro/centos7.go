@@ -6,7 +6,7 @@ var centos7 = &Distro{
 	Packages: RPM,
 	SELinux:  true,
 	ProxySQL: true,
-	// It has no service for nftables, and iptables has a table, a file and a unit for each of IPv4 and IPv6.
+	// CentOS 7 has no service for nftables. Its iptables has separate files and units for IPv4 and IPv6.
 	Firewall: []Ruleset{
 		{IPTables, "iptables.service", "/etc/sysconfig/iptables", 0o600},
 		{IP6Tables, "ip6tables.service", "/etc/sysconfig/ip6tables", 0o600},

@@ -1,21 +1,20 @@
-// Package distro holds what several packages need to know of each Linux distribution that images can be made of: names, package
-// format, unit names, paths, sizes. A distribution is a file here, with one line that registers it in the list below, and an
-// implementation in package images/distro, which knows how an image of it is made. This package is data alone: it imports nothing
-// of imagegen, and does nothing.
+// Package distro holds the data about each supported Linux distribution that several packages need: names, package format, unit
+// names, paths, sizes. To add a distribution, add a file here, register it in the list below, and implement how its images are made
+// in package images/distro. This package is only data: it imports nothing else of imagegen.
 package distro
 
-// Distro is a distribution in one release.
+// Distro is one release of a distribution.
 type Distro struct {
 	Name  string // in specs and role.yaml
 	Title string // for people
-	// Packages is the format of packages, and the extension of their files.
+	// Packages is the package format, which is also the extension of package files.
 	Packages Format
 	// Suites of the archive that packages are taken from: the release, its updates, its security updates; of a distro with Deb
 	// packages.
 	Suites   []string
 	SELinux  bool
-	ProxySQL bool // the distro has it, or there are packages for it
-	// Firewall is what loads the packet filter's rules at boot.
+	ProxySQL bool // packages of ProxySQL are available
+	// Firewall lists the packet filter rulesets that are loaded at boot.
 	Firewall []Ruleset
 	Guest    Guest
 	PURL     PURL
@@ -26,8 +25,8 @@ type Distro struct {
 type Format string
 
 const (
-	Deb Format = "deb" // from one archive, the spec's mirror; the base is made from it
-	RPM Format = "rpm" // from repositories, the roles' and the spec's; the base is a disk that is downloaded
+	Deb Format = "deb" // one archive, the spec's mirror; the base is made from it
+	RPM Format = "rpm" // repositories of the roles and the spec; the base is a downloaded disk
 )
 
 // Ruleset is a file of packet filter rules, and the unit that loads it.
@@ -38,7 +37,7 @@ type Ruleset struct {
 	Mode   uint32
 }
 
-// Syntax is what a ruleset is written in.
+// Syntax is the language of a ruleset.
 type Syntax string
 
 const (
@@ -47,29 +46,29 @@ const (
 	IP6Tables Syntax = "ip6tables" // as ip6tables-restore reads it: IPv6
 )
 
-// Guest is what programs for virtual machines call the distro.
+// Guest is the distro's name in virtualization software.
 type Guest struct {
 	CIM        int    // CIM_OperatingSystem.OSType, in an OVF
-	VirtualBox string // known to VirtualBox 5 already, unlike names of a release
+	VirtualBox string // VirtualBox 5 must know it, so it names no release
 }
 
-// PURL has the parts of package URLs, https://github.com/package-url/purl-spec, that are the distro's.
+// PURL holds the parts of package URLs (https://github.com/package-url/purl-spec) that depend on the distro.
 type PURL struct {
 	Type   string // with the namespace
 	Distro string
 }
 
-// Space is how many bytes a bake takes at most.
+// Space is the disk space that a bake needs at most, in bytes.
 type Space struct {
-	Base  int64 // to make the base. One that is downloaded is there packed as well
+	Base  int64 // for making the base, including the download
 	Image int64
-	VM    int64 // for an image baked in a VM, beside Image: the VM's disks
+	VM    int64 // for the VM's disks, in addition to Image
 }
 
 // all lists the distributions, sorted by name.
 var all = []*Distro{centos7, debian12}
 
-// Default is the distribution that a new spec names.
+// Default is the distribution of a new spec.
 const Default = "debian12"
 
 // Names returns the names of all distributions, sorted.
@@ -81,7 +80,7 @@ func Names() []string {
 	return names
 }
 
-// Named returns the distribution of a name. An unknown one has no name, and nothing.
+// Named returns the distribution with a name, or the zero value.
 func Named(name string) Distro {
 	for _, d := range all {
 		if d.Name == name {
@@ -91,7 +90,7 @@ func Named(name string) Distro {
 	return Distro{}
 }
 
-// WithProxySQL returns the names of those that have ProxySQL.
+// WithProxySQL returns the names of the distributions that have ProxySQL.
 func WithProxySQL() (names []string) {
 	for _, d := range all {
 		if d.ProxySQL {

@@ -9,11 +9,11 @@ import (
 	"imagegen/images/packages"
 )
 
-// cache is the folder that keeps what builds have made and fetched:
+// cache is the folder that keeps the results and downloads of builds:
 //
 //	images/IDENTITY/   a disk and its manifest        base/IDENTITY/  the base of a distro
 //	formats/HASH/      an image in another format     packages/       packages and downloads, by SHA-256
-//	archive/HASH/      lists of an archive            work/           what is being made; log/ what programs printed
+//	archive/HASH/      package lists of an archive    work/, log/     running bakes; their output
 type cache struct {
 	dir string
 	ui  Progress
@@ -36,14 +36,14 @@ func (k cache) baseDir(in distro.Base) string {
 	return filepath.Join(k.dir, "base", in.Identity())
 }
 
-// used notes that a build uses a folder of the cache, if it is there, so that it is not trimmed.
+// used records that a build uses a folder of the cache, so that it is not trimmed.
 func used(dir string) {
 	now := time.Now()
 	_ = os.Chtimes(dir, now, now) // who may not write to a cache cannot trim it either
 }
 
-// complete tells whether a folder of the cache holds an image. Such folders are renamed into place when all of it is
-// on the disk, so one that exists is whole.
+// complete reports whether a folder of the cache contains an image. Folders are renamed into place once everything is on disk, so an
+// existing one is complete.
 func complete(dir string) bool {
 	_, err := os.Stat(filepath.Join(dir, manifestName))
 	return err == nil

@@ -14,14 +14,14 @@ import (
 	"imagegen/internal/sparse"
 )
 
-// open makes the cache ready for bakes, and returns its real path.
+// open prepares the cache for bakes and returns its path without symbolic links.
 func (k cache) open(ctx context.Context) (real string, err error) {
 	for _, dir := range []string{"images", "base", "work", "log", "packages"} {
 		if err := os.MkdirAll(filepath.Join(k.dir, dir), 0o755); err != nil {
 			return k.dir, fmt.Errorf("make the cache: %w", err)
 		}
 	}
-	// The kernel tells the files of loop devices by their real paths.
+	// The kernel reports the files of loop devices by their real paths.
 	real, err = filepath.EvalSymlinks(k.dir)
 	if err != nil {
 		return k.dir, err
@@ -30,7 +30,7 @@ func (k cache) open(ctx context.Context) (real string, err error) {
 	return real, k.removeLeftovers(ctx)
 }
 
-// lockResult makes sure that of several imagegens that want one result, one makes it.
+// lockResult locks a result, so that only one of several imagegens makes it.
 func (k cache) lockResult(ctx context.Context, image, dir string) (*os.File, error) {
 	lock, err := filelock.Lock(ctx, dir+".lock", syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
@@ -40,7 +40,7 @@ func (k cache) lockResult(ctx context.Context, image, dir string) (*os.File, err
 	return lock, err
 }
 
-// keep moves a finished result into the cache: its files to the disk first, then the folder into place, whole.
+// keep moves a finished result into the cache: it flushes the files to disk, then renames the folder.
 func keep(ctx context.Context, result, dir string) error {
 	entries, err := os.ReadDir(result)
 	if err != nil {
@@ -48,7 +48,7 @@ func keep(ctx context.Context, result, dir string) error {
 	}
 	for _, e := range entries {
 		if e.IsDir() {
-			continue // the base's tree, which its script has brought to the disk
+			continue // the base's tree, which its script has flushed
 		}
 		f, err := os.Open(filepath.Join(result, e.Name()))
 		if err != nil {
@@ -99,12 +99,12 @@ func (k cache) workDir(ctx context.Context) (dir string, release func(), err err
 	}, nil
 }
 
-// lockWork is held while folders are made and looked through, so that none is seen before it is locked.
+// lockWork is held while folders are created or searched, so that none is found before it is locked.
 func (k cache) lockWork(ctx context.Context) (*os.File, error) {
 	return filelock.Lock(ctx, filepath.Join(k.dir, "work", "lock"), syscall.LOCK_EX)
 }
 
-// removeLeftovers removes the folders of bakes that are no more.
+// removeLeftovers removes the folders of bakes that were killed.
 func (k cache) removeLeftovers(ctx context.Context) error {
 	looking, err := k.lockWork(ctx)
 	if err != nil {
@@ -121,7 +121,7 @@ func (k cache) removeLeftovers(ctx context.Context) error {
 		}
 		lock, err := filelock.Lock(ctx, filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			continue // somebody else's, at work
+			continue // in use by another imagegen
 		}
 		if err != nil {
 			return fmt.Errorf("remove what a killed bake left: %w", err)
@@ -135,8 +135,8 @@ func (k cache) removeLeftovers(ctx context.Context) error {
 	return nil
 }
 
-// unusedFor is how long the cache keeps what no build uses. Only what can be made again without a network goes then:
-// images, their other formats and bases, but no packages and downloads, which may not be had any more.
+// unusedFor is how long the cache keeps what no build uses. Images, other formats and bases are removed, since they can be made again
+// without a network. Packages and downloads are kept, since they may no longer be available.
 const unusedFor = 30 * 24 * time.Hour
 
 // hold keeps the cache from being trimmed until release is called, which trims it when nobody else holds it.
@@ -156,7 +156,7 @@ func (k cache) hold(ctx context.Context) (release func(), err error) {
 		}
 		alone, err := filelock.Lock(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
 		if err != nil {
-			return // whoever holds it trims it
+			return // the imagegen that holds it trims it
 		}
 		defer alone.Close()
 		if n, err := k.trim(ctx); err != nil {
@@ -167,7 +167,7 @@ func (k cache) hold(ctx context.Context) (release func(), err error) {
 	}, nil
 }
 
-// trim removes what has not been used for long, and returns how many folders that were.
+// trim removes folders that have not been used for long, and returns their number.
 func (k cache) trim(ctx context.Context) (removed int, err error) {
 	var old []string
 	for _, kind := range []string{"images", "formats", "base"} {
@@ -185,7 +185,7 @@ func (k cache) trim(ctx context.Context) (removed int, err error) {
 	if len(old) == 0 {
 		return 0, nil
 	}
-	// Nothing is ever half there: what is renamed away and not removed, the next bake removes.
+	// Folders are renamed before they are removed, so that none is ever incomplete. The next bake removes leftovers.
 	work, release, err := k.workDir(ctx)
 	if err != nil {
 		return 0, err
@@ -200,7 +200,7 @@ func (k cache) trim(ctx context.Context) (removed int, err error) {
 	return len(old), nil
 }
 
-// linked tells whether a file in a folder has another name, as an image in an output folder has. Removing it would free nothing.
+// linked reports whether a file in a folder has another hard link, in an output folder. Removing it would free nothing.
 func linked(dir string) bool {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {

@@ -1,20 +1,20 @@
 package images
 
 import (
-	known "imagegen/distro"
-	"imagegen/images/builder"
-
 	"fmt"
 	"os"
+
+	known "imagegen/distro"
+	"imagegen/images/builder"
 )
 
-// chooseBuilder returns the builder for the spec's images, and for people which and why.
+// chooseBuilder returns the builder for the spec's images, and the reason as a text for the user.
 func (c *Config) chooseBuilder() (_ builder.Builder, why string, err error) {
 	d := c.distro()
 	return builder.Choose(builder.Options{Name: c.Builder, Limit: c.Limit, Tools: d.Tools(), Local: !d.IsDisk()})
 }
 
-// checkSpace refuses to begin what cannot end.
+// checkSpace returns an error if the cache has too little free space.
 func (c *Config) checkSpace(plans []*plan, by builder.Builder) error {
 	space := known.Named(c.Spec.Distro).Space
 	each := space.Image

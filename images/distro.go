@@ -7,10 +7,10 @@ import (
 	"imagegen/images/packages"
 )
 
-// packagesName is what the progress calls the work on packages of all images.
+// packagesName is the name of package downloads in progress reports.
 const packagesName = "packages"
 
-// packagesStep tells of the work on packages of all images.
+// packagesStep reports a step of package downloads.
 func (c *Config) packagesStep(what string) { c.UI.Step(packagesName, what) }
 
 func (c *Config) options() distro.Options {
@@ -24,15 +24,15 @@ func (c *Config) options() distro.Options {
 	return o
 }
 
-// distro is how images of the spec's distro are made.
+// distro returns the implementation for the spec's distro.
 func (c *Config) distro() distro.Distro { return distro.New(c.options()) }
 
-// LockPath is where the lock of the spec is.
+// LockPath returns the path of the lock, beside the spec.
 func (c *Config) LockPath() string {
 	return filepath.Join(filepath.Dir(c.Spec.File), packages.LockName)
 }
 
-// supply pins what images are made from, and brings it into the cache.
+// supply pins and downloads what images are made from.
 type supply struct{ *Config }
 
 func (c *Config) supply() supply { return supply{c} }

@@ -17,7 +17,7 @@ import (
 	"imagegen/roles"
 )
 
-// inputs collects what the image of a role depends on. The lock counts as far as it fits; nil: there is none.
+// inputs returns the inputs of a role's image. Entries of the lock count if they match; l may be nil.
 func (c *Config) inputs(ctx context.Context, name string, base distro.Base, agent string, l *packages.Lock) (distro.Inputs, error) {
 	role, spec := c.Catalogue.Role(name), c.Spec.Role(name)
 	if role == nil || spec == nil {
@@ -39,7 +39,7 @@ func (c *Config) inputs(ctx context.Context, name string, base distro.Base, agen
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(filepath.Dir(c.Spec.File), path)
 		}
-		path, err := filepath.Abs(path) // APT takes a bare name for a package of the archive
+		path, err := filepath.Abs(path) // APT takes a name without a slash for a package of the archive
 		if err != nil {
 			return distro.Inputs{}, err
 		}
@@ -73,10 +73,10 @@ type Manifest struct {
 
 // Output is a file that a bake made.
 type Output struct {
-	Format string        `json:"format"`                  // one of Formats
-	Bytes  cluster.Bytes `json:"bytes"`                   // of a raw one, as the machine sees the disk: the file has holes
-	SHA256 string        `json:"sha256,omitempty"`        // of a raw one in manifests of older versions alone
-	Data   string        `json:"sparse_sha256,omitempty"` // of a raw one: what hashData returns
+	Format string        `json:"format"`                  // one of format.Names
+	Bytes  cluster.Bytes `json:"bytes"`                   // of a raw one: the size of the disk, not of the sparse file
+	SHA256 string        `json:"sha256,omitempty"`        // of a raw one only in manifests of older versions
+	Data   string        `json:"sparse_sha256,omitempty"` // of a raw one: see sparse.Digest
 }
 
 func (m Manifest) encode() ([]byte, error) {
@@ -88,7 +88,7 @@ func (m Manifest) encode() ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// sbom returns the bill of materials of the manifest's image.
+// sbom returns the SBOM of the image.
 func (m Manifest) sbom() ([]byte, error) {
 	return packages.SBOM(packages.Image{
 		Name: m.Role, Identity: m.Identity, Distro: m.Inputs.Base.Distro, Digest: m.Disk.Data, SHA256: m.Disk.SHA256,
@@ -96,7 +96,7 @@ func (m Manifest) sbom() ([]byte, error) {
 	})
 }
 
-// downloads returns a role's downloads, from where the spec says they are.
+// downloads returns a role's downloads, with the spec's URLs.
 func downloads(spec *cluster.Spec, d roles.Distro) []roles.Download {
 	all := slices.Clone(d.Downloads)
 	for i, dl := range all {

@@ -1,8 +1,11 @@
-// Package images bakes disk images: one per role and distro, every package preinstalled, nothing of any node inside.
+// Package images bakes disk images: one per role and distro, with all packages installed and nothing specific to a node.
 //
-// A bake is base → install → agent → seal → check → export. The base is made once per distro and copied. An image is
-// named by the hash of all that goes into it, so what is in the cache is never baked again. Templates and whatever else
-// differs between nodes are no inputs: they are in the seeds (package cloudinit).
+// A bake is base → install → agent → seal → check → export. The base is made once per distro and copied. An image is named by the hash of
+// its inputs, so an image in the cache is never baked again. Templates and whatever else differs between nodes are not inputs: they are in
+// the seeds (package cloudinit).
+//
+// This package plans, caches and exports images. The subpackages do the work of a bake: distro knows how images of a distribution are made,
+// packages gets their packages, builder runs the scripts, disk writes the disk, and format converts it.
 package images
 
 import (
@@ -24,30 +27,30 @@ import (
 	"imagegen/roles"
 )
 
-// Config says what to bake and where to put it.
+// Config says what to bake and where to put the result.
 type Config struct {
 	Spec      *cluster.Spec
 	Catalogue *roles.Catalogue
 	Roles     []string      // of the spec; empty: all
-	CacheDir  string        // images, base and packages are kept here
-	OutDir    string        // images/ROLE.raw and images/ROLE.json are put here
+	CacheDir  string        // for images, bases and packages
+	OutDir    string        // receives images/ROLE.raw and images/ROLE.json
 	Agent     string        // the imagegen-node binary, static and for Linux
-	Jobs      int           // bakes at once, at least 1
-	Builder   string        // one of Builders; empty: the first of them that can be used here
-	Limit     time.Duration // for a bake in a VM; 0: BakeLimit
-	Formats   []string      // to write the images in, beside raw
-	Locked    bool          // the lock is not to change: what does not fit it is an error
-	Offline   bool          // bake from what is in the cache alone
+	Jobs      int           // parallel bakes, at least 1
+	Builder   string        // one of builder.Names; empty: the first that works on this machine
+	Limit     time.Duration // for a bake in a VM; 0: builder.Limit
+	Formats   []string      // of format.Names, in addition to raw
+	Locked    bool          // the lock must not change: a mismatch is an error
+	Offline   bool          // use only what is in the cache
 	UI        Progress
 }
 
-// Progress is told how the bakes go. Its methods may be called at once by several goroutines.
+// Progress receives the progress of bakes. Its methods may be called concurrently.
 type Progress interface {
-	// Step says what the image (the base, or the names of the roles that share it) is at now.
+	// Step reports the current step of an image: "base", or the names of the roles that share the image.
 	Step(image, what string)
-	// Done says that the image is there; cached: it was before.
+	// Done reports that the image is finished, or was in the cache.
 	Done(image string, cached bool)
-	// Note tells something that is worth knowing afterwards.
+	// Note reports information for the end of the build.
 	Note(text string)
 }
 
@@ -60,10 +63,10 @@ type Result struct {
 	Manifest string `json:"manifest"`
 }
 
-// bakeMemory is what a bake needs: APT and dpkg, and what the kernel keeps of the files they write.
+// bakeMemory is the memory that a bake needs, for APT, dpkg and the page cache of the files they write.
 const bakeMemory = 512 << 20
 
-// DefaultJobs is how many bakes at once this machine has cores and free memory for.
+// DefaultJobs returns the number of parallel bakes that this machine has cores and free memory for.
 func DefaultJobs() int {
 	meminfo, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
@@ -130,7 +133,7 @@ func Build(ctx context.Context, c Config) ([]Result, error) {
 	return results, nil
 }
 
-// Fetch brings everything that the images of the roles are baked from into the cache, their base included.
+// Fetch downloads everything that the roles' images are made from into the cache, including the base.
 func Fetch(ctx context.Context, c Config) error {
 	names, err := c.prepare()
 	if err != nil {
@@ -141,7 +144,7 @@ func Fetch(ctx context.Context, c Config) error {
 	return err
 }
 
-// Renew pins the packages of all images to what the archive has today, and says whether that has changed the lock.
+// Renew pins the packages of all images to the current versions in the archive, and reports whether the lock has changed.
 func Renew(ctx context.Context, c Config) (changed bool, err error) {
 	c.Roles = nil
 	names, err := c.prepare()
@@ -179,7 +182,7 @@ func Identities(ctx context.Context, c Config) (map[string]string, error) {
 	return ids, nil
 }
 
-// plan is an image that the spec needs.
+// plan is an image to be made.
 type plan struct {
 	roles    []string // that share it
 	inputs   distro.Inputs
@@ -189,7 +192,7 @@ type plan struct {
 
 func (p *plan) name() string { return strings.Join(p.roles, ", ") }
 
-// plan returns the images of the roles, each once.
+// plan returns the images of the roles. Roles with the same inputs share one.
 func (c *Config) plan(ctx context.Context, names []string) ([]*plan, error) {
 	base, err := c.distro().Base()
 	if err != nil {

@@ -2,5 +2,5 @@ package images
 
 import "imagegen/images/distro"
 
-// maker makes images of the spec's distro.
+// maker returns the Maker for the spec's distro.
 func (c *Config) maker() distro.Maker { return distro.NewMaker(c.options()) }

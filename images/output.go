@@ -19,7 +19,7 @@ import (
 	"imagegen/internal/sparse"
 )
 
-// output is the folder that images are put into, from the cache.
+// output is the folder that receives the images.
 type output struct {
 	dir     string
 	cache   cache
@@ -81,7 +81,7 @@ func (o output) export(ctx context.Context, role string, p *plan) (Result, error
 	return r, errors.Join(writeChanged(o.file(role, "spdx.json"), materials), writeChanged(r.Manifest, data))
 }
 
-// writeChanged writes a file, unless it has that content already.
+// writeChanged writes a file if its content differs.
 func writeChanged(path string, data []byte) error {
 	before, err := os.ReadFile(path)
 	if err == nil && bytes.Equal(before, data) {
@@ -93,13 +93,13 @@ func writeChanged(path string, data []byte) error {
 	return atomicfile.Write(path, data, 0o644)
 }
 
-// place makes path a hard link of from, or a copy where no link can be.
+// place makes path a hard link to from, or a copy if no link is possible.
 func place(ctx context.Context, from, path string) error {
 	src, err := os.Stat(from)
 	if err != nil {
 		return err
 	}
-	// A copy has the time of what it was copied from.
+	// A copy has the time stamp of the original.
 	if dst, err := os.Stat(path); err == nil && (os.SameFile(src, dst) || dst.Size() == src.Size() && dst.ModTime().Equal(src.ModTime())) {
 		return nil
 	}
@@ -118,7 +118,7 @@ func place(ctx context.Context, from, path string) error {
 			return err
 		}
 	}
-	// A link belongs to whom the cache's file belongs to, and that is given away with it: it is the output that counts.
+	// A link has the owner of the cache's file. Changing it changes both; the output's owner is what matters.
 	if err := atomicfile.Own(tmp); err != nil {
 		os.Remove(tmp)
 		return err
@@ -126,7 +126,7 @@ func place(ctx context.Context, from, path string) error {
 	return os.Rename(tmp, path)
 }
 
-// file of an image in the output folder.
+// file returns the path of a role's image, or of a file beside it.
 func (o output) file(role, kind string) string {
 	dir := "images"
 	if kind == "box" {
@@ -135,8 +135,7 @@ func (o output) file(role, kind string) string {
 	return filepath.Join(o.dir, dir, role+"."+kind)
 }
 
-// convert puts an image in another format into the output folder. What it writes is kept in the cache, under the hash of
-// all that goes into it.
+// convert puts an image in another format into the output folder. The result is cached under the hash of its inputs.
 func (o output) convert(ctx context.Context, role string, p *plan, kind string) (Output, error) {
 	spec := o.spec.Role(role)
 	m := format.Machine{Name: role, Distro: o.spec.Distro, CPUs: spec.CPUs, Memory: int64(spec.Memory), ID: p.identity}
@@ -150,7 +149,7 @@ func (o output) convert(ctx context.Context, role string, p *plan, kind string) 
 	}
 	used(dir)
 	made := filepath.Join(dir, "disk."+kind)
-	// Written last: where it is, the file is whole.
+	// Written last: if it exists, the file is complete.
 	record := filepath.Join(dir, "output.json")
 	out := Output{Format: kind}
 	data, err := os.ReadFile(record)
@@ -189,7 +188,7 @@ func (o output) convert(ctx context.Context, role string, p *plan, kind string) 
 	return out, place(ctx, made, path)
 }
 
-// dropStale removes files of a role in formats that were not asked for this time, unless they are of the same image.
+// dropStale removes files of an earlier image of the role, in all formats.
 func (o output) dropStale(role string, old, now Manifest) ([]Output, error) {
 	if old.Identity == now.Identity {
 		return old.Outputs, nil

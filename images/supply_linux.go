@@ -13,14 +13,14 @@ import (
 	"imagegen/images/packages"
 )
 
-// stock brings all that the named roles' images are baked from into the cache, and returns the images. Of those that are
-// baked already nothing is needed, unless everything is asked for.
+// stock downloads everything that the roles' images are made from into the cache, and returns the images. It skips images that are
+// in the cache, unless everything is set.
 func (s supply) stock(ctx context.Context, names []string, everything bool) ([]*plan, error) {
 	if err := os.MkdirAll(string(s.cache().store()), 0o755); err != nil {
 		return nil, fmt.Errorf("make the cache: %w", err)
 	}
 	if !everything {
-		// Better refused now than after all has been fetched.
+		// Fail before anything is downloaded.
 		plans, err := s.plan(ctx, names)
 		if err != nil {
 			return nil, err
@@ -55,8 +55,7 @@ func (s supply) stock(ctx context.Context, names []string, everything bool) ([]*
 	}
 }
 
-// pin makes sure that there is a lock that fits the named roles: it is written when it had to be changed, and what has
-// changed is told.
+// pin updates the lock for the roles if needed, and reports the changes.
 func (s supply) pin(ctx context.Context, names []string, renew bool) error {
 	old, err := packages.ReadLock(s.LockPath(), s.Spec.Distro)
 	if err != nil {
@@ -80,8 +79,8 @@ func (s supply) pin(ctx context.Context, names []string, renew bool) error {
 	return nil
 }
 
-// repin returns a lock that fits the named roles: old, when it does; else one in which what does not fit, or with renew
-// everything, is pinned to what the archive has today.
+// repin returns a lock that matches the roles: old if it does, otherwise one in which the entries that do not match (with renew: all
+// entries) are pinned to the current packages of the archive.
 func (s supply) repin(ctx context.Context, old *packages.Lock, names []string, renew bool) (*packages.Lock, error) {
 	requests := map[string]distro.Inputs{}
 	for _, name := range names {
@@ -122,7 +121,7 @@ func (s supply) repin(ctx context.Context, old *packages.Lock, names []string, r
 	return now, nil
 }
 
-// unfit says what the spec asks for that the lock does not have.
+// unfit returns an error that lists what the spec requests and the lock does not have.
 func (s supply) unfit(l *packages.Lock, base distro.Base, requests map[string]distro.Inputs, names []string) error {
 	var lines []string
 	add := func(name string, p *packages.Pins, now []string) {
@@ -139,12 +138,12 @@ func (s supply) unfit(l *packages.Lock, base distro.Base, requests map[string]di
 	return fmt.Errorf("%s does not fit %s, and may not change:\n%s\nwithout --locked, build pins what is missing", s.LockPath(), s.Spec.File, strings.Join(lines, "\n"))
 }
 
-// gather brings the packages and downloads of images into the store. Packages that the archive no longer has are
-// returned, and then nothing is fetched.
+// gather downloads the packages and files of images into the store. If the archive no longer has some packages, it downloads none and
+// returns those.
 func (s supply) gather(ctx context.Context, plans []*plan, everything bool) (gone []packages.Pin, err error) {
 	var missing []packages.Pin
-	var repos []packages.Repo // that have them
-	got := false              // a base that is a disk
+	var repos []packages.Repo // to search
+	got := false              // the base's disk is downloaded
 	for _, p := range plans {
 		if !everything && complete(s.cache().imageDir(p.identity)) {
 			continue
@@ -186,7 +185,7 @@ func (s supply) gather(ctx context.Context, plans []*plan, everything bool) (gon
 	return s.maker().Fetch(ctx, repos, missing)
 }
 
-// fetchBase brings the disk that images start from into the store, if it comes from elsewhere.
+// fetchBase downloads the base, if it is a disk with a URL.
 func (s supply) fetchBase(ctx context.Context, base distro.Base) error {
 	if base.URL == "" {
 		return nil
@@ -197,7 +196,7 @@ func (s supply) fetchBase(ctx context.Context, base distro.Base) error {
 	return nil
 }
 
-// goneError says that packages cannot be had, and what the archive has today.
+// goneError returns an error that lists packages that are no longer available, and what the archive has instead.
 func (s supply) goneError(ctx context.Context, gone []packages.Pin, names []string) error {
 	old, err := packages.ReadLock(s.LockPath(), s.Spec.Distro)
 	if err != nil {
@@ -211,7 +210,7 @@ func (s supply) goneError(ctx context.Context, gone []packages.Pin, names []stri
 		packages.Listed(gone), s.LockPath(), strings.Join(today.Moved(old, names), "\n  "))
 }
 
-// fetch brings a file from outside any package into the store.
+// fetch downloads a file into the store.
 func (s supply) fetch(ctx context.Context, url, sum string) error {
 	if !s.Offline {
 		return s.cache().store().Fetch(ctx, url, sum, s.packagesStep)

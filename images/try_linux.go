@@ -9,7 +9,7 @@ import (
 	"imagegen/images/distro"
 )
 
-// try runs do with a job on a copy of a base that is a disk; see distro.Trial.
+// try is a distro.Trial.
 func (c *Config) try(ctx context.Context, base distro.Base, bytes int64, do func(context.Context, *builder.Job, func(context.Context) error) error) (log string, err error) {
 	by, _, err := c.chooseBuilder()
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 //go:embed scripts/*.service
 var unitFiles embed.FS
 
-// agentUnits are the units that an image gets with the agent.
+// agentUnits are the agent's systemd units.
 var agentUnits = func() []distro.Unit {
 	var units []distro.Unit
 	paths, err := fs.Glob(unitFiles, "scripts/*.service") // sorted

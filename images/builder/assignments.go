@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Assignments writes variables as a shell reads them.
+// Assignments formats variables as shell assignments.
 func Assignments(vars map[string]string) string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(vars)) {

@@ -10,7 +10,7 @@ import (
 	"imagegen/internal/program"
 )
 
-// CheckTools makes sure that images can be baked here with the programs in path, and names all that is missing at once.
+// CheckTools checks that images can be baked here with the programs in path. The error lists everything that is missing.
 func CheckTools(path string, tools []program.Tool) error {
 	if os.Geteuid() != 0 {
 		return errors.New("baking mounts disks and changes root, which only root may: run it with sudo")
@@ -21,7 +21,7 @@ func CheckTools(path string, tools []program.Tool) error {
 	return nil
 }
 
-// checkMounting makes sure that this process may mount, by doing what a bake does first: root in a container may not.
+// checkMounting checks that this process may mount, which root in a container may not, by doing what a bake does first.
 func checkMounting() error {
 	if out, err := exec.Command("unshare", "--mount", "--propagation", "private", "true").CombinedOutput(); err != nil {
 		return fmt.Errorf("no right to mount (CAP_SYS_ADMIN): run the container with --privileged (%s)", strings.TrimSpace(string(out)))

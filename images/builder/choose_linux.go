@@ -17,21 +17,21 @@ import (
 // Builder runs the script that makes an image.
 type Builder interface {
 	Install(context.Context, *Job) error
-	// VM says whether it runs in a virtual machine, whose disks take room beside the image's.
+	// VM reports whether it runs in a virtual machine, whose disks need additional space.
 	VM() bool
 }
 
-// Options say which builder is asked for, and what it needs.
+// Options select a builder and say what it needs.
 type Options struct {
 	Name  string        // one of Names; empty: the first of them that can be used here
 	Limit time.Duration // for a bake in a VM; 0: Limit
-	// Tools that bakes in a root file system on this machine need.
+	// Tools are the programs that a bake on this machine needs.
 	Tools []program.Tool
-	// Local says that base and disks are made on this machine in any case.
+	// Local is set if the base and the disks are made on this machine with every builder.
 	Local bool
 }
 
-// chrootBuilder works in a root file system that is mounted on this machine.
+// chrootBuilder runs the script in a root file system that is mounted on this machine.
 type chrootBuilder struct{}
 
 func (chrootBuilder) VM() bool { return false }
@@ -49,7 +49,7 @@ func (chrootBuilder) Install(ctx context.Context, j *Job) error {
 	return j.Script(ctx, j.Enter, vars)
 }
 
-// Choose returns the builder that is asked for, or the first that can be used here, and for people which and why.
+// Choose returns the requested builder, or the first that works on this machine, and the reason as a text for the user.
 func Choose(o Options) (_ Builder, why string, err error) {
 	var not []string
 	for _, name := range Names {
@@ -76,7 +76,7 @@ func Choose(o Options) (_ Builder, why string, err error) {
 	return nil, "", errors.New("no builder can be used here: " + strings.Join(not, "; "))
 }
 
-// builder returns a builder if it can be used here.
+// builder returns a builder if it works on this machine.
 func (o Options) builder(name string) (Builder, error) {
 	if name == "chroot" {
 		return chrootBuilder{}, cmp.Or(CheckTools(program.Path, o.Tools), checkMounting())

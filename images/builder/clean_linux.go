@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Clean ends what a killed bake has left at work outside its folder: the VM and loop devices. The folder itself stays.
+// Clean stops the VM and detaches the loop devices that a killed bake left behind. It does not remove the bake's folder.
 func Clean(ctx context.Context, work string) error {
 	err := detach(work)
 	if _, statErr := os.Stat(filepath.Join(work, vboxFolder)); statErr == nil && (virtualBox{}).check() == nil {

@@ -16,43 +16,43 @@ import (
 	"imagegen/internal/program"
 )
 
-// Job is what a builder is to do: run a script, laid as bake/script in a folder with all that the script reads, on a base. The script
-// leaves the list of installed packages there.
+// Job is the work of a builder: to run the script bake/script, whose input is in the same folder, on a base. The script writes the list
+// of installed packages to bake/packages.
 type Job struct {
-	Work    string            // folder of this bake alone
-	Log     *os.File          // what programs print
-	Begin   func(what string) // is told of each step
-	Note    func(text string) // is told what is worth knowing afterwards
+	Work    string            // folder of this bake
+	Log     *os.File          // output of programs
+	Begin   func(what string) // called at each step
+	Note    func(text string) // called with information for the end of the build
 	Network bool              // the script may use this machine's network
 	ID      string            // of the image
 	Bytes   int64             // size of the disk
-	// Enter is the script that makes the base ready, and runs the laid script in it.
+	// Enter is the script that prepares the base and runs bake/script in it.
 	Enter string
-	// Base is the tree that the image's files are laid over; nil: the base is a disk, and Disk is a copy of it.
+	// Base is the file tree that the image is a layer on. It is nil if the base is a disk; then Disk is a copy of it.
 	Base *Base
 }
 
-// Base is a base that is a tree.
+// Base is a base that is a file tree.
 type Base struct {
-	Root  string     // the tree's folder
-	Disk  disk.Image // what a disk is to be that boots with it
-	Below string     // UUID of a second such disk's file system, which a VM lays the image's files over
+	Root  string     // folder of the tree
+	Disk  disk.Image // how to make a bootable disk from it
+	Below string     // file system UUID of the second such disk, on which a VM makes the image's layer
 }
 
-// Disk is the path of the image's disk.
+// Disk returns the path of the image's disk.
 func (j *Job) Disk() string { return filepath.Join(j.Work, "result", "disk.raw") }
 
-// Upper is the folder for what the image's tree has besides the base's.
+// Upper returns the folder of the image's layer.
 func (j *Job) Upper() string { return filepath.Join(j.Work, "upper") }
 
-// Input is the path of one of the things that the script in the image is given.
+// Input returns the path of an input of the script.
 func (j *Job) Input(name string) string { return filepath.Join(j.Work, "bake", name) }
 
-// Script runs one of the embedded scripts with the variables in its environment, in namespaces that end with it: no
-// mount and no process of it outlives it, or imagegen, however either ends. There is no network, unless the bake says so.
-// Lines that it writes to descriptor 3 as "step: …" are shown as progress; all else goes to the log.
+// Script runs a script with variables in its environment, in mount and process namespaces of its own: no mount and no process outlives
+// the script or imagegen. It has no network unless the job says so. Lines "step: …" on file descriptor 3 are reported as progress; all
+// other output goes to the log.
 func (j *Job) Script(ctx context.Context, text string, vars map[string]string) error {
-	// The kernel ends the child when the thread that started it ends, so that has to be one that stays.
+	// The kernel kills the child when the thread that started it ends, so the thread must stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	args := []string{"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"}
@@ -69,7 +69,7 @@ func (j *Job) Script(ctx context.Context, text string, vars map[string]string) e
 	}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = j.Log, j.Log
-	// A Ctrl-C is for imagegen, which ends the script: the script would report it as a fault of its own.
+	// Ctrl-C must reach only imagegen, which then stops the script. The script would report a failure.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	progress, report, err := os.Pipe()
 	if err != nil {

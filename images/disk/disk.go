@@ -1,6 +1,6 @@
-// Package disk makes a disk of a tree of files: the partition, the file system (ext4) and the boot loader (extlinux), without mounting
-// anything and the same to the bit for the same tree. It does not know where the tree comes from, nor what becomes of the disk. It
-// works on Linux only.
+// Package disk writes a bootable disk from a file tree: the partition, the file system (ext4) and the boot loader (extlinux). It mounts
+// nothing, and the same tree produces the same bytes. It does not know where the tree comes from or how the disk is used. It works on
+// Linux only.
 package disk
 
 // BootSector is the boot loader's first part; Debian has it in syslinux-common.

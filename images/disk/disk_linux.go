@@ -11,16 +11,17 @@ import (
 	"imagegen/internal/program"
 )
 
-// Image says what a disk is to be, beside the tree that is on it.
+// Image describes a disk, apart from the file tree on it.
 type Image struct {
 	Bytes  int64  // size of the disk
 	UUID   string // of the file system
-	Number uint32 // of the disk, in its first sector
-	// Boot is the partition's boot sector, as extlinux installed it together with the tree's ldlinux.sys; nil: no boot loader.
+	Number uint32 // disk signature in the first sector
+	// Boot is the partition's boot sector, which extlinux wrote together with the tree's ldlinux.sys. If it is nil, the disk gets no boot
+	// loader.
 	Boot []byte
 }
 
-// Write makes a disk: one partition, from the first MiB to the end, that holds the tree.
+// Write makes a disk with one partition, from the first MiB to the end, that contains the tree.
 func Write(ctx context.Context, path string, tree Tree, image Image) error {
 	e, err := newDisk(ctx, path, image.Bytes, image.UUID)
 	if err != nil {
@@ -45,7 +46,7 @@ func Write(ctx context.Context, path string, tree Tree, image Image) error {
 	return e.disk.Close()
 }
 
-// Check has the file system of such a disk looked at by the program that repairs them.
+// Check runs e2fsck, without repairs, on the file system of such a disk.
 func Check(ctx context.Context, path string) error {
 	out, err := program.Command(ctx, "e2fsck", "-f", "-n", fmt.Sprintf("%s?offset=%d", path, partitionStart)).CombinedOutput()
 	if err != nil && ctx.Err() == nil {
@@ -54,14 +55,13 @@ func Check(ctx context.Context, path string) error {
 	return ctx.Err()
 }
 
-// Newest is the time of files that a bake has written: as it is the same for all bakes, so are they. The packages' own
-// files are older.
+// Newest is the time stamp of files written by a bake. It is fixed, so that bakes are reproducible. Files from packages are older.
 const Newest = 1735689600 // 2025-01-01
 
-// journalMiB is the size of the journal. mkfs.ext4 would give 1 GiB to a large disk, all of which it writes.
+// journalMiB is the size of the journal. On a large disk, mkfs.ext4 would choose 1 GiB, and write all of it.
 const journalMiB = 64
 
-// newDisk makes a disk: a partition with an empty file system in it, and no boot loader.
+// newDisk makes a disk with an empty file system in one partition, without a boot loader.
 func newDisk(ctx context.Context, path string, size int64, uuid string) (_ *ext4, err error) {
 	disk, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
 	if err != nil {
@@ -75,7 +75,7 @@ func newDisk(ctx context.Context, path string, size int64, uuid string) (_ *ext4
 	if err := disk.Truncate(size); err != nil {
 		return nil, err
 	}
-	// All that mkfs.ext4 would look up, or choose by itself, is said.
+	// Set everything explicitly that mkfs.ext4 would otherwise configure or choose by itself.
 	cmd := program.Command(ctx, "mkfs.ext4", "-q", "-F", "-L", "root", "-U", uuid, "-b", "4096", "-I", "256", "-i", "16384", "-m", "5",
 		"-J", fmt.Sprintf("size=%d", journalMiB),
 		"-O", "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum",

@@ -22,12 +22,12 @@ var debianScript string
 //go:embed scripts/install.sh
 var installScript string
 
-// debian makes images of Debian. The base is a tree that mmdebstrap makes; an image is a layer over it, of which a disk is made.
+// debian makes Debian images. The base is a file tree made by mmdebstrap. An image is a layer on top of it, from which a disk is written.
 type debian struct{ Options }
 
 func newDebian(o Options) Distro { return debian{o} }
 
-// debianBase is what every debian12 image holds. The kernel is the full one: Debian's cloud kernel has no driver for
+// debianBase lists the packages of every Debian image. The kernel is the full one: Debian's cloud kernel has no driver for
 // AHCI, which is what VirtualBox offers.
 var debianBase = []string{
 	"linux-image-amd64", "initramfs-tools", "systemd-sysv", "udev", "dbus", "kmod",
@@ -52,7 +52,7 @@ func (d debian) Base() (Base, error) {
 	return Base{Distro: d.Spec.Distro, Sources: sources, Packages: debianBase, Script: jsonhash.Of(baseScript)}, nil
 }
 
-// sources returns the APT sources to bake from, as lines of sources.list: the spec's mirror, or what this machine itself uses.
+// sources returns the APT sources as lines of sources.list: the spec's mirror, or this machine's own sources.
 func (d debian) sources() ([]string, error) {
 	if d.Spec.Mirror == "" {
 		lines, err := packages.HostSources("/", d.known())
@@ -68,7 +68,7 @@ func (d debian) sources() ([]string, error) {
 	return lines, nil
 }
 
-// diskVersion is raised when the same tree is to make another disk.
+// diskVersion must be increased when the same tree produces a different disk.
 const diskVersion = 2
 
 func (debian) Complete(in *Inputs, _ roles.Distro) {
@@ -84,7 +84,7 @@ func (debian) Script(in Inputs) string {
 	}) + debianScript
 }
 
-// userList writes users as the scripts read them.
+// userList formats users for the scripts.
 func userList(users []roles.User) string {
 	var list []string
 	for _, u := range users {

@@ -16,7 +16,7 @@ import (
 	"imagegen/images/packages"
 )
 
-// openArchive makes the archive of the spec's sources ready.
+// openArchive opens the archive of the spec's sources.
 func (d debian) openArchive(ctx context.Context) (*packages.Archive, error) {
 	sources, err := d.sources()
 	if err != nil {
@@ -25,7 +25,7 @@ func (d debian) openArchive(ctx context.Context) (*packages.Archive, error) {
 	return d.openSources(ctx, sources)
 }
 
-// openSources is openArchive for these sources.
+// openSources is openArchive for given sources.
 func (d debian) openSources(ctx context.Context, sources []string) (*packages.Archive, error) {
 	a := packages.ArchiveConfig{Dir: d.Archives, Sources: sources, Offline: d.Offline, Step: d.Step}
 	if d.Spec.Mirror != "" && !strings.HasPrefix(d.Spec.Mirror, "deb ") {
@@ -38,9 +38,9 @@ func (d debian) openSources(ctx context.Context, sources []string) (*packages.Ar
 	return opened, err
 }
 
-// warnOfSuites says loudly that images are made without security updates, or without what was left out. The build host's own
-// archive does not stand in: with it, images of one spec would differ between build hosts, and come from where the spec
-// does not say.
+// warnOfSuites warns that images are made without security updates, or without suites that were left out. The build host's own
+// archive is not used instead: images of one spec would then differ between build hosts, and contain packages from a source that the
+// spec does not name.
 func (d debian) warnOfSuites(sources, leftOut []string) {
 	suites := d.known().Suites
 	missing := slices.Clone(leftOut)
@@ -59,7 +59,7 @@ func (d debian) warnOfSuites(sources, leftOut []string) {
 	}
 }
 
-// Resolve pins what a lock lacks for these requests, of roles.
+// Resolve asks APT which packages are needed.
 func (d debian) Resolve(ctx context.Context, now *packages.Lock, requests map[string]Inputs, _ Trial) error {
 	a, err := d.openArchive(ctx)
 	if err != nil {
@@ -114,7 +114,7 @@ func (d debian) Resolve(ctx context.Context, now *packages.Lock, requests map[st
 	return nil
 }
 
-// Fetch brings packages of the archive into the store.
+// Fetch downloads packages with APT.
 func (d debian) Fetch(ctx context.Context, _ []packages.Repo, missing []packages.Pin) (gone []packages.Pin, err error) {
 	a, err := d.openArchive(ctx)
 	if err != nil {
@@ -128,7 +128,7 @@ func (d debian) Fetch(ctx context.Context, _ []packages.Repo, missing []packages
 	return nil, a.Download(ctx, d.Store, missing)
 }
 
-// MakeBase makes a tree of pinned packages.
+// MakeBase makes a file tree from the pinned packages.
 func (d debian) MakeBase(ctx context.Context, j *builder.Job, b Base) error {
 	vars := map[string]string{
 		"RESULT":   filepath.Join(j.Work, "result"),
@@ -147,12 +147,12 @@ func (d debian) MakeBase(ctx context.Context, j *builder.Job, b Base) error {
 	return j.Script(ctx, baseScript, vars)
 }
 
-// repository makes an archive of pinned packages in a new folder.
+// repository makes an APT repository of pinned packages in a new folder.
 func (d debian) repository(ctx context.Context, dir string, pinned []packages.Pin) error {
 	return d.Store.Repository(ctx, dir, d.known().Suites[0], pinned, d.Jobs)
 }
 
-// Lay lays an archive of the image's packages, and what APT in the image needs to know.
+// Lay makes a repository of the image's packages, and the configuration of APT in the image.
 func (d debian) Lay(ctx context.Context, j *builder.Job, in Inputs) error {
 	if err := layKeys(j.Input("keys"), packages.Keyrings(in.Base.Sources)); err != nil {
 		return fmt.Errorf("copy the archive's keys: %w", err)
@@ -163,11 +163,11 @@ func (d debian) Lay(ctx context.Context, j *builder.Job, in Inputs) error {
 		os.WriteFile(j.Input("apt.conf"), []byte(packages.APTDefaults), 0o644))
 }
 
-// maxKeyring is the size of the largest file that is taken for a keyring.
+// maxKeyring is the maximum size of a keyring.
 const maxKeyring = 16 << 20
 
-// layKeys copies keyrings of this machine to a new folder, below their paths, which come from the spec: they do not lead
-// out of it. What is not there the base may have.
+// layKeys copies keyrings of this machine to a new folder, under their paths. The paths come from the spec and cannot leave the
+// folder. A keyring that does not exist here may exist in the base.
 func layKeys(dir string, keys []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

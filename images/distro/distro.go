@@ -1,6 +1,6 @@
-// Package distro knows how images of each distribution are made: what a base is and what every image holds, where packages come from,
-// which scripts install them. A distribution that is unlike those here is another implementation of [Distro]; what others need to know
-// of it is data in the package imagegen/distro. When something is made, and what is kept, is not decided here.
+// Package distro implements how the images of each distribution are made: the base, the packages of every image, where packages come
+// from, and the scripts that install them. To add a distribution, implement [Distro]; data about it that other packages need belongs in
+// package imagegen/distro. This package does not decide what is baked or cached; package images does.
 package distro
 
 import (
@@ -11,46 +11,46 @@ import (
 	"imagegen/roles"
 )
 
-// Distro is how images of a distribution are made, for one spec.
+// Distro describes how images of a distribution are made, for one spec.
 type Distro interface {
-	// Tools are the programs that making a base, or an image in a root file system on this machine, takes.
+	// Tools are the programs needed to make a base, or to bake in a chroot.
 	Tools() []program.Tool
-	// IsDisk says whether bases are disks that were made elsewhere.
+	// IsDisk reports whether the base is a downloaded disk.
 	IsDisk() bool
-	// Base is what a base depends on, but for what is pinned.
+	// Base returns the inputs of the base, without pinned packages.
 	Base() (Base, error)
-	// Complete sets what an image depends on because it is of this distro.
+	// Complete sets the inputs of an image that are specific to the distro.
 	Complete(in *Inputs, role roles.Distro)
-	// Script is the script that makes an image, for a builder to run.
+	// Script returns the script that a builder runs to make an image.
 	Script(in Inputs) string
-	// Enter is the script that makes the base ready, and runs that script in it.
+	// Enter returns the script that prepares the base and runs that script in it.
 	Enter() string
 }
 
-// Options are what images are made from, and where what that takes is kept.
+// Options configure a Distro.
 type Options struct {
 	Spec      *cluster.Spec
 	Catalogue *roles.Catalogue
 	Lock      string // path of the lock, for messages
 	Store     packages.Store
-	Archives  string // folder in the cache, of what archives list
-	Offline   bool   // what is in the cache has to do
-	Jobs      int    // packages worked on at once
+	Archives  string // folder in the cache for package lists
+	Offline   bool   // use only what is in the cache
+	Jobs      int    // packages processed in parallel
 	Step      func(what string)
 	Note      func(text string)
 }
 
-// all are the implementations, by the names of the distributions.
+// all holds the implementations by distribution name.
 var all = map[string]func(Options) Distro{
 	"centos7":  newEL,
 	"debian12": newDebian,
 }
 
-// New returns how images of the spec's distro are made.
+// New returns the implementation for the spec's distro.
 func New(o Options) Distro { return all[o.Spec.Distro](o) }
 
-// known is what everybody knows of the distro.
+// known returns the data about the distro.
 func (o Options) known() known.Distro { return known.Named(o.Spec.Distro) }
 
-// everyTool are the programs that all distributions need.
+// everyTool lists the programs that all distributions need.
 var everyTool = []program.Tool{{Name: "e2fsck", Package: "e2fsprogs"}, {Name: "unshare", Package: "util-linux"}, {Name: "losetup", Package: "mount"}, {Name: "mount", Package: "mount"}}

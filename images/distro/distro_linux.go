@@ -7,24 +7,24 @@ import (
 	"imagegen/images/packages"
 )
 
-// Maker is a Distro where images can be made.
+// Maker is a Distro on a machine that can make images.
 type Maker interface {
 	Distro
-	// Resolve pins what a lock lacks for these requests, of roles.
+	// Resolve adds the packages that roles request and the lock lacks to the lock. Requests are by role.
 	Resolve(ctx context.Context, l *packages.Lock, requests map[string]Inputs, try Trial) error
-	// Fetch brings packages into the store. Those that can no longer be had are returned, and then nothing is fetched.
+	// Fetch downloads packages into the store. If some are no longer available, it downloads nothing and returns those.
 	Fetch(ctx context.Context, repos []packages.Repo, missing []packages.Pin) (gone []packages.Pin, err error)
-	// MakeBase makes a base in the job's folder result.
+	// MakeBase makes a base in the job's folder result/.
 	MakeBase(ctx context.Context, j *builder.Job, b Base) error
-	// Lay lays the packages of an image, and what installing them takes, in the folder that the script reads.
+	// Lay puts the packages of an image, and the files needed to install them, into the folder that the script reads.
 	Lay(ctx context.Context, j *builder.Job, in Inputs) error
 }
 
 var _, _ Maker = debian{}, el{}
 
-// NewMaker returns how images of the spec's distro are made, and makes them.
+// NewMaker returns the Maker for the spec's distro.
 func NewMaker(o Options) Maker { return New(o).(Maker) }
 
-// Trial runs do with a job on a copy of a base that is a disk, with a network: do lays what the script reads, calls run, and reads what
-// it left. It returns what programs printed.
+// Trial calls do with a job on a copy of a base that is a disk, with network access. do prepares the script's input, calls run, and reads
+// the script's output. Trial returns the output of the programs if it fails.
 type Trial func(ctx context.Context, base Base, bytes int64, do func(ctx context.Context, j *builder.Job, run func(context.Context) error) error) (log string, err error)

@@ -23,34 +23,32 @@ var elChrootScript string
 //go:embed scripts/centos7-resolve.sh
 var elResolveScript string
 
-// el makes images of Enterprise Linux, in the release that CentOS 7 is. The base is a disk that is downloaded; an image is a copy of
-// it that packages are installed into.
+// el makes images of Enterprise Linux 7. The base is a downloaded disk. An image is a copy of it with packages installed.
 type el struct{ Options }
 
 func newEL(o Options) Distro { return el{o} }
 
-// elBase is the last disk that CentOS 7 was published as, and its sum from the sha256sum.txt beside it. It holds
-// 8 GiB, which an image cannot be smaller than.
+// elBase is the last published disk of CentOS 7, with its hash from the sha256sum.txt beside it. Its size is 8 GiB, the minimum for
+// images.
 var elBase = cluster.Base{
 	URL:    "https://cloud.centos.org/centos/7/images/CentOS-7-x86_64-GenericCloud-2211.qcow2",
 	SHA256: "284aab2b23d91318f169ff464bce4d53404a15a0618ceb34562838c59af4adea",
 }
 
-// elPackages is what every centos7 image holds, most of which is on that disk already.
+// elPackages lists the packages of every image. Most are already on the disk.
 var elPackages = []string{
 	"ca-certificates", "yum-plugin-priorities", // which yum needs to find the others
 	"cloud-init", "cloud-utils-growpart", "chrony", "iptables-services", "openssh-server", "sudo", "xfsprogs", "e2fsprogs", "util-linux",
 	"policycoreutils", "policycoreutils-python", "selinux-policy-targeted",
 }
 
-// elMirrors keep the packages of CentOS 7, now that its own mirrors have dropped them. vault.centos.org has days on
-// which it refuses everybody.
+// elMirrors still have the packages of CentOS 7, which its regular mirrors dropped. There are several because vault.centos.org
+// refuses all requests on some days.
 var elMirrors = []string{"https://vault.centos.org", "https://archive.kernel.org/centos-vault", "https://linuxsoft.cern.ch/centos-vault"}
 
 const elKey = "file:///etc/pki/rpm-gpg/RPM-GPG-KEY-CentOS-7" // is on the disk
 
-// elRepos returns the repositories that a role's image of centos7 is made from: the distro's, the role's, and the
-// spec's own, as the spec has changed them.
+// elRepos returns the repositories for a role's image: those of the distro, of the role and of the spec, with the spec's changes.
 func elRepos(spec *cluster.Spec, d roles.Distro) []packages.Repo {
 	mirrors := elMirrors
 	if spec.Mirror != "" {
@@ -107,7 +105,7 @@ func (el) Tools() []program.Tool {
 
 func (el) IsDisk() bool { return true }
 
-// Base is the disk, whoever keeps it.
+// Base returns the disk's inputs.
 func (e el) Base() (Base, error) { return e.base(), nil }
 
 func (e el) base() Base {

@@ -17,11 +17,10 @@ import (
 	"imagegen/roles"
 )
 
-// Packages are found by the disk's own yum: it alone knows what the disk has already, and what it would do. It is asked on a copy of
-// the disk, with a network. Packages that are pinned are found in the lists of the repositories, which are read here, by what they are:
-// yum, asked for them, would resolve once more.
+// The disk's own yum resolves packages, since only it knows what is installed. It runs on a copy of the disk, with network access. Pinned
+// packages are looked up by hash in the repositories' package lists, which are read here: yum would resolve dependencies again.
 
-// Resolve pins what a lock lacks for these requests, of roles.
+// Resolve asks yum which packages are needed.
 func (e el) Resolve(ctx context.Context, now *packages.Lock, requests map[string]Inputs, try Trial) error {
 	if e.Offline {
 		return fmt.Errorf("%s does not pin all that %s asks for. Only yum can find it, in the repositories, and imagegen is to work offline: run imagegen fetch where there is a network", e.Lock, e.Spec.File)
@@ -65,7 +64,7 @@ func (e el) Resolve(ctx context.Context, now *packages.Lock, requests map[string
 	return nil
 }
 
-// Fetch brings packages of repositories into the store.
+// Fetch downloads packages from repositories.
 func (e el) Fetch(ctx context.Context, repos []packages.Repo, missing []packages.Pin) (gone []packages.Pin, err error) {
 	return e.Store.FetchRPMs(ctx, repos, missing, e.Step)
 }
@@ -84,23 +83,23 @@ func (e el) MakeBase(ctx context.Context, j *builder.Job, b Base) error {
 	return format.Unpack(ctx, from, j.Disk())
 }
 
-// Lay lays the image's packages.
+// Lay copies the image's packages.
 func (e el) Lay(ctx context.Context, j *builder.Job, in Inputs) error {
 	return errors.Join(
 		e.Store.TakeRPMs(ctx, j.Input("base"), in.Base.Pinned),
 		e.Store.TakeRPMs(ctx, j.Input("role"), in.Pinned))
 }
 
-// question is what yum is asked, and the lock that the answers go to.
+// question is what yum is asked, and the lock that receives the answers.
 type question struct {
 	el
 	lock     *packages.Lock
 	base     Base
 	requests map[string]Inputs // by role
-	same     map[string]string // hash of a request → the role that asks for all that have it
+	same     map[string]string // hash of a request → the role that is asked for all roles with that request
 }
 
-// ask runs the script that has yum answer.
+// ask runs the script that asks yum.
 func (q question) ask(ctx context.Context, j *builder.Job, run func(context.Context) error) error {
 	if q.lock.Base != nil {
 		if err := q.Store.TakeRPMs(ctx, j.Input("base/rpms"), q.lock.Base.Packages); err != nil {
@@ -137,7 +136,7 @@ func (q question) ask(ctx context.Context, j *builder.Job, run func(context.Cont
 	}
 	for _, list := range found {
 		for _, p := range q.Store.Lacking(list) {
-			// What is not here is found in the repositories later, by its hash.
+			// Packages that are not here are downloaded later, by hash.
 			path := j.Input("found/" + p.SHA256)
 			if info, err := os.Stat(path); err == nil && info.Size() > 0 {
 				if err := q.Store.Add(ctx, path, p.SHA256, "package "+p.String()); err != nil {
@@ -156,7 +155,7 @@ func (q question) ask(ctx context.Context, j *builder.Job, run func(context.Cont
 	return nil
 }
 
-// request writes what yum is asked for to a new folder.
+// request writes the package names and repositories for yum to a new folder.
 func request(dir string, names []string, repos []packages.Repo) error {
 	return errors.Join(
 		os.MkdirAll(dir, 0o755),
@@ -164,7 +163,7 @@ func request(dir string, names []string, repos []packages.Repo) error {
 		os.WriteFile(filepath.Join(dir, "repos"), []byte(packages.RepoFile(repos)), 0o644))
 }
 
-// parseFound reads the script's list of packages: for whom, name, version, architecture and SHA-256 a line.
+// parseFound parses the script's package list: role or base, name, version, architecture and SHA-256 per line.
 func parseFound(text string) (map[string][]packages.Pin, error) {
 	found := map[string][]packages.Pin{}
 	for line := range strings.Lines(text) {

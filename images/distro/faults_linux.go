@@ -8,8 +8,8 @@ import (
 	"imagegen/images/packages"
 )
 
-// packageFaults finds where the packages are named that an archive has not got, in the role or in the spec; none: err is
-// about something else.
+// packageFaults returns a fault for each package that the archive does not have, at the place where the role or the spec names it. It
+// returns none if err is about something else.
 func (o Options) packageFaults(role string, err error) cluster.Problems {
 	var faults cluster.Problems
 	for _, name := range packages.NotFound(err) {
@@ -18,10 +18,10 @@ func (o Options) packageFaults(role string, err error) cluster.Problems {
 	return faults
 }
 
-// absent is how the script that asks yum says that no repository has a package for a role.
+// absent matches the script's message that no repository has a package for a role.
 var absent = regexp.MustCompile(`(?m)^no repository has (\S+) for (\S+)\r?$`)
 
-// absentFaults is packageFaults for what that script has printed.
+// absentFaults is packageFaults for that script's output.
 func (o Options) absentFaults(log string) cluster.Problems {
 	var faults cluster.Problems
 	for _, m := range absent.FindAllStringSubmatch(log, -1) {
@@ -32,7 +32,7 @@ func (o Options) absentFaults(log string) cluster.Problems {
 	return faults
 }
 
-// packageFault is a fault at the place where a role's package is named, in the spec or in the role; none: it is in neither.
+// packageFault returns a fault at the place where the spec or the role names a package, or none if neither does.
 func (o Options) packageFault(role, name, msg string) cluster.Problems {
 	if p, ok := o.Spec.Role(role).PackageFault(name, msg); ok {
 		return cluster.Problems{p}

@@ -14,8 +14,8 @@ import (
 	"imagegen/roles"
 )
 
-// Inputs is everything that an image depends on. Its hash is the image's identity, so a field that is added here
-// rebakes every image, and one that is missing lets a stale image pass for a new one.
+// Inputs is everything that an image depends on. Its hash is the image's identity: adding a field changes the identity of every
+// image, and a missing field lets a stale image pass for a current one.
 type Inputs struct {
 	Base      Base             `json:"base"`
 	Install   string           `json:"install"` // hash of the script
@@ -30,48 +30,48 @@ type Inputs struct {
 	Disable   []string         `json:"disable,omitempty"`
 	Remove    []string         `json:"remove,omitempty"`
 	SELinux   *SELinux         `json:"selinux,omitempty"` // of distros that have it
-	// Where packages are looked for: what they are is pinned.
+	// Repos are where packages are searched. They are not part of the identity, since the packages are pinned.
 	Repos []packages.Repo `json:"-"`
 }
 
-// Base is what the base of a distro depends on.
+// Base is everything that the base of a distro depends on.
 type Base struct {
 	Distro   string         `json:"distro"`
 	Sources  []string       `json:"sources"` // one-line APT sources
 	Packages []string       `json:"packages"`
 	Pinned   []packages.Pin `json:"pinned,omitempty"` // what of the lock is installed
 	Script   string         `json:"script"`           // hash
-	SHA256   string         `json:"sha256,omitempty"` // of a disk that is not made here but taken as it is
-	// Where it is taken from; the same disk from elsewhere is the same.
+	SHA256   string         `json:"sha256,omitempty"` // of the downloaded disk, if the base is one
+	// URL or File is where that disk is. Neither is part of the identity.
 	URL  string `json:"-"`
 	File string `json:"-"`
 }
 
-// Unit is a file for systemd.
+// Unit is a systemd unit file.
 type Unit struct {
 	Name string `json:"name"`
 	Text string `json:"text"`
 }
 
-// LocalPackage is a package file that the spec names.
+// LocalPackage is a package file named in the spec.
 type LocalPackage struct {
 	Path   string `json:"-"`
 	Name   string `json:"name"`
 	SHA256 string `json:"sha256"`
 }
 
-// Identity names the image.
+// Identity returns the identity of the image.
 func (in Inputs) Identity() string { return jsonhash.Of(in)[:32] }
 
-// Identity names the base.
+// Identity returns the identity of the base.
 func (in Base) Identity() string {
-	if in.IsDisk() { // is kept as it is; packages are put into the copy that becomes an image
+	if in.IsDisk() { // the disk is kept as downloaded; packages go into the copy that becomes an image
 		in.Packages, in.Pinned = nil, nil
 	}
 	return jsonhash.Of(in)[:32]
 }
 
-// Requested is what a role's packages are pinned for.
+// Requested returns the package names and files that the lock's entry for the role must match.
 func (in Inputs) Requested() []string {
 	all := slices.Clone(in.Packages)
 	for _, l := range in.Local {
@@ -80,7 +80,7 @@ func (in Inputs) Requested() []string {
 	return all
 }
 
-// Requested is what the packages of each role are pinned for.
+// Requested returns the Requested lists of several roles.
 func Requested(requests map[string]Inputs) map[string][]string {
 	all := map[string][]string{}
 	for role, in := range requests {
@@ -89,7 +89,7 @@ func Requested(requests map[string]Inputs) map[string][]string {
 	return all
 }
 
-// Requested is what the base's packages are pinned for. What yum adds to a disk depends on what is on it.
+// Requested returns what the lock's entry for the base must match. What yum adds to a disk depends on the disk.
 func (in Base) Requested() []string {
 	if !in.IsDisk() {
 		return in.Packages
@@ -97,13 +97,13 @@ func (in Base) Requested() []string {
 	return append(slices.Clone(in.Packages), "disk "+in.SHA256)
 }
 
-// IsDisk says whether the base is a disk that was made elsewhere, and not a tree that is made here.
+// IsDisk reports whether the base is a downloaded disk. Otherwise it is a file tree that is made here.
 func (in Base) IsDisk() bool { return in.SHA256 != "" }
 
-// UUID is that of the file systems of all images of a base.
+// UUID returns the UUID of the file systems of all images of the base.
 func (in Base) UUID() string { return uuid.Of("base " + in.Identity()) }
 
-// LayLocal copies package files of the spec to a new folder.
+// LayLocal copies the spec's package files to a new folder.
 func LayLocal(ctx context.Context, dir string, all []LocalPackage) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -119,7 +119,7 @@ func LayLocal(ctx context.Context, dir string, all []LocalPackage) error {
 	return nil
 }
 
-// SELinux is what an image is told about SELinux.
+// SELinux is an image's SELinux configuration.
 type SELinux struct {
 	Mode string `json:"mode"`
 	roles.SELinux

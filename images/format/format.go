@@ -1,5 +1,5 @@
-// Package format writes a raw disk as what programs for virtual machines import: qcow2, VMDK, OVA, Vagrant box. It knows disks and the
-// machines that they are to run in; it knows nothing of how an image is made, where it is kept, or what is in it.
+// Package format converts a raw disk to the formats that virtualization software imports (qcow2, VMDK, OVA, Vagrant box), and unpacks
+// downloaded disks. It knows disks and the machines that OVAs and boxes describe, but not how an image is made, stored or used.
 package format
 
 import (
@@ -15,13 +15,13 @@ import (
 	"imagegen/internal/sparse"
 )
 
-// Names lists what an image can be written as. raw is always there: the others are made of it.
+// Names lists the formats. raw always exists, since the others are converted from it.
 var Names = []string{"raw", "qcow2", "vmdk", "ova", "box"}
 
-// Version is raised when the same image is to be written in another way.
+// Version must be increased when the same image is converted to different bytes.
 const Version = 1
 
-// Check makes sure that the programs that formats need are here, before minutes of baking.
+// Check checks that the programs that the formats need are installed, before minutes of baking.
 func Check(formats []string) error {
 	if !slices.Contains(formats, "qcow2") {
 		return nil
@@ -32,7 +32,7 @@ func Check(formats []string) error {
 	return nil
 }
 
-// Write writes the raw disk at from as path, which is there afterwards as a whole or not at all.
+// Write converts the raw disk at from to path. On an error, path does not exist or is unchanged.
 func Write(ctx context.Context, path, from, format string, m Machine) error {
 	disk, err := os.Open(from)
 	if err != nil {

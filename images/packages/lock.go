@@ -1,6 +1,6 @@
-// Package packages finds, pins, fetches and keeps the packages that images are made of: from a Debian archive with APT, from
-// repositories of RPMs by their lists. It keeps the lock beside a spec, the store in the cache, and writes bills of materials. It
-// installs nothing, and does not know which packages an image is to have, or why.
+// Package packages resolves, pins, downloads and stores the packages that images are made from, out of a Debian archive (with APT) or RPM
+// repositories. It reads and writes the lock file and generates SBOMs. It installs nothing, and does not know which packages an image
+// needs.
 package packages
 
 import (

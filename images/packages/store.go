@@ -14,18 +14,20 @@ import (
 	"imagegen/internal/sparse"
 )
 
-// Store is the folder of packages and downloads that all bakes share. A file is named by the SHA-256 of its content, and
-// renamed there when all of it is on the disk.
+// Store is the folder of packages and downloads that all bakes share. A file's name is the SHA-256 of its content. Files are renamed into
+// the store once they are complete on disk.
 type Store string
 
+// Path returns where the file with a SHA-256 is, or will be.
 func (s Store) Path(sum string) string { return filepath.Join(string(s), sum) }
 
+// Has reports whether the store has a file.
 func (s Store) Has(sum string) bool {
 	_, err := os.Stat(s.Path(sum))
 	return err == nil
 }
 
-// Add moves a file of the same file system into the store, if it is what it should be; what is said in the error.
+// Add checks a file's hash and moves the file, which must be on the same file system, into the store. what names it in errors.
 func (s Store) Add(ctx context.Context, path, sum, what string) error {
 	got, err := sparse.SHA256(ctx, path)
 	if err != nil {
@@ -44,8 +46,8 @@ func (s Store) Add(ctx context.Context, path, sum, what string) error {
 	return os.Rename(path, s.Path(sum))
 }
 
-// Take puts what is in the store at path, if it still is what it was. It is copied: programs of a bake have no way to the
-// store itself. What it is, is said in the error.
+// Take copies a file of the store to path and checks its hash. It copies, so that programs of a bake cannot change the store. what names
+// the file in errors.
 func (s Store) Take(ctx context.Context, sum, path, what string) error {
 	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
@@ -55,7 +57,7 @@ func (s Store) Take(ctx context.Context, sum, path, what string) error {
 	return s.TakeBelow(ctx, sum, dir, filepath.Base(path), what)
 }
 
-// TakeBelow is take to a path below a folder, which no link leads out of.
+// TakeBelow is Take to a path below dir, which symbolic links cannot leave.
 func (s Store) TakeBelow(ctx context.Context, sum string, dir *os.Root, path, what string) (err error) {
 	from, err := os.Open(s.Path(sum))
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"imagegen/internal/filelock"
 )
 
-// Fetch brings a file from outside any package into the store. What is there is looked at: a corrupt file is got anew.
+// Fetch downloads a file into the store. If the store's copy is damaged, it is downloaded again.
 func (s Store) Fetch(ctx context.Context, url, sum string, step func(string)) error {
 	lock, err := filelock.Lock(ctx, s.Path(sum)+".lock", syscall.LOCK_EX)
 	if err != nil {

@@ -1,3 +1,2 @@
-// Package filelock locks files on the build host, so that of several imagegens that want one result, one makes it. Images are built
-// on Linux only, and so is this.
+// Package filelock locks files, so that only one of several imagegens makes a result. It works on Linux only, where images are built.
 package filelock

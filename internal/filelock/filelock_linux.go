@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// Lock locks a file, which it makes, as flock(2) has it; the lock ends with the process or when the file is closed. If
-// another has it, Lock waits for it, or returns EWOULDBLOCK with LOCK_NB.
+// Lock creates a file if needed and locks it with flock(2). The lock ends with the process or when the file is closed. If it is held
+// elsewhere, Lock waits, or returns EWOULDBLOCK with LOCK_NB.
 func Lock(ctx context.Context, path string, how int) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package jsonhash names things by a hash of what they are.
+// Package jsonhash hashes values by their JSON.
 package jsonhash
 
 import (

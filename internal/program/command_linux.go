@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Command prepares a program that ends with ctx, with all that it has started: APT's methods, say, would hold its output open.
-// A Ctrl-C is for imagegen, which ends the program.
+// Command returns a command that is killed with ctx, together with the processes it has started: APT's methods, for example, would keep
+// its output open. Ctrl-C reaches only imagegen, which then kills the program.
 func Command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -7,7 +7,7 @@ import (
 	"os/exec"
 )
 
-// Command prepares a program that ends with ctx.
+// Command returns a command that is killed with ctx.
 func Command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, program, args...)
 }

@@ -1,4 +1,4 @@
-// Package program runs the programs that imagegen leaves work to.
+// Package program finds and runs external programs.
 package program
 
 import (
@@ -32,7 +32,7 @@ func LastLines(r io.Reader, n int) string {
 	return strings.Join(lines, "\n")
 }
 
-// Find prepares a program that the Debian package pkg brings.
+// Find returns a command for a program of the Debian package pkg.
 func Find(ctx context.Context, pkg, program string, args ...string) (*exec.Cmd, error) {
 	path, err := exec.LookPath(program)
 	if err != nil {
@@ -41,7 +41,7 @@ func Find(ctx context.Context, pkg, program string, args ...string) (*exec.Cmd, 
 	return Command(ctx, path, args...), nil
 }
 
-// Run runs such a program; an error has what it printed.
+// Run runs such a program. An error contains its output.
 func Run(ctx context.Context, pkg, program string, args ...string) error {
 	cmd, err := Find(ctx, pkg, program, args...)
 	if err != nil {
@@ -56,7 +56,7 @@ func Run(ctx context.Context, pkg, program string, args ...string) error {
 	return nil
 }
 
-// ProxyEnv returns the variables that say how this machine reaches other networks.
+// ProxyEnv returns the environment's proxy variables.
 func ProxyEnv() []string {
 	var env []string
 	for _, kv := range os.Environ() {
@@ -67,10 +67,10 @@ func ProxyEnv() []string {
 	return env
 }
 
-// Tool is a program, or the absolute path of a file, that a Debian package brings.
+// Tool is a program, or an absolute path, of a Debian package.
 type Tool struct{ Name, Package string }
 
-// Missing returns those tools that are not here, with the programs in path, and the packages that bring them.
+// Missing returns the tools that are not installed, searching programs in path, and the packages that contain them.
 func Missing(path string, tools []Tool) (names, packages []string) {
 	for _, t := range tools {
 		if filepath.IsAbs(t.Name) {

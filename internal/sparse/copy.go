@@ -1,4 +1,4 @@
-// Package sparse reads, copies and hashes files that are mostly holes, as disks are, in the time that their data takes.
+// Package sparse reads, copies and hashes sparse files, such as disks, without reading their holes.
 package sparse
 
 import (

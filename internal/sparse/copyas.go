@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// CopyAs copies a file that has to be the one whose hash is part of the image's identity.
+// CopyAs copies a file, and returns an error if its SHA-256 is not sum.
 func CopyAs(ctx context.Context, from, to, sum string) error {
 	if err := Copy(ctx, from, to); err != nil {
 		return err

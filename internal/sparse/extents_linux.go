@@ -7,8 +7,7 @@ import (
 	"syscall"
 )
 
-// Flush brings a file to the disk, a piece at a time: fsync of all at once may take many seconds, in which nobody can be
-// interrupted.
+// Flush writes a file to the disk piece by piece, since one fsync may take many seconds and cannot be interrupted.
 func Flush(ctx context.Context, f *os.File) error {
 	const waitBefore, write, waitAfter = 1, 2, 4 // sync_file_range(2)
 	err := Each(f, func(start, end int64) error {

@@ -1,4 +1,4 @@
-// Package xz reads what xz packed, with the program of that name: Go's library cannot.
+// Package xz decompresses xz data with the program xz, since Go's library cannot.
 package xz
 
 import (
@@ -12,7 +12,7 @@ import (
 	"imagegen/internal/program"
 )
 
-// Read hands on what xz makes of a stream; Go's library cannot read it.
+// Read calls use with the decompressed stream.
 func Read(ctx context.Context, r io.Reader, use func(io.Reader) error) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
