@@ -302,7 +302,7 @@ func (s *Seed) named(identifier string) *[]byte {
 // extent returns length bytes starting at a sector.
 func extent(image []byte, at, length int64) ([]byte, error) {
 	if at < 0 || length < 0 || at*sector+length > int64(len(image)) {
-		return nil, errors.New("leaves the image, which may have been cut short")
+		return nil, errors.New("is outside the image, which may be truncated")
 	}
 	return image[at*sector:][:length], nil
 }

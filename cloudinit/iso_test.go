@@ -219,7 +219,7 @@ func TestReadRejects(t *testing.T) {
 	for want, spoil := range map[string]func(b []byte) []byte{
 		"no ISO 9660 image":             func(b []byte) []byte { return b[:volumeSector*sector+7] },
 		`the label is "config-2"`:       func(b []byte) []byte { copy(b[volumeSector*sector+40:], "config-2"); return b },
-		"may have been cut short":       func(b []byte) []byte { return b[:len(b)-sector] },
+		"may be truncated":              func(b []byte) []byte { return b[:len(b)-sector] },
 		`"meta-date;1" does not belong`: func(b []byte) []byte { copy(b[first+33:], "meta-date"); return b },
 		"an entry leaves its sector": func(b []byte) []byte {
 			self := bytes.Clone(b[dir:][:34])

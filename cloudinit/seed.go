@@ -153,7 +153,7 @@ func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, fil
 		return err
 	}
 	if back, err := unmarshal(s.UserData); err != nil || !reflect.DeepEqual(back, ud) {
-		return fmt.Errorf("user-data does not read as it was written (%v)", err)
+		return fmt.Errorf("user-data does not decode to what was encoded (%v)", err)
 	}
 	seen := map[string]bool{}
 	parts := [][]byte{s.UserData}
@@ -196,7 +196,7 @@ func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, fil
 		return err
 	}
 	if have, err := (nocloud.Seed)(*s).Identity(); err != nil || have != want {
-		return fmt.Errorf("meta-data does not read as it was written (%v)", err)
+		return fmt.Errorf("meta-data does not decode to what was encoded (%v)", err)
 	}
 	return nil
 }
@@ -240,7 +240,7 @@ func newItem(f File) ([]byte, error) {
 	back, err := unmarshal(text)
 	entry, ok := bytes.CutPrefix(text, []byte(listHead))
 	if err != nil || !ok || !reflect.DeepEqual(back.writeFiles, list) {
-		return nil, fmt.Errorf("does not read as it was written (%v)", err)
+		return nil, fmt.Errorf("does not decode to what was encoded (%v)", err)
 	}
 	f.Content = bytes.Clone(f.Content) // the caller may change its slice
 	items.Store(f.Path, &item{f, entry})
@@ -249,14 +249,14 @@ func newItem(f File) ([]byte, error) {
 
 func newWriteFile(f File) (writeFile, error) {
 	if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path {
-		return writeFile{}, fmt.Errorf("want an absolute path without detours")
+		return writeFile{}, fmt.Errorf("not a clean absolute path")
 	}
 	if f.Mode&^0o777 != 0 {
 		// cloud-init changes the owner last, which clears setuid bits.
 		return writeFile{}, fmt.Errorf("mode %#o: cloud-init can set permissions up to 0777 only", f.Mode)
 	}
 	if f.Secret && f.Mode&worldReadable != 0 {
-		return writeFile{}, fmt.Errorf("mode %#o lets everybody read a file that holds a secret: want 0600 or 0640", f.Mode)
+		return writeFile{}, fmt.Errorf("mode %#o makes a file with a secret world-readable: want 0600 or 0640", f.Mode)
 	}
 	w := writeFile{Path: f.Path, Owner: f.Owner, Permissions: fmt.Sprintf("%04o", f.Mode), Content: string(f.Content)}
 	if w.Owner == "" {

@@ -184,11 +184,11 @@ func TestInstanceID(t *testing.T) {
 func TestBadFiles(t *testing.T) {
 	spec := example()
 	for name, f := range map[string][]File{
-		"seed of web1: /etc/x: mode 0644 lets everybody read a file that holds a secret: want 0600 or 0640": {{Path: "/etc/x", Mode: 0o644, Secret: true}},
-		"seed of web1: etc/x: want an absolute path without detours":                                        {{Path: "etc/x", Mode: 0o644}},
-		"seed of web1: /etc/../x: want an absolute path without detours":                                    {{Path: "/etc/../x", Mode: 0o644}},
-		"seed of web1: /etc/x: mode 04755: cloud-init can set permissions up to 0777 only":                  {{Path: "/etc/x", Mode: 0o4755}},
-		"seed of web1: /etc/x is there twice":                                                               {{Path: "/etc/x", Mode: 0o644}, {Path: "/etc/x", Mode: 0o644}},
+		"seed of web1: /etc/x: mode 0644 makes a file with a secret world-readable: want 0600 or 0640": {{Path: "/etc/x", Mode: 0o644, Secret: true}},
+		"seed of web1: etc/x: not a clean absolute path":                                               {{Path: "etc/x", Mode: 0o644}},
+		"seed of web1: /etc/../x: not a clean absolute path":                                           {{Path: "/etc/../x", Mode: 0o644}},
+		"seed of web1: /etc/x: mode 04755: cloud-init can set permissions up to 0777 only":             {{Path: "/etc/x", Mode: 0o4755}},
+		"seed of web1: /etc/x is there twice":                                                          {{Path: "/etc/x", Mode: 0o644}, {Path: "/etc/x", Mode: 0o644}},
 	} {
 		if _, err := New(spec, clusterID, spec.Nodes()[0], f); err == nil || err.Error() != name {
 			t.Errorf("got %v, want %s", err, name)

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// HostAddr returns an address on the cluster's network for the computer that its machines run on: the first that no node and no
-// role has.
+// HostAddr returns an address on the cluster's network for the computer that its machines run on: the first that no
+// node and no role uses.
 func (s *Spec) HostAddr() (netip.Addr, error) {
 	var taken []netip.Addr
 	for _, r := range s.Roles {

@@ -12,16 +12,16 @@ import (
 // Machines says what the nodes run on.
 type Machines struct {
 	Provider string   // one of Providers; empty: the spec does not say
-	Hosts    []string // computers that carry machines; none: the provider has one place only
-	Network  string   // on the hosts: what machines are connected to
-	Storage  string   // on the hosts: where disks are
-	Program  string   // of provider exec: a path relative to the spec's folder, or a name without a slash that is found on PATH
+	Hosts    []string // computers that carry machines; empty: the provider has only one
+	Network  string   // the network on the hosts that machines are connected to
+	Storage  string   // where disks are stored on the hosts
+	Program  string   // of provider exec: a path relative to the spec's folder, or a name without a slash, looked up in PATH
 }
 
-// NoMachines is the provider of clusters whose machines imagegen does not make.
+// NoMachines is the provider of clusters whose machines imagegen does not create.
 const NoMachines = "none"
 
-// providerKeys lists the keys that each provider takes beside provider; those marked with ! are required.
+// providerKeys lists the keys of each provider in addition to provider; those marked with ! are required.
 var providerKeys = map[string][]string{
 	"nspawn":     nil,
 	"qemu":       nil,
@@ -34,7 +34,7 @@ var providerKeys = map[string][]string{
 // Providers are the values of machines.provider.
 var Providers = slices.Sorted(maps.Keys(providerKeys))
 
-// hostName is a name, an address or USER@NAME: what programs are given as an argument must not look like a flag.
+// hostName matches a name, an address or USER@NAME. Programs get it as an argument, so it must not look like a flag.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,252}$`)
 
 func (p *parser) machines(v value) {
@@ -88,7 +88,7 @@ func (p *parser) machines(v value) {
 	}
 }
 
-// providerKeys reports keys that the provider needs and that are not there, and those that mean nothing to it.
+// providerKeys reports missing and superfluous keys of the provider.
 func (p *parser) providerKeys(get func(string) value, provider string) {
 	examples := map[string]string{"hosts": "[h1, h2, h3]", "program": "./machines.sh"}
 	for _, key := range []string{"hosts", "network", "storage", "program"} {

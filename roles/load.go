@@ -306,12 +306,12 @@ func (s *source) checkRole() {
 		s.fault("", "%q cannot be a role's name: use lower-case letters, digits and hyphens, and none of any, cluster, common, network", s.name)
 	}
 	if r.Description == "" {
-		s.fault("description", "missing; say in a line what the role does")
+		s.fault("description", "missing; describe the role in one line")
 	}
 	switch r.VIP {
 	case cluster.VIPNone:
 		if r.VRRPID != 0 {
-			s.fault("vrrp_id", "is for roles with a virtual address alone; say vip: required, or leave it out")
+			s.fault("vrrp_id", "is only for roles with a virtual address; set vip: required, or remove it")
 		}
 	case cluster.VIPRequired, cluster.VIPOptional:
 		if r.VRRPID < 1 || r.VRRPID > 255 {
@@ -343,7 +343,7 @@ func (s *source) checkRole() {
 			s.fault(at, "%q cannot be an option's name: use lower-case letters, digits and underscores", name)
 		}
 		if o.Help == "" {
-			s.fault(at+".help", "missing; say in a line what the option does")
+			s.fault(at+".help", "missing; describe the option in one line")
 		}
 		if len(o.OneOf) > 0 && !slices.Contains(o.OneOf, o.Default) {
 			s.fault(at+".default", "%q is not one of %s", o.Default, strings.Join(o.OneOf, ", "))
@@ -372,13 +372,13 @@ func (s *source) checkRole() {
 			}
 		case "vrrp":
 			if p.Port != "" {
-				s.fault(at+".port", "VRRP has no ports; leave it out")
+				s.fault(at+".port", "VRRP has no ports; remove it")
 			}
 		default:
 			s.fault(at+".proto", "%q is not one of tcp, udp, vrrp", p.Proto)
 		}
 		if len(p.From) == 0 {
-			s.fault(at+".from", "missing; name roles, or say cluster or any")
+			s.fault(at+".from", "missing; write names of roles, cluster, network or any")
 		}
 		if p.Why == "" {
 			s.fault(at+".why", "missing; it becomes the rule's comment")
@@ -425,7 +425,7 @@ func (s *source) checkDistros() {
 		}{{"packages", d.Packages}, {"exclude", d.Exclude}, {"remove", d.Remove}} {
 			for i, v := range list.values {
 				if v == "" || strings.ContainsAny(v, " \t\n") {
-					s.fault(index(at+"."+list.key, i), "%q: one name an entry", v)
+					s.fault(index(at+"."+list.key, i), "%q: one name per entry", v)
 				} else if list.key == "remove" && !cleanPath(v) {
 					s.fault(index(at+"."+list.key, i), "%q is not a clean absolute path", v)
 				} else if top, _, _ := strings.Cut(v[1:], "/"); list.key == "remove" && (strings.ContainsAny(top, "*?[") || slices.Contains(mounted, top)) {
@@ -478,7 +478,7 @@ func (s *source) checkDistros() {
 			if u.UID < 1 || u.GID < 1 || u.UID > 60000 || u.GID > 60000 {
 				s.fault(at, "uid and gid must be from 1 to 60000")
 			} else if other, ok := ids[u.UID]; ok {
-				s.fault(at+".uid", "%d is the uid of %s already", u.UID, other)
+				s.fault(at+".uid", "%d is already the uid of %s", u.UID, other)
 			}
 			ids[u.UID] = u.Name
 		}
@@ -579,13 +579,13 @@ func (s *source) checkComponents() {
 		case !roleName.MatchString(c.Name):
 			s.fault(at+".name", "%q cannot be a component's name: use lower-case letters, digits and hyphens", c.Name)
 		case c.Name == facts.Firewall || c.Name == facts.Firewall6:
-			s.fault(at+".name", "every node has a component %s already, made from the role's ports", c.Name)
+			s.fault(at+".name", "every node already has a component %s, made from the role's ports", c.Name)
 		case before[c.Name]:
 			s.fault(at+".name", "there are two components %s", c.Name)
 		}
 		for j, name := range c.After {
 			if !before[name] {
-				s.fault(index(at+".after", j), "no component %q stands before this one", name)
+				s.fault(index(at+".after", j), "no component %q precedes this one", name)
 			}
 		}
 		before[c.Name] = true

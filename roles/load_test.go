@@ -276,12 +276,12 @@ func TestRenderFaults(t *testing.T) {
 		{"secret in facts", "{{.Node.IP}}:11211", `{{secret \"x\"}}`, "facts hold no secrets"},
 		{"no such option", ".Options.share", ".Options.shares", `map has no entry for key "shares"`},
 		{"no such field", "{{.Node.IP}}\n", "{{.Node.Ip}}\n", "can't evaluate field Ip"},
-		{"readable secret", "-p 11211", `-p {{secret "pw"}}`, "/etc/memcached.conf holds a secret and must not be for everyone: use 0600 or 0640"},
+		{"readable secret", "-p 11211", `-p {{secret "pw"}}`, "/etc/memcached.conf contains a secret and must not be world-readable: use 0600 or 0640"},
 		{"path", "path: /etc/memcached.conf", `path: "{{.Node.Name}}"`, `"memcached1" is not a clean absolute path`},
 		{"owner", "template: memcached.conf}", `template: memcached.conf, owner: "{{.Node.IP}}"}`, `"192.168.10.60" is not user:group`},
-		{"one path twice", "template: memcached.conf}", "template: memcached.conf}\n  - {path: /etc/memcached.conf, template: memcached.conf}", "two files are to become /etc/memcached.conf"},
-		{"path of its own", "path: /etc/memcached.conf", "path: /etc/imagegen/node.json", "two files are to become /etc/imagegen/node.json"},
-		{"parameter empty", "unit: memcached.service\n", `unit: '{{if false}}x{{end}}'` + "\n", "components[0].params.unit: comes out empty"},
+		{"one path twice", "template: memcached.conf}", "template: memcached.conf}\n  - {path: /etc/memcached.conf, template: memcached.conf}", "two files have the path /etc/memcached.conf"},
+		{"path of its own", "path: /etc/memcached.conf", "path: /etc/imagegen/node.json", "two files have the path /etc/imagegen/node.json"},
+		{"parameter empty", "unit: memcached.service\n", `unit: '{{if false}}x{{end}}'` + "\n", "components[0].params.unit: renders to nothing"},
 		{"fail", "-p 11211", `{{fail "no way"}}`, "no way"},
 	} {
 		t.Run(b.name, func(t *testing.T) {

@@ -117,7 +117,7 @@ func (r *renderer) node() (Rendered, error) {
 	slices.SortFunc(out.Files, func(a, b RenderedFile) int { return strings.Compare(a.Path, b.Path) })
 	for i := 1; i < len(out.Files); i++ {
 		if out.Files[i].Path == out.Files[i-1].Path {
-			return out, fmt.Errorf("%s: two files are to become %s", r.role.file, out.Files[i].Path)
+			return out, fmt.Errorf("%s: two files have the path %s", r.role.file, out.Files[i].Path)
 		}
 	}
 	return out, nil
@@ -151,7 +151,7 @@ func (r *renderer) file(at string, f File) (rf RenderedFile, wanted bool, err er
 	}
 	rf.Secret = r.used
 	if rf.Secret && rf.Mode&0o007 != 0 {
-		return rf, false, fmt.Errorf("%s: %s.mode: %s holds a secret and must not be for everyone: use 0600 or 0640", r.role.file, at, rf.Path)
+		return rf, false, fmt.Errorf("%s: %s.mode: %s contains a secret and must not be world-readable: use 0600 or 0640", r.role.file, at, rf.Path)
 	}
 	return rf, true, nil
 }
@@ -307,7 +307,7 @@ func (r *renderer) value(at string, v any, t reflect.Type) (out any, keep bool, 
 			case keep:
 				m[k] = e
 			case slices.Contains(required(t, "json"), k):
-				return nil, false, fmt.Errorf("%s: %s.%s: comes out empty", r.role.file, at, k)
+				return nil, false, fmt.Errorf("%s: %s.%s: renders to nothing", r.role.file, at, k)
 			}
 		}
 		return m, true, nil

@@ -57,7 +57,7 @@ func (d Disk) Check(ctx context.Context, say func(string)) error {
 		case kept == nil || damaged:
 			return fmt.Errorf("keep the seed on %s: %w", take.Where, err)
 		default:
-			say(fmt.Sprintf("cannot keep the new seed on %s: %v. This boot goes on with the one before", take.Where, err))
+			say(fmt.Sprintf("cannot keep the new seed on %s: %v. This boot uses the previous one", take.Where, err))
 		}
 	}
 	if damaged {
