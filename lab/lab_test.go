@@ -27,6 +27,7 @@ import (
 	"imagegen/cluster/secrets"
 	"imagegen/internal/netns"
 	"imagegen/internal/poll"
+	"imagegen/internal/testkit"
 	"imagegen/machines/local/localtest"
 	"imagegen/machines/nspawn"
 	"imagegen/machines/qemu"
@@ -420,7 +421,7 @@ func TestNodes(t *testing.T) {
 
 	t.Run("it ends by itself", func(t *testing.T) {
 		b.in(t, "store2", "systemctl poweroff")
-		eventually(t, "power off", func() error {
+		testkit.Eventually(t, time.Minute, "power off", func() error {
 			if s := b.status(t)["store2"]; s.Power != "off" || !strings.Contains(s.Detail, "by itself") {
 				return fmt.Errorf("%+v", s)
 			}
@@ -587,7 +588,7 @@ func TestChangedSpec(t *testing.T) {
 	if err := b.Up(ctx, []string{"store0"}, UpOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "store0 beside the others", func() error {
+	testkit.Eventually(t, time.Minute, "store0 beside the others", func() error {
 		all := b.status(t)
 		for name, want := range map[string]string{"balancer1": "", "store0": "", "store1": "", "store2": operate.BuildRemoved} {
 			if s := all[name]; s.State != "ready" || want != "" && s.Build != want {
@@ -626,7 +627,7 @@ func TestChangedSpec(t *testing.T) {
 	if err := b.Up(ctx, []string{"store3"}, UpOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "store3 in the place of store2", func() error {
+	testkit.Eventually(t, time.Minute, "store3 in the place of store2", func() error {
 		if s := b.status(t)["store3"]; s.State != "ready" {
 			return fmt.Errorf("%+v", s)
 		}
@@ -726,7 +727,7 @@ func (b *testLab) status(t *testing.T) map[string]operate.NodeStatus {
 
 func (b *testLab) waitReady(t *testing.T) {
 	t.Helper()
-	eventually(t, "all nodes ready", func() error {
+	testkit.Eventually(t, time.Minute, "all nodes ready", func() error {
 		all := statusOf(t, b.Lab)
 		if i := slices.IndexFunc(all, func(s operate.NodeStatus) bool { return s.State != "ready" }); i >= 0 {
 			return fmt.Errorf("%+v", all[i])
@@ -738,7 +739,7 @@ func (b *testLab) waitReady(t *testing.T) {
 func (b *testLab) page(t *testing.T) string {
 	t.Helper()
 	var body []byte
-	eventually(t, "the site", func() error {
+	testkit.Eventually(t, time.Minute, "the site", func() error {
 		resp, err := http.Get("http://" + b.site + "/")
 		if err != nil {
 			return err
@@ -759,17 +760,4 @@ func (b *testLab) in(t *testing.T, node, script string) (string, bool) {
 		t.Error(err)
 	}
 	return out.String(), code == 0
-}
-
-func eventually(t *testing.T, what string, check func() error) {
-	t.Helper()
-	for start := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-		err := check()
-		if err == nil {
-			return
-		}
-		if time.Since(start) > time.Minute {
-			t.Fatalf("%s: not within a minute: %v", what, err)
-		}
-	}
 }

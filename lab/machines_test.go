@@ -15,6 +15,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/internal/accel"
+	"imagegen/internal/testkit"
 	"imagegen/machines/local"
 	"imagegen/machines/local/localtest"
 	"imagegen/operate"
@@ -55,7 +56,7 @@ func testMachines(t *testing.T, name, provider, other, root string, image localt
 	}
 	boots := func(node string, times int) {
 		t.Helper()
-		eventually(t, "boot of "+node, func() error {
+		testkit.Eventually(t, time.Minute, "boot of "+node, func() error {
 			var log bytes.Buffer
 			if err := b.Console(ctx, &log, node, false); err != nil || strings.Count(log.String(), image.Says) != times {
 				return fmt.Errorf("%v, %q", err, &log)

@@ -19,7 +19,6 @@ import (
 	"imagegen/cloudinit"
 	"imagegen/internal/cgroup"
 	"imagegen/internal/netns"
-	"imagegen/internal/poll"
 	"imagegen/internal/testkit"
 	"imagegen/machines"
 	"imagegen/machines/conformance"
@@ -52,16 +51,14 @@ func boots(t *testing.T, b *backend) {
 	for version, image := range b.images {
 		testkit.OK(t, machines.Replace(t.Context(), p, b.Machine("node1", version), false))
 		want = append(want, image.Says)
-		var console bytes.Buffer
-		waiting, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		if !poll.Until(waiting, func() bool {
-			console.Reset()
-			testkit.OK(t, p.Console(t.Context(), &console, "node1", false))
-			return slices.Equal(strings.Fields(console.String()), want)
-		}) {
-			t.Fatalf("on the console is %q, not %q", &console, want)
-		}
+		testkit.Eventually(t, time.Minute, "the word of the image on the console", func() error {
+			var console bytes.Buffer
+			err := p.Console(t.Context(), &console, "node1", false)
+			if got := strings.Fields(console.String()); err != nil || !slices.Equal(got, want) {
+				return fmt.Errorf("%q, %v", got, err)
+			}
+			return nil
+		})
 	}
 	if s, err := p.List(t.Context()); err != nil || s[0].Power != machines.On || s[0].Since.IsZero() {
 		t.Errorf("listed %+v, %v", s, err)
