@@ -129,34 +129,45 @@ func idempotent(t *testing.T, b Backend) {
 	}
 }
 
-// An operation that dies between any two of its steps is finished by the next process that tries it.
+// An operation that dies between any two of its steps is finished by the next process that tries it. Each attempt starts from what the
+// last one left, because providers may take seconds for an operation.
 func interrupted(t *testing.T, b Backend) {
 	ctx := t.Context()
-	old, m := b.Machine("node1", 0), b.Machine("node1", 1)
+	version := func(n int) machines.Machine { return b.Machine("node1", n%2) }
 	for _, op := range []struct {
 		name  string
-		setUp func(machines.Provider) error
-		do    func(machines.Provider) error
-		want  []string
+		setUp func(machines.Provider, int) error
+		do    func(machines.Provider, int) error
+		want  func(int) []string
 	}{
-		{"create", func(machines.Provider) error { return nil },
-			func(p machines.Provider) error { return p.Create(ctx, m) }, []string{line(m, machines.Off)}},
-		{"start", func(p machines.Provider) error { return p.Create(ctx, m) },
-			func(p machines.Provider) error { return p.Start(ctx, "node1") }, []string{line(m, machines.On)}},
-		{"replace", func(p machines.Provider) error { return errors.Join(p.Create(ctx, old), p.Start(ctx, "node1")) },
-			func(p machines.Provider) error { return machines.Replace(ctx, p, m, false) }, []string{line(m, machines.On)}},
-		{"remove", func(p machines.Provider) error { return errors.Join(p.Create(ctx, old), p.Start(ctx, "node1")) },
-			func(p machines.Provider) error { return p.Remove(ctx, "node1", true) }, nil},
+		{"create", func(p machines.Provider, _ int) error { return p.Remove(ctx, "node1", true) },
+			func(p machines.Provider, n int) error { return p.Create(ctx, version(n)) },
+			func(n int) []string { return []string{line(version(n), machines.Off)} }},
+		{"start", func(p machines.Provider, n int) error {
+			if n == 0 {
+				return errors.Join(p.Remove(ctx, "node1", true), p.Create(ctx, version(0)))
+			}
+			return p.Stop(ctx, "node1")
+		},
+			func(p machines.Provider, _ int) error { return p.Start(ctx, "node1") },
+			func(int) []string { return []string{line(version(0), machines.On)} }},
+		// A finished replacement is what the next one starts from: one of the other version.
+		{"replace", func(machines.Provider, int) error { return nil },
+			func(p machines.Provider, n int) error { return machines.Replace(ctx, p, version(n+1), false) },
+			func(n int) []string { return []string{line(version(n+1), machines.On)} }},
+		{"remove", func(p machines.Provider, _ int) error {
+			return errors.Join(p.Create(ctx, version(0)), p.Start(ctx, "node1"))
+		},
+			func(p machines.Provider, _ int) error { return p.Remove(ctx, "node1", true) },
+			func(int) []string { return nil }},
 	} {
 		for n := 0; ; n++ {
 			if n == limit {
 				t.Fatalf("%s has more than %d steps, or never ends", op.name, limit)
 			}
-			p := b.Provider(t, forever)
-			testkit.OK(t, p.Remove(ctx, "node1", true))
-			testkit.OK(t, op.setUp(p))
+			testkit.OK(t, op.setUp(b.Provider(t, forever), n))
 			step, died := dying(n)
-			err := op.do(b.Provider(t, step))
+			err := op.do(b.Provider(t, step), n)
 			if !died.Load() {
 				testkit.OK(t, err)
 				break
@@ -168,11 +179,11 @@ func interrupted(t *testing.T, b Backend) {
 			if _, err := next.List(ctx); err != nil {
 				t.Fatalf("%s, died after %d steps: %v", op.name, n, err)
 			}
-			if err := op.do(next); err != nil {
+			if err := op.do(next, n); err != nil {
 				t.Fatalf("%s, died after %d steps, again: %v", op.name, n, err)
 			}
-			expect(t, next, op.want...)
-			if op.want != nil { // a machine that is called finished can be turned on
+			expect(t, next, op.want(n)...)
+			if op.name == "create" { // a machine that is called finished can be turned on
 				testkit.OK(t, next.Start(ctx, "node1"))
 			}
 		}
