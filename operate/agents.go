@@ -1,8 +1,8 @@
-// Package operate is the client of a cluster's agents: it asks them for their state, waits for it, passes decisions on, and knows
-// in which order nodes may be replaced.
+// Package operate is the client of a cluster's agents: it reads and awaits their state, forwards decisions, and knows in which order
+// nodes may be replaced.
 //
-// It needs the spec, the authority's certificate and the operator's. It knows nothing of machines: what only their provider can
-// say (power, host, console) and do (replace) comes in through [Machines].
+// It needs the spec, the authority's certificate and the operator's. It knows nothing about machines: power, host, console and
+// replacement are behind [Machines].
 package operate
 
 import (
@@ -26,33 +26,33 @@ import (
 	"imagegen/cluster/secrets"
 )
 
-// AnswerLimit is how long an agent may take to answer.
+// AnswerLimit is the timeout of a request to an agent.
 const AnswerLimit = 2 * time.Second
 
-// maxReport is the largest answer that is read from an agent, in bytes.
+// maxReport limits the size of an agent's answer, in bytes.
 const maxReport = 1 << 20
 
-// Dial connects to an agent. It has the meaning of [net.Dialer.DialContext].
+// Dial connects to an agent, like [net.Dialer.DialContext].
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Agents are the agents of a cluster, as the operator asks them.
+// Agents sends requests to a cluster's agents, with the operator's certificate.
 type Agents struct {
-	// Limit is how long an answer may take.
+	// Limit is the timeout of a request.
 	Limit time.Duration
-	// AtOnce is how many agents are asked at the same time; 0: all.
+	// AtOnce limits the number of concurrent requests; 0: no limit.
 	AtOnce int
 
 	clusterID string
 	operator  tls.Certificate
 	ca        *x509.CertPool
-	unable    error // why no agent can be asked; nil: they can
+	unable    error // why requests are impossible; nil: they are not
 	dial      Dial
 
 	once  sync.Once
 	turns chan struct{}
 }
 
-// NewAgents returns the agents that s lets the operator ask. Without the operator's certificate every question fails.
+// NewAgents returns the agents of the cluster that s belongs to. Without the operator's certificate, every request fails.
 func NewAgents(s *secrets.Secrets, dial Dial) (*Agents, error) {
 	if s.Operator.Cert == nil || s.CA.Cert == nil {
 		return &Agents{Limit: AnswerLimit, unable: errors.New("the cluster's secrets, by which its agents know the operator, are not here")}, nil
@@ -68,7 +68,7 @@ func NewAgents(s *secrets.Secrets, dial Dial) (*Agents, error) {
 	return &Agents{clusterID: s.ClusterID, operator: cert, ca: ca, Limit: AnswerLimit, dial: dial}, nil
 }
 
-// takeTurn waits until no more than AtOnce questions are asked.
+// takeTurn waits until fewer than AtOnce requests are running.
 func (a *Agents) takeTurn(ctx context.Context) (done func(), err error) {
 	if a.AtOnce == 0 {
 		return func() {}, nil
@@ -82,8 +82,8 @@ func (a *Agents) takeTurn(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// request sends a request to a node's agent and returns its answer, and how far the node's clock is behind, to about a
-// second. An answer that is no success is an error with what the agent says.
+// request sends a request to a node's agent. It returns the answer, and how far the node's clock is behind, to about a second. A status
+// other than success becomes an error with the answer's text.
 func (a *Agents) request(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) (answer []byte, behind time.Duration, err error) {
 	done, err := a.takeTurn(ctx)
 	if err != nil {
@@ -113,7 +113,7 @@ func (a *Agents) request(ctx context.Context, node string, ip netip.Addr, method
 	return answer, behind, nil
 }
 
-// send sends a request to a node's agent and returns the beginning of its answer.
+// send sends a request to a node's agent and returns the response, whose body is not read yet.
 func (a *Agents) send(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) (*http.Response, error) {
 	if a.unable != nil {
 		return nil, a.unable
@@ -136,7 +136,7 @@ func (a *Agents) send(ctx context.Context, node string, ip netip.Addr, method, p
 	return resp, nil
 }
 
-// refusal is an agent's answer that it does not do what it was asked.
+// refusal is an agent's answer with a status other than success.
 type refusal struct {
 	code int
 	text string
@@ -146,10 +146,10 @@ func (r refusal) Error() string {
 	return fmt.Sprintf("%d %s: %.300s", r.code, http.StatusText(r.code), r.text)
 }
 
-// sameClock is the largest difference that two clocks which are set right seem to have, including the answer's way.
+// sameClock is the largest difference between two clocks that are considered correct, including the time that the answer takes.
 const sameClock = 5 * time.Second
 
-// Ask returns what a node's agent reports, its times by this computer's clock.
+// Ask returns the report of a node's agent, with times converted to this computer's clock.
 func (a *Agents) Ask(ctx context.Context, node string, ip netip.Addr) (facts.NodeReport, error) {
 	body, behind, err := a.request(ctx, node, ip, http.MethodGet, facts.StatePath, nil)
 	if err != nil {
@@ -171,7 +171,7 @@ func (a *Agents) Ask(ctx context.Context, node string, ip netip.Addr) (facts.Nod
 	return r, nil
 }
 
-// decide tells a component of a node an operator's decision. The node's agent refuses one that is not needed.
+// decide sends an operator's decision about a component to a node's agent, which refuses it if it is not needed.
 func (a *Agents) decide(ctx context.Context, node string, ip netip.Addr, d facts.Decision) error {
 	body, err := json.Marshal(d)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"imagegen/cluster/expected"
 )
 
-// canReplace fails where nodes cannot be replaced now.
+// canReplace fails if nodes cannot be replaced now.
 func (c *Cluster) canReplace(names ...string) error {
 	switch {
 	case c.Machines != nil:
@@ -22,7 +22,7 @@ func (c *Cluster) canReplace(names ...string) error {
 	return nil
 }
 
-// canRoll fails where it cannot be told which nodes are to be replaced.
+// canRoll fails if it is not known which nodes are outdated.
 func (c *Cluster) canRoll(names []string) error {
 	if c.Machines != nil {
 		return nil
@@ -42,7 +42,7 @@ func (c *Cluster) canRoll(names []string) error {
 	return nil
 }
 
-// replaceMachine puts a new machine in the place of a node's: the provider does, or a person who is told to.
+// replaceMachine replaces a node's machine through the provider. Without one, it tells a person to, and waits for the new machine.
 func (c *Cluster) replaceMachine(ctx context.Context, w Wait, name string, blank bool) error {
 	if c.Machines != nil {
 		return c.Machines.Replace(ctx, name, blank)
@@ -51,7 +51,7 @@ func (c *Cluster) replaceMachine(ctx context.Context, w Wait, name string, blank
 	if !ok {
 		return fmt.Errorf("cluster %s has no node %s", c.Spec.Cluster, name)
 	}
-	// A machine that does not answer now is told from its successor by the seed alone.
+	// If the old machine does not answer now, only image and seed distinguish its successor.
 	before, _ := c.Agents.Ask(ctx, name, node.IP)
 	var want expected.Node
 	if c.Expected != nil {
@@ -66,7 +66,7 @@ func (c *Cluster) replaceMachine(ctx context.Context, w Wait, name string, blank
 	for {
 		r, err := c.Agents.Ask(limited, name, node.IP)
 		switch {
-		case err != nil && limited.Err() != nil: // the question was not waited for
+		case err != nil && limited.Err() != nil: // the request was cut short
 			waits = cmp.Or(waits, "for its new machine to answer")
 		case err != nil:
 			waits = "for its new machine to answer"

@@ -12,8 +12,8 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// Decide lets a component go on without silent nodes, all of the same role. It tells all nodes of the role that answer, so that
-// they agree on who goes first, and returns those that took the decision.
+// Decide lets a component continue without silent nodes, all of one role. It sends the decision to every node of the role that answers,
+// so that they agree which one starts first, and returns those that accepted it.
 func (c *Cluster) Decide(ctx context.Context, component string, without []string) (told []string, err error) {
 	nodes, err := c.Status(ctx)
 	if err != nil {
@@ -50,10 +50,10 @@ func (c *Cluster) Decide(ctx context.Context, component string, without []string
 	return told, nil
 }
 
-// patience is how long a component may wait for silent nodes before it looks as if they will not come.
+// patience is how long a component may wait for silent nodes before an operator is told what to do.
 const patience = time.Minute
 
-// Undecided says what an operator may decide, one line for each component that waits for silent nodes.
+// Undecided returns, for each component that waits for silent nodes, a line that says what an operator may decide.
 func Undecided(nodes []NodeStatus, now time.Time) []string {
 	var lines []string
 	for _, n := range nodes {

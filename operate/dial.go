@@ -18,10 +18,10 @@ import (
 	"time"
 )
 
-// untrusted is an error about something that answers and that no question can be put to, because one does not trust the other.
+// untrusted is a failed TLS handshake: something answers, but one side rejects the other's certificate.
 type untrusted struct{ error }
 
-// explain words errors of connections for people. Errors of others stay as they are.
+// explain rewords connection errors for people and returns all others unchanged.
 func explain(err error) error {
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
@@ -40,20 +40,20 @@ func explain(err error) error {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return errors.New("connection refused: no agent runs there")
 	case errors.As(err, &op) && op.Op == "dial":
-		return op.Err // without the address, which whoever asked knows
+		return op.Err // without the address, which the caller knows
 	}
 	return err
 }
 
-// ViaLimit is how long an answer may take through SSH, whose connections take long to set up; ViaAtOnce is how many are set up at
-// the same time: more than 10 are dropped by an SSH server with OpenSSH's default MaxStartups.
+// ViaLimit is the timeout of a request through SSH, where connecting is slow. ViaAtOnce limits concurrent SSH connections: OpenSSH's
+// default MaxStartups drops more than 10.
 const (
 	ViaLimit  = 15 * time.Second
 	ViaAtOnce = 8
 )
 
-// Via returns a Dial that connects through an SSH server, with the program ssh. Its configuration and keys are the user's; it asks
-// nothing.
+// Via returns a Dial that connects through an SSH server with the program ssh, using the user's configuration and keys. It never
+// prompts.
 func Via(host string) (Dial, error) {
 	if host == "" || strings.HasPrefix(host, "-") {
 		return nil, fmt.Errorf("%q is not the name of a host", host)
@@ -83,7 +83,7 @@ func sshArgs(host, address string) []string {
 	return []string{"-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-W", address, "--", host}
 }
 
-// sshConn is a connection that a running ssh carries between its standard input and output.
+// sshConn is a connection over the standard input and output of a running ssh.
 type sshConn struct {
 	cmd     *exec.Cmd
 	in      io.WriteCloser
@@ -116,7 +116,7 @@ func (c *sshConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// end ends ssh, and says why if it was not closed by us.
+// end waits for ssh to exit and returns its error, unless we closed the connection.
 func (c *sshConn) end() error {
 	c.closing.Do(func() {
 		c.in.Close()

@@ -19,7 +19,7 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// since is the query of what happened so long ago or later; 0: all.
+// since is the query for what is not older than d; 0: everything.
 func since(d time.Duration) url.Values {
 	q := url.Values{}
 	if d > 0 {
@@ -28,9 +28,9 @@ func since(d time.Duration) url.Values {
 	return q
 }
 
-// Logs writes a node's journal to w, from so long ago on (0: its latest lines), and when follow is set what comes, until ctx ends.
-// It comes from the node's agent, or, when that does not answer, from the machine's console, if the provider has one; console then
-// says why.
+// Logs writes a node's journal to w: the part that is not older than ago (0: the latest lines) and, if follow is set, new lines until ctx
+// ends. If the node's agent does not answer and the provider has consoles, it calls console with the reason and writes the machine's
+// console instead.
 func (c *Cluster) Logs(ctx context.Context, w io.Writer, node string, ago time.Duration, follow bool, console func(why error)) error {
 	machines, err := c.known(ctx)
 	if err != nil {
@@ -54,7 +54,7 @@ func (c *Cluster) Logs(ctx context.Context, w io.Writer, node string, ago time.D
 	return c.Machines.Console(ctx, w, node, follow)
 }
 
-// broken is an error after the first part of an answer.
+// broken is an error in the middle of an answer.
 type broken struct{ error }
 
 func (b broken) Unwrap() error { return b.error }
@@ -96,9 +96,8 @@ type Event struct {
 	facts.Event
 }
 
-// Events asks all nodes what has happened, from so long ago on (0: all that they remember), and returns it in the order of time, by
-// this computer's clock as far as answers tell how the nodes' clocks differ; and for each node that was not heard why. It fails
-// when no node was heard.
+// Events collects the events of all nodes that are not older than ago (0: all), sorted by time. Times are converted to this computer's
+// clock if a node's clock differs. unheard says why nodes could not be asked. It fails if none could.
 func (c *Cluster) Events(ctx context.Context, ago time.Duration) (all []Event, unheard map[string]error, err error) {
 	machines, err := c.known(ctx)
 	if err != nil {
@@ -142,7 +141,7 @@ func (c *Cluster) Events(ctx context.Context, ago time.Duration) (all []Event, u
 	return all, unheard, nil
 }
 
-// events returns what a node's agent remembers.
+// events returns the events that a node's agent remembers.
 func (a *Agents) events(ctx context.Context, node string, ip netip.Addr, ago time.Duration) ([]Event, error) {
 	body, behind, err := a.request(ctx, node, ip, http.MethodGet, facts.EventsPath+"?"+since(ago).Encode(), nil)
 	var refused refusal

@@ -10,8 +10,8 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// Replace puts a new machine in the place of a node's and waits until the node is ready. It fails while another node of the role
-// is not ready, unless force says that what only this node has may be lost.
+// Replace replaces a node's machine and waits until the node is ready. It fails while another node of the role is not ready, unless force
+// says that data which only this node has may be lost.
 func (c *Cluster) Replace(ctx context.Context, w Wait, name string, blank, force bool) error {
 	if err := c.canReplace(name); err != nil {
 		return err
@@ -28,7 +28,7 @@ func (c *Cluster) Replace(ctx context.Context, w Wait, name string, blank, force
 	return err
 }
 
-// othersReady fails while another node of the node's role is not ready.
+// othersReady fails if another node of the role is not ready.
 func (c *Cluster) othersReady(ctx context.Context, name string) error {
 	nodes, err := c.Status(ctx)
 	if err != nil {
@@ -47,8 +47,7 @@ func (c *Cluster) othersReady(ctx context.Context, name string) error {
 	return nil
 }
 
-// Roll replaces those of the named nodes that are not of the latest image and seed, one role after the other in the spec's order
-// and one node at a time. replaced is called after each.
+// Roll replaces the outdated ones of the named nodes, one at a time, role by role in the spec's order. It calls replaced after each.
 func (c *Cluster) Roll(ctx context.Context, w Wait, names []string, replaced func(node string)) error {
 	if err := c.canReplace(names...); err != nil {
 		return err
@@ -83,7 +82,7 @@ func (c *Cluster) rollRole(ctx context.Context, w Wait, names []string, replaced
 		}
 		next, more := nextToRoll(among(all, names))
 		if !more {
-			if some { // the last one is waited for, too
+			if some { // also wait for the last one
 				_, err = c.WaitReady(ctx, w, names)
 			}
 			return err
@@ -121,8 +120,8 @@ func unasked(nodes []NodeStatus) error {
 	return nil
 }
 
-// nextToRoll returns the node of a role that is to be replaced next: while any that is on and not ready is to be, one of
-// these, since it serves nobody; false when all are of the latest image and seed.
+// nextToRoll returns which node of a role to replace next; false if none is outdated. Nodes that are on but not ready come first, because
+// they serve nobody.
 func nextToRoll(nodes []NodeStatus) (name string, more bool) {
 	for _, n := range nodes {
 		if n.Build == BuildCurrent {
@@ -138,9 +137,9 @@ func nextToRoll(nodes []NodeStatus) (name string, more bool) {
 	return name, more
 }
 
-// settled tells whether no node of a role that has been watched for so long will become ready before another is replaced
-// or turned on. What is of the latest image and seed must become ready, unless it waits for others that are still to be
-// replaced because they are not ready either. For the rest it is enough to have failed, or not to be ready for long.
+// settled tells whether waiting longer is pointless: no node of the role, watched for this long, will become ready before another is
+// replaced or turned on. Current nodes must become ready, unless they wait for outdated nodes that are not ready either. Outdated
+// nodes need only have failed, or not have become ready for a while.
 func settled(nodes []NodeStatus, watched time.Duration) bool {
 	broken := 0 // and to be replaced
 	for _, n := range nodes {

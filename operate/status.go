@@ -16,33 +16,31 @@ import (
 	"imagegen/internal/words"
 )
 
-// Cluster is a cluster that is operated.
+// Cluster is a cluster under operation.
 type Cluster struct {
 	Spec     *cluster.Spec
 	Agents   *Agents
-	Machines Machines // nil: nobody knows anything of the machines
-	// Expected says which seed each node should have, where the provider does not know; nil: nobody does.
+	Machines Machines // nil: there is no provider
+	// Expected says which image and seed each node should have, for nodes that the provider does not know; nil: not known.
 	Expected *expected.Expected
-	// Tell tells a person to make the machine of a node anew, with an empty data disk if blank is set, where no provider does; nil:
-	// nodes are not replaced then.
+	// Tell asks a person to recreate a node's machine, with an empty data disk if blank is set. It is used without a provider; nil: nodes
+	// cannot be replaced.
 	Tell func(node cluster.Node, blank bool)
 }
 
-// Machines is what a provider, or the lab, knows of the cluster's machines and can do with them.
+// Machines is the provider of the cluster's machines, or the lab.
 type Machines interface {
-	// Known returns what is known of the spec's nodes, in the spec's order, and after those of machines of nodes that the spec no
-	// longer has.
+	// Known returns the machines of the spec's nodes, in the spec's order, followed by those of nodes that are no longer in the spec.
 	Known(ctx context.Context) ([]Machine, error)
-	// CheckReplace fails when nodes cannot be replaced now, for example because their images have not been built.
+	// CheckReplace fails if nodes cannot be replaced now, for example because their images have not been built.
 	CheckReplace(names ...string) error
-	// Replace puts a new machine in the place of a node's old one, made from what build made last. The data disk is kept, unless blank
-	// is set.
+	// Replace replaces a node's machine with one made from the last build. The data disk is kept, unless blank is set.
 	Replace(ctx context.Context, node string, blank bool) error
-	// Console writes what a node's machine has printed to w: until now or, when follow is set, until ctx ends.
+	// Console writes the console output of a node's machine to w: until now or, if follow is set, until ctx ends.
 	Console(ctx context.Context, w io.Writer, node string, follow bool) error
 }
 
-// Machine is what is known of a node's machine.
+// Machine is what its provider knows about a node's machine.
 type Machine struct {
 	Node   cluster.Node // its address is the one that it has now
 	Power  string       // one of the constants below
@@ -50,7 +48,7 @@ type Machine struct {
 	Build  string       // one of the constants below, or empty: not made yet
 	Host   string       // the computer that carries it; empty: not known, or there is one only
 	Detail string       // what an operator should know of a machine that is not on
-	// Unasked: the provider could not be asked, so that nothing is known but what the agents say.
+	// Unasked means that the provider did not answer, so only the agents' reports are known.
 	Unasked bool
 }
 
@@ -61,7 +59,7 @@ const (
 	PowerUnknown = "unknown"
 )
 
-// Values of NodeStatus.State when no agent tells it.
+// Values of NodeStatus.State that do not come from an agent.
 const (
 	Off    = "off"
 	Silent = "silent" // not known to be off, and its agent does not answer (yet)
@@ -75,7 +73,7 @@ const (
 	BuildUnknown = "unknown" // the node does not say, or there is nothing to compare with
 )
 
-// NodeStatus is how a node is doing.
+// NodeStatus is the state of a node.
 type NodeStatus struct {
 	Node    string `json:"node"`
 	Role    string `json:"role"`
@@ -86,29 +84,28 @@ type NodeStatus struct {
 	State string    `json:"state"`
 	Since time.Time `json:"since,omitzero"` // when State began, as far as it is known
 	Host  string    `json:"host,omitempty"`
-	// Is says what the node is among its like: which virtual address it holds, whether its Redis is the master, how many members
-	// its database's component has.
+	// Is is the node's part in its role: the virtual address that it holds, whether its Redis is the master, the size of its database's
+	// component, which servers its load balancer uses.
 	Is string `json:"is,omitempty"`
-	// Warnings are what an operator should look at although the node is ready.
+	// Warnings need an operator's attention although the node is ready.
 	Warnings []string `json:"warnings,omitempty"`
-	// Detail says which component waits for what, in a few words.
+	// Detail says which component waits for what.
 	Detail     string                           `json:"detail,omitempty"`
 	Components map[string]facts.ComponentReport `json:"components,omitempty"` // without their raw reports
 	Error      string                           `json:"error,omitempty"`      // why the agent could not be asked
-	// Build says how what the node was made of compares with the spec and with what build made last: one of the
-	// constants above, or empty when the node has not been made yet.
+	// Build compares the node with the spec and the last build: one of the constants above, or empty if it has no machine.
 	Build string `json:"build,omitempty"`
 
 	unasked bool // see Machine
 }
 
-// Ready tells whether all of the node's components are ready.
+// Ready reports whether all of the node's components are ready.
 func (s NodeStatus) Ready() bool { return s.State == string(facts.Ready) }
 
 // urgency orders the states of components that are not ready: what an operator must look at comes first.
 var urgency = map[facts.State]int{facts.Stopped: 4, facts.Failed: 3, facts.Working: 2, facts.Waiting: 1}
 
-// add puts what the node's agent reports into s.
+// add adds the report of the node's agent.
 func (s *NodeStatus) add(r facts.NodeReport) {
 	s.Components = map[string]facts.ComponentReport{}
 	s.State, s.Since = string(facts.Ready), time.Time{}
@@ -147,8 +144,8 @@ func (s *NodeStatus) add(r facts.NodeReport) {
 	}
 }
 
-// Status asks all nodes at once how they are doing, and returns the answers in the spec's order; after those, machines of nodes
-// that the spec no longer has. It fails when no node answers and nothing is known of any machine.
+// Status asks all nodes concurrently and returns their status in the spec's order, followed by machines of nodes that are no longer in the
+// spec. It fails if no node answers and nothing is known about any machine.
 func (c *Cluster) Status(ctx context.Context) ([]NodeStatus, error) {
 	nodes, err := c.status(ctx)
 	if err == nil {
@@ -160,7 +157,7 @@ func (c *Cluster) Status(ctx context.Context) ([]NodeStatus, error) {
 	return nodes, nil
 }
 
-// status is Status that also returns nodes of which nothing is known.
+// status is Status that does not fail if nothing is known.
 func (c *Cluster) status(ctx context.Context) ([]NodeStatus, error) {
 	machines, err := c.known(ctx)
 	if err != nil {
@@ -202,8 +199,8 @@ func (c *Cluster) ask(ctx context.Context, machines []Machine) ([]NodeStatus, er
 	return all, ctx.Err()
 }
 
-// compare tells how the image and seed that a node was made from compare with those that it should have. A node whose image is of an
-// earlier imagegen, which did not write its identity into it, is compared by its seed alone.
+// compare compares the image and seed that a node reports with the expected ones. Images baked before imagegen wrote their identity into
+// them report none; such nodes are compared only by their seed.
 func (c *Cluster) compare(node string, made facts.Made) string {
 	if c.Expected == nil || made.Seed == "" {
 		return BuildUnknown
@@ -218,10 +215,10 @@ func (c *Cluster) compare(node string, made facts.Made) string {
 	return BuildCurrent
 }
 
-// otherImage tells whether a node is known to have another image than it should.
+// otherImage reports whether a node is known to have an unexpected image.
 func otherImage(want, has string) bool { return want != "" && has != "" && want != has }
 
-// known is what is known of the machines. Without a provider that is the spec.
+// known returns what the provider knows about the machines; without one, the spec's nodes.
 func (c *Cluster) known(ctx context.Context) ([]Machine, error) {
 	if c.Machines != nil {
 		return c.Machines.Known(ctx)
@@ -234,8 +231,7 @@ func (c *Cluster) known(ctx context.Context) ([]Machine, error) {
 	return all, nil
 }
 
-// unreachable is the error that no node could be asked, and what was tried. There is none where an agent answered or a provider
-// knows whether a machine is on.
+// unreachable returns an error with what was tried if no agent answered and no provider knows whether a machine is on.
 func (c *Cluster) unreachable(nodes []NodeStatus) error {
 	var reasons []string
 	tried := map[string][]string{}

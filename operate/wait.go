@@ -12,25 +12,25 @@ import (
 )
 
 const (
-	// askEvery is how often nodes that are waited for are asked.
+	// askEvery is the interval between requests to awaited nodes.
 	askEvery = 500 * time.Millisecond
-	// knownEvery is how often their provider is: the answer is the run of a program, or a question to each host.
+	// knownEvery is the interval between requests to their provider, which runs a program or asks each host.
 	knownEvery = 5 * time.Second
 )
 
-// Wait is how nodes are waited for.
+// Wait says how long to wait for nodes, and who is shown the progress.
 type Wait struct {
 	Timeout time.Duration
-	// Progress, if set, gets each answer of the nodes that are waited for.
+	// Progress, if set, is called with each status of the awaited nodes.
 	Progress func(nodes []NodeStatus)
 }
 
-// WaitReady asks until the named nodes are ready. It returns the last answer of all nodes, also when the time is over.
+// WaitReady waits until the named nodes are ready. It returns the last status of all nodes, also after a timeout.
 func (c *Cluster) WaitReady(ctx context.Context, w Wait, names []string) ([]NodeStatus, error) {
 	return c.waitFor(ctx, w, names, nil)
 }
 
-// waitFor is WaitReady that also ends when enough, if there is one, says so of the named nodes.
+// waitFor is WaitReady that also ends when enough, if not nil, returns true for the named nodes.
 func (c *Cluster) waitFor(ctx context.Context, w Wait, names []string, enough func([]NodeStatus) bool) ([]NodeStatus, error) {
 	limited, cancel := context.WithTimeout(ctx, w.Timeout)
 	defer cancel()
@@ -97,7 +97,7 @@ func among(nodes []NodeStatus, names []string) []NodeStatus {
 	return some
 }
 
-// Describe says in a line where a node stands.
+// Describe returns a line with a node's state.
 func Describe(n NodeStatus) string {
 	if n.Detail == "" {
 		return fmt.Sprintf("%s: %s", n.Node, n.State)
