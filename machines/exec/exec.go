@@ -1,5 +1,5 @@
-// Package exec lets a program of the user's make the machines: imagegen runs it with a verb, and they speak JSON.
-// docs/exec.md is the protocol's reference.
+// Package exec is a provider that runs a program of the user with a verb and exchanges JSON with it. docs/exec.md is the reference of
+// the protocol.
 package exec
 
 import (
@@ -18,7 +18,7 @@ import (
 	"imagegen/machines"
 )
 
-// Protocol is the version of what imagegen and the program say to each other.
+// Protocol is the version of the protocol between imagegen and the program.
 const Protocol = 1
 
 // The verbs.
@@ -33,13 +33,13 @@ const (
 	verbPurge   = "purge"
 )
 
-// The program's exit codes with a meaning of their own. Everything else but 0 is a failure.
+// Exit codes of the program with a special meaning. All others except 0 are failures.
 const (
 	exitUnknownVerb = 2
 	exitForeign     = 3
 )
 
-// Limits of what is taken from a program.
+// Limits of a program's output.
 const (
 	maxAnswer  = 8 << 20  // bytes
 	maxConsole = 64 << 20 // bytes, unless followed
@@ -48,10 +48,10 @@ const (
 	maxReason  = 10       // last lines on standard error that become the error
 )
 
-// grace is what an interrupted program has to end by itself.
+// grace is how long an interrupted program has to exit.
 const grace = time.Second
 
-// Config says which program makes whose machines.
+// Config says which program makes the machines of which cluster.
 type Config struct {
 	Program   string // path, or a name on PATH
 	Cluster   string // name
@@ -59,14 +59,14 @@ type Config struct {
 	Hosts     []string
 	Network   string
 	Storage   string
-	// Record is the path of a file in which Create and Remove keep where nodes were placed, so that List can tell of machines on
-	// hosts that do not answer; empty: it cannot.
+	// Record is the path of a file that keeps where nodes were placed, so that List can report machines on hosts that do not answer; empty:
+	// it cannot.
 	Record string
-	// Log is given the program's lines on standard error while it works; nil: they are only kept for errors.
+	// Log gets the program's standard error line by line; nil: it is only used in errors.
 	Log func(line string)
 }
 
-// Provider runs the program.
+// Provider makes machines with the program.
 type Provider struct {
 	config Config
 	placed record
@@ -77,7 +77,7 @@ var _ machines.Provider = (*Provider)(nil)
 // New returns a provider. It does not run the program.
 func New(c Config) *Provider { return &Provider{config: c, placed: record{path: c.Record}} }
 
-// request is what the program reads on standard input.
+// request is the program's standard input.
 type request struct {
 	Protocol int         `json:"protocol"`
 	Cluster  clusterData `json:"cluster"`
@@ -114,7 +114,7 @@ type fileData struct {
 	Identity string `json:"identity"`
 }
 
-// answer is what the program writes to standard output.
+// answer is the program's standard output.
 type answer struct {
 	Protocol int `json:"protocol"`
 }
@@ -134,7 +134,7 @@ type machineInfo struct {
 	Seed  string     `json:"seed"`
 }
 
-// Check asks the program for what it lacks.
+// Check asks the program whether something is missing.
 func (p *Provider) Check(ctx context.Context) error {
 	if _, err := osexec.LookPath(p.config.Program); err != nil {
 		return fmt.Errorf("the program that makes the machines: %w: machines.program of the spec names it", err)
@@ -198,7 +198,7 @@ func (p *Provider) Remove(ctx context.Context, node string, data bool) error {
 // Purge removes what the machines shared.
 func (p *Provider) Purge(ctx context.Context) error { return p.do(ctx, verbPurge, request{}) }
 
-// Console copies what the program writes to w, without control characters.
+// Console copies the program's output to w, without control characters.
 func (p *Provider) Console(ctx context.Context, w io.Writer, node string, follow bool) error {
 	limit := int64(maxConsole)
 	if follow {
@@ -215,7 +215,7 @@ func (p *Provider) Console(ctx context.Context, w io.Writer, node string, follow
 	return err
 }
 
-// do runs a verb that answers with nothing but the protocol's version.
+// do runs a verb whose answer contains only the protocol's version.
 func (p *Provider) do(ctx context.Context, verb string, r request) error {
 	out, err := p.ask(ctx, verb, r)
 	if err != nil {
@@ -234,7 +234,7 @@ func (p *Provider) ask(ctx context.Context, verb string, r request) ([]byte, err
 	return out.Bytes(), err
 }
 
-// run runs the program until it ends, or until a second after ctx does.
+// run runs the program until it exits, or at most a second after ctx ends.
 func (p *Provider) run(ctx context.Context, verb string, r request, out *limited) error {
 	title := p.title(verb, r.subject())
 	r.Protocol = Protocol
@@ -253,7 +253,7 @@ func (p *Provider) run(ctx context.Context, verb string, r request, out *limited
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(append(in, '\n')), out, said
 	cmd.WaitDelay = grace
 	ownGroup(cmd)
-	runtime.LockOSThread() // a signal on the parent's death is one on the death of the thread that started the program
+	runtime.LockOSThread() // PDEATHSIG is sent when the thread that started the program exits
 	err = cmd.Run()
 	runtime.UnlockOSThread()
 	if cmd.Process != nil && runs.Err() != nil {
@@ -267,7 +267,7 @@ func (p *Provider) run(ctx context.Context, verb string, r request, out *limited
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", title, ctx.Err())
 	case errors.Is(err, osexec.ErrWaitDelay) && cmd.ProcessState.Success():
-		return nil // something that it started in the background, such as a shared connection of ssh, keeps its output open
+		return nil // a background process, such as a shared ssh connection, keeps its output open
 	case errors.As(err, &exit) && exit.ExitCode() == exitForeign:
 		return fmt.Errorf("%s: %w%s", title, machines.ErrForeign, said.reason())
 	case errors.As(err, &exit) && exit.ExitCode() == exitUnknownVerb:
@@ -282,7 +282,7 @@ func (p *Provider) run(ctx context.Context, verb string, r request, out *limited
 	return nil
 }
 
-// subject is the node that a request is about.
+// subject returns the node that a request is about.
 func (r request) subject() string {
 	if r.Machine != nil {
 		return r.Machine.Node
@@ -290,12 +290,12 @@ func (r request) subject() string {
 	return r.Node
 }
 
-// title names a run of the program in errors.
+// title names an invocation of the program in errors.
 func (p *Provider) title(verb, node string) string {
 	return strings.TrimSpace(printable(p.config.Program) + " " + verb + " " + node)
 }
 
-// decode reads one JSON object, in the version of the protocol that is spoken here, and nothing after it.
+// decode reads exactly one JSON object in this version of the protocol.
 func decode(out []byte, into any) error {
 	if len(bytes.TrimSpace(out)) == 0 {
 		return fmt.Errorf(`nothing on standard output: {"protocol": %d} is the least`, Protocol)
@@ -321,7 +321,7 @@ func decode(out []byte, into any) error {
 	return nil
 }
 
-// plain says what is wrong with JSON without names of Go's types.
+// plain describes a JSON error without the names of Go types.
 func plain(err error) string {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {

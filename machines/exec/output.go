@@ -9,13 +9,13 @@ import (
 	"unicode/utf8"
 )
 
-// limited passes on up to limit bytes; 0: all.
+// limited passes on at most limit bytes; 0: no limit.
 type limited struct {
 	w        io.Writer
 	limit    int64
 	written  int64
 	over     bool
-	exceeded func() // ends the program
+	exceeded func() // stops the program
 }
 
 var errTooMuch = errors.New("too much output")
@@ -31,10 +31,10 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
-// printable drops control characters: a terminal would act on them.
+// printable drops control characters, which a terminal would interpret.
 func printable(s string) string { return strings.Map(dropControl, s) }
 
-// dropControl drops C0 and C1 controls, and what reorders text.
+// dropControl drops C0 and C1 controls except tabs, and characters that reorder text.
 func dropControl(r rune) rune {
 	if r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
 		return -1
@@ -42,10 +42,10 @@ func dropControl(r rune) rune {
 	return r
 }
 
-// printableWriter drops control characters but line ends and tabs.
+// printableWriter drops control characters except line ends and tabs.
 type printableWriter struct {
 	w    io.Writer
-	rest []byte // the beginning of a character
+	rest []byte // an incomplete character
 }
 
 func (p *printableWriter) Write(b []byte) (int, error) {
@@ -72,11 +72,11 @@ func (p *printableWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// lines logs what a program says on standard error, and keeps the last of it for an error.
+// lines logs a program's standard error and keeps the last lines for an error.
 type lines struct {
 	log    func(string)
 	logged int
-	line   []byte // the current one, cut
+	line   []byte // the current line, truncated
 	last   []string
 }
 
@@ -111,7 +111,7 @@ func (l *lines) end() {
 	l.log(text)
 }
 
-// reason is the end of an error: what the program said last.
+// reason returns the program's last lines, as the end of an error.
 func (l *lines) reason() string {
 	if len(l.last) == 0 {
 		return ", and it said nothing on standard error"

@@ -11,7 +11,7 @@ import (
 	"imagegen/internal/atomicfile"
 )
 
-// record is a file that says where nodes were placed. Without a path it keeps nothing.
+// record is a file with the host of each node. Without a path it stores nothing.
 type record struct {
 	path string
 	mu   sync.Mutex
@@ -52,7 +52,7 @@ func (r *record) forget(node string) error {
 	})
 }
 
-// change writes the file if change says so.
+// change applies a change and writes the file if it returns true.
 func (r *record) change(change func(map[string]string) bool) error {
 	if r.path == "" {
 		return nil
