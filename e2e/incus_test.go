@@ -44,6 +44,7 @@ const (
 // notInContainers are the units that fail in a container, with the reason. Any other is a fault.
 var notInContainers = map[string]string{
 	"systemd-remount-fs.service": "Incus mounts the root file system, which the container may not remount",
+	"systemd-binfmt.service":     "binary formats belong to the host's kernel; privileged containers try to register theirs",
 }
 
 // onHosts is a cluster on three Incus hosts. It is driven by the imagegen command on a computer that is none of them.

@@ -82,6 +82,7 @@ func Boot(t testing.TB, n int) *Cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.remove)
+	c.raiseLimits()
 	c.bridge(c.name+"-switch", networkOf+"254/24")
 	c.program("client", "")
 	for i := range n {
@@ -197,6 +198,26 @@ func (c *Cluster) ip(args ...string) {
 	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 		c.t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
 	}
+}
+
+// inotifyInstances is how many inotify instances root needs on a kernel that carries all hosts: systemd takes six in each container.
+const inotifyInstances = 1024
+
+// raiseLimits does to this machine's kernel, until the test ends, what docs/incus.md says to do on hosts.
+func (c *Cluster) raiseLimits() {
+	c.t.Helper()
+	const path = "/proc/sys/fs/inotify/max_user_instances"
+	before, err := os.ReadFile(path)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(before))); err != nil || n >= inotifyInstances {
+		return
+	}
+	if err := os.WriteFile(path, []byte(strconv.Itoa(inotifyInstances)), 0); err != nil {
+		c.t.Fatalf("%s is too low for the nodes: %v", path, err)
+	}
+	c.t.Cleanup(func() { os.WriteFile(path, before, 0) })
 }
 
 // bridge makes a namespace with a bridge.
