@@ -113,7 +113,7 @@ e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under lo
 .PHONY: e2e-vm
 e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; hours on two cores (root)
 	$(call install,$(VM_TOOLS) $(LIBVIRT))
-	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 300m -run 'TestBoot|TestVirtualMachines' -v ./e2e
+	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 300m -run 'TestBoot|TestVirtualMachines|TestExecOnLibvirt' -v ./e2e
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -run TestBakeIn -v ./images
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 120m -v ./machines/virtualbox
 	IMAGEGEN_E2E=vm $(GO) test -count=1 -timeout 90m -run TestLibvirt -v ./machines/exec
