@@ -704,9 +704,26 @@ func (b *bench) anHourOff(t *testing.T, node string) (do, undo func() error) {
 done; `+kill)
 		return err
 	}
+	// The next fault is for daemons that run, and an agent takes a second to notice that they do not.
+	running := func() ([]string, error) {
+		out, err := b.in(node, "for u in mariadb imagegen-redis imagegen-sentinel; do ! systemctl -q is-active $u || systemctl show -p InvocationID --value $u; done")
+		return strings.Fields(out), err
+	}
 	undo = func() error {
-		_, err := b.in(node, "rm -rf /usr/lib/faketime.so /run/systemd/system/*/faketime.conf; "+kill)
-		return err
+		before, err := running()
+		if err != nil {
+			return err
+		}
+		if _, err := b.in(node, "rm -rf /usr/lib/faketime.so /run/systemd/system/*/faketime.conf; "+kill); err != nil {
+			return err
+		}
+		return within(readyIn, func() error {
+			now, err := running()
+			if err == nil && (len(now) < len(before) || slices.ContainsFunc(now, func(id string) bool { return slices.Contains(before, id) })) {
+				err = fmt.Errorf("the daemons of %s have not been started again", node)
+			}
+			return err
+		})
 	}
 	return do, undo
 }
