@@ -235,7 +235,7 @@ func TestReadRejects(t *testing.T) {
 		"no meta-data":                   func(b []byte) []byte { b[first] = 0; return b },
 		"little-endian and big-endian":   func(b []byte) []byte { b[first+10]++; return b },
 		"want a directory of one sector": func(b []byte) []byte { b[volumeSector*sector+156+25] = 0; return b },
-		`"meta-data;1": leaves the image`: func(b []byte) []byte {
+		`"meta-data;1": is outside the image`: func(b []byte) []byte {
 			binary.LittleEndian.PutUint32(b[first+10:], 0xffffffff)
 			binary.BigEndian.PutUint32(b[first+14:], 0xffffffff)
 			return b

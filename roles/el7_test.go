@@ -403,8 +403,8 @@ func TestCentOSKnows(t *testing.T) {
 		}
 	}
 	ofImages := map[string]func(path, text string) []string{
-		"../../agent/site.php": phpFaults,
-		"centos7.sh":           func(path, text string) []string { return shellFaults(t, path, text) },
+		"../../agent/site.php":         phpFaults,
+		"../distro/scripts/centos7.sh": func(path, text string) []string { return shellFaults(t, path, text) },
 	}
 	for _, unit := range []string{"imagegen-node", "imagegen-seed", "imagegen-seed-applied"} {
 		ofImages[unit+".service"] = systemd219

@@ -47,7 +47,7 @@ type Config struct {
 	Network string
 	Port    func(node string) string // name of a node's port on the bridge
 	SSH     cluster.SSH              // who may log in to the nodes
-	Log     func(format string, args ...any)
+	Log     func(format string, args ...any) // prints a line
 	Step    func() error // for tests: is called before every change, and ends the operation by an error; may be nil
 }
 
@@ -92,9 +92,6 @@ var _ machines.Provider = (*Provider)(nil)
 
 // New returns the provider of the machines that driver runs.
 func New(c Config, driver Driver) *Provider {
-	if c.Log == nil {
-		c.Log = func(string, ...any) {}
-	}
 	return &Provider{c, driver}
 }
 

@@ -79,7 +79,7 @@ func newBackend(t *testing.T, newProvider func(local.Config) *local.Provider, im
 	testkit.OK(t, err)
 	dir := t.TempDir()
 	b := &backend{newProvider: newProvider, config: local.Config{
-		ClusterID: clusterID, Dir: filepath.Join(dir, "lab"), Group: root.Sub(name), Network: name, Port: func(node string) string { return "port-" + node },
+		ClusterID: clusterID, Dir: filepath.Join(dir, "lab"), Group: root.Sub(name), Network: name, Port: func(node string) string { return "port-" + node }, Log: t.Logf,
 	}}
 	for v, image := range images {
 		b.images[v] = Image{filepath.Join(dir, fmt.Sprint("image", v)), image.Says}
@@ -171,7 +171,17 @@ func (b *backend) ReadData(t *testing.T, node string) string {
 	return string(bytes.TrimRight(data, "\x00"))
 }
 
-func (b *backend) Leftovers(t *testing.T) []string {
+func (b *backend) Leftovers(t *testing.T) (left []string) {
+	t.Helper()
+	// The kernel removes a namespace's network cards and mounts a moment after its last process.
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if left = b.leftNow(t); len(left) == 0 || time.Now().After(end) {
+			return left
+		}
+	}
+}
+
+func (b *backend) leftNow(t *testing.T) []string {
 	var left []string
 	for _, g := range b.config.Group.Below() {
 		if g != b.config.Group || g.Busy() {
