@@ -45,10 +45,10 @@ type Config struct {
 	Group     cgroup.Group // has a group for each machine
 	// Network is the name of the network namespace, with a bridge (package netns), that machines are connected to.
 	Network string
-	Port    func(node string) string // name of a node's port on the bridge
-	SSH     cluster.SSH              // who may log in to the nodes
+	Port    func(node string) string         // name of a node's port on the bridge
+	SSH     cluster.SSH                      // who may log in to the nodes
 	Log     func(format string, args ...any) // prints a line
-	Step    func() error // for tests: is called before every change, and ends the operation by an error; may be nil
+	Step    func() error                     // for tests: is called before every change, and ends the operation by an error; may be nil
 }
 
 // Driver is how machines run.
