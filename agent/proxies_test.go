@@ -11,13 +11,12 @@ import (
 	"time"
 
 	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
 // A real HAProxy is asked which servers it uses, while they come and go.
 func TestWhereHAProxySends(t *testing.T) {
-	if _, err := exec.LookPath("haproxy"); err != nil {
-		t.Skip("needs haproxy (package haproxy)")
-	}
+	testkit.Program(t, "haproxy", "haproxy")
 	listen := func(addr string) net.Listener {
 		l, err := net.Listen("tcp", addr)
 		if err != nil {

@@ -232,3 +232,80 @@ func (p *parser) selinux(v value) {
 		p.spec.SELinux = s
 	}
 }
+
+// mirror reads an archive's address or, for a distro with deb packages, one or several lines in the format of
+// sources.list.
+func (p *parser) mirror(v value) {
+	if v.node != nil && v.node.Kind == yaml.SequenceNode && p.known().Packages != distro.RPM {
+		var lines []string
+		suites := p.suites()
+		release := false
+		before := len(p.problems)
+		for _, e := range p.list(v, "[deb https://archive.example.com/debian bookworm main]") {
+			s, ok := p.text(e, "a line as in sources.list")
+			if !ok {
+				continue
+			}
+			suite, ok := p.debLine(e, s)
+			release = release || suite == suites[0]
+			if ok {
+				lines = append(lines, strings.Join(strings.Fields(s), " "))
+			}
+		}
+		if len(p.problems) == before && !release {
+			p.faultf(v, "no line has suite %s; add one such as deb https://archive.example.com/debian %[1]s main", suites[0])
+		}
+		p.spec.Mirror = strings.Join(lines, "\n")
+		return
+	}
+	s, ok := p.text(v, "the archive's address, such as https://archive.example.com/debian")
+	switch {
+	case !ok:
+		return
+	case p.known().Packages != distro.RPM && strings.HasPrefix(s, "deb "):
+		suite, ok := p.debLine(v, s)
+		if first := p.suites()[0]; ok && suite != first {
+			p.faultf(v, "%s alone is not a complete %s; write a list that also has a line of suite %s", words.Quote(suite), p.release().Title, first)
+		}
+	default:
+		p.archiveURL(v, s, "http", "https", "ftp", "file")
+	}
+	p.spec.Mirror = s
+}
+
+// known returns the spec's distro, or the zero value if the spec names none that exists.
+func (p *parser) known() distro.Distro { return distro.Named(p.spec.Distro) }
+
+// release returns the distro whose suites a line of sources.list may name: the spec's, or the default if the spec names
+// none that exists.
+func (p *parser) release() distro.Distro {
+	if d := p.known(); d.Suites != nil {
+		return d
+	}
+	return distro.Named(distro.Default)
+}
+
+// suites are the release's suites that images can be made from.
+func (p *parser) suites() []string { return p.release().Suites }
+
+// debLine checks a line of sources.list, deb [options] ADDRESS suite components, and returns the suite.
+func (p *parser) debLine(v value, s string) (suite string, ok bool) {
+	rest, isDeb := strings.CutPrefix(strings.Join(strings.Fields(s), " "), "deb ")
+	if strings.HasPrefix(rest, "[") {
+		_, rest, _ = strings.Cut(rest, "]")
+	}
+	f := strings.Fields(rest)
+	switch {
+	case !isDeb || len(f) < 3:
+		// The line is not shown because it may contain a password.
+		p.faultf(v, "this is not a line of sources.list; write such as deb https://archive.example.com/debian bookworm main")
+	case !p.archiveURL(v, f[0], "http", "https", "ftp", "file", "copy"):
+	case !slices.Contains(p.suites(), f[1]):
+		p.faultf(v, "suite %s is not of %s; it may be %s", words.Quote(f[1]), p.release().Title, words.List(p.suites(), "or"))
+	case !slices.Contains(f[2:], "main"):
+		p.faultf(v, "the line lacks the component main, which has all packages of the roles; write it after %s", f[1])
+	default:
+		return f[1], true
+	}
+	return "", false
+}

@@ -15,13 +15,6 @@ import (
 	"imagegen/internal/testkit"
 )
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // mkfs creates a disk with a folder's contents in its first partition, with the real mkfs.ext4.
 func mkfs(t *testing.T, tree string, args ...string) string {
 	t.Helper()
@@ -33,12 +26,12 @@ func mkfs(t *testing.T, tree string, args ...string) string {
 		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
 	f, err := os.OpenFile(disk, os.O_RDWR, 0)
-	must(t, err)
+	testkit.OK(t, err)
 	defer f.Close()
 	_, err = f.WriteAt([]byte{0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 0, 2, 0}, 446)
-	must(t, err)
+	testkit.OK(t, err)
 	_, err = f.WriteAt([]byte{0x55, 0xAA}, 510)
-	must(t, err)
+	testkit.OK(t, err)
 	return disk
 }
 
@@ -53,31 +46,31 @@ func TestReadsWhatMkfsWrites(t *testing.T) {
 		want[fmt.Sprintf("many/a-file-with-quite-a-long-name-%04d", i)] = fmt.Sprint(i)
 	}
 	for name, text := range want {
-		must(t, os.MkdirAll(filepath.Dir(filepath.Join(tree, name)), 0o755))
+		testkit.OK(t, os.MkdirAll(filepath.Dir(filepath.Join(tree, name)), 0o755))
 		f, err := os.Create(filepath.Join(tree, name))
-		must(t, err)
+		testkit.OK(t, err)
 		if name == "sparse" {
 			_, err = f.WriteAt([]byte("end"), 1<<20)
 		} else {
 			_, err = f.WriteString(text)
 		}
-		must(t, err)
-		must(t, f.Close())
+		testkit.OK(t, err)
+		testkit.OK(t, f.Close())
 	}
-	must(t, os.Chmod(filepath.Join(tree, "dir"), 0o777|os.ModeSticky))
-	must(t, os.Symlink("dir/small", filepath.Join(tree, "short")))
-	must(t, os.Symlink(long, filepath.Join(tree, "far")))
-	must(t, os.Link(filepath.Join(tree, "large"), filepath.Join(tree, "other")))
+	testkit.OK(t, os.Chmod(filepath.Join(tree, "dir"), 0o777|os.ModeSticky))
+	testkit.OK(t, os.Symlink("dir/small", filepath.Join(tree, "short")))
+	testkit.OK(t, os.Symlink(long, filepath.Join(tree, "far")))
+	testkit.OK(t, os.Link(filepath.Join(tree, "large"), filepath.Join(tree, "other")))
 	want["other"] = want["large"]
 	for _, args := range [][]string{nil, {"-O", "^64bit"}, {"-b", "1024"}, {"-I", "128"}} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			f, err := os.Open(mkfs(t, tree, args...))
-			must(t, err)
+			testkit.OK(t, err)
 			defer f.Close()
 			fs, err := Open(f)
-			must(t, err)
+			testkit.OK(t, err)
 			got, links, inodes := map[string]string{}, map[string]string{}, map[string]uint32{}
-			must(t, fs.Walk(func(path string, n *Node) error {
+			testkit.OK(t, fs.Walk(func(path string, n *Node) error {
 				inodes[path] = n.Inode
 				switch n.Mode & TypeMask {
 				case Regular:
@@ -114,16 +107,16 @@ func TestReadsWhatMkfsWrites(t *testing.T) {
 func TestAttributes(t *testing.T) {
 	tree := t.TempDir()
 	file := filepath.Join(tree, "ping")
-	must(t, os.WriteFile(file, []byte("x"), 0o755))
+	testkit.OK(t, os.WriteFile(file, []byte("x"), 0o755))
 	if out, err := exec.Command("setfattr", "-n", "user.note", "-v", "some text", file).CombinedOutput(); err != nil {
 		t.Skipf("needs setfattr (package attr) and a file system with attributes: %v: %s", err, out)
 	}
 	f, err := os.Open(mkfs(t, tree))
-	must(t, err)
+	testkit.OK(t, err)
 	defer f.Close()
 	fs, err := Open(f)
-	must(t, err)
-	must(t, fs.Walk(func(path string, n *Node) error {
+	testkit.OK(t, err)
+	testkit.OK(t, fs.Walk(func(path string, n *Node) error {
 		if path == "ping" && n.Attributes["user.note"] != "some text" {
 			t.Errorf("attributes: %q", n.Attributes)
 		}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"imagegen/internal/testkit"
 	"imagegen/machines"
 	"imagegen/machines/conformance"
 )
@@ -130,9 +131,9 @@ func (f folders) data(node string) string {
 }
 
 func (f folders) Foreign(t *testing.T, node string) {
-	must(t, os.Mkdir(f.path(node, ""), 0o755))
-	must(t, os.WriteFile(f.path(node, "machine.json"), []byte(`{"cluster": "another"}`), 0o644))
-	must(t, os.WriteFile(f.path(node, "on"), nil, 0o644))
+	testkit.OK(t, os.Mkdir(f.path(node, ""), 0o755))
+	testkit.OK(t, os.WriteFile(f.path(node, "machine.json"), []byte(`{"cluster": "another"}`), 0o644))
+	testkit.OK(t, os.WriteFile(f.path(node, "on"), nil, 0o644))
 }
 
 func (f folders) ForeignIntact(t *testing.T, node string) {
@@ -142,31 +143,24 @@ func (f folders) ForeignIntact(t *testing.T, node string) {
 	}
 }
 
-func (f folders) Vanish(t *testing.T, node string) { must(t, os.RemoveAll(f.path(node, ""))) }
+func (f folders) Vanish(t *testing.T, node string) { testkit.OK(t, os.RemoveAll(f.path(node, ""))) }
 
 func (f folders) WriteData(t *testing.T, node, text string) {
-	must(t, os.WriteFile(f.data(node), []byte(text), 0o600))
+	testkit.OK(t, os.WriteFile(f.data(node), []byte(text), 0o600))
 }
 
 func (f folders) ReadData(t *testing.T, node string) string {
 	data, err := os.ReadFile(f.data(node))
-	must(t, err)
+	testkit.OK(t, err)
 	return string(data)
 }
 
 func (f folders) Leftovers(t *testing.T) []string {
 	left, err := filepath.Glob(filepath.Join(f.dir, "storage", "*"))
-	must(t, err)
+	testkit.OK(t, err)
 	hidden, err := filepath.Glob(filepath.Join(f.dir, "storage", ".*"))
-	must(t, err)
+	testkit.OK(t, err)
 	return append(left, hidden...)
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // The program in docs/exec.md keeps all the rules of a provider, killed before any of its changes, too.
@@ -174,7 +168,7 @@ func TestDocumentedProgram(t *testing.T) {
 	program := documented(t)
 	conformance.Run(t, func(t *testing.T) conformance.Backend {
 		f := folders{program, t.TempDir()}
-		must(t, os.Mkdir(filepath.Join(f.dir, "storage"), 0o755))
+		testkit.OK(t, os.Mkdir(filepath.Join(f.dir, "storage"), 0o755))
 		return f
 	})
 }
@@ -182,9 +176,9 @@ func TestDocumentedProgram(t *testing.T) {
 // The suite does see each change of a Python program: creating takes as many steps as it makes changes.
 func TestStepsAreSeen(t *testing.T) {
 	f := folders{documented(t), t.TempDir()}
-	must(t, os.Mkdir(filepath.Join(f.dir, "storage"), 0o755))
+	testkit.OK(t, os.Mkdir(filepath.Join(f.dir, "storage"), 0o755))
 	steps := 0
-	must(t, f.Provider(t, func() error { steps++; return nil }).Create(t.Context(), f.Machine("web1", 0)))
+	testkit.OK(t, f.Provider(t, func() error { steps++; return nil }).Create(t.Context(), f.Machine("web1", 0)))
 	if steps != 5 { // folder, seed, machine.json, data disk, rename
 		t.Errorf("%d steps", steps)
 	}
@@ -192,14 +186,14 @@ func TestStepsAreSeen(t *testing.T) {
 	if err := p.Console(t.Context(), io.Discard, "web1", false); err != machines.ErrNoConsole {
 		t.Errorf("console: %v", err)
 	}
-	must(t, os.RemoveAll(filepath.Join(f.dir, "storage")))
+	testkit.OK(t, os.RemoveAll(filepath.Join(f.dir, "storage")))
 	checkError(t, "check", p.Check(t.Context()), "folders check: exit status 1: machines.storage is '"+f.dir+"/storage', which is no folder")
 }
 
 // docs/exec.md has every verb, field and exit code.
 func TestDocumentationIsComplete(t *testing.T) {
 	page, err := os.ReadFile("../../docs/exec.md")
-	must(t, err)
+	testkit.OK(t, err)
 	for _, verb := range []string{verbCheck, verbList, verbCreate, verbStart, verbStop, verbRemove, verbConsole, verbPurge} {
 		if !bytes.Contains(page, []byte("\n| `"+verb+"` | ")) {
 			t.Errorf("the verb %s is missing", verb)
@@ -219,7 +213,7 @@ func TestDocumentationIsComplete(t *testing.T) {
 		}
 	}
 	golden, err := os.ReadFile("testdata/requests.golden")
-	must(t, err)
+	testkit.OK(t, err)
 	for _, key := range regexp.MustCompile(`"([a-z]+)":`).FindAllSubmatch(golden, -1) {
 		if !regexp.MustCompile("`([a-z.]+\\.)?" + string(key[1]) + "[`.]").Match(page) {
 			t.Errorf("the field %s of a request is missing", key[1])

@@ -34,8 +34,8 @@ func startLibvirt(t *testing.T) onLibvirt {
 	}
 	l := onLibvirt{libvirthosts.Start(t, libvirtHosts...), t.TempDir()}
 	for v := range 2 {
-		must(t, os.WriteFile(filepath.Join(l.dir, fmt.Sprint("image", v)), testkit.Speaker(1<<20, testkit.COM1, fmt.Sprintf("hello from image %d\r\n", v)), 0o644))
-		must(t, os.WriteFile(filepath.Join(l.dir, fmt.Sprint("seed", v)), bytes.Repeat([]byte{byte('0' + v)}, 4096), 0o600))
+		testkit.OK(t, os.WriteFile(filepath.Join(l.dir, fmt.Sprint("image", v)), testkit.Speaker(1<<20, testkit.COM1, fmt.Sprintf("hello from image %d\r\n", v)), 0o644))
+		testkit.OK(t, os.WriteFile(filepath.Join(l.dir, fmt.Sprint("seed", v)), bytes.Repeat([]byte{byte('0' + v)}, 4096), 0o600))
 	}
 	return l
 }
@@ -66,10 +66,10 @@ func (l onLibvirt) foreignData(node string) string {
 
 func (l onLibvirt) Foreign(t *testing.T, node string) {
 	xml := filepath.Join(l.dir, "foreign.xml")
-	must(t, os.WriteFile(xml, fmt.Appendf(nil, `<domain type='qemu'><name>otus-%s</name><memory unit='MiB'>16</memory><os><type arch='x86_64'>hvm</type></os></domain>`, node), 0o600))
+	testkit.OK(t, os.WriteFile(xml, fmt.Appendf(nil, `<domain type='qemu'><name>otus-%s</name><memory unit='MiB'>16</memory><os><type arch='x86_64'>hvm</type></os></domain>`, node), 0o600))
 	l.Virsh(t, l.host(node), "define", xml)
 	l.Virsh(t, l.host(node), "start", "otus-"+node)
-	must(t, os.WriteFile(l.foreignData(node), []byte("theirs"), 0o600))
+	testkit.OK(t, os.WriteFile(l.foreignData(node), []byte("theirs"), 0o600))
 	l.Virsh(t, l.host(node), "pool-refresh", "default")
 	t.Cleanup(func() {
 		l.Virsh(t, l.host(node), "destroy", "otus-"+node)
@@ -98,15 +98,15 @@ func (l onLibvirt) data(node string) string {
 
 func (l onLibvirt) WriteData(t *testing.T, node, text string) {
 	f, err := os.OpenFile(l.data(node), os.O_WRONLY, 0)
-	must(t, err)
+	testkit.OK(t, err)
 	_, err = f.WriteAt([]byte(text), 0)
-	must(t, err)
-	must(t, f.Close())
+	testkit.OK(t, err)
+	testkit.OK(t, f.Close())
 }
 
 func (l onLibvirt) ReadData(t *testing.T, node string) string {
 	data, err := os.ReadFile(l.data(node))
-	must(t, err)
+	testkit.OK(t, err)
 	if len(data) != 1<<20 {
 		t.Errorf("the data disk has %d bytes", len(data))
 	}
@@ -118,7 +118,7 @@ func (l onLibvirt) Leftovers(t *testing.T) []string {
 	for _, h := range libvirtHosts {
 		left = append(left, strings.Fields(l.Virsh(t, h, "list", "--all", "--name"))...)
 		files, err := filepath.Glob(filepath.Join(l.Storage(h), "*"))
-		must(t, err)
+		testkit.OK(t, err)
 		left = append(left, files...)
 	}
 	return left
@@ -144,7 +144,7 @@ func TestLibvirtHosts(t *testing.T) {
 		}
 	}
 	p := New(c)
-	must(t, p.Check(ctx))
+	testkit.OK(t, p.Check(ctx))
 	bad := c
 	bad.Storage = "lost"
 	checkError(t, "a pool that is not there", New(bad).Check(ctx), "libvirt check: exit status 1: h1: there is no active storage pool lost")
@@ -153,19 +153,19 @@ func TestLibvirtHosts(t *testing.T) {
 	three := l.Machine("node3", 0)
 	three.Host = "h1"
 	for _, m := range []machines.Machine{one, two, three} {
-		must(t, p.Create(ctx, m))
-		must(t, p.Start(ctx, m.Node))
+		testkit.OK(t, p.Create(ctx, m))
+		testkit.OK(t, p.Start(ctx, m.Node))
 	}
 	if uploads != 2 {
 		t.Errorf("%d uploads of one image to two hosts", uploads)
 	}
 	testkit.Until(t, time.Minute, "the console", func() bool {
 		var console bytes.Buffer
-		must(t, p.Console(ctx, &console, "node1", false))
+		testkit.OK(t, p.Console(ctx, &console, "node1", false))
 		return strings.Contains(console.String(), "hello from image 0\n")
 	})
 	files, err := filepath.Glob(filepath.Join(l.Storage("h1"), "*"))
-	must(t, err)
+	testkit.OK(t, err)
 	for _, f := range files {
 		if info, err := os.Stat(f); err != nil || info.Mode().Perm()&0o077 != 0 {
 			t.Errorf("%s: others may read it: %v, %v", filepath.Base(f), info.Mode(), err)
@@ -178,20 +178,20 @@ func TestLibvirtHosts(t *testing.T) {
 		t.Error("the seed's content is in the domain")
 	}
 	// A node goes where its data disk is.
-	must(t, p.Remove(ctx, "node2", false))
+	testkit.OK(t, p.Remove(ctx, "node2", false))
 	two.Host = "h1"
-	must(t, p.Create(ctx, two))
+	testkit.OK(t, p.Create(ctx, two))
 	list, err := p.List(ctx)
-	must(t, err)
+	testkit.OK(t, err)
 	if len(list) != 3 || list[1].Node != "node2" || list[1].Host != "h2" {
 		t.Errorf("node2 is not at its data disk: %+v", list)
 	}
 	two.Host = "h2"
-	must(t, machines.Replace(ctx, p, two, true))
+	testkit.OK(t, machines.Replace(ctx, p, two, true))
 
 	l.PowerOff(t, "h2")
 	list, err = p.List(ctx)
-	must(t, err)
+	testkit.OK(t, err)
 	var got []string
 	for _, s := range list {
 		got = append(got, fmt.Sprint(s.Node, " ", s.Host, " ", s.Power))
@@ -201,5 +201,5 @@ func TestLibvirtHosts(t *testing.T) {
 	}
 	checkError(t, "a host that does not answer", p.Check(ctx), "libvirt check: exit status 1: h2: virsh domcapabilities: ")
 	checkError(t, "a machine that may be there", p.Remove(ctx, "node2", true), "libvirt remove node2: exit status 1: h2: virsh ")
-	must(t, p.Stop(ctx, "node1")) // h1 is asked first, and has it
+	testkit.OK(t, p.Stop(ctx, "node1")) // h1 is asked first, and has it
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imagegen/internal/testkit"
 )
 
 func TestMissingProgram(t *testing.T) {
@@ -26,14 +28,14 @@ func TestMissingProgram(t *testing.T) {
 func fakeProgram(t *testing.T, script string) *client {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "incus")
-	must(t, os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755))
+	testkit.OK(t, os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755))
 	return &client{program: path, project: "imagegen-c"}
 }
 
 // incus query --wait prints nothing for an empty map, of operations, say.
 func TestEmptyMapIsAnAnswer(t *testing.T) {
 	var ops map[string]any
-	must(t, fakeProgram(t, "exit 0").query(t.Context(), "GET", "/1.0/operations", nil, &ops))
+	testkit.OK(t, fakeProgram(t, "exit 0").query(t.Context(), "GET", "/1.0/operations", nil, &ops))
 }
 
 func TestErrorsAreWhatTheProgramSays(t *testing.T) {
@@ -62,7 +64,7 @@ func TestPartOfAnImageIsNoImage(t *testing.T) {
 	if _, err := os.Stat(whole); err == nil {
 		t.Error("the program took a part for the whole")
 	}
-	must(t, c.importImage(t.Context(), "a=b", func(w io.Writer) error {
+	testkit.OK(t, c.importImage(t.Context(), "a=b", func(w io.Writer) error {
 		_, err := w.Write([]byte("all"))
 		return err
 	}))
@@ -78,23 +80,23 @@ func TestImage(t *testing.T) {
 		t.Skip("needs mkfs.ext4: package e2fsprogs")
 	}
 	tree, disk := t.TempDir(), filepath.Join(t.TempDir(), "disk")
-	must(t, os.MkdirAll(filepath.Join(tree, "usr/bin"), 0o755))
-	must(t, os.WriteFile(filepath.Join(tree, "usr/bin/perl"), []byte("program"), 0o755))
-	must(t, os.Link(filepath.Join(tree, "usr/bin/perl"), filepath.Join(tree, "usr/bin/perl5")))
-	must(t, os.Symlink("usr/bin", filepath.Join(tree, "bin")))
-	must(t, os.Chmod(filepath.Join(tree, "usr/bin/perl"), 0o755|os.ModeSetuid))
+	testkit.OK(t, os.MkdirAll(filepath.Join(tree, "usr/bin"), 0o755))
+	testkit.OK(t, os.WriteFile(filepath.Join(tree, "usr/bin/perl"), []byte("program"), 0o755))
+	testkit.OK(t, os.Link(filepath.Join(tree, "usr/bin/perl"), filepath.Join(tree, "usr/bin/perl5")))
+	testkit.OK(t, os.Symlink("usr/bin", filepath.Join(tree, "bin")))
+	testkit.OK(t, os.Chmod(filepath.Join(tree, "usr/bin/perl"), 0o755|os.ModeSetuid))
 	if out, err := exec.Command(mkfs, "-q", "-F", "-d", tree, disk, "8M").CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
 	var images [2]bytes.Buffer
 	for i := range images {
-		must(t, writeImage(t.Context(), &images[i], disk, map[string]string{"description": "test"}))
+		testkit.OK(t, writeImage(t.Context(), &images[i], disk, map[string]string{"description": "test"}))
 	}
 	if !bytes.Equal(images[0].Bytes(), images[1].Bytes()) {
 		t.Error("two images of one disk differ")
 	}
 	packed, err := gzip.NewReader(&images[0])
-	must(t, err)
+	testkit.OK(t, err)
 	archive := tar.NewReader(packed)
 	var got []string
 	for {
@@ -102,7 +104,7 @@ func TestImage(t *testing.T) {
 		if err == io.EOF {
 			break
 		}
-		must(t, err)
+		testkit.OK(t, err)
 		switch h.Name {
 		case "metadata.yaml":
 			if len(got) > 0 {
@@ -111,7 +113,7 @@ func TestImage(t *testing.T) {
 			got = append(got, h.Name)
 		case "rootfs/usr/bin/perl":
 			data, err := io.ReadAll(archive)
-			must(t, err)
+			testkit.OK(t, err)
 			if string(data) != "program" || h.Mode != 0o4755 {
 				t.Errorf("perl is %q, mode %o", data, h.Mode)
 			}

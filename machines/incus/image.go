@@ -8,10 +8,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
+	"slices"
 	"time"
 
 	"imagegen/internal/ext4"
+	"imagegen/machines"
 )
 
 // writeImage writes the root file system of a role's disk, unchanged, as an image for Incus: a compressed tar archive that begins with
@@ -102,4 +105,106 @@ func add(archive *tar.Writer, path string, n *ext4.Node, names map[uint32]string
 		return nil // sockets are made by the programs that listen on them
 	}
 	return archive.WriteHeader(h)
+}
+
+// use keeps an image from being dropped until release is called.
+func (p *Provider) use(identity string) (release func()) {
+	add := func(n int) {
+		p.images.Lock()
+		defer p.images.Unlock()
+		p.making[identity] += n
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// dropOldImages removes a role's images of earlier builds that no machine uses any more. One that cannot be removed, for example because
+// a host is down, is tried again next time.
+func (p *Provider) dropOldImages(ctx context.Context, role string) error {
+	p.images.Lock()
+	defer p.images.Unlock()
+	images, err := p.ownImages(ctx)
+	if err != nil {
+		return err
+	}
+	images = slices.DeleteFunc(images, func(i image) bool {
+		return i.Properties["description"] != description(role) || i.Properties[imageKey] == "" || p.making[i.Properties[imageKey]] > 0
+	})
+	if len(images) == 0 {
+		return nil
+	}
+	instances, err := p.instances(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		if slices.ContainsFunc(instances, func(in instance) bool { return in.unreachable() || in.Config[imageKey] == i.Properties[imageKey] }) {
+			continue
+		}
+		if err := p.change(); err != nil {
+			return err
+		}
+		if err := p.client.query(ctx, "DELETE", p.client.path(nil, "images", i.Fingerprint), nil, nil); err != nil {
+			p.config.Log("an earlier image of %s is left in Incus: %v", role, err)
+		}
+	}
+	return nil
+}
+
+// description is that of a role's images.
+func description(role string) string { return "imagegen " + role }
+
+// ensureImage makes sure that Incus has a machine's image, and returns its fingerprint there.
+func (p *Provider) ensureImage(ctx context.Context, m *machines.Machine) (fingerprint string, err error) {
+	p.images.Lock()
+	defer p.images.Unlock()
+	for range 2 { // the second finds what the first has imported
+		all, err := p.ownImages(ctx)
+		if err != nil {
+			return "", err
+		}
+		unfinished := ""
+		for _, i := range all {
+			switch i.Properties[imageKey] {
+			case m.Image.Identity:
+				return i.Fingerprint, nil
+			case "":
+				unfinished = i.Fingerprint
+			}
+		}
+		if unfinished != "" { // it may be incomplete
+			if err := p.do(ctx, "DELETE", p.client.path(nil, "images", unfinished), nil); err != nil {
+				return "", fmt.Errorf("remove an incomplete image: %w", err)
+			}
+		}
+		if err := p.change(); err != nil {
+			return "", err
+		}
+		p.config.Log("Incus imports the image of %s", m.Role)
+		if err := p.client.importImage(ctx, clusterKey+"="+p.config.ClusterID, func(w io.Writer) error {
+			return writeImage(ctx, w, m.Image.Path, map[string]string{"description": description(m.Role), clusterKey: p.config.ClusterID, "image": m.Image.Identity})
+		}); err != nil {
+			return "", fmt.Errorf("import the image %s: %w", m.Image.Path, err)
+		}
+		all, err = p.ownImages(ctx)
+		if err != nil {
+			return "", err
+		}
+		for _, i := range all {
+			if i.Properties["image"] == m.Image.Identity && i.Properties[imageKey] == "" {
+				if err := p.do(ctx, "PATCH", p.client.path(nil, "images", i.Fingerprint), object{"properties": map[string]string{imageKey: m.Image.Identity}}); err != nil {
+					return "", fmt.Errorf("import the image %s: %w", m.Image.Path, err)
+				}
+			}
+		}
+	}
+	return "", fmt.Errorf("the image %s was imported, but Incus does not list it", m.Image.Path)
+}
+
+func (p *Provider) ownImages(ctx context.Context) ([]image, error) {
+	var all []image
+	if err := p.client.query(ctx, "GET", p.client.path(url.Values{"recursion": {"1"}}, "images"), nil, &all); err != nil {
+		return nil, fmt.Errorf("list the images of the Incus project %s: %w", p.client.project, err)
+	}
+	return slices.DeleteFunc(all, func(i image) bool { return !p.ours(i.Properties) }), nil
 }

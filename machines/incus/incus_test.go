@@ -14,16 +14,10 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/internal/incushosts"
+	"imagegen/internal/testkit"
 	"imagegen/machines"
 	"imagegen/machines/conformance"
 )
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // hosts starts an Incus cluster, where tests may.
 func hosts(t *testing.T, n int) *incushosts.Cluster {
@@ -42,20 +36,20 @@ func tiny(t *testing.T, c *incushosts.Cluster, text string) (image, seed machine
 	dir := t.TempDir()
 	tree := filepath.Join(dir, "root")
 	for _, d := range []string{"bin", "sbin", "dev", "proc", "sys", "run", "tmp", "etc", "var/lib", "data"} {
-		must(t, os.MkdirAll(filepath.Join(tree, d), 0o755))
+		testkit.OK(t, os.MkdirAll(filepath.Join(tree, d), 0o755))
 	}
 	busybox, err := os.ReadFile(filepath.Join(c.Root(), "usr/bin/busybox"))
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(tree, "bin/busybox"), busybox, 0o755))
-	must(t, os.Symlink("busybox", filepath.Join(tree, "bin/sh")))
-	must(t, os.WriteFile(filepath.Join(tree, "sbin/init"), []byte("#!/bin/sh\necho this is "+text+" >/dev/console\nwhile :; do busybox sleep 1000; done\n"), 0o755))
-	must(t, os.WriteFile(filepath.Join(tree, "etc/version"), []byte(text), 0o644))
+	testkit.OK(t, err)
+	testkit.OK(t, os.WriteFile(filepath.Join(tree, "bin/busybox"), busybox, 0o755))
+	testkit.OK(t, os.Symlink("busybox", filepath.Join(tree, "bin/sh")))
+	testkit.OK(t, os.WriteFile(filepath.Join(tree, "sbin/init"), []byte("#!/bin/sh\necho this is "+text+" >/dev/console\nwhile :; do busybox sleep 1000; done\n"), 0o755))
+	testkit.OK(t, os.WriteFile(filepath.Join(tree, "etc/version"), []byte(text), 0o644))
 	disk := filepath.Join(dir, "disk.raw")
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-d", tree, disk, "16M").CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
 	iso := filepath.Join(dir, "seed.iso")
-	must(t, cloudinit.Seed{MetaData: []byte("instance-id: " + text + "\n"), UserData: []byte("#cloud-config\n{}\n"), NetworkConfig: []byte("version: 1\nconfig: []\n")}.WriteISO(iso))
+	testkit.OK(t, cloudinit.Seed{MetaData: []byte("instance-id: " + text + "\n"), UserData: []byte("#cloud-config\n{}\n"), NetworkConfig: []byte("version: 1\nconfig: []\n")}.WriteISO(iso))
 	return machines.File{Path: disk, Identity: "image-" + text}, machines.File{Path: iso, Identity: "seed-" + text}
 }
 
@@ -81,7 +75,7 @@ func (b backend) Machine(node string, version int) machines.Machine {
 }
 
 func (b backend) Foreign(t *testing.T, node string) {
-	must(t, b.Provider(t, func() error { return nil }).(*Provider).ensureProject(t.Context()))
+	testkit.OK(t, b.Provider(t, func() error { return nil }).(*Provider).ensureProject(t.Context()))
 	b.Run("h1", "init", "--empty", "--no-profiles", "--project", projectName, "--storage", "default", "--target", b.Machine(node, 0).Host, node, "-c", "user.owner=somebody")
 	t.Cleanup(func() {
 		b.Run("h1", "delete", "--force", "--project", projectName, node)
@@ -105,7 +99,7 @@ func (b backend) dataFile(node string) string {
 }
 
 func (b backend) WriteData(t *testing.T, node, text string) {
-	must(t, os.WriteFile(b.dataFile(node), []byte(text), 0o644))
+	testkit.OK(t, os.WriteFile(b.dataFile(node), []byte(text), 0o644))
 }
 
 func (b backend) ReadData(t *testing.T, node string) string {
@@ -114,7 +108,7 @@ func (b backend) ReadData(t *testing.T, node string) string {
 	if errors.Is(err, fs.ErrNotExist) {
 		_, err = os.Stat(filepath.Dir(b.dataFile(node)))
 	}
-	must(t, err)
+	testkit.OK(t, err)
 	return string(data)
 }
 
@@ -137,10 +131,10 @@ func TestIncus(t *testing.T) {
 // oldImagesGo: an image is removed when the last of its machines has been replaced by one of a later build.
 func (b backend) oldImagesGo(t *testing.T) {
 	p := b.Provider(t, func() error { return nil })
-	t.Cleanup(func() { must(t, machines.RemoveAll(context.Background(), p, nil)) })
+	t.Cleanup(func() { testkit.OK(t, machines.RemoveAll(context.Background(), p, nil)) })
 	images := func() (identities []string) {
 		all, err := p.(*Provider).ownImages(t.Context())
-		must(t, err)
+		testkit.OK(t, err)
 		for _, i := range all {
 			identities = append(identities, i.Properties[imageKey])
 		}
@@ -148,13 +142,13 @@ func (b backend) oldImagesGo(t *testing.T) {
 		return identities
 	}
 	for _, node := range []string{"node1", "node2"} {
-		must(t, p.Create(t.Context(), b.Machine(node, 0)))
+		testkit.OK(t, p.Create(t.Context(), b.Machine(node, 0)))
 	}
-	must(t, machines.Replace(t.Context(), p, b.Machine("node1", 1), false))
+	testkit.OK(t, machines.Replace(t.Context(), p, b.Machine("node1", 1), false))
 	if got := images(); len(got) != 2 {
 		t.Errorf("while node2 has the earlier image: %q", got)
 	}
-	must(t, machines.Replace(t.Context(), p, b.Machine("node2", 1), false))
+	testkit.OK(t, machines.Replace(t.Context(), p, b.Machine("node2", 1), false))
 	if got := images(); len(got) != 1 || got[0] != b.images[1].Identity {
 		t.Errorf("after both were replaced: %q", got)
 	}
@@ -169,7 +163,7 @@ func TestHostIsLost(t *testing.T) {
 	p := New(config)
 	m := b.Machine("node1", 0)
 	m.Host = "h2"
-	must(t, errors.Join(p.Create(t.Context(), m), p.Start(t.Context(), m.Node)))
+	testkit.OK(t, errors.Join(p.Create(t.Context(), m), p.Start(t.Context(), m.Node)))
 	c.CutPower("h2")
 	if err := p.Remove(t.Context(), m.Node, false); err == nil || !strings.Contains(err.Error(), "host h2") {
 		t.Fatalf("remove a machine of a dead host: %v", err)
@@ -181,14 +175,14 @@ func TestHostIsLost(t *testing.T) {
 	}
 	config.Hosts = []string{"h1", "h3"}
 	p = New(config)
-	must(t, p.Check(t.Context()))
+	testkit.OK(t, p.Check(t.Context()))
 	if list, err := p.List(t.Context()); err != nil || len(list) != 0 {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	m.Host = "h3"
-	must(t, errors.Join(p.Create(t.Context(), m), p.Start(t.Context(), m.Node)))
+	testkit.OK(t, errors.Join(p.Create(t.Context(), m), p.Start(t.Context(), m.Node)))
 	if list, err := p.List(t.Context()); err != nil || len(list) != 1 || list[0].Host != "h3" || list[0].Power != machines.On {
 		t.Fatalf("%+v, %v", list, err)
 	}
-	must(t, machines.RemoveAll(t.Context(), p, nil))
+	testkit.OK(t, machines.RemoveAll(t.Context(), p, nil))
 }
