@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"testing"
 )
 
@@ -26,14 +25,10 @@ func Program(t testing.TB, name, pkg string) string {
 	return path
 }
 
-// Run runs a program and returns its output; if it fails, the test ends.
+// Run is [Must] for a program and its arguments.
 func Run(t testing.TB, program string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(program, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return Must(t, exec.Command(program, args...))
 }
 
 // Write writes a file and creates its folders.
