@@ -19,7 +19,6 @@ import (
 	"unicode"
 
 	"imagegen/cluster/facts"
-	"imagegen/internal/atomicfile"
 )
 
 // How often the agent looks, and how old an answer may be. The intervals bound how long a change goes unseen; nothing
@@ -29,7 +28,6 @@ const (
 	restful      = time.Second            // between two looks of one that is
 	observeLimit = 10 * time.Second       // one look; a component that takes longer is reported as failed
 	pollLimit    = 2 * time.Second        // one question to a peer
-	heardLimit   = 5 * time.Second        // a peer whose last answer is older counts as not heard
 )
 
 // Agent runs the components of one node and talks with its peers' agents.
@@ -38,6 +36,7 @@ type Agent struct {
 	runners  []*runner
 	peers    *peers
 	identity identity
+	clock    clock
 	console  func(line string)
 
 	events  *events
@@ -47,16 +46,16 @@ type Agent struct {
 
 	mu      sync.Mutex
 	reports map[string]facts.ComponentReport
-	ready   bool     // every component is
-	holds   []string // virtual addresses
+	looked  map[string]time.Time // when each component that has a report last looked
+	ready   bool                 // every component is
+	holds   []string             // virtual addresses
 }
 
 // runner drives one component.
 type runner struct {
 	facts.Component
-	impl Component
-	// decision is the file that keeps an operator's facts.Decision until the component is ready.
-	decision string
+	impl     Component
+	decision decisionStore
 }
 
 // New makes the agent of a node, which was made from made, from what its seed says, below root (normally "/"). Every change of a component's
@@ -84,19 +83,11 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{
-		facts:    known,
-		console:  func(line string) { console(printable(line)) },
-		reports:  map[string]facts.ComponentReport{},
-		identity: id,
-		peers:    newPeers(id, known.Peers),
-		journal:  []string{"journalctl"},
-		readers:  make(chan struct{}, journalReaders),
-		made:     made,
-	}
 	if err := os.MkdirAll(filepath.Join(root, facts.StateDir), 0o700); err != nil {
 		return nil, err
 	}
+	a := newAgent(known, systemClock{}, newHTTPNetwork(id, known.Peers), console)
+	a.identity, a.made = id, made
 	a.events = openEvents(eventsPath(root))
 	a.happened("", "the agent has started")
 	for _, c := range known.Components {
@@ -105,6 +96,7 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 			Secrets:  secrets,
 			Identity: id,
 			Dir:      filepath.Join(root, facts.StateDir, c.Name),
+			Clock:    a.clock,
 			Log:      func(format string, args ...any) { log.Print(oneLine(fmt.Sprintf(c.Name+": "+format, args...))) },
 			Working: func(detail string) {
 				a.setStatus(c.Name, facts.Status{State: facts.Working, Detail: detail})
@@ -117,10 +109,30 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 		if err != nil {
 			return nil, fmt.Errorf("component %s: %w", c.Name, err)
 		}
-		a.runners = append(a.runners, &runner{c, impl, filepath.Join(n.Dir, "decision.json")})
-		a.reports[c.Name] = facts.ComponentReport{Kind: c.Kind, Status: waitf("the agent has just started"), Since: time.Now()}
+		a.add(c, impl, decisionFile{filepath.Join(n.Dir, "decision.json"), c.Name})
 	}
 	return a, nil
+}
+
+// newAgent makes an agent without components.
+func newAgent(known facts.Facts, clock clock, network network, console func(line string)) *Agent {
+	return &Agent{
+		facts:   known,
+		clock:   clock,
+		console: func(line string) { console(printable(line)) },
+		reports: map[string]facts.ComponentReport{},
+		looked:  map[string]time.Time{},
+		peers:   newPeers(network, clock, known.Peers),
+		events:  &events{},
+		journal: []string{"journalctl"},
+		readers: make(chan struct{}, journalReaders),
+	}
+}
+
+// add gives the agent a component.
+func (a *Agent) add(c facts.Component, impl Component, decision decisionStore) {
+	a.runners = append(a.runners, &runner{c, impl, decision})
+	a.reports[c.Name] = facts.ComponentReport{Kind: c.Kind, Status: waitf("the agent has just started"), Since: a.clock.Now()}
 }
 
 // newComponent makes the component that c describes.
@@ -155,16 +167,28 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { a.peers.poll(ctx, a.isReady) })
+	for _, loop := range a.loops() {
+		wg.Go(func() { loop(ctx) })
+	}
 	wg.Go(func() { boundLogs(ctx, "/") })
 	wg.Go(func() { a.watch(ctx) })
-	for _, r := range a.runners {
-		wg.Go(func() { a.drive(ctx, r) })
-	}
 	err := a.serve(ctx, a.identity)
 	stop()
 	wg.Wait()
 	return err
+}
+
+// loops returns what the agent does until ctx ends, all at the same time: one loop for each component and each peer.
+// The simulator runs the same ones.
+func (a *Agent) loops() []func(ctx context.Context) {
+	var all []func(ctx context.Context)
+	for _, r := range a.runners {
+		all = append(all, func(ctx context.Context) { a.drive(ctx, r) })
+	}
+	for _, n := range a.peers.nodes {
+		all = append(all, func(ctx context.Context) { a.peers.poll(ctx, n, a.isReady) })
+	}
+	return all
 }
 
 // drive looks at one component and lets it take a step, again and again.
@@ -174,10 +198,7 @@ func (a *Agent) drive(ctx context.Context, r *runner) {
 		if a.turn(ctx, r).State == facts.Ready {
 			pause = restful
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		a.clock.Sleep(ctx, pause)
 	}
 }
 
@@ -188,7 +209,7 @@ func (a *Agent) turn(ctx context.Context, r *runner) facts.Status {
 		a.publish(r.Name, nil)
 		return a.setStatus(r.Name, waitf("for %s on this node", strings.Join(missing, ", ")))
 	}
-	observing, cancel := context.WithTimeout(ctx, observeLimit)
+	observing, cancel := a.clock.Limit(ctx, observeLimit)
 	report, err := r.impl.Observe(observing)
 	cancel()
 	if err != nil {
@@ -204,13 +225,13 @@ func (a *Agent) turn(ctx context.Context, r *runner) facts.Status {
 	if err != nil {
 		return a.setStatus(r.Name, facts.Status{State: facts.Failed, Detail: err.Error()})
 	}
-	w := World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.report()}
+	w := World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.own()}
 	var status facts.Status
 	if w.Without, err = r.without(w.Reports); err == nil {
 		status, err = r.impl.Step(ctx, w)
 	}
-	if err == nil && status.State == facts.Ready && w.Without != nil {
-		err = os.Remove(r.decision) // it has served its purpose, and must not serve another
+	if err == nil && status.State == facts.Ready && len(w.Without) > 0 {
+		err = r.decision.write(nil) // it has served its purpose, and must not serve another
 	}
 	if err != nil {
 		status = facts.Status{State: facts.Failed, Detail: err.Error()}
@@ -232,91 +253,6 @@ func (a *Agent) after(c facts.Component) []string {
 		}
 	}
 	return append(names, c.After...)
-}
-
-// without returns the nodes that an operator has decided to go on without. The decision about one that is heard again
-// has ended: what it has counts, now and if it falls silent once more.
-func (r *runner) without(heard map[string]PeerReport) ([]string, error) {
-	names, err := readDecision(r.decision)
-	if err != nil || names == nil {
-		return nil, err
-	}
-	silent := stillSilent(names, heard)
-	switch len(silent) {
-	case len(names):
-		return names, nil
-	case 0:
-		return nil, os.Remove(r.decision)
-	}
-	return silent, writeDecision(r.decision, facts.Decision{Component: r.Name, Without: silent})
-}
-
-// stillSilent returns those of the named nodes whose agents do not answer.
-func stillSilent(names []string, heard map[string]PeerReport) []string {
-	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { _, answers := heard[n]; return answers })
-}
-
-func writeDecision(path string, d facts.Decision) error {
-	data, err := json.Marshal(d)
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(path, data, 0o600)
-}
-
-// readDecision returns the nodes that an operator has decided to go on without; nil: none.
-func readDecision(path string) ([]string, error) {
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var d facts.Decision
-	if err := json.Unmarshal(data, &d); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return d.Without, nil
-}
-
-// decide takes an operator's decision, unless nothing needs to be decided.
-func (a *Agent) decide(d facts.Decision) error {
-	i := slices.IndexFunc(a.runners, func(r *runner) bool { return r.Name == d.Component })
-	if i < 0 {
-		return fmt.Errorf("%s has no component %s", a.facts.Node.Name, d.Component)
-	}
-	a.mu.Lock()
-	status := a.reports[d.Component].Status
-	a.mu.Unlock()
-	if status.Missing == "" {
-		return fmt.Errorf("%s on %s does not wait for a decision: it is %s", d.Component, a.facts.Node.Name, describeStatus(status))
-	}
-	missing := strings.Split(status.Missing, ",")
-	for _, name := range d.Without {
-		if !slices.Contains(missing, name) {
-			return fmt.Errorf("%s on %s does not wait for %s, but for %s", d.Component, a.facts.Node.Name, name, strings.Join(missing, ", "))
-		}
-	}
-	for name, r := range a.peers.heard() {
-		if slices.Contains(d.Without, name) {
-			return fmt.Errorf("the agent of %s answers, so what %s has is not lost (its %s is %s); switch %s off first if it is to be given up",
-				name, name, d.Component, describeStatus(r.Components[d.Component].Status), name)
-		}
-	}
-	if len(d.Without) == 0 {
-		return fmt.Errorf("%s on %s waits for %s: none of these is named", d.Component, a.facts.Node.Name, strings.Join(missing, ", "))
-	}
-	// Who was named before is not missing any more, and this decision must not take that one back.
-	before, err := readDecision(a.runners[i].decision)
-	if err != nil {
-		return err
-	}
-	all := slices.Concat(before, d.Without)
-	slices.Sort(all)
-	a.happened(d.Component, "an operator has decided to go on without %s", strings.Join(d.Without, ", "))
-	a.console(fmt.Sprintf("%s: %s: an operator has decided to go on without %s", a.facts.Node.Name, d.Component, strings.Join(d.Without, ", ")))
-	return writeDecision(a.runners[i].decision, facts.Decision{Component: d.Component, Without: slices.Compact(all)})
 }
 
 func describeStatus(s facts.Status) string {
@@ -341,6 +277,7 @@ func (a *Agent) publish(name string, report any) {
 	if report != nil {
 		raw, _ = json.Marshal(report) // reports are plain structs
 	}
+	now := a.clock.Now()
 	is := ""
 	if r, ok := report.(interface{ is() string }); ok {
 		is = r.is()
@@ -350,6 +287,11 @@ func (a *Agent) publish(name string, report any) {
 	was := r.Is
 	r.Report, r.Is = raw, is
 	a.reports[name] = r
+	if raw != nil {
+		a.looked[name] = now
+	} else {
+		delete(a.looked, name)
+	}
 	a.mu.Unlock()
 	if is != was && is != "" {
 		a.happened(name, "is %s", is)
@@ -367,7 +309,7 @@ func (a *Agent) setStatus(name string, s facts.Status) facts.Status {
 		return s
 	}
 	if old.State != s.State {
-		r.Since = time.Now()
+		r.Since = a.clock.Now()
 	}
 	r.Status = s
 	a.reports[name] = r
@@ -422,15 +364,39 @@ func noDigits(s string) string {
 	}, s)
 }
 
+// status says where a component stands.
+func (a *Agent) status(component string) facts.Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.reports[component].Status
+}
+
 func (a *Agent) isReady() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.ready
 }
 
+// own is what this node's components are told of each other.
+func (a *Agent) own() facts.NodeReport {
+	now := a.clock.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := facts.NodeReport{Cluster: a.facts.Cluster, ClusterID: a.facts.ClusterID, Node: a.facts.Node, Ready: a.ready, Components: maps.Clone(a.reports)}
+	for name, at := range a.looked {
+		if now.Sub(at) > a.peers.limit {
+			c := r.Components[name]
+			c.Report = nil
+			r.Components[name] = c
+		}
+	}
+	return r
+}
+
 // report is what the peer API answers.
 func (a *Agent) report() facts.NodeReport {
-	heard := slices.Sorted(maps.Keys(a.peers.heard()))
+	heard := a.peers.names()
+	now := a.clock.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	r := facts.NodeReport{
@@ -445,6 +411,10 @@ func (a *Agent) report() facts.NodeReport {
 	}
 	for _, c := range a.facts.Components {
 		r.Order = append(r.Order, c.Name)
+	}
+	r.Ages = make(map[string]int64, len(a.looked))
+	for name, at := range a.looked {
+		r.Ages[name] = now.Sub(at).Milliseconds()
 	}
 	return r
 }

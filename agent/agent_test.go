@@ -25,6 +25,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -58,26 +59,24 @@ func (l *lines) has(s string) bool {
 }
 
 func testAgent(console func(string), runners ...*runner) *Agent {
-	a := &Agent{
-		facts:   facts.Facts{Cluster: "otus", ClusterID: "c", Node: facts.Peer{Name: "web1", Role: "web"}},
-		console: console,
-		reports: map[string]facts.ComponentReport{},
-		peers:   newPeers(identity{}, nil),
-		runners: runners,
-		events:  &events{},
-		journal: []string{"journalctl"},
-		readers: make(chan struct{}, journalReaders),
-	}
+	a := newAgent(facts.Facts{Cluster: "otus", ClusterID: "c", Node: facts.Peer{Name: "web1", Role: "web"}}, systemClock{}, nil, console)
 	for _, r := range runners {
-		a.reports[r.Name] = facts.ComponentReport{Status: waitf("the agent has just started")}
 		a.facts.Components = append(a.facts.Components, r.Component)
+		a.add(r.Component, r.impl, r.decision)
 	}
+	a.runners = runners
 	return a
 }
 
 func component(name string, after []string, impl Component) *runner {
-	return &runner{Component: facts.Component{Name: name, After: after}, impl: impl}
+	return &runner{Component: facts.Component{Name: name, After: after}, impl: impl, decision: new(decided)}
 }
+
+// decided is a decisionStore in memory.
+type decided []string
+
+func (d *decided) read() ([]string, error)      { return *d, nil }
+func (d *decided) write(without []string) error { *d = without; return nil }
 
 // A database whose disk is not mounted yet would see an empty folder; no peer may hear that.
 func TestNothingIsPublishedBeforeWhatComesFirst(t *testing.T) {
@@ -399,7 +398,7 @@ func TestCertificatesExpire(t *testing.T) {
 		"the authority expired": {ofDead, ofDead, false},
 	} {
 		addr := serveAPI(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(report) }), c.server)
-		p := newPeers(c.client, []facts.Peer{{Name: name}})
+		p := newHTTPNetwork(c.client, []facts.Peer{{Name: name}})
 		p.clients[name].Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 		}
@@ -448,12 +447,12 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 		json.NewEncoder(w).Encode(facts.NodeReport{Node: facts.Peer{Name: name}})
 	})
 	addr := serveAPI(t, handler, ca.issue(t, "web2", later))
-	p := newPeers(ca.issue(t, "web1", later), []facts.Peer{{Name: "web2"}})
+	n := newHTTPNetwork(ca.issue(t, "web1", later), []facts.Peer{{Name: "web2"}})
 	// The port is the agent's own everywhere but here.
-	p.clients["web2"].Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+	n.clients["web2"].Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	}
-	r, err := p.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"})
+	r, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"})
 	if err != nil || r.Node.Name != "web2" {
 		t.Fatalf("%v, %v", r, err)
 	}
@@ -464,22 +463,32 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 		"a number where words go": `{"node":{"name":2}}`,
 	} {
 		body = text
-		if _, err := p.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}); err == nil {
+		if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}); err == nil {
 			t.Errorf("believed: %s", what)
 		}
 	}
 	body, name = "", "web3"
-	if _, err := p.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}); err == nil {
+	if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}); err == nil {
 		t.Error("an answer in another node's name was believed")
 	}
 
-	p.answers["web2"] = answer{time.Now().Add(-heardLimit / 2), r}
+	const limit = ensemble.HeardLimit
+	p := newPeers(n, systemClock{}, nil)
+	p.answers["web2"] = answer{time.Now().Add(-limit / 2), r}
 	if _, ok := p.heard()["web2"]; !ok {
 		t.Error("a young answer does not count")
 	}
-	p.answers["web2"] = answer{time.Now().Add(-2 * heardLimit), r}
+	p.answers["web2"] = answer{time.Now().Add(-2 * limit), r}
 	if _, ok := p.heard()["web2"]; ok {
 		t.Error("an old answer counts")
+	}
+	// A component that hangs has not looked for longer than its agent has not answered.
+	r.Components = map[string]facts.ComponentReport{"galera": {Kind: "galera", Report: json.RawMessage(`{}`)}, "disk": {Kind: "disk", Report: json.RawMessage(`{}`)}}
+	r.Ages = map[string]int64{"galera": (limit * 3 / 4).Milliseconds(), "disk": 10}
+	p.answers["web2"] = answer{time.Now().Add(-limit / 2), r}
+	heard := p.heard()["web2"].Components
+	if len(heard["galera"].Report) > 0 || len(heard["disk"].Report) == 0 {
+		t.Errorf("%s", heard)
 	}
 }
 
@@ -509,11 +518,11 @@ func FuzzPeerReport(f *testing.F) {
 			}
 		}
 		for _, own := range []galeraReport{{}, {State: galeraEmpty}, {State: galeraServing, Size: 3}, {State: galeraApart, Size: 1}} {
-			_, s := decideGalera(galeraMembers(w, "galera", own))
+			_, s := decideGalera(galeraMembers(new(ensemble.Reader[galeraReport]), w, own))
 			right("galera", s)
 		}
-		for _, own := range []redisReport{{}, {Member: true}, {Running: true, Role: "master"}, {Running: true, Role: "slave", Master: "10.0.0.2"}} {
-			view := redisMembers(Node{}, w, own)
+		for _, own := range []redisReport{{}, {HasData: true}, {Running: true, Role: "master"}, {Running: true, Role: "slave", Master: "10.0.0.2"}} {
+			view := new(redisReader).members(w, own)
 			_, _, s := decideRedis(view)
 			right("redis", s)
 			for _, seen := range []sentinelReport{{}, {Running: true, Master: "10.0.0.2"}} {
@@ -521,7 +530,8 @@ func FuzzPeerReport(f *testing.F) {
 				right("sentinel", s)
 			}
 		}
-		v := glusterView{self: "node1", uuids: map[string]string{}, params: glusterParams(), heard: glusterReports(w, ""), unit: "active"}
+		v := glusterView{self: "node1", uuids: map[string]string{}, params: glusterParams(), unit: "active"}
+		_, v.heard = glusterMembers(new(ensemble.Reader[glusterReport]), w)
 		bricks := []string{}
 		for _, n := range nodes {
 			v.nodes = append(v.nodes, n.Name)
@@ -534,7 +544,7 @@ func FuzzPeerReport(f *testing.F) {
 			_, s := decideGluster(v)
 			right("gluster", s)
 		}
-		_, s := decideMount(&facts.MountParams{}, mountSeen{}, serversOf(w, ""), 0)
+		_, s := decideMount(&facts.MountParams{}, mountSeen{}, (&glusterMount{params: &facts.MountParams{}}).servers(w), 0)
 		right("mount", s)
 	})
 }
@@ -549,7 +559,7 @@ func TestDecision(t *testing.T) {
 		observe: func() (any, error) { return nil, nil },
 		step:    func(w World) (facts.Status, error) { without = w.Without; return state, nil },
 	})
-	galera.decision = filepath.Join(t.TempDir(), "decision.json")
+	galera.decision = decisionFile{filepath.Join(t.TempDir(), "decision.json"), "galera"}
 	var said lines
 	a := testAgent(said.add, galera)
 	ca := newAuthority(t)

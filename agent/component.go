@@ -8,10 +8,10 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -44,66 +44,11 @@ func ready(detail string) facts.Status {
 	return facts.Status{State: facts.Ready, Detail: detail}
 }
 
-// World is what a component may base a decision on, beside its own observation.
-type World struct {
-	Self  facts.Peer
-	Peers []facts.Peer // that the node knows (facts.PeerRoles), self excluded
-	// Reports has what each peer that answered lately published, by node name. A peer that is not in it was not heard
-	// from, and nothing may be assumed about it.
-	Reports map[string]PeerReport
-	// Own is what this node publishes itself: components that run together decide with each other in view.
-	Own facts.NodeReport
-	// Without has the nodes that the component is to go on without, by an operator's decision, should they be silent.
-	Without []string
-}
-
-// PeerReport is one peer's answer.
-type PeerReport struct {
-	facts.NodeReport
-	Age time.Duration // since the question was sent; a few seconds at most
-}
-
-// reportsOf returns what the component called name observed on each peer that answered lately, by node name. A peer
-// whose agent has not published that component yet is left out, as if it had not been heard.
-func reportsOf[T any](w World, name string) map[string]T {
-	m := map[string]T{}
-	for node, r := range w.Reports {
-		c, ok := r.Components[name]
-		if !ok || len(c.Report) == 0 {
-			continue
-		}
-		var v T
-		if json.Unmarshal(c.Report, &v) == nil {
-			m[node] = v
-		}
-	}
-	return m
-}
-
-// reportOfKind returns what a node's component of a kind observed. A node that has no such component has said all there
-// is to say: its report is the zero value, and known.
-func reportOfKind[T any](r facts.NodeReport, kind string) (v T, known bool) {
-	if r.Components == nil {
-		return v, false
-	}
-	for _, c := range r.Components {
-		if c.Kind == kind {
-			return v, len(c.Report) > 0 && json.Unmarshal(c.Report, &v) == nil
-		}
-	}
-	return v, true
-}
-
-// peersIn returns the peers of w that have the role, in the spec's order.
-func peersIn(w World, role string) []facts.Peer {
-	var ps []facts.Peer
-	for _, p := range w.Peers {
-		if p.Role == role {
-			ps = append(ps, p)
-		}
-	}
-	return ps
-}
+// World and PeerReport are what the decisions of package ensemble are made from.
+type (
+	World      = ensemble.World
+	PeerReport = ensemble.PeerReport
+)
 
 // Node is what a component gets when it is made.
 type Node struct {
@@ -113,7 +58,25 @@ type Node struct {
 	Identity identity
 	// Dir is a folder of the component's own that survives reboots (on the root disk).
 	Dir string
-	Log func(format string, args ...any)
+	// Clock is the agent's; nil: the system's.
+	Clock clock
+	Log   func(format string, args ...any)
 	// Working shows what a long step is busy with, while it is. It may be called from Step alone.
 	Working func(detail string)
+}
+
+// now is the time by the agent's clock.
+func (n Node) now() time.Time {
+	if n.Clock == nil {
+		return time.Now()
+	}
+	return n.Clock.Now()
+}
+
+// since is how long ago t was; zero for a t that is zero.
+func (n Node) since(t time.Time) time.Duration {
+	if t.IsZero() {
+		return 0
+	}
+	return n.now().Sub(t)
 }

@@ -115,7 +115,7 @@ func (e *events) since(t time.Time) []facts.Event {
 
 // happened remembers what happened to a component, or with an empty name to the node.
 func (a *Agent) happened(component, format string, args ...any) {
-	a.events.add(facts.Event{Time: time.Now(), Component: component, Text: oneLine(fmt.Sprintf(format, args...))})
+	a.events.add(facts.Event{Time: a.clock.Now(), Component: component, Text: oneLine(fmt.Sprintf(format, args...))})
 }
 
 // serveEvents answers with the events of the last since=DURATION, or all that are remembered.

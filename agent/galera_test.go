@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -131,7 +132,7 @@ func TestGaleraFolder(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		g := &galera{params: &facts.GaleraParams{DataDir: dir}, known: c.known}
+		g := &galeraUnits{params: &facts.GaleraParams{DataDir: dir}, known: c.known}
 		if got, err := g.readFolder(); err != nil || got.State != c.want {
 			t.Errorf("%s: %s, %v; want %s", name, got.State, err, c.want)
 		}
@@ -168,8 +169,7 @@ func TestServerThatMustBeRestarted(t *testing.T) {
 	serving := galeraReport{State: galeraServing, Position: at, Size: 2, Cluster: "c"}
 	left := galeraReport{State: galeraApart, Position: position{nullUUID, -1}, Left: true}
 	view := func(own, others galeraReport) galeraView {
-		return galeraView{cluster: "c", self: 1, members: []galeraMember{
-			{name: "percona1", heard: true, galeraReport: others}, {name: "percona2", heard: true, galeraReport: own}, {name: "percona3", heard: true, galeraReport: others}}}
+		return membersOf(1, others, own, others)
 	}
 	for name, c := range map[string]struct {
 		own    galeraReport
@@ -235,24 +235,21 @@ func TestTwoPrimaries(t *testing.T) {
 		"the third has no data and joins neither":  {[3]galeraReport{serving(one, "c"), serving(two, "c"), {State: galeraEmpty}}, "---"},
 		"the third has old data and joins neither": {[3]galeraReport{serving(one, "c"), serving(fork, "c"), {State: galeraHolds, Position: position{one, 10}}}, "-+-"},
 	} {
-		v := galeraView{cluster: "c"}
-		for i, r := range c.members {
-			v.members = append(v.members, galeraMember{name: fmt.Sprintf("percona%d", i+1), heard: r.State != "", galeraReport: r})
-		}
+		v := membersOf(0, c.members[:]...)
 		for i, m := range v.members {
-			if !m.heard {
+			if !m.Heard {
 				continue
 			}
 			v.self = i
 			step, status := decideGalera(v)
 			if mayServe := c.ready[i] == '+'; (status.State == facts.Ready) != mayServe {
-				t.Errorf("%s: %s is %+v", name, m.name, status)
+				t.Errorf("%s: %s is %+v", name, m.Name, status)
 			}
 			if m.State == galeraServing && m.Cluster != "other" && step != galeraInitialise && status.State != facts.Waiting && !strings.Contains(status.Detail, "history") {
-				t.Errorf("%s: %s does not say it: %+v", name, m.name, status)
+				t.Errorf("%s: %s does not say it: %+v", name, m.Name, status)
 			}
 			if step != galeraWait && step != galeraInitialise || step == galeraInitialise && m.Position.UUID != two {
-				t.Errorf("%s: %s takes step %d", name, m.name, step)
+				t.Errorf("%s: %s takes step %d", name, m.Name, step)
 			}
 		}
 	}
@@ -262,8 +259,8 @@ func TestTwoPrimaries(t *testing.T) {
 // whatever an operator has decided, and there is nothing to decide.
 func TestDecideAgainstLiving(t *testing.T) {
 	peers := []facts.Peer{{Name: "p1", Role: "percona"}, {Name: "p2", Role: "percona", Index: 1}, {Name: "p3", Role: "percona", Index: 2}}
-	g := &galera{node: Node{Facts: facts.Facts{ClusterID: "c", Node: peers[1]}}, name: "galera", params: &facts.GaleraParams{}}
-	g.seen = galeraReport{State: galeraHolds, Position: position{historyUUID, 100}}
+	g := &galera{node: Node{Facts: facts.Facts{ClusterID: "c", Node: peers[1]}}}
+	g.seen.galeraReport = galeraReport{State: galeraHolds, Position: position{historyUUID, 100}}
 	hung := facts.NodeReport{Node: peers[0], Components: map[string]facts.ComponentReport{
 		"galera": {Kind: "galera", Status: facts.Status{State: facts.Failed, Detail: "the database server does not answer within 3s"}}}}
 	w := World{Self: peers[1], Peers: []facts.Peer{peers[0], peers[2]}, Reports: map[string]PeerReport{"p1": {NodeReport: hung}}, Without: []string{"p1", "p3"}}
@@ -286,7 +283,7 @@ func TestDecideAgainstLiving(t *testing.T) {
 func membersOf(self int, reports ...galeraReport) galeraView {
 	v := galeraView{cluster: "c", self: self}
 	for i, r := range reports {
-		v.members = append(v.members, galeraMember{name: fmt.Sprintf("percona%d", i+1), heard: r.State != "", galeraReport: r})
+		v.members = append(v.members, galeraMember{ensemble.Member{Peer: facts.Peer{Name: fmt.Sprintf("percona%d", i+1)}, Heard: r.State != ""}, r})
 	}
 	return v
 }

@@ -279,11 +279,7 @@ func serveGluster(name string) {
 		if err == nil {
 			turn.Report, _ = json.Marshal(report)
 			ask.World.Self, ask.World.Peers = known.Node, known.Peers
-			if ask.Fresh {
-				_, turn.Status, err = c.(*gluster).step(ctx, ask.World)
-			} else {
-				turn.Status, err = c.Step(ctx, ask.World)
-			}
+			turn.Status, err = c.Step(ctx, ask.World)
 		}
 		if err != nil {
 			turn.Status = facts.Status{State: facts.Failed, Detail: err.Error()}
@@ -296,11 +292,11 @@ func serveGluster(name string) {
 type glusterLab struct {
 	t    *testing.T
 	dir  string
-	up   map[string]*glusterServer
+	up   map[string]*serverProcess
 	last map[string]glusterTurn
 }
 
-type glusterServer struct {
+type serverProcess struct {
 	cmd *exec.Cmd
 	in  *json.Encoder
 	out *json.Decoder
@@ -328,7 +324,7 @@ func newGlusterLab(t *testing.T) *glusterLab {
 			t.Skipf("SKIPPED: needs %s (apt-get install glusterfs-server iproute2 util-linux e2fsprogs)", tool)
 		}
 	}
-	l := &glusterLab{t: t, dir: t.TempDir(), up: map[string]*glusterServer{}, last: map[string]glusterTurn{}}
+	l := &glusterLab{t: t, dir: t.TempDir(), up: map[string]*serverProcess{}, last: map[string]glusterTurn{}}
 	t.Cleanup(func() {
 		for n := range l.up {
 			l.off(n)
@@ -392,7 +388,7 @@ PATH=$D/bin:$PATH IMAGEGEN_TEST_GLUSTER=$N $BIN & wait $!`
 	}
 	r.Close()
 	w2.Close()
-	s := &glusterServer{cmd: cmd, in: json.NewEncoder(w), out: json.NewDecoder(bufio.NewReader(r2))}
+	s := &serverProcess{cmd: cmd, in: json.NewEncoder(w), out: json.NewDecoder(bufio.NewReader(r2))}
 	l.up[n] = s
 	l.turn(n, false) // it answers, so its namespaces are there
 	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))

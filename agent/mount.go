@@ -2,13 +2,13 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"syscall"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -17,11 +17,14 @@ const answerLimit = 2 * time.Second
 
 // gluster's mount mounts the volume through a systemd mount unit once its servers can serve it.
 type glusterMount struct {
+	node   Node
 	params *facts.MountParams
-	retry  backoff
+	retry  ensemble.Backoff
 	seen   mountSeen
 	asked  time.Time  // when seen.Unit was last asked for
 	probe  chan error // a question to the file system that has not been answered yet; nil: none
+
+	reports ensemble.Reader[glusterReport]
 }
 
 // mountSeen is what a mount looks like.
@@ -34,8 +37,8 @@ type mountSeen struct {
 	Log    string `json:"log,omitempty"`
 }
 
-func newMount(_ Node, _ string, p *facts.MountParams) Component {
-	return &glusterMount{params: p}
+func newMount(n Node, _ string, p *facts.MountParams) Component {
+	return &glusterMount{node: n, params: p}
 }
 
 func (m *glusterMount) unitNames() []string { return []string{m.params.Unit} }
@@ -51,7 +54,7 @@ func (m *glusterMount) Observe(ctx context.Context) (any, error) {
 			seen.Fault = netFault(err)
 			seen.Broken = errors.Is(err, syscall.ENOTCONN)
 		}
-	} else if idle := m.seen.Unit.Active == "inactive" && m.retry.left() == 0; idle && time.Since(m.asked) < calmUnit {
+	} else if idle := m.seen.Unit.Active == "inactive" && m.retry.Left(m.node.now()) == 0; idle && time.Since(m.asked) < calmUnit {
 		// Systemd reads the file of a unit that is not in use for each question about it, and forgets it again: while
 		// there are no servers to mount from, that was most of what a node did.
 		seen.Unit = m.seen.Unit
@@ -97,13 +100,13 @@ func (m *glusterMount) ask() error {
 }
 
 func (m *glusterMount) Step(ctx context.Context, w World) (facts.Status, error) {
-	do, status := decideMount(m.params, m.seen, serversOf(w, m.params.Role), m.retry.left())
-	if status.State == facts.Ready && time.Since(m.retry.until) > maxPause {
-		m.retry.reset()
+	do, status := decideMount(m.params, m.seen, m.servers(w), m.retry.Left(m.node.now()))
+	if status.State == facts.Ready {
+		m.retry.Settle(m.node.now())
 	}
 	switch do {
 	case mountStart:
-		m.retry.next()
+		m.retry.Next(m.node.now())
 		m.asked = time.Time{}
 		return status, startUnit(ctx, m.params.Unit)
 	case mountDetach:
@@ -121,18 +124,12 @@ type server struct {
 	online bool // serves its part of the started volume
 }
 
-// serversOf returns the volume's servers as their agents report them.
-func serversOf(w World, role string) []server {
+// servers returns the volume's servers as their agents report them.
+func (m *glusterMount) servers(w World) []server {
 	var all []server
-	for _, p := range peersIn(w, role) {
-		s := server{name: p.Name}
-		for _, c := range w.Reports[p.Name].Components {
-			var r glusterReport
-			if c.Kind == "gluster" && len(c.Report) > 0 && json.Unmarshal(c.Report, &r) == nil {
-				s.heard, s.online = true, r.serves()
-			}
-		}
-		all = append(all, s)
+	for _, p := range w.In(m.params.Role) {
+		r, heard := m.reports.From(w, p.Name, "gluster")
+		all = append(all, server{name: p.Name, heard: heard, online: heard && r.serves()})
 	}
 	return all
 }
@@ -177,8 +174,7 @@ func decideMount(p *facts.MountParams, seen mountSeen, servers []server, held ti
 	case seen.Unit.Active == "activating" || seen.Unit.Active == "deactivating":
 		return mountNothing, workf("mounting %s", p.Path)
 	case seen.Unit.Active == "failed" && held > 0:
-		return mountNothing, facts.Status{State: facts.Failed,
-			Detail: failure(p.Unit, serviceSeen{Unit: seen.Unit, Log: seen.Log}) + fmt.Sprintf("; next try in %d s", seconds(held))}
+		return mountNothing, ensemble.Held(failure(p.Unit, serviceSeen{Unit: seen.Unit, Log: seen.Log}), "try", held)
 	case held > 0:
 		return mountNothing, workf("mounting %s", p.Path)
 	}

@@ -66,7 +66,7 @@ func TestServersAsTheirAgentsReportThem(t *testing.T) {
 			"gl3": {NodeReport: facts.NodeReport{Components: map[string]facts.ComponentReport{"files": {Kind: "gluster"}}}}, // its disk is not ready
 		},
 	}
-	got := serversOf(w, "glusterfs")
+	got := (&glusterMount{params: &facts.MountParams{Role: "glusterfs"}}).servers(w)
 	want := []server{{"gl1", true, true}, {"gl2", true, false}, {"gl3", false, false}}
 	for i := range want {
 		if got[i] != want[i] {

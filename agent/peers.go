@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -43,10 +45,18 @@ func loadIdentity(dir string) (identity, error) {
 	return identity{cert, ca}, nil
 }
 
+// network is how an agent reaches its peers' agents. The simulator has one of its own.
+type network interface {
+	// ask returns what a peer's agent reports. It takes no longer than pollLimit.
+	ask(ctx context.Context, n facts.Peer) (facts.NodeReport, error)
+}
+
 // peers asks other nodes' agents for their state and remembers the latest answers.
 type peers struct {
 	nodes   []facts.Peer
-	clients map[string]*http.Client
+	network network
+	clock   clock
+	limit   time.Duration // ensemble.HeardLimit
 
 	mu      sync.Mutex
 	answers map[string]answer
@@ -73,47 +83,74 @@ func (id identity) server() *tls.Config {
 	}
 }
 
-func newPeers(id identity, nodes []facts.Peer) *peers {
-	p := &peers{nodes: nodes, clients: map[string]*http.Client{}, answers: map[string]answer{}}
+func newPeers(network network, clock clock, nodes []facts.Peer) *peers {
+	return &peers{nodes: nodes, network: network, clock: clock, limit: ensemble.HeardLimit, answers: map[string]answer{}}
+}
+
+// poll asks one peer, again and again, until ctx ends: often while this node is not ready, less so afterwards.
+func (p *peers) poll(ctx context.Context, n facts.Peer, settled func() bool) {
+	for ctx.Err() == nil {
+		asked := p.clock.Now()
+		if report, err := p.network.ask(ctx, n); err == nil {
+			p.mu.Lock()
+			p.answers[n.Name] = answer{asked, report}
+			p.mu.Unlock()
+		}
+		pause := restless
+		if settled() {
+			pause = restful
+		}
+		p.clock.Sleep(ctx, pause)
+	}
+}
+
+// heard returns the answers that are young enough to be believed, without what is older in them.
+func (p *peers) heard() map[string]PeerReport {
+	now := p.clock.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := make(map[string]PeerReport, len(p.answers))
+	for name, a := range p.answers {
+		if age := now.Sub(a.asked); age <= p.limit {
+			m[name] = PeerReport{NodeReport: ensemble.Fresh(a.report, age, p.limit), Age: age}
+		}
+	}
+	return m
+}
+
+// names returns the peers that are heard.
+func (p *peers) names() []string {
+	now := p.clock.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	names := make([]string, 0, len(p.answers))
+	for name, a := range p.answers {
+		if now.Sub(a.asked) <= p.limit {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// httpNetwork is the network of every real agent: HTTPS with mutual TLS.
+type httpNetwork struct{ clients map[string]*http.Client }
+
+func newHTTPNetwork(id identity, nodes []facts.Peer) *httpNetwork {
+	h := &httpNetwork{map[string]*http.Client{}}
 	for _, n := range nodes {
-		p.clients[n.Name] = &http.Client{Timeout: pollLimit, Transport: &http.Transport{TLSClientConfig: id.client(n.Name)}}
+		h.clients[n.Name] = &http.Client{Timeout: pollLimit, Transport: &http.Transport{TLSClientConfig: id.client(n.Name)}}
 	}
-	return p
+	return h
 }
 
-// poll asks every peer, again and again, until ctx ends: often while this node is not ready, less so afterwards.
-func (p *peers) poll(ctx context.Context, settled func() bool) {
-	var wg sync.WaitGroup
-	for _, n := range p.nodes {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				asked := time.Now()
-				if report, err := p.ask(ctx, n); err == nil {
-					p.mu.Lock()
-					p.answers[n.Name] = answer{asked, report}
-					p.mu.Unlock()
-				}
-				pause := restless
-				if settled() {
-					pause = restful
-				}
-				select {
-				case <-ctx.Done():
-				case <-time.After(pause):
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
-
-func (p *peers) ask(ctx context.Context, n facts.Peer) (r facts.NodeReport, err error) {
+func (h *httpNetwork) ask(ctx context.Context, n facts.Peer) (r facts.NodeReport, err error) {
 	url := "https://" + net.JoinHostPort(n.IP, strconv.Itoa(facts.APIPort)) + facts.StatePath
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return r, err
 	}
-	resp, err := p.clients[n.Name].Do(req)
+	resp, err := h.clients[n.Name].Do(req)
 	if err != nil {
 		return r, err
 	}
@@ -132,17 +169,4 @@ func (p *peers) ask(ctx context.Context, n facts.Peer) (r facts.NodeReport, err 
 		return r, fmt.Errorf("%s answered as %q", n.Name, r.Node.Name)
 	}
 	return r, nil
-}
-
-// heard returns the answers that are young enough to be believed.
-func (p *peers) heard() map[string]PeerReport {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m := map[string]PeerReport{}
-	for name, a := range p.answers {
-		if age := time.Since(a.asked); age <= heardLimit {
-			m[name] = PeerReport{NodeReport: a.report, Age: age}
-		}
-	}
-	return m
 }

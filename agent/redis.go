@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,11 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 	"imagegen/internal/atomicfile"
 )
@@ -35,18 +34,38 @@ const redisLimit = 2 * time.Second // one round of questions to a Redis or a Sen
 // the eyes of Sentinel.
 type redis struct {
 	node   Node
-	params *facts.RedisParams
-	seen   redisReport
+	server redisServer
+	decide func(redisView) (redisStep, string, facts.Status)
+	view   redisReader
+	retry  ensemble.Backoff
+	seen   redisSeen
+}
+
+// redisServer is the node's Redis and its data. The simulator has one of its own.
+type redisServer interface {
+	unitNames() []string
+	// look changes nothing.
+	look(ctx context.Context) (redisSeen, error)
+	// allow lets Sentinel choose the running server.
+	allow(ctx context.Context) error
+	// mark notes that the data is the cluster's.
+	mark(founder bool) error
+	// start starts the server as a replica of a master or, without one, as a master.
+	start(ctx context.Context, master string, hasData bool) error
+}
+
+// redisSeen is what a look at the server shows.
+type redisSeen struct {
+	redisReport
 	unit   unit
 	failed string // the last line of a server that failed
-	retry  backoff
 }
 
 // redisReport is what a server tells the others.
 type redisReport struct {
 	Running bool `json:"running"` // it answers
-	// Member says that the node's data is the cluster's: it was the first master, or has been in sync with a master.
-	Member   bool   `json:"member"`
+	// HasData says that the node's data is the cluster's: it was the first master, or has been in sync with a master.
+	HasData  bool   `json:"member"`
 	Founder  bool   `json:"founder,omitempty"`  // it was the first master
 	Role     string `json:"role,omitempty"`     // master or slave, as Redis has it
 	Master   string `json:"master,omitempty"`   // address that a replica follows
@@ -76,15 +95,34 @@ type member struct {
 }
 
 func newRedis(n Node, _ string, p *facts.RedisParams) Component {
-	return &redis{node: n, params: p}
+	return &redis{node: n, server: &redisUnit{node: n, params: p}, decide: decideRedis}
 }
 
-func (r *redis) unitNames() []string { return []string{r.params.Unit} }
+func (r *redis) unitNames() []string { return r.server.unitNames() }
 
 func (r *redis) Observe(ctx context.Context) (any, error) {
-	u, err := unitState(ctx, r.params.Unit)
+	seen, err := r.server.look(ctx)
 	if err != nil {
 		return nil, err
+	}
+	r.seen = seen
+	return seen.redisReport, nil
+}
+
+// redisUnit is the server as a systemd unit runs it.
+type redisUnit struct {
+	node   Node
+	params *facts.RedisParams
+	unit   unit
+	failed string
+}
+
+func (r *redisUnit) unitNames() []string { return []string{r.params.Unit} }
+
+func (r *redisUnit) look(ctx context.Context) (redisSeen, error) {
+	u, err := unitState(ctx, r.params.Unit)
+	if err != nil {
+		return redisSeen{}, err
 	}
 	if u.Active == "failed" && r.unit.Active != "failed" {
 		r.failed = lastLine(ctx, r.params.Unit)
@@ -92,22 +130,21 @@ func (r *redis) Observe(ctx context.Context) (any, error) {
 	r.unit = u
 	m, err := r.member()
 	if err != nil {
-		return nil, err
+		return redisSeen{}, err
 	}
-	seen := redisReport{Member: m.Cluster != "", Founder: m.Founder}
+	seen := redisReport{HasData: m.Cluster != "", Founder: m.Founder}
 	if u.Active == "active" {
 		err := r.ask(ctx, &seen)
 		noteAnswer(r.params.Unit, !errors.Is(err, errSilent))
 		if err != nil {
-			return nil, err
+			return redisSeen{}, err
 		}
 	}
-	r.seen = seen
-	return seen, nil
+	return redisSeen{seen, u, r.failed}, nil
 }
 
 // member reads the mark on the data. Data of another cluster is an error: nothing is done with it.
-func (r *redis) member() (m member, err error) {
+func (r *redisUnit) member() (m member, err error) {
 	path := filepath.Join(r.params.Dir, memberName)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -119,18 +156,15 @@ func (r *redis) member() (m member, err error) {
 	if err := json.Unmarshal(data, &m); err != nil {
 		return m, fmt.Errorf("%s: %w", path, err)
 	}
-	if m.Cluster != r.node.Facts.ClusterID {
-		return m, fmt.Errorf("the data in %s is of the cluster %s, and this one is %s: remove the data disk if it may be lost", r.params.Dir, m.Cluster, r.node.Facts.ClusterID)
-	}
-	return m, nil
+	return m, ensemble.Foreign(fmt.Sprintf("the data in %s is", r.params.Dir), m.Cluster, r.node.Facts.ClusterID)
 }
 
-func (r *redis) server() respServer {
+func (r *redisUnit) server() respServer {
 	return r.node.respServer(r.params.Port, r.params.TLS, r.params.Secret)
 }
 
 // ask fills in what the running server says. One that takes no connections yet is not running.
-func (r *redis) ask(ctx context.Context, seen *redisReport) error {
+func (r *redisUnit) ask(ctx context.Context, seen *redisReport) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
 	answers, err := r.server().ask(ctx, []string{"INFO"}, []string{"CONFIG", "GET", "replica-priority"})
@@ -161,8 +195,7 @@ func (r *redis) ask(ctx context.Context, seen *redisReport) error {
 
 // redisMember is a node of the role as decisions see it.
 type redisMember struct {
-	name, ip string
-	heard    bool // both of its components
+	ensemble.Member // heard: both of its components
 	redisReport
 	sentinel sentinelReport
 }
@@ -172,9 +205,10 @@ type redisStep int
 
 const (
 	redisWait    redisStep = iota
-	redisFound             // start as the cluster's first master
+	redisFound             // note that the node is the cluster's first master; next, it leads
 	redisLead              // start as the master
 	redisFollow            // start as a replica
+	redisAllow             // let Sentinel choose the running server
 	redisBelongs           // note that the data is the cluster's
 )
 
@@ -186,8 +220,8 @@ type redisView struct {
 
 func (v redisView) name(ip string) string {
 	for _, m := range v.members {
-		if m.ip == ip {
-			return m.name
+		if m.IP == ip {
+			return m.Name
 		}
 	}
 	return ip
@@ -200,26 +234,26 @@ func decideRedis(v redisView) (step redisStep, master string, status facts.Statu
 		return step, "", status
 	}
 	me := v.members[v.self]
-	if !me.heard {
+	if !me.Heard {
 		return redisWait, "", waitf("for the Sentinel of this node")
 	}
 	var silent []string
 	formed, data := false, false
 	for _, m := range v.members {
 		switch {
-		case !m.heard:
-			silent = append(silent, m.name)
-		case m.Member || m.sentinel.Master != "":
+		case !m.Heard:
+			silent = append(silent, m.Name)
+		case m.HasData || m.sentinel.Master != "":
 			formed = true
 		}
-		data = data || m.Member
+		data = data || m.HasData
 	}
 	if !formed {
 		switch first := v.members[0]; {
 		case len(silent) > 0:
 			return redisWait, "", waitf("for %s, who may have data", strings.Join(silent, ", "))
-		case first.name != me.name:
-			return redisWait, "", waitf("for %s to become the first master", first.name)
+		case first.Name != me.Name:
+			return redisWait, "", waitf("for %s to become the first master", first.Name)
 		}
 		return redisFound, "", workf("starting as the first master")
 	}
@@ -230,12 +264,12 @@ func decideRedis(v redisView) (step redisStep, master string, status facts.Statu
 	switch {
 	case master == "":
 		return redisWait, "", waitf("for the others to have a master")
-	case master != me.ip:
+	case master != me.IP:
 		return redisFollow, master, workf("starting as a replica of %s", v.name(master))
-	case !me.Member && !data && len(silent) == 0:
+	case !me.HasData && !data && len(silent) == 0:
 		// The first master was replaced before it had a replica. All have answered, and nobody has anything.
 		return redisFound, "", workf("starting as the first master again: nobody has data")
-	case !me.Member:
+	case !me.HasData:
 		return redisWait, "", waitf("for the others to choose another master: the disk of this one is empty")
 	case beingReplaced(v):
 		return redisWait, "", waitf("for the Sentinels, who are about to choose another master")
@@ -249,16 +283,20 @@ func decideRunning(v redisView) (redisStep, facts.Status) {
 	switch {
 	case me.Loading:
 		return redisWait, workf("reading its data from the disk")
-	case me.Role == "master" && !me.Member && me.Eligible:
+	case me.Role == "master" && !me.HasData && me.Eligible:
 		// Sentinel chose it in the moment between letting it and noting why.
 		return redisBelongs, workf("noting that the data is complete")
-	case me.Role == "master" && !me.Member:
+	case me.Role == "master" && !me.HasData:
 		return redisWait, waitf("to be made a replica: it is a master without data")
 	case me.Role == "master":
 		return redisWait, ready(fmt.Sprintf("master with %d of %d replicas", me.Replicas, len(v.members)-1))
 	case !me.Synced:
 		return redisWait, waitf("for the data of the master %s", v.name(me.Master))
-	case !me.Member:
+	case !me.HasData && !me.Eligible:
+		// Before it is noted: what is noted is not done again, and Sentinel would pass over a node that died in between
+		// for as long as its server runs.
+		return redisAllow, workf("letting Sentinel choose this node: its data is complete")
+	case !me.HasData:
 		return redisBelongs, workf("noting that the data is complete")
 	}
 	return redisWait, ready("replica of " + v.name(me.Master))
@@ -269,13 +307,13 @@ func believedMaster(v redisView) string {
 	master, epoch := "", int64(-1)
 	for i, m := range v.members {
 		switch {
-		case !m.heard:
-		case i != v.self && m.Running && m.Role == "master" && m.Member && m.sentinel.follows(m.ip):
-			return m.ip
+		case !m.Heard:
+		case i != v.self && m.Running && m.Role == "master" && m.HasData && m.sentinel.follows(m.IP):
+			return m.IP
 		case m.sentinel.Master != "" && m.sentinel.Epoch > epoch:
 			master, epoch = m.sentinel.Master, m.sentinel.Epoch
 		case m.Founder && epoch < 0: // it has not got as far as to set up a Sentinel
-			master = m.ip
+			master = m.IP
 		}
 	}
 	return master
@@ -286,88 +324,89 @@ func believedMaster(v redisView) string {
 func beingReplaced(v redisView) bool {
 	sentinels, down, heir := 0, false, false
 	for i, m := range v.members {
-		if i == v.self || !m.heard {
+		if i == v.self || !m.Heard {
 			continue
 		}
 		if m.sentinel.Running {
 			sentinels++
 			down = down || m.sentinel.Down
 		}
-		heir = heir || m.Running && m.Member && !m.Loading
+		heir = heir || m.Running && m.HasData && !m.Loading
 	}
 	return down && heir && sentinels >= len(v.members)/2+1
 }
 
-// redisMembers puts together what is known of the role's nodes.
-func redisMembers(n Node, w World, own redisReport) redisView {
-	var v redisView
-	peers := append(peersIn(w, w.Self.Role), w.Self)
-	slices.SortFunc(peers, func(a, b facts.Peer) int { return cmp.Compare(a.Index, b.Index) })
-	for i, p := range peers {
-		m := redisMember{name: p.Name, ip: p.IP}
-		report := w.Reports[p.Name].NodeReport
-		if p.Name == w.Self.Name {
-			v.self = i
-			report = w.Own
+// redisReader reads what is known of the role's nodes.
+type redisReader struct {
+	servers   ensemble.Reader[redisReport]
+	sentinels ensemble.Reader[sentinelReport]
+}
+
+// members puts together what is known of the role's nodes. own is what this one's server is.
+func (r *redisReader) members(w World, own redisReport) redisView {
+	members, self := ensemble.Members(w)
+	v := redisView{members: make([]redisMember, len(members)), self: self}
+	for i := range members {
+		m := &v.members[i]
+		m.Member = members[i]
+		report := w.Own
+		if i != self {
+			report = w.Reports[m.Name].NodeReport
 		}
-		sentinel, haveSentinel := reportOfKind[sentinelReport](report, "sentinel")
-		server, haveServer := reportOfKind[redisReport](report, "redis")
-		if p.Name == w.Self.Name {
-			server, haveServer = own, true
+		var haveServer, haveSentinel bool
+		m.sentinel, haveSentinel = knownOr(r.sentinels.Of(report, "sentinel"))
+		if m.redisReport, haveServer = own, true; i != self {
+			m.redisReport, haveServer = knownOr(r.servers.Of(report, "redis"))
 		}
-		m.heard = haveServer && haveSentinel
-		m.redisReport, m.sentinel = server, sentinel
-		v.members = append(v.members, m)
+		m.Heard = haveServer && haveSentinel
 	}
 	return v
 }
 
+// knownOr takes a node that has no such component for one that has said all there is to say.
+func knownOr[T any](v T, _, known bool) (T, bool) { return v, known }
+
 func (r *redis) Step(ctx context.Context, w World) (facts.Status, error) {
-	if r.unit.Load == "not-found" {
-		return stopf("the image has no unit %s", r.params.Unit), nil
+	if r.seen.unit.Load == "not-found" {
+		return stopf("the image has no unit %s", r.unitNames()[0]), nil
 	}
-	step, master, status := decideRedis(redisMembers(r.node, w, r.seen))
-	if status.State == facts.Ready && time.Since(r.retry.until) > maxPause {
-		r.retry.reset()
+	step, master, status := r.decide(r.view.members(w, r.seen.redisReport))
+	if status.State == facts.Ready {
+		r.retry.Settle(r.node.now())
 	}
 	switch step {
 	case redisWait:
 		return status, nil
+	case redisAllow:
+		return status, r.server.allow(ctx)
 	case redisBelongs:
-		return status, r.belongs(ctx)
+		return status, r.server.mark(false)
 	}
-	if active := r.unit.Active; active != "inactive" && active != "failed" {
+	if active := r.seen.unit.Active; active != "inactive" && active != "failed" {
 		return workf("Redis is starting"), nil
 	}
-	if held := r.retry.left(); held > 0 {
-		if r.unit.Active == "failed" {
-			return facts.Status{State: facts.Failed, Detail: fmt.Sprintf("Redis stopped: %s; next start in %d s", r.failed, seconds(held))}, nil
+	if step == redisFound {
+		return status, r.server.mark(true)
+	}
+	if held := r.retry.Left(r.node.now()); held > 0 {
+		if r.seen.unit.Active == "failed" {
+			return ensemble.Held("Redis stopped: "+r.seen.failed, "start", held), nil
 		}
 		return status, nil
 	}
-	r.retry.next()
-	if step == redisFound {
-		if err := r.mark(member{Cluster: r.node.Facts.ClusterID, Founder: true}); err != nil {
-			return status, err
-		}
-	}
-	if err := r.configure(master); err != nil {
-		return status, err
-	}
-	return status, startUnit(ctx, r.params.Unit)
+	r.retry.Next(r.node.now())
+	return status, r.server.start(ctx, master, r.seen.HasData)
 }
 
-func (r *redis) mark(m member) error {
-	data, err := json.Marshal(m)
+func (r *redisUnit) mark(founder bool) error {
+	data, err := json.Marshal(member{Cluster: r.node.Facts.ClusterID, Founder: founder})
 	if err != nil {
 		return err
 	}
 	return atomicfile.Write(filepath.Join(r.params.Dir, memberName), append(data, '\n'), 0o600)
 }
 
-// belongs lets Sentinel choose the node, and notes that it has the cluster's data. In this order: what is noted is not
-// done again, and Sentinel would pass over a node that died in between for as long as its server runs.
-func (r *redis) belongs(ctx context.Context) error {
+func (r *redisUnit) allow(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
 	answers, err := r.server().ask(ctx, []string{"CONFIG", "SET", "replica-priority", "100"})
@@ -377,16 +416,23 @@ func (r *redis) belongs(ctx context.Context) error {
 	if refused, ok := answers[0].(redisError); ok {
 		return fmt.Errorf("let Sentinel choose this node: %w", refused)
 	}
-	return r.mark(member{Cluster: r.node.Facts.ClusterID})
+	return nil
+}
+
+func (r *redisUnit) start(ctx context.Context, master string, hasData bool) error {
+	if err := r.configure(master, hasData); err != nil {
+		return err
+	}
+	return startUnit(ctx, r.params.Unit)
 }
 
 // configure writes what the server starts with. master is empty for a master.
-func (r *redis) configure(master string) error {
+func (r *redisUnit) configure(master string, hasData bool) error {
 	text, err := os.ReadFile(r.params.Config)
 	if err != nil {
 		return err
 	}
-	return writeOwned(r.params.RunConfig, redisConfig(text, master, r.params.Port, r.seen.Member), r.params.Owner)
+	return writeOwned(r.params.RunConfig, redisConfig(text, master, r.params.Port, hasData), r.params.Owner)
 }
 
 // redisConfig adds to the rendered configuration what depends on the cluster's state.

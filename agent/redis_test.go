@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -183,7 +184,7 @@ func serveRedis(t *testing.T, program, dir, directives string) int {
 func redisNodes(self int, nodes ...redisMember) redisView {
 	v := redisView{self: self}
 	for i, m := range nodes {
-		m.name, m.ip, m.heard = fmt.Sprintf("redis%d", i+1), fmt.Sprintf("10.0.0.%d", i+1), true
+		m.Member = ensemble.Member{Peer: facts.Peer{Name: fmt.Sprintf("redis%d", i+1), IP: fmt.Sprintf("10.0.0.%d", i+1)}, Heard: true}
 		v.members = append(v.members, m)
 	}
 	return v
@@ -192,9 +193,9 @@ func redisNodes(self int, nodes ...redisMember) redisView {
 // A master whose Sentinels hold it to be down, and can choose another, waits for that: there would be two.
 func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 	const me = "10.0.0.1"
-	stopped := redisMember{redisReport: redisReport{Member: true, Founder: true}, sentinel: sentinelReport{Master: me, Epoch: 3}}
+	stopped := redisMember{redisReport: redisReport{HasData: true, Founder: true}, sentinel: sentinelReport{Master: me, Epoch: 3}}
 	other := func(down, running, member bool) redisMember {
-		return redisMember{redisReport: redisReport{Running: running, Member: member, Role: "slave", Master: me},
+		return redisMember{redisReport: redisReport{Running: running, HasData: member, Role: "slave", Master: me},
 			sentinel: sentinelReport{Running: true, Master: me, Epoch: 3, Down: down}}
 	}
 	off := other(true, true, true)
@@ -217,9 +218,9 @@ func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 
 // A running master that its own Sentinel does not take for the master is one that has not heard yet.
 func TestMasterThatItsSentinelDoesNotFollow(t *testing.T) {
-	stale := redisMember{redisReport: redisReport{Running: true, Member: true, Role: "master"}, sentinel: sentinelReport{Running: true, Master: "10.0.0.3", Epoch: 4}}
-	stopped := redisMember{redisReport: redisReport{Member: true}, sentinel: sentinelReport{Master: "10.0.0.2", Epoch: 3}}
-	chosen := redisMember{redisReport: redisReport{Member: true}, sentinel: sentinelReport{Master: "10.0.0.3", Epoch: 4}}
+	stale := redisMember{redisReport: redisReport{Running: true, HasData: true, Role: "master"}, sentinel: sentinelReport{Running: true, Master: "10.0.0.3", Epoch: 4}}
+	stopped := redisMember{redisReport: redisReport{HasData: true}, sentinel: sentinelReport{Master: "10.0.0.2", Epoch: 3}}
+	chosen := redisMember{redisReport: redisReport{HasData: true}, sentinel: sentinelReport{Master: "10.0.0.3", Epoch: 4}}
 	if step, master, status := decideRedis(redisNodes(0, stopped, stale, chosen)); step != redisFollow || master != "10.0.0.3" {
 		t.Errorf("step %d, %s, %+v", step, master, status)
 	}
@@ -238,11 +239,11 @@ func TestHalfIsNoMajority(t *testing.T) {
 		for heard := 1; heard <= nodes; heard++ {
 			var all []redisMember
 			for range nodes {
-				all = append(all, redisMember{redisReport: redisReport{Member: true}, sentinel: sentinelReport{Master: "10.0.0.1", Epoch: 3}})
+				all = append(all, redisMember{redisReport: redisReport{HasData: true}, sentinel: sentinelReport{Master: "10.0.0.1", Epoch: 3}})
 			}
 			v := redisNodes(0, all...)
 			for i := heard; i < nodes; i++ {
-				v.members[i] = redisMember{name: v.members[i].name, ip: v.members[i].ip}
+				v.members[i] = redisMember{Member: ensemble.Member{Peer: v.members[i].Peer}}
 			}
 			step, _, status := decideRedis(v)
 			if leads := step == redisLead; leads != (heard >= need) {
@@ -254,7 +255,7 @@ func TestHalfIsNoMajority(t *testing.T) {
 
 // Data of another cluster is never taken for this one's.
 func TestRedisDataOfAnotherCluster(t *testing.T) {
-	r := &redis{node: Node{Facts: facts.Facts{ClusterID: "ours"}}, params: &facts.RedisParams{Dir: t.TempDir()}}
+	r := &redisUnit{node: Node{Facts: facts.Facts{ClusterID: "ours"}}, params: &facts.RedisParams{Dir: t.TempDir()}}
 	for text, want := range map[string]string{
 		`{"cluster":"ours","founder":true}`: "",
 		`{"cluster":"theirs"}`:              "of the cluster theirs, and this one is ours",

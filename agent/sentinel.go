@@ -10,8 +10,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 	"imagegen/internal/atomicfile"
 )
@@ -20,11 +20,27 @@ import (
 // from then on is Sentinel's own: it holds the master of the day, the epoch, and its promises to other Sentinels.
 type sentinel struct {
 	node   Node
-	params *facts.SentinelParams
-	seen   sentinelReport
+	server sentinelServer
+	decide func(sentinelReport, redisReport, redisView) (start bool, master string, status facts.Status)
+	view   redisReader
+	retry  ensemble.Backoff
+	seen   sentinelSeen
+}
+
+// sentinelServer is the node's Sentinel. The simulator has one of its own.
+type sentinelServer interface {
+	unitNames() []string
+	// look changes nothing.
+	look(ctx context.Context) (sentinelSeen, error)
+	// start starts it. With a master, it first gets a configuration.
+	start(ctx context.Context, master string, view redisView) error
+}
+
+// sentinelSeen is what a look at the Sentinel shows.
+type sentinelSeen struct {
+	sentinelReport
 	unit   unit
-	failed string
-	retry  backoff
+	failed string // the last line of one that failed
 }
 
 // sentinelReport is what a Sentinel knows, running or not.
@@ -42,15 +58,34 @@ type sentinelReport struct {
 func (s sentinelReport) follows(ip string) bool { return s.Master == "" || s.Master == ip }
 
 func newSentinel(n Node, _ string, p *facts.SentinelParams) Component {
-	return &sentinel{node: n, params: p}
+	return &sentinel{node: n, server: &sentinelUnit{node: n, params: p}, decide: decideSentinel}
 }
 
-func (s *sentinel) unitNames() []string { return []string{s.params.Unit} }
+func (s *sentinel) unitNames() []string { return s.server.unitNames() }
 
 func (s *sentinel) Observe(ctx context.Context) (any, error) {
-	u, err := unitState(ctx, s.params.Unit)
+	seen, err := s.server.look(ctx)
 	if err != nil {
 		return nil, err
+	}
+	s.seen = seen
+	return seen.sentinelReport, nil
+}
+
+// sentinelUnit is the Sentinel as a systemd unit runs it.
+type sentinelUnit struct {
+	node   Node
+	params *facts.SentinelParams
+	unit   unit
+	failed string
+}
+
+func (s *sentinelUnit) unitNames() []string { return []string{s.params.Unit} }
+
+func (s *sentinelUnit) look(ctx context.Context) (sentinelSeen, error) {
+	u, err := unitState(ctx, s.params.Unit)
+	if err != nil {
+		return sentinelSeen{}, err
 	}
 	if u.Active == "failed" && s.unit.Active != "failed" {
 		s.failed = lastLine(ctx, s.params.Unit)
@@ -58,18 +93,17 @@ func (s *sentinel) Observe(ctx context.Context) (any, error) {
 	s.unit = u
 	text, err := os.ReadFile(s.params.RunConfig)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return sentinelSeen{}, err
 	}
 	seen := parseSentinelConfig(text, s.params.Master)
 	if u.Active == "active" {
 		err := s.ask(ctx, &seen)
 		noteAnswer(s.params.Unit, !errors.Is(err, errSilent))
 		if err != nil {
-			return nil, err
+			return sentinelSeen{}, err
 		}
 	}
-	s.seen = seen
-	return seen, nil
+	return sentinelSeen{seen, u, s.failed}, nil
 }
 
 // parseSentinelConfig reads which master a Sentinel's configuration has, and of which epoch. Sentinel writes one
@@ -92,7 +126,7 @@ func parseSentinelConfig(text []byte, master string) sentinelReport {
 }
 
 // ask fills in what the running Sentinel says.
-func (s *sentinel) ask(ctx context.Context, seen *sentinelReport) error {
+func (s *sentinelUnit) ask(ctx context.Context, seen *sentinelReport) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
 	answers, err := s.node.respServer(s.params.Port, s.params.TLS, s.params.Secret).ask(ctx,
@@ -135,19 +169,19 @@ func decideSentinel(seen sentinelReport, server redisReport, view redisView) (st
 		return false, "", waitf("for the other Sentinels: %d of %d known; %s", seen.Others, len(view.members)-1, seen.Quorum)
 	case seen.Running:
 		return false, "", ready("the master is " + view.name(seen.Master))
-	case !server.Running && !server.Member && believedMaster(view) == me.ip && (seen.Master == me.ip || othersHave(view, me.ip)):
+	case !server.Running && !server.HasData && believedMaster(view) == me.IP && (seen.Master == me.IP || othersHave(view, me.IP)):
 		// Redis cannot start before the Sentinels have chosen another master, and they may need this one's vote for it.
 		if seen.Master != "" {
-			me.ip = ""
+			me.IP = ""
 		}
-		return true, me.ip, workf("starting Sentinel, to choose another master: the disk of this one is empty")
+		return true, me.IP, workf("starting Sentinel, to choose another master: the disk of this one is empty")
 	case !server.Running || server.Loading:
 		// Sentinels without a Redis would choose a master where there is nothing to choose from.
 		return false, "", waitf("for Redis on this node")
 	case seen.Master != "":
 		return true, "", workf("starting Sentinel")
-	case server.Role == "master" && server.Member:
-		return true, me.ip, workf("setting up Sentinel with %s as the master", me.name)
+	case server.Role == "master" && server.HasData:
+		return true, me.IP, workf("setting up Sentinel with %s as the master", me.Name)
 	case server.Role == "slave" && server.Synced:
 		return true, server.Master, workf("setting up Sentinel with %s as the master", view.name(server.Master))
 	case server.Role == "slave" && othersHave(view, server.Master):
@@ -160,7 +194,7 @@ func decideSentinel(seen sentinelReport, server redisReport, view redisView) (st
 // othersHave tells whether the Sentinel of another node has the master.
 func othersHave(view redisView, master string) bool {
 	for i, m := range view.members {
-		if i != view.self && m.heard && m.sentinel.Master == master {
+		if i != view.self && m.Heard && m.sentinel.Master == master {
 			return true
 		}
 	}
@@ -168,44 +202,48 @@ func othersHave(view redisView, master string) bool {
 }
 
 func (s *sentinel) Step(ctx context.Context, w World) (facts.Status, error) {
-	if s.unit.Load == "not-found" {
-		return stopf("the image has no unit %s", s.params.Unit), nil
+	if s.seen.unit.Load == "not-found" {
+		return stopf("the image has no unit %s", s.unitNames()[0]), nil
 	}
-	server, _ := reportOfKind[redisReport](w.Own, "redis")
-	view := redisMembers(s.node, w, server)
-	start, master, status := decideSentinel(s.seen, server, view)
-	if status.State == facts.Ready && time.Since(s.retry.until) > maxPause {
-		s.retry.reset()
+	server, _ := knownOr(s.view.servers.Of(w.Own, "redis"))
+	view := s.view.members(w, server)
+	start, master, status := s.decide(s.seen.sentinelReport, server, view)
+	if status.State == facts.Ready {
+		s.retry.Settle(s.node.now())
 	}
 	if !start {
 		return status, nil
 	}
-	if active := s.unit.Active; active != "inactive" && active != "failed" {
+	if active := s.seen.unit.Active; active != "inactive" && active != "failed" {
 		return workf("Sentinel is starting"), nil
 	}
-	if held := s.retry.left(); held > 0 {
-		if s.unit.Active == "failed" {
-			return facts.Status{State: facts.Failed, Detail: fmt.Sprintf("Sentinel stopped: %s; next start in %d s", s.failed, seconds(held))}, nil
+	if held := s.retry.Left(s.node.now()); held > 0 {
+		if s.seen.unit.Active == "failed" {
+			return ensemble.Held("Sentinel stopped: "+s.seen.failed, "start", held), nil
 		}
 		return status, nil
 	}
-	s.retry.next()
+	s.retry.Next(s.node.now())
+	return status, s.server.start(ctx, master, view)
+}
+
+func (s *sentinelUnit) start(ctx context.Context, master string, view redisView) error {
 	if master != "" {
 		text, err := os.ReadFile(s.params.Config)
 		if err != nil {
-			return status, err
+			return err
 		}
 		text = sentinelConfig(text, s.params, master, s.node.Secrets[s.params.Secret])
 		text = append(text, sentinelPeers(s.params, s.node.Facts.ClusterID, master, view)...)
 		if err := atomicfile.Write(s.params.RunConfig, text, 0o600); err != nil {
-			return status, err
+			return err
 		}
 	}
 	// At every start: a node that died in between may have left a file of root's.
 	if err := chownTo(s.params.RunConfig, s.params.Owner); err != nil {
-		return status, err
+		return err
 	}
-	return status, startUnit(ctx, s.params.Unit)
+	return startUnit(ctx, s.params.Unit)
 }
 
 // sentinelConfig adds the master to the rendered configuration. From the first start on the file is Sentinel's.
@@ -225,13 +263,13 @@ func sentinelConfig(text []byte, p *facts.SentinelParams, master, password strin
 // sentinelPeers is what a new Sentinel is told of the others. By itself it would learn of them through the master; should
 // that die before, they would never find each other, and choose nobody.
 func sentinelPeers(p *facts.SentinelParams, clusterID, master string, view redisView) []byte {
-	b := fmt.Appendf(nil, "sentinel myid %s\n", sentinelID(clusterID, view.members[view.self].name))
+	b := fmt.Appendf(nil, "sentinel myid %s\n", sentinelID(clusterID, view.members[view.self].Name))
 	for i, m := range view.members {
-		if m.ip != master {
-			b = fmt.Appendf(b, "sentinel known-replica %s %s %d\n", p.Master, m.ip, p.RedisPort)
+		if m.IP != master {
+			b = fmt.Appendf(b, "sentinel known-replica %s %s %d\n", p.Master, m.IP, p.RedisPort)
 		}
 		if i != view.self {
-			b = fmt.Appendf(b, "sentinel known-sentinel %s %s %d %s\n", p.Master, m.ip, p.Port, sentinelID(clusterID, m.name))
+			b = fmt.Appendf(b, "sentinel known-sentinel %s %s %d %s\n", p.Master, m.IP, p.Port, sentinelID(clusterID, m.Name))
 		}
 	}
 	return b

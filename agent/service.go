@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -32,8 +33,9 @@ const (
 
 // service keeps a systemd unit running whose configuration needs no decisions.
 type service struct {
+	node    Node
 	params  *facts.ServiceParams
-	retry   backoff
+	retry   ensemble.Backoff
 	seen    serviceSeen
 	asked   time.Time     // when seen.Unit was last asked for
 	checked time.Time     // when seen.Fault was last determined
@@ -50,8 +52,8 @@ type serviceSeen struct {
 	Sends string `json:"sends,omitempty"` // where a load balancer sends what arrives
 }
 
-func newService(_ Node, _ string, p *facts.ServiceParams) Component {
-	return &service{params: p}
+func newService(n Node, _ string, p *facts.ServiceParams) Component {
+	return &service{node: n, params: p}
 }
 
 func (s *service) unitNames() []string { return []string{s.params.Unit} }
@@ -115,14 +117,14 @@ func (s *service) Step(ctx context.Context, _ World) (facts.Status, error) {
 		s.silent = time.Time{}
 		return workf("%s hangs (%s), and is killed", s.params.Unit, s.seen.Fault), killUnit(ctx, s.params.Unit)
 	}
-	start, status := decideService(s.params.Unit, s.seen, s.retry.left())
-	if status.State == facts.Ready && time.Since(s.retry.until) > maxPause {
-		s.retry.reset() // not at once: a service that dies soon after every start is not well
+	start, status := decideService(s.params.Unit, s.seen, s.retry.Left(s.node.now()))
+	if status.State == facts.Ready {
+		s.retry.Settle(s.node.now())
 	}
 	if !start {
 		return status, nil
 	}
-	s.retry.next()
+	s.retry.Next(s.node.now())
 	return status, startUnit(ctx, s.params.Unit)
 }
 
@@ -138,7 +140,7 @@ func decideService(name string, seen serviceSeen, held time.Duration) (start boo
 	case u.Active == "activating" || u.Active == "deactivating" || u.Active == "reloading":
 		return false, workf("%s is %s", name, u.Active)
 	case u.Active == "failed" && held > 0:
-		return false, facts.Status{State: facts.Failed, Detail: failure(name, seen) + fmt.Sprintf("; next start in %d s", seconds(held))}
+		return false, ensemble.Held(failure(name, seen), "start", held)
 	case held > 0:
 		return false, workf("starting %s", name)
 	case u.Active == "failed":
@@ -155,9 +157,6 @@ func failure(name string, seen serviceSeen) string {
 	}
 	return s
 }
-
-// seconds rounds up, so that the last second counts down to 1.
-func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // lastLine returns the last line in the journal that the processes of a unit wrote; empty when there is none.
 func lastLine(ctx context.Context, name string) string {
@@ -283,21 +282,3 @@ func netFault(err error) string {
 	}
 	return err.Error()
 }
-
-// backoff spaces out repeated attempts: 1 s after the first, then twice as long each time, 30 s at most.
-type backoff struct {
-	pause time.Duration
-	until time.Time
-}
-
-const maxPause = 30 * time.Second
-
-func (b *backoff) next() {
-	b.pause = min(max(time.Second, 2*b.pause), maxPause)
-	b.until = time.Now().Add(b.pause)
-}
-
-func (b *backoff) reset() { *b = backoff{} }
-
-// left is how long the next attempt must wait.
-func (b *backoff) left() time.Duration { return max(0, time.Until(b.until)) }

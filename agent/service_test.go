@@ -12,9 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -40,26 +40,6 @@ func TestServiceDecisions(t *testing.T) {
 			t.Errorf("%s: %v, %+v", name, start, got)
 		}
 	}
-}
-
-func TestBackoff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var b backoff
-		for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
-			if b.left() != 0 {
-				t.Errorf("held for %v", b.left())
-			}
-			b.next()
-			if got := b.left(); got != want*time.Second {
-				t.Errorf("pause %v, want %v s", got, want)
-			}
-			time.Sleep(b.left())
-		}
-		b.reset()
-		if b.next(); b.left() != time.Second {
-			t.Errorf("after a reset: %v", b.left())
-		}
-	})
 }
 
 func TestCheck(t *testing.T) {
@@ -155,12 +135,13 @@ func TestServiceIsStartedAgainAfterItFails(t *testing.T) {
 	if got := turn(); got.State != facts.Failed || !strings.Contains(got.Detail, "no such directive") || starts() != 1 {
 		t.Errorf("%+v after %d starts", got, starts())
 	}
-	s.retry.until = time.Now()
+	s.retry = ensemble.Backoff{}
+	s.retry.Next(time.Now().Add(-time.Second))
 	if got := turn(); got.State != facts.Working || starts() != 2 {
 		t.Errorf("%+v after %d starts", got, starts())
 	}
-	if s.retry.left() < time.Second {
-		t.Errorf("the second start is followed by a pause of %v", s.retry.left())
+	if s.retry.Left(time.Now()) < time.Second {
+		t.Errorf("the second start is followed by a pause of %v", s.retry.Left(time.Now()))
 	}
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -69,7 +70,7 @@ type galeraDisk struct {
 	fork    string // the history in grastate.dat, where it is not that of head
 }
 
-type galeraServer struct {
+type galeraProcess struct {
 	n        *machine
 	boot     bool // starts a cluster
 	talks    bool // has got as far as to talk to others
@@ -88,14 +89,14 @@ type galeraServer struct {
 type galeraGroup struct {
 	id      int
 	primary bool
-	members []*galeraServer
+	members []*galeraProcess
 	head    *txn // of a primary one
 }
 
 type galeraModel struct {
 	w       *simWorld
 	disks   []*galeraDisk
-	servers []*galeraServer
+	servers []*galeraProcess
 	groups  int
 	uuids   int
 	parted  int // how often an operator's decision has made a history beside that of a silent member
@@ -103,7 +104,7 @@ type galeraModel struct {
 }
 
 func newGaleraModel(w *simWorld) *galeraModel {
-	g := &galeraModel{w: w, servers: make([]*galeraServer, len(w.nodes)), decide: decideGalera}
+	g := &galeraModel{w: w, servers: make([]*galeraProcess, len(w.nodes)), decide: decideGalera}
 	for range w.nodes {
 		g.disks = append(g.disks, &galeraDisk{})
 	}
@@ -152,13 +153,13 @@ func (g *galeraModel) relinked() {
 
 // the servers
 
-func (g *galeraModel) alive(s *galeraServer) func() bool {
+func (g *galeraModel) alive(s *galeraProcess) func() bool {
 	return func() bool { return g.servers[s.n.index] == s }
 }
 
 // spawn starts a server.
 func (g *galeraModel) spawn(n *machine, boot bool) {
-	s := &galeraServer{n: n, boot: boot}
+	s := &galeraProcess{n: n, boot: boot}
 	g.servers[n.index] = s
 	n.after(n.pace(500*time.Millisecond, 4*time.Second), g.alive(s), func() {
 		d := g.disks[n.index]
@@ -190,35 +191,35 @@ func (g *galeraModel) spawn(n *machine, boot bool) {
 			s.received = &txn{history: g.uuid("aaa"), cluster: ""}
 			d.head = s.received
 		}
-		g.form([]*galeraServer{s}, s.received)
+		g.form([]*galeraProcess{s}, s.received)
 	})
 }
 
 // exit ends a server.
-func (g *galeraModel) exit(s *galeraServer, clean bool) {
+func (g *galeraModel) exit(s *galeraProcess, clean bool) {
 	n := s.n
 	g.servers[n.index] = nil
 	if d := g.disks[n.index]; clean && s.talks && !s.arriving {
 		d.clean = d.head != nil && !d.partial
 		if s.group != nil {
-			s.group.members = slices.DeleteFunc(slices.Clone(s.group.members), func(m *galeraServer) bool { return m == s })
+			s.group.members = slices.DeleteFunc(slices.Clone(s.group.members), func(m *galeraProcess) bool { return m == s })
 		}
 	}
 	g.w.in(g.w.between(100*time.Millisecond, time.Second), g.regroup)
 }
 
 // leave has a server leave its group for good, and go on running.
-func (g *galeraModel) leave(s *galeraServer) {
+func (g *galeraModel) leave(s *galeraProcess) {
 	g.w.tell("%s: the server leaves the group, and goes on running", s.n.peer.Name)
-	s.group.members = slices.DeleteFunc(slices.Clone(s.group.members), func(m *galeraServer) bool { return m == s })
+	s.group.members = slices.DeleteFunc(slices.Clone(s.group.members), func(m *galeraProcess) bool { return m == s })
 	g.groups++
-	s.group = &galeraGroup{id: g.groups, members: []*galeraServer{s}}
+	s.group = &galeraGroup{id: g.groups, members: []*galeraProcess{s}}
 	s.talks, s.synced, s.left = false, false, true
 	g.w.in(g.w.between(100*time.Millisecond, time.Second), g.regroup)
 }
 
 // shutDown asks a server to stop. Some leave the group and then hang, until they are killed.
-func (g *galeraModel) shutDown(s *galeraServer) {
+func (g *galeraModel) shutDown(s *galeraProcess) {
 	if s == nil || s.stopping {
 		return
 	}
@@ -235,7 +236,7 @@ func (g *galeraModel) shutDown(s *galeraServer) {
 
 // regroup has all servers agree on who is there.
 func (g *galeraModel) regroup() {
-	var rest []*galeraServer
+	var rest []*galeraProcess
 	for _, s := range g.servers {
 		if s != nil && s.talks && !s.n.suspended() {
 			rest = append(rest, s)
@@ -245,7 +246,7 @@ func (g *galeraModel) regroup() {
 		together := rest[:1:1]
 		rest = rest[1:]
 		for i := 0; i < len(together); i++ {
-			rest = slices.DeleteFunc(rest, func(s *galeraServer) bool {
+			rest = slices.DeleteFunc(rest, func(s *galeraProcess) bool {
 				if !g.w.linked(s.n, together[i].n) {
 					return false
 				}
@@ -258,9 +259,9 @@ func (g *galeraModel) regroup() {
 }
 
 // agree makes a group of servers that reach each other.
-func (g *galeraModel) agree(members []*galeraServer) {
+func (g *galeraModel) agree(members []*galeraProcess) {
 	was := members[0].group
-	if was != nil && len(was.members) == len(members) && !slices.ContainsFunc(members, func(s *galeraServer) bool { return s.group != was }) {
+	if was != nil && len(was.members) == len(members) && !slices.ContainsFunc(members, func(s *galeraProcess) bool { return s.group != was }) {
 		return
 	}
 	var base, last *galeraGroup
@@ -282,7 +283,7 @@ func (g *galeraModel) agree(members []*galeraServer) {
 			base = s.group
 		}
 	}
-	if base == nil && last != nil && slices.ContainsFunc(members, func(s *galeraServer) bool { return s.synced && s.last == last }) && !slices.ContainsFunc(last.members, func(s *galeraServer) bool { return !slices.Contains(members, s) }) {
+	if base == nil && last != nil && slices.ContainsFunc(members, func(s *galeraProcess) bool { return s.synced && s.last == last }) && !slices.ContainsFunc(last.members, func(s *galeraProcess) bool { return !slices.Contains(members, s) }) {
 		base = last
 	}
 	if base != nil {
@@ -298,7 +299,7 @@ func (g *galeraModel) agree(members []*galeraServer) {
 }
 
 // form makes a primary component with the data head. Members of one of the groups that it stems from have that data.
-func (g *galeraModel) form(members []*galeraServer, head *txn, from ...*galeraGroup) {
+func (g *galeraModel) form(members []*galeraProcess, head *txn, from ...*galeraGroup) {
 	g.groups++
 	group := &galeraGroup{id: g.groups, primary: true, members: members, head: head}
 	g.w.tell("galera: %v primary at %v", group, head)
@@ -332,7 +333,7 @@ func (g *galeraModel) covers(head *txn) {
 }
 
 // promote is pc.bootstrap: the group of s becomes primary, with the most advanced data in it.
-func (g *galeraModel) promote(s *galeraServer) {
+func (g *galeraModel) promote(s *galeraProcess) {
 	if s.group == nil || s.group.primary {
 		return
 	}
@@ -342,12 +343,12 @@ func (g *galeraModel) promote(s *galeraServer) {
 			head = m.received
 		}
 	}
-	members := slices.DeleteFunc(slices.Clone(s.group.members), func(m *galeraServer) bool { return g.servers[m.n.index] != m })
+	members := slices.DeleteFunc(slices.Clone(s.group.members), func(m *galeraProcess) bool { return g.servers[m.n.index] != m })
 	g.form(members, head)
 }
 
 // transfer brings a member of a primary group up to date.
-func (g *galeraModel) transfer(s *galeraServer) {
+func (g *galeraModel) transfer(s *galeraProcess) {
 	n, d := s.n, g.disks[s.n.index]
 	s.arriving = true
 	n.after(n.pace(200*time.Millisecond, time.Second), g.alive(s), func() {
@@ -356,7 +357,7 @@ func (g *galeraModel) transfer(s *galeraServer) {
 			return
 		}
 		group := s.group
-		i := slices.IndexFunc(group.members, func(m *galeraServer) bool {
+		i := slices.IndexFunc(group.members, func(m *galeraProcess) bool {
 			return m != s && m.synced && g.servers[m.n.index] == m && g.w.linked(m.n, n)
 		})
 		if i < 0 {
@@ -421,23 +422,23 @@ func (g *galeraModel) transfer(s *galeraServer) {
 	})
 }
 
-func (g *galeraModel) arrive(s *galeraServer) {
+func (g *galeraModel) arrive(s *galeraProcess) {
 	s.received, s.synced, s.up, s.n.given = s.group.head, true, true, false
 	g.disks[s.n.index].head = s.group.head
 }
 
 // writable tells whether the group of s can commit: all of its members must receive a write.
-func (g *galeraModel) writable(s *galeraServer) bool {
+func (g *galeraModel) writable(s *galeraProcess) bool {
 	if s == nil || !s.synced || !s.group.primary || !s.n.on() || s.n.suspended() {
 		return false
 	}
-	return !slices.ContainsFunc(s.group.members, func(m *galeraServer) bool {
+	return !slices.ContainsFunc(s.group.members, func(m *galeraProcess) bool {
 		return g.servers[m.n.index] != m || m.group != s.group || !g.w.linked(s.n, m.n)
 	})
 }
 
 // write commits a transaction on s.
-func (g *galeraModel) write(s *galeraServer, marker string) error {
+func (g *galeraModel) write(s *galeraProcess, marker string) error {
 	if !g.writable(s) {
 		return errors.New("the server takes no writes")
 	}
@@ -484,7 +485,7 @@ func (g *galeraModel) client() {
 // what is right
 
 func (g *galeraModel) check() error {
-	var one *galeraServer
+	var one *galeraProcess
 	for _, s := range g.servers {
 		if !g.writable(s) {
 			continue
@@ -499,7 +500,7 @@ func (g *galeraModel) check() error {
 }
 
 func (g *galeraModel) settled() error {
-	var one *galeraServer
+	var one *galeraProcess
 	for i, n := range g.w.nodes {
 		if !n.on() {
 			continue
@@ -535,42 +536,31 @@ func (g *galeraModel) excused(n *machine) bool {
 
 // the agent's part
 
-// galeraPart does what galera.Observe and galera.Step do, with a simulated server.
-type galeraPart struct {
+// simGaleraServer is a galeraServer.
+type simGaleraServer struct {
 	g     *galeraModel
 	a     *simAgent
-	seen  galeraReport
-	view  galeraView
 	known *position
-	apart time.Duration // since when, by the node's clock; negative: not apart
-	alone time.Duration // likewise
-	going time.Duration // likewise
-	goes  bool
-	retry simBackoff
 }
 
-func (g *galeraModel) part(a *simAgent, _ string) simPart {
-	return &galeraPart{g: g, a: a, apart: -1, alone: -1, going: -1}
+func (g *galeraModel) component(a *simAgent, _ string, n Node) Component {
+	return &galera{node: n, server: &simGaleraServer{g: g, a: a}, decide: g.decide}
 }
 
-func (p *galeraPart) observe() (any, error) {
+func (p *simGaleraServer) unitNames() []string { return nil }
+
+func (p *simGaleraServer) look(context.Context) (galeraSeen, error) {
 	i := p.a.n.index
-	s, d := p.g.servers[i], p.g.disks[i]
+	s := p.g.servers[i]
 	if s != nil {
 		p.known = nil
 	}
-	p.seen = p.look(s, d)
-	if p.seen.Going = p.goes; !p.goes {
-		p.going = -1
-	} else if p.going < 0 {
-		p.going = p.a.n.clock()
+	seen := galeraSeen{galeraReport: p.report(s, p.g.disks[i])}
+	if s != nil && s.left { // its log says so
+		seen.doomed = "node restart required"
 	}
-	if p.seen.State != galeraApart {
-		p.apart = -1
-	} else if p.apart < 0 {
-		p.apart = p.a.n.clock()
-	}
-	return p.seen, nil
+	p.a.looked()
+	return seen, nil
 }
 
 func (d *galeraDisk) position() position {
@@ -580,7 +570,7 @@ func (d *galeraDisk) position() position {
 	return position{d.head.history, d.head.seqno}
 }
 
-func (p *galeraPart) look(s *galeraServer, d *galeraDisk) galeraReport {
+func (p *simGaleraServer) report(s *galeraProcess, d *galeraDisk) galeraReport {
 	switch {
 	case s == nil && !d.files && d.head == nil:
 		return galeraReport{State: galeraEmpty}
@@ -613,121 +603,104 @@ func (p *galeraPart) look(s *galeraServer, d *galeraDisk) galeraReport {
 	return r
 }
 
-func (p *galeraPart) step(w World, c *simComponent) facts.Status {
-	n, g := p.a.n, p.g
+func (p *simGaleraServer) begun() error {
+	p.g.disks[p.a.n.index].mark = false
+	return nil
+}
+
+func (p *simGaleraServer) do(_ context.Context, step galeraStep) error {
+	a, n, g := p.a, p.a.n, p.g
 	d := g.disks[n.index]
-	if c.fresh {
-		p.view = galeraMembers(w, c.name, p.seen)
-	}
-	v := p.view
-	v.cluster = simCluster
-	if p.apart >= 0 {
-		v.apart = n.clock() - p.apart
-	}
-	if p.seen.State != galeraStarting || v.primary() {
-		p.alone = -1
-	} else if p.alone < 0 {
-		p.alone = n.clock()
-	} else {
-		v.alone = n.clock() - p.alone
-	}
-	if p.going >= 0 {
-		v.going = n.clock() - p.going
-	}
-	if s := g.servers[n.index]; s != nil && s.left { // its log says so
-		v.doomed = "node restart required"
-	}
-	step, status := g.decide(v)
-	p.goes = step == galeraAnnounce || p.goes && (step == galeraFork || step == galeraFound)
-	if p.seen.State == galeraServing && p.seen.Cluster != "" {
-		d.mark = false
-		if p.retry.pause > 0 && n.clock()-p.retry.until > maxPause {
-			p.retry = simBackoff{}
-		}
-	}
-	start := simStep{"start a cluster", 0, func() error { p.known = nil; g.start(n, true); return nil }}
-	switch step {
-	case galeraWait, galeraAnnounce:
-		return status
-	case galeraJoin, galeraBootstrap, galeraFork, galeraFound:
-		if n.clock() < p.retry.until {
-			return status
-		}
-		p.retry.next(n.clock())
-	}
 	switch step {
 	case galeraRecover:
-		c.take(simStep{"recover", n.pace(300*time.Millisecond, 2*time.Second), func() error {
-			if n.failing > 0 {
-				return errors.New("recovery fails")
-			}
-			at := d.position()
-			p.known = &at
-			return nil
-		}})
+		return p.recover()
 	case galeraFound:
-		c.take(
-			simStep{"mark the data folder", 0, func() error { d.mark = true; return nil }},
-			simStep{"clear the data folder", n.pace(0, 100*time.Millisecond), func() error {
-				for i, o := range g.disks {
-					if o.head != nil && o != d {
-						g.parted += 2
-					}
-					if (o.head != nil || o.partial) && !g.w.nodes[i].given && (o == d || o.position().UUID[:3] != "fff") {
-						g.w.fail("%s makes a new database, and %s has data: %v", n.peer.Name, g.w.nodes[i].peer.Name, o.head)
-					}
+		a.act("mark the data folder", 0, func() error { d.mark = true; return nil })
+		a.act("clear the data folder", n.pace(0, 100*time.Millisecond), func() error {
+			for i, o := range g.disks {
+				if o.head != nil && o != d {
+					g.parted += 2
 				}
-				d.files, d.head, d.clean = false, nil, false
-				return nil
-			}},
-			simStep{"begin to make a database", 0, func() error { d.files = true; return nil }},
-			simStep{"make a database", n.pace(time.Second, 5*time.Second), func() error {
-				if n.failing > 0 {
-					return errors.New("making a database fails")
+				if (o.head != nil || o.partial) && !g.w.nodes[i].given && (o == d || o.position().UUID[:3] != "fff") {
+					g.w.fail("%s makes a new database, and %s has data: %v", n.peer.Name, g.w.nodes[i].peer.Name, o.head)
 				}
-				c.status = status
-				return nil
-			}},
-			start,
-			p.started(c),
-		)
+			}
+			d.files, d.head, d.clean = false, nil, false
+			return nil
+		})
+		a.act("begin to make a database", 0, func() error { d.files = true; return nil })
+		if err := a.act("make a database", n.pace(time.Second, 5*time.Second), func() error {
+			if n.failing > 0 {
+				return errors.New("making a database fails")
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		return p.start(true)
 	case galeraBootstrap:
-		c.take(simStep{"allow the start", 0, func() error { return nil }}, start, p.started(c))
+		a.act("allow the start", 0, func() error { return nil })
+		return p.start(true)
 	case galeraFork:
-		c.take(simStep{"name a history", n.pace(300*time.Millisecond, 2*time.Second), func() error {
+		if err := p.recover(); err != nil {
+			return err
+		}
+		a.act("name a history", n.pace(0, 100*time.Millisecond), func() error {
 			if at := d.position(); !goesOn(d.fork, at.UUID) {
 				d.fork = forkPrefix(at.UUID) + g.uuid("bbb")[13:]
 				g.parted++
 			}
 			d.clean = true
 			return nil
-		}}, start, p.started(c))
+		})
+		return p.start(true)
 	case galeraJoin:
-		c.take(simStep{"start the server", 0, func() error { p.known = nil; g.start(n, false); return nil }})
+		return p.start(false)
 	case galeraStop:
-		c.take(simStep{"stop the server", 0, func() error { g.shutDown(g.servers[n.index]); return nil }})
+		return a.act("stop the server", 0, func() error { g.shutDown(g.servers[n.index]); return nil })
 	case galeraPromote:
-		c.take(simStep{"promote the component", 0, func() error {
+		return a.act("promote the component", 0, func() error {
 			if s := g.servers[n.index]; s != nil && s.talks {
 				g.promote(s)
 			}
 			return nil
-		}})
+		})
 	case galeraInitialise:
-		c.take(
-			simStep{"make users", n.pace(0, 500*time.Millisecond), func() error { return g.write(g.servers[n.index], "") }},
-			simStep{"note the cluster", n.pace(0, 500*time.Millisecond), func() error { return g.write(g.servers[n.index], simCluster) }},
-		)
+		if err := a.act("make users", n.pace(0, 500*time.Millisecond), func() error { return g.write(g.servers[n.index], "") }); err != nil {
+			return err
+		}
+		return a.act("note the cluster", n.pace(0, 500*time.Millisecond), func() error { return g.write(g.servers[n.index], simCluster) })
 	}
-	return status
+	return nil
 }
 
-// started waits for systemctl start: until the server is up, or has failed.
-func (p *galeraPart) started(c *simComponent) simStep {
-	return simStep{"wait for the server", 500 * time.Millisecond, func() error {
-		c.waitFor(func() bool { s := p.g.servers[p.a.n.index]; return s == nil || s.up })
+func (p *simGaleraServer) recover() error {
+	n := p.a.n
+	return p.a.act("recover", n.pace(300*time.Millisecond, 2*time.Second), func() error {
+		if n.failing > 0 {
+			return errors.New("recovery fails")
+		}
+		at := p.g.disks[n.index].position()
+		p.known = &at
 		return nil
-	}}
+	})
+}
+
+// start starts the server. One that starts a cluster is waited for until it is up, or has failed, as systemctl start does.
+func (p *simGaleraServer) start(boot bool) error {
+	n, g := p.a.n, p.g
+	p.a.act("start the server", 0, func() error {
+		p.known = nil
+		g.start(n, boot)
+		return nil
+	})
+	if boot {
+		p.a.pass(500 * time.Millisecond)
+		for s := g.servers[n.index]; s != nil && !s.up; s = g.servers[n.index] {
+			p.a.pass(200 * time.Millisecond)
+		}
+	}
+	return nil
 }
 
 func (g *galeraModel) start(n *machine, boot bool) {
@@ -824,21 +797,21 @@ func never(step galeraStep) func(galeraView, galeraStep) galeraStep {
 
 func TestSimGaleraMutants(t *testing.T) {
 	killAll(t, simGalera, []mutant{
-		galeraMutant("silent members are ignored", each(func(m *galeraMember) { m.lost = true }), nil),
+		galeraMutant("silent members are ignored", each(func(m *galeraMember) { m.GivenUp = true }), nil),
 		galeraMutant("a majority is enough", func(v *galeraView) {
 			heard := 0
 			for i, m := range v.members {
-				if m.heard || i == v.self {
+				if m.Heard || i == v.self {
 					heard++
 				}
 			}
 			for i := range v.members {
-				v.members[i].lost = v.members[i].lost || 2*heard > len(v.members)
+				v.members[i].GivenUp = v.members[i].GivenUp || 2*heard > len(v.members)
 			}
 		}, nil),
 		galeraMutant("a decision about one silent member counts for all", func(v *galeraView) {
-			if slices.ContainsFunc(v.members, func(m galeraMember) bool { return m.lost }) {
-				each(func(m *galeraMember) { m.lost = true })(v)
+			if slices.ContainsFunc(v.members, func(m galeraMember) bool { return m.GivenUp }) {
+				each(func(m *galeraMember) { m.GivenUp = true })(v)
 			}
 		}, nil),
 		galeraMutant("an unknown position wins", each(func(m *galeraMember) {
@@ -876,9 +849,9 @@ func TestSimGaleraMutants(t *testing.T) {
 		galeraMutant("every empty member starts a cluster", func(v *galeraView) {
 			me := v.members[v.self]
 			v.members = slices.DeleteFunc(v.members, func(m galeraMember) bool {
-				return m.heard && m.State == galeraEmpty && m.name != me.name && me.State == galeraEmpty
+				return m.Heard && m.State == galeraEmpty && m.Name != me.Name && me.State == galeraEmpty
 			})
-			v.self = slices.IndexFunc(v.members, func(m galeraMember) bool { return m.name == me.name })
+			v.self = slices.IndexFunc(v.members, func(m galeraMember) bool { return m.Name == me.Name })
 		}, nil),
 		galeraMutant("an interrupted transfer leaves an empty member", each(func(m *galeraMember) {
 			if m.State == galeraUnusable {
@@ -899,7 +872,7 @@ func TestSimGaleraMutants(t *testing.T) {
 		galeraMutant("who is starting does not count", func(v *galeraView) {
 			for i := range v.members {
 				if m := &v.members[i]; i != v.self && m.State == galeraStarting {
-					m.heard, m.lost = false, true
+					m.Heard, m.GivenUp = false, true
 				}
 			}
 		}, nil),

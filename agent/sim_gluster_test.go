@@ -1,11 +1,11 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"math/big"
-	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -357,24 +357,27 @@ func (g *glusterModel) patient() bool {
 
 // the agent's part
 
-// glusterPart is gluster.step and gluster.take.
-type glusterPart struct {
-	g       *glusterModel
-	a       *simAgent
-	seen    *glusterReport
-	heard   map[string]glusterReport
-	offline time.Duration // since when; -1: it is not
-	retry   simBackoff
-	healed  time.Duration
-	settled bool
-	applied map[string]string
+// simGlusterServer is a glusterServer.
+type simGlusterServer struct {
+	g *glusterModel
+	a *simAgent
 }
 
-func (g *glusterModel) part(a *simAgent, _ string) simPart {
-	return &glusterPart{g: g, a: a, offline: -1, healed: -healInterval, applied: map[string]string{}}
+func (g *glusterModel) component(a *simAgent, _ string, n Node) Component {
+	c := makeGluster(n, g.params, simGlusterServer{g, a})
+	c.decide = g.decide
+	return c
 }
 
-// look is gluster.Observe.
+func (p simGlusterServer) unitNames() []string { return nil }
+
+func (p simGlusterServer) look(context.Context) (glusterReport, string, error) {
+	seen, unit := p.g.look(p.a.n.index), simUnit(p.g.daemons[p.a.n.index] != nil).Active
+	p.a.looked()
+	return seen, unit, nil
+}
+
+// look is what a server knows of itself.
 func (g *glusterModel) look(i int) glusterReport {
 	d, s := g.disks[i], g.daemons[i]
 	r := glusterReport{UUID: d.uuid, Used: len(d.pool) > 0 || d.volume != nil, Pool: d.pool, Running: s != nil && s.up, Brick: d.brick, BrickID: d.brickID}
@@ -396,50 +399,14 @@ func (g *glusterModel) look(i int) glusterReport {
 	return r
 }
 
-func (p *glusterPart) observe() (any, error) {
-	if seen := p.g.look(p.a.n.index); p.seen == nil || !reflect.DeepEqual(*p.seen, seen) {
-		p.seen = &seen // another pointer is news
-	}
-	return p.seen, nil
-}
-
-func (p *glusterPart) step(w World, c *simComponent) facts.Status {
-	n, g := p.a.n, p.g
+func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
+	a, n, g := p.a, p.a.n, p.g
 	i := n.index
 	d := g.disks[i]
-	if c.fresh {
-		p.heard = glusterReports(w, "glusterfs")
-	}
-	v := glusterView{self: n.peer.Name, uuids: map[string]string{}, params: g.params, own: *p.seen, heard: p.heard, unit: "inactive",
-		applied: p.applied, settled: p.settled, healHeld: max(0, p.healed+healInterval-n.clock())}
-	for j, m := range g.w.nodes {
-		v.nodes = append(v.nodes, m.peer.Name)
-		v.uuids[m.peer.Name] = g.uuid(j)
-	}
-	if g.daemons[i] != nil {
-		v.unit = "active"
-	}
-	started := p.seen.Running && p.seen.Volume != nil && p.seen.Volume.Status == volumeStarted
-	switch {
-	case !started || p.seen.Online:
-		p.offline = -1
-	case p.offline < 0:
-		p.offline = n.clock()
-	}
-	if v.startHeld = max(0, p.retry.until-n.clock()); started {
-		v.startHeld = max(0, offlineLimit-(n.clock()-p.offline))
-	}
-	step, status := g.decide(v)
-	if status.State == facts.Ready {
-		p.settled = true
-	}
-	do := func(what string, need time.Duration, f func() error) {
-		c.take(simStep{what, need, f})
-	}
 	command := n.pace(50*time.Millisecond, time.Second)
 	switch step.do {
 	case glusterIdentify:
-		c.take(simStep{"write down the pool", 0, func() error {
+		a.act("write down the pool", 0, func() error {
 			d.pool = nil
 			for j := range g.disks {
 				if j != i && !g.probing {
@@ -447,25 +414,24 @@ func (p *glusterPart) step(w World, c *simComponent) facts.Status {
 				}
 			}
 			return nil
-		}}, simStep{"write down the identity", 0, func() error { d.uuid = g.uuid(i); return nil }})
+		})
+		return a.act("write down the identity", 0, func() error { d.uuid = g.uuid(i); return nil })
 	case glusterStartUnit:
-		p.retry.next(n.clock())
-		do("start glusterd", 0, func() error { g.start(n); return nil })
+		return a.act("start glusterd", 0, func() error { g.start(n); return nil })
 	case glusterMakeBrick:
-		do("make the brick's folder", 0, func() error { d.brick = brickBare; return nil })
+		return a.act("make the brick's folder", 0, func() error { d.brick = brickBare; return nil })
 	case glusterCreate:
-		do("create the volume", command, func() error { return g.create(i) })
+		return a.act("create the volume", command, func() error { return g.create(i) })
 	case glusterSet:
-		do("set options", command, func() error {
+		return a.act("set options", command, func() error {
 			return g.change(i, func(v *glusterVolume) {
 				for k := 0; k < len(step.options); k += 2 {
 					v.Options[step.options[k]] = step.options[k+1]
-					p.applied[step.options[k]] = step.options[k+1]
 				}
 			})
 		})
 	case glusterStart:
-		do("start the volume", command, func() error {
+		return a.act("start the volume", command, func() error {
 			err := g.change(i, func(v *glusterVolume) { v.Status = volumeStarted })
 			for _, j := range g.friends(i) {
 				if err == nil && g.disks[j].volume != nil {
@@ -475,19 +441,20 @@ func (p *glusterPart) step(w World, c *simComponent) facts.Status {
 			return err
 		})
 	case glusterBlame:
-		do(fmt.Sprintf("note that brick %d lacks everything", step.brick+1), 0, func() error { d.all[step.brick], g.changed = true, true; return nil })
+		return a.act(fmt.Sprintf("note that brick %d lacks everything", step.brick+1), 0, func() error {
+			d.all[step.brick], g.changed = true, true
+			return nil
+		})
 	case glusterRestore:
-		p.offline = n.clock() - offlineLimit
-		do("give the blank brick its identity", 0, func() error {
-			d.brickID = p.seen.Volume.ID
+		return a.act("give the blank brick its identity", 0, func() error {
+			d.brickID = d.volume.ID
 			if d.brick != brickData {
 				d.brick = brickEmpty
 			}
 			return nil
 		})
 	case glusterForce:
-		p.offline = n.clock()
-		do("start the volume by force", command, func() error {
+		return a.act("start the volume by force", command, func() error {
 			err := g.change(i, func(*glusterVolume) {})
 			for _, j := range g.friends(i) {
 				if o := g.disks[j]; err == nil && o.volume != nil {
@@ -499,10 +466,8 @@ func (p *glusterPart) step(w World, c *simComponent) facts.Status {
 			}
 			return err
 		})
-	case glusterHeal:
-		p.healed = n.clock() // the daemons heal by themselves in the model
 	}
-	return status
+	return nil // the daemons heal by themselves in the model
 }
 
 func (g *glusterModel) create(i int) error {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -55,7 +56,7 @@ type sentinelFile struct {
 	changed        time.Duration // when the master last did
 }
 
-type redisServer struct {
+type redisProcess struct {
 	n        *machine
 	up       bool
 	loading  bool
@@ -66,7 +67,7 @@ type redisServer struct {
 	priority int
 }
 
-type sentinelServer struct {
+type sentinelProcess struct {
 	n        *machine
 	up       bool
 	answered time.Duration // when the master did last
@@ -86,15 +87,14 @@ type role struct {
 type redisModel struct {
 	w              *simWorld
 	disks          []*redisDisk
-	servers        []*redisServer
-	sentinels      []*sentinelServer
+	servers        []*redisProcess
+	sentinels      []*sentinelProcess
 	decide         func(redisView) (redisStep, string, facts.Status)
-	noteFirst      bool // a mutation of redis.belongs
 	decideSentinel func(sentinelReport, redisReport, redisView) (bool, string, facts.Status)
 }
 
 func newRedisModel(w *simWorld) *redisModel {
-	r := &redisModel{w: w, servers: make([]*redisServer, len(w.nodes)), sentinels: make([]*sentinelServer, len(w.nodes)), decide: decideRedis, decideSentinel: decideSentinel}
+	r := &redisModel{w: w, servers: make([]*redisProcess, len(w.nodes)), sentinels: make([]*sentinelProcess, len(w.nodes)), decide: decideRedis, decideSentinel: decideSentinel}
 	for range w.nodes {
 		r.disks = append(r.disks, &redisDisk{follows: -1})
 	}
@@ -122,13 +122,12 @@ func (r *redisModel) relinked()        {}
 
 func (r *redisModel) lie(n *machine, name string) any {
 	if name == "sentinel" {
-		s, _ := (&sentinelPart{r: r, a: n.agent}).observe()
-		report := s.(sentinelReport)
+		report := simSentinel{r, n.agent}.report()
 		report.Running, report.Down, report.Quorum = true, false, ""
 		return report
 	}
 	d := r.disks[n.index]
-	return redisReport{Running: true, Member: d.member, Founder: d.founder, Role: "slave", Master: r.ip(0), Synced: true}
+	return redisReport{Running: true, HasData: d.member, Founder: d.founder, Role: "slave", Master: r.ip(0), Synced: true}
 }
 
 func (r *redisModel) ip(i int) string {
@@ -146,7 +145,7 @@ func (r *redisModel) index(ip string) int {
 
 func (r *redisModel) startServer(n *machine) {
 	d := r.disks[n.index]
-	s := &redisServer{n: n, follows: d.follows, priority: d.priority, lost: r.w.now}
+	s := &redisProcess{n: n, follows: d.follows, priority: d.priority, lost: r.w.now}
 	r.servers[n.index] = s
 	alive := func() bool { return r.servers[n.index] == s }
 	n.after(n.pace(100*time.Millisecond, time.Second), alive, func() {
@@ -167,7 +166,7 @@ func (r *redisModel) answers(from *machine, i int) bool {
 }
 
 // replicate copies what the master has, again and again.
-func (r *redisModel) replicate(s *redisServer, alive func() bool) {
+func (r *redisModel) replicate(s *redisProcess, alive func() bool) {
 	s.n.after(s.n.w.between(100*time.Millisecond, 800*time.Millisecond), alive, func() {
 		defer r.replicate(s, alive)
 		if s.follows < 0 || s.loading || s.copying {
@@ -197,7 +196,7 @@ func (r *redisModel) replicate(s *redisServer, alive func() bool) {
 }
 
 // order is REPLICAOF: follows is -1 for NO ONE.
-func (r *redisModel) order(s *redisServer, follows int) {
+func (r *redisModel) order(s *redisProcess, follows int) {
 	if s.follows == follows {
 		return
 	}
@@ -208,7 +207,7 @@ func (r *redisModel) order(s *redisServer, follows int) {
 // Sentinels
 
 func (r *redisModel) startSentinel(n *machine) {
-	s := &sentinelServer{n: n, promoted: -1, roles: map[int]role{}}
+	s := &sentinelProcess{n: n, promoted: -1, roles: map[int]role{}}
 	r.sentinels[n.index] = s
 	alive := func() bool { return r.sentinels[n.index] == s }
 	n.after(n.pace(100*time.Millisecond, time.Second), alive, func() {
@@ -224,7 +223,7 @@ func (r *redisModel) startSentinel(n *machine) {
 	})
 }
 
-func (r *redisModel) watch(s *sentinelServer, alive func() bool) {
+func (r *redisModel) watch(s *sentinelProcess, alive func() bool) {
 	s.n.after(r.w.between(900*time.Millisecond, 1100*time.Millisecond), alive, func() {
 		r.look(s)
 		r.watch(s, alive)
@@ -238,7 +237,7 @@ func (r *redisModel) talks(from *machine, i int) bool {
 }
 
 // look is one round of a Sentinel.
-func (r *redisModel) look(s *sentinelServer) {
+func (r *redisModel) look(s *sentinelProcess) {
 	w, f := r.w, r.disks[s.n.index].sentinel
 	for i, o := range r.servers {
 		if (i == f.master || f.servers[i]) && r.answers(s.n, i) {
@@ -289,7 +288,7 @@ func (r *redisModel) look(s *sentinelServer) {
 }
 
 // vote is a Sentinel's answer to one that wants to lead an epoch.
-func (r *redisModel) vote(s *sentinelServer, candidate int, epoch int64) bool {
+func (r *redisModel) vote(s *sentinelProcess, candidate int, epoch int64) bool {
 	f := r.disks[s.n.index].sentinel
 	f.current = max(f.current, epoch)
 	if f.voted < epoch && f.current <= epoch {
@@ -302,7 +301,7 @@ func (r *redisModel) vote(s *sentinelServer, candidate int, epoch int64) bool {
 }
 
 // goOn takes a failover one step further.
-func (r *redisModel) goOn(s *sentinelServer) {
+func (r *redisModel) goOn(s *sentinelProcess) {
 	w, f := r.w, r.disks[s.n.index].sentinel
 	if s.promoted >= 0 {
 		o := r.servers[s.promoted]
@@ -372,7 +371,7 @@ func (head *txn) reach() int {
 }
 
 // adopt changes the master that a Sentinel knows.
-func (r *redisModel) adopt(s *sentinelServer, master int) {
+func (r *redisModel) adopt(s *sentinelProcess, master int) {
 	f := r.disks[s.n.index].sentinel
 	r.w.tell("%s: Sentinel now has %s as the master, epoch %d", s.n.peer.Name, r.w.nodes[master].peer.Name, f.epoch)
 	f.servers[f.master] = true
@@ -382,7 +381,7 @@ func (r *redisModel) adopt(s *sentinelServer, master int) {
 }
 
 // hello tells the other Sentinels what this one knows.
-func (r *redisModel) hello(s *sentinelServer, alive func() bool) {
+func (r *redisModel) hello(s *sentinelProcess, alive func() bool) {
 	s.n.after(helloPeriod, alive, func() {
 		f := r.disks[s.n.index].sentinel
 		for i, o := range r.sentinels {
@@ -480,131 +479,129 @@ func (r *redisModel) patient() bool {
 	return here < len(r.w.nodes)/2+1 || !data
 }
 
-// the agent's parts
+// the agent's part
 
-type redisPart struct {
-	r     *redisModel
-	a     *simAgent
-	seen  redisReport
-	view  redisView
-	retry simBackoff
+// simRedisServer is a redisServer.
+type simRedisServer struct {
+	r *redisModel
+	a *simAgent
 }
 
-type sentinelPart struct {
-	r      *redisModel
-	a      *simAgent
-	seen   sentinelReport
-	server redisReport
-	view   redisView
-	retry  simBackoff
+// simSentinel is a sentinelServer.
+type simSentinel struct {
+	r *redisModel
+	a *simAgent
 }
 
-func (r *redisModel) part(a *simAgent, name string) simPart {
+func (r *redisModel) component(a *simAgent, name string, n Node) Component {
 	if name == "redis" {
-		return &redisPart{r: r, a: a}
+		return &redis{node: n, server: simRedisServer{r, a}, decide: r.decide}
 	}
-	return &sentinelPart{r: r, a: a}
+	return &sentinel{node: n, server: simSentinel{r, a}, decide: r.decideSentinel}
 }
 
-func (p *redisPart) observe() (any, error) {
+// simUnit is the state of a unit whose processes are there, or not.
+func simUnit(there bool) unit {
+	if there {
+		return unit{Load: "loaded", Active: "active"}
+	}
+	return unit{Load: "loaded", Active: "inactive"}
+}
+
+func (p simRedisServer) unitNames() []string { return nil }
+
+func (p simRedisServer) look(context.Context) (redisSeen, error) {
+	seen := redisSeen{redisReport: p.report(), unit: simUnit(p.r.servers[p.a.n.index] != nil)}
+	p.a.looked()
+	return seen, nil
+}
+
+func (p simRedisServer) report() redisReport {
 	i := p.a.n.index
 	s, d := p.r.servers[i], p.r.disks[i]
-	p.seen = redisReport{Member: d.member, Founder: d.founder}
+	seen := redisReport{HasData: d.member, Founder: d.founder}
 	if s == nil || !s.up {
-		return p.seen, nil
+		return seen
 	}
-	p.seen.Running, p.seen.Loading, p.seen.Eligible = true, s.loading, s.priority != 0
+	seen.Running, seen.Loading, seen.Eligible = true, s.loading, s.priority != 0
 	if s.follows >= 0 {
-		p.seen.Role, p.seen.Master, p.seen.Synced = "slave", p.r.ip(s.follows), s.linked
-		return p.seen, nil
+		seen.Role, seen.Master, seen.Synced = "slave", p.r.ip(s.follows), s.linked
+		return seen
 	}
-	p.seen.Role = "master"
+	seen.Role = "master"
 	for _, o := range p.r.servers {
 		if o != nil && o.follows == i && o.linked {
-			p.seen.Replicas++
+			seen.Replicas++
 		}
 	}
-	return p.seen, nil
+	return seen
 }
 
-func (p *redisPart) step(w World, c *simComponent) facts.Status {
+func (p simRedisServer) allow(context.Context) error {
+	return p.a.act("let Sentinel choose the node", 0, func() error {
+		s := p.r.servers[p.a.n.index]
+		if s == nil {
+			return errors.New("no answer from Redis")
+		}
+		s.priority = 100
+		return nil
+	})
+}
+
+func (p simRedisServer) mark(founder bool) error {
 	n, r := p.a.n, p.r
 	d := r.disks[n.index]
-	if c.fresh {
-		p.view = redisMembers(Node{}, w, p.seen)
+	if !founder {
+		return p.a.act("note that the data is the cluster's", 0, func() error { d.member, d.founder = true, false; return nil })
 	}
-	step, master, status := r.decide(p.view)
-	if status.State == facts.Ready && n.clock()-p.retry.until > maxPause {
-		p.retry = simBackoff{}
-	}
-	switch step {
-	case redisWait:
-		return status
-	case redisBelongs:
-		choose := simStep{"let Sentinel choose the node", 0, func() error {
-			if s := r.servers[n.index]; s != nil {
-				s.priority = 100
-				return nil
+	return p.a.act("note that this is the first master", 0, func() error {
+		for i, o := range r.disks {
+			if o.head != nil && o.member && !r.w.nodes[i].given {
+				r.w.fail("%s becomes the first master, and %s has data", n.peer.Name, r.w.nodes[i].peer.Name)
 			}
-			return errors.New("no answer from Redis")
-		}}
-		note := simStep{"note that the data is the cluster's", 0, func() error { d.member = true; return nil }}
-		if r.noteFirst {
-			choose, note = note, choose
 		}
-		c.take(choose, note)
-		return status
-	}
-	if r.servers[n.index] != nil {
-		return workf("Redis is starting")
-	}
-	if n.clock() < p.retry.until {
-		return status
-	}
-	p.retry.next(n.clock())
-	var steps []simStep
-	if step == redisFound {
-		steps = append(steps, simStep{"note that this is the first master", 0, func() error {
-			for i, o := range r.disks {
-				if o.head != nil && o.member {
-					r.w.fail("%s becomes the first master, and %s has data", n.peer.Name, r.w.nodes[i].peer.Name)
-				}
-			}
-			d.member, d.founder = true, true
-			return nil
-		}})
-	}
-	has := p.seen.Member
-	steps = append(steps,
-		simStep{"configure", 0, func() error {
-			if d.follows, d.priority = r.index(master), 100; master != "" && !has {
-				d.priority = 0
-			}
-			return nil
-		}},
-		simStep{"start Redis", 0, func() error {
-			if d.founder && d.head == nil && d.follows < 0 {
-				d.head = &txn{history: "redis"}
-			}
-			r.startServer(n)
-			return nil
-		}})
-	c.take(steps...)
-	return status
+		d.member, d.founder = true, true
+		return nil
+	})
 }
 
-func (p *sentinelPart) observe() (any, error) {
+func (p simRedisServer) start(_ context.Context, master string, hasData bool) error {
+	n, r := p.a.n, p.r
+	d := r.disks[n.index]
+	p.a.act("configure", 0, func() error {
+		if d.follows, d.priority = r.index(master), 100; master != "" && !hasData {
+			d.priority = 0
+		}
+		return nil
+	})
+	return p.a.act("start Redis", 0, func() error {
+		if d.founder && d.head == nil && d.follows < 0 {
+			d.head = &txn{history: "redis"}
+		}
+		r.startServer(n)
+		return nil
+	})
+}
+
+func (p simSentinel) unitNames() []string { return nil }
+
+func (p simSentinel) look(context.Context) (sentinelSeen, error) {
+	seen := sentinelSeen{sentinelReport: p.report(), unit: simUnit(p.r.sentinels[p.a.n.index] != nil)}
+	p.a.looked()
+	return seen, nil
+}
+
+func (p simSentinel) report() (seen sentinelReport) {
 	i := p.a.n.index
 	s, f := p.r.sentinels[i], p.r.disks[i].sentinel
-	p.seen = sentinelReport{}
 	if f == nil {
-		return p.seen, nil
+		return seen
 	}
-	p.seen.Master, p.seen.Epoch = p.r.ip(f.master), f.epoch
+	seen.Master, seen.Epoch = p.r.ip(f.master), f.epoch
 	if s == nil || !s.up {
-		return p.seen, nil
+		return seen
 	}
-	p.seen.Running, p.seen.Down, p.seen.Others = true, s.down || s.failover != 0, len(f.peers)
+	seen.Running, seen.Down, seen.Others = true, s.down || s.failover != 0, len(f.peers)
 	usable := 1
 	for j := range f.peers {
 		if p.r.talks(s.n, j) {
@@ -612,34 +609,15 @@ func (p *sentinelPart) observe() (any, error) {
 		}
 	}
 	if usable < max(len(p.r.w.nodes)/2+1, (len(f.peers)+1)/2+1) {
-		p.seen.Quorum = "not enough Sentinels"
+		seen.Quorum = "not enough Sentinels"
 	}
-	return p.seen, nil
+	return seen
 }
 
-func (p *sentinelPart) step(w World, c *simComponent) facts.Status {
+func (p simSentinel) start(_ context.Context, master string, _ redisView) error {
 	n, r := p.a.n, p.r
-	if c.fresh {
-		p.server, _ = reportOfKind[redisReport](w.Own, "redis")
-		p.view = redisMembers(Node{}, w, p.server)
-	}
-	start, master, status := r.decideSentinel(p.seen, p.server, p.view)
-	if status.State == facts.Ready && n.clock()-p.retry.until > maxPause {
-		p.retry = simBackoff{}
-	}
-	if !start {
-		return status
-	}
-	if r.sentinels[n.index] != nil {
-		return workf("Sentinel is starting")
-	}
-	if n.clock() < p.retry.until {
-		return status
-	}
-	p.retry.next(n.clock())
-	var steps []simStep
 	if master != "" {
-		steps = append(steps, simStep{"configure Sentinel", 0, func() error {
+		p.a.act("configure Sentinel", 0, func() error {
 			f := &sentinelFile{master: r.index(master), leader: -1, servers: map[int]bool{}, peers: map[int]bool{}}
 			for i := range r.disks { // sentinelPeers
 				if i != f.master {
@@ -651,10 +629,9 @@ func (p *sentinelPart) step(w World, c *simComponent) facts.Status {
 			}
 			r.disks[n.index].sentinel = f
 			return nil
-		}})
+		})
 	}
-	c.take(append(steps, simStep{"start Sentinel", 0, func() error { r.startSentinel(n); return nil }})...)
-	return status
+	return p.a.act("start Sentinel", 0, func() error { r.startSentinel(n); return nil })
 }
 
 func TestSimRedis(t *testing.T) { runSim(t, simRedis) }
@@ -726,7 +703,7 @@ func redisMutant(name string, view func(v *redisView), step func(v redisView, s 
 func TestSimRedisMutants(t *testing.T) {
 	hear := func(v *redisView) {
 		for i := range v.members {
-			v.members[i].heard = true
+			v.members[i].Heard = true
 		}
 	}
 	sentinel := func(name string, decide func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status)) mutant {
@@ -735,26 +712,26 @@ func TestSimRedisMutants(t *testing.T) {
 	killAll(t, simRedis, []mutant{
 		redisMutant("silent nodes have nothing", hear, nil),
 		redisMutant("a minority is believed", func(v *redisView) {
-			formed := slices.ContainsFunc(v.members, func(m redisMember) bool { return m.heard && (m.Member || m.sentinel.Master != "") })
+			formed := slices.ContainsFunc(v.members, func(m redisMember) bool { return m.Heard && (m.HasData || m.sentinel.Master != "") })
 			if formed {
 				hear(v)
 			}
 		}, nil),
 		redisMutant("every node becomes a first master", nil, func(v redisView, s redisStep, master string) (redisStep, string) {
-			if s == redisFollow && !v.members[v.self].Member {
+			if s == redisFollow && !v.members[v.self].HasData {
 				return redisFound, ""
 			}
 			return s, master
 		}),
 		redisMutant("the lowest node leads, whatever it has", nil, func(v redisView, s redisStep, master string) (redisStep, string) {
-			if v.self == 0 && (s == redisFollow || s == redisWait && !v.members[0].Running && v.members[0].heard) {
+			if v.self == 0 && (s == redisFollow || s == redisWait && !v.members[0].Running && v.members[0].Heard) {
 				return redisLead, ""
 			}
 			return s, master
 		}),
 		redisMutant("an empty node may lead", func(v *redisView) {
 			if m := &v.members[v.self]; !m.Running && m.sentinel.Master == "" {
-				m.Member = true
+				m.HasData = true
 			}
 		}, nil),
 		redisMutant("each node believes itself", nil, func(v redisView, s redisStep, master string) (redisStep, string) {
@@ -773,16 +750,21 @@ func TestSimRedisMutants(t *testing.T) {
 			}
 		}, nil),
 		redisMutant("complete data is never noted", nil, func(_ redisView, s redisStep, master string) (redisStep, string) {
-			if s == redisBelongs {
+			if s == redisAllow || s == redisBelongs {
 				return redisWait, ""
 			}
 			return s, master
 		}),
-		{"complete data is noted before Sentinel may choose the node", func(w *simWorld) { w.model.(*redisModel).noteFirst = true }},
+		redisMutant("complete data is noted before Sentinel may choose the node", nil, func(v redisView, s redisStep, master string) (redisStep, string) {
+			if s == redisAllow {
+				return redisBelongs, ""
+			}
+			return s, master
+		}),
 		sentinel("each Sentinel watches its own node", func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
 			start, master, status := decideSentinel(seen, server, v)
 			if master != "" {
-				master = v.members[v.self].ip
+				master = v.members[v.self].IP
 			}
 			return start, master, status
 		}),
@@ -792,7 +774,7 @@ func TestSimRedisMutants(t *testing.T) {
 		}),
 		sentinel("a Sentinel waits for data", func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
 			start, master, status := decideSentinel(seen, server, v)
-			if start && seen.Master == "" && !server.Member {
+			if start && seen.Master == "" && !server.HasData {
 				return false, "", waitf("for data")
 			}
 			return start, master, status

@@ -2,10 +2,12 @@ package agent
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -15,14 +17,15 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
-// The simulator runs the real decisions, on views put together by the real functions from reports that went through
-// JSON as they do between agents, against simulated nodes, disks, daemons, clocks and a network. One seed determines a
-// history: which faults happen and when, and how long everything takes. Whatever the decisions depend on is asked and
-// answered as the agents do it (see Agent.turn and peers.poll); the daemons are models of what Galera, Redis with
-// Sentinel, and glusterd do, each described where it is modelled.
+// The simulator runs real agents (Agent.loops: Agent.drive for each component, peers.poll for each peer, and the real
+// components) against simulated clocks, a simulated network, and simulated nodes, disks and daemons. Each loop is a
+// coroutine that runs until it sleeps; what it sees and does goes to the models of Galera, Redis with Sentinel, and
+// glusterd, each described where it is modelled. Reports go through JSON as they do between agents. One seed determines
+// a history: which faults happen and when, and how long everything takes.
 //
 // After every event the invariants are checked. Once the faults have ended, the cluster must become ready, or wait for
 // what the design says it must wait for.
@@ -51,8 +54,8 @@ type simKind struct {
 type simModel interface {
 	// components are the names, which are also the kinds, of what each agent assembles.
 	components() []string
-	// part makes what an agent remembers of a component: nothing, when it has just started.
-	part(a *simAgent, name string) simPart
+	// component makes a component of an agent, with what the model simulates instead of the real daemon.
+	component(a *simAgent, name string, n Node) Component
 	// stop ends the node's daemons: cleanly, as a shutdown does, or as a loss of power does.
 	stop(n *machine, clean bool)
 	kill(n *machine, which int)      // one daemon
@@ -64,12 +67,6 @@ type simModel interface {
 	settled() error                  // nil: all nodes that are on are ready, and rightly so
 	patient() bool                   // the design has it wait for nodes that stay away, and asks no operator
 	excused(n *machine) bool         // the design makes it wait or stop, for a reason other than a silent node
-}
-
-// simPart is a component of a simulated agent.
-type simPart interface {
-	observe() (any, error)
-	step(w World, p *simComponent) facts.Status
 }
 
 // faultKind is something that goes wrong.
@@ -209,16 +206,18 @@ type simWorld struct {
 	err   error // the first invariant that was violated
 	armed bool  // faults may still happen
 	tell  func(format string, args ...any)
+	// running is the loop of an agent's that runs just now; nil: none.
+	running *simTask
 	// What a mutation may change.
 	heard time.Duration
 }
 
 func newSimWorld(k *simKind, h history) *simWorld {
-	w := &simWorld{kind: k, rand: rand.New(rand.NewPCG(h.seed, 2)), armed: true, heard: heardLimit, tell: func(string, ...any) {}}
+	w := &simWorld{kind: k, rand: rand.New(rand.NewPCG(h.seed, 2)), armed: true, heard: ensemble.HeardLimit, tell: func(string, ...any) {}}
 	for i := range h.nodes {
 		w.cuts = append(w.cuts, make([]int, h.nodes))
 		name := fmt.Sprintf("node%d", i+1)
-		w.nodes = append(w.nodes, &machine{w: w, index: i, off: 1, without: map[string][]string{}, peer: facts.Peer{Name: name, Role: k.role, IP: fmt.Sprintf("10.0.0.%d", i+1), Index: i}})
+		w.nodes = append(w.nodes, &machine{w: w, index: i, off: 1, decisions: map[string]*decided{}, peer: facts.Peer{Name: name, Role: k.role, IP: fmt.Sprintf("10.0.0.%d", i+1), Index: i}})
 	}
 	for _, n := range w.nodes {
 		for _, m := range w.nodes {
@@ -299,25 +298,25 @@ func (w *simWorld) linked(a, b *machine) bool {
 
 // machine is a node.
 type machine struct {
-	w        *simWorld
-	index    int
-	peer     facts.Peer
-	peers    []facts.Peer
-	off      int // how many faults keep it off; 0: it is on
-	gone     bool
-	agent    *simAgent
-	mute     int // how many faults keep its agent from running
-	until    time.Duration
-	lost     time.Duration // how long it was suspended, in all
-	diskAt   time.Duration // when its disk is mounted
-	stuck    int           // faults
-	liar     int
-	failing  int
-	dragging int
-	steps    int             // taken since arming
-	traps    map[int][]fault // by step
-	without  map[string][]string
-	given    bool // an operator has decided to go on without it
+	w         *simWorld
+	index     int
+	peer      facts.Peer
+	peers     []facts.Peer
+	off       int // how many faults keep it off; 0: it is on
+	gone      bool
+	agent     *simAgent
+	mute      int // how many faults keep its agent from running
+	until     time.Duration
+	lost      time.Duration // how long it was suspended, in all
+	diskAt    time.Duration // when its disk is mounted
+	stuck     int           // faults
+	liar      int
+	failing   int
+	dragging  int
+	steps     int             // taken since arming
+	traps     map[int][]fault // by step
+	decisions map[string]*decided
+	given     bool // an operator has decided to go on without it
 }
 
 func (n *machine) on() bool        { return n.off == 0 }
@@ -353,7 +352,7 @@ func (n *machine) powerOff(clean bool) {
 	if n.off > 1 {
 		return
 	}
-	n.agent = nil
+	n.endAgent()
 	n.w.model.stop(n, clean)
 	n.w.model.relinked()
 }
@@ -366,6 +365,19 @@ func (n *machine) powerOn() {
 	n.diskAt = n.w.now + n.pace(50*time.Millisecond, 3*time.Second)
 	n.startAgent(n.w.between(0, 2*time.Second))
 	n.w.model.relinked()
+}
+
+// endAgent kills the agent. One that is running just now ends when it next gets to sleep.
+func (n *machine) endAgent() {
+	a := n.agent
+	if n.agent = nil; a == nil {
+		return
+	}
+	for _, t := range a.tasks {
+		if t != n.w.running {
+			t.stop()
+		}
+	}
 }
 
 func (n *machine) startAgent(d time.Duration) {
@@ -409,7 +421,7 @@ func (w *simWorld) start(f fault) {
 		end = n.powerOn
 	case agentDies, stepAgent:
 		n.mute++
-		n.agent = nil
+		n.endAgent()
 		end = func() {
 			n.mute--
 			n.startAgent(0)
@@ -483,24 +495,27 @@ func (w *simWorld) giveUp(n *machine, until time.Duration) {
 	w.in(2*time.Second, func() { w.giveUp(n, until) })
 }
 
-// decideWithout is Agent.decide, for one of the nodes that are waited for or, with an empty name, for all.
+// decideWithout has an operator decide about one of the nodes that are waited for or, with an empty name, for all.
 func (n *machine) decideWithout(name string) (decided bool) {
 	if n.agent == nil {
 		return false
 	}
-	for _, c := range n.agent.parts {
-		without := strings.Split(c.status.Missing, ",")
+	for _, c := range n.w.model.components() {
+		missing := n.agent.status(c).Missing
+		without := strings.Split(missing, ",")
 		switch {
-		case c.status.Missing == "" || name != "" && !slices.Contains(without, name):
+		case missing == "" || name != "" && !slices.Contains(without, name):
 			continue
 		case name != "":
 			without = []string{name}
 		}
+		if err := n.agent.decide(facts.Decision{Component: c, Without: without}); err != nil {
+			n.w.tell("%v", err)
+			continue
+		}
 		for _, m := range n.w.nodes {
 			m.given = m.given || slices.Contains(without, m.peer.Name)
 		}
-		n.w.tell("an operator has %s go on without %v", n.peer.Name, without)
-		n.without[c.name] = append(n.without[c.name], without...)
 		decided = true
 	}
 	return decided
@@ -522,54 +537,145 @@ func (w *simWorld) cut(links [][2]int) (mend func()) {
 	return func() { add(-1) }
 }
 
-// simAgent is a running agent.
+// simAgent is a running agent: the real one, in a simulated world.
 type simAgent struct {
-	n       *machine
-	parts   []*simComponent
-	answers map[string]simAnswer
-	ready   bool
-	report  *facts.NodeReport // as published; nil: something has changed
+	*Agent
+	n     *machine
+	tasks []*simTask
 }
 
-type simAnswer struct {
-	asked  time.Duration
-	report *facts.NodeReport
+// simTask is one of the agent's loops.
+type simTask struct {
+	a     *simAgent
+	looks bool // at a component
+	busy  bool // a step is being taken
+	next  func() (time.Duration, bool)
+	stop  func()
+	yield func(time.Duration) bool
 }
 
-// simComponent is a component as its agent runs it.
-type simComponent struct {
-	simPart
-	a      *simAgent
-	name   string
-	seen   any
-	raw    json.RawMessage
-	status facts.Status
-	busy   bool // a step is being taken
-	// What the last view was put together from: reports by node, nil for those not heard, and whom to go on without.
-	reports []*facts.NodeReport
-	without []string
-	fresh   bool // the view must be put together anew
-	until   func() bool
-}
+// errKilled unwinds the loops of an agent that has been killed.
+var errKilled = errors.New("the agent was killed")
+
+// simEpoch is when all histories begin.
+var simEpoch = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newSimAgent(n *machine) {
-	a := &simAgent{n: n, answers: map[string]simAnswer{}}
-	n.agent = a
+	a := &simAgent{n: n}
+	known := facts.Facts{Cluster: "sim", ClusterID: simCluster, Node: n.peer, Peers: n.peers}
+	known.Components = []facts.Component{{Name: "disk", Kind: "disk"}}
 	for _, name := range n.w.model.components() {
-		c := &simComponent{a: a, name: name, simPart: n.w.model.part(a, name), status: waitf("the agent has just started")}
-		a.parts = append(a.parts, c)
-		a.after(n.w.between(0, restless), func() { a.turn(c) })
+		known.Components = append(known.Components, facts.Component{Name: name, Kind: name, After: []string{"disk"}})
 	}
-	for i := range n.w.nodes {
-		if i != n.index {
-			a.after(n.w.between(0, restless), func() { a.poll(i) })
+	a.Agent = newAgent(known, a, a, func(line string) { n.w.tell("%s", line) })
+	a.peers.limit = n.w.heard
+	n.agent = a
+	for _, c := range known.Components {
+		node := Node{Facts: known, Clock: a, Log: func(string, ...any) {}, Working: func(detail string) { a.setStatus(c.Name, workf("%s", detail)) }}
+		if n.decisions[c.Name] == nil {
+			n.decisions[c.Name] = new(decided)
 		}
+		impl := Component(simDisk{n})
+		if c.Name != "disk" {
+			impl = n.w.model.component(a, c.Name, node)
+		}
+		a.add(c, impl, n.decisions[c.Name])
 	}
+	for i, loop := range a.loops() {
+		t := &simTask{a: a, looks: i < len(known.Components)}
+		t.next, t.stop = iter.Pull(func(yield func(time.Duration) bool) {
+			defer func() {
+				if r := recover(); r != nil && r != errKilled {
+					panic(r)
+				}
+			}()
+			t.yield = yield
+			loop(context.Background())
+		})
+		a.tasks = append(a.tasks, t)
+		a.after(n.w.between(0, restless), t.resume)
+	}
+}
+
+// resume lets the loop run until it sleeps.
+func (t *simTask) resume() {
+	w := t.a.n.w
+	if t.looks && t.a.n.stuck > 0 {
+		t.a.after(restless, t.resume)
+		return
+	}
+	w.running = t
+	d, sleeps := t.next()
+	w.running = nil
+	if sleeps {
+		t.a.after(d, t.resume)
+	}
+}
+
+// simDisk is ready some time after the node has started.
+type simDisk struct{ n *machine }
+
+func (d simDisk) Observe(context.Context) (any, error) { return nil, nil }
+
+func (d simDisk) Step(context.Context, World) (facts.Status, error) {
+	if d.n.w.now < d.n.diskAt {
+		return waitf("for the disk"), nil
+	}
+	return ready(""), nil
 }
 
 func (a *simAgent) alive() bool { return a.n.agent == a }
 
 func (a *simAgent) after(d time.Duration, do func()) { a.n.after(d, a.alive, do) }
+
+// Now is clock.Now.
+func (a *simAgent) Now() time.Time { return simEpoch.Add(a.n.clock()) }
+
+// Sleep is clock.Sleep.
+func (a *simAgent) Sleep(_ context.Context, d time.Duration) { a.pass(d) }
+
+// pass lets time go by.
+func (a *simAgent) pass(d time.Duration) {
+	if t := a.n.w.running; !a.alive() || !t.yield(d) {
+		panic(errKilled)
+	}
+}
+
+// Limit is clock.Limit. No model takes longer than it should.
+func (a *simAgent) Limit(ctx context.Context, _ time.Duration) (context.Context, context.CancelFunc) {
+	return ctx, func() {}
+}
+
+// looked begins a look of a component. It may take its time, and what was seen is old by then.
+func (a *simAgent) looked() {
+	a.n.w.running.busy = false
+	if a.n.w.chance(50) {
+		a.pass(a.n.w.between(0, askLimit))
+	}
+}
+
+// act is a part of a step that cannot be cut in two, and how long it takes to get there. The agent and its node may die
+// before each.
+func (a *simAgent) act(what string, need time.Duration, do func() error) error {
+	n := a.n
+	n.w.running.busy = true
+	a.pass(need)
+	n.steps++
+	for _, f := range n.traps[n.steps] {
+		n.w.start(f)
+	}
+	delete(n.traps, n.steps)
+	if !a.alive() {
+		panic(errKilled)
+	}
+	n.w.tell("%s: step %d: %s", n.peer.Name, n.steps, what)
+	return do()
+}
+
+// busy tells whether the agent takes a step of one of its components.
+func (a *simAgent) busy() bool {
+	return slices.ContainsFunc(a.tasks, func(t *simTask) bool { return t.busy })
+}
 
 // delay is how long a message takes.
 func (w *simWorld) delay() time.Duration {
@@ -579,213 +685,46 @@ func (w *simWorld) delay() time.Duration {
 	return w.between(0, 20*time.Millisecond)
 }
 
-// poll is peers.poll and peers.ask, for one peer.
-func (a *simAgent) poll(i int) {
+// ask is network.ask.
+func (a *simAgent) ask(_ context.Context, p facts.Peer) (r facts.NodeReport, err error) {
 	w := a.n.w
-	peer := w.nodes[i]
-	asked := a.n.clock()
+	peer := w.nodes[p.Index]
 	there, back := w.delay(), w.delay()
-	a.after(there, func() {
-		if w.linked(a.n, peer) && peer.agent != nil {
-			report := peer.agent.published()
-			a.after(back, func() {
-				if there+back <= pollLimit && w.linked(a.n, peer) {
-					a.answers[peer.peer.Name] = simAnswer{asked, report}
-				}
-			})
-		}
-	})
-	pause := restless
-	if a.ready {
-		pause = restful
+	a.pass(there)
+	answers := w.linked(a.n, peer) && peer.agent != nil
+	if answers {
+		r = peer.agent.published()
 	}
-	a.after(there+back+pause, func() { a.poll(i) })
-}
-
-// truth is Agent.report.
-func (a *simAgent) truth() *facts.NodeReport {
-	if a.report == nil {
-		a.report = &facts.NodeReport{Cluster: "sim", ClusterID: simCluster, Node: a.n.peer, Ready: a.ready, Components: map[string]facts.ComponentReport{}}
-		for _, c := range a.parts {
-			a.report.Components[c.name] = facts.ComponentReport{Kind: c.name, Status: c.status, Report: c.raw}
-		}
+	a.pass(back)
+	if !answers || there+back > pollLimit || !w.linked(a.n, peer) {
+		return r, errors.New("no answer")
 	}
-	return a.report
+	return r, nil
 }
 
 // published is what the peers are told.
-func (a *simAgent) published() *facts.NodeReport {
+func (a *simAgent) published() facts.NodeReport {
+	r := a.report()
 	if a.n.liar > 0 {
-		lie := *a.truth()
-		lie.Ready = true
-		lie.Components = map[string]facts.ComponentReport{}
-		for _, c := range a.parts {
-			raw, _ := json.Marshal(a.n.w.model.lie(a.n, c.name))
-			lie.Components[c.name] = facts.ComponentReport{Kind: c.name, Status: ready(""), Report: raw}
+		r.Ready, r.Ages = true, nil
+		for _, name := range a.n.w.model.components() {
+			raw, _ := json.Marshal(a.n.w.model.lie(a.n, name))
+			r.Components[name] = facts.ComponentReport{Kind: name, Status: ready(""), Report: raw}
 		}
-		return &lie
 	}
-	return a.truth()
+	return r
 }
 
 const simCluster = "7b6b5b4b-0000-4000-8000-000000000001"
 
-// heard is peers.heard.
-func (a *simAgent) heard() map[string]PeerReport {
-	m := map[string]PeerReport{}
-	for name, r := range a.answers {
-		if age := a.n.clock() - r.asked; age <= a.n.w.heard {
-			m[name] = PeerReport{*r.report, age}
-		}
-	}
-	return m
-}
-
-// turn is Agent.drive and Agent.turn.
-func (a *simAgent) turn(c *simComponent) {
-	n := a.n
-	again := func() {
-		pause := restless
-		if c.status.State == facts.Ready {
-			pause = restful
-		}
-		a.after(pause, func() { a.turn(c) })
-	}
-	if n.stuck > 0 {
-		a.after(restless, func() { a.turn(c) })
-		return
-	}
-	if n.w.now < n.diskAt {
-		a.publish(c, nil)
-		a.set(c, waitf("for disk on this node"))
-		again()
-		return
-	}
-	report, err := c.observe()
-	if err != nil {
-		a.publish(c, nil)
-		a.set(c, facts.Status{State: facts.Failed, Detail: err.Error()})
-		again()
-		return
-	}
-	act := func() {
-		a.publish(c, report)
-		w := World{Self: n.peer, Peers: n.peers, Reports: a.heard(), Own: *a.truth()}
-		n.without[c.name] = stillSilent(n.without[c.name], w.Reports)
-		w.Without = n.without[c.name]
-		c.fresh = a.news(c)
-		status := c.step(w, c)
-		a.set(c, status)
-		if status.State == facts.Ready {
-			delete(n.without, c.name)
-		}
-		if !c.busy {
-			again()
-		}
-	}
-	// Looking may take its time, and what was seen is old by then.
-	if n.w.chance(50) {
-		a.after(n.w.between(0, askLimit), act)
-	} else {
-		act()
-	}
-}
-
-// news tells whether anything has changed of what a component's view is put together from. Doing that anew each time is
-// most of what a history costs.
-func (a *simAgent) news(c *simComponent) bool {
-	changed := len(c.reports) == 0 || !slices.Equal(c.without, a.n.without[c.name])
-	if changed {
-		c.reports, c.without = make([]*facts.NodeReport, len(a.n.w.nodes)), slices.Clone(a.n.without[c.name])
-	}
-	for i, n := range a.n.w.nodes {
-		var report *facts.NodeReport
-		if r := a.answers[n.peer.Name]; n == a.n {
-			report = a.truth()
-		} else if a.n.clock()-r.asked <= a.n.w.heard {
-			report = r.report
-		}
-		changed = changed || c.reports[i] != report
-		c.reports[i] = report
-	}
-	return changed
-}
-
-func (a *simAgent) publish(c *simComponent, report any) {
-	if report == nil {
-		c.seen, c.raw, a.report = nil, nil, nil
-	} else if c.seen != report {
-		c.seen = report
-		c.raw, _ = json.Marshal(report)
-		a.report = nil
-	}
-}
-
-func (a *simAgent) set(c *simComponent, s facts.Status) {
-	if c.status == s {
-		return
-	}
-	if c.status.State != s.State || c.status.Detail != s.Detail {
-		a.n.w.tell("%s: %s: %s", a.n.peer.Name, c.name, describeStatus(s))
-	}
-	c.status, a.report = s, nil
-	a.ready = !slices.ContainsFunc(a.parts, func(c *simComponent) bool { return c.status.State != facts.Ready })
-}
-
-// simStep is a part of what a component does in one step that cannot be cut in two.
-type simStep struct {
-	what string
-	need time.Duration // how long it takes to get there
-	do   func() error
-}
-
-// take has the agent take steps one by one. It and its node may die before each.
-func (c *simComponent) take(steps ...simStep) {
-	a := c.a
-	c.busy = true
-	if c.until != nil && !c.until() {
-		a.after(200*time.Millisecond, func() { c.take(steps...) })
-		return
-	}
-	c.until = nil
-	if len(steps) == 0 {
-		c.busy = false
-		a.after(restless, func() { a.turn(c) })
-		return
-	}
-	a.after(steps[0].need, func() {
-		n := a.n
-		n.steps++
-		for _, f := range n.traps[n.steps] {
-			n.w.start(f)
-		}
-		delete(n.traps, n.steps)
-		if !a.alive() {
-			return
-		}
-		n.w.tell("%s: step %d: %s", n.peer.Name, n.steps, steps[0].what)
-		if err := steps[0].do(); err != nil {
-			a.set(c, facts.Status{State: facts.Failed, Detail: err.Error()})
-			steps = steps[:1]
-		}
-		c.take(steps[1:]...)
-	})
-}
-
-// waitFor keeps the component from its next step until something is the case.
-func (c *simComponent) waitFor(is func() bool) { c.until = is }
-
-// simBackoff is backoff, by the node's clock.
-type simBackoff struct{ pause, until time.Duration }
-
-func (b *simBackoff) next(now time.Duration) {
-	b.pause = min(max(time.Second, 2*b.pause), maxPause)
-	b.until = now + b.pause
-}
-
 // simulate runs a history and returns what went wrong.
 func simulate(k *simKind, h history, change func(w *simWorld), tell func(string, ...any)) error {
 	w := newSimWorld(k, h)
+	defer func() {
+		for _, n := range w.nodes {
+			n.endAgent()
+		}
+	}()
 	if change != nil {
 		change(w)
 	}
@@ -895,15 +834,16 @@ func (w *simWorld) rest() error {
 		if n.agent == nil {
 			return fmt.Errorf("%s: the agent does not run", n.peer.Name)
 		}
-		for _, c := range n.agent.parts {
-			if c.status.State == facts.Ready {
+		for _, c := range w.model.components() {
+			status := n.agent.status(c)
+			if status.State == facts.Ready {
 				continue
 			}
-			if w.model.excused(n) && !c.busy {
+			if w.model.excused(n) && !n.agent.busy() {
 				stopped = true
 				continue
 			}
-			errs = append(errs, fmt.Errorf("%s: %s: %s", n.peer.Name, c.name, describeStatus(c.status)))
+			errs = append(errs, fmt.Errorf("%s: %s: %s", n.peer.Name, c, describeStatus(status)))
 		}
 	}
 	if err := errors.Join(errs...); err != nil || stopped {
@@ -914,7 +854,7 @@ func (w *simWorld) rest() error {
 
 // undecided tells whether the agent waits for a decision about a node that does not answer.
 func (n *machine) undecided() bool {
-	return n.agent != nil && slices.ContainsFunc(n.agent.parts, func(c *simComponent) bool { return c.status.Missing != "" })
+	return n.agent != nil && slices.ContainsFunc(n.w.model.components(), func(c string) bool { return n.agent.status(c).Missing != "" })
 }
 
 // decide has an operator go on without the nodes that have gone, wherever the agents say that this is the question.
@@ -924,8 +864,8 @@ func (w *simWorld) decide() error {
 		if n.agent == nil {
 			continue
 		}
-		for _, c := range n.agent.parts {
-			for name := range strings.SplitSeq(c.status.Missing, ",") {
+		for _, c := range w.model.components() {
+			for name := range strings.SplitSeq(n.agent.status(c).Missing, ",") {
 				if i := slices.IndexFunc(w.nodes, func(m *machine) bool { return m.peer.Name == name }); i >= 0 && !w.nodes[i].gone {
 					return fmt.Errorf("%s waits for %s, which is there", n.peer.Name, name)
 				}
@@ -1034,6 +974,21 @@ func scenario(t *testing.T, k *simKind, nodes int, faults ...fault) {
 		if h := (history{seed, nodes, faults}); simulate(k, h, nil, nil) != nil {
 			t.Error(h, simulate(k, h, nil, t.Logf))
 			return
+		}
+	}
+}
+
+// A history runs the same way each time, to the last message: else a failing seed could not be replayed.
+func TestSimIsRepeatable(t *testing.T) {
+	for _, k := range []*simKind{simGalera, simRedis, simGluster} {
+		for seed := range uint64(5) {
+			var runs [2][]string
+			for i := range runs {
+				simulate(k, newHistory(k, seed), nil, func(format string, args ...any) { runs[i] = append(runs[i], fmt.Sprintf(format, args...)) })
+			}
+			if !slices.Equal(runs[0], runs[1]) {
+				t.Errorf("%s, seed %d: two runs differ", k.name, seed)
+			}
 		}
 	}
 }

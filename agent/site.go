@@ -24,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -52,11 +53,12 @@ type site struct {
 	node    Node
 	params  *facts.SiteParams
 	seen    siteSeen
-	looked  time.Time // at the files
-	asked   time.Time // the database
-	retry   backoff   // of what failed
-	able    time.Time // since when this node could work on the site
-	greeted bool      // the database has answered; each greeting that is not followed by a login counts as an attack
+	looked  time.Time        // at the files
+	asked   time.Time        // the database
+	retry   ensemble.Backoff // of what failed
+	able    time.Time        // since when this node could work on the site
+	greeted bool             // the database has answered; each greeting that is not followed by a login counts as an attack
+	reports ensemble.Reader[siteSeen]
 }
 
 // siteSeen is what a backend tells the others.
@@ -109,7 +111,7 @@ func (s *site) Observe(ctx context.Context) (any, error) {
 		}
 		s.seen, s.looked = seen, time.Now()
 	}
-	if s.seen.Files && s.seen.Config && (s.seen.Database != dbInstalled || time.Since(s.asked) > databaseCalm) && s.retry.left() == 0 {
+	if s.seen.Files && s.seen.Config && (s.seen.Database != dbInstalled || time.Since(s.asked) > databaseCalm) && s.retry.Left(s.node.now()) == 0 {
 		s.seen.Database, s.seen.Detail = s.askDatabase(ctx)
 		s.asked = time.Now()
 	}
@@ -279,7 +281,7 @@ func decideSite(self, first, database string, seen siteSeen, held time.Duration)
 			return siteNothing, waitf("for %s to install the site", first)
 		}
 		if held > 0 {
-			return siteNothing, workf("installing the site again in %d s", seconds(held))
+			return siteNothing, workf("installing the site again in %d s", ensemble.Seconds(held))
 		}
 		return siteInstall, workf("installing the site")
 	}
@@ -291,7 +293,7 @@ func (s *site) Step(ctx context.Context, w World) (facts.Status, error) {
 		s.able = time.Now()
 	}
 	first := s.first(w, time.Since(s.able))
-	do, status := decideSite(w.Self.Name, first.Name, s.params.Database, s.seen, s.retry.left())
+	do, status := decideSite(w.Self.Name, first.Name, s.params.Database, s.seen, s.retry.Left(s.node.now()))
 	if do == siteNothing {
 		return status, nil
 	}
@@ -299,9 +301,9 @@ func (s *site) Step(ctx context.Context, w World) (facts.Status, error) {
 	s.looked = time.Time{}
 	err := s.take(ctx, do)
 	if err != nil {
-		s.retry.next()
+		s.retry.Next(s.node.now())
 	} else {
-		s.retry.reset()
+		s.retry.Reset()
 	}
 	return status, err
 }
@@ -309,31 +311,14 @@ func (s *site) Step(ctx context.Context, w World) (facts.Status, error) {
 // first returns the lowest node that takes part. One whose site component has not looked yet is probably just booting,
 // as this one was; it is waited for a while, because two copies take twice as long as one.
 func (s *site) first(w World, able time.Duration) facts.Peer {
-	first := w.Self
-	reports := siteReports(w)
-	for _, p := range peersIn(w, w.Self.Role) {
-		_, takesPart := reports[p.Name]
-		_, heard := w.Reports[p.Name]
-		if (takesPart || heard && able < siteHeadStart) && p.Index < first.Index {
-			first = p
+	members, self := ensemble.Members(w)
+	for i := range members {
+		if m := &members[i]; i != self {
+			_, takesPart := s.reports.From(w, m.Name, "site")
+			m.Heard = takesPart || m.Answers && able < siteHeadStart
 		}
 	}
-	return first
-}
-
-// siteReports returns the reports of the peers that have a site component, whatever its name is there.
-func siteReports(w World) map[string]siteSeen {
-	m := map[string]siteSeen{}
-	for node, r := range w.Reports {
-		for name, c := range r.Components {
-			if c.Kind == "site" {
-				if v, ok := reportsOf[siteSeen](w, name)[node]; ok {
-					m[node] = v
-				}
-			}
-		}
-	}
-	return m
+	return ensemble.First(members).Peer
 }
 
 func (s *site) take(ctx context.Context, do siteDo) error {

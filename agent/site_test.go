@@ -235,7 +235,7 @@ func TestSiteFromAnArchive(t *testing.T) {
 		t.Error("a broken copy took the site's place")
 	}
 	write("wordpress/wp-load.php", "wordpress/deep/er/x.php")
-	s.retry.reset()
+	s.retry.Reset()
 	drive(t, s, w, 2*time.Minute)
 	if data, _ := os.ReadFile(filepath.Join(s.params.Target, "deep/er/x.php")); string(data) != "x" {
 		t.Errorf("deep/er/x.php: %q", data)
@@ -364,7 +364,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 		t.Fatalf("neither installed: %v; %v", errs[0], errs[1])
 	}
 	for _, c := range []*site{s, other} {
-		c.retry.reset()
+		c.retry.Reset()
 		if got := drive(t, c, w, 2*time.Minute); got.State != facts.Ready {
 			t.Errorf("%s: %+v", c.node.Facts.Node.Name, got)
 		}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -140,11 +141,11 @@ func overdue(name string) (why, killMode string) {
 	}
 	switch {
 	case now.Sub(c.worked) > limits.idle:
-		why = fmt.Sprintf("%s has not %s, and done nothing for %d s", name, verb, seconds(limits.idle))
+		why = fmt.Sprintf("%s has not %s, and done nothing for %d s", name, verb, ensemble.Seconds(limits.idle))
 	case now.Sub(c.moved) > limits.silent:
-		why = fmt.Sprintf("%s has not %s, and read or written nothing for %d s", name, verb, seconds(limits.silent))
+		why = fmt.Sprintf("%s has not %s, and read or written nothing for %d s", name, verb, ensemble.Seconds(limits.silent))
 	case limits.total > 0 && now.Sub(c.since) > limits.total:
-		why = fmt.Sprintf("%s has not %s within %d s", name, verb, seconds(limits.total))
+		why = fmt.Sprintf("%s has not %s within %d s", name, verb, ensemble.Seconds(limits.total))
 	default:
 		return "", ""
 	}

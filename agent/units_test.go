@@ -337,7 +337,7 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 			u := newRealUnit(t, deaf)
 			u.is(t, "active", "running", "control-group")
 			r := component(kind, nil, components(u.name)[kind])
-			r.decision = filepath.Join(t.TempDir(), "decision.json")
+			r.decision = new(decided)
 			a := testAgent(func(string) {}, r)
 			if a.turn(t.Context(), r); u.processes() != 2 {
 				t.Fatal("killed at once")

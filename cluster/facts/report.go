@@ -49,7 +49,9 @@ type NodeReport struct {
 	Ready      bool                       `json:"ready"` // all components are ready
 	Components map[string]ComponentReport `json:"components"`
 	Order      []string                   `json:"order"` // of the components, as in the facts
-	Heard      []string                   `json:"heard"` // peers that answered this node recently
+	// Ages says for each component that has a report how old that was when the agent answered, in milliseconds.
+	Ages  map[string]int64 `json:"ages_ms,omitempty"`
+	Heard []string         `json:"heard"` // peers that answered this node recently
 	// Holds lists the virtual addresses that the node currently has.
 	Holds []string `json:"holds,omitempty"`
 	Made

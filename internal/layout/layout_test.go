@@ -18,6 +18,7 @@ var never = []struct {
 	{"cluster/facts", []string{"gopkg.in", "time/tzdata", "imagegen/cluster", "imagegen/roles"}, "it is linked into every node's agent"},
 	{"cmd/imagegen-node", []string{"gopkg.in/yaml.v3", "time/tzdata", "github.com", "imagegen/cluster", "imagegen/roles", "imagegen/images"}, "an agent knows facts, not specs"},
 	{"agent", []string{"gopkg.in/yaml.v3", "time/tzdata", "github.com", "imagegen/cluster", "imagegen/roles"}, "an agent knows facts, not specs"},
+	{"agent/ensemble", []string{"os/exec", "net/http", "gopkg.in", "github.com", "imagegen/agent", "imagegen/cluster", "imagegen/roles"}, "decisions are pure, for agent and simulator alike"},
 	{"cluster", []string{"imagegen/roles", "imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "the spec stands below all others"},
 	{"roles", []string{"imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "rendering needs neither images nor machines"},
 	{"cloudinit", []string{"imagegen/roles", "imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "a seed is files and addresses"},

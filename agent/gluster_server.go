@@ -1,0 +1,486 @@
+package agent
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"imagegen/cluster/facts"
+	"imagegen/internal/atomicfile"
+)
+
+// glusterServer is the node's glusterd and its brick. The simulator has one of its own.
+type glusterServer interface {
+	unitNames() []string
+	// look changes nothing. unit is what systemd says of glusterd: "active" or another of its words.
+	look(ctx context.Context) (r glusterReport, unit string, err error)
+	// do takes a step. Interrupted anywhere, it can be taken again.
+	do(ctx context.Context, step glusterStep) error
+}
+
+// notYet is the error of a step that cannot be taken yet: it says what for.
+type notYet string
+
+func (e notYet) Error() string { return "waiting " + string(e) }
+
+// glusterUnit is the server as a systemd unit runs it.
+type glusterUnit struct {
+	node   Node
+	params *facts.GlusterParams
+	nodes  []string // the servers, in the spec's order
+	seen   glusterReport
+
+	info  fileStamp // of the volume's file below WorkDir when it was last asked for
+	asked time.Time
+	brick brickProcess
+}
+
+func (g *glusterUnit) unitNames() []string { return []string{g.params.Unit} }
+
+func (g *glusterUnit) look(ctx context.Context) (glusterReport, string, error) {
+	var r glusterReport
+	if err := g.lookAtState(&r); err != nil {
+		return r, "", err
+	}
+	u, err := unitState(ctx, g.params.Unit)
+	if err != nil {
+		return r, "", err
+	}
+	if u.Active == "failed" {
+		r.Fault = cmp.Or(lastLine(ctx, g.params.Unit), u.Result)
+	}
+	if u.Active == "active" {
+		r.Volume, err = g.volume(ctx)
+		r.Running = err == nil
+		noteAnswer(g.params.Unit, ctx.Err() == nil)
+		if err != nil {
+			r.Fault = err.Error()
+		}
+	}
+	if err := g.lookAtBrick(ctx, &r); err != nil {
+		return r, "", err
+	}
+	g.seen = r
+	return r, u.Active, nil
+}
+
+// lookAtState reads what glusterd has written down about itself.
+func (g *glusterUnit) lookAtState(r *glusterReport) error {
+	data, err := os.ReadFile(filepath.Join(g.params.WorkDir, "glusterd.info"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for line := range strings.Lines(string(data)) {
+		switch k, v, _ := strings.Cut(strings.TrimSpace(line), "="); k {
+		case "UUID":
+			r.UUID = v
+		case "operating-version":
+			r.OpVersion, _ = strconv.Atoi(v)
+		}
+	}
+	for _, name := range []string{"peers", "vols"} {
+		entries, err := os.ReadDir(filepath.Join(g.params.WorkDir, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		r.Used = r.Used || len(entries) > 0
+		if name == "peers" {
+			for _, e := range entries {
+				r.Pool = append(r.Pool, e.Name())
+			}
+		}
+	}
+	return nil
+}
+
+// fileStamp tells whether a file has changed.
+type fileStamp struct {
+	modified time.Time
+	size     int64
+}
+
+func stampOf(path string) fileStamp {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return fileStamp{}
+	}
+	return fileStamp{fi.ModTime(), fi.Size()}
+}
+
+// volume asks glusterd for the volume, or repeats its last answer while the file that glusterd keeps about the volume
+// has not changed. It returns nil when there is no volume.
+func (g *glusterUnit) volume(ctx context.Context) (*glusterVolume, error) {
+	now := stampOf(filepath.Join(g.params.WorkDir, "vols", g.params.Volume, "info"))
+	if g.seen.Running && now == g.info && time.Since(g.asked) < infoInterval {
+		return g.seen.Volume, nil
+	}
+	out, err := run(ctx, nil, "gluster", "--mode=script", "--xml", "volume", "info")
+	if err != nil {
+		return nil, fmt.Errorf("ask glusterd: %w", cliFault(out, err))
+	}
+	volumes, err := parseVolumes(out)
+	if err != nil {
+		return nil, fmt.Errorf("ask glusterd: %w", err)
+	}
+	g.info, g.asked = now, time.Now()
+	return volumes[g.params.Volume], nil
+}
+
+// cliFault is why the gluster command line failed: it writes that where it writes its results.
+func cliFault(out []byte, err error) error {
+	if s := strings.TrimSpace(string(out)); s != "" && !strings.HasPrefix(s, "<?xml") {
+		return errors.New(s)
+	}
+	return err
+}
+
+// parseVolumes reads the answer to "gluster --xml volume info".
+func parseVolumes(data []byte) (map[string]*glusterVolume, error) {
+	var out struct {
+		OpRet    int    `xml:"opRet"`
+		OpErrstr string `xml:"opErrstr"`
+		Volumes  []struct {
+			Name   string `xml:"name"`
+			ID     string `xml:"id"`
+			Status int    `xml:"status"`
+			Bricks []struct {
+				Name string `xml:"name"`
+			} `xml:"bricks>brick"`
+			Options []struct {
+				Name  string `xml:"name"`
+				Value string `xml:"value"`
+			} `xml:"options>option"`
+		} `xml:"volInfo>volumes>volume"`
+	}
+	if err := xml.NewDecoder(bytes.NewReader(data)).Decode(&out); err != nil {
+		return nil, fmt.Errorf("answer is not XML: %w", err)
+	}
+	if out.OpRet != 0 {
+		return nil, errors.New(cmp.Or(out.OpErrstr, fmt.Sprintf("error %d", out.OpRet)))
+	}
+	m := map[string]*glusterVolume{}
+	for _, v := range out.Volumes {
+		if v.Name == "" || v.ID == "" {
+			return nil, errors.New("a volume without name or id")
+		}
+		vol := &glusterVolume{ID: v.ID, Status: v.Status, Options: map[string]string{}}
+		for _, b := range v.Bricks {
+			vol.Bricks = append(vol.Bricks, b.Name)
+		}
+		for _, o := range v.Options {
+			vol.Options[o.Name] = o.Value
+		}
+		m[v.Name] = vol
+	}
+	return m, nil
+}
+
+// lookAtBrick completes r with what is in the brick and whether its process serves.
+func (g *glusterUnit) lookAtBrick(ctx context.Context, r *glusterReport) error {
+	var err error
+	if r.Brick, err = brickContent(g.params.Brick); err != nil {
+		return err
+	}
+	if r.Brick == brickNone {
+		return nil
+	}
+	id := make([]byte, 16)
+	n, err := syscall.Getxattr(g.params.Brick, volumeIDXattr, id)
+	if err != nil && !errors.Is(err, syscall.ENODATA) {
+		return fmt.Errorf("brick %s: read its volume id: %w", g.params.Brick, err)
+	}
+	if n == len(id) {
+		r.BrickID = uuidText(id)
+	}
+	if r.Volume == nil {
+		return nil
+	}
+	r.Online = g.brick.online(ctx, g.node.Facts.Node.IP, g.params.Brick)
+	for i := range r.Volume.Bricks {
+		if c, err := readChangelog(g.params.Brick, g.params.Volume, i); err == nil && c.data > 0 && c.entry > 0 {
+			r.Blames = append(r.Blames, i)
+		}
+	}
+	entries, err := os.ReadDir(indexDir(g.params.Brick))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "xattrop-") { // the file that the others are links to
+			r.Pending++
+		}
+	}
+	return nil
+}
+
+// indexDir is where a brick lists what other bricks lack.
+func indexDir(brick string) string { return filepath.Join(brick, ".glusterfs/indices/xattrop") }
+
+// brickContent looks into a brick. Creating a volume leaves an empty .glusterfs in it; its first start fills that.
+func brickContent(brick string) (brickState, error) {
+	entries, err := os.ReadDir(brick)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return brickNone, nil
+	case err != nil:
+		return "", err
+	case len(entries) == 0:
+		return brickBare, nil
+	case len(entries) > 1 || entries[0].Name() != ".glusterfs":
+		return brickData, nil
+	}
+	entries, err = os.ReadDir(filepath.Join(brick, ".glusterfs"))
+	if err != nil {
+		return "", err
+	}
+	if len(entries) > 0 {
+		return brickData, nil
+	}
+	return brickEmpty, nil
+}
+
+// changelog counts what a brick knows that another brick lacks of one of its files or folders. For a folder, data
+// means that all of its entries must be compared.
+type changelog struct{ data, metadata, entry uint32 }
+
+func changelogName(volume string, brick int) string {
+	return fmt.Sprintf("trusted.afr.%s-client-%d", volume, brick)
+}
+
+// readChangelog returns what the root of a brick says about another brick of the volume.
+func readChangelog(root, volume string, brick int) (changelog, error) {
+	b := make([]byte, 12)
+	n, err := syscall.Getxattr(root, changelogName(volume, brick), b)
+	if errors.Is(err, syscall.ENODATA) {
+		return changelog{}, nil
+	}
+	if err != nil || n != len(b) {
+		return changelog{}, fmt.Errorf("%s: changelog of brick %d: %w", root, brick, err)
+	}
+	return changelog{binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:])}, nil
+}
+
+// blame notes on the root of this node's brick that another brick lacks everything, as the volume's own replication
+// does when a brick is replaced: all folders that healing then makes on that brick are noted in turn.
+func blame(root, volume string, brick int) error {
+	c, err := readChangelog(root, volume, brick)
+	if err != nil {
+		return err
+	}
+	b := binary.BigEndian.AppendUint32(nil, max(1, c.data))
+	b = binary.BigEndian.AppendUint32(b, max(1, c.metadata))
+	b = binary.BigEndian.AppendUint32(b, max(1, c.entry))
+	// The index first: without it the note would not be acted on, and only the note is looked at afterwards.
+	if err := os.MkdirAll(indexDir(root), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(indexDir(root), rootGFID), os.O_CREATE|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := syscall.Setxattr(root, changelogName(volume, brick), b, 0); err != nil {
+		return fmt.Errorf("%s: note what brick %d lacks: %w", root, brick, err)
+	}
+	return nil
+}
+
+// restore gives a blank brick the identity that its process demands before it serves.
+func restore(brick, volumeID string) error {
+	id, err := hex.DecodeString(strings.ReplaceAll(volumeID, "-", ""))
+	if err != nil || len(id) != 16 {
+		return fmt.Errorf("volume id %q is not a UUID", volumeID)
+	}
+	if err := os.MkdirAll(brick, 0o755); err != nil {
+		return err
+	}
+	if err := syscall.Setxattr(brick, volumeIDXattr, id, 0); err != nil {
+		return fmt.Errorf("brick %s: set its volume id: %w", brick, err)
+	}
+	// Last: with it, the brick is no longer a blank one.
+	if err := os.Mkdir(filepath.Join(brick, ".glusterfs"), 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// brickProcess finds the process that serves the brick. Asking glusterd instead would lock the whole pool each time.
+type brickProcess struct {
+	pid, start string
+	port       string
+	accepted   bool
+}
+
+// online tells whether the brick's process accepts connections at ip. Once it has, its being there is enough: each
+// connection would leave lines in its log.
+func (b *brickProcess) online(ctx context.Context, ip, brick string) bool {
+	if b.pid == "" || processStart(b.pid) != b.start {
+		b.accepted = false
+		if b.pid, b.port = findBrick(brick); b.pid == "" {
+			return false
+		}
+		b.start = processStart(b.pid)
+	}
+	if !b.accepted {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(ip, b.port))
+		if err != nil {
+			return false
+		}
+		conn.Close()
+		b.accepted = true
+	}
+	return true
+}
+
+// findBrick returns the pid of the process that serves a brick, and its port; empty when there is none.
+func findBrick(brick string) (pid, port string) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return "", ""
+	}
+	for _, e := range entries {
+		if name := e.Name(); name[0] >= '1' && name[0] <= '9' {
+			line, _ := os.ReadFile("/proc/" + name + "/cmdline")
+			args := strings.Split(string(line), "\x00")
+			if i := slices.Index(args, "--brick-name"); i >= 0 && i+1 < len(args) && args[i+1] == brick {
+				if i := slices.Index(args, "--brick-port"); i >= 0 && i+1 < len(args) {
+					return name, args[i+1]
+				}
+			}
+		}
+	}
+	return "", ""
+}
+
+func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
+	ctx, cancel := context.WithTimeout(ctx, cliLimit)
+	defer cancel()
+	vol := g.params.Volume
+	switch step.do {
+	case glusterIdentify:
+		return g.identify(ctx, step.version)
+	case glusterStartUnit:
+		return startUnit(ctx, g.params.Unit)
+	case glusterMakeBrick:
+		return os.MkdirAll(g.params.Brick, 0o755)
+	case glusterCreate:
+		args := []string{"create", vol}
+		if len(g.nodes) > 1 {
+			args = append(args, "replica", strconv.Itoa(len(g.nodes)))
+		}
+		for _, n := range g.nodes {
+			args = append(args, n+":"+g.params.Brick)
+		}
+		// Every server has just reported an empty brick, on its data disk. Without force, what an interrupted attempt
+		// left on one would be taken for a volume.
+		err := g.change(ctx, step.do, append(args, "force")...)
+		if err != nil && strings.Contains(err.Error(), "not connected") {
+			return notYet(fmt.Sprintf("for the servers' glusterd to find each other: %v", err))
+		}
+		return err
+	case glusterSet:
+		return g.change(ctx, step.do, append([]string{"set", vol}, step.options...)...)
+	case glusterStart:
+		return g.change(ctx, step.do, "start", vol)
+	case glusterBlame:
+		return blame(g.params.Brick, vol, step.brick)
+	case glusterRestore:
+		return restore(g.params.Brick, g.seen.Volume.ID)
+	case glusterForce:
+		return g.change(ctx, step.do, "start", vol, "force")
+	case glusterHeal:
+		// The self-heal daemons look by themselves every ten minutes; this only hurries them.
+		if err := g.change(ctx, step.do, "heal", vol); err != nil {
+			g.node.Log("%v", err)
+		}
+	}
+	return nil
+}
+
+// change makes a change to a volume.
+func (g *glusterUnit) change(ctx context.Context, do glusterDo, args ...string) error {
+	g.asked = time.Time{} // whatever comes of it, look again
+	out, err := run(ctx, nil, append([]string{"gluster", "--mode=script", "volume"}, args...)...)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("%s: %w", do, cliFault(out, err))
+	if strings.Contains(err.Error(), "Another transaction is in progress") {
+		return notYet("for a change that another server makes to the volume to end")
+	}
+	return err
+}
+
+// identify writes glusterd's identity and its pool, before it first starts. The identity comes last: while it is
+// missing, this is done again.
+func (g *glusterUnit) identify(ctx context.Context, version int) error {
+	if version == 0 {
+		out, err := run(ctx, nil, "glusterd", "--version")
+		if err != nil {
+			return err
+		}
+		if version, err = opVersion(string(out)); err != nil {
+			return err
+		}
+	}
+	dir := filepath.Join(g.params.WorkDir, "peers")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	// glusterd takes every file in there for a peer, also what writing one left behind when it was cut off.
+	unfinished, err := filepath.Glob(filepath.Join(dir, "*.tmp*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range unfinished {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	for _, n := range g.nodes {
+		uuid := glusterUUID(g.node.Facts.ClusterID, n)
+		path := filepath.Join(dir, uuid)
+		if _, err := os.Stat(path); n == g.node.Facts.Node.Name || err == nil {
+			continue // what glusterd has written itself knows better
+		}
+		// State 3: befriended.
+		if err := atomicfile.Write(path, fmt.Appendf(nil, "uuid=%s\nstate=3\nhostname1=%s\n", uuid, n), 0o600); err != nil {
+			return err
+		}
+	}
+	own := glusterUUID(g.node.Facts.ClusterID, g.node.Facts.Node.Name)
+	if g.seen.UUID == own {
+		return nil
+	}
+	return atomicfile.Write(filepath.Join(g.params.WorkDir, "glusterd.info"), fmt.Appendf(nil, "UUID=%s\noperating-version=%d\n", own, version), 0o600)
+}
+
+// opVersion returns the highest operating version of a GlusterFS release, from what glusterd --version prints.
+func opVersion(text string) (int, error) {
+	fields := strings.Fields(text)
+	if len(fields) >= 2 && fields[0] == "glusterfs" {
+		major, _, _ := strings.Cut(fields[1], ".")
+		if n, err := strconv.Atoi(major); err == nil && n >= 4 && n < 1000 {
+			return n * 10000, nil
+		}
+	}
+	return 0, fmt.Errorf("glusterd --version says %q, which is not a release that this agent knows", strings.TrimSpace(text))
+}
