@@ -531,7 +531,7 @@ func FuzzPeerReport(f *testing.F) {
 			}
 		}
 		v := glusterView{self: "node1", uuids: map[string]string{}, params: glusterParams(), unit: "active"}
-		_, v.heard = glusterMembers(new(ensemble.Reader[glusterReport]), w)
+		_, _, v.heard = glusterMembers(new(ensemble.Reader[glusterReport]), w)
 		bricks := []string{}
 		for _, n := range nodes {
 			v.nodes = append(v.nodes, n.Name)

@@ -94,7 +94,7 @@ func (g *gluster) view(w World) glusterView {
 	now := g.node.now()
 	v := glusterView{self: w.Self.Name, uuids: map[string]string{}, params: g.params, own: g.seen, unit: g.unit, applied: g.applied,
 		healHeld: max(0, healInterval-now.Sub(g.healAsked)), settled: g.settled}
-	v.nodes, v.heard = glusterMembers(&g.reports, w)
+	v.members, v.nodes, v.heard = glusterMembers(&g.reports, w)
 	for _, n := range v.nodes {
 		v.uuids[n] = glusterUUID(g.node.Facts.ClusterID, n)
 	}
@@ -112,7 +112,7 @@ func (g *gluster) view(w World) glusterView {
 }
 
 // glusterMembers returns the servers, in the spec's order, and what those that were heard report.
-func glusterMembers(reports *ensemble.Reader[glusterReport], w World) (nodes []string, heard map[string]glusterReport) {
+func glusterMembers(reports *ensemble.Reader[glusterReport], w World) (members []ensemble.Member, nodes []string, heard map[string]glusterReport) {
 	members, self := ensemble.Members(w)
 	heard = map[string]glusterReport{}
 	for i, m := range members {
@@ -123,7 +123,7 @@ func glusterMembers(reports *ensemble.Reader[glusterReport], w World) (nodes []s
 			}
 		}
 	}
-	return nodes, heard
+	return members, nodes, heard
 }
 
 func (g *gluster) Step(ctx context.Context, w World) (facts.Status, error) {

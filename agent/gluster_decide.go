@@ -73,7 +73,9 @@ type glusterView struct {
 	params *facts.GlusterParams
 	own    glusterReport
 	heard  map[string]glusterReport // peers that answered
-	unit   string                   // what the unit is doing; "active" or systemd's word
+	// members are the same servers; what an operator has decided about them is known here.
+	members []ensemble.Member
+	unit    string // what the unit is doing; "active" or systemd's word
 	// What must not be repeated too soon.
 	startHeld time.Duration // starting the unit, or the brick
 	healHeld  time.Duration
@@ -271,32 +273,28 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 	return step, ready(detail)
 }
 
-// decideLost chooses the next step of a server whose brick is blank while the volume exists.
+// decideLost chooses the next step of a server whose brick is blank while the volume exists. Every server must have noted
+// what the brick lacks before it serves.
 func decideLost(v glusterView, index int) (glusterStep, facts.Status) {
 	var missing, silent []string
-	data := 0
 	for _, n := range v.nodes {
-		if n == v.self {
-			continue
-		}
 		r, ok := v.heard[n]
 		switch {
+		case n == v.self:
+		case !ok && slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.Name == n && m.GivenUp }):
 		case !ok:
 			missing = append(missing, n)
-		case r.Brick != brickData:
-			// It has nothing that could be lost.
-		default:
-			data++
-			if !slices.Contains(r.Blames, index) {
-				silent = append(silent, n)
-			}
+		case r.Brick == brickData && !slices.Contains(r.Blames, index):
+			silent = append(silent, n)
 		}
 	}
 	switch {
 	case len(silent) > 0:
 		return glusterStep{}, waitf("for %s to note that this node's brick is blank", strings.Join(silent, ", "))
-	case data == 0 && len(missing) > 0:
-		return glusterStep{}, waitf("for %s: no server that was heard has the volume's files", strings.Join(missing, ", "))
+	case len(missing) > 0:
+		// Of a server that is away while the brick comes back, and returns while those that know better are away, the
+		// brick would seem to be the newer one: files would disappear.
+		return glusterStep{}, ensemble.Await(v.members, missing, ", who must note that this node's brick is blank")
 	}
 	return glusterStep{do: glusterRestore}, workf("taking the blank brick back into volume %s", v.params.Volume)
 }

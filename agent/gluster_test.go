@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -124,8 +125,8 @@ func TestGlusterDecisions(t *testing.T) {
 		"blank brick: it waits for that":     {"glusterfs3", func(a map[string]*glusterReport) { replaced(a) }, glusterNothing, facts.Waiting, "for glusterfs1, glusterfs2 to note"},
 		"blank brick: one has noted it":      {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1") }, glusterNothing, facts.Waiting, "for glusterfs2 to note"},
 		"blank brick: all have":              {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1", "glusterfs2") }, glusterRestore, facts.Working, ""},
-		"blank brick: all who are there":     {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1"); a["glusterfs2"] = nil }, glusterRestore, facts.Working, ""},
-		"blank brick: nobody with the files": {"glusterfs3", func(a map[string]*glusterReport) { replaced(a); a["glusterfs1"], a["glusterfs2"] = nil, nil }, glusterNothing, facts.Waiting, "no server that was heard has the volume's files"},
+		"blank brick: all who are there":     {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1"); a["glusterfs2"] = nil }, glusterNothing, facts.Waiting, "for glusterfs2, who must note"},
+		"blank brick: nobody with the files": {"glusterfs3", func(a map[string]*glusterReport) { replaced(a); a["glusterfs1"], a["glusterfs2"] = nil, nil }, glusterNothing, facts.Waiting, "for glusterfs1, glusterfs2, who must note"},
 		"blank brick, a peer forced a start": {"glusterfs3", func(a map[string]*glusterReport) {
 			replaced(a)
 			a["glusterfs3"].Brick, a["glusterfs3"].BrickID = brickBare, "v1"
@@ -139,6 +140,18 @@ func TestGlusterDecisions(t *testing.T) {
 		if step.do != c.do || status.State != c.state || !strings.Contains(status.Detail, c.detail) {
 			t.Errorf("%s: %q, %s: %s", name, step.do, status.State, status.Detail)
 		}
+	}
+}
+
+// A blank brick waits for a server that is away, until an operator gives that up.
+func TestBlankBrickGoesOnWithoutAServer(t *testing.T) {
+	v := glusterCase("glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1"); a["glusterfs2"] = nil })
+	if step, status := decideGluster(v); step.do != glusterNothing || status.Missing != "glusterfs2" {
+		t.Errorf("%+v, %+v", step, status)
+	}
+	v.members = []ensemble.Member{{Peer: facts.Peer{Name: "glusterfs2"}, GivenUp: true}}
+	if step, status := decideGluster(v); step.do != glusterRestore {
+		t.Errorf("%+v, %+v", step, status)
 	}
 }
 

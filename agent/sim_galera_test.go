@@ -759,7 +759,7 @@ func TestSimServerRunsUnseen(t *testing.T) {
 
 // galeraMutant changes what decideGalera sees, and then what it says. Either may be nil.
 func galeraMutant(name string, view func(v *galeraView), step func(v galeraView, s galeraStep) galeraStep) mutant {
-	return mutant{name, func(w *simWorld) {
+	return mutant{name: name, apply: func(w *simWorld) {
 		g := w.model.(*galeraModel)
 		g.decide = func(v galeraView) (galeraStep, facts.Status) {
 			changed := v
@@ -868,7 +868,7 @@ func TestSimGaleraMutants(t *testing.T) {
 				m.State = galeraHolds
 			}
 		}), nil),
-		{"old answers are believed", func(w *simWorld) { w.heard = time.Hour }},
+		{name: "old answers are believed", apply: func(w *simWorld) { w.heard = time.Hour }},
 		galeraMutant("who is starting does not count", func(v *galeraView) {
 			for i := range v.members {
 				if m := &v.members[i]; i != v.self && m.State == galeraStarting {
@@ -876,7 +876,7 @@ func TestSimGaleraMutants(t *testing.T) {
 				}
 			}
 		}, nil),
-		galeraMutant("a start without silent members is not announced", func(v *galeraView) { v.going = time.Hour }, nil),
+		galeraMutant("a start without silent members is not announced", func(v *galeraView) { v.going = time.Hour }, nil).among(givenUp, givenUp, crash, outage, isolated, split, agentDies),
 		galeraMutant("a decided outage goes on as the same history", nil, func(_ galeraView, s galeraStep) galeraStep {
 			if s == galeraFork {
 				return galeraBootstrap

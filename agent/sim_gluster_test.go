@@ -508,9 +508,19 @@ func TestSimBlankBrickIsNoted(t *testing.T) {
 		fault{at: 100 * time.Second, kind: blankDisk, node: 0, lasts: 5 * time.Second})
 }
 
+// A server was away while a replaced brick came back, and returned before that was filled, when the only other one was
+// away: nobody there knew what the brick lacked, and its files disappeared.
+func TestSimBlankBrickWaitsForThoseWhoAreAway(t *testing.T) {
+	scenario(t, simGluster, 3,
+		fault{at: 60 * time.Second, kind: outage, lasts: time.Second},
+		fault{at: 60 * time.Second, kind: blankDisk, node: 2, lasts: 2 * time.Second},
+		fault{at: 60 * time.Second, kind: crash, node: 1, lasts: 50 * time.Second},
+		fault{at: 88 * time.Second, kind: crash, node: 0, lasts: 60 * time.Second})
+}
+
 // glusterMutant changes what decideGluster sees, and then what it says. Either may be nil.
 func glusterMutant(name string, view func(v *glusterView), step func(v glusterView, s glusterStep) glusterStep) mutant {
-	return mutant{name, func(w *simWorld) {
+	return mutant{name: name, apply: func(w *simWorld) {
 		w.model.(*glusterModel).decide = func(v glusterView) (glusterStep, facts.Status) {
 			v.heard = maps.Clone(v.heard)
 			if view != nil {
@@ -564,6 +574,6 @@ func TestSimGlusterMutants(t *testing.T) {
 			}
 			return s
 		}),
-		{"servers start without a pool", func(w *simWorld) { w.model.(*glusterModel).probing = true }},
+		{name: "servers start without a pool", apply: func(w *simWorld) { w.model.(*glusterModel).probing = true }},
 	})
 }

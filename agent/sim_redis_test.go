@@ -678,7 +678,7 @@ func TestSimFirstMasterReplaced(t *testing.T) {
 
 // redisMutant changes what decideRedis and decideSentinel see, and then what the first says. Either may be nil.
 func redisMutant(name string, view func(v *redisView), step func(v redisView, s redisStep, master string) (redisStep, string)) mutant {
-	return mutant{name, func(w *simWorld) {
+	return mutant{name: name, apply: func(w *simWorld) {
 		r := w.model.(*redisModel)
 		change := func(v redisView) redisView {
 			v.members = slices.Clone(v.members)
@@ -707,7 +707,7 @@ func TestSimRedisMutants(t *testing.T) {
 		}
 	}
 	sentinel := func(name string, decide func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status)) mutant {
-		return mutant{name, func(w *simWorld) { w.model.(*redisModel).decideSentinel = decide }}
+		return mutant{name: name, apply: func(w *simWorld) { w.model.(*redisModel).decideSentinel = decide }}
 	}
 	killAll(t, simRedis, []mutant{
 		redisMutant("silent nodes have nothing", hear, nil),

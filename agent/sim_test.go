@@ -997,6 +997,14 @@ func TestSimIsRepeatable(t *testing.T) {
 type mutant struct {
 	name  string
 	apply func(w *simWorld)
+	// faults are those among which the rule matters, where it matters rarely among all; nil: all.
+	faults []faultKind
+}
+
+// among narrows the faults down.
+func (m mutant) among(faults ...faultKind) mutant {
+	m.faults = faults
+	return m
 }
 
 // killAll checks that the simulator finds out each mutant within as many histories as it runs by default.
@@ -1006,9 +1014,16 @@ func killAll(t *testing.T, k *simKind, mutants []mutant) {
 	}
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
-			h, err := search(k, 1, max(10000, *simHistories)*k.share/100, m.apply)
+			k := *k
+			if m.faults != nil {
+				k.faults = m.faults
+			}
+			h, err := search(&k, 1, max(10000, *simHistories)*k.share/100, m.apply)
 			if err == nil {
 				t.Fatal("the simulator does not notice")
+			}
+			if err := simulate(&k, h, nil, nil); err != nil {
+				t.Errorf("seed %d fails without the mutation as well: %v", h.seed, err)
 			}
 			first, _, _ := strings.Cut(err.Error(), "\n")
 			t.Logf("seed %d: %s", h.seed, first)
