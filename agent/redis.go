@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"imagegen/agent/ensemble"
@@ -218,6 +217,15 @@ type redisView struct {
 	self    int
 }
 
+// ensemble returns the members without their reports.
+func (v redisView) ensemble() []ensemble.Member {
+	members := make([]ensemble.Member, len(v.members))
+	for i, m := range v.members {
+		members[i] = m.Member
+	}
+	return members
+}
+
 func (v redisView) name(ip string) string {
 	for _, m := range v.members {
 		if m.IP == ip {
@@ -237,28 +245,27 @@ func decideRedis(v redisView) (step redisStep, master string, status facts.Statu
 	if !me.Heard {
 		return redisWait, "", waitf("for the Sentinel of this node")
 	}
-	var silent []string
-	formed, data := false, false
+	members := v.ensemble()
+	silent := ensemble.Silent(members)
+	heard, formed, data := 0, false, false
 	for _, m := range v.members {
-		switch {
-		case !m.Heard:
-			silent = append(silent, m.Name)
-		case m.HasData || m.sentinel.Master != "":
-			formed = true
+		if m.Heard {
+			heard++
+			formed = formed || m.HasData || m.sentinel.Master != ""
 		}
 		data = data || m.HasData
 	}
 	if !formed {
-		switch first := v.members[0]; {
+		switch first := ensemble.First(members); {
 		case len(silent) > 0:
-			return redisWait, "", waitf("for %s, who may have data", strings.Join(silent, ", "))
+			return redisWait, "", ensemble.Await(members, silent, ", who may have data")
 		case first.Name != me.Name:
 			return redisWait, "", waitf("for %s to become the first master", first.Name)
 		}
 		return redisFound, "", workf("starting as the first master")
 	}
-	if heard, need := len(v.members)-len(silent), len(v.members)/2+1; heard < need {
-		return redisWait, "", waitf("for %s: with %d of %d nodes nobody knows who is the master", strings.Join(silent, ", "), heard, len(v.members))
+	if need := len(v.members)/2 + 1; heard < need && len(silent) > 0 {
+		return redisWait, "", ensemble.Await(members, silent, ": with %d of %d nodes nobody knows who is the master", heard, len(v.members))
 	}
 	master = believedMaster(v)
 	switch {

@@ -21,7 +21,7 @@ import (
 type sentinel struct {
 	node   Node
 	server sentinelServer
-	decide func(sentinelReport, redisReport, redisView) (start bool, master string, status facts.Status)
+	decide func(sentinelReport, redisReport, redisView) (step sentinelStep, master string, status facts.Status)
 	view   redisReader
 	retry  ensemble.Backoff
 	seen   sentinelSeen
@@ -34,6 +34,8 @@ type sentinelServer interface {
 	look(ctx context.Context) (sentinelSeen, error)
 	// start starts it. With a master, it first gets a configuration.
 	start(ctx context.Context, master string, view redisView) error
+	// failover makes it choose another master without asking other Sentinels.
+	failover(ctx context.Context) error
 }
 
 // sentinelSeen is what a look at the Sentinel shows.
@@ -158,37 +160,78 @@ func (s *sentinelUnit) ask(ctx context.Context, seen *sentinelReport) error {
 	return nil
 }
 
-// decideSentinel says whether to start, with a configuration for the given master if there is none yet, and where
-// things stand. server is the node's own Redis.
-func decideSentinel(seen sentinelReport, server redisReport, view redisView) (start bool, master string, status facts.Status) {
+// sentinelStep is what a Sentinel does next.
+type sentinelStep int
+
+const (
+	sentinelWait     sentinelStep = iota
+	sentinelStart                 // start, with a configuration for a master if there is none yet
+	sentinelFailover              // choose another master alone
+)
+
+// decideSentinel says what a Sentinel does now, with which master, and where things stand. server is the node's own
+// Redis.
+func decideSentinel(seen sentinelReport, server redisReport, view redisView) (step sentinelStep, master string, status facts.Status) {
 	me := view.members[view.self]
 	switch {
 	case seen.Running && seen.Down:
-		return false, "", waitf("for the master %s, or another", view.name(seen.Master))
+		step, status = decideDown(seen, view)
+		return step, "", status
 	case seen.Running && seen.Quorum != "":
-		return false, "", waitf("for the other Sentinels: %d of %d known; %s", seen.Others, len(view.members)-1, seen.Quorum)
+		return sentinelWait, "", waitf("for the other Sentinels: %d of %d known; %s", seen.Others, len(view.members)-1, seen.Quorum)
 	case seen.Running:
-		return false, "", ready("the master is " + view.name(seen.Master))
+		return sentinelWait, "", ready("the master is " + view.name(seen.Master))
 	case !server.Running && !server.HasData && believedMaster(view) == me.IP && (seen.Master == me.IP || othersHave(view, me.IP)):
 		// Redis cannot start before the Sentinels have chosen another master, and they may need this one's vote for it.
 		if seen.Master != "" {
 			me.IP = ""
 		}
-		return true, me.IP, workf("starting Sentinel, to choose another master: the disk of this one is empty")
+		return sentinelStart, me.IP, workf("starting Sentinel, to choose another master: the disk of this one is empty")
 	case !server.Running || server.Loading:
 		// Sentinels without a Redis would choose a master where there is nothing to choose from.
-		return false, "", waitf("for Redis on this node")
+		return sentinelWait, "", waitf("for Redis on this node")
 	case seen.Master != "":
-		return true, "", workf("starting Sentinel")
+		return sentinelStart, "", workf("starting Sentinel")
 	case server.Role == "master" && server.HasData:
-		return true, me.IP, workf("setting up Sentinel with %s as the master", me.Name)
+		return sentinelStart, me.IP, workf("setting up Sentinel with %s as the master", me.Name)
 	case server.Role == "slave" && server.Synced:
-		return true, server.Master, workf("setting up Sentinel with %s as the master", view.name(server.Master))
+		return sentinelStart, server.Master, workf("setting up Sentinel with %s as the master", view.name(server.Master))
 	case server.Role == "slave" && othersHave(view, server.Master):
 		// Should that one die before its data has come, the Sentinels need this one's vote to choose another.
-		return true, server.Master, workf("setting up Sentinel with %s as the master, as on the others", view.name(server.Master))
+		return sentinelStart, server.Master, workf("setting up Sentinel with %s as the master, as on the others", view.name(server.Master))
 	}
-	return false, "", waitf("for Redis on this node to be in sync with a master")
+	return sentinelWait, "", waitf("for Redis on this node to be in sync with a master")
+}
+
+// decideDown is for a Sentinel that holds the master to be down. Usually they choose another one by themselves. Without a
+// majority of them, only an operator can decide that the others are not coming back.
+func decideDown(seen sentinelReport, view redisView) (sentinelStep, facts.Status) {
+	members := view.ensemble()
+	wait := waitf("for the master %s, or another", view.name(seen.Master))
+	first, sentinels, answers, heir := "", 0, false, false
+	for _, m := range view.members {
+		answers = answers || m.IP == seen.Master && m.Answers
+		if !m.Heard {
+			continue
+		}
+		heir = heir || m.IP != seen.Master && m.Running && m.HasData && !m.Loading
+		if m.sentinel.Running {
+			if sentinels++; first == "" {
+				first = m.Name
+			}
+		}
+	}
+	if answers || !heir || sentinels >= len(view.members)/2+1 {
+		return sentinelWait, wait
+	}
+	if silent := ensemble.Silent(members); len(silent) > 0 {
+		return sentinelWait, ensemble.Await(members, silent, ": the master %s is down, and %d of %d Sentinels cannot choose another",
+			view.name(seen.Master), sentinels, len(view.members))
+	}
+	if me := view.members[view.self].Name; first != me {
+		return sentinelWait, waitf("for %s to choose another master than %s", first, view.name(seen.Master))
+	}
+	return sentinelFailover, workf("choosing another master than %s, as an operator has decided", view.name(seen.Master))
 }
 
 // othersHave tells whether the Sentinel of another node has the master.
@@ -207,12 +250,19 @@ func (s *sentinel) Step(ctx context.Context, w World) (facts.Status, error) {
 	}
 	server, _ := knownOr(s.view.servers.Of(w.Own, "redis"))
 	view := s.view.members(w, server)
-	start, master, status := s.decide(s.seen.sentinelReport, server, view)
+	step, master, status := s.decide(s.seen.sentinelReport, server, view)
 	if status.State == facts.Ready {
 		s.retry.Settle(s.node.now())
 	}
-	if !start {
+	if step == sentinelWait {
 		return status, nil
+	}
+	if step == sentinelFailover {
+		if s.retry.Left(s.node.now()) > 0 {
+			return status, nil
+		}
+		s.retry.Next(s.node.now())
+		return status, s.server.failover(ctx)
 	}
 	if active := s.seen.unit.Active; active != "inactive" && active != "failed" {
 		return workf("Sentinel is starting"), nil
@@ -244,6 +294,19 @@ func (s *sentinelUnit) start(ctx context.Context, master string, view redisView)
 		return err
 	}
 	return startUnit(ctx, s.params.Unit)
+}
+
+func (s *sentinelUnit) failover(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, redisLimit)
+	defer cancel()
+	answers, err := s.node.respServer(s.params.Port, s.params.TLS, s.params.Secret).ask(ctx, []string{"SENTINEL", "FAILOVER", s.params.Master})
+	if err != nil {
+		return err
+	}
+	if refused, ok := answers[0].(redisError); ok && !strings.HasPrefix(refused.Error(), "INPROG") {
+		return fmt.Errorf("have Sentinel choose another master: %w", refused)
+	}
+	return nil
 }
 
 // sentinelConfig adds the master to the rendered configuration. From the first start on the file is Sentinel's.

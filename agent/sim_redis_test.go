@@ -35,7 +35,7 @@ var simRedis = &simKind{
 	name: "redis", role: "redis", share: 45,
 	build: func(w *simWorld) simModel { return newRedisModel(w) },
 	faults: []faultKind{lateBoot, lateBoot, gone, crash, crash, crash, reboot, outage, outage, blankDisk, blankDisk, agentDies,
-		daemonDies, daemonDies, cutOneWay, isolated, split, split, slowNet, paused, frozen, lying, noStart, slowStart, stepCrash, stepCrash, stepAgent},
+		daemonDies, daemonDies, cutOneWay, isolated, split, split, slowNet, paused, frozen, lying, noStart, slowStart, givenUp, stepCrash, stepCrash, stepAgent},
 }
 
 type redisDisk struct {
@@ -74,7 +74,8 @@ type sentinelProcess struct {
 	down     bool
 	failover int64 // the epoch of the failover that goes on; 0: none
 	began    time.Duration
-	promoted int // -1: nobody yet
+	promoted int  // -1: nobody yet
+	forced   bool // the failover is SENTINEL FAILOVER, which asks nobody
 	roles    map[int]role
 }
 
@@ -90,7 +91,7 @@ type redisModel struct {
 	servers        []*redisProcess
 	sentinels      []*sentinelProcess
 	decide         func(redisView) (redisStep, string, facts.Status)
-	decideSentinel func(sentinelReport, redisReport, redisView) (bool, string, facts.Status)
+	decideSentinel func(sentinelReport, redisReport, redisView) (sentinelStep, string, facts.Status)
 }
 
 func newRedisModel(w *simWorld) *redisModel {
@@ -189,7 +190,7 @@ func (r *redisModel) replicate(s *redisProcess, alive func() bool) {
 		s.n.after(s.n.pace(200*time.Millisecond, 4*time.Second), alive, func() {
 			s.copying = false
 			if s.follows == from && r.servers[from] == master && r.answers(s.n, from) {
-				s.linked, d.head = true, r.disks[from].head
+				s.linked, d.head, s.n.given = true, r.disks[from].head, false
 			}
 		})
 	})
@@ -334,7 +335,9 @@ func (r *redisModel) goOn(s *sentinelProcess) {
 			votes++
 		}
 	}
-	if votes < max(len(w.nodes)/2+1, (len(f.peers)+1)/2+1) {
+	if s.forced {
+		s.forced = false
+	} else if votes < max(len(w.nodes)/2+1, (len(f.peers)+1)/2+1) {
 		if w.now-s.began > 10*time.Second {
 			s.failover = 0
 		}
@@ -431,7 +434,7 @@ func (r *redisModel) check() error {
 			continue
 		}
 		for j, d := range r.disks {
-			if d.head != nil && (d.member || d.founder) {
+			if d.head != nil && (d.member || d.founder) && !r.w.nodes[j].given {
 				return fmt.Errorf("%s is a master without data, and %s has data", s.n.peer.Name, r.w.nodes[j].peer.Name)
 			}
 		}
@@ -634,6 +637,22 @@ func (p simSentinel) start(_ context.Context, master string, _ redisView) error 
 	return p.a.act("start Sentinel", 0, func() error { r.startSentinel(n); return nil })
 }
 
+func (p simSentinel) failover(context.Context) error {
+	r, i := p.r, p.a.n.index
+	return p.a.act("have Sentinel choose another master", 0, func() error {
+		s := r.sentinels[i]
+		if s == nil || !s.up {
+			return errors.New("no answer from Sentinel")
+		}
+		if s.failover == 0 {
+			f := r.disks[i].sentinel
+			f.current++
+			s.failover, s.promoted, s.began, s.forced = f.current, -1, r.w.now, true
+		}
+		return nil
+	})
+}
+
 func TestSimRedis(t *testing.T) { runSim(t, simRedis) }
 
 // bitnami/charts 24380 and 8878: when all pods started at once, each Sentinel asked itself, and became its own master.
@@ -676,6 +695,65 @@ func TestSimFirstMasterReplaced(t *testing.T) {
 	scenario(t, simRedis, 3, fault{at: 7 * time.Second, kind: blankDisk, node: 0, lasts: 2 * time.Second})
 }
 
+// Two of three nodes are given up: the third one goes on alone, also when it was a replica, and whether or not its servers
+// ran when the others were lost. When they come back, they follow it.
+func TestSimRedisGoesOnAlone(t *testing.T) {
+	for name, outage := range map[string]bool{"running": false, "after an outage": true} {
+		for alone := range 3 {
+			for seed := range uint64(20) {
+				w := newSimWorld(simRedis, history{seed: seed, nodes: 3})
+				r := w.model.(*redisModel)
+				w.in(0, func() {
+					for _, n := range w.nodes {
+						n.powerOn()
+					}
+				})
+				if err := w.runTo(60 * time.Second); err != nil {
+					t.Fatal(err)
+				}
+				for i, n := range w.nodes {
+					if i != alone || outage {
+						n.powerOff(false)
+					}
+				}
+				if outage {
+					w.nodes[alone].powerOn()
+				}
+				master := func() bool {
+					s := r.servers[alone]
+					return s != nil && s.up && s.follows < 0 && r.disks[alone].head != nil
+				}
+				for i := 0; i < 60 && !master(); i++ {
+					if err := w.runTo(w.now + 2*time.Second); err != nil {
+						t.Fatal(err)
+					}
+					w.nodes[alone].decideWithout("")
+				}
+				head := r.disks[alone].head
+				if !master() {
+					t.Fatalf("%s, node %d, seed %d: it is no master: %v, %v", name, alone+1, seed, w.nodes[alone].agent.status("redis"), w.nodes[alone].agent.status("sentinel"))
+				}
+				for i, n := range w.nodes {
+					if i != alone {
+						n.powerOn()
+					}
+				}
+				if err := w.settle(); err != nil {
+					t.Fatalf("%s, node %d, seed %d: %v", name, alone+1, seed, err)
+				}
+				for i, d := range r.disks {
+					if !d.head.has(head) {
+						t.Fatalf("%s, node %d, seed %d: node %d lacks what was written after the decision", name, alone+1, seed, i+1)
+					}
+				}
+				for _, n := range w.nodes {
+					n.endAgent()
+				}
+			}
+		}
+	}
+}
+
 // redisMutant changes what decideRedis and decideSentinel see, and then what the first says. Either may be nil.
 func redisMutant(name string, view func(v *redisView), step func(v redisView, s redisStep, master string) (redisStep, string)) mutant {
 	return mutant{name: name, apply: func(w *simWorld) {
@@ -694,7 +772,7 @@ func redisMutant(name string, view func(v *redisView), step func(v redisView, s 
 			}
 			return s, master, status
 		}
-		r.decideSentinel = func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
+		r.decideSentinel = func(seen sentinelReport, server redisReport, v redisView) (sentinelStep, string, facts.Status) {
 			return decideSentinel(seen, server, change(v))
 		}
 	}}
@@ -706,7 +784,7 @@ func TestSimRedisMutants(t *testing.T) {
 			v.members[i].Heard = true
 		}
 	}
-	sentinel := func(name string, decide func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status)) mutant {
+	sentinel := func(name string, decide func(seen sentinelReport, server redisReport, v redisView) (sentinelStep, string, facts.Status)) mutant {
 		return mutant{name: name, apply: func(w *simWorld) { w.model.(*redisModel).decideSentinel = decide }}
 	}
 	killAll(t, simRedis, []mutant{
@@ -761,21 +839,24 @@ func TestSimRedisMutants(t *testing.T) {
 			}
 			return s, master
 		}),
-		sentinel("each Sentinel watches its own node", func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
+		sentinel("each Sentinel watches its own node", func(seen sentinelReport, server redisReport, v redisView) (sentinelStep, string, facts.Status) {
 			start, master, status := decideSentinel(seen, server, v)
 			if master != "" {
 				master = v.members[v.self].IP
 			}
 			return start, master, status
 		}),
-		sentinel("a Sentinel is never started again", func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
-			start, master, status := decideSentinel(seen, server, v)
-			return start && master != "", master, status
+		sentinel("a Sentinel is never started again", func(seen sentinelReport, server redisReport, v redisView) (sentinelStep, string, facts.Status) {
+			step, master, status := decideSentinel(seen, server, v)
+			if step == sentinelStart && master == "" {
+				step = sentinelWait
+			}
+			return step, master, status
 		}),
-		sentinel("a Sentinel waits for data", func(seen sentinelReport, server redisReport, v redisView) (bool, string, facts.Status) {
+		sentinel("a Sentinel waits for data", func(seen sentinelReport, server redisReport, v redisView) (sentinelStep, string, facts.Status) {
 			start, master, status := decideSentinel(seen, server, v)
-			if start && seen.Master == "" && !server.HasData {
-				return false, "", waitf("for data")
+			if start == sentinelStart && seen.Master == "" && !server.HasData {
+				return sentinelWait, "", waitf("for data")
 			}
 			return start, master, status
 		}),
