@@ -260,9 +260,12 @@ func decideServing(v galeraView) (galeraStep, facts.Status) {
 		return m.Heard && m.State == galeraServing && m.Position.UUID == me.Position.UUID
 	})].Name
 	rival, twice := v.rival(me.Position.UUID)
+	if me.Cluster != "" {
+		if err := ensemble.Foreign("its data is", me.Cluster, v.cluster); err != nil {
+			return galeraWait, stopf("%v", err)
+		}
+	}
 	switch {
-	case me.Cluster != "" && me.Cluster != v.cluster:
-		return galeraWait, stopf("its data is of the cluster %s, and this one is %s: remove the data disk if it may be lost", me.Cluster, v.cluster)
 	case twice && !v.rightful(me.Position.UUID):
 		return galeraWait, stopf("%s serves the history %s, and %s another one, %s: remove the data disk of the one that may be lost", me.Name, me.Position.UUID, rival.Name, rival.Position.UUID)
 	case twice && me.Cluster != "":
