@@ -278,3 +278,75 @@ func TestRedisDataOfAnotherCluster(t *testing.T) {
 		t.Errorf("without a mark: %+v, %v", m, err)
 	}
 }
+
+// A Sentinel whose master and whose fellow Sentinels are all gone promotes its replica when it is told to, and not before.
+func TestSentinelFailsOverAlone(t *testing.T) {
+	server, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Skip("SKIPPED: no redis-server on this machine (package redis-server)")
+	}
+	program, err := exec.LookPath("redis-sentinel")
+	if err != nil {
+		t.Skip("SKIPPED: no redis-sentinel on this machine (package redis-sentinel)")
+	}
+	dir := t.TempDir()
+	node := Node{Secrets: map[string]string{"redis": "secret"}}
+	master := serveRedis(t, server, dir, "port %d\n")
+	replica := serveRedis(t, server, dir, fmt.Sprintf("port %%d\nmasterauth secret\nreplicaof 127.0.0.1 %d\n", master))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	config := filepath.Join(dir, "sentinel.conf")
+	text := fmt.Sprintf("port %d\nbind 127.0.0.1\nrequirepass secret\ndir %s\nsentinel monitor m 127.0.0.1 %d 2\nsentinel auth-pass m secret\n"+
+		"sentinel down-after-milliseconds m 500\nsentinel failover-timeout m 4000\nsentinel known-replica m 127.0.0.1 %d\n", port, dir, master, replica)
+	for _, gone := range []string{"redis1", "redis3"} {
+		text += fmt.Sprintf("sentinel known-sentinel m 127.0.0.1 1 %s\n", sentinelID("c", gone))
+	}
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	process := exec.Command(program, config)
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { process.Process.Kill(); process.Wait() })
+
+	u := &sentinelUnit{node: node, params: &facts.SentinelParams{Port: port, Secret: "redis", Master: "m"}}
+	await := func(what string, is func() bool) {
+		t.Helper()
+		for end := time.Now().Add(2 * time.Minute); !is(); time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("not in time: %s", what)
+			}
+		}
+	}
+	info := func(port int) map[string]string {
+		answers, err := node.respServer(port, false, "redis").ask(t.Context(), []string{"INFO"})
+		if err != nil {
+			return nil
+		}
+		return infoFields(answers[0])
+	}
+	seen := func() (s sentinelReport) { u.ask(t.Context(), &s); return s }
+	await("the replica is in sync", func() bool { return info(replica)["master_link_status"] == "up" })
+	await("Sentinel has the master", func() bool { s := seen(); return s.Running && !s.Down })
+	node.respServer(master, false, "redis").ask(t.Context(), []string{"SHUTDOWN", "NOSAVE"}) // closes the connection
+	await("Sentinel holds the master to be down", func() bool { s := seen(); return s.Down && s.Quorum != "" })
+	if role := info(replica)["role"]; role != "slave" {
+		t.Errorf("without a majority, the replica has become %s", role)
+	}
+	asked := time.Time{}
+	await("the replica is promoted", func() bool {
+		if time.Since(asked) > 5*time.Second {
+			if err := u.failover(t.Context()); err != nil {
+				t.Log(err)
+			}
+			asked = time.Now()
+		}
+		return info(replica)["role"] == "master"
+	})
+	await("Sentinel has the new master", func() bool { s := seen(); return s.Running && !s.Down && s.Epoch > 0 })
+}
