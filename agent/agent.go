@@ -21,16 +21,15 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// How often the agent looks, and how old an answer may be. The intervals bound how long a change goes unseen; nothing
-// depends on them for being right.
+// Intervals bound latency only; correctness does not depend on them.
 const (
-	restless     = 500 * time.Millisecond // between two looks of a component that is not ready
-	restful      = time.Second            // between two looks of one that is
-	observeLimit = 10 * time.Second       // one look; a component that takes longer is reported as failed
-	pollLimit    = 2 * time.Second        // one question to a peer
+	restless     = 500 * time.Millisecond // between two turns of a component that is not ready
+	restful      = time.Second            // between two turns of one that is
+	observeLimit = 10 * time.Second       // one observation; a component that takes longer is reported as failed
+	pollLimit    = 2 * time.Second        // one request to a peer
 )
 
-// Agent runs the components of one node and talks with its peers' agents.
+// Agent runs the components of one node and talks to its peers' agents.
 type Agent struct {
 	facts    facts.Facts
 	runners  []*runner
@@ -41,12 +40,12 @@ type Agent struct {
 
 	events  *events
 	journal []string      // the program that shows the journal
-	readers chan struct{} // a place for each reader of the journal
+	readers chan struct{} // a semaphore: one slot for each reader of the journal
 	made    facts.Made
 
 	mu      sync.Mutex
 	reports map[string]facts.ComponentReport
-	looked  map[string]time.Time // when each component that has a report last looked
+	looked  map[string]time.Time // when each component that has a report last observed
 	ready   bool                 // every component is
 	holds   []string             // virtual addresses
 }
@@ -58,8 +57,8 @@ type runner struct {
 	decision decisionStore
 }
 
-// New makes the agent of a node, which was made from made, from what its seed says, below root (normally "/"). Every change of a component's
-// status is passed to console as one line.
+// New makes the agent of a node from its seed's files below root (normally "/"). made says what the node was made from. Each
+// change of a component's status is passed to console as one line.
 func New(root string, made facts.Made, console func(line string)) (*Agent, error) {
 	data, err := os.ReadFile(filepath.Join(root, facts.FactsPath))
 	if err != nil {
@@ -178,8 +177,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	return err
 }
 
-// loops returns what the agent does until ctx ends, all at the same time: one loop for each component and each peer.
-// The simulator runs the same ones.
+// loops returns the loops that the agent runs concurrently until ctx ends: one for each component and each peer. The
+// simulator runs the same loops.
 func (a *Agent) loops() []func(ctx context.Context) {
 	var all []func(ctx context.Context)
 	for _, r := range a.runners {
@@ -191,7 +190,7 @@ func (a *Agent) loops() []func(ctx context.Context) {
 	return all
 }
 
-// drive looks at one component and lets it take a step, again and again.
+// drive gives a component its turns until ctx ends.
 func (a *Agent) drive(ctx context.Context, r *runner) {
 	for ctx.Err() == nil {
 		pause := restless
@@ -202,10 +201,10 @@ func (a *Agent) drive(ctx context.Context, r *runner) {
 	}
 }
 
-// turn is one look and at most one step.
+// turn is one observation and at most one step.
 func (a *Agent) turn(ctx context.Context, r *runner) facts.Status {
 	if missing := a.missing(a.after(r.Component)); len(missing) > 0 {
-		// What it would see now is not its world: an unmounted data folder looks empty. Peers are told nothing.
+		// It must not observe yet: an unmounted data folder looks empty. Peers are told nothing.
 		a.publish(r.Name, nil)
 		return a.setStatus(r.Name, waitf("for %s on this node", strings.Join(missing, ", ")))
 	}
@@ -216,7 +215,7 @@ func (a *Agent) turn(ctx context.Context, r *runner) facts.Status {
 		report = nil
 	}
 	a.publish(r.Name, report)
-	// Also when nothing could be seen: what hangs may be why.
+	// Also after a failed observation: a hung daemon may be the cause.
 	if status, killed, err := endHung(ctx, r.impl); err != nil {
 		return a.setStatus(r.Name, facts.Status{State: facts.Failed, Detail: err.Error()})
 	} else if killed {
@@ -239,8 +238,8 @@ func (a *Agent) turn(ctx context.Context, r *runner) facts.Status {
 	return a.setStatus(r.Name, status)
 }
 
-// after lists what must be ready before a component takes a step: what its role names, and the node's packet filter, so
-// that no daemon is ever reachable by more than its role allows.
+// after lists what must be ready before a component's turn: what its role names, and the node's packet filter, so that no
+// daemon is ever reachable by more than its role allows.
 func (a *Agent) after(c facts.Component) []string {
 	filter := func(name string) bool { return name == facts.Firewall || name == facts.Firewall6 }
 	if filter(c.Name) {
@@ -271,7 +270,7 @@ func (a *Agent) missing(names []string) []string {
 	})
 }
 
-// publish replaces what the peers are told that a component observed; nil withdraws it.
+// publish replaces the report of a component; nil withdraws it.
 func (a *Agent) publish(name string, report any) {
 	var raw json.RawMessage
 	if report != nil {
@@ -298,7 +297,7 @@ func (a *Agent) publish(name string, report any) {
 	}
 }
 
-// setStatus records where a component stands and says so when that has changed in more than a number.
+// setStatus records a component's status, and logs it when more than a number has changed.
 func (a *Agent) setStatus(name string, s facts.Status) facts.Status {
 	s.Detail = oneLine(s.Detail)
 	a.mu.Lock()
@@ -321,7 +320,7 @@ func (a *Agent) setStatus(name string, s facts.Status) facts.Status {
 	a.ready = ready
 	a.mu.Unlock()
 	if old.State == s.State && noDigits(old.Detail) == noDigits(s.Detail) {
-		return s // a count that goes on is for the status table
+		return s // progress counters are shown by imagegen status only
 	}
 	a.happened(name, "%s", describeStatus(s))
 	a.console(fmt.Sprintf("%s: %s: %s", a.facts.Node.Name, name, describeStatus(s)))
@@ -341,8 +340,8 @@ func oneLine(s string) string {
 	return s
 }
 
-// printable leaves out what a terminal would act upon rather than show: control characters, escape sequences' first bytes
-// among them, and the format characters that turn a line's direction around.
+// printable removes what a terminal would interpret rather than show: control characters, including the first bytes of
+// escape sequences, and the format characters that change a line's direction.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -364,7 +363,7 @@ func noDigits(s string) string {
 	}, s)
 }
 
-// status says where a component stands.
+// status returns a component's status.
 func (a *Agent) status(component string) facts.Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -419,9 +418,9 @@ func (a *Agent) report() facts.NodeReport {
 	return r
 }
 
-// ApplySysctl sets the kernel parameters in a sysctl.d file below root. On the first boot the seed's file comes after
-// systemd has read the folder. Parameters that cannot be set (in a container most belong to the host) are returned as
-// one error; the others are set all the same.
+// ApplySysctl sets the kernel parameters in a sysctl.d file below root. On the first boot, cloud-init writes the seed's file
+// after systemd has read the folder. Parameters that cannot be set (in a container, most belong to the host) are returned
+// as one error; the others are set nevertheless.
 func ApplySysctl(root, file string) error {
 	data, err := os.ReadFile(filepath.Join(root, file))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -18,8 +18,8 @@ import (
 // maxDecision is the largest decision that is read, in bytes.
 const maxDecision = 64 << 10
 
-// serve answers on the agent's two ports until ctx ends: the peer API, with mutual TLS, and the health port, which
-// tells load balancers the little that they need and takes nothing in.
+// serve serves the agent's two ports until ctx ends: the peer API, with mutual TLS, and the read-only health port for load
+// balancers.
 func (a *Agent) serve(ctx context.Context, id identity) error {
 	// On every address: the node's own may not be up yet.
 	api, err := net.Listen("tcp", ":"+strconv.Itoa(facts.APIPort))
@@ -48,7 +48,7 @@ func (a *Agent) serve(ctx context.Context, id identity) error {
 	return err
 }
 
-// newServer returns a server that a slow or hostile client cannot hold up.
+// newServer returns a server that a slow or hostile client cannot block.
 func newServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
@@ -57,7 +57,7 @@ func newServer(h http.Handler) *http.Server {
 		WriteTimeout:      10 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          log.New(io.Discard, "", 0), // a port scan is no news
+		ErrorLog:          log.New(io.Discard, "", 0), // port scans are not worth logging
 	}
 }
 
@@ -65,7 +65,7 @@ func (a *Agent) apiHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+facts.StatePath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(a.report()) // fails when the peer has gone, which is the peer's news
+		json.NewEncoder(w).Encode(a.report()) // fails only if the peer has gone
 	})
 	mux.HandleFunc("GET "+facts.LogsPath, operatorOnly(a.serveJournal))
 	mux.HandleFunc("GET "+facts.EventsPath, operatorOnly(a.serveEvents))

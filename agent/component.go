@@ -1,9 +1,9 @@
-// Package agent brings each component of a node to ready, and keeps it there, for ever.
+// Package agent brings each component of a node to ready and keeps it there.
 //
-// Every component is a small state machine. It observes its own world, learns what its peers report about theirs, and
-// takes at most one step. What to do is decided by pure functions of what is known, so that it can be simulated; what
-// is waited for is always visible. Nothing here renders configuration (package roles does, on the build host) and
-// nothing waits for a fixed time and hopes.
+// A component is a small state machine: it observes its node, reads its peers' reports, and takes at most one step. Pure
+// functions choose the step, and clock, network and daemons are interfaces, so that the simulator can run the agent's own
+// loops. What a component waits for is always visible. Nothing here renders configuration (package roles does, on the build
+// host), and nothing sleeps for a fixed time and hopes.
 package agent
 
 import (
@@ -15,12 +15,12 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// Component is one thing that the agent brings to ready. Its methods are called by one goroutine, never at once.
+// Component is one thing that the agent brings to ready. Its methods are never called concurrently.
 type Component interface {
-	// Observe looks at this node's world and changes nothing. The report is published to the peers as JSON.
+	// Observe looks at the node and changes nothing. The report is published to the peers as JSON.
 	Observe(ctx context.Context) (report any, err error)
-	// Step decides from the last report and the peers' reports, takes at most one step, and says where things stand.
-	// An error means that the step failed; the agent shows it and tries again.
+	// Step decides from the last observation and the peers' reports, takes at most one step and returns the status. An error
+	// means that the step failed; the agent shows it and tries again.
 	Step(ctx context.Context, w World) (facts.Status, error)
 }
 
@@ -61,7 +61,7 @@ type Node struct {
 	// Clock is the agent's; nil: the system's.
 	Clock clock
 	Log   func(format string, args ...any)
-	// Working shows what a long step is busy with, while it is. It may be called from Step alone.
+	// Working shows the progress of a long step. It may be called only from Step.
 	Working func(detail string)
 }
 

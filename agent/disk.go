@@ -31,22 +31,22 @@ const (
 
 	blankBytes   = 1 << 20 // a blank disk has nothing but zeros here
 	stampBytes   = 1 << 20 // at the end of a disk, which a new file system leaves free for the intent's stamp
-	nearlyFull   = 90      // percent used from which on it is said
+	nearlyFull   = 90      // percent used, from which on the status warns
 	growthSlack  = 4 << 20 // bytes that a file system may be smaller than its disk without being grown
 	sectorBytes  = 512     // the unit of /sys/block/*/size
 	markerSchema = "imagegen-node"
 )
 
-// diskLabels are the labels of data disks' file systems. XFS takes 12 characters at most.
+// diskLabels are the labels of data disks' file systems. XFS labels have at most 12 characters.
 var diskLabels = map[string]string{"ext4": "imagegen-data", "xfs": "imagegendata"}
 
-// disk finds the node's data disk, formats it when it is blank, marks it as this node's, and mounts it.
+// disk finds the node's data disk, formats it if it is blank, marks it as this node's, and mounts it.
 //
-// Formatting is the one thing here that cannot be undone. Before it starts, an intent is written to the root disk. It
-// chooses the UUID of the file system to come, and formatting begins with a stamp of that UUID near the end of the
-// disk. The intent is removed, durably, after the marker is on the new file system and before anything else may write
-// there. So what carries the intent's UUID holds nothing but the remains of this node's own formatting. Any other disk
-// is formatted only when it is blank, whatever its name, size or serial number.
+// Formatting is the one step that cannot be undone. Before it, an intent is written to the root disk, with the UUID of the new
+// file system, and a stamp with that UUID near the end of the data disk. The intent is removed, durably, after the marker is
+// on the new file system and before anything else may write there. So a disk with the intent's UUID holds nothing but this
+// node's own unfinished formatting. Any other disk is formatted only if it is blank, whatever its name, size or serial
+// number.
 type disk struct {
 	node    Node
 	params  *facts.DiskParams
@@ -105,8 +105,8 @@ type blockDisk struct {
 	Given    bool   `json:"given,omitempty"` // by the lab: no need to guess
 }
 
-// same tells whether d and o look like one disk, whatever is on it. Without a serial number this is a guess: device
-// names may change from boot to boot. It must only ever choose between blank disks.
+// same tells whether d and o look like the same disk, whatever is on it. Without a serial number this is a guess, since device
+// names may change from boot to boot. Use it only to choose between blank disks.
 func (d blockDisk) same(o blockDisk) bool {
 	return d.Size == o.Size && d.Serial == o.Serial && (d.Serial != "" || d.Device == o.Device)
 }
@@ -120,7 +120,7 @@ type marker struct {
 	Node      string `json:"node"`
 }
 
-// decodeMarker reads a marker, strictly: one that this agent does not understand is another's.
+// decodeMarker reads a marker strictly: one that this agent does not understand belongs to something else.
 func decodeMarker(data []byte) (*marker, error) {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
@@ -283,7 +283,7 @@ func (d *disk) Observe(ctx context.Context) (any, error) {
 	return seen, nil
 }
 
-// Step takes steps until there is none left: nothing that a peer says could change them, and the whole node waits.
+// Step takes steps until there is none left: they do not depend on peers, and the whole node waits for them.
 func (d *disk) Step(ctx context.Context, _ World) (facts.Status, error) {
 	for d.refused.State == "" {
 		step, status := decideDisk(d.owner, d.seen, d.settled)
@@ -348,7 +348,7 @@ func (d *disk) lookInside(seen *diskSeen) error {
 		if seen.Marker, err = decodeMarker(data); err != nil {
 			seen.Marker = nil
 		}
-		return nil // a broken marker is a file like any other
+		return nil // a broken marker counts as data
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -358,7 +358,7 @@ func (d *disk) lookInside(seen *diskSeen) error {
 		return err
 	}
 	seen.Empty = !slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
-		// What atomicfile.Write was interrupted in is no one's data.
+		// The temporary file of an interrupted atomicfile.Write is not data.
 		return e.Name() != "lost+found" && !strings.HasPrefix(e.Name(), markerName)
 	})
 	return nil
@@ -495,7 +495,7 @@ func (d *disk) probe(ctx context.Context, dev, dir string) (blockDisk, error) {
 	return b, nil
 }
 
-// startsBlank tells whether a disk begins with zeros alone.
+// startsBlank tells whether the start of a disk has only zeros.
 func startsBlank(dev string) (bool, error) {
 	f, err := os.Open(dev)
 	if err != nil {
@@ -510,7 +510,7 @@ func startsBlank(dev string) (bool, error) {
 	return len(bytes.Trim(buf[:n], "\x00")) == 0, nil
 }
 
-// stampText is the stamp of an intent. It stays where it is after the formatting, and means nothing without the intent.
+// stampText is the stamp of an intent. It stays on the disk after formatting, and means nothing without the intent.
 const stampText = "imagegen-node formats this disk: "
 
 // writeStamp puts the intent's UUID on a disk, durably, where mkfs will not write.
@@ -564,9 +564,9 @@ func newUUID() string {
 	return uuidText(b)
 }
 
-// format makes the file system on a disk that the intent allows. A marker that is already there proves that formatting
-// had finished and only the intent outlived it, so it is looked for first. A file system without one may be half made,
-// however whole it looks.
+// format makes the file system on a disk that the intent allows. It first looks for a marker: one that is already there proves
+// that formatting had finished and only the intent was not removed yet. A file system without a marker may be incomplete,
+// whatever it looks like.
 func (d *disk) format(ctx context.Context, b blockDisk) error {
 	dev := b.Device
 	if !b.Blank && d.mount(ctx, dev) == nil {
@@ -608,19 +608,19 @@ func (d *disk) mount(ctx context.Context, dev string) error {
 		options = "errors=remount-ro"
 		argv := []string{"e2fsck", "-p", dev}
 		if grown {
-			argv = []string{"e2fsck", "-f", "-p", dev} // resize2fs demands it
+			argv = []string{"e2fsck", "-f", "-p", dev} // resize2fs requires it
 		}
 		_, err := run(ctx, nil, argv...)
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && exit.ExitCode() < 4 {
-			err = nil // what was wrong has been put right
+			err = nil // errors were corrected
 		}
 		if err != nil {
 			return fmt.Errorf("check %s: %w", dev, err)
 		}
 		if grown {
 			if _, err := run(ctx, nil, "resize2fs", dev); err != nil {
-				d.node.Log("%s stays at its size: %v", dev, err) // of no harm
+				d.node.Log("%s keeps its size: %v", dev, err) // harmless
 			}
 		}
 	}
@@ -669,7 +669,7 @@ func fsBytes(kind string, start []byte) int64 {
 	return int64(blocks << (10 + binary.LittleEndian.Uint32(super[0x18:])&0x1f))
 }
 
-// makeDir makes a folder of the data disk as the facts want it, and lets it appear where else it must.
+// makeDir makes a folder of the data disk with its owner and mode, and its bind mount if it has one.
 func makeDir(dir facts.Dir) error {
 	uid, gid, err := lookupOwner(dir.Owner)
 	if err != nil {
@@ -709,8 +709,8 @@ func makeDir(dir facts.Dir) error {
 	return nil
 }
 
-// label gives the mount point and the folders the labels that SELinux's policy has for the places where they appear. A new
-// file system has none, and an enforced policy keeps daemons out of it; what is made in a labelled folder takes after it.
+// label gives the mount point and the folders the SELinux labels that the policy has for their paths. A new file system has no
+// labels, and an enforcing policy would keep daemons out. New files inherit the label of their folder.
 func (d *disk) label(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(d.sys, "fs/selinux/enforce")); err != nil {
 		return nil // a kernel without SELinux, or one that has it off
@@ -746,7 +746,7 @@ func lookupOwner(owner string) (uid, gid int, err error) {
 	return uid, gid, err
 }
 
-// removeDurably removes a file, if it is there, and makes sure that it stays removed.
+// removeDurably removes a file, if it exists, and syncs the folder.
 func removeDurably(path string) error {
 	err := os.Remove(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -19,7 +19,7 @@ import (
 	"imagegen/internal/atomicfile"
 )
 
-// Bounds of what is remembered of what has happened.
+// Limits of the event log.
 const (
 	eventsKept = 1000
 	eventsFile = "events.json" // in the agent's state, an event a line
@@ -27,8 +27,8 @@ const (
 	eventsSize = 1 << 20
 )
 
-// events are the latest things that happened on the node. They are kept on the root disk, for after a reboot; one that a power cut
-// takes is only missed by people.
+// events are the latest events of the node. They survive reboots on the root disk. Writes are not synced: only people read
+// events, so losing one in a power cut is acceptable.
 type events struct {
 	mu   sync.Mutex
 	path string // empty: in memory alone
@@ -36,10 +36,10 @@ type events struct {
 	size int64
 }
 
-// openEvents reads the events in a file, as far as they can be read.
+// openEvents reads the events in a file and skips lines that are damaged.
 func openEvents(path string) *events {
 	e := &events{path: path}
-	data, _ := os.ReadFile(path) // none: nothing has happened yet
+	data, _ := os.ReadFile(path) // a missing file has no events
 	for line := range bytes.Lines(data) {
 		var v facts.Event
 		if json.Unmarshal(line, &v) == nil && !v.Time.IsZero() {
@@ -47,7 +47,7 @@ func openEvents(path string) *events {
 		}
 	}
 	e.cut()
-	e.rewrite() // a line that was cut off would spoil the next
+	e.rewrite() // a truncated last line would corrupt the next one
 	return e
 }
 
@@ -84,7 +84,7 @@ func (e *events) add(v facts.Event) {
 	}
 }
 
-// rewrite makes the file what is in memory.
+// rewrite replaces the file with the events in memory.
 func (e *events) rewrite() {
 	if e.path == "" {
 		return
@@ -113,7 +113,7 @@ func (e *events) since(t time.Time) []facts.Event {
 	return some
 }
 
-// happened remembers what happened to a component, or with an empty name to the node.
+// happened records an event of a component or, with an empty name, of the node.
 func (a *Agent) happened(component, format string, args ...any) {
 	a.events.add(facts.Event{Time: a.clock.Now(), Component: component, Text: oneLine(fmt.Sprintf(format, args...))})
 }
@@ -133,10 +133,10 @@ func (a *Agent) serveEvents(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(facts.Events{Node: a.facts.Node.Name, Events: a.events.since(after)})
 }
 
-// watchEvery is how often the agent looks at what belongs to no component.
+// watchEvery is how often the agent checks what belongs to no component.
 const watchEvery = time.Second
 
-// watch remembers when peers fall silent and are heard again, and which virtual addresses the node has, until ctx ends.
+// watch records, until ctx ends, when peers fall silent or answer again and which virtual addresses the node holds.
 func (a *Agent) watch(ctx context.Context) {
 	heard := map[string]bool{} // peers that have been heard, and whether they are
 	for {
@@ -181,7 +181,7 @@ func (a *Agent) hold(addresses []string) {
 	}
 }
 
-// virtualAddresses returns the addresses beside the node's own on the interface that has its own.
+// virtualAddresses returns the other addresses on the interface that has the node's own.
 func virtualAddresses(own string) []string {
 	cards, err := net.Interfaces()
 	if err != nil {

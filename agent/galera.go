@@ -13,12 +13,12 @@ const (
 	askLimit     = 3 * time.Second  // one round of questions to the database server
 	foundLimit   = 10 * time.Minute // making an empty database, or starting a cluster from what is there
 	recoverLimit = time.Hour        // InnoDB reads all of its log again
-	// A group that lost its quorum for a moment comes together by itself; only then a hand is lent.
+	// Partitions usually heal on their own; the agent intervenes only after this.
 	apartLimit = 15 * time.Second
-	// A member that stays apart while the others have a primary component is started anew, and so is one that was
-	// joining a component that is no more.
+	// A member that does not rejoin the others' primary component is restarted after this, and so is one that was joining a
+	// component that no longer exists.
 	astrayLimit = 60 * time.Second
-	// A server that has left the group does not come back by itself, however long it runs. This is for being sure.
+	// A server that has left the group never rejoins by itself. This only guards against a misread status.
 	leftLimit   = 3 * time.Second
 	logInterval = 5 * time.Second // between two looks into the log of a server that does not serve
 	// Who starts a cluster without a silent member first says so for long enough that this one, should it come back just

@@ -225,7 +225,7 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 		} else {
 			away = append(away, n)
 		}
-		// Whoever holds data notes down what a replaced server lacks, before that server's brick may start.
+		// Servers with data mark what a replaced server lacks before that server's brick may start.
 		if i := slices.Index(vol.Bricks, n+":"+v.params.Brick); heard && r.lost() && own.Brick == brickData && i >= 0 && !slices.Contains(own.Blames, i) {
 			return glusterStep{do: glusterBlame, brick: i}, workf("noting that %s's brick is blank", n)
 		}
@@ -252,7 +252,7 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 		detail += ", without " + strings.Join(away, ", ")
 	}
 	if pending > 0 {
-		// Roughly: each change of a status is a line on the console.
+		// A power of ten: each change of a status is a line on the console.
 		bound := 10
 		for bound <= pending {
 			bound *= 10
@@ -267,7 +267,7 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 	case online <= len(v.nodes)/2:
 		return step, waitf("for a majority: %s", detail)
 	case blamed || pending > 0 && !v.settled:
-		// It serves; but as long as the copies differ, no other brick may be lost.
+		// It serves, but losing another brick while the copies differ may lose data.
 		return step, workf("catching up: %s", detail)
 	}
 	return step, ready(detail)
@@ -292,8 +292,8 @@ func decideLost(v glusterView, index int) (glusterStep, facts.Status) {
 	case len(silent) > 0:
 		return glusterStep{}, waitf("for %s to note that this node's brick is blank", strings.Join(silent, ", "))
 	case len(missing) > 0:
-		// Of a server that is away while the brick comes back, and returns while those that know better are away, the
-		// brick would seem to be the newer one: files would disappear.
+		// A server that is away now, and returns while those that have marked the brick are away, would take the half-filled
+		// brick for the newer one: files would disappear.
 		return glusterStep{}, ensemble.Await(v.members, missing, ", who must note that this node's brick is blank")
 	}
 	return glusterStep{do: glusterRestore}, workf("taking the blank brick back into volume %s", v.params.Volume)
@@ -307,7 +307,7 @@ func optionsToSet(v glusterView) []string {
 	}
 	want["storage.owner-uid"] = strconv.Itoa(v.params.UID)
 	want["storage.owner-gid"] = strconv.Itoa(v.params.GID)
-	// With it on, only the names that changed while a brick was away are healed; a blank brick lacks all.
+	// If it were on, only names that changed while a brick was away would be healed; a blank brick lacks all of them.
 	want["cluster.granular-entry-heal"] = "off"
 	var set []string
 	for _, k := range slices.Sorted(maps.Keys(want)) {

@@ -284,7 +284,7 @@ func blame(root, volume string, brick int) error {
 	b := binary.BigEndian.AppendUint32(nil, max(1, c.data))
 	b = binary.BigEndian.AppendUint32(b, max(1, c.metadata))
 	b = binary.BigEndian.AppendUint32(b, max(1, c.entry))
-	// The index first: without it the note would not be acted on, and only the note is looked at afterwards.
+	// The index entry first: without it the changelog is not acted on, and afterwards only the changelog is checked.
 	if err := os.MkdirAll(indexDir(root), 0o700); err != nil {
 		return err
 	}
@@ -301,7 +301,7 @@ func blame(root, volume string, brick int) error {
 	return nil
 }
 
-// restore gives a blank brick the identity that its process demands before it serves.
+// restore gives a blank brick the identity that its process requires.
 func restore(brick, volumeID string) error {
 	id, err := hex.DecodeString(strings.ReplaceAll(volumeID, "-", ""))
 	if err != nil || len(id) != 16 {
@@ -313,22 +313,22 @@ func restore(brick, volumeID string) error {
 	if err := syscall.Setxattr(brick, volumeIDXattr, id, 0); err != nil {
 		return fmt.Errorf("brick %s: set its volume id: %w", brick, err)
 	}
-	// Last: with it, the brick is no longer a blank one.
+	// Last: it is what tells the brick from a blank one.
 	if err := os.Mkdir(filepath.Join(brick, ".glusterfs"), 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return nil
 }
 
-// brickProcess finds the process that serves the brick. Asking glusterd instead would lock the whole pool each time.
+// brickProcess finds the process that serves the brick. Asking glusterd would lock the whole pool each time.
 type brickProcess struct {
 	pid, start string
 	port       string
 	accepted   bool
 }
 
-// online tells whether the brick's process accepts connections at ip. Once it has, its being there is enough: each
-// connection would leave lines in its log.
+// online tells whether the brick's process accepts connections at ip. After the first connection, the process' existence is
+// enough: each connection would add lines to its log.
 func (b *brickProcess) online(ctx context.Context, ip, brick string) bool {
 	if b.pid == "" || processStart(b.pid) != b.start {
 		b.accepted = false
@@ -389,8 +389,8 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 		for _, n := range g.nodes {
 			args = append(args, n+":"+g.params.Brick)
 		}
-		// Every server has just reported an empty brick, on its data disk. Without force, what an interrupted attempt
-		// left on one would be taken for a volume.
+		// Every server has just reported an empty brick on its data disk. Without force, the remains of an interrupted attempt
+		// would count as a volume.
 		err := g.change(ctx, step.do, append(args, "force")...)
 		if err != nil && strings.Contains(err.Error(), "not connected") {
 			return notYet(fmt.Sprintf("for the servers' glusterd to find each other: %v", err))
@@ -407,7 +407,7 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 	case glusterForce:
 		return g.change(ctx, step.do, "start", vol, "force")
 	case glusterHeal:
-		// The self-heal daemons look by themselves every ten minutes; this only hurries them.
+		// The self-heal daemons check every ten minutes on their own; this only speeds it up.
 		if err := g.change(ctx, step.do, "heal", vol); err != nil {
 			g.node.Log("%v", err)
 		}
@@ -417,7 +417,7 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 
 // change makes a change to a volume.
 func (g *glusterUnit) change(ctx context.Context, do glusterDo, args ...string) error {
-	g.asked = time.Time{} // whatever comes of it, look again
+	g.asked = time.Time{} // query again, whatever the result
 	out, err := run(ctx, nil, append([]string{"gluster", "--mode=script", "volume"}, args...)...)
 	if err == nil {
 		return nil
@@ -445,7 +445,7 @@ func (g *glusterUnit) identify(ctx context.Context, version int) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	// glusterd takes every file in there for a peer, also what writing one left behind when it was cut off.
+	// glusterd takes every file in there for a peer, including the temporary files of interrupted writes.
 	unfinished, err := filepath.Glob(filepath.Join(dir, "*.tmp*"))
 	if err != nil {
 		return err
@@ -459,7 +459,7 @@ func (g *glusterUnit) identify(ctx context.Context, version int) error {
 		uuid := glusterUUID(g.node.Facts.ClusterID, n)
 		path := filepath.Join(dir, uuid)
 		if _, err := os.Stat(path); n == g.node.Facts.Node.Name || err == nil {
-			continue // what glusterd has written itself knows better
+			continue // glusterd's own file may have more in it
 		}
 		// State 3: befriended.
 		if err := atomicfile.Write(path, fmt.Appendf(nil, "uuid=%s\nstate=3\nhostname1=%s\n", uuid, n), 0o600); err != nil {

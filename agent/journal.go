@@ -16,15 +16,15 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// Bounds of what an operator reads of the journal: a node that is busy has more to do.
+// Limits of reading the journal, so that it does not slow the node down.
 const (
 	journalReaders = 4                      // at the same time
 	journalLines   = 100_000                // of the past
-	journalLately  = 1000                   // lines of the past, when it is not said since when
+	journalLately  = 1000                   // past lines, if the request does not say since when
 	journalChunk   = 64 << 10               // bytes written at once
 	journalPause   = 20 * time.Millisecond  // between two full chunks: about 3 MB a second
-	journalStall   = 30 * time.Second       // a client that takes nothing for so long has gone
-	journalLongest = 24 * time.Hour         // that a journal is followed
+	journalStall   = 30 * time.Second       // a client that reads nothing for this long has gone
+	journalLongest = 24 * time.Hour         // for which a journal is followed
 	journalEnding  = 500 * time.Millisecond // between SIGTERM and SIGKILL
 )
 
@@ -41,7 +41,7 @@ func journalArgs(since time.Duration, follow bool) []string {
 	return args
 }
 
-// operatorOnly lets a request through that comes with the operator's certificate.
+// operatorOnly passes on requests that come with the operator's certificate.
 func operatorOnly(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if who := r.TLS.PeerCertificates[0].Subject.CommonName; who != facts.OperatorName {
@@ -96,9 +96,9 @@ func (a *Agent) serveJournal(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	control := http.NewResponseController(w)
-	control.SetReadDeadline(time.Time{}) // or the client's silence would count as its end
+	control.SetReadDeadline(time.Time{}) // the server's read timeout must not end a long response
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	control.Flush() // a journal may have nothing to say for long
+	control.Flush() // the first line may take long
 	in := bufio.NewReaderSize(out, journalChunk)
 	for {
 		if _, err = in.Peek(1); err != nil {

@@ -21,20 +21,20 @@ const (
 	logPause = time.Minute
 )
 
-// logPlaces are the folders whose files are logs. What goes to the journal (nginx, HAProxy, keepalived, Redis, Sentinel, the
-// agent itself) is bounded by journald's configuration in the image.
+// logPlaces are the folders whose files are logs. The image's journald configuration limits the logs of what writes to the
+// journal: nginx, HAProxy, keepalived, Redis, Sentinel and the agent.
 var logPlaces = []string{
 	"/var/log",                // GlusterFS, PHP-FPM, MariaDB, mysqld.log, cloud-init, rsyslog's on centos7
 	"/var/opt/remi/*/log",     // PHP-FPM on centos7
 	"/var/lib/proxysql/*.log", // beside ProxySQL's database
 }
 
-// logsLeftAlone are what lies among logs and must not be cut: the journal and the audit trail bound themselves, lastlog is a
-// table with a row for each user.
+// logsLeftAlone must not be truncated: the journal and the audit trail limit themselves, and lastlog is a table with a row
+// for each user.
 var logsLeftAlone = []string{"journal", "audit", "lastlog", "faillog", "tallylog"}
 
-// boundLogs keeps every log below root within its limit until ctx ends. Daemons write on to the same file, so none of them
-// has to be told, and it does not matter which packages bring a logrotate configuration.
+// boundLogs keeps every log below root within its limit until ctx ends. Files are truncated in place: no daemon needs a
+// signal, and no logrotate configuration is needed.
 func boundLogs(ctx context.Context, root string) {
 	for ctx.Err() == nil {
 		if err := cutLogs(root); err != nil {
@@ -90,8 +90,8 @@ func cutBelow(place string) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// cutLog empties a log that takes more disk than it may, and keeps its end as FILE.1. What is written between copying and
-// emptying is lost.
+// cutLog truncates a log that takes more disk than it may, and keeps its end as FILE.1. Lines written between the copy and
+// the truncation are lost.
 func cutLog(root *os.Root, name string) error {
 	f, err := root.OpenFile(name, os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -103,7 +103,7 @@ func cutLog(root *os.Root, name string) error {
 		return err
 	}
 	st := fi.Sys().(*syscall.Stat_t)
-	// Of disk, not of length: a writer that does not append leaves a hole where the log was.
+	// Disk usage, not length: a writer without O_APPEND leaves a hole where the truncated log was.
 	if !fi.Mode().IsRegular() || st.Nlink > 1 || st.Blocks*512 <= logLimit {
 		return nil
 	}
@@ -126,7 +126,7 @@ func cutLog(root *os.Root, name string) error {
 		if !errors.Is(err, syscall.ENOSPC) {
 			return err
 		}
-		// A full disk is the reason to cut, not one against it.
+		// A full disk must not prevent the truncation.
 	}
 	return f.Truncate(0)
 }

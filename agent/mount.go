@@ -15,14 +15,14 @@ import (
 // answerLimit is how long a mounted volume may take to answer before it counts as hung.
 const answerLimit = 2 * time.Second
 
-// gluster's mount mounts the volume through a systemd mount unit once its servers can serve it.
+// glusterMount mounts the volume, with a systemd mount unit, once its servers can serve it.
 type glusterMount struct {
 	node   Node
 	params *facts.MountParams
 	retry  ensemble.Backoff
 	seen   mountSeen
 	asked  time.Time  // when seen.Unit was last asked for
-	probe  chan error // a question to the file system that has not been answered yet; nil: none
+	probe  chan error // a check of the file system that has not returned yet; nil: none
 
 	reports ensemble.Reader[glusterReport]
 }
@@ -55,8 +55,8 @@ func (m *glusterMount) Observe(ctx context.Context) (any, error) {
 			seen.Broken = errors.Is(err, syscall.ENOTCONN)
 		}
 	} else if idle := m.seen.Unit.Active == "inactive" && m.retry.Left(m.node.now()) == 0; idle && time.Since(m.asked) < calmUnit {
-		// Systemd reads the file of a unit that is not in use for each question about it, and forgets it again: while
-		// there are no servers to mount from, that was most of what a node did.
+		// systemd loads an unused unit's file for each query and drops it again. While there were no servers to mount from,
+		// that used most of a node's CPU time.
 		seen.Unit = m.seen.Unit
 	} else {
 		if seen.Unit, err = unitState(ctx, m.params.Unit); err != nil {
@@ -73,8 +73,8 @@ func (m *glusterMount) Observe(ctx context.Context) (any, error) {
 	return seen, nil
 }
 
-// ask has the file system answer a question. A hung one holds its asker for ever, so a goroutine asks, and as long as
-// it has got no answer no other is sent.
+// ask checks that the file system answers. On a hung one the system call blocks for ever, so it is made in a goroutine, and no
+// second one is started until it returns.
 func (m *glusterMount) ask() error {
 	if m.probe == nil {
 		probe := make(chan error, 1)

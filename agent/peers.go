@@ -63,7 +63,7 @@ type peers struct {
 }
 
 type answer struct {
-	asked  time.Time // monotonic, so that a jump of the clock does not make an answer younger
+	asked  time.Time // monotonic: setting the clock does not change an answer's age
 	report facts.NodeReport
 }
 
@@ -104,7 +104,7 @@ func (p *peers) poll(ctx context.Context, n facts.Peer, settled func() bool) {
 	}
 }
 
-// heard returns the answers that are young enough to be believed, without what is older in them.
+// heard returns the answers that are recent enough, without the observations in them that are not.
 func (p *peers) heard() map[string]PeerReport {
 	now := p.clock.Now()
 	p.mu.Lock()

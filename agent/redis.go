@@ -24,13 +24,13 @@ const redisLimit = 2 * time.Second // one round of questions to a Redis or a Sen
 
 // redis runs a Redis server.
 //
-// The agents decide two things only: who is the very first master, and as what a stopped server starts again. While
-// servers run, the Sentinels alone turn masters into replicas and back.
+// The agents decide only two things: which node is the first master, and in which role a stopped server starts. While servers
+// run, only the Sentinels change roles.
 //
-// The first master is the lowest node, once all have answered that they have nothing. A server starts again as what the
-// latest configuration says that a majority knows of; the Sentinels number theirs (the configuration epoch), so the
-// latest is known. A node without data never becomes a master of nodes with data, neither here nor, by its priority, in
-// the eyes of Sentinel.
+// The first master is the lowest node, once all nodes have reported that they have no data. A stopped server starts in the role
+// that the latest configuration known to a majority gives it; Sentinels number their configurations (the epoch). A node
+// without data never becomes the master of nodes with data: the agent does not start it as one, and its priority keeps
+// Sentinel from promoting it.
 type redis struct {
 	node   Node
 	server redisServer
@@ -284,14 +284,14 @@ func decideRedis(v redisView) (step redisStep, master string, status facts.Statu
 	return redisLead, "", workf("starting as the master")
 }
 
-// decideRunning is for a server that runs: the Sentinels have it in hand.
+// decideRunning is for a server that runs, whose role the Sentinels decide.
 func decideRunning(v redisView) (redisStep, facts.Status) {
 	me := v.members[v.self]
 	switch {
 	case me.Loading:
 		return redisWait, workf("reading its data from the disk")
 	case me.Role == "master" && !me.HasData && me.Eligible:
-		// Sentinel chose it in the moment between letting it and noting why.
+		// Sentinel promoted it between the two steps that allow that and record why.
 		return redisBelongs, workf("noting that the data is complete")
 	case me.Role == "master" && !me.HasData:
 		return redisWait, waitf("to be made a replica: it is a master without data")
@@ -300,8 +300,7 @@ func decideRunning(v redisView) (redisStep, facts.Status) {
 	case !me.Synced:
 		return redisWait, waitf("for the data of the master %s", v.name(me.Master))
 	case !me.HasData && !me.Eligible:
-		// Before it is noted: what is noted is not done again, and Sentinel would pass over a node that died in between
-		// for as long as its server runs.
+		// Order matters: a crash after writing the marker but before this would leave replica-priority at 0.
 		return redisAllow, workf("letting Sentinel choose this node: its data is complete")
 	case !me.HasData:
 		return redisBelongs, workf("noting that the data is complete")
@@ -319,15 +318,15 @@ func believedMaster(v redisView) string {
 			return m.IP
 		case m.sentinel.Master != "" && m.sentinel.Epoch > epoch:
 			master, epoch = m.sentinel.Master, m.sentinel.Epoch
-		case m.Founder && epoch < 0: // it has not got as far as to set up a Sentinel
+		case m.Founder && epoch < 0: // it has not set up a Sentinel yet
 			master = m.IP
 		}
 	}
 	return master
 }
 
-// beingReplaced tells whether the Sentinels of the other nodes hold this node, the master, to be down, and are able to
-// choose another. To start as the master just then would make two.
+// beingReplaced tells whether the other nodes' Sentinels consider this node, the master, to be down and can promote another.
+// Starting as the master at that moment would make two masters.
 func beingReplaced(v redisView) bool {
 	sentinels, down, heir := 0, false, false
 	for i, m := range v.members {

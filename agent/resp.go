@@ -26,7 +26,7 @@ func (e redisError) Error() string { return string(e) }
 // respServer is a Redis or a Sentinel.
 type respServer struct {
 	addr     string
-	tls      *tls.Config // nil: it speaks in the clear
+	tls      *tls.Config // nil: plain text
 	password string
 }
 
@@ -39,14 +39,14 @@ func (n Node) respServer(port int, encrypted bool, secret string) respServer {
 	return s
 }
 
-// errTLS is that of a server with which no trust could be established.
+// errTLS is the error of a server with which TLS fails for good.
 var errTLS = errors.New("no TLS")
 
-// distrusted tells whether TLS failed for a reason that time does not mend: what the other side says, or is.
+// distrusted tells whether TLS failed for a reason that retrying does not change.
 func distrusted(err error) bool {
 	var certificate *tls.CertificateVerificationError
 	var header tls.RecordHeaderError
-	var op *net.OpError // how package tls hands on the other side's alert
+	var op *net.OpError // how package tls reports the other side's alert
 	return errors.As(err, &certificate) || errors.As(err, &header) || errors.As(err, &op) && op.Op == "remote error"
 }
 

@@ -16,8 +16,8 @@ import (
 	"imagegen/internal/atomicfile"
 )
 
-// sentinel runs a Redis Sentinel. Its configuration is made once, when the node's Redis is part of the cluster, and
-// from then on is Sentinel's own: it holds the master of the day, the epoch, and its promises to other Sentinels.
+// sentinel runs a Redis Sentinel. Its configuration is written once, when the node's Redis has joined the cluster. After that
+// the file is Sentinel's own: it holds the current master, the epoch, and its votes.
 type sentinel struct {
 	node   Node
 	server sentinelServer
@@ -182,13 +182,13 @@ func decideSentinel(seen sentinelReport, server redisReport, view redisView) (st
 	case seen.Running:
 		return sentinelWait, "", ready("the master is " + view.name(seen.Master))
 	case !server.Running && !server.HasData && believedMaster(view) == me.IP && (seen.Master == me.IP || othersHave(view, me.IP)):
-		// Redis cannot start before the Sentinels have chosen another master, and they may need this one's vote for it.
+		// Redis cannot start before the Sentinels have promoted another master, and they may need this one's vote for that.
 		if seen.Master != "" {
 			me.IP = ""
 		}
 		return sentinelStart, me.IP, workf("starting Sentinel, to choose another master: the disk of this one is empty")
 	case !server.Running || server.Loading:
-		// Sentinels without a Redis would choose a master where there is nothing to choose from.
+		// Without a Redis on the nodes, Sentinels would have nothing to promote.
 		return sentinelWait, "", waitf("for Redis on this node")
 	case seen.Master != "":
 		return sentinelStart, "", workf("starting Sentinel")
@@ -197,14 +197,14 @@ func decideSentinel(seen sentinelReport, server redisReport, view redisView) (st
 	case server.Role == "slave" && server.Synced:
 		return sentinelStart, server.Master, workf("setting up Sentinel with %s as the master", view.name(server.Master))
 	case server.Role == "slave" && othersHave(view, server.Master):
-		// Should that one die before its data has come, the Sentinels need this one's vote to choose another.
+		// If the master dies before this replica is in sync, the Sentinels need this one's vote.
 		return sentinelStart, server.Master, workf("setting up Sentinel with %s as the master, as on the others", view.name(server.Master))
 	}
 	return sentinelWait, "", waitf("for Redis on this node to be in sync with a master")
 }
 
-// decideDown is for a Sentinel that holds the master to be down. Usually they choose another one by themselves. Without a
-// majority of them, only an operator can decide that the others are not coming back.
+// decideDown is for a Sentinel that considers the master to be down. Sentinels usually promote another one by themselves. If
+// they have no majority, only an operator can decide that the others are not coming back.
 func decideDown(seen sentinelReport, view redisView) (sentinelStep, facts.Status) {
 	members := view.ensemble()
 	wait := waitf("for the master %s, or another", view.name(seen.Master))
@@ -289,7 +289,7 @@ func (s *sentinelUnit) start(ctx context.Context, master string, view redisView)
 			return err
 		}
 	}
-	// At every start: a node that died in between may have left a file of root's.
+	// At every start: a crash after the write may have left a file that root owns.
 	if err := chownTo(s.params.RunConfig, s.params.Owner); err != nil {
 		return err
 	}
@@ -323,8 +323,8 @@ func sentinelConfig(text []byte, p *facts.SentinelParams, master, password strin
 	return b.Bytes()
 }
 
-// sentinelPeers is what a new Sentinel is told of the others. By itself it would learn of them through the master; should
-// that die before, they would never find each other, and choose nobody.
+// sentinelPeers tells a new Sentinel about the others. Otherwise it would learn about them through the master; if that died
+// first, they would never find each other and never promote anyone.
 func sentinelPeers(p *facts.SentinelParams, clusterID, master string, view redisView) []byte {
 	b := fmt.Appendf(nil, "sentinel myid %s\n", sentinelID(clusterID, view.members[view.self].Name))
 	for i, m := range view.members {
@@ -338,8 +338,8 @@ func sentinelPeers(p *facts.SentinelParams, clusterID, master string, view redis
 	return b
 }
 
-// sentinelID is the same for a node and for the one that replaces it: Sentinels never forget another one, and count
-// those that are no more when they need a majority.
+// sentinelID is the same for a node and its replacement: Sentinels never forget one another, and count those that no longer
+// exist when they need a majority.
 func sentinelID(clusterID, node string) string {
 	return fmt.Sprintf("%x", sha1.Sum([]byte(clusterID+" sentinel "+node)))
 }

@@ -20,15 +20,15 @@ import (
 
 const (
 	checkLimit = 2 * time.Second // one check of a service
-	// What costs a process to find out is asked less often while all is well: a check that is a command, and the state
-	// of a unit that has no main process.
+	// Checks that cost a process run less often while all is well: a check that is a command, and the state of a unit without
+	// a main process.
 	calmCheck = 3 * time.Second
 	calmUnit  = 15 * time.Second
-	// Whatever does not answer for so long hangs: who asked it has given up. Unless its processes work on more than a little
-	// all the while: then it may have too much to do, and would have more of it after a start, with nothing in its caches.
+	// No answer for this long means that it hangs, unless it is burning CPU: then it may just be overloaded, and a restart with
+	// cold caches would make that worse.
 	hangLimit = 30 * time.Second
 	busyLimit = 5 * time.Minute
-	busyShare = 20 // of which one is a little
+	busyShare = 20 // less than 1/20 of a CPU counts as idle
 )
 
 // service keeps a systemd unit running whose configuration needs no decisions.
@@ -103,7 +103,7 @@ func (s *service) look(ctx context.Context) error {
 	return nil
 }
 
-// hangs tells whether the service does not answer because it never will.
+// hangs tells whether the service must be killed because it does not answer.
 func (s *service) hangs() bool {
 	if s.silent.IsZero() {
 		return false
@@ -168,7 +168,7 @@ func lastLine(ctx context.Context, name string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// errSilent is that of a service that takes connections, and does not answer.
+// errSilent is the error of a service that accepts connections and does not answer.
 var errSilent = errors.New("no answer in time")
 
 // check returns why a service does not do its work, or nil.
@@ -264,8 +264,8 @@ func pingFPM(ctx context.Context, addr string) error {
 	return nil
 }
 
-// checkClient asks anew each time, as a load balancer's check does: a kept connection would hide that nobody accepts
-// new ones. A redirect is an answer.
+// checkClient opens a new connection each time, as a load balancer's check does: a kept one would hide that no new ones are
+// accepted. A redirect counts as an answer.
 var checkClient = &http.Client{
 	Transport:     &http.Transport{DisableKeepAlives: true, Proxy: nil},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -29,8 +29,7 @@ import (
 )
 
 const (
-	// A replicated volume answers in milliseconds, whatever is asked: copying thousands of small files is a matter of
-	// how many are under way at once.
+	// Each operation on a replicated volume takes milliseconds: copying thousands of small files needs concurrency.
 	copyWorkers = 24
 	configName  = "wp-config.php"
 	dropInName  = "wp-content/db.php" // WordPress's name for a database connection that is not its own
@@ -47,8 +46,8 @@ var sitePHP []byte
 
 // site installs a WordPress site once for all backends: its files in the volume, its tables in the database.
 //
-// Files are copied into a folder of the node's own, and take their place by being renamed: whoever is first wins, and
-// there is never half a site. The tables are filled in one transaction that writes the marker, see site.php.
+// Files are copied into a folder of the node's own, which is then renamed into place: the first node wins, and the site is
+// never incomplete. The tables are filled in one transaction that includes the marker, see site.php.
 type site struct {
 	node    Node
 	params  *facts.SiteParams
@@ -57,7 +56,7 @@ type site struct {
 	asked   time.Time        // the database
 	retry   ensemble.Backoff // of what failed
 	able    time.Time        // since when this node could work on the site
-	greeted bool             // the database has answered; each greeting that is not followed by a login counts as an attack
+	greeted bool             // the database has answered; it counts each greeting without a login as an attack
 	reports ensemble.Reader[siteSeen]
 }
 
@@ -152,7 +151,7 @@ func (s *site) askDatabase(ctx context.Context) (state, detail string) {
 	return a.State, a.Detail
 }
 
-// greet waits for the greeting of a MySQL server. A balancer without a server behind it takes connections, too.
+// greet waits for the greeting of a MySQL server. A balancer accepts connections even if there is no server behind it.
 func greet(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
@@ -191,7 +190,7 @@ type phpAnswer struct {
 }
 
 // php runs site.php as the owner of the site's files, since the code that it loads from the volume is that user's.
-// Script and parameters go through standard input: others can read a command line.
+// Script and parameters are passed on standard input, since other users can read command lines.
 func (s *site) php(ctx context.Context, do string) (phpAnswer, error) {
 	var a phpAnswer
 	uid, gid, err := lookupOwner(s.params.Owner)
@@ -308,8 +307,8 @@ func (s *site) Step(ctx context.Context, w World) (facts.Status, error) {
 	return status, err
 }
 
-// first returns the lowest node that takes part. One whose site component has not looked yet is probably just booting,
-// as this one was; it is waited for a while, because two copies take twice as long as one.
+// first returns the lowest node that takes part. A node whose site component has not observed yet is probably still booting;
+// it gets some time, since two copies take twice as long as one.
 func (s *site) first(w World, able time.Duration) facts.Peer {
 	members, self := ensemble.Members(w)
 	for i := range members {
@@ -442,7 +441,7 @@ func (s *site) copy(ctx context.Context) error {
 	return err
 }
 
-// progress shows how many files are copied, until the returned function is called.
+// progress shows how many files have been copied, until the returned function is called.
 func (s *site) progress(done *atomic.Int64) (stop func()) {
 	quit, gone := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -611,8 +610,8 @@ func (w siteWriter) unpack(source string) error {
 	}
 }
 
-// workers do file system work at once, as another user where one is given: what they make is that user's from the
-// start, without a round trip to change its owner.
+// workers do file system work concurrently, with another user's identity if one is given: files belong to that user from the
+// start, without a round trip to change the owner.
 type workers struct {
 	ctx    context.Context
 	jobs   chan func() error

@@ -22,8 +22,8 @@ type unit struct {
 	Result string // success, exit-code, signal, timeout, …
 }
 
-// running remembers the main process of units that were seen active. Asking systemd costs a process, every second, for
-// every component; as long as the same process is there, the answer is known, unless somebody has begun to stop it.
+// running caches the main process of active units. Asking systemd costs a process per component and second. While the main
+// process is the same, the unit is still active, unless somebody has begun to stop it.
 var running struct {
 	sync.Mutex
 	units map[string]mainProcess
@@ -102,8 +102,8 @@ func mainPID(name string) string {
 	return "0"
 }
 
-// processStat returns what /proc/PID/stat has from its third field on (see proc(5)), or nil when there is no such process
-// or it is a zombie.
+// processStat returns the fields of /proc/PID/stat from the third on (see proc(5)), or nil if the process does not exist or
+// is a zombie.
 func processStat(pid string) []string {
 	data, err := os.ReadFile("/proc/" + pid + "/stat")
 	if err != nil {
@@ -125,8 +125,8 @@ func processStart(pid string) string {
 	return ""
 }
 
-// unitWork returns the processor time that the main process of a unit that was seen active, and all that descend from it,
-// have used. Where no process of its own is known, it is zero: everything on the machine descends from process 1.
+// unitWork returns the CPU time used by the main process of an active unit and its descendants. It is zero for a unit without
+// a main process of its own: everything on the machine descends from process 1.
 func unitWork(name string) time.Duration {
 	running.Lock()
 	main := running.units[name].pid
@@ -158,21 +158,21 @@ func unitWork(name string) time.Duration {
 	return time.Duration(ticks) * (time.Second / 100) // USER_HZ is 100
 }
 
-// startUnit asks systemd to start a unit and does not wait for it: its state tells. A unit that failed before may be
-// held back by its start limit, which is the agent's to keep, so that is reset first.
+// startUnit has systemd start a unit and does not wait for it. A unit that failed before may be blocked by its start limit;
+// the agent has a back-off of its own, so the limit is reset first.
 func startUnit(ctx context.Context, name string) error {
 	run(ctx, nil, "systemctl", "reset-failed", name) // fails where nothing had failed
 	_, err := run(ctx, nil, "systemctl", "start", "--no-block", name)
 	return err
 }
 
-// killUnit kills all processes of a unit, those that are stopped or hang as well. The unit has failed then.
+// killUnit kills all processes of a unit, including stopped and hung ones. The unit's state is then failed.
 func killUnit(ctx context.Context, name string) error {
 	_, err := run(ctx, nil, "systemctl", "kill", "--signal=KILL", name)
 	return err
 }
 
-// stopUnit asks systemd to stop a unit and does not wait for it: its state tells, and a stop may never end.
+// stopUnit has systemd stop a unit and does not wait for it, since a stop may hang.
 func stopUnit(ctx context.Context, name string) error {
 	running.Lock()
 	delete(running.units, name)
@@ -185,7 +185,7 @@ func stopUnit(ctx context.Context, name string) error {
 // may hold secrets, and the last line that it wrote to standard error.
 func run(ctx context.Context, stdin []byte, argv ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	// With all that it has started: a shell's child would hold the output open, and go on.
+	// Kill the whole process group: a shell's child would keep the output open and continue to run.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second

@@ -15,9 +15,9 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// changeLimits bound how long a unit may take to start or to stop. systemd's own limits are not enough: some units set
-// none, and MariaDB's forbids systemd to kill a server that does not stop. Nor may they be tight: a database that is
-// given all of its data starts for hours.
+// changeLimits limit how long a unit may take to start or to stop. systemd's own limits are not enough: some units have none,
+// and MariaDB's does not let systemd kill a server that does not stop. They must not be tight: a database that receives a
+// full state transfer takes hours to start.
 type changeLimits struct {
 	idle   time.Duration // without any work of the unit's processes
 	silent time.Duration // with work of the processor, but no input or output
@@ -25,21 +25,21 @@ type changeLimits struct {
 }
 
 var (
-	// Stopping loses nothing when it is cut short: daemons recover from a kill as they do from a loss of power. A server that
-	// ignores the signal may go on with its work as if nothing had been said, so work is no reason to wait for long.
+	// Killing a daemon that stops loses nothing: it recovers as after a power cut. A server that ignores the signal may simply
+	// continue to work, so work is no reason to wait longer.
 	stopLimits = changeLimits{idle: 45 * time.Second, silent: 90 * time.Second, total: 2 * time.Minute}
-	// A database may wait for a donor, which is idle. Killed then, it asks again.
+	// A database that waits for a donor is idle. If it is killed then, it asks again.
 	startLimits = changeLimits{idle: 10 * time.Minute, silent: time.Hour}
-	// Whatever runs and does not answer hangs, unless it has much to do.
+	// A daemon that runs and does not answer hangs, unless it is overloaded.
 	answerLimits = changeLimits{idle: time.Minute, silent: 5 * time.Minute}
 )
 
-// workWindow is how often the processes of a unit that starts or stops are looked at, and what counts as work in between.
+// workWindow is the interval over which the work of a unit's processes is measured.
 var workWindow = 10 * time.Second
 
 const windowIO = 64 << 10 // bytes read or written in a window; logging and heartbeats stay below
 
-// change is a start or a stop that has not ended yet, or the time in which a running unit does not answer.
+// change is a start or stop in progress, or a period in which a running unit does not answer.
 type change struct {
 	active   string // activating, deactivating or, while it does not answer, active
 	sub      string
@@ -80,7 +80,7 @@ func noteChange(name string, is change) {
 		delete(changing.units, name)
 		return
 	}
-	// A start goes through several states, and may have begun anew.
+	// A start passes through several states, and may have been restarted.
 	if c == nil || c.active != is.active || is.active == "activating" && (c.sub != is.sub || c.pid != is.pid) {
 		is.since = time.Now()
 		is.worked, is.moved = is.since, is.since
@@ -93,7 +93,7 @@ func noteChange(name string, is change) {
 	c.sub, c.cgroup, c.killMode, c.pid = is.sub, is.cgroup, is.killMode, is.pid
 }
 
-// getsOn tells whether a unit that is being started was seen to read or write just now: it is given data, or recovers its own.
+// getsOn tells whether a unit that is being started recently read or wrote: it receives data, or recovers its own.
 func getsOn(name string) bool {
 	changing.Lock()
 	defer changing.Unlock()
@@ -122,7 +122,7 @@ func noteAnswer(name string, answers bool) {
 	}
 }
 
-// overdue says why a unit is to be killed: its start or stop does not end, or it runs and does not answer. Empty: it is not.
+// overdue says why a unit must be killed: its start or stop does not end, or it runs and does not answer. Empty: it need not be.
 func overdue(name string) (why, killMode string) {
 	changing.Lock()
 	defer changing.Unlock()
@@ -149,7 +149,7 @@ func overdue(name string) (why, killMode string) {
 	default:
 		return "", ""
 	}
-	c.since, c.worked, c.moved = now, now, now // a process that even a kill does not end is killed again, later
+	c.since, c.worked, c.moved = now, now, now // a process that survives the kill is killed again later
 	return why, c.killMode
 }
 
@@ -170,7 +170,7 @@ func (c *change) look(now time.Time) {
 	for pid, w := range seen {
 		before := c.seen[pid]
 		if before.start != w.start {
-			before = work{} // a process of which nothing was known has done all that since
+			before = work{} // a process that is new since the last look
 		}
 		ticks += w.ticks - before.ticks
 		bytes += w.bytes - before.bytes
@@ -235,7 +235,7 @@ func inCgroup(text, cgroup string) bool {
 // unitRunner is a component that runs systemd units.
 type unitRunner interface{ unitNames() []string }
 
-// endHung kills those units of a component that hang, and says so.
+// endHung kills the hung units of a component and returns the status to show.
 func endHung(ctx context.Context, c Component) (status facts.Status, killed bool, err error) {
 	runner, ok := c.(unitRunner)
 	if !ok {
