@@ -23,8 +23,8 @@ import (
 
 // Intervals bound latency only; correctness does not depend on them.
 const (
-	restless     = 500 * time.Millisecond // between two turns of a component that is not ready
-	restful      = time.Second            // between two turns of one that is
+	pollUnready  = 500 * time.Millisecond // between two turns of a component that is not ready
+	pollReady    = time.Second            // between two turns of one that is
 	observeLimit = 10 * time.Second       // one observation; a component that takes longer is reported as failed
 	pollLimit    = 2 * time.Second        // one request to a peer
 )
@@ -193,9 +193,9 @@ func (a *Agent) loops() []func(ctx context.Context) {
 // drive gives a component its turns until ctx ends.
 func (a *Agent) drive(ctx context.Context, r *runner) {
 	for ctx.Err() == nil {
-		pause := restless
+		pause := pollUnready
 		if a.turn(ctx, r).State == facts.Ready {
-			pause = restful
+			pause = pollReady
 		}
 		a.clock.Sleep(ctx, pause)
 	}

@@ -517,7 +517,7 @@ func FuzzPeerReport(f *testing.F) {
 				t.Errorf("%s: state %q", what, s.State)
 			}
 		}
-		for _, own := range []galeraReport{{}, {State: galeraEmpty}, {State: galeraServing, Size: 3}, {State: galeraApart, Size: 1}} {
+		for _, own := range []galeraReport{{}, {State: galeraEmpty}, {State: galeraServing, Size: 3}, {State: galeraNonPrimary, Size: 1}} {
 			_, s := decideGalera(galeraMembers(new(ensemble.Reader[galeraReport]), w, own))
 			right("galera", s)
 		}

@@ -10,27 +10,27 @@ import (
 )
 
 const (
-	askLimit     = 3 * time.Second  // one round of questions to the database server
+	askLimit     = 3 * time.Second  // one query of the database server's status
 	foundLimit   = 10 * time.Minute // making an empty database, or starting a cluster from what is there
-	recoverLimit = time.Hour        // InnoDB reads all of its log again
+	recoverLimit = time.Hour        // InnoDB replays its whole log
 	// Partitions usually heal on their own; the agent intervenes only after this.
-	apartLimit = 15 * time.Second
+	nonPrimaryLimit = 15 * time.Second
 	// A member that does not rejoin the others' primary component is restarted after this, and so is one that was joining a
 	// component that no longer exists.
 	astrayLimit = 60 * time.Second
 	// A server that has left the group never rejoins by itself. This only guards against a misread status.
 	leftLimit   = 3 * time.Second
-	logInterval = 5 * time.Second // between two looks into the log of a server that does not serve
-	// Who starts a cluster without a silent member first says so for long enough that this one, should it come back just
-	// then, knows of it, and that its own answers get through a network that loses many.
+	logInterval = 5 * time.Second // between two reads of the log of a server that does not serve
+	// A member that is going to start a cluster without silent ones announces it for this long, so that one that comes back
+	// just then learns of it, even over a network that loses many messages.
 	announceLimit = 4 * ensemble.HeardLimit
 )
 
 // galera runs a member of a Galera cluster: MariaDB, or Percona XtraDB Cluster.
 //
-// Joining a running cluster is harmless: whatever the node has is brought up to date. All the danger is in starting
-// one, which declares a node's data to be the truth. Who does is decided by the same pure function on every member,
-// from what all of them have said that they hold; while one of them is silent, nobody starts anything.
+// Joining a running cluster is harmless: the node is brought up to date. Starting a cluster is dangerous, since it makes the
+// node's data the truth. The same pure function decides on every member who starts it, from the data that all members report.
+// While one of them is silent, nobody starts a cluster.
 type galera struct {
 	node    Node
 	server  galeraServer
@@ -38,11 +38,11 @@ type galera struct {
 	reports ensemble.Reader[galeraReport]
 	retry   ensemble.Backoff
 
-	seen  galeraSeen
-	going time.Time // since when the others have been told that this member is about to start a cluster
-	goes  bool      // it is
-	apart time.Time // since when the server has run outside a primary component
-	alone time.Time // since when the server has been starting, without getting on, while nobody was in a primary component
+	seen       galeraSeen
+	going      time.Time // since when the others have been told that this member is about to start a cluster
+	goes       bool      // whether that is so
+	nonPrimary time.Time // since when the server has run outside a primary component
+	alone      time.Time // since when the server has been starting without progress, while nobody was in a primary component
 }
 
 func newGalera(n Node, _ string, p *facts.GaleraParams) Component {
@@ -58,13 +58,13 @@ func (g *galera) Observe(ctx context.Context) (any, error) {
 		return nil, err
 	}
 	seen.Going = g.goes
-	g.mark(&g.apart, seen.State == galeraApart)
+	g.mark(&g.nonPrimary, seen.State == galeraNonPrimary)
 	g.mark(&g.going, g.goes)
 	g.seen = seen
 	return seen.galeraReport, nil
 }
 
-// mark keeps in t since when something has been the case.
+// mark keeps in t since when a condition has held.
 func (g *galera) mark(t *time.Time, is bool) {
 	if !is {
 		*t = time.Time{}
@@ -73,12 +73,12 @@ func (g *galera) mark(t *time.Time, is bool) {
 	}
 }
 
-// view puts together what is known now.
+// view collects what a decision is made from.
 func (g *galera) view(w World) galeraView {
 	v := galeraMembers(&g.reports, w, g.seen.galeraReport)
 	v.cluster, v.doomed = g.node.Facts.ClusterID, g.seen.doomed
 	g.mark(&g.alone, g.seen.State == galeraStarting && !v.primary() && !g.seen.getsOn)
-	v.apart, v.alone, v.going = g.node.since(g.apart), g.node.since(g.alone), g.node.since(g.going)
+	v.nonPrimary, v.alone, v.going = g.node.since(g.nonPrimary), g.node.since(g.alone), g.node.since(g.going)
 	return v
 }
 

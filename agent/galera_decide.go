@@ -21,9 +21,9 @@ type position struct {
 
 const nullUUID = "00000000-0000-0000-0000-000000000000"
 
-// forkOf names a history that goes on from another one, without what an operator has decided may be lost. A server that
-// has that too and comes back would else be brought up to date as if it had not, and would differ from the others from
-// then on; as one of another history it is given everything anew. The first 12 digits tell where the fork comes from.
+// forkOf makes the UUID of a history that continues another one, without the writes that an operator has given up. If the UUID
+// stayed the same, a returning server with those writes would get only the newer ones and would differ from the others from
+// then on. With another history it gets a full state transfer. The first 12 digits identify the parent.
 func forkOf(history string) string {
 	var b [16]byte
 	rand.Read(b[:]) // never fails
@@ -41,22 +41,22 @@ func goesOn(history, from string) bool {
 	return from != "" && from != nullUUID && strings.HasPrefix(history, forkPrefix(from))
 }
 
-// valid tells whether data may be started from: a position that is not known never wins.
+// valid tells whether a cluster may be started from the data: an unknown position never wins.
 func (p position) valid() bool { return p.UUID != "" && p.UUID != nullUUID && p.Seqno >= 0 }
 
 // galeraState is where a member stands.
 type galeraState string
 
 const (
-	galeraMissing  galeraState = "missing"  // the image has no such server
-	galeraEmpty    galeraState = "empty"    // stopped; there is no data
-	galeraUnread   galeraState = "unread"   // stopped; the position of its data has not been determined yet
-	galeraHolds    galeraState = "holds"    // stopped; its data is at Position
-	galeraUnusable galeraState = "unusable" // stopped; its data is not whole: a state transfer was interrupted
-	galeraStarting galeraState = "starting" // the server runs, and takes no questions yet
-	galeraApart    galeraState = "apart"    // the server runs outside a primary component, with data at Position
-	galeraJoining  galeraState = "joining"  // in the primary component, and catching up
-	galeraServing  galeraState = "serving"  // in the primary component, with all of its writes
+	galeraMissing    galeraState = "missing"  // the image has no such server
+	galeraEmpty      galeraState = "empty"    // stopped; there is no data
+	galeraUnread     galeraState = "unread"   // stopped; the position of its data has not been determined yet
+	galeraHolds      galeraState = "holds"    // stopped; its data is at Position
+	galeraUnusable   galeraState = "unusable" // stopped; its data is incomplete: a state transfer was interrupted
+	galeraStarting   galeraState = "starting" // the server runs, and does not answer queries yet
+	galeraNonPrimary galeraState = "apart"    // (as earlier versions call it) the server runs outside a primary component, with data at Position
+	galeraJoining    galeraState = "joining"  // in the primary component, and catching up
+	galeraServing    galeraState = "serving"  // in the primary component, with all of its writes
 )
 
 // galeraReport is what a member tells the others.
@@ -64,22 +64,22 @@ type galeraReport struct {
 	State    galeraState `json:"state"`
 	Position position    `json:"position"`
 	Size     int         `json:"size,omitempty"` // members of the component, while the server runs
-	// Stopping goes with galeraStarting: the server runs, takes no questions, and has been told to stop.
+	// Stopping goes with galeraStarting: the server runs, does not answer queries, and has been told to stop.
 	Stopping bool `json:"stopping,omitempty"`
-	// Left goes with galeraApart: the server has left the group for good, and has forgotten its position.
+	// Left goes with galeraNonPrimary: the server has left the group for good, and has forgotten its position.
 	Left bool `json:"left,omitempty"`
-	// Going: it is about to start a cluster without silent members, or does it. While it does it, it does not look.
+	// Going: it is about to start a cluster without silent members, or is doing so. During that step it does not observe.
 	Going bool `json:"going,omitempty"`
 	// Cluster is the id of the cluster whose users and databases have been made; empty: nobody's.
 	Cluster string `json:"cluster,omitempty"`
 }
 
-// is says what the member is among the others. All members take writes; which of them gets them is the balancers' choice.
+// is says what the member is among the others. All members accept writes; the balancers choose which of them gets any.
 func (r galeraReport) is() string {
 	switch r.State {
 	case galeraServing, galeraJoining:
 		return fmt.Sprintf("in a component of %d", r.Size)
-	case galeraApart:
+	case galeraNonPrimary:
 		return "in no primary component"
 	}
 	return ""
@@ -102,25 +102,25 @@ const (
 	galeraBootstrap             // start a cluster from the data
 	galeraFork                  // the same, without what others may have of the history (see forkOf)
 	galeraJoin                  // start the server, which joins the others
-	galeraStop                  // stop a server that does not find back to the others
+	galeraStop                  // stop a server that does not rejoin the others
 	galeraPromote               // make the component in which the running server is the primary one
 	galeraInitialise            // make users and databases
 )
 
 // galeraView is all that a decision is made from.
 type galeraView struct {
-	members []galeraMember // in the spec's order, self among them
-	self    int
-	cluster string        // id
-	apart   time.Duration // how long self has run outside a primary component
-	alone   time.Duration // how long self has been starting, without getting on, while nobody was in a primary component
-	going   time.Duration // how long self has announced that it starts a cluster
-	doomed  string        // what the running server has said that only a restart mends
+	members    []galeraMember // in the spec's order, self among them
+	self       int
+	cluster    string        // id
+	nonPrimary time.Duration // how long self has run outside a primary component
+	alone      time.Duration // how long self has been starting without progress, while nobody was in a primary component
+	going      time.Duration // how long self has announced that it starts a cluster
+	doomed     string        // the running server's log message that only a restart can fix
 }
 
 // running tells whether the member's server runs.
 func (r galeraReport) running() bool {
-	return slices.Contains([]galeraState{galeraStarting, galeraApart, galeraJoining, galeraServing}, r.State)
+	return slices.Contains([]galeraState{galeraStarting, galeraNonPrimary, galeraJoining, galeraServing}, r.State)
 }
 
 // primary tells whether anybody who was heard is in a primary component.
@@ -151,10 +151,10 @@ func (v galeraView) rival(history string) (galeraMember, bool) {
 	return v.members[i], true
 }
 
-// rightful tells whether, of two primary components, that of a given history may serve. Most members are one that never
-// lost its quorum: what runs beside it should not have been started. Otherwise it is the one that an operator's decision
-// has made from the other, or the only one in which users and databases were made; or neither, which nobody's guess may
-// change: each goes on from where the other does not know of, so that one of them is lost.
+// rightful tells which of several primary components may serve, by its history. One with a majority of all members never lost
+// its quorum, so the others should not have been started. Otherwise it is the one that an operator's decision has made from
+// the others, or the only one in which users and databases were made. Otherwise it is none: both have writes that the other
+// lacks, and which ones to lose must not be guessed.
 func (v galeraView) rightful(history string) bool {
 	count := map[string]int{}
 	forked, made, others := true, false, false // forked: from all the others
@@ -178,7 +178,7 @@ func (v galeraView) rightful(history string) bool {
 	return forked || made && !others
 }
 
-// decideGalera says what a member does now, and where things stand.
+// decideGalera returns a member's next step and its status.
 func decideGalera(v galeraView) (galeraStep, facts.Status) {
 	me := v.members[v.self]
 	var serving, primary, starting, silent []string
@@ -201,9 +201,9 @@ func decideGalera(v galeraView) (galeraStep, facts.Status) {
 	case me.Stopping:
 		return galeraWait, workf("the server is stopping")
 	case v.doomed != "" && me.running() && me.State != galeraServing:
-		return galeraStop, workf("starting anew: the server says %q", v.doomed)
-	case me.Left && v.apart >= leftLimit:
-		return galeraStop, workf("starting anew: the server has left the group")
+		return galeraStop, workf("restarting: the server says %q", v.doomed)
+	case me.Left && v.nonPrimary >= leftLimit:
+		return galeraStop, workf("restarting: the server has left the group")
 	}
 	switch me.State {
 	case galeraMissing:
@@ -216,23 +216,23 @@ func decideGalera(v galeraView) (galeraStep, facts.Status) {
 		if len(primary) > 0 {
 			return galeraWait, workf("the server is starting, and joins %s", strings.Join(primary, ", "))
 		}
-		// One that is let into a component that then falls apart asks for its data for ever, and the others wait for it.
+		// A server that joins a component which then dissolves requests its data for ever, and the others wait for it.
 		if v.alone < astrayLimit {
 			return galeraWait, workf("the server is starting")
 		}
 		if len(silent) > 0 {
 			return galeraWait, v.await(silent, ", whom the server may be joining")
 		}
-		return galeraStop, workf("starting anew: there is no primary component to join")
-	case galeraApart:
+		return galeraStop, workf("restarting: there is no primary component to join")
+	case galeraNonPrimary:
 		if me.Left {
 			return galeraWait, workf("the server has left the group")
 		}
 		if len(primary) > 0 {
-			if v.apart >= astrayLimit {
-				return galeraStop, workf("starting anew: it does not find back to %s", strings.Join(primary, ", "))
+			if v.nonPrimary >= astrayLimit {
+				return galeraStop, workf("restarting: it does not rejoin %s", strings.Join(primary, ", "))
 			}
-			return galeraWait, waitf("to be taken back by %s", strings.Join(primary, ", "))
+			return galeraWait, waitf("to rejoin %s", strings.Join(primary, ", "))
 		}
 	}
 	if len(primary) > 0 { // and this one is stopped
@@ -305,7 +305,7 @@ func decideJoin(v galeraView, primary []string) (galeraStep, facts.Status) {
 	return galeraJoin, workf("joining %s", strings.Join(primary, ", "))
 }
 
-// decideStart is for when every member that counts has answered and none is in a primary component.
+// decideStart is for when every member that counts was heard and none is in a primary component.
 func decideStart(v galeraView) (galeraStep, facts.Status) {
 	var present, gone, apart, all, unusable []galeraMember
 	for i, m := range v.members {
@@ -313,11 +313,11 @@ func decideStart(v galeraView) (galeraStep, facts.Status) {
 			gone = append(gone, m) // given up
 			continue
 		}
-		if m.Left { // how far its data goes shows when it has stopped
-			return galeraWait, waitf("for %s to start anew", m.Name)
+		if m.Left { // its position is known once it has stopped
+			return galeraWait, waitf("for %s to restart", m.Name)
 		}
 		present = append(present, m)
-		if m.State == galeraApart {
+		if m.State == galeraNonPrimary {
 			apart = append(apart, m)
 		}
 		switch m.State {
@@ -327,7 +327,7 @@ func decideStart(v galeraView) (galeraStep, facts.Status) {
 			return galeraWait, waitf("for %s to determine how far its data goes", m.Name)
 		case galeraUnusable:
 			unusable = append(unusable, m)
-		case galeraHolds, galeraApart:
+		case galeraHolds, galeraNonPrimary:
 			if !m.Position.valid() {
 				unusable = append(unusable, m)
 				continue
@@ -336,14 +336,14 @@ func decideStart(v galeraView) (galeraStep, facts.Status) {
 		}
 	}
 	var holding []galeraMember
-	for _, m := range all { // with a fork there, what it was made from counts no more
+	for _, m := range all { // a fork supersedes its parent
 		if !slices.ContainsFunc(all, func(o galeraMember) bool { return goesOn(o.Position.UUID, m.Position.UUID) }) {
 			holding = append(holding, m)
 		}
 	}
 	me := v.members[v.self]
 	if len(holding) == 0 && len(unusable) > 0 {
-		return galeraWait, stopf("the data of %s is not whole (a state transfer was interrupted), and nobody else has any: restore a backup", names(unusable))
+		return galeraWait, stopf("the data of %s is incomplete (a state transfer was interrupted), and nobody else has any: restore a backup", names(unusable))
 	}
 	if len(holding) == 0 { // a new cluster
 		if first := present[0]; first.Name != me.Name {
@@ -359,24 +359,24 @@ func decideStart(v galeraView) (galeraStep, facts.Status) {
 			return galeraWait, stopf("%s and %s have data of different histories: remove the data disk of the one that may be lost", holding[0].Name, m.Name)
 		}
 	}
-	// The first of the most advanced. One that runs goes first: running members may come together by themselves at any
-	// time, and must not do so beside a cluster that another one has started.
+	// The first of the most advanced members, running ones before stopped ones: running members may rejoin each other at any
+	// time, which must not happen beside a cluster that a stopped one has started.
 	winner := slices.MinFunc(holding, func(a, b galeraMember) int {
 		return cmp.Or(cmp.Compare(b.Position.Seqno, a.Position.Seqno), cmp.Compare(a.State, b.State)) // apart, holds
 	})
-	scattered := me.State == galeraApart && me.Size < len(apart)
+	scattered := me.State == galeraNonPrimary && me.Size < len(apart)
 	switch {
-	case me.State == galeraApart && v.apart < apartLimit:
-		return galeraWait, waitf("for the members to come together again")
-	case me.State == galeraApart && len(gone) > 0:
-		// The others will have a history of their own, which a running server cannot take over.
+	case me.State == galeraNonPrimary && v.nonPrimary < nonPrimaryLimit:
+		return galeraWait, waitf("for the members to rejoin each other")
+	case me.State == galeraNonPrimary && len(gone) > 0:
+		// The others will have a new history, which a running server cannot take over.
 		return galeraStop, workf("stopping, to go on without %s", names(gone))
-	case me.State == galeraApart && winner.State == galeraHolds:
+	case me.State == galeraNonPrimary && winner.State == galeraHolds:
 		return galeraStop, workf("stopping, so that %s can start the cluster: its data is the newest (%d)", winner.Name, winner.Position.Seqno)
-	case scattered && v.apart >= astrayLimit:
-		return galeraStop, workf("starting anew: it does not find back to %s", others(memberNames(apart), me.Name))
+	case scattered && v.nonPrimary >= astrayLimit:
+		return galeraStop, workf("restarting: it does not rejoin %s", others(memberNames(apart), me.Name))
 	case scattered:
-		return galeraWait, waitf("to find back to %s", others(memberNames(apart), me.Name))
+		return galeraWait, waitf("to rejoin %s", others(memberNames(apart), me.Name))
 	case winner.Name != me.Name:
 		return galeraWait, waitf("for %s to start the cluster: its data is the newest (%d)", winner.Name, winner.Position.Seqno)
 	case me.State == galeraHolds && len(apart) > 0:

@@ -19,27 +19,27 @@ import (
 	"imagegen/internal/atomicfile"
 )
 
-// foundingName is a file in a data folder that the agent has made and in which no cluster has begun yet. As long as it
-// is there, what lies beside it is the agent's own and may be made again.
+// foundingName is a file in a data folder whose database the agent is still making. As long as it exists, everything beside it
+// may be removed and made again.
 const foundingName = ".imagegen-founding"
 
 // galeraServer is the node's database server and its data. The simulator has one of its own.
 type galeraServer interface {
 	unitNames() []string
-	// look changes nothing.
+	// look observes and changes nothing.
 	look(ctx context.Context) (galeraSeen, error)
-	// do takes a step. Interrupted anywhere, it can be taken again.
+	// do takes a step. If it is interrupted anywhere, it can be repeated.
 	do(ctx context.Context, step galeraStep) error
-	// begun notes that the cluster has begun: what is in the data folder is not the agent's own to remove any more.
+	// begun records that the cluster exists: the data folder may not be cleared any more.
 	begun() error
 }
 
 // galeraSeen is what a look at the server shows.
 type galeraSeen struct {
 	galeraReport
-	doomed string // what the running server has said that only a restart mends
+	doomed string // the running server's log message that only a restart can fix
 	failed string // the last line of a server that stopped
-	getsOn bool   // a server that is being started was seen to work on data just now
+	getsOn bool   // a server that is being started makes progress
 }
 
 // galeraUnits is the server as systemd units run it.
@@ -71,7 +71,7 @@ func (g *galeraUnits) look(ctx context.Context) (galeraSeen, error) {
 	return galeraSeen{report, g.doomed, g.failed, getsOn(g.running)}, nil
 }
 
-// doomedPattern finds what Galera writes when a server will not become a member any more. Some of them then go on running.
+// doomedPattern matches what Galera logs when a server can no longer become a member. Some servers then continue to run.
 var doomedPattern = regexp.MustCompile(`(?i).*(restart required|must be restarted|need to restart|need to abort|leaving cluster).*`)
 
 // listen looks into the log of a running server that does not serve.
@@ -87,7 +87,7 @@ func (g *galeraUnits) listen(ctx context.Context, seen galeraReport) {
 	g.read, g.doomed = time.Now(), ""
 	out, err := run(ctx, nil, "journalctl", "-q", "--no-pager", "-b", "-n", "500", "-o", "cat", "_SYSTEMD_UNIT="+g.running, "_PID="+pid)
 	if err != nil {
-		return // the status tells as well, only later
+		return // the server's status shows it too, only later
 	}
 	g.doomed = doomedLine(out)
 }
@@ -129,7 +129,7 @@ func (g *galeraUnits) readFolder() (galeraReport, error) {
 	if err != nil {
 		return galeraReport{}, err
 	}
-	// The mark's temporary file, of a node that died just then, is not data either.
+	// A temporary file of the mark, left by a crash, is not data either.
 	if !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), foundingName) }) {
 		return galeraReport{State: galeraEmpty}, nil
 	}
@@ -161,8 +161,8 @@ func classify(at position, founding bool) galeraReport {
 
 func (g *galeraUnits) grastate() string { return filepath.Join(g.params.DataDir, "grastate.dat") }
 
-// parseGrastate reads Galera's own note of where its data is. It has the position after a clean stop alone; while the
-// server runs, and after a crash, the seqno in it is -1. Nonsense is no position.
+// parseGrastate reads grastate.dat, Galera's own record of its position. Only after a clean stop does it hold the position;
+// while the server runs, and after a crash, its seqno is -1. Invalid values count as unknown.
 func parseGrastate(data []byte) position {
 	at := position{Seqno: -1}
 	for line := range strings.Lines(string(data)) {
@@ -198,7 +198,7 @@ func parseRecovery(out []byte) (position, error) {
 	return position{string(last[1]), seqno}, err
 }
 
-// The marker is the comment of a table, so that one question that cannot fail tells whether it is there.
+// The marker is the comment of a table, so that it can be queried without an error if the table does not exist.
 const (
 	statusSQL = `SET SESSION wsrep_sync_wait=0;
 SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_cluster_status','wsrep_local_state','wsrep_ready','wsrep_cluster_size','wsrep_cluster_state_uuid','wsrep_last_committed','wsrep_connected');
@@ -220,7 +220,7 @@ func (g *galeraUnits) ask(ctx context.Context) (galeraReport, error) {
 		return galeraReport{}, silentError(fmt.Sprintf("the database server does not answer within %v", askLimit))
 	}
 	if err != nil {
-		// A unit is active before its server takes connections, where it does not say so itself.
+		// Without sd_notify, a unit is active before its server accepts connections.
 		return galeraReport{State: galeraStarting}, nil
 	}
 	return parseStatus(out), nil
@@ -245,7 +245,7 @@ func parseStatus(out []byte) galeraReport {
 	r.Size, _ = strconv.Atoi(rows["wsrep_cluster_size"])
 	switch state := rows["wsrep_local_state"]; {
 	case rows["wsrep_cluster_status"] != "Primary":
-		r.State, r.Left = galeraApart, rows["wsrep_connected"] == "OFF"
+		r.State, r.Left = galeraNonPrimary, rows["wsrep_connected"] == "OFF"
 	case rows["wsrep_ready"] == "ON" && (state == "4" || state == "2"):
 		r.State = galeraServing
 	default:
@@ -283,7 +283,7 @@ func (g *galeraUnits) do(ctx context.Context, step galeraStep) error {
 	return nil
 }
 
-// recover asks the server's own recovery how far the data goes.
+// recover determines the position of the data with the server's own recovery.
 func (g *galeraUnits) recover(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
 	defer cancel()
@@ -299,8 +299,8 @@ func (g *galeraUnits) recover(ctx context.Context) error {
 	return nil
 }
 
-// found makes a database and starts a cluster with it. Interrupted anywhere, it begins again: what is in the folder is
-// the agent's own work until users and databases have been made.
+// found makes a database and starts a cluster with it. If it is interrupted anywhere, it starts over: until users and databases
+// exist, the folder holds only the agent's own work.
 func (g *galeraUnits) found(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, foundLimit)
 	defer cancel()
@@ -360,7 +360,7 @@ func (g *galeraUnits) bootstrap(ctx context.Context) error {
 }
 
 func (g *galeraUnits) start(ctx context.Context) error {
-	g.known = nil                                                 // the server may be gone again before it is next looked for
+	g.known = nil                                                 // the server may have run and stopped before the next look
 	run(ctx, nil, "systemctl", "reset-failed", g.params.BootUnit) // fails where nothing had failed
 	if _, err := run(ctx, nil, g.params.Bootstrap...); err != nil {
 		return fmt.Errorf("start the cluster: %w", err)
@@ -368,8 +368,8 @@ func (g *galeraUnits) start(ctx context.Context) error {
 	return nil
 }
 
-// fork starts a cluster from the node's data, as a history of its own. Interrupted or failing before the server has
-// noted that in its data, it goes on with the name that it has chosen.
+// fork starts a cluster from the node's data, as a new history. If it is interrupted before the server has stored the history's
+// UUID in its data, the next attempt uses the same UUID.
 func (g *galeraUnits) fork(ctx context.Context) error {
 	if err := g.recover(ctx); err != nil {
 		return err
@@ -391,8 +391,8 @@ func (g *galeraUnits) fork(ctx context.Context) error {
 	return g.start(ctx)
 }
 
-// safeToBootstrap changes Galera's note so that it lets a cluster be started from this node. Galera itself sets it on
-// the last node that was stopped, and after a crash on none; the agents have found out better.
+// safeToBootstrap changes grastate.dat so that Galera lets this node start a cluster. Galera itself sets the flag only on the
+// last node that stopped, and on none after a crash; the agents have compared all positions.
 func safeToBootstrap(data []byte) []byte {
 	return bytes.ReplaceAll(data, []byte("safe_to_bootstrap: 0"), []byte("safe_to_bootstrap: 1"))
 }

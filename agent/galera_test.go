@@ -94,13 +94,13 @@ func TestGaleraStatus(t *testing.T) {
 	const left = "wsrep_local_state\t0\nwsrep_last_committed\t1\nwsrep_cluster_size\t0\nwsrep_cluster_state_uuid\t" + nullUUID +
 		"\nwsrep_cluster_status\tDisconnected\nwsrep_connected\tOFF\nwsrep_ready\tOFF\n"
 	for text, want := range map[string]galeraReport{
-		left: {State: galeraApart, Position: position{nullUUID, 1}, Left: true},
+		left: {State: galeraNonPrimary, Position: position{nullUUID, 1}, Left: true},
 		rows("Primary", "4", "ON") + "marker\tc1\n": {State: galeraServing, Position: at, Size: 3, Cluster: "c1"},
 		rows("Primary", "2", "ON"):                  {State: galeraServing, Position: at, Size: 3}, // gives a state transfer
 		rows("Primary", "1", "OFF"):                 {State: galeraJoining, Position: at, Size: 3},
 		rows("Primary", "4", "OFF"):                 {State: galeraJoining, Position: at, Size: 3},
-		rows("non-Primary", "4", "OFF"):             {State: galeraApart, Position: at, Size: 3},
-		"":                                          {State: galeraApart, Position: position{"", -1}},
+		rows("non-Primary", "4", "OFF"):             {State: galeraNonPrimary, Position: at, Size: 3},
+		"":                                          {State: galeraNonPrimary, Position: position{"", -1}},
 	} {
 		if got := parseStatus([]byte(text)); got.State != want.State || got.Position != want.Position || got.Size != want.Size || got.Left != want.Left || got.Cluster != want.Cluster {
 			t.Errorf("%q: %+v, want %+v", text, got, want)
@@ -167,7 +167,7 @@ func TestWhatAServerSaysThatMustBeRestarted(t *testing.T) {
 func TestServerThatMustBeRestarted(t *testing.T) {
 	at := position{historyUUID, 4088}
 	serving := galeraReport{State: galeraServing, Position: at, Size: 2, Cluster: "c"}
-	left := galeraReport{State: galeraApart, Position: position{nullUUID, -1}, Left: true}
+	left := galeraReport{State: galeraNonPrimary, Position: position{nullUUID, -1}, Left: true}
 	view := func(own, others galeraReport) galeraView {
 		return membersOf(1, others, own, others)
 	}
@@ -180,23 +180,23 @@ func TestServerThatMustBeRestarted(t *testing.T) {
 		"left, a moment ago":     {left, "", time.Second, galeraWait},
 		"left":                   {left, "", leftLimit, galeraStop},
 		"says so while starting": {galeraReport{State: galeraStarting}, istFailed, 0, galeraStop},
-		"says so while apart":    {galeraReport{State: galeraApart, Position: at, Size: 1}, istFailed, 0, galeraStop},
+		"says so while apart":    {galeraReport{State: galeraNonPrimary, Position: at, Size: 1}, istFailed, 0, galeraStop},
 		"said so, and serves":    {serving, istFailed, 0, galeraWait},
 		"is stopping":            {galeraReport{State: galeraStarting, Stopping: true}, istFailed, 0, galeraWait},
 		"starts":                 {galeraReport{State: galeraStarting}, "", 0, galeraWait},
 	} {
 		for _, others := range []galeraReport{serving, {State: galeraHolds, Position: at}, left} {
 			v := view(c.own, others)
-			v.doomed, v.apart = c.doomed, c.apart
+			v.doomed, v.nonPrimary = c.doomed, c.apart
 			if step, status := decideGalera(v); step != c.want {
 				t.Errorf("%s, others %s: step %d, %+v", name, others.State, step, status)
 			}
 		}
 	}
 	// How far the data of one that has left goes is not known before it has stopped: nobody starts anything.
-	for _, own := range []galeraReport{{State: galeraHolds, Position: position{historyUUID, 12}}, {State: galeraApart, Position: position{historyUUID, 12}, Size: 2}} {
+	for _, own := range []galeraReport{{State: galeraHolds, Position: position{historyUUID, 12}}, {State: galeraNonPrimary, Position: position{historyUUID, 12}, Size: 2}} {
 		v := view(own, galeraReport{State: galeraHolds, Position: position{historyUUID, 11}})
-		v.members[0].galeraReport, v.apart = left, time.Hour
+		v.members[0].galeraReport, v.nonPrimary = left, time.Hour
 		if step, status := decideGalera(v); step != galeraWait || !strings.Contains(status.Detail, "percona1") {
 			t.Errorf("%s beside one that has left: step %d, %+v", own.State, step, status)
 		}
@@ -331,21 +331,21 @@ func TestForkWinsOverWhatItCameFrom(t *testing.T) {
 // Members that run, but not together, are not promoted: each would be a primary component of its own.
 func TestNobodyIsPromotedWhileScattered(t *testing.T) {
 	apart := func(size int) galeraReport {
-		return galeraReport{State: galeraApart, Position: position{historyUUID, 7}, Size: size}
+		return galeraReport{State: galeraNonPrimary, Position: position{historyUUID, 7}, Size: size}
 	}
 	for name, c := range map[string]struct {
 		sizes [3]int
 		apart time.Duration
 		want  galeraStep
 	}{
-		"together":              {[3]int{3, 3, 3}, apartLimit, galeraPromote},
-		"together, but not yet": {[3]int{3, 3, 3}, apartLimit - time.Second, galeraWait},
-		"alone":                 {[3]int{1, 2, 2}, apartLimit, galeraWait},
-		"two and one":           {[3]int{2, 2, 1}, apartLimit, galeraWait},
+		"together":              {[3]int{3, 3, 3}, nonPrimaryLimit, galeraPromote},
+		"together, but not yet": {[3]int{3, 3, 3}, nonPrimaryLimit - time.Second, galeraWait},
+		"alone":                 {[3]int{1, 2, 2}, nonPrimaryLimit, galeraWait},
+		"two and one":           {[3]int{2, 2, 1}, nonPrimaryLimit, galeraWait},
 		"alone, for long":       {[3]int{1, 1, 1}, astrayLimit, galeraStop},
 	} {
 		v := membersOf(0, apart(c.sizes[0]), apart(c.sizes[1]), apart(c.sizes[2]))
-		v.apart = c.apart
+		v.nonPrimary = c.apart
 		if step, status := decideGalera(v); step != c.want {
 			t.Errorf("%s: step %d, %+v", name, step, status)
 		}

@@ -15,7 +15,7 @@ import (
 
 const (
 	cliLimit     = 60 * time.Second // one change made through the gluster command line
-	infoInterval = 15 * time.Second // between two looks at an unchanged volume; each costs some 80 ms of a core
+	infoInterval = 15 * time.Second // between two queries of an unchanged volume; each costs some 80 ms of CPU
 	offlineLimit = 3 * time.Second  // glusterd gets this long to start the brick by itself
 	healInterval = 10 * time.Second // between two requests to heal
 
@@ -25,14 +25,13 @@ const (
 
 // gluster runs a GlusterFS server and, together with its peers, one replicated volume.
 //
-// Nothing is probed. A node's UUID follows from the cluster and the node's name, so each node knows all of its peers'
-// UUIDs and writes the pool down before its glusterd first starts, exactly as probing would have left it. A node that
-// comes back with an empty disk is thereby in the pool again at once, and is given the volume by its peers' glusterd.
+// There is no peer probe. A node's UUID is derived from the cluster and the node's name, so each node knows all of its peers'
+// UUIDs and writes the pool's files before its glusterd first starts, as probing would. A node that comes back with an empty
+// disk is therefore in the pool again at once, and gets the volume from its peers' glusterd.
 //
-// Its brick is the dangerous part: a blank brick looks like a volume from which all files were removed, and clients
-// that happen to read from it see none. So it stays down until its peers have noted on their own bricks that it lacks
-// everything, in the way in which they note what a brick misses while it is away; then it is started, and the
-// self-heal daemon fills it.
+// Its brick is the dangerous part: a blank brick looks like a volume from which all files were removed, and clients that read
+// from it see none. So it stays down until its peers have marked it, on their own bricks, as lacking everything, in the way
+// Gluster marks what a brick misses while it is away. Then it is started, and the self-heal daemon fills it.
 type gluster struct {
 	node    Node
 	params  *facts.GlusterParams
@@ -89,7 +88,7 @@ func (g *gluster) Observe(ctx context.Context) (any, error) {
 	return seen, nil
 }
 
-// view puts together what is known now.
+// view collects what a decision is made from.
 func (g *gluster) view(w World) glusterView {
 	now := g.node.now()
 	v := glusterView{self: w.Self.Name, uuids: map[string]string{}, params: g.params, own: g.seen, unit: g.unit, applied: g.applied,

@@ -27,7 +27,7 @@ type glusterReport struct {
 	BrickID   string         `json:"brick_id,omitempty"` // the volume that the brick says it belongs to
 	Online    bool           `json:"online"`             // the brick's process accepts connections
 	Pending   int            `json:"pending"`            // entries that other bricks lack, as this brick knows
-	// Blames lists the bricks, by index in the volume, that this brick holds to lack everything.
+	// Blames lists the bricks, by index in the volume, that this brick has marked as lacking everything.
 	Blames []int `json:"blames,omitempty"`
 }
 
@@ -76,12 +76,12 @@ type glusterView struct {
 	// members are the same servers; what an operator has decided about them is known here.
 	members []ensemble.Member
 	unit    string // what the unit is doing; "active" or systemd's word
-	// What must not be repeated too soon.
+	// How long steps must wait that must not be repeated too soon.
 	startHeld time.Duration // starting the unit, or the brick
 	healHeld  time.Duration
 	applied   map[string]string
-	// settled: since this node's agent started, nothing was left to heal at least once. Later there may well be, for
-	// a moment with each write, or while another server is away.
+	// settled: since this node's agent started, nothing was left to heal at least once. Later there may be, briefly with each
+	// write, or while another server is away.
 	settled bool
 }
 

@@ -26,9 +26,9 @@ import (
 // glusterServer is the node's glusterd and its brick. The simulator has one of its own.
 type glusterServer interface {
 	unitNames() []string
-	// look changes nothing. unit is what systemd says of glusterd: "active" or another of its words.
+	// look observes and changes nothing. unit is what systemd says of glusterd: "active" or another of its words.
 	look(ctx context.Context) (r glusterReport, unit string, err error)
-	// do takes a step. Interrupted anywhere, it can be taken again.
+	// do takes a step. If it is interrupted anywhere, it can be repeated.
 	do(ctx context.Context, step glusterStep) error
 }
 

@@ -160,7 +160,7 @@ func decideMount(p *facts.MountParams, seen mountSeen, servers []server, held ti
 	enough := online > len(servers)/2
 	switch {
 	case seen.Broken:
-		return mountDetach, workf("%s has lost its client process; mounting anew", p.Path)
+		return mountDetach, workf("%s has lost its client process; mounting it again", p.Path)
 	case seen.Mounted && seen.Fault == "":
 		return mountNothing, ready("")
 	case seen.Mounted && !enough:

@@ -96,9 +96,9 @@ func (p *peers) poll(ctx context.Context, n facts.Peer, settled func() bool) {
 			p.answers[n.Name] = answer{asked, report}
 			p.mu.Unlock()
 		}
-		pause := restless
+		pause := pollUnready
 		if settled() {
-			pause = restful
+			pause = pollReady
 		}
 		p.clock.Sleep(ctx, pause)
 	}

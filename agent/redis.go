@@ -43,7 +43,7 @@ type redis struct {
 // redisServer is the node's Redis and its data. The simulator has one of its own.
 type redisServer interface {
 	unitNames() []string
-	// look changes nothing.
+	// look observes and changes nothing.
 	look(ctx context.Context) (redisSeen, error)
 	// allow lets Sentinel choose the running server.
 	allow(ctx context.Context) error

@@ -30,7 +30,7 @@ type sentinel struct {
 // sentinelServer is the node's Sentinel. The simulator has one of its own.
 type sentinelServer interface {
 	unitNames() []string
-	// look changes nothing.
+	// look observes and changes nothing.
 	look(ctx context.Context) (sentinelSeen, error)
 	// start starts it. With a master, it first gets a configuration.
 	start(ctx context.Context, master string, view redisView) error

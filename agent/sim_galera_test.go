@@ -588,7 +588,7 @@ func (p *simGaleraServer) report(s *galeraProcess, d *galeraDisk) galeraReport {
 	case !s.up || s.stopping:
 		return galeraReport{State: galeraStarting, Stopping: s.stopping}
 	case s.left:
-		return galeraReport{State: galeraApart, Left: true, Position: position{nullUUID, -1}}
+		return galeraReport{State: galeraNonPrimary, Left: true, Position: position{nullUUID, -1}}
 	}
 	r := galeraReport{State: galeraJoining, Position: d.position(), Size: len(s.group.members)}
 	if d.head != nil {
@@ -596,7 +596,7 @@ func (p *simGaleraServer) report(s *galeraProcess, d *galeraDisk) galeraReport {
 	}
 	switch {
 	case !s.group.primary:
-		r.State = galeraApart
+		r.State = galeraNonPrimary
 	case s.synced:
 		r.State = galeraServing
 	}

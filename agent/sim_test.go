@@ -593,7 +593,7 @@ func newSimAgent(n *machine) {
 			loop(context.Background())
 		})
 		a.tasks = append(a.tasks, t)
-		a.after(n.w.between(0, restless), t.resume)
+		a.after(n.w.between(0, pollUnready), t.resume)
 	}
 }
 
@@ -601,7 +601,7 @@ func newSimAgent(n *machine) {
 func (t *simTask) resume() {
 	w := t.a.n.w
 	if t.looks && t.a.n.stuck > 0 {
-		t.a.after(restless, t.resume)
+		t.a.after(pollUnready, t.resume)
 		return
 	}
 	w.running = t
