@@ -43,7 +43,7 @@ func TestMountDecisions(t *testing.T) {
 		"mounted, none heard":    {mountSeen{Mounted: true}, 0, 0, mountNothing, facts.Ready, ""},
 		"hung without servers":   {mountSeen{Mounted: true, Fault: "no answer within 2s"}, 1, 0, mountNothing, facts.Waiting, "for gl2"},
 		"hung with all servers":  {mountSeen{Mounted: true, Fault: "no answer within 2s"}, 3, 0, mountNothing, facts.Failed, "no answer within 2s"},
-		"its client has crashed": {mountSeen{Mounted: true, Fault: "x", Broken: true}, 3, 0, mountDetach, facts.Working, "mounting anew"},
+		"its client has crashed": {mountSeen{Mounted: true, Fault: "x", Broken: true}, 3, 0, mountDetach, facts.Working, "mounting it again"},
 	} {
 		do, status := decideMount(p, c.seen, servers(c.online), c.held)
 		if do != c.do || status.State != c.state || !strings.Contains(status.Detail, c.detail) {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -48,7 +49,7 @@ type redisServer interface {
 	// allow lets Sentinel choose the running server.
 	allow(ctx context.Context) error
 	// mark notes that the data is the cluster's.
-	mark(founder bool) error
+	mark(m member) error
 	// start starts the server as a replica of a master or, without one, as a master.
 	start(ctx context.Context, master string, hasData bool) error
 }
@@ -66,6 +67,7 @@ type redisReport struct {
 	// HasData says that the node's data is the cluster's: it was the first master, or has been in sync with a master.
 	HasData  bool   `json:"member"`
 	Founder  bool   `json:"founder,omitempty"`  // it was the first master
+	Epoch    int64  `json:"epoch,omitempty"`    // of its first configuration as such
 	Role     string `json:"role,omitempty"`     // master or slave, as Redis has it
 	Master   string `json:"master,omitempty"`   // address that a replica follows
 	Synced   bool   `json:"synced,omitempty"`   // a replica that has all of its master's data
@@ -91,6 +93,8 @@ func (r redisReport) is() string {
 type member struct {
 	Cluster string `json:"cluster"`
 	Founder bool   `json:"founder,omitempty"`
+	// Epoch is the founder's first configuration epoch.
+	Epoch int64 `json:"epoch,omitempty"`
 }
 
 func newRedis(n Node, _ string, p *facts.RedisParams) Component {
@@ -131,7 +135,7 @@ func (r *redisUnit) look(ctx context.Context) (redisSeen, error) {
 	if err != nil {
 		return redisSeen{}, err
 	}
-	seen := redisReport{HasData: m.Cluster != "", Founder: m.Founder}
+	seen := redisReport{HasData: m.Cluster != "", Founder: m.Founder, Epoch: m.Epoch}
 	if u.Active == "active" {
 		err := r.ask(ctx, &seen)
 		noteAnswer(r.params.Unit, !errors.Is(err, errSilent))
@@ -376,7 +380,8 @@ func (r *redis) Step(ctx context.Context, w World) (facts.Status, error) {
 	if r.seen.unit.Load == "not-found" {
 		return stopf("the image has no unit %s", r.unitNames()[0]), nil
 	}
-	step, master, status := r.decide(r.view.members(w, r.seen.redisReport))
+	view := r.view.members(w, r.seen.redisReport)
+	step, master, status := r.decide(view)
 	if status.State == facts.Ready {
 		r.retry.Settle(r.node.now())
 	}
@@ -386,13 +391,13 @@ func (r *redis) Step(ctx context.Context, w World) (facts.Status, error) {
 	case redisAllow:
 		return status, r.server.allow(ctx)
 	case redisBelongs:
-		return status, r.server.mark(false)
+		return status, r.server.mark(member{Cluster: r.node.Facts.ClusterID})
 	}
 	if active := r.seen.unit.Active; active != "inactive" && active != "failed" {
 		return workf("Redis is starting"), nil
 	}
 	if step == redisFound {
-		return status, r.server.mark(true)
+		return status, r.server.mark(r.founder(view))
 	}
 	if held := r.retry.Left(r.node.now()); held > 0 {
 		if r.seen.unit.Active == "failed" {
@@ -404,8 +409,18 @@ func (r *redis) Step(ctx context.Context, w World) (facts.Status, error) {
 	return status, r.server.start(ctx, master, r.seen.HasData)
 }
 
-func (r *redisUnit) mark(founder bool) error {
-	data, err := json.Marshal(member{Cluster: r.node.Facts.ClusterID, Founder: founder})
+// founder is the mark of a first master. If an operator has given nodes up, they may have data and a configuration after
+// all. The epoch makes this configuration the later one, whatever failovers there were before.
+func (r *redis) founder(v redisView) member {
+	m := member{Cluster: r.node.Facts.ClusterID, Founder: true}
+	if slices.ContainsFunc(v.members, func(m redisMember) bool { return m.GivenUp }) {
+		m.Epoch = r.node.now().Unix()
+	}
+	return m
+}
+
+func (r *redisUnit) mark(m member) error {
+	data, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}

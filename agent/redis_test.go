@@ -305,6 +305,8 @@ func TestSentinelFailsOverAlone(t *testing.T) {
 	for _, gone := range []string{"redis1", "redis3"} {
 		text += fmt.Sprintf("sentinel known-sentinel m 127.0.0.1 1 %s\n", sentinelID("c", gone))
 	}
+	view := redisNodes(0, redisMember{redisReport: redisReport{Epoch: 1_700_000_000}})
+	text += string(firstEpoch(&facts.SentinelParams{Master: "m"}, view.members[0].IP, view))
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -348,5 +350,5 @@ func TestSentinelFailsOverAlone(t *testing.T) {
 		}
 		return info(replica)["role"] == "master"
 	})
-	await("Sentinel has the new master", func() bool { s := seen(); return s.Running && !s.Down && s.Epoch > 0 })
+	await("Sentinel has the new master", func() bool { s := seen(); return s.Running && !s.Down && s.Epoch > 1_700_000_000 })
 }

@@ -284,6 +284,7 @@ func (s *sentinelUnit) start(ctx context.Context, master string, view redisView)
 			return err
 		}
 		text = sentinelConfig(text, s.params, master, s.node.Secrets[s.params.Secret])
+		text = append(text, firstEpoch(s.params, master, view)...)
 		text = append(text, sentinelPeers(s.params, s.node.Facts.ClusterID, master, view)...)
 		if err := atomicfile.Write(s.params.RunConfig, text, 0o600); err != nil {
 			return err
@@ -321,6 +322,15 @@ func sentinelConfig(text []byte, p *facts.SentinelParams, master, password strin
 	fmt.Fprintf(b, "sentinel failover-timeout %s %d\n", p.Master, p.FailoverTimeout)
 	fmt.Fprintf(b, "sentinel parallel-syncs %s %d\n", p.Master, p.ParallelSyncs)
 	return b.Bytes()
+}
+
+// firstEpoch gives the founder's Sentinel its first configuration epoch, if that is not 0.
+func firstEpoch(p *facts.SentinelParams, master string, view redisView) []byte {
+	me := view.members[view.self]
+	if master != me.IP || me.Epoch == 0 {
+		return nil
+	}
+	return fmt.Appendf(nil, "sentinel config-epoch %s %d\nsentinel current-epoch %d\n", p.Master, me.Epoch, me.Epoch)
 }
 
 // sentinelPeers tells a new Sentinel about the others. Otherwise it would learn about them through the master; if that died

@@ -39,9 +39,10 @@ var simRedis = &simKind{
 }
 
 type redisDisk struct {
-	member, founder bool // memberName; what is not noted there does not count as data
-	head            *txn // the data
-	follows         int  // the master in the configuration of the next start; -1: none
+	epoch           int64 // of the founder
+	member, founder bool  // memberName; what is not noted there does not count as data
+	head            *txn  // the data
+	follows         int   // the master in the configuration of the next start; -1: none
 	priority        int
 	sentinel        *sentinelFile
 }
@@ -522,7 +523,7 @@ func (p simRedisServer) look(context.Context) (redisSeen, error) {
 func (p simRedisServer) report() redisReport {
 	i := p.a.n.index
 	s, d := p.r.servers[i], p.r.disks[i]
-	seen := redisReport{HasData: d.member, Founder: d.founder}
+	seen := redisReport{HasData: d.member, Founder: d.founder, Epoch: d.epoch}
 	if s == nil || !s.up {
 		return seen
 	}
@@ -551,11 +552,11 @@ func (p simRedisServer) allow(context.Context) error {
 	})
 }
 
-func (p simRedisServer) mark(founder bool) error {
+func (p simRedisServer) mark(m member) error {
 	n, r := p.a.n, p.r
 	d := r.disks[n.index]
-	if !founder {
-		return p.a.act("note that the data is the cluster's", 0, func() error { d.member, d.founder = true, false; return nil })
+	if !m.Founder {
+		return p.a.act("note that the data is the cluster's", 0, func() error { d.member, d.founder, d.epoch = true, false, 0; return nil })
 	}
 	return p.a.act("note that this is the first master", 0, func() error {
 		for i, o := range r.disks {
@@ -563,7 +564,7 @@ func (p simRedisServer) mark(founder bool) error {
 				r.w.fail("%s becomes the first master, and %s has data", n.peer.Name, r.w.nodes[i].peer.Name)
 			}
 		}
-		d.member, d.founder = true, true
+		d.member, d.founder, d.epoch = true, true, m.Epoch
 		return nil
 	})
 }
@@ -622,6 +623,10 @@ func (p simSentinel) start(_ context.Context, master string, _ redisView) error 
 	if master != "" {
 		p.a.act("configure Sentinel", 0, func() error {
 			f := &sentinelFile{master: r.index(master), leader: -1, servers: map[int]bool{}, peers: map[int]bool{}}
+			if f.master == n.index { // firstEpoch
+				f.epoch = r.disks[n.index].epoch
+				f.current = f.epoch
+			}
 			for i := range r.disks { // sentinelPeers
 				if i != f.master {
 					f.servers[i] = true
@@ -693,6 +698,16 @@ func TestSimChosenBeforeItIsNoted(t *testing.T) {
 // The first master was lost before the Sentinels knew each other, or before anybody else had data.
 func TestSimFirstMasterReplaced(t *testing.T) {
 	scenario(t, simRedis, 3, fault{at: 7 * time.Second, kind: blankDisk, node: 0, lasts: 2 * time.Second})
+}
+
+// The only node with data was given up, and the others began anew. When it came back, its Sentinel had a configuration of
+// the same epoch as theirs, and kept it.
+func TestSimGivenUpMasterComesBack(t *testing.T) {
+	scenario(t, simRedis, 3,
+		fault{at: 80 * time.Second, kind: crash, node: 2, lasts: 30 * time.Second},
+		fault{at: 90 * time.Second, kind: blankDisk, node: 2, lasts: 10 * time.Second},
+		fault{at: 100 * time.Second, kind: givenUp, node: 0, lasts: 80 * time.Second},
+		fault{at: 110 * time.Second, kind: blankDisk, node: 1, lasts: 20 * time.Second})
 }
 
 // Two of three nodes are given up: the third one goes on alone, also when it was a replica, and whether or not its servers
