@@ -314,10 +314,20 @@ func (s *site) first(w World, able time.Duration) facts.Peer {
 	for i := range members {
 		if m := &members[i]; i != self {
 			_, takesPart := s.reports.From(w, m.Name, "site")
-			m.Heard = takesPart || m.Answers && able < siteHeadStart
+			m.Heard = takesPart || siteWorks(w.Reports[m.Name].NodeReport) || m.Answers && able < siteHeadStart
 		}
 	}
 	return ensemble.First(members).Peer
+}
+
+// siteWorks tells whether a node works on the site. During a long step it does not observe, so its report is too old to count.
+func siteWorks(r facts.NodeReport) bool {
+	for _, c := range r.Components {
+		if c.Kind == "site" && c.Status.State == facts.Working {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *site) take(ctx context.Context, do siteDo) error {

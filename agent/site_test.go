@@ -577,10 +577,11 @@ func TestSiteIsCopiedByOne(t *testing.T) {
 		able       time.Duration
 		want       string
 	}{
-		"alone":                    {nil, 0, "backend2"},
-		"the lower takes part":     {map[string]facts.ComponentReport{"site": looked}, time.Hour, "backend1"},
-		"the lower is booting":     {map[string]facts.ComponentReport{"site": {Kind: "site"}}, time.Second, "backend1"},
-		"the lower is stuck there": {map[string]facts.ComponentReport{"site": {Kind: "site"}}, siteHeadStart, "backend2"},
+		"alone":                     {nil, 0, "backend2"},
+		"the lower takes part":      {map[string]facts.ComponentReport{"site": looked}, time.Hour, "backend1"},
+		"the lower is busy copying": {map[string]facts.ComponentReport{"site": {Kind: "site", Status: workf("copying the site")}}, time.Hour, "backend1"},
+		"the lower is booting":      {map[string]facts.ComponentReport{"site": {Kind: "site"}}, time.Second, "backend1"},
+		"the lower is stuck there":  {map[string]facts.ComponentReport{"site": {Kind: "site"}}, siteHeadStart, "backend2"},
 	} {
 		w := World{Self: self, Peers: []facts.Peer{lower}, Reports: map[string]PeerReport{}}
 		if c.components != nil {
