@@ -45,7 +45,7 @@ case "$1 $*" in
 show*) cat ` + u.state + `;;
 kill*--kill-who=control*) exit 1;;
 kill*--kill-who=main*) kill -9 $(sed -n s/MainPID=//p ` + u.state + `);;
-kill*--signal=KILL*) kill -9 $(cat ` + u.group + `/cgroup.procs);;
+kill*--signal=KILL*) xargs -r kill -9 <` + u.group + `/cgroup.procs;; # none are left, perhaps
 stop*) kill -TERM $(cat ` + u.group + `/cgroup.procs);;
 esac
 `
