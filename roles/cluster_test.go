@@ -150,7 +150,7 @@ func TestSettings(t *testing.T) {
 	want := map[string]string{
 		"network.ping-timeout": "5", "performance.quick-read": "on", "nfs.disable": "on", "cluster.shd-max-threads": "8",
 		"features.cache-invalidation": "on", "features.cache-invalidation-timeout": "600",
-		"performance.cache-invalidation": "on", "performance.md-cache-timeout": "600",
+		"performance.cache-invalidation": "on", "performance.md-cache-timeout": "10",
 		"cluster.quorum-type": "fixed", "cluster.quorum-count": "1", "cluster.server-quorum-type": "none",
 	}
 	if got := params[facts.GlusterParams](t, r, "gluster").Options; !reflect.DeepEqual(got, want) {
