@@ -21,7 +21,7 @@ import (
 	"imagegen/internal/uuid"
 )
 
-// bakeAll bakes the base, if it is missing, and then the images, several at once.
+// bakeAll bakes the base if it is missing, then the images in parallel.
 func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 	by, why, err := c.chooseBuilder()
 	if err != nil {
@@ -58,7 +58,7 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 					first = fmt.Errorf("bake %s: %w", p.name(), err)
 				}
 				mu.Unlock()
-				stop() // one error is enough to read
+				stop() // cancel the others: only the first error is reported
 			}
 		})
 	}
@@ -69,26 +69,26 @@ func (c *Config) bakeAll(ctx context.Context, plans []*plan) error {
 	return first
 }
 
-// bake is the state of one bake. It goes through the multistep runner under one key, so that the steps share a typed
-// struct.
+// bake is the state of one bake. The steps get it from multistep's state bag, under a single key, so that they share a
+// typed struct.
 type bake struct {
 	builder.Job
 	config  *Config
-	name    string // for people: the roles, or the base
+	name    string // the roles, or the base; for messages
 	plan    *plan  // nil for the base
 	builder builder.Builder
 	base    distro.Base
-	at      string // the step, for people
+	at      string // the current step, for messages
 	err     error
 }
 
-// begin tells of a step.
+// begin reports a step.
 func (b *bake) begin(what string) {
 	b.at = what
 	b.config.UI.Step(b.name, what)
 }
 
-// step adapts a function to the runner. Bakes have nothing to clean up step by step: their folder goes as a whole.
+// step adapts a function to multistep's runner. Steps have no cleanup: the bake's folder is removed as a whole.
 type step struct {
 	name string
 	do   func(*bake, context.Context) error
@@ -108,7 +108,7 @@ func (s step) Run(ctx context.Context, bag multistep.StateBag) multistep.StepAct
 
 func (step) Cleanup(multistep.StateBag) {}
 
-// run takes a bake through its steps in a folder of its own, which is gone afterwards.
+// run runs a bake's steps in a folder of its own, which it removes afterwards.
 func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
 	work, release, err := b.config.cache().workDir(ctx)
 	if err != nil {
@@ -127,14 +127,14 @@ func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	// What the programs inside cannot know: they see a disk that does not work. Looked at before anything is removed.
+	// Programs in the bake only see a disk that returns errors. Measure before the folder is removed.
 	if free, ok := freeBytes(work); ok && b.err != nil && free < 16<<20 {
 		return fmt.Errorf("%s is full, %d MiB are free: free some space there, or name another folder with --cache: %w", b.config.CacheDir, free>>20, b.err)
 	}
 	return b.err
 }
 
-// bakeBase makes the base unless it is there. Of several imagegens that want it at once, one makes it.
+// bakeBase makes the base if it does not exist. A lock lets only one of several imagegens make it.
 func (c *Config) bakeBase(ctx context.Context, in distro.Base) error {
 	dir := c.cache().baseDir(in)
 	lock, err := c.cache().lockResult(ctx, "base", dir)
@@ -155,7 +155,7 @@ func (c *Config) bakeBase(ctx context.Context, in distro.Base) error {
 	return err
 }
 
-// bakeRole makes an image unless somebody else has meanwhile.
+// bakeRole bakes an image, unless another process has finished it while this one waited for the lock.
 func (c *Config) bakeRole(ctx context.Context, p *plan, by builder.Builder) error {
 	dir := c.cache().imageDir(p.identity)
 	lock, err := c.cache().lockResult(ctx, p.name(), dir)
@@ -177,7 +177,7 @@ func (c *Config) bakeRole(ctx context.Context, p *plan, by builder.Builder) erro
 		step{"write the manifest", (*bake).writeManifest},
 		keep,
 	}
-	if b.base.IsDisk() { // the base is a disk, and the programs write to a copy of it
+	if b.base.IsDisk() { // the base is a disk: bake in a copy of it
 		steps = []multistep.Step{
 			step{"copy the base", (*bake).copyBase},
 			step{"download files", (*bake).download},
@@ -208,11 +208,11 @@ func (b *bake) copyBase(ctx context.Context) error {
 	return sparse.Copy(ctx, filepath.Join(b.config.cache().baseDir(b.base), diskName), b.Disk())
 }
 
-// writeDisk makes the disk of the tree.
+// writeDisk writes the disk from the tree.
 func (b *bake) writeDisk(ctx context.Context) error {
 	t := disk.Tree{Lower: filepath.Join(b.config.cache().baseDir(b.base), treeName), Upper: b.Upper()}
 	if _, err := os.Stat(filepath.Join(b.Work, "whole")); err == nil {
-		t.Lower = filepath.Join(b.Work, "nothing") // which is not there
+		t.Lower = filepath.Join(b.Work, "nothing") // does not exist
 	}
 	result := filepath.Join(b.Work, "result")
 	if err := os.Mkdir(result, 0o755); err != nil {
@@ -225,7 +225,7 @@ func (b *bake) writeDisk(ctx context.Context) error {
 	return disk.Write(ctx, b.Disk(), t, bootable)
 }
 
-// bootable says what a disk is to be that boots with the base's tree.
+// bootable returns the parameters of a disk that boots with the base's tree.
 func (b *bake) bootable() (disk.Image, error) {
 	boot, err := os.ReadFile(filepath.Join(b.config.cache().baseDir(b.base), "boot"))
 	if err != nil {
@@ -235,7 +235,7 @@ func (b *bake) bootable() (disk.Image, error) {
 	return disk.Image{Bytes: b.plan.inputs.DiskBytes, UUID: b.base.UUID(), Number: uint32(number), Boot: boot}, err
 }
 
-// runBuilder has the builder run the laid script.
+// runBuilder runs the staged script with the builder.
 func (b *bake) runBuilder(ctx context.Context) error {
 	b.ID, b.Bytes = b.plan.identity, b.plan.inputs.DiskBytes
 	b.Enter = b.config.distro().Enter()
@@ -249,18 +249,18 @@ func (b *bake) runBuilder(ctx context.Context) error {
 	return b.builder.Install(ctx, &b.Job)
 }
 
-// check has the file system looked at by the program that repairs it.
+// check runs e2fsck on the disk.
 func (b *bake) check(ctx context.Context) error {
 	return disk.Check(ctx, b.Disk())
 }
 
-// download puts the role's files from outside any package into the folder files/, as they are to lie in the image.
+// download copies the role's downloads into the folder files/, under their paths in the image.
 func (b *bake) download(ctx context.Context) error {
 	files := filepath.Join(b.Work, "files")
 	if err := os.Mkdir(files, 0o755); err != nil {
 		return err
 	}
-	// The paths are a role's: they are checked when it is read, and cannot lead out of the folder here either.
+	// The paths come from the role. They are validated when it is parsed; OpenRoot is a second barrier.
 	root, err := os.OpenRoot(files)
 	if err != nil {
 		return err
@@ -278,9 +278,9 @@ func (b *bake) download(ctx context.Context) error {
 	return nil
 }
 
-// install has the builder install everything.
+// install stages the inputs and installs everything with the builder.
 func (b *bake) install(ctx context.Context) error {
-	if err := b.lay(ctx); err != nil {
+	if err := b.stage(ctx); err != nil {
 		return err
 	}
 	if err := b.runBuilder(ctx); err != nil {
@@ -289,26 +289,26 @@ func (b *bake) install(ctx context.Context) error {
 	return os.Rename(b.Input("packages"), filepath.Join(b.Work, "packages"))
 }
 
-// lay makes the folder that the script in the image reads, the same for every builder. The script is in it, and knows of
-// all else by the folder's path alone, in BAKE.
-func (b *bake) lay(ctx context.Context) error {
+// stage fills the folder that the script in the image reads. It is the same for all builders. It contains the script,
+// which finds everything through the variable BAKE, the folder's path.
+func (b *bake) stage(ctx context.Context) error {
 	in := b.plan.inputs
-	if err := distro.LayLocal(ctx, b.Input("local"), in.Local); err != nil {
+	if err := distro.StageLocal(ctx, b.Input("local"), in.Local); err != nil {
 		return err
 	}
 	err := errors.Join(
 		os.Rename(filepath.Join(b.Work, "files"), b.Input("files")),
-		layUnits(b.Input("units"), in.Units),
+		stageUnits(b.Input("units"), in.Units),
 		os.WriteFile(b.Input("identity"), []byte(b.plan.identity+"\n"), 0o644),
 		sparse.CopyAs(ctx, b.config.Agent, b.Input("agent"), in.Agent))
 	if err != nil {
 		return err
 	}
 	m := b.config.maker()
-	return errors.Join(m.Lay(ctx, &b.Job, in), os.WriteFile(b.Input("script"), []byte(m.Script(in)), 0o644))
+	return errors.Join(m.Stage(ctx, &b.Job, in), os.WriteFile(b.Input("script"), []byte(m.Script(in)), 0o644))
 }
 
-func layUnits(dir string, units []distro.Unit) error {
+func stageUnits(dir string, units []distro.Unit) error {
 	err := os.Mkdir(dir, 0o755)
 	for _, u := range units {
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, u.Name), []byte(u.Text), 0o644))

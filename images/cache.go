@@ -39,7 +39,7 @@ func (k cache) baseDir(in distro.Base) string {
 // used records that a build uses a folder of the cache, so that it is not trimmed.
 func used(dir string) {
 	now := time.Now()
-	_ = os.Chtimes(dir, now, now) // who may not write to a cache cannot trim it either
+	_ = os.Chtimes(dir, now, now) // without write access nobody can trim the cache either
 }
 
 // complete reports whether a folder of the cache contains an image. Folders are renamed into place once everything is on disk, so an

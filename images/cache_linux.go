@@ -48,7 +48,7 @@ func keep(ctx context.Context, result, dir string) error {
 	}
 	for _, e := range entries {
 		if e.IsDir() {
-			continue // the base's tree, which its script has flushed
+			continue // the base's tree, flushed by its script
 		}
 		f, err := os.Open(filepath.Join(result, e.Name()))
 		if err != nil {
@@ -73,9 +73,8 @@ func freeBytes(dir string) (int64, bool) {
 	return int64(st.Bavail) * st.Bsize, true
 }
 
-// A bake works in a folder of its own below work/, which it keeps locked. All its mounts are in a private mount
-// namespace, so a bake that is killed leaves nothing but that folder, and a loop device if it was killed in the moment
-// between attaching and mounting it.
+// A bake works in its own folder below work/ and keeps it locked. All its mounts are in a private mount namespace. A
+// killed bake therefore leaves only that folder, and a loop device if it was killed between attaching and mounting it.
 
 // workDir makes and locks a folder for a bake; release removes it.
 func (k cache) workDir(ctx context.Context) (dir string, release func(), err error) {
@@ -99,7 +98,7 @@ func (k cache) workDir(ctx context.Context) (dir string, release func(), err err
 	}, nil
 }
 
-// lockWork is held while folders are created or searched, so that none is found before it is locked.
+// lockWork is held while work folders are created or searched, so that a search never finds one that is not locked yet.
 func (k cache) lockWork(ctx context.Context) (*os.File, error) {
 	return filelock.Lock(ctx, filepath.Join(k.dir, "work", "lock"), syscall.LOCK_EX)
 }
@@ -156,18 +155,18 @@ func (k cache) hold(ctx context.Context) (release func(), err error) {
 		}
 		alone, err := filelock.Lock(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
 		if err != nil {
-			return // the imagegen that holds it trims it
+			return // the other imagegen trims it when it is done
 		}
 		defer alone.Close()
 		if n, err := k.trim(ctx); err != nil {
-			k.ui.Note(fmt.Sprintf("cache: not trimmed: %v", err)) // the images are there all the same
+			k.ui.Note(fmt.Sprintf("cache: not trimmed: %v", err)) // not an error: the images are finished
 		} else if n > 0 {
 			k.ui.Note(fmt.Sprintf("cache: removed what no build has used for %d days: %d folders", unusedFor/(24*time.Hour), n))
 		}
 	}, nil
 }
 
-// trim removes folders that have not been used for long, and returns their number.
+// trim removes folders that have not been used for unusedFor, and returns their number.
 func (k cache) trim(ctx context.Context) (removed int, err error) {
 	var old []string
 	for _, kind := range []string{"images", "formats", "base"} {
@@ -195,12 +194,12 @@ func (k cache) trim(ctx context.Context) (removed int, err error) {
 		if err := os.Rename(dir, filepath.Join(work, fmt.Sprint(i))); err != nil {
 			return i, err
 		}
-		os.Remove(dir + ".lock") // formats have none
+		os.Remove(dir + ".lock") // formats have no lock
 	}
 	return len(old), nil
 }
 
-// linked reports whether a file in a folder has another hard link, in an output folder. Removing it would free nothing.
+// linked reports whether a file in a folder has another hard link, in an output folder: removing it would free nothing.
 func linked(dir string) bool {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {

@@ -39,7 +39,7 @@ func (c *Config) inputs(ctx context.Context, name string, base distro.Base, agen
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(filepath.Dir(c.Spec.File), path)
 		}
-		path, err := filepath.Abs(path) // APT takes a name without a slash for a package of the archive
+		path, err := filepath.Abs(path) // APT takes a name without a slash for a package name
 		if err != nil {
 			return distro.Inputs{}, err
 		}

@@ -84,8 +84,8 @@ func jobs(cores int, meminfo string) int {
 	return max(1, min(cores, int(kib<<10/bakeMemory)))
 }
 
-// Build bakes the images of the roles that are not in the cache and puts all of them into the output folder. On an
-// error, or when ctx ends, what was being baked is removed; images that were finished stay in the cache.
+// Build bakes the images that are not in the cache and puts the images of all roles into the output folder. On an
+// error, or when ctx ends, unfinished bakes are removed; finished images stay in the cache.
 func Build(ctx context.Context, c Config) ([]Result, error) {
 	if err := format.Check(c.Formats); err != nil {
 		return nil, err
@@ -139,7 +139,7 @@ func Fetch(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	c.Agent = "" // no part of it
+	c.Agent = "" // not an input that is fetched
 	_, err = c.supply().stock(ctx, names, true)
 	return err
 }

@@ -16,8 +16,8 @@ import (
 	"imagegen/internal/sparse"
 )
 
-// Inspect returns the manifest of an image file in any format, which lies where Build put it, and makes sure that the
-// file is what the manifest says.
+// Inspect returns the manifest of an image file in the output folder, in any format, and verifies that the file matches
+// it.
 func Inspect(ctx context.Context, path string) (Manifest, error) {
 	kind := strings.TrimPrefix(filepath.Ext(path), ".")
 	if !slices.Contains(format.Names, kind) {
@@ -52,7 +52,7 @@ func Inspect(ctx context.Context, path string) (Manifest, error) {
 	return m, nil
 }
 
-// check makes sure that a file is the output.
+// check verifies that a file is the output.
 func (o Output) check(ctx context.Context, path string) error {
 	if o.Data == "" {
 		return sparse.HasSum(ctx, path, o.SHA256)
@@ -66,7 +66,7 @@ func (o Output) check(ctx context.Context, path string) error {
 	return nil
 }
 
-// output returns what the manifest says of a format.
+// output returns the manifest's entry for a format.
 func (m Manifest) output(kind string) (Output, bool) {
 	for _, o := range append([]Output{m.Disk}, m.Outputs...) {
 		if o.Format == kind {
@@ -76,7 +76,7 @@ func (m Manifest) output(kind string) (Output, bool) {
 	return Output{}, false
 }
 
-// Changes lists in words what another image has, or lacks, beside this one.
+// Changes describes how the inputs and the installed packages of two images differ.
 func (m Manifest) Changes(now Manifest) []string {
 	changes := differences(m.Inputs, now.Inputs)
 	installed := func(m Manifest) (all []string) {

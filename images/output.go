@@ -24,14 +24,14 @@ type output struct {
 	dir     string
 	cache   cache
 	spec    *cluster.Spec
-	formats []string // beside raw
+	formats []string // in addition to raw
 	ui      Progress
 }
 
 func (c *Config) output() output { return output{c.OutDir, c.cache(), c.Spec, c.Formats, c.UI} }
 
-// export puts an image into the output folder. The file is the cache's own where both are on one file system, and
-// therefore read-only: machines get copies of it, or layers over it.
+// export puts an image into the output folder. On the same file system, the file is a hard link to the cache's and
+// therefore read-only: machines use copies of it or overlays on it.
 func (o output) export(ctx context.Context, role string, p *plan) (Result, error) {
 	if err := atomicfile.MakeDirs(filepath.Join(o.dir, "images")); err != nil {
 		return Result{}, err
@@ -55,7 +55,7 @@ func (o output) export(ctx context.Context, role string, p *plan) (Result, error
 		return r, err
 	}
 	var old Manifest
-	json.Unmarshal(before, &old) // none, or not one of ours: nothing is known of what is there
+	json.Unmarshal(before, &old) // nothing there, or not written by imagegen: treated as no earlier image
 	if m.Outputs, err = o.dropStale(role, old, m); err != nil {
 		return r, err
 	}
@@ -118,7 +118,8 @@ func place(ctx context.Context, from, path string) error {
 			return err
 		}
 	}
-	// A link has the owner of the cache's file. Changing it changes both; the output's owner is what matters.
+	// A hard link shares its owner with the file in the cache, so this changes both. The output's owner is the one that
+	// matters.
 	if err := atomicfile.Own(tmp); err != nil {
 		os.Remove(tmp)
 		return err

@@ -17,16 +17,16 @@ import (
 	"imagegen/internal/jsonhash"
 )
 
-// Planned is what Build would do for an image.
+// Planned is what Build would do for one image.
 type Planned struct {
-	Roles    []string `json:"roles"` // that share it
+	Roles    []string `json:"roles"` // that share the image
 	Identity string   `json:"identity"`
-	Cached   bool     `json:"cached"` // it is there, and not baked again
-	// Because says why it is to be baked: what goes into it that did not go into the image in the output folder.
+	Cached   bool     `json:"cached"` // in the cache, so it is not baked
+	// Because lists why the image is baked: how its inputs differ from those of the image in the output folder.
 	Because []string `json:"because,omitempty"`
 }
 
-// Plan returns what Build would do, and does nothing.
+// Plan returns what Build would do, without doing it.
 func Plan(ctx context.Context, c Config) ([]Planned, error) {
 	names, err := c.prepare()
 	if err != nil {
@@ -49,7 +49,7 @@ func Plan(ctx context.Context, c Config) ([]Planned, error) {
 	return all, nil
 }
 
-// because compares what goes into an image with what went into the one in the output folder.
+// because compares the inputs of an image with those of the image in the output folder.
 func (c *Config) because(p *plan) ([]string, error) {
 	path := c.output().file(p.roles[0], "json")
 	data, err := os.ReadFile(path)
@@ -73,7 +73,7 @@ func (c *Config) because(p *plan) ([]string, error) {
 	return why, nil
 }
 
-// differences lists in words how the inputs of two images differ.
+// differences describes how the inputs of two images differ.
 func differences(old, now distro.Inputs) []string {
 	var why []string
 	add := func(what, change string) {
@@ -118,10 +118,10 @@ func differences(old, now distro.Inputs) []string {
 	return why
 }
 
-// equal takes no list for an empty one.
+// equal compares slices. nil and empty are equal.
 func equal[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || reflect.DeepEqual(a, b)) }
 
-// prepare makes paths absolute, since programs run elsewhere, and returns the roles to bake.
+// prepare makes paths absolute, since programs run in other directories, and returns the roles to bake.
 func (c *Config) prepare() ([]string, error) {
 	for _, path := range []*string{&c.CacheDir, &c.OutDir, &c.Agent} {
 		if *path == "" {

@@ -142,8 +142,8 @@ func (s supply) unfit(l *packages.Lock, base distro.Base, requests map[string]di
 // returns those.
 func (s supply) gather(ctx context.Context, plans []*plan, everything bool) (gone []packages.Pin, err error) {
 	var missing []packages.Pin
-	var repos []packages.Repo // to search
-	got := false              // the base's disk is downloaded
+	var repos []packages.Repo // to search for missing packages
+	got := false              // the base's disk has been downloaded
 	for _, p := range plans {
 		if !everything && complete(s.cache().imageDir(p.identity)) {
 			continue

@@ -18,7 +18,7 @@ func (c *Config) try(ctx context.Context, base distro.Base, bytes int64, do func
 	if c.CacheDir, err = c.cache().open(ctx); err != nil {
 		return "", err
 	}
-	tried := &plan{inputs: distro.Inputs{Base: base, DiskBytes: bytes}, identity: base.Identity()} // no image, but its builder needs as much
+	tried := &plan{inputs: distro.Inputs{Base: base, DiskBytes: bytes}, identity: base.Identity()} // not an image, but it needs as much space
 	if err := c.checkSpace([]*plan{tried}, by); err != nil {
 		return "", err
 	}
@@ -38,6 +38,6 @@ func (c *Config) try(ctx context.Context, base distro.Base, bytes int64, do func
 	if err == nil {
 		return "", nil
 	}
-	said, _ := os.ReadFile(b.Log.Name()) // without it, err says enough
+	said, _ := os.ReadFile(b.Log.Name()) // a missing log is no error: err says enough
 	return string(said), fmt.Errorf("packages of %s: %w", c.Spec.Distro, err)
 }

@@ -22,7 +22,7 @@ var agentUnits = func() []distro.Unit {
 		units = append(units, distro.Unit{Name: path.Base(p), Text: string(data)})
 	}
 	if err != nil {
-		panic(err) // they are in the program
+		panic(err) // embedded, so this cannot happen
 	}
 	return units
 }()

@@ -17,7 +17,7 @@ import (
 // qemu runs VMs with QEMU, each as a child of this process.
 type qemu struct {
 	mu    sync.Mutex
-	accel string // as accel.Find says; empty: not asked yet
+	accel string // the accelerator, from accel.Find; empty until it is known
 }
 
 func (*qemu) check() error {
@@ -42,9 +42,10 @@ func (q *qemu) prepare(ctx context.Context, disk string, note func(string)) erro
 	return nil
 }
 
-// args are QEMU's. File descriptor 3 is where the first serial port goes; the second is QEMU's output.
+// args returns QEMU's arguments. The first serial port is written to file descriptor 3, the second to QEMU's standard
+// output.
 func (q *qemu) args(m vm) []string {
-	path := func(p string) string { return strings.ReplaceAll(p, ",", ",,") } // a comma ends an option
+	path := func(p string) string { return strings.ReplaceAll(p, ",", ",,") } // QEMU's escape for a comma, which separates options
 	network := "user,id=net,restrict=on"
 	if m.network {
 		network = "user,id=net"
@@ -56,7 +57,7 @@ func (q *qemu) args(m vm) []string {
 		"-drive", "file="+path(m.seed)+",format=raw,if=ide,media=cdrom,readonly=on")
 	for i, d := range m.disks {
 		how := ",readonly=on"
-		if i == 0 { // what is written is brought to the disk when all of it is there
+		if i == 0 { // unsafe: the finished disk is flushed as a whole
 			how = ",discard=unmap,cache=unsafe"
 		}
 		args = append(args, "-drive", "file="+path(d)+",format=raw,if=virtio"+how)
@@ -64,9 +65,9 @@ func (q *qemu) args(m vm) []string {
 	return append(args, "-drive", "file="+path(m.made)+",format=raw,if=virtio,cache=unsafe")
 }
 
-// run's VM ends with ctx, and with imagegen however that ends.
+// run implements hypervisor. The VM is killed with ctx, or with imagegen even if that is killed.
 func (q *qemu) run(ctx context.Context, m vm, console, bake io.Writer) error {
-	// The kernel ends the child when the thread that started it ends, so that has to be one that stays.
+	// The kernel kills the child when the thread that started it ends, so the thread must stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	heard, port, err := os.Pipe()
@@ -78,7 +79,7 @@ func (q *qemu) run(ctx context.Context, m vm, console, bake io.Writer) error {
 	cmd := exec.CommandContext(ctx, accel.QEMU, q.args(m)...)
 	cmd.Stdout, cmd.Stderr = bake, &said
 	cmd.ExtraFiles = []*os.File{port}
-	// A Ctrl-C is for imagegen, which ends the VM.
+	// Ctrl-C must reach only imagegen, which then kills the VM.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		port.Close()
@@ -87,7 +88,7 @@ func (q *qemu) run(ctx context.Context, m vm, console, bake io.Writer) error {
 	port.Close()
 	done := make(chan struct{})
 	go func() {
-		io.Copy(console, heard) // ends with the VM
+		io.Copy(console, heard) // until the VM ends
 		close(done)
 	}()
 	err = cmd.Wait()

@@ -10,28 +10,28 @@ import (
 	"sync"
 )
 
-// reportMark begins the lines that are for imagegen, of those that a VM writes to its second serial port:
+// reportMark is the prefix of the lines on a VM's second serial port that imagegen reads:
 //
 //	imagegen-bake: step WHAT
 //	imagegen-bake: failed STATUS
 //	imagegen-bake: done
 //
-// All others are what programs print.
+// All other lines are output of programs.
 const reportMark = "imagegen-bake: "
 
-// maxLine bounds what is kept of a line.
+// maxLine is the number of bytes of a line that are kept.
 const maxLine = 4096
 
-// report is what a VM says of its bake, read as it comes. What the machine says on its console goes to the log until
-// programs of the bake say something there.
+// report follows a bake through the serial ports of its VM. Console output goes to the log until the bake prints its
+// first line.
 type report struct {
-	step func(string) // told of each
+	step func(string) // called for each step
 	log  io.Writer
 
 	mu      sync.Mutex
-	begun   bool     // the bake has said something
-	console []string // the last lines of it since then
-	result  error    // what the VM says of the bake in the end
+	begun   bool     // the bake has printed a line
+	console []string // the last console lines since then
+	result  error    // the bake's result; errNoResult until the VM reports one
 }
 
 var errNoResult = errors.New("the VM has ended without saying how the bake went")
@@ -40,7 +40,7 @@ func newReport(log io.Writer, step func(string)) *report {
 	return &report{step: step, log: log, result: errNoResult}
 }
 
-// bakeLine takes a line of the second serial port.
+// bakeLine handles a line of the second serial port.
 func (r *report) bakeLine(line string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -65,10 +65,10 @@ func (r *report) bakeLine(line string) {
 	}
 }
 
-// colours are what a console is told beside text.
+// colours matches terminal escape sequences.
 var colours = regexp.MustCompile("\x1b\\[[0-9;?]*[A-Za-z]")
 
-// consoleLine takes a line of the first serial port.
+// consoleLine handles a line of the first serial port.
 func (r *report) consoleLine(line string) {
 	line = colours.ReplaceAllString(line, "")
 	r.mu.Lock()
@@ -82,8 +82,8 @@ func (r *report) consoleLine(line string) {
 	}
 }
 
-// end returns how the bake went, after the VM has ended with an error or none. If the VM has not said it, the log ends in
-// the last lines of its console.
+// end returns the result of the bake after the VM has ended with err. If the VM has reported no result, it appends the
+// last console lines to the log.
 func (r *report) end(err error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,7 +99,7 @@ func (r *report) end(err error) error {
 	return err
 }
 
-// lines is a writer that passes on each line that is whole, without its end.
+// lines is a writer that passes on complete lines without their ends.
 type lines struct {
 	pass func(string)
 	line []byte

@@ -20,10 +20,11 @@ import (
 	"imagegen/internal/vbox"
 )
 
-// virtualBox runs VMs with VirtualBox. A VM is registered with the VirtualBox of whoever runs imagegen while it is used.
+// virtualBox runs VMs with VirtualBox. While a VM is in use, it is registered in the VirtualBox of the user who runs
+// imagegen.
 type virtualBox struct{}
 
-// vboxFolder is in the folder of a bake that has, or had, a VM registered.
+// vboxFolder exists in a bake's folder if a VM is or was registered for it.
 const vboxFolder = "virtualbox"
 
 func (virtualBox) check() error {
@@ -37,10 +38,10 @@ func (virtualBox) check() error {
 
 func (virtualBox) prepare(context.Context, string, func(string)) error { return nil }
 
-// vboxName is the name of the VM of the bake in a folder.
+// vboxName returns the name of the VM of the bake in folder work.
 func vboxName(work string) string { return "imagegen-" + filepath.Base(work) }
 
-// steps are the calls of VBoxManage that make the VM. Its serial ports write to files that are there.
+// steps returns the VBoxManage calls that create the VM. Its serial ports write to the existing files console and bake.
 func (virtualBox) steps(m vm, console, bake string) ([][]string, error) {
 	name, folder := vboxName(m.work), filepath.Join(m.work, vboxFolder)
 	calls := [][]string{
@@ -52,7 +53,7 @@ func (virtualBox) steps(m vm, console, bake string) ([][]string, error) {
 		{"storagectl", name, "--name", "SATA", "--add", "sata", "--controller", "IntelAhci", "--portcount", strconv.Itoa(len(m.disks) + 2)},
 		{"storageattach", name, "--storagectl", "SATA", "--port", strconv.Itoa(len(m.disks) + 1), "--type", "dvddrive", "--medium", m.seed},
 	}
-	if m.network { // proxies on this machine's loopback address are reached at the router's
+	if m.network { // the NAT router forwards to proxies on this machine's loopback address
 		calls[1] = append(calls[1], "--nat-localhostreachable1", "on")
 	}
 	for i, d := range append(m.disks[:len(m.disks):len(m.disks)], m.made) {
@@ -69,7 +70,7 @@ func (virtualBox) steps(m vm, console, bake string) ([][]string, error) {
 	return calls, nil
 }
 
-// flatVMDK describes a raw disk as VirtualBox reads one, which takes no copy. It demands a UUID.
+// flatVMDK returns a descriptor that makes VirtualBox use a raw disk without copying it. VirtualBox requires a UUID.
 func flatVMDK(disk string) ([]byte, error) {
 	info, err := os.Stat(disk)
 	if err != nil {
@@ -88,8 +89,8 @@ func flatVMDK(disk string) ([]byte, error) {
 		info.Size()&0xffffffff|1, sectors, disk, min(sectors/(16*63), 16383), uuid.Of(rand.Text())), nil
 }
 
-// run's VM ends with ctx, and with imagegen, unless VirtualBox is one that gives itself other rights: then whoever builds
-// next ends it.
+// run implements hypervisor. The VM is killed with ctx or with imagegen, unless VBoxHeadless is setuid (which clears
+// PDEATHSIG): then the next build stops it.
 func (v virtualBox) run(ctx context.Context, m vm, console, bake io.Writer) (err error) {
 	folder := filepath.Join(m.work, vboxFolder)
 	if err := os.Mkdir(folder, 0o700); err != nil {
@@ -118,16 +119,16 @@ func (v virtualBox) run(ctx context.Context, m vm, console, bake io.Writer) (err
 			return cmpCause(ctx, err)
 		}
 	}
-	// The kernel ends the child when the thread that started it ends, so that has to be one that stays.
+	// The kernel kills the child when the thread that started it ends, so the thread must stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var said strings.Builder
 	cmd := exec.CommandContext(ctx, "VBoxHeadless", "--startvm", vboxName(m.work), "--vrde", "off")
 	cmd.Stdout, cmd.Stderr = &said, &said
-	// Asked to, it switches the VM off itself.
+	// On SIGTERM, VBoxHeadless powers the VM off.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Second
-	// A Ctrl-C is for imagegen, which ends the VM.
+	// Ctrl-C must reach only imagegen, which then stops the VM.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Run(); err != nil {
 		return cmpCause(ctx, fmt.Errorf("VBoxHeadless: %w: %s", err, program.LastLines(strings.NewReader(said.String()), 4)))
@@ -135,7 +136,7 @@ func (v virtualBox) run(ctx context.Context, m vm, console, bake io.Writer) (err
 	return context.Cause(ctx)
 }
 
-// cmpCause returns why ctx has ended, or else err.
+// cmpCause returns the cause of ctx's end, or err if ctx has not ended.
 func cmpCause(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -143,12 +144,13 @@ func cmpCause(ctx context.Context, err error) error {
 	return err
 }
 
-// listen makes a file that VirtualBox can write a serial port to, and passes on what it writes. end does so with the rest.
+// listen makes a FIFO for a serial port and copies what VirtualBox writes into it. end waits until the rest is copied.
 func listen(path string, to io.Writer) (end func(), err error) {
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		return nil, fmt.Errorf("make %s: %w", path, err)
 	}
-	// With a reader and a writer that stay, VirtualBox has to wait for none, and the end of the VM is not yet that of the pipe.
+	// A reader and a writer that stay open: VirtualBox never blocks on opening, and its closing the FIFO is not the end
+	// of the stream.
 	r, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -170,24 +172,25 @@ func listen(path string, to io.Writer) (end func(), err error) {
 	}, nil
 }
 
-// forget ends the VM of the bake in a folder, if it runs, and takes it and its seed out of VirtualBox's lists.
+// forget stops the VM of the bake in folder work, if it runs, and removes the VM and its seed from VirtualBox's
+// registry.
 func (virtualBox) forget(ctx context.Context, work string) error {
 	name := vboxName(work)
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
 		if _, err := vbox.Manage(ctx, "showvminfo", name, "--machinereadable"); vbox.IsCode(err, "VBOX_E_OBJECT_NOT_FOUND") {
-			vbox.Manage(ctx, "closemedium", "dvd", filepath.Join(work, seedName)) // it may be in none
+			vbox.Manage(ctx, "closemedium", "dvd", filepath.Join(work, seedName)) // ignore the error: it may not be registered
 			return nil
 		} else if err != nil {
 			return err
 		}
-		vbox.Manage(ctx, "controlvm", name, "poweroff") // it may be off
+		vbox.Manage(ctx, "controlvm", name, "poweroff") // ignore the error: it may be off
 		_, err := vbox.Manage(ctx, "unregistervm", name)
 		if err == nil {
 			continue
 		}
-		// For a moment after its process has ended, VirtualBox takes a VM for running.
+		// VirtualBox reports a VM as running for a moment after its process has ended.
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the VM %s is still in VirtualBox's list: %w", name, err)

@@ -19,50 +19,51 @@ import (
 	"imagegen/internal/program"
 )
 
-// A bake in a VM boots the base with a seed of its own, whose cloud-init runs the script that the chroot builder runs.
+// A bake in a VM boots the base with its own seed. cloud-init runs the same script as the chroot builder.
 //
-// Where the base is a tree, the VM boots from a disk that is made of it and thrown away afterwards. The image's tree is
-// made on top of another, untouched copy, as an upper layer, which comes back in an archive: of that this machine makes the
-// disk as it makes all others. So nothing that a boot leaves behind can get into the image, and both builders make the
-// same one, to the bit. Where the base is a disk, the VM boots from the image's disk itself.
+// If the base is a tree, the VM boots from a temporary disk made of it. The image is an overlay on a second, untouched
+// copy of the tree. The upper layer comes back as an archive, and this machine writes the disk from it as in the chroot
+// builder. Nothing that the boot writes can get into the image, and both builders make the same image, bit for bit. If
+// the base is a disk, the VM boots from the image's disk.
 
 // hypervisor runs VMs.
 type hypervisor interface {
-	// check says what is missing here.
+	// check returns an error that says which programs are missing.
 	check() error
-	// prepare is told of a disk that boots before any VM is run. The first time it notes how VMs are run, for people.
+	// prepare is called before run, with a disk that boots. The first call tells the user how VMs are run, through
+	// note.
 	prepare(ctx context.Context, file string, note func(string)) error
-	// run runs a VM until it is off or ctx ends. What it says on its serial ports is written to console and bake.
+	// run runs a VM until it powers off or ctx ends. It writes the output of the serial ports to console and bake.
 	run(ctx context.Context, m vm, console, bake io.Writer) error
 }
 
-// vm is what a VM is made of. All disks are raw.
+// vm describes a VM. All disks are raw.
 type vm struct {
-	work    string   // folder for what the hypervisor keeps of it
-	disks   []string // it boots from the first; those after it that the VM does not write to are read-only for it
-	made    string   // disk for what comes back
+	work    string   // the bake's folder, for the hypervisor's files
+	disks   []string // boots from the first; QEMU attaches the others read-only
+	made    string   // disk that the result is written to
 	seed    string   // ISO
 	memory  int64    // MiB
-	network bool     // it may reach what this machine can reach
+	network bool     // allow access to this machine's network
 }
 
-// The VM's only NIC, in the network that NAT makes, in QEMU as well as in VirtualBox.
+// The VM's only NIC, on the NAT network of QEMU and VirtualBox.
 const (
 	vmMAC     = "52:54:00:12:34:56"
 	vmNetwork = "version: 1\nconfig:\n  - type: physical\n    name: eth0\n    mac_address: '" + vmMAC + "'\n" +
 		"    subnets: [{type: static, address: 10.0.2.15/24, gateway: 10.0.2.2, dns_nameservers: [10.0.2.3]}]\n"
 )
 
-// seedName is in the folder of a bake.
+// seedName is the seed's name in the bake's folder.
 const seedName = "seed.iso"
 
-// How archives begin, so that the VM knows them.
+// Contents by which the VM recognizes its disks of inputs and results.
 const (
 	inputsMark = "imagegen-bake"
 	madeMark   = "imagegen-made"
 )
 
-// vmBuilder has the script run in a VM.
+// vmBuilder runs the script in a VM.
 type vmBuilder struct {
 	hypervisor
 	limit time.Duration // for a VM
@@ -77,10 +78,10 @@ func (v vmBuilder) Install(ctx context.Context, j *Job) error {
 	stage := "runcmd" // after the file system has grown
 	if j.Base != nil {
 		j.Begin("make the VM's disks")
-		stage = "bootcmd" // as soon as there are disks
+		stage = "bootcmd" // as soon as the disks exist
 		m.disks = []string{path("boot"), path("base")}
 		image := j.Base.Disk
-		image.Bytes += 1 << 30 // what is unpacked, and the log of the boot
+		image.Bytes += 1 << 30 // for unpacked inputs and the log of the boot
 		tree := disk.Tree{Lower: j.Base.Root, Upper: path("nothing")}
 		for i, id := range []string{image.UUID, j.Base.Below} {
 			image.UUID = id
@@ -94,13 +95,13 @@ func (v vmBuilder) Install(ctx context.Context, j *Job) error {
 		}
 	} else if info, err := os.Stat(m.disks[0]); err != nil {
 		return err
-	} else if info.Size() < j.Bytes { // cloud-init grows what is on it
+	} else if info.Size() < j.Bytes { // cloud-init grows the partition and the file system
 		if err := os.Truncate(m.disks[0], j.Bytes); err != nil {
 			return err
 		}
 	}
 	if m.network {
-		for _, kv := range program.ProxyEnv() { // in the folder, of which nothing stays in the image
+		for _, kv := range program.ProxyEnv() { // in the input folder, which is not part of the image
 			name, value, _ := strings.Cut(kv, "=")
 			env[name] = fromVM(name, value)
 		}
@@ -114,7 +115,7 @@ func (v vmBuilder) Install(ctx context.Context, j *Job) error {
 		return fmt.Errorf("pack what is to go in: %w", err)
 	}
 	m.disks = append(m.disks, inputs)
-	m.memory = 1024 + size>>20 // it is unpacked into memory
+	m.memory = 1024 + size>>20 // inputs are unpacked into memory
 	err = errors.Join(
 		os.WriteFile(m.made, []byte(madeMark), 0o600),
 		os.Truncate(m.made, j.Bytes+1<<30),
@@ -140,7 +141,7 @@ func (v vmBuilder) Install(ctx context.Context, j *Job) error {
 	if err := program.Run(ctx, "tar", "tar", "-C", j.Work, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-x", "-f", m.made); err != nil {
 		return fmt.Errorf("unpack what was made: %w; the cache has to be on a file system that can hold what overlayfs makes, such as ext4 or XFS", err)
 	}
-	for _, used := range append(m.disks, m.made) { // of no use any more, and space may be scarce
+	for _, used := range append(m.disks, m.made) { // no longer needed, and space may be scarce
 		if filepath.Dir(used) == j.Work {
 			if err := os.Remove(used); err != nil {
 				return err
@@ -150,14 +151,14 @@ func (v vmBuilder) Install(ctx context.Context, j *Job) error {
 	return os.Rename(path("packages"), j.Input("packages"))
 }
 
-// bakeSeed is what cloud-init in the VM is told: to run the script in one of its stages.
+// bakeSeed returns a seed that makes cloud-init run the script in the given stage.
 func bakeSeed(id, stage string) cloudinit.Seed {
 	data, err := yaml.Marshal(map[string]any{
 		"preserve_hostname": true, "users": []string{}, "ssh_genkeytypes": []string{"ed25519"},
 		stage: [][]string{{"sh", "-c", VMScript}},
 	})
 	if err != nil {
-		panic(err) // strings
+		panic(err) // cannot fail: only strings
 	}
 	return cloudinit.Seed{
 		UserData: append([]byte("#cloud-config\n"), data...), NetworkConfig: []byte(vmNetwork),
@@ -165,7 +166,7 @@ func bakeSeed(id, stage string) cloudinit.Seed {
 	}
 }
 
-// fromVM returns the value of a proxy's variable as it is right in a VM, where this machine's loopback address is another.
+// fromVM translates a proxy variable for use in a VM, where this machine's loopback address is 10.0.2.2.
 func fromVM(name, value string) string {
 	if strings.EqualFold(name, "no_proxy") {
 		return value
@@ -173,7 +174,8 @@ func fromVM(name, value string) string {
 	return strings.NewReplacer("//127.0.0.1:", "//10.0.2.2:", "//localhost:", "//10.0.2.2:", "//[::1]:", "//10.0.2.2:").Replace(value)
 }
 
-// writeTar packs a folder, behind an empty file by which the archive is known, and returns the archive's size.
+// writeTar packs a folder and returns the archive's size. The first entry is an empty file, by which the VM recognizes
+// the archive.
 func writeTar(ctx context.Context, dir, path string) (size int64, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -9,15 +9,15 @@ import (
 	"unsafe"
 )
 
-// attribute is an extended attribute as the file system keeps it.
+// attribute is an extended attribute in ext4's representation.
 type attribute struct {
-	index byte // stands for what its name begins with
+	index byte // stands for the prefix of the name
 	name  string
 	value []byte
 }
 
-// attributes reads a file's extended attributes: those of users, capabilities, and access lists. Others are what the
-// build host has put there for itself.
+// attributes reads a file's user attributes, capabilities and ACLs. It ignores all others: they belong to the build
+// host.
 func attributes(path string) ([]attribute, error) {
 	buf := make([]byte, 4096)
 	n, err := llistxattr(path, buf)
@@ -64,8 +64,7 @@ func attributes(path string) ([]attribute, error) {
 	return all, nil
 }
 
-// accessList turns an access list as programs see it into one as ext4 keeps it, which names ids only of named users
-// and groups.
+// accessList converts an ACL from the system call's format to ext4's, which stores IDs only for named users and groups.
 func accessList(v []byte) []byte {
 	out := le.AppendUint32(nil, 1)
 	for i := 4; i+8 <= len(v); i += 8 {
@@ -77,7 +76,7 @@ func accessList(v []byte) []byte {
 	return out
 }
 
-// putAttributes writes attributes into what an inode has room for after its fields.
+// putAttributes writes attributes to the space after an inode's fields.
 func putAttributes(room []byte, all []attribute) error {
 	if len(all) == 0 {
 		return nil
@@ -102,7 +101,7 @@ func putAttributes(room []byte, all []attribute) error {
 	return nil
 }
 
-// lgetxattr and llistxattr are of the link itself; package syscall has none of either.
+// lgetxattr and llistxattr do not follow symbolic links. Package syscall has neither.
 func lgetxattr(path, name string, value []byte) (int, error) {
 	p, err := syscall.BytePtrFromString(path)
 	if err != nil {

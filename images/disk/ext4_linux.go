@@ -12,16 +12,16 @@ import (
 	"syscall"
 )
 
-// A file system that the kernel has written to is never the same twice: it has times of its own, a journal that was
-// used, and blocks where there was room at that moment. So the disk is made from the finished tree in one pass, without
-// mounting anything: mkfs.ext4 makes an empty file system, and ext4 puts the tree into it, in the order of names, from the
-// first free inode and block on. Inodes get one time, that of last modification, and no later one than the tree's own.
+// A file system written by the kernel is never the same twice: timestamps, journal and block allocation differ. So the
+// disk is written from the finished tree in one pass, without mounting: mkfs.ext4 makes an empty file system, and type
+// ext4 adds the tree in the order of names, from the first free inode and block on. All timestamps of an inode are its
+// modification time, capped at newest.
 
-// ext4 is an empty file system, as mkfs.ext4 has made it, that is being filled.
+// ext4 is an empty file system, made by mkfs.ext4, that is being filled.
 type ext4 struct {
 	disk   *os.File
 	start  int64 // of the file system in the disk
-	newest int64 // seconds; no file is younger
+	newest int64 // in seconds; later timestamps are capped at it
 
 	super     []byte
 	groups    []byte // descriptors
@@ -30,17 +30,17 @@ type ext4 struct {
 	inodesPer uint32
 	blocks    []byte // bitmap of all groups; 1: taken
 	inodes    []byte
-	nextBlock uint32 // all before it are taken
+	nextBlock uint32 // all blocks before it are taken
 	nextInode uint32
-	tables    map[uint32][]byte // inode tables of the groups that are in use
+	tables    map[uint32][]byte // inode tables of the groups in use
 	ctx       context.Context
-	links     map[fileID]uint32   // inodes of files with several names
-	placed    map[string][]extent // where the content of some files is, by path
+	links     map[fileID]uint32   // inodes of files with several hard links
+	placed    map[string][]extent // blocks of the boot loader's files, by path
 }
 
 type fileID struct{ device, inode uint64 }
 
-// extent is a piece of a file: blocks that follow each other.
+// extent is a run of consecutive blocks.
 type extent struct{ first, count uint32 }
 
 const (
@@ -106,7 +106,7 @@ func openExt4(ctx context.Context, disk *os.File, start, newest int64) (*ext4, e
 	return e, nil
 }
 
-// unwritten makes the bitmap of a group that has none on the disk yet: what is taken there is metadata.
+// unwritten computes the bitmap of a group whose bitmap mkfs.ext4 has not written: only metadata is allocated in it.
 func (e *ext4) unwritten(g uint32, bitmap []byte) {
 	first, n := g*e.perGroup, uint32(len(e.groups))/ext4DescSize
 	take := func(block, count uint32) {
@@ -147,12 +147,12 @@ func (e *ext4) write(p []byte, block uint32) error {
 	return err
 }
 
-// crc32c is the checksum as the file system has it, without the inversions of Go's.
+// crc32c is the checksum in ext4's variant, without Go's inversions.
 func crc32c(crc uint32, p []byte) uint32 { return ^crc32.Update(^crc, castagnoli, p) }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// alloc takes count blocks, the first that are free.
+// alloc allocates the first count free blocks.
 func (e *ext4) alloc(count uint32) ([]extent, error) {
 	var runs []extent
 	total := le.Uint32(e.super[4:])
@@ -178,7 +178,7 @@ func (e *ext4) alloc(count uint32) ([]extent, error) {
 	return runs, nil
 }
 
-// finish writes what was kept in memory, with its checksums.
+// finish writes the metadata that is kept in memory, with checksums.
 func (e *ext4) finish() error {
 	var freeBlocks, freeInodes uint32
 	for g := range uint32(len(e.groups) / ext4DescSize) {

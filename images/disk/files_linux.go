@@ -12,9 +12,9 @@ import (
 	"syscall"
 )
 
-// fill puts the tree into the file system.
+// fill adds the tree to the file system.
 func (e *ext4) fill(t Tree) error {
-	// The root directory is written anew, so its only block is free.
+	// Free the root directory's only block: the directory is written again.
 	root, err := e.inode(ext4RootInode)
 	if err != nil {
 		return err
@@ -32,14 +32,14 @@ func (e *ext4) fill(t Tree) error {
 	return e.finish()
 }
 
-// entry is one name in a directory.
+// dirEntry is one name in a directory.
 type dirEntry struct {
 	name string
 	ino  uint32
 	kind byte
 }
 
-// dir writes a directory and all below it into an inode.
+// dir writes a directory, with everything below it, to an inode.
 func (e *ext4) dir(t Tree, path string, ino, parent uint32) (fs.FileInfo, error) {
 	if e.ctx.Err() != nil {
 		return nil, e.ctx.Err()
@@ -51,7 +51,7 @@ func (e *ext4) dir(t Tree, path string, ino, parent uint32) (fs.FileInfo, error)
 	links := uint16(2)
 	all := []dirEntry{{".", ino, 2}, {"..", parent, 2}}
 	if ino == ext4RootInode {
-		all = append(all, dirEntry{"lost+found", 11, 2}) // as mkfs.ext4 has made it
+		all = append(all, dirEntry{"lost+found", 11, 2}) // made by mkfs.ext4
 		links++
 	}
 	for _, c := range children {
@@ -83,7 +83,7 @@ func (e *ext4) dir(t Tree, path string, ino, parent uint32) (fs.FileInfo, error)
 
 // dirBlocks returns the content of a directory.
 func (e *ext4) dirBlocks(ino uint32, all []dirEntry) []byte {
-	const room = ext4Block - 12 // the checksum is at the end
+	const room = ext4Block - 12 // the checksum is at the end of the block
 	var data, block []byte
 	last := 0 // where the block's last entry begins
 	end := func() {
@@ -110,7 +110,8 @@ func (e *ext4) dirBlocks(ino uint32, all []dirEntry) []byte {
 	return data
 }
 
-// add puts what is at path, and all below it, into an inode of its own, and returns that with its kind.
+// add writes the file at path, or the directory with everything below it, to a new inode. It returns the inode's number
+// and kind.
 func (e *ext4) add(t Tree, path string, info fs.FileInfo, parent uint32) (ino uint32, kind byte, err error) {
 	st := info.Sys().(*syscall.Stat_t)
 	kinds := map[uint32]byte{syscall.S_IFREG: 1, syscall.S_IFDIR: 2, syscall.S_IFCHR: 3, syscall.S_IFBLK: 4, syscall.S_IFIFO: 5, syscall.S_IFSOCK: 6, syscall.S_IFLNK: 7}
@@ -133,7 +134,7 @@ func (e *ext4) add(t Tree, path string, info fs.FileInfo, parent uint32) (ino ui
 	if st.Nlink > 1 {
 		e.links[id] = ino
 	}
-	var inline []byte // instead of blocks
+	var inline []byte // content stored in the inode, without blocks
 	var runs []extent
 	size := int64(0)
 	switch kind {
@@ -170,7 +171,7 @@ func (e *ext4) add(t Tree, path string, info fs.FileInfo, parent uint32) (ino ui
 	return ino, kind, e.put(ino, t, path, info, 1, size, runs, inline)
 }
 
-// content copies a file's content. Blocks of zeros stay holes of the disk.
+// content copies a file's content. Blocks of zeros become holes.
 func (e *ext4) content(path string) (runs []extent, size int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -208,7 +209,7 @@ func (e *ext4) content(path string) (runs []extent, size int64, err error) {
 
 var zeroBlock = make([]byte, ext4Block)
 
-// writeData writes blocks but for those of zeros.
+// writeData writes blocks, except blocks of zeros.
 func (e *ext4) writeData(p []byte, block uint32) error {
 	zero := func(i int) bool { q := p[i:min(i+ext4Block, len(p))]; return bytes.Equal(q, zeroBlock[:len(q)]) }
 	for i := 0; i < len(p); {

@@ -6,12 +6,12 @@ import (
 	"syscall"
 )
 
-// inodeSeed is what checksums begin with of what belongs to an inode. Its generation is 0.
+// inodeSeed returns the seed of the checksums of an inode and its blocks. The inode's generation is 0.
 func (e *ext4) inodeSeed(ino uint32) uint32 {
 	return crc32c(e.seed, le.AppendUint32(le.AppendUint32(nil, ino), 0))
 }
 
-// newInode takes the first free inode.
+// newInode allocates the first free inode.
 func (e *ext4) newInode(dir bool) (uint32, error) {
 	for i := e.nextInode; i < uint32(len(e.inodes))*8; i++ {
 		if e.inodes[i/8]&(1<<(i%8)) != 0 {
@@ -26,14 +26,14 @@ func (e *ext4) newInode(dir bool) (uint32, error) {
 		}
 		le.PutUint16(d[0x12:], le.Uint16(d[0x12:])&^ext4InodeUninit)
 		if rest := uint16(e.inodesPer - i%e.inodesPer - 1); rest < le.Uint16(d[0x1c:]) {
-			le.PutUint16(d[0x1c:], rest) // inodes at the end that were never used
+			le.PutUint16(d[0x1c:], rest) // never used inodes at the end of the table
 		}
 		return i + 1, nil
 	}
 	return 0, syscall.ENOSPC
 }
 
-// inode returns the place of an inode in its table.
+// inode returns an inode's bytes in the table.
 func (e *ext4) inode(ino uint32) ([]byte, error) {
 	g := (ino - 1) / e.inodesPer
 	table, ok := e.tables[g]
@@ -67,11 +67,11 @@ func (e *ext4) put(ino uint32, t Tree, path string, info fs.FileInfo, links uint
 	le.PutUint32(in[0x6c:], uint32(size>>32))
 	le.PutUint16(in[0x78:], uint16(st.Uid>>16))
 	le.PutUint16(in[0x7a:], uint16(st.Gid>>16))
-	le.PutUint16(in[0x80:], 32) // bytes of the fields after these 128
+	le.PutUint16(in[0x80:], 32) // size of the fields after the first 128 bytes
 	if inline != nil {
 		copy(in[0x28:], inline)
 	} else if kind := st.Mode & syscall.S_IFMT; kind == syscall.S_IFREG || kind == syscall.S_IFDIR || kind == syscall.S_IFLNK {
-		le.PutUint32(in[0x20:], 0x80000) // has extents
+		le.PutUint32(in[0x20:], 0x80000) // EXT4_EXTENTS_FL
 		used := uint32(0)
 		for _, r := range runs {
 			used += r.count
@@ -89,7 +89,7 @@ func (e *ext4) put(ino uint32, t Tree, path string, info fs.FileInfo, links uint
 	return putAttributes(in[0xa0:], attributes)
 }
 
-// extents writes where a file's content is, and returns how many blocks that took besides those in the inode.
+// extents writes the extents of a file, and returns the number of extra blocks that this took.
 func (e *ext4) extents(ino uint32, root []byte, runs []extent) (uint32, error) {
 	header := func(p []byte, n, capacity, depth int) {
 		le.PutUint16(p, 0xf30a)

@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-// The boot loader is extlinux. It finds its second part, ldlinux.sys, by a list of sectors within that file, and the
-// first of them by a number in the partition's boot sector. extlinux --install writes both on a mounted file system. Here
-// the disk is never mounted, so that is done once, when the base is made, and the list is written anew for each disk.
+// The boot loader is extlinux. The partition's boot sector contains the number of the first sector of ldlinux.sys, and
+// ldlinux.sys a list of its own sectors. extlinux --install writes both on a mounted file system. Disks are never
+// mounted here, so it runs once, when the base is made, and putLoader updates the numbers for each disk.
 
 const (
 	loaderDir  = "boot/extlinux/"
@@ -16,9 +16,8 @@ const (
 	sectorSize = 512
 )
 
-// putLoader makes sectors of the partition's boot sector and of ldlinux.sys, as extlinux has installed them elsewhere,
-// fit a disk where that file lies in these sectors, counted from the beginning of the partition. What is where is from
-// extlinux's syslxint.h.
+// putLoader changes the partition's boot sector and ldlinux.sys, both as installed by extlinux elsewhere, for a disk on
+// which ldlinux.sys is in the given sectors, relative to the partition. The offsets are from extlinux's syslxint.h.
 func putLoader(boot, sys []byte, sectors []uint64) error {
 	magic := bytes.Index(sys, []byte{0xfe, 0x02, 0xb2, 0x3e})
 	if magic < 0 || magic%4 != 0 || magic+24 > len(sys) || len(boot) != sectorSize {
@@ -65,8 +64,7 @@ func putLoader(boot, sys []byte, sectors []uint64) error {
 	return nil
 }
 
-// install writes the boot loader where the file system was put: boot is the boot sector that came with the ldlinux.sys
-// in the tree.
+// install installs the boot loader. boot is the boot sector that extlinux wrote together with the tree's ldlinux.sys.
 func (e *ext4) install(boot []byte) error {
 	runs := e.placed[loaderFile]
 	if len(runs) == 0 {

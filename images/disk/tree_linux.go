@@ -10,10 +10,10 @@ import (
 	"syscall"
 )
 
-// Tree is a tree as overlayfs shows it, read without mounting it: what is in upper, and below it what is in lower.
+// Tree is a merged overlayfs tree, upper on lower, that is read without mounting it.
 type Tree struct{ Lower, Upper string }
 
-// real returns where a path of the tree is.
+// real returns the path of a file in upper or lower.
 func (t Tree) real(path string) string {
 	upper := filepath.Join(t.Upper, path)
 	if _, err := os.Lstat(upper); err == nil {
@@ -22,7 +22,7 @@ func (t Tree) real(path string) string {
 	return filepath.Join(t.Lower, path)
 }
 
-// list returns what a directory of the tree is, and what it holds, sorted by name.
+// list returns the information about a directory, and about its entries sorted by name.
 func (t Tree) list(path string) (fs.FileInfo, []fs.FileInfo, error) {
 	info, err := os.Lstat(t.real(path))
 	if err != nil {
@@ -43,7 +43,7 @@ func (t Tree) list(path string) (fs.FileInfo, []fs.FileInfo, error) {
 				return err
 			}
 			if st := info.Sys().(*syscall.Stat_t); st.Mode&syscall.S_IFMT == syscall.S_IFCHR && st.Rdev == 0 {
-				delete(all, e.Name()) // it was removed
+				delete(all, e.Name()) // a whiteout
 				continue
 			}
 			all[e.Name()] = info
@@ -66,7 +66,8 @@ func (t Tree) list(path string) (fs.FileInfo, []fs.FileInfo, error) {
 	return info, list, nil
 }
 
-// isFolder says whether a path below a tree is a folder, and no part of it a link, which would lead to this machine's files.
+// isFolder reports whether a path in a tree is a directory, and no part of it a symbolic link, which would lead to this
+// machine's files.
 func isFolder(tree, path string) bool {
 	for ; path != "."; path = filepath.Dir(path) {
 		if info, err := os.Lstat(filepath.Join(tree, path)); err != nil || !info.IsDir() {
@@ -76,7 +77,7 @@ func isFolder(tree, path string) bool {
 	return true
 }
 
-// hidden says whether nothing of what lower has in a directory is seen: it, or one above it, was removed and made anew.
+// hidden reports whether upper hides lower's directory: it, or one above it, is opaque or no directory.
 func (t Tree) hidden(path string) bool {
 	for ; ; path = filepath.Dir(path) {
 		info, err := os.Lstat(filepath.Join(t.Upper, path))

@@ -152,9 +152,9 @@ func (d debian) repository(ctx context.Context, dir string, pinned []packages.Pi
 	return d.Store.Repository(ctx, dir, d.known().Suites[0], pinned, d.Jobs)
 }
 
-// Lay makes a repository of the image's packages, and the configuration of APT in the image.
-func (d debian) Lay(ctx context.Context, j *builder.Job, in Inputs) error {
-	if err := layKeys(j.Input("keys"), packages.Keyrings(in.Base.Sources)); err != nil {
+// Stage makes a repository of the image's packages, and the configuration of APT in the image.
+func (d debian) Stage(ctx context.Context, j *builder.Job, in Inputs) error {
+	if err := stageKeys(j.Input("keys"), packages.Keyrings(in.Base.Sources)); err != nil {
 		return fmt.Errorf("copy the archive's keys: %w", err)
 	}
 	return errors.Join(
@@ -166,9 +166,9 @@ func (d debian) Lay(ctx context.Context, j *builder.Job, in Inputs) error {
 // maxKeyring is the maximum size of a keyring.
 const maxKeyring = 16 << 20
 
-// layKeys copies keyrings of this machine to a new folder, under their paths. The paths come from the spec and cannot leave the
+// stageKeys copies keyrings of this machine to a new folder, under their paths. The paths come from the spec and cannot leave the
 // folder. A keyring that does not exist here may exist in the base.
-func layKeys(dir string, keys []string) error {
+func stageKeys(dir string, keys []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}

@@ -16,8 +16,8 @@ type Maker interface {
 	Fetch(ctx context.Context, repos []packages.Repo, missing []packages.Pin) (gone []packages.Pin, err error)
 	// MakeBase makes a base in the job's folder result/.
 	MakeBase(ctx context.Context, j *builder.Job, b Base) error
-	// Lay puts the packages of an image, and the files needed to install them, into the folder that the script reads.
-	Lay(ctx context.Context, j *builder.Job, in Inputs) error
+	// Stage puts the packages of an image, and the files needed to install them, into the folder that the script reads.
+	Stage(ctx context.Context, j *builder.Job, in Inputs) error
 }
 
 var _, _ Maker = debian{}, el{}

@@ -83,8 +83,8 @@ func (e el) MakeBase(ctx context.Context, j *builder.Job, b Base) error {
 	return format.Unpack(ctx, from, j.Disk())
 }
 
-// Lay copies the image's packages.
-func (e el) Lay(ctx context.Context, j *builder.Job, in Inputs) error {
+// Stage copies the image's packages.
+func (e el) Stage(ctx context.Context, j *builder.Job, in Inputs) error {
 	return errors.Join(
 		e.Store.TakeRPMs(ctx, j.Input("base"), in.Base.Pinned),
 		e.Store.TakeRPMs(ctx, j.Input("role"), in.Pinned))
@@ -116,7 +116,7 @@ func (q question) ask(ctx context.Context, j *builder.Job, run func(context.Cont
 		if err := request(dir, in.Packages, in.Repos); err != nil {
 			return err
 		}
-		if err := LayLocal(ctx, filepath.Join(dir, "local"), in.Local); err != nil {
+		if err := StageLocal(ctx, filepath.Join(dir, "local"), in.Local); err != nil {
 			return err
 		}
 	}

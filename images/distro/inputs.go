@@ -103,8 +103,8 @@ func (in Base) IsDisk() bool { return in.SHA256 != "" }
 // UUID returns the UUID of the file systems of all images of the base.
 func (in Base) UUID() string { return uuid.Of("base " + in.Identity()) }
 
-// LayLocal copies the spec's package files to a new folder.
-func LayLocal(ctx context.Context, dir string, all []LocalPackage) error {
+// StageLocal copies the spec's package files to a new folder.
+func StageLocal(ctx context.Context, dir string, all []LocalPackage) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}

@@ -18,19 +18,19 @@ func TestKeyringStaysBelow(t *testing.T) {
 	testkit.Write(t, key, "key")
 	work := filepath.Join(dir, "work")
 	up := strings.Repeat("../", strings.Count(work, "/"))
-	if err := layKeys(filepath.Join(work, "keys"), []string{"/" + up + strings.TrimPrefix(key, "/")}); err == nil {
+	if err := stageKeys(filepath.Join(work, "keys"), []string{"/" + up + strings.TrimPrefix(key, "/")}); err == nil {
 		t.Error("a path that leads out was taken")
 	}
 	if got := packages.Keyrings([]string{"deb [signed-by=/usr/../" + up + "etc/k.gpg] http://a.example.com/debian bookworm main"}); !slices.Equal(got, []string{"/etc/k.gpg"}) {
 		t.Errorf("%q", got)
 	}
-	if err := layKeys(filepath.Join(work, "more"), []string{key, "/nonexistent"}); err != nil {
+	if err := stageKeys(filepath.Join(work, "more"), []string{key, "/nonexistent"}); err != nil {
 		t.Error(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(work, "more", key)); string(data) != "key" {
 		t.Errorf("%q, %v", data, err)
 	}
-	if err := layKeys(filepath.Join(work, "zero"), []string{"/dev/zero"}); err == nil {
+	if err := stageKeys(filepath.Join(work, "zero"), []string{"/dev/zero"}); err == nil {
 		t.Error("a device was taken for a keyring")
 	}
 }
@@ -39,7 +39,7 @@ func TestKeyringStaysBelow(t *testing.T) {
 func TestPackageFileName(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a /etc/b.deb", "-oDPkg::Pre-Invoke=x.deb", "a\nb.deb"} {
-		if err := LayLocal(t.Context(), filepath.Join(dir, "local"), []LocalPackage{{Name: name, Path: dir}}); err == nil || !strings.Contains(err.Error(), "letters") {
+		if err := StageLocal(t.Context(), filepath.Join(dir, "local"), []LocalPackage{{Name: name, Path: dir}}); err == nil || !strings.Contains(err.Error(), "letters") {
 			t.Errorf("%q: %v", name, err)
 		}
 	}

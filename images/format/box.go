@@ -5,10 +5,10 @@ import (
 	"os"
 )
 
-// WriteBox writes a raw disk as a Vagrant box for VirtualBox: a tar file of metadata.json, Vagrantfile, box.ovf,
-// box.mf, by which VirtualBox sees damage, and box-disk001.vmdk. It is not compressed a second time, which would take
-// long for nothing; Vagrant takes both. A file that is at path stays until the new one is whole and on the disk; after
-// an error it is untouched. Workers and bytes are as in WriteVMDK.
+// WriteBox writes a raw disk as a Vagrant box for VirtualBox: a tar file of metadata.json, Vagrantfile, box.ovf, box.mf
+// (digests, which VirtualBox verifies) and box-disk001.vmdk. The tar file is not compressed, since the VMDK already is;
+// Vagrant accepts both. The new file replaces one at path only once it is complete on disk; after an error, path is
+// unchanged. workers and the resulting bytes are as in WriteVMDK.
 func WriteBox(ctx context.Context, path string, disk *os.File, m Machine, workers int) error {
 	vagrantfile, err := templates.ReadFile("templates/Vagrantfile")
 	if err != nil {

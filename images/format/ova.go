@@ -22,15 +22,15 @@ import (
 	"imagegen/internal/uuid"
 )
 
-// Machine is the virtual machine that an OVA or a box describes. It has a BIOS, one SATA controller, called SATA, with
-// the system disk on port 0, an empty CD-ROM drive on port 1 and two free ports; two network adapters (E1000), the first
-// on NAT, the second on VirtualBox's internal network imagegen, which every host has; and a serial port.
+// Machine is the virtual machine that an OVA or a box describes. It has a BIOS; one SATA controller, called SATA, with
+// the system disk on port 0, an empty CD-ROM drive on port 1 and two free ports; two network adapters (E1000), the
+// first on NAT, the second on VirtualBox's internal network imagegen, which exists on every host; and a serial port.
 type Machine struct {
-	Name   string // and that of the files in an OVA, such as web
+	Name   string // also the base name of the files in an OVA, such as web
 	Distro string // as in package distro
 	CPUs   int
 	Memory int64  // bytes, rounded up to whole MiB
-	ID     string // what is on the disk: its SHA-256 or the image's identity
+	ID     string // identifies the content of the disk: its SHA-256 or the image's identity
 }
 
 //go:embed templates
@@ -44,7 +44,7 @@ var ovfTemplate = template.Must(template.New("machine.ovf").Option("missingkey=e
 	},
 }).ParseFS(templates, "templates/machine.ovf"))
 
-// ovf describes the machine and its disk of diskBytes, which is in a VMDK of fileBytes called file.
+// ovf returns the OVF description of the machine. Its disk has diskBytes and is in the VMDK file of fileBytes.
 func (m Machine) ovf(diskBytes int64, file string, fileBytes int64) ([]byte, error) {
 	known := distro.Named(m.Distro)
 	if known.Name == "" {
@@ -59,9 +59,9 @@ func (m Machine) ovf(diskBytes int64, file string, fileBytes int64) ([]byte, err
 	return b.Bytes(), err
 }
 
-// WriteOVA writes a raw disk as an OVA, which VirtualBox and VMware import: a tar file of NAME.ovf, NAME.mf
-// (the SHA-256 of the other two) and NAME-disk1.vmdk. A file that is at path stays until the new one is whole and on the disk; after an error
-// it is untouched. Workers and bytes are as in WriteVMDK.
+// WriteOVA writes a raw disk as an OVA, which VirtualBox and VMware import: a tar file of NAME.ovf, NAME.mf (the
+// SHA-256 of the other two) and NAME-disk1.vmdk. The new file replaces one at path only once it is complete on disk;
+// after an error, path is unchanged. workers and the resulting bytes are as in WriteVMDK.
 func WriteOVA(ctx context.Context, path string, disk *os.File, m Machine, workers int) error {
 	return writePackage(ctx, path, disk, m, workers, m.Name, m.Name+"-disk1.vmdk", nil)
 }
@@ -72,10 +72,10 @@ type entry struct {
 	data []byte
 }
 
-// writePackage writes a tar file of the entries in front, NAME.ovf, NAME.mf and the disk. With the digests before the
-// disk, a file that is cut off anywhere lacks some of the disk, and never just the digests, without which it would be
-// imported unchecked. The VMDK goes right into the tar file. What is known at its end alone, its size and the digests,
-// has a length known before, so that it is then written in its place.
+// writePackage writes a tar file of the entries in front, NAME.ovf, NAME.mf and the disk. The digests come before the
+// disk: a truncated file then lacks part of the disk. If it lacked the digests instead, it would be imported
+// unverified. The VMDK is streamed into the tar file. Size and digests have a fixed length and are patched in at the
+// end.
 func writePackage(ctx context.Context, path string, disk *os.File, m Machine, workers int, name, diskName string, front []entry) error {
 	info, err := disk.Stat()
 	if err != nil {
@@ -85,7 +85,7 @@ func writePackage(ctx context.Context, path string, disk *os.File, m Machine, wo
 		ovf, err := m.ovf(info.Size(), diskName, size)
 		return entry{name + ".ovf", ovf}, err
 	}
-	ovf, err := describe(math.MaxInt64) // no size has more digits
+	ovf, err := describe(math.MaxInt64) // the largest number of digits
 	if err != nil {
 		return fmt.Errorf("describe the machine %s: %w", m.Name, err)
 	}
@@ -109,7 +109,7 @@ func writePackage(ctx context.Context, path string, disk *os.File, m Machine, wo
 		if err := WriteVMDK(ctx, io.MultiWriter(t, digest), disk, m.ID, workers); err != nil {
 			return err
 		}
-		size := t.at - begin // whole sectors, as tar wants it
+		size := t.at - begin // a multiple of the sector size, as tar requires
 		if _, err := t.Write(zeros[:2*sector]); err != nil {
 			return err
 		}
@@ -122,7 +122,7 @@ func writePackage(ctx context.Context, path string, disk *os.File, m Machine, wo
 	})
 }
 
-// tarFile is a tar file that is written from at on. Headers can be written again, which archive/tar's writer cannot do.
+// tarFile writes a tar file at offset at. Unlike with archive/tar's writer, headers can be written again.
 type tarFile struct {
 	f  io.WriterAt
 	at int64
@@ -134,12 +134,12 @@ func (t *tarFile) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// header writes the header of a file, which is the same whoever makes it and when.
+// header writes the header of a file, without a date and an owner.
 func (t *tarFile) header(name string, size int64) error {
 	var b bytes.Buffer
 	err := tar.NewWriter(&b).WriteHeader(&tar.Header{Name: name, Size: size, Mode: 0o644, Typeflag: tar.TypeReg, Format: tar.FormatUSTAR})
 	if err != nil {
-		return err // the name, or more than 8 GiB
+		return err // invalid name, or more than 8 GiB
 	}
 	_, err = t.Write(b.Bytes())
 	return err
@@ -156,7 +156,7 @@ func (t *tarFile) add(e entry) error {
 	return err
 }
 
-// writeAside makes a file that is at path when do has written it and it is on the disk, and not before.
+// writeAside makes do write a temporary file, and renames it to path once it is complete on disk.
 func writeAside(ctx context.Context, path string, do func(f *os.File) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*")
 	if err != nil {

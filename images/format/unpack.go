@@ -15,8 +15,8 @@ import (
 	"imagegen/internal/xz"
 )
 
-// Unpack writes the disk in the file at from to a new raw file. What a file is, is told by how it begins: qcow2 or raw,
-// bare or packed with gzip, xz, tar, or several of them.
+// Unpack writes the disk in the file at from to a new raw file. The format is detected from the first bytes: qcow2 or
+// raw, optionally packed with gzip, xz or tar, or with several of them.
 func Unpack(ctx context.Context, from, to string) error {
 	f, err := os.Open(from)
 	if err != nil {
@@ -26,10 +26,10 @@ func Unpack(ctx context.Context, from, to string) error {
 	return unpackStream(ctx, f, from, to, 0)
 }
 
-// maxWraps is how many layers of packing are taken off.
+// maxWraps is the maximum number of nested gzip, xz and tar layers.
 const maxWraps = 4
 
-// unpackStream does that with a stream, whose bytes are the file at from; empty: of no file.
+// unpackStream is Unpack for a stream. from is the file whose content the stream is, or empty.
 func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps int) error {
 	if wraps > maxWraps {
 		return errors.New("it is packed too many times over")
@@ -67,7 +67,7 @@ func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps 
 			if err != nil {
 				return err
 			}
-			if h.Typeflag == tar.TypeReg && h.Size >= 1<<20 { // not a checksum or a note
+			if h.Typeflag == tar.TypeReg && h.Size >= 1<<20 { // skip checksums and notes
 				return unpackStream(ctx, archive, "", to, wraps+1)
 			}
 		}
@@ -77,7 +77,7 @@ func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps 
 	return errors.New("it is neither a qcow2 nor a raw disk with a boot sector, nor one of them packed with gzip, xz or tar")
 }
 
-// writeStream writes a new file, in which blocks of zeros are holes.
+// writeStream writes a new file. Blocks of zeros become holes.
 func writeStream(ctx context.Context, r io.Reader, path string) (err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o644)
 	if err != nil {
@@ -87,10 +87,10 @@ func writeStream(ctx context.Context, r io.Reader, path string) (err error) {
 	var size int64
 	buf, zeros := make([]byte, 64<<10), make([]byte, 64<<10)
 	for {
-		if err := ctx.Err(); err != nil { // what is packed may be little, and what it holds much
+		if err := ctx.Err(); err != nil { // a small packed file may expand to a lot
 			return err
 		}
-		// Not io.ReadFull, whose error for a short read is that of a packed file which ends too early.
+		// Not io.ReadFull: it returns ErrUnexpectedEOF for a short read, as the decompressors do for a truncated file.
 		n, err := 0, error(nil)
 		for n < len(buf) && err == nil {
 			var m int

@@ -19,33 +19,32 @@ import (
 	"imagegen/internal/uuid"
 )
 
-// A streamOptimized VMDK, as "Virtual Disk Format 5.0" by VMware has it (2011): the one disk format that VirtualBox,
-// VMware and QEMU all import, and the one that OVAs and Vagrant's boxes are made of. All numbers are little-endian, all
-// places are counted in sectors of 512 bytes:
+// A streamOptimized VMDK, as in VMware's "Virtual Disk Format 5.0" (2011), is the only disk format that VirtualBox,
+// VMware and QEMU all import, and the one used in OVAs and Vagrant boxes. Numbers are little-endian; offsets and sizes
+// are in sectors of 512 bytes:
 //
 //	header           a sector
 //	descriptor       text
-//	per grain table: the grains that hold data, each a marker {sector on the disk, size} and a zlib stream, padded to
-//	                 a sector; then a marker sector and the table: the place of each of its 512 grains, 0 for zeros
-//	grain directory  a marker sector and the place of each grain table, 0 for zeros
-//	footer           a marker sector and the header again, which now knows where the directory is
+//	per grain table: the grains with data, each a marker {sector on the disk, size} and a zlib stream, padded to
+//	                 a sector; then a marker sector and the table: the offset of each of its 512 grains, 0 for zeros
+//	grain directory  a marker sector and the offset of each grain table, 0 for zeros
+//	footer           a marker sector and the header again, with the offset of the directory
 //	end of stream    a sector of zeros
 const (
 	sector        = 512
 	grainBytes    = 64 << 10
 	grainSectors  = grainBytes / sector
 	tableGrains   = 512
-	chunkGrains   = 4 // that a worker takes at once
+	chunkGrains   = 4 // per unit of a worker's work
 	chunkBytes    = chunkGrains * grainBytes
-	metaSectors   = grainSectors // header, descriptor and what is left before the first grain
+	metaSectors   = grainSectors // header, descriptor and padding before the first grain
 	descriptorLen = 20           // sectors
 
-	// maxVMDK is the size of the largest file whose places fit into 32 bits, in sectors.
+	// maxVMDK is the maximum size of a file in sectors: offsets have 32 bits.
 	maxVMDK = math.MaxUint32
 )
 
-// vmdkLevel is zlib's level. Measured on Debian images, against 6, which most programs use: 2.3 times as fast, and 2%
-// larger.
+// vmdkLevel is zlib's level. Measured on Debian images, it is 2.3 times as fast as the usual 6; the file is 2% larger.
 const vmdkLevel = 4
 
 // Kinds of marker sectors.
@@ -56,7 +55,7 @@ const (
 	markerFooter
 )
 
-// vmdkHeader is the first sector, and the footer.
+// vmdkHeader is the content of the first sector and of the footer.
 type vmdkHeader struct {
 	Magic            [4]byte
 	Version          uint32
@@ -70,7 +69,7 @@ type vmdkHeader struct {
 	DirectoryOffset  uint64
 	Overhead         uint64
 	Unclean          uint8
-	LineEnds         [4]byte // which a transfer as text would spoil
+	LineEnds         [4]byte // detect a transfer in text mode
 	Compression      uint16
 	_                [433]byte
 }
@@ -78,9 +77,9 @@ type vmdkHeader struct {
 // WriteVMDK writes the content of a raw disk as a streamOptimized VMDK. The disk's size must be a multiple of 512
 // bytes. Holes in its file are not read, and zeros are not written.
 //
-// The content ID in the VMDK is derived from id, which says what is on the disk: its SHA-256 or the image's identity.
-// The bytes written depend on the disk, id and the version of Go; not on the number of workers (0: one a core), which
-// compress at once and take about 2 MiB each.
+// id identifies the content of the disk: its SHA-256 or the image's identity. The VMDK's content ID is derived from it.
+// The output depends on the disk, id and the version of Go, but not on the number of workers, which compress in
+// parallel and use about 2 MiB each. 0 workers: one per core.
 func WriteVMDK(ctx context.Context, w io.Writer, disk *os.File, id string, workers int) error {
 	if err := writeVMDK(ctx, w, disk, id, workers); err != nil {
 		return fmt.Errorf("write %s as VMDK: %w", disk.Name(), err)
@@ -108,14 +107,14 @@ func writeVMDK(ctx context.Context, w io.Writer, disk *os.File, id string, worke
 	return v.end()
 }
 
-// vmdkWriter writes what the workers made, in the disk's order.
+// vmdkWriter writes the results of the workers in the order of the disk.
 type vmdkWriter struct {
 	w         io.Writer
 	capacity  int64 // sectors
 	at        int64 // sectors written
 	directory []uint32
-	table     int64               // index of the table that is being filled; -1: none
-	entries   [tableGrains]uint32 // of that table
+	table     int64               // index of the current table; -1: none
+	entries   [tableGrains]uint32 // of the current table
 }
 
 func (v *vmdkWriter) write(p []byte) error {
@@ -126,10 +125,10 @@ func (v *vmdkWriter) write(p []byte) error {
 	return err
 }
 
-// begin writes all that comes before the first grain.
+// begin writes everything before the first grain.
 func (v *vmdkWriter) begin(id string) error {
 	p := make([]byte, metaSectors*sector)
-	// The directory comes after the grains: the reader is to look for a footer.
+	// No offset of the directory: readers then look for a footer. The directory comes after the grains.
 	copy(p, v.header(math.MaxUint64))
 	copy(p[sector:(1+descriptorLen)*sector], v.descriptor(id))
 	return v.write(p)
@@ -138,7 +137,7 @@ func (v *vmdkWriter) begin(id string) error {
 func (v *vmdkWriter) header(directory uint64) []byte {
 	h := vmdkHeader{
 		Magic: [4]byte{'K', 'D', 'M', 'V'}, Version: 3,
-		Flags:    1 | 1<<16 | 1<<17, // the line ends are valid; grains are compressed; there are markers
+		Flags:    1 | 1<<16 | 1<<17, // line ends are valid; grains are compressed; there are markers
 		Capacity: uint64(v.capacity), GrainSize: grainSectors,
 		DescriptorOffset: 1, DescriptorSize: descriptorLen,
 		TableEntries: tableGrains, DirectoryOffset: directory, Overhead: metaSectors,
@@ -146,18 +145,18 @@ func (v *vmdkWriter) header(directory uint64) []byte {
 	}
 	p, err := binary.Append(nil, binary.LittleEndian, h)
 	if err != nil {
-		panic(err) // fixed sizes only
+		panic(err) // cannot fail: all sizes are fixed
 	}
 	return p
 }
 
-// descriptor returns the text that describes the disk. The geometry is that of an IDE disk, whose cylinders end at
-// 16383; systems of this century do not look at it. VirtualBox takes no such VMDK as a medium that has no UUID of its
-// own: it would give it one, and cannot write it down.
+// descriptor returns the text that describes the disk. The geometry is an IDE disk's, whose cylinders end at 16383;
+// modern systems ignore it. The UUID is needed: VirtualBox would otherwise have to add one to the file, and rejects the
+// VMDK.
 func (v *vmdkWriter) descriptor(id string) string {
 	const heads, sectors = 16, 63
 	sum := sha256.Sum256([]byte(id))
-	cid := binary.BigEndian.Uint32(sum[:]) &^ (1 << 31) // all ones mean that there is no parent
+	cid := binary.BigEndian.Uint32(sum[:]) &^ (1 << 31) // all ones mean "no parent"
 	return fmt.Sprintf(`# Disk DescriptorFile
 version=1
 CID=%08x
@@ -179,7 +178,7 @@ ddb.uuid.image = "%s"
 `, cid, v.capacity, min(v.capacity/(heads*sectors), 16383), heads, sectors, uuid.Of("disk", id))
 }
 
-// grains writes the grains that hold data and their tables.
+// grains writes the grains with data and their tables.
 func (v *vmdkWriter) grains(ctx context.Context, disk *os.File, workers int) error {
 	if workers <= 0 {
 		workers = runtime.GOMAXPROCS(0)
@@ -190,8 +189,9 @@ func (v *vmdkWriter) grains(ctx context.Context, disk *os.File, workers int) err
 	defer running.Wait()
 	defer cancel()
 
-	// A chunk goes from free to work and ready at once, from work to done, and when its turn in ready comes and it is
-	// done, it is written and free again. There are twice as many chunks as workers, so that none waits for the writer.
+	// A chunk goes from free to work and, at the same time, to ready, which keeps the order. The writer takes chunks
+	// from ready, waits until a worker is done with each, writes it, and returns it to free. There are twice as many
+	// chunks as workers, so that no worker waits for the writer.
 	free, ready := make(chan *chunk, 2*workers), make(chan *chunk, 2*workers)
 	work := make(chan *chunk, 2*workers)
 	for range cap(free) {
@@ -206,7 +206,7 @@ func (v *vmdkWriter) grains(ctx context.Context, disk *os.File, workers int) err
 			}
 		})
 	}
-	var planErr error // valid when ready is closed
+	var planErr error // valid once ready is closed
 	running.Go(func() {
 		defer close(work)
 		defer close(ready)
@@ -238,10 +238,10 @@ func (v *vmdkWriter) grains(ctx context.Context, disk *os.File, workers int) err
 	return v.endTable()
 }
 
-// eachChunk calls do for the grains that may hold data, in order: n of them, at most chunkGrains, from the first on.
-// What the file has beyond size, since it began to grow, is left out.
+// eachChunk calls do for the grains that may contain data, in order: n of them from first on, at most chunkGrains. It
+// ignores data beyond size, in case the file has grown.
 func eachChunk(disk *os.File, size int64, do func(first int64, n int) error) error {
-	next := int64(0) // extents may begin in the grain in which the one before them ended
+	next := int64(0) // an extent may begin in the grain in which the last one ended
 	return sparse.Each(disk, func(start, end int64) error {
 		last := (min(end, size) + grainBytes - 1) / grainBytes
 		for next = max(next, start/grainBytes); next < last; {
@@ -255,17 +255,17 @@ func eachChunk(disk *os.File, size int64, do func(first int64, n int) error) err
 	})
 }
 
-// chunk is a few neighbouring grains on their way from the disk to the VMDK.
+// chunk is a few consecutive grains on their way from the disk to the VMDK.
 type chunk struct {
 	first int64 // grain
 	n     int
 	out   bytes.Buffer
-	ends  [chunkGrains]int // of each grain in out; zeros take no room
+	ends  [chunkGrains]int // end of each grain in out; grains of zeros have no bytes there
 	err   error
 	done  chan struct{}
 }
 
-// packer is a worker's memory.
+// packer holds a worker's buffers.
 type packer struct {
 	disk io.ReaderAt
 	size int64
@@ -276,14 +276,14 @@ type packer struct {
 func newPacker(disk io.ReaderAt, size int64) *packer {
 	z, err := zlib.NewWriterLevel(nil, vmdkLevel)
 	if err != nil {
-		panic(err) // a level that there is
+		panic(err) // cannot fail: the level is valid
 	}
 	return &packer{disk, size, make([]byte, chunkBytes), z}
 }
 
 var zeros [grainBytes]byte
 
-// pack compresses the chunk's grains. Behind the end of the disk the last one is filled with zeros.
+// pack compresses the chunk's grains. The last grain of the disk is padded with zeros.
 func (p *packer) pack(c *chunk) error {
 	pos := c.first * grainBytes
 	in := p.in[:c.n*grainBytes]
@@ -308,7 +308,7 @@ func (p *packer) packGrain(out *bytes.Buffer, index int64, grain []byte) {
 	start := out.Len()
 	out.Write(zeros[:marker])
 	p.z.Reset(out)
-	p.z.Write(grain) // to memory, which does not fail
+	p.z.Write(grain) // cannot fail: out is in memory
 	p.z.Close()
 	size := out.Len() - start - marker
 	if rest := out.Len() % sector; rest > 0 {
@@ -319,7 +319,7 @@ func (p *packer) packGrain(out *bytes.Buffer, index int64, grain []byte) {
 	binary.LittleEndian.PutUint32(head[8:], uint32(size))
 }
 
-// put writes a chunk's grains, and where a table is left behind, the table.
+// put writes a chunk's grains. When a grain belongs to another table, it first writes the current one.
 func (v *vmdkWriter) put(c *chunk) error {
 	start := 0
 	for i, end := range c.ends[:c.n] {
@@ -342,7 +342,7 @@ func (v *vmdkWriter) put(c *chunk) error {
 	return nil
 }
 
-// endTable writes the table that is being filled.
+// endTable writes the current table.
 func (v *vmdkWriter) endTable() error {
 	if v.table < 0 {
 		return nil
@@ -353,7 +353,7 @@ func (v *vmdkWriter) endTable() error {
 	return err
 }
 
-// meta writes a marker sector and numbers, and returns the place of the numbers.
+// meta writes a marker sector and numbers, and returns the offset of the numbers.
 func (v *vmdkWriter) meta(kind uint32, numbers any) (int64, error) {
 	p, err := binary.Append(make([]byte, sector), binary.LittleEndian, numbers)
 	if err != nil {
@@ -368,7 +368,7 @@ func (v *vmdkWriter) meta(kind uint32, numbers any) (int64, error) {
 	return place, v.write(p)
 }
 
-// end writes all that comes after the last table.
+// end writes everything after the last table.
 func (v *vmdkWriter) end() error {
 	place, err := v.meta(markerDirectory, v.directory)
 	if err != nil {

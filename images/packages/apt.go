@@ -13,10 +13,10 @@ import (
 	"imagegen/distro"
 )
 
-// MirrorSources returns the sources, as lines of sources.list, that a spec's mirror stands for: an address, or lines.
+// MirrorSources returns the sources for a spec's mirror, an address or lines of sources.list, as lines of sources.list.
 func MirrorSources(mirror string, d distro.Distro) ([]string, error) {
 	if !strings.HasPrefix(mirror, "deb ") {
-		// Where an archive lacks the latter two, openArchive leaves them out, and says so.
+		// OpenArchive drops the latter two, with a warning, if the archive lacks them.
 		address := strings.TrimSuffix(mirror, "/")
 		mirror = "deb " + address + " " + d.Suites[0] + " main\n" +
 			"deb " + address + " " + d.Suites[1] + " main\n" +
@@ -30,10 +30,9 @@ func MirrorSources(mirror string, d distro.Distro) ([]string, error) {
 	return strings.Split(mirror, "\n"), nil
 }
 
-// HostSources returns the sources of a release (itself, its updates and its security updates, as far as they are configured)
-// of the machine whose file system is at root, sorted. Its files are read here rather than asked of apt-get, which takes
-// longer than all else of a build that has nothing to do. Other archives are left out: what this machine has beside Debian
-// is nothing that an image should get.
+// HostSources returns the sources of a release that are configured on the machine with the file system root: the
+// release, its updates and its security updates, sorted. Other archives are ignored: they must not get into an image.
+// The files are parsed here because apt-get takes longer than the rest of a build that has nothing to do.
 func HostSources(root string, d distro.Distro) ([]string, error) {
 	var lines []string
 	var main bool
@@ -76,23 +75,23 @@ func HostSources(root string, d distro.Distro) ([]string, error) {
 	return slices.Compact(lines), nil
 }
 
-// source is one suite of one archive.
+// source is one suite of an archive.
 type source struct {
 	uri, suite string
 	components []string
 	archs      []string // empty: all
-	options    []string // name=value, those that a bake needs
-	key        string   // path of the keyring that has to have signed it; empty: any that APT knows
+	options    []string // name=value; only sourceOptions and signed-by
+	key        string   // path of the keyring that must have signed it; empty: any that APT knows
 }
 
-// sourceOptions are the options that a bake needs: those that say whether an archive is believed.
+// sourceOptions are the options that a bake keeps: those that decide whether an archive is trusted.
 var sourceOptions = []string{"allow-insecure", "allow-weak", "check-date", "check-valid-until", "trusted"}
 
-// option takes an option, if it matters. Keys that are written into the sources themselves, or named by fingerprint, are
-// left to the keyrings that APT always has.
+// option sets an option if a bake needs it. Keys that are embedded in the sources or named by fingerprint are ignored;
+// APT's default keyrings apply.
 func (s *source) option(name, value string) {
 	switch name = strings.ToLower(name); {
-	case name != "architectures" && strings.ContainsAny(value, "#[] \t\r\n"): // more than a word
+	case name != "architectures" && strings.ContainsAny(value, "#[] \t\r\n"): // not a single word
 	case name == "arch" || name == "architectures":
 		s.archs = strings.FieldsFunc(value, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) })
 	case name == "signed-by" && strings.HasPrefix(value, "/"):
@@ -119,15 +118,15 @@ func (s source) line() string {
 	return "deb " + options + s.uri + " " + s.suite + " main"
 }
 
-// isDebian tells Debian's own archive from others that use its suites' names: by what the archive says of itself or, as
-// long as APT has not fetched that, by its key.
+// isDebian distinguishes Debian's own archive from others with the same suite names: by the Origin in its release file
+// or, if APT has not fetched that yet, by its key.
 func (s source) isDebian(root string) (bool, error) {
 	_, address, _ := strings.Cut(s.uri, ":")
 	name := strings.Trim(address, "/") + "/dists/" + s.suite
 	if strings.HasPrefix(s.uri, "file:") || strings.HasPrefix(s.uri, "copy:") {
 		name = "/" + name
 	}
-	name = strings.NewReplacer("_", "%5f", "~", "%7e", "/", "_").Replace(name) // as APT names its files
+	name = strings.NewReplacer("_", "%5f", "~", "%7e", "/", "_").Replace(name) // APT's file name
 	for _, file := range []string{"_InRelease", "_Release"} {
 		data, err := os.ReadFile(filepath.Join(root, "var/lib/apt/lists", name+file))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -138,8 +137,8 @@ func (s source) isDebian(root string) (bool, error) {
 	return s.key == "" || strings.HasPrefix(filepath.Base(s.key), "debian-archive-"), nil
 }
 
-// reachable returns the address that a source has inside an image. A list of mirrors in a file of this machine, as
-// Debian's cloud images have it, stands for the first of them.
+// reachable returns an address that works in an image. For a list of mirrors in a file of this machine, as in Debian's
+// cloud images, it returns the first mirror.
 func reachable(root, uri string) (string, error) {
 	if file, ok := strings.CutPrefix(uri, "mirror+file:"); ok {
 		data, err := os.ReadFile(filepath.Join(root, file))
@@ -159,7 +158,7 @@ func reachable(root, uri string) (string, error) {
 	}
 	u, err := url.Parse(uri)
 	if err != nil {
-		return "", errors.New("a source's address cannot be read") // it may hold a password, as may the error
+		return "", errors.New("a source's address cannot be read") // without the cause, which may contain a password
 	}
 	if u.User != nil {
 		return "", fmt.Errorf("the address of the archive at %s has a password in it, which would be in every image; name one without in the spec: mirror: URL", u.Host)
@@ -167,7 +166,7 @@ func reachable(root, uri string) (string, error) {
 	return uri, nil
 }
 
-// parseList reads a file like sources.list: deb [options] URI suite component….
+// parseList parses a file like sources.list: deb [options] URI suite component….
 func parseList(text string) []source {
 	var all []source
 	for line := range strings.Lines(text) {
@@ -195,7 +194,7 @@ func parseList(text string) []source {
 	return all
 }
 
-// parseDeb822 reads a file of stanzas: Types, URIs, Suites, Components, ….
+// parseDeb822 parses a file of stanzas: Types, URIs, Suites, Components, ….
 func parseDeb822(text string) []source {
 	var all []source
 	stanza := map[string]string{}
@@ -232,7 +231,7 @@ func parseDeb822(text string) []source {
 	return all
 }
 
-// Address returns where sources, lines of sources.list, have a suite; empty: nowhere.
+// Address returns the address of a suite in lines of sources.list, or "".
 func Address(sources []string, suite string) string {
 	for _, s := range parseList(strings.Join(sources, "\n")) {
 		if s.suite == suite {
@@ -242,7 +241,7 @@ func Address(sources []string, suite string) string {
 	return ""
 }
 
-// Keyrings returns the files of this machine's that sources name to be believed by.
+// Keyrings returns the keyring files in Signed-By options of sources.
 func Keyrings(sources []string) (keys []string) {
 	for _, s := range parseList(strings.Join(sources, "\n")) {
 		if s.key != "" {
@@ -253,15 +252,15 @@ func Keyrings(sources []string) (keys []string) {
 	return slices.Compact(keys)
 }
 
-// APTDefaults is how APT works in a bake.
+// APTDefaults is the configuration of APT in a bake.
 const APTDefaults = `APT::Install-Recommends "false";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Dpkg::Use-Pty "false";
 `
 
-// aptSettings picks from what apt-config dump prints the settings that say how this machine reaches its archives
-// (proxies above all) and how strict it is about their age, in the syntax of apt.conf.
+// aptSettings selects settings from the output of apt-config dump: how this machine reaches archives (mostly proxies),
+// and how strict it is about their age. It returns them in the syntax of apt.conf.
 func aptSettings(dump string) string {
 	var b strings.Builder
 	for line := range strings.Lines(dump) {
@@ -270,7 +269,7 @@ func aptSettings(dump string) string {
 			"Acquire::http", "Acquire::https", "Acquire::ftp", "Acquire::Retries", "Acquire::ForceIPv4", "Acquire::ForceIPv6",
 			"Acquire::Check-Valid-Until", "Acquire::Check-Date",
 		} {
-			// Files that are named here are not in the image.
+			// Files named in settings do not exist in the image.
 			if (name == prefix || strings.HasPrefix(name, prefix+"::")) && !strings.HasPrefix(value, `"/`) && value != `"";` {
 				b.WriteString(line)
 			}
@@ -279,7 +278,7 @@ func aptSettings(dump string) string {
 	return b.String()
 }
 
-// file is the name that APT gives to a package's file.
+// file returns APT's file name for a package.
 func (p Pin) file() string {
 	return p.Name + "_" + strings.ReplaceAll(p.Version, ":", "%3a") + "_" + p.Architecture + ".deb"
 }

@@ -21,26 +21,26 @@ import (
 	"imagegen/internal/program"
 )
 
-// Archive asks APT on this machine about the sources that images are baked from. It has a folder of its own in the
-// cache, with the archive's lists; what this machine has installed, and where else it gets packages, is nothing to it.
+// Archive queries the sources that images are baked from, with this machine's APT. It uses its own folder in the cache
+// for package lists. It ignores which packages and sources this machine has.
 type Archive struct {
 	dir     string
 	lock    *os.File
-	LeftOut []string // suites that were asked for, and are not there
+	LeftOut []string // optional suites that the archive lacks
 }
 
-// ArchiveConfig says which archive is asked, and how.
+// ArchiveConfig configures an Archive.
 type ArchiveConfig struct {
-	Dir     string   // of all archives, in the cache
+	Dir     string   // folder of all archives in the cache
 	Sources []string // lines of sources.list
-	// Optional are suites that an archive at a plain address may lack. They are left out then.
+	// Optional lists suites that may be missing from the archive. They are left out then.
 	Optional []string
-	Offline  bool // what was fetched earlier has to do
+	Offline  bool // use only what was fetched earlier
 	Step     func(string)
 }
 
-// OpenArchive makes an archive ready. Its lists are fetched unless the bake is offline. Others who want it wait until it
-// is closed.
+// OpenArchive prepares an archive, and fetches its package lists unless the bake is offline. It waits while another
+// process has the archive open.
 func OpenArchive(ctx context.Context, c ArchiveConfig) (_ *Archive, err error) {
 	sources := c.Sources
 	a := &Archive{dir: filepath.Join(c.Dir, jsonhash.Of(sources)[:32])}
@@ -110,8 +110,8 @@ APT::Sandbox::User "root";
 	return a, nil
 }
 
-// lackedSuites returns those of some suites that an archive lacks, by the error of APT. A suite counts as lacking only when the
-// server says that it is not there: a broken connection is an error.
+// lackedSuites returns the optional suites that the archive lacks, according to APT's error. A suite is missing only if
+// the server says so; a failed connection is an error.
 func lackedSuites(optional []string, failed error) (suites []string) {
 	for _, s := range optional {
 		if strings.Contains(failed.Error(), s+" Release' does not have a Release file") {
@@ -123,8 +123,8 @@ func lackedSuites(optional []string, failed error) (suites []string) {
 
 func (a *Archive) Close() { a.lock.Close() }
 
-// trust makes the folder of keys that sources are believed by which name none: those of this machine's APT, and Debian's own, which
-// other distributions keep aside.
+// trust collects the keyrings for sources without Signed-By: those of this machine's APT, and Debian's own, which other
+// distributions keep elsewhere.
 func (a *Archive) trust() error {
 	keys, err := filepath.Glob("/etc/apt/trusted.gpg.d/*")
 	if err != nil {
@@ -145,7 +145,7 @@ func (a *Archive) trust() error {
 	return nil
 }
 
-// run runs one of APT's programs in a folder. The status is a file of what counts as installed; empty: nothing.
+// run runs one of APT's programs in a folder. status is a file of the packages that count as installed; empty: none.
 func (a *Archive) run(ctx context.Context, dir, status string, name string, args ...string) (string, error) {
 	args = append([]string{"-o", "Dir::State::status=" + cmp.Or(status, filepath.Join(a.dir, "empty"))}, args...)
 	cmd := program.Command(ctx, name, args...)
@@ -162,8 +162,8 @@ func (a *Archive) run(ctx context.Context, dir, status string, name string, args
 	return out.String(), nil
 }
 
-// Status writes the file by which APT takes packages for installed, and returns its path; empty: of one of them, neither
-// the archive nor the store knows anything.
+// Status writes a dpkg status file in which the packages are installed, and returns its path. It returns "" if neither
+// the archive nor the store has one of them.
 func (a *Archive) Status(ctx context.Context, s Store, packages []Pin) (string, error) {
 	stanzas, err := a.show(ctx, packages)
 	if err != nil {
@@ -186,14 +186,14 @@ func (a *Archive) Status(ctx context.Context, s Store, packages []Pin) (string, 
 	return path, os.WriteFile(path, []byte(b.String()), 0o644)
 }
 
-// control returns what a package file says of itself.
+// control returns the control fields of a package file.
 func control(ctx context.Context, path string) (string, error) {
 	out, err := program.Command(ctx, "dpkg-deb", "--field", path).Output()
 	return strings.TrimSpace(string(out)) + "\n", err
 }
 
-// Resolve returns what APT would install for names of packages and paths of package files, with those in the file status
-// installed. The files themselves are left out.
+// Resolve returns what APT would install for names, which are package names and paths of package files, if the packages
+// in the file status were installed. The result does not include the package files.
 func (a *Archive) Resolve(ctx context.Context, status string, names []string) ([]Pin, error) {
 	out, err := a.run(ctx, a.dir, status, "apt-get", append([]string{"-qq", "-s", "-y", "install"}, names...)...)
 	if err != nil {
@@ -232,10 +232,10 @@ func (a *Archive) Resolve(ctx context.Context, status string, names []string) ([
 	return all, nil
 }
 
-// notFound is how APT says that an archive has no package of a name, or none that could be installed.
+// notFound matches APT's errors about a package that the archive lacks, or that has no installation candidate.
 var notFound = regexp.MustCompile(`(?m)^E: (?:Unable to locate package (\S+)|Package '(\S+)' has no installation candidate)$`)
 
-// NotFound returns the names of the packages that an error of resolve is about, because the archive has not got them.
+// NotFound returns the names of the packages in an error of Resolve that the archive lacks.
 func NotFound(err error) (names []string) {
 	for _, m := range notFound.FindAllStringSubmatch(err.Error(), -1) {
 		names = append(names, cmp.Or(m[1], m[2]))
@@ -243,7 +243,7 @@ func NotFound(err error) (names []string) {
 	return names
 }
 
-// Gone returns those packages that the archive no longer has, or has with another content.
+// Gone returns the packages that the archive no longer has, or has with different content.
 func (a *Archive) Gone(ctx context.Context, packages []Pin) (gone []Pin, err error) {
 	have, err := a.show(ctx, packages)
 	if err != nil {
@@ -257,10 +257,10 @@ func (a *Archive) Gone(ctx context.Context, packages []Pin) (gone []Pin, err err
 	return gone, nil
 }
 
-// stanza is what the archive says of a package.
+// stanza is a package's entry in the archive's package list.
 type stanza struct{ text, sha256 string }
 
-// show returns what the archive says of packages, of those that it has, by "NAME VERSION".
+// show returns the archive's entries for packages, by "NAME VERSION". Packages that it lacks are left out.
 func (a *Archive) show(ctx context.Context, packages []Pin) (map[string]stanza, error) {
 	all := map[string]stanza{}
 	if len(packages) == 0 {
@@ -272,7 +272,7 @@ func (a *Archive) show(ctx context.Context, packages []Pin) (map[string]stanza, 
 	}
 	out, err := a.run(ctx, a.dir, "", "apt-cache", args...)
 	if err != nil && strings.Contains(err.Error(), "No packages found") {
-		return all, nil // not one of them
+		return all, nil // it has none of them
 	}
 	if err != nil {
 		return nil, err
@@ -297,7 +297,7 @@ func (a *Archive) show(ctx context.Context, packages []Pin) (map[string]stanza, 
 	return all, nil
 }
 
-// Download brings packages into the store.
+// Download downloads packages into the store.
 func (a *Archive) Download(ctx context.Context, s Store, packages []Pin) error {
 	dir, err := os.MkdirTemp(string(s), "fetch-")
 	if err != nil {
@@ -319,7 +319,7 @@ func (a *Archive) Download(ctx context.Context, s Store, packages []Pin) error {
 	return nil
 }
 
-// Repository makes an archive of pinned packages in a folder: the packages, and the files by which APT knows them.
+// Repository makes an APT repository of pinned packages in a new folder.
 func (s Store) Repository(ctx context.Context, dir, suite string, packages []Pin, jobs int) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -351,7 +351,7 @@ func (s Store) Repository(ctx context.Context, dir, suite string, packages []Pin
 	return errors.Join(os.WriteFile(filepath.Join(dir, "Packages"), []byte(index), 0o644), os.WriteFile(filepath.Join(dir, "Release"), []byte(release), 0o644))
 }
 
-// enter puts a package into a folder and returns its entry in the list of packages.
+// enter copies a package to a folder and returns its entry for the package list.
 func (s Store) enter(ctx context.Context, dir string, p Pin) (string, error) {
 	path := filepath.Join(dir, p.file())
 	if err := s.Take(ctx, p.SHA256, path, "package "+p.String()); err != nil {

@@ -18,38 +18,39 @@ import (
 	"imagegen/internal/sparse"
 )
 
-// Files from outside any package, bases above all, are downloaded with net/http. packer-plugin-sdk's StepDownload can
-// resume as well, but brings 25 MB of clients for S3 and Google's storage with it, waits for its lock without looking
-// at the context, and halts on a corrupt file in its cache instead of getting it again.
+// Files that are not in packages, mostly bases, are downloaded with net/http. packer-plugin-sdk's StepDownload can
+// resume too, but it links 25 MB of S3 and Google storage clients, ignores the context while it waits for its lock, and
+// halts on a corrupt cached file instead of downloading it again.
 
-// A fetcher downloads files whose SHA-256 is known into a folder, and goes on where an earlier one was cut off.
+// fetcher downloads files with a known SHA-256 into a folder, and resumes interrupted downloads.
 type fetcher struct {
 	dir    string
 	client *http.Client
-	pause  time.Duration // after a first failure; twice as long after each further one
-	stall  time.Duration // without a byte, a connection is taken for dead
-	tries  int           // in a row, without a byte of progress
+	pause  time.Duration // after the first failure; doubled after each further one
+	stall  time.Duration // maximum time without a byte
+	tries  int           // maximum number of failures in a row without progress
 	say    func(what string)
 }
 
-// fetchTries is how often in a row a download may fail without a byte of progress, where there is no other place for it.
+// fetchTries is the default of tries.
 const fetchTries = 4
 
 func newFetcher(dir string, say func(string)) *fetcher {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.ResponseHeaderTimeout = time.Minute
-	transport.DisableCompression = true // it is the file's bytes that are hashed
+	transport.DisableCompression = true // the hash is that of the file as stored
 	return &fetcher{dir: dir, client: &http.Client{Transport: transport}, pause: time.Second, stall: time.Minute, tries: fetchTries, say: say}
 }
 
-// fetch returns the path of the file with this SHA-256, which is at the address from if it is not in the folder yet.
+// fetch returns the path of the file with a SHA-256. It downloads the file from the given address if it is not in the
+// folder.
 func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 	path := filepath.Join(f.dir, sum)
 	switch err := sparse.HasSum(ctx, path, sum); {
 	case err == nil:
 		return path, nil
 	case errors.Is(err, fs.ErrNotExist):
-	case errors.As(err, new(sparse.WrongSum)): // a disk that lost something, or a hand that touched it
+	case errors.As(err, new(sparse.WrongSum)): // damaged or modified
 		if err := os.Remove(path); err != nil {
 			return "", err
 		}
@@ -57,7 +58,7 @@ func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 		return "", err
 	}
 	part := path + ".part"
-	// What an earlier run left may be of another file that was at this address then. It gets one chance.
+	// The partial file may be from another version of the file at this address. If its hash is wrong, start over once.
 	_, err := os.Stat(part)
 	resumed := err == nil
 	for {
@@ -86,12 +87,12 @@ func (f *fetcher) fetch(ctx context.Context, from, sum string) (string, error) {
 	return path, os.Rename(part, path)
 }
 
-// refused is the answer of a server that will not be another one when asked again.
+// refused is an error that a retry would not fix.
 type refused string
 
 func (r refused) Error() string { return string(r) }
 
-// download completes the file at part, trying again as long as that leads anywhere.
+// download completes the file at part. It retries as long as there is progress.
 func (f *fetcher) download(ctx context.Context, from, part string) error {
 	pause, failures := f.pause, 0
 	for {
@@ -118,7 +119,7 @@ func (f *fetcher) download(ctx context.Context, from, part string) error {
 	}
 }
 
-// isGone tells whether there is no such host.
+// isGone reports whether the host does not exist.
 func isGone(err error) bool {
 	var dns *net.DNSError
 	return errors.As(err, &dns) && dns.IsNotFound
@@ -132,7 +133,7 @@ func size(path string) int64 {
 	return info.Size()
 }
 
-// attempt asks once for what is missing of the file at part.
+// attempt requests the missing part of the file at part once.
 func (f *fetcher) attempt(ctx context.Context, from, part string) (err error) {
 	ctx, cut := context.WithCancelCause(ctx)
 	defer cut(nil)
@@ -156,7 +157,7 @@ func (f *fetcher) attempt(ctx context.Context, from, part string) (err error) {
 	defer dead.Stop()
 	resp, err := f.client.Do(req)
 	if err != nil {
-		var told *url.Error // says the address once more
+		var told *url.Error // its text repeats the address
 		if errors.As(err, &told) {
 			err = told.Err
 		}
@@ -167,7 +168,7 @@ func (f *fetcher) attempt(ctx context.Context, from, part string) (err error) {
 	switch {
 	case resp.StatusCode == http.StatusPartialContent && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", have)):
 	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusPartialContent:
-		// It sends the whole file, or a part that was not asked for.
+		// The server sends the whole file, or a different range.
 		have, total = 0, resp.ContentLength
 		if err := file.Truncate(0); err != nil {
 			return err
@@ -180,7 +181,7 @@ func (f *fetcher) attempt(ctx context.Context, from, part string) (err error) {
 		}
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && have > 0:
 		if resp.Header.Get("Content-Range") == fmt.Sprintf("bytes */%d", have) {
-			return nil // all of it is here
+			return nil // already complete
 		}
 		return errors.Join(errors.New("the file there is shorter than what is here of it"), file.Truncate(0))
 	case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusRequestTimeout:
@@ -212,7 +213,7 @@ func (f *fetcher) attempt(ctx context.Context, from, part string) (err error) {
 	}
 }
 
-// stalled is the reason for which an attempt was cut, if it was.
+// stalled returns the reason why an attempt was cut off, or nil.
 func stalled(ctx context.Context) error {
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause

@@ -10,12 +10,12 @@ type Package struct {
 	Name         string `json:"name"`
 	Version      string `json:"version"`
 	Architecture string `json:"architecture"`
-	Source       string `json:"source,omitempty"`   // NAME@VERSION of Debian's source package, or the name of a source RPM
+	Source       string `json:"source,omitempty"`   // NAME@VERSION of the Debian source package, or the name of a source RPM
 	Supplier     string `json:"supplier,omitempty"` // the maintainer, or the vendor of an RPM
 }
 
-// ParseInstalled reads what the scripts have dpkg-query or rpm print: name, version, architecture, source package and
-// supplier a line.
+// ParseInstalled parses the scripts' output of dpkg-query or rpm: name, version, architecture, source package and
+// supplier per line.
 func ParseInstalled(out string) ([]Package, error) {
 	var all []Package
 	for line := range strings.Lines(out) {
@@ -24,7 +24,7 @@ func ParseInstalled(out string) ([]Package, error) {
 			return nil, fmt.Errorf("the list of packages has a line %q", line)
 		}
 		for i := range f {
-			if f[i] == "(none)" { // as rpm prints what is not there
+			if f[i] == "(none)" { // rpm's output for a missing value
 				f[i] = ""
 			}
 		}

@@ -24,33 +24,33 @@ const lockHead = `# The packages of every image, as they were when they were pin
 # "imagegen lock" pins anew what the archive has today.
 `
 
-// Lock pins every package of every image. What its roles list comes on top of the base, which all images have.
+// Lock pins every package of every image. Packages of roles are in addition to those of the base.
 type Lock struct {
 	Schema  int              `yaml:"schema"` // 1
 	Distro  string           `yaml:"distro"`
-	LeftOut []string         `yaml:"left_out,omitempty"` // suites that the archive at a plain address lacks
+	LeftOut []string         `yaml:"left_out,omitempty"` // suites that the mirror lacks
 	Base    *Pins            `yaml:"base,omitempty"`
 	Roles   map[string]*Pins `yaml:"roles,omitempty"`
 }
 
-// Pins are the packages that a list of names stands for.
+// Pins are the packages that a list of names was resolved to.
 type Pins struct {
-	Requested []string `yaml:"requested"` // the names; of package files, with the file's hash
+	Requested []string `yaml:"requested"` // names; for package files, with the file's hash
 	Packages  []Pin    `yaml:"packages"`  // sorted by name
 }
 
-// Pin is a package of which neither version nor content is left open.
+// Pin is a package with exact version and content.
 type Pin struct {
 	Name, Version, Architecture string
 	SHA256                      string // of the package file
 }
 
-// MarshalText writes a package as a line, so that a lock reads, and differs, line by line.
+// MarshalText writes a package as one line, so that locks are readable and diffs are line by line.
 func (p Pin) MarshalText() ([]byte, error) {
 	return fmt.Appendf(nil, "%s %s %s %s", p.Name, p.Version, p.Architecture, p.SHA256), nil
 }
 
-// UnmarshalText reads what MarshalText has written.
+// UnmarshalText parses the output of MarshalText.
 func (p *Pin) UnmarshalText(text []byte) error {
 	f := strings.Split(string(text), " ")
 	if len(f) != 4 || !isSHA256(f[3]) || slices.ContainsFunc(f[:3], func(s string) bool { return !Word.MatchString(s) }) {
@@ -60,7 +60,7 @@ func (p *Pin) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Word is what names, versions and architectures of packages are made of. They become arguments and file names.
+// Word matches names, versions and architectures of packages, which become arguments and file names.
 var Word = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~^:_-]*$`)
 
 func isSHA256(s string) bool {
@@ -69,7 +69,7 @@ func isSHA256(s string) bool {
 
 func (p Pin) String() string { return p.Name + " " + p.Version }
 
-// Named returns the sources that an image is to name: not those that the archive lacks.
+// Named returns the sources that go into an image: without those that the archive lacks.
 func (l *Lock) Named(sources []string) []string {
 	return slices.DeleteFunc(slices.Clone(sources), func(line string) bool {
 		all := parseList(line)
@@ -77,7 +77,7 @@ func (l *Lock) Named(sources []string) []string {
 	})
 }
 
-// Clone copies a lock as far as it is changed: sections are replaced, never written to.
+// Clone copies a lock. Pins are shared: they are replaced, never modified.
 func (l *Lock) Clone() *Lock {
 	n := *l
 	n.Roles = map[string]*Pins{}
@@ -87,7 +87,7 @@ func (l *Lock) Clone() *Lock {
 	return &n
 }
 
-// Fit returns what is pinned for a list of names; nil: nothing is, or something else.
+// Fit returns p if it was resolved from this list of names, or nil.
 func (p *Pins) Fit(requested []string) *Pins {
 	if p == nil || !slices.Equal(p.Requested, requested) {
 		return nil
@@ -95,7 +95,7 @@ func (p *Pins) Fit(requested []string) *Pins {
 	return p
 }
 
-// Misfits returns the roles that nothing, or something else, is pinned for than what they ask for.
+// Misfits returns the roles whose pins are missing or stale.
 func (l *Lock) Misfits(requests map[string][]string) (names []string) {
 	for _, name := range slices.Sorted(maps.Keys(requests)) {
 		if l.Roles[name].Fit(requests[name]) == nil {
@@ -105,7 +105,7 @@ func (l *Lock) Misfits(requests map[string][]string) (names []string) {
 	return names
 }
 
-// TooOld says which pinned package is older than a role can use; empty: none is.
+// TooOld describes the first pinned package that is older than the role's minimum, or returns "".
 func TooOld(minimum map[string]string, packages []Pin) string {
 	for _, p := range packages {
 		least := minimum[p.Name]
@@ -118,7 +118,8 @@ func TooOld(minimum map[string]string, packages []Pin) string {
 	return ""
 }
 
-// compareNumbers compares versions such as 5.7.26 number by number. What follows the digits of a number does not count.
+// compareNumbers compares versions such as 5.7.26 number by number. It ignores other characters after the digits of a
+// number.
 func compareNumbers(a, b string) int {
 	split := func(v string) (numbers []int) {
 		for _, part := range strings.Split(v, ".") {
@@ -131,8 +132,7 @@ func compareNumbers(a, b string) int {
 	return slices.Compare(split(a), split(b))
 }
 
-// Moved lists in words how the lock now differs from old, for the base and the named roles: a line for each of them that
-// differs.
+// Moved describes how the lock differs from old, for the base and the named roles: one line for each that differs.
 func (l *Lock) Moved(old *Lock, names []string) []string {
 	var lines []string
 	add := func(name string, old, now *Pins) {
@@ -154,10 +154,10 @@ func (l *Lock) Moved(old *Lock, names []string) []string {
 	return lines
 }
 
-// Change says which packages are in a list that were not (+), are no longer (-), or are others (→).
+// Change describes which packages were added (+), removed (-) or have another version (→).
 func Change(old, now []Pin) string {
 	var change []string
-	// Of some names there is a package for each of several architectures.
+	// A name may occur once per architecture.
 	names := map[string]int{}
 	for _, list := range [][]Pin{old, now} {
 		count := map[string]int{}
@@ -190,12 +190,12 @@ func Change(old, now []Pin) string {
 	return strings.Join(change, ", ")
 }
 
-// DropBase forgets the base, and with it the roles: what they get beside it depends on what is in it.
+// DropBase removes the pins of the base and of all roles: those of the roles depend on the base.
 func (l *Lock) DropBase() {
 	l.Base, l.Roles = nil, map[string]*Pins{}
 }
 
-// Listed names packages, the first of many.
+// Listed names packages for a message, at most five of them.
 func Listed(all []Pin) string {
 	var names []string
 	for _, p := range all[:min(len(all), 5)] {
@@ -217,7 +217,7 @@ func Names(packages []Pin) (all []string) {
 	return all
 }
 
-// ListChange says what a list has gained (+) and lost (-); empty: nothing.
+// ListChange describes what was added to (+) and removed from (-) a list, or returns "".
 func ListChange(old, now []string) string {
 	var change []string
 	for _, s := range now {
@@ -236,10 +236,10 @@ func ListChange(old, now []string) string {
 	return strings.Join(change, ", ")
 }
 
-// LockName is the file beside the spec that pins the packages of all images.
+// LockName is the name of the lock, beside the spec.
 const LockName = "imagegen.lock"
 
-// ReadLock returns the lock at a path, an empty one when there is none, or one of another distro.
+// ReadLock returns the lock at a path, or an empty lock if there is none or it is for another distro.
 func ReadLock(path, distro string) (*Lock, error) {
 	l := &Lock{Schema: 1, Distro: distro, Roles: map[string]*Pins{}}
 	data, err := os.ReadFile(path)
@@ -259,7 +259,7 @@ func ReadLock(path, distro string) (*Lock, error) {
 		return nil, fmt.Errorf("%s: this imagegen reads schema 1, not %d; use the imagegen that wrote it, or remove the file", path, read.Schema)
 	}
 	if read.Distro != l.Distro {
-		return l, nil // the spec has moved to another distro: nothing is pinned yet
+		return l, nil // the spec has changed its distro: nothing is pinned yet
 	}
 	if read.Roles == nil {
 		read.Roles = l.Roles

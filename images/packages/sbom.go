@@ -11,7 +11,7 @@ import (
 	"imagegen/internal/uuid"
 )
 
-// The parts of an SPDX 2.3 document (ISO/IEC 5962) that say which packages an image holds.
+// The parts of an SPDX 2.3 document (ISO/IEC 5962) that describe an image's packages.
 type (
 	spdxDocument struct {
 		Version       string             `json:"spdxVersion"`
@@ -62,18 +62,18 @@ const (
 	noAssertion    = "NOASSERTION"
 )
 
-// Image is what a bill of materials is of.
+// Image is what an SBOM describes.
 type Image struct {
 	Name     string
 	Identity string
 	Distro   string
-	// Digest of the raw disk, called sparse_sha256 in manifests; in those of older versions its SHA-256 instead.
+	// Digest is the raw disk's sparse_sha256 from the manifest. Manifests of older versions have its SHA-256 instead.
 	Digest, SHA256 string
-	Pinned         []Pin // files that were installed
+	Pinned         []Pin // the package files that were installed
 	Packages       []Package
 }
 
-// SBOM returns the bill of materials of an image, as SPDX 2.3 in JSON. It is a function of what it is given alone.
+// SBOM returns the SBOM of an image, as SPDX 2.3 in JSON. The same input has the same SBOM.
 func SBOM(m Image) ([]byte, error) {
 	image := spdxPackage{
 		Name: m.Name, ID: spdxImageID, Version: m.Identity, Supplier: noAssertion, Location: noAssertion, Purpose: "OPERATING-SYSTEM",
@@ -91,16 +91,16 @@ func SBOM(m Image) ([]byte, error) {
 		Packages:      []spdxPackage{image},
 		Relationships: []spdxRelationship{{spdxDocumentID, "DESCRIBES", spdxImageID}},
 	}
-	files := map[Pin]string{} // without their hash
+	files := map[Pin]string{} // the key has no hash
 	for _, p := range m.Pinned {
 		files[Pin{Name: p.Name, Version: p.Version, Architecture: p.Architecture}] = p.SHA256
 	}
 	for i, p := range m.Packages {
 		var sums []spdxChecksum
-		if sum, ok := files[Pin{Name: p.Name, Version: p.Version, Architecture: p.Architecture}]; ok { // not of what came with the base, where that is a disk
+		if sum, ok := files[Pin{Name: p.Name, Version: p.Version, Architecture: p.Architecture}]; ok { // packages of a base that is a disk have none
 			sums = []spdxChecksum{{"SHA256", sum}}
 		}
-		// A name may be there twice (kernels, architectures) and hold what an ID may not: a number cannot clash.
+		// Names may occur twice (kernels, architectures) and contain characters that IDs must not: use a number.
 		id := fmt.Sprintf("SPDXRef-Package-%d", i+1)
 		d.Packages = append(d.Packages, spdxPackage{
 			Name: p.Name, ID: id, Version: p.Version, Supplier: p.supplier(), Location: noAssertion, Checksums: sums,
@@ -116,7 +116,7 @@ func SBOM(m Image) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// supplier is who the package is from, as SPDX writes it. Whether a maintainer is a person or a team cannot be told.
+// supplier returns the supplier in SPDX's syntax. Persons and teams cannot be distinguished.
 func (p Package) supplier() string {
 	name, rest, _ := strings.Cut(p.Supplier, "<")
 	address, _, _ := strings.Cut(rest, ">")
@@ -129,9 +129,9 @@ func (p Package) supplier() string {
 	return "Organization: " + name
 }
 
-// upstream names the source package, which is what advisories are about, in the form that Syft has introduced and scanners
-// read: NAME, or NAME@VERSION where the version is another one, or the name of a source RPM. It is empty where it would say
-// nothing, and in manifests of older versions.
+// upstream returns the source package, which advisories refer to, in the form that Syft introduced and scanners read:
+// NAME, NAME@VERSION if the version differs, or the name of a source RPM. It returns "" if name and version are the
+// package's own, and for manifests of older versions.
 func (p Package) upstream() string {
 	name, version, _ := strings.Cut(p.Source, "@")
 	switch {
@@ -143,7 +143,7 @@ func (p Package) upstream() string {
 	return ""
 }
 
-// purl names the package to programs that look for known weaknesses: https://github.com/package-url/purl-spec.
+// purl returns the package URL, by which scanners find known vulnerabilities: https://github.com/package-url/purl-spec.
 func (p Package) purl(d distro.Distro) string {
 	version := p.Version
 	query := url.Values{"arch": {p.Architecture}, "distro": {d.PURL.Distro}}

@@ -9,14 +9,14 @@ import (
 // Repo is a repository of RPM packages.
 type Repo struct {
 	Name     string
-	URLs     []string // tried in order; $basearch and $releasever as yum has them
+	URLs     []string // tried in order; may contain yum's $basearch and $releasever
 	Keys     []string // URLs or file: paths in the image
 	Exclude  []string
-	Priority int // as yum-plugin-priorities has it: lower wins; 0: the default
+	Priority int // of yum-plugin-priorities: lower wins; 0: the default
 }
 
-// RepoFile writes repositories as yum reads them. Of several addresses the first that answers is used, and packages are
-// taken only when they are signed with one of the keys.
+// RepoFile returns repositories as a .repo file. yum uses the first URL that answers, and accepts only packages signed
+// with one of the keys.
 func RepoFile(repos []Repo) string {
 	var b strings.Builder
 	b.WriteString("# Made by imagegen, for the time of the bake.\n")

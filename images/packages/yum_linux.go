@@ -24,20 +24,16 @@ import (
 	"imagegen/internal/xz"
 )
 
-// Packages of centos7 are found by the disk's own yum: it alone knows what the disk has already, and what it would do. It is
-// asked on a copy of the disk, with a network. Packages that are pinned are found in the lists of the repositories, which
-// are read here, by what they are: yum, asked for them, would resolve once more.
-
-// Lacking returns those packages that the store has not got.
+// Lacking returns the packages that are not in the store.
 func (s Store) Lacking(packages []Pin) []Pin {
 	return slices.DeleteFunc(slices.Clone(packages), func(p Pin) bool { return s.Has(p.SHA256) })
 }
 
-// rpmDownloads is how many packages are fetched at once. Archives of what is gone are not quick, and not rich.
+// rpmDownloads is the number of parallel downloads. It is small: archives of old releases are slow.
 const rpmDownloads = 4
 
-// FetchRPMs brings packages from repositories into the store. Those that no repository has are returned, and then nothing is
-// fetched.
+// FetchRPMs downloads packages from repositories into the store. If some are in no repository, it downloads nothing and
+// returns those.
 func (s Store) FetchRPMs(ctx context.Context, repos []Repo, missing []Pin, say func(string)) (gone []Pin, err error) {
 	path := s.Path("rpms.lock")
 	lock, err := filelock.Lock(ctx, path, syscall.LOCK_EX|syscall.LOCK_NB)
@@ -65,7 +61,7 @@ func (s Store) FetchRPMs(ctx context.Context, repos []Repo, missing []Pin, say f
 		}
 		say("read the package list of " + r.Name)
 		f := newFetcher(lists, say)
-		f.tries = 1 // the next address may be quicker
+		f.tries = 1 // try the other URLs before retrying
 		err := findRPMs(ctx, f, r, missing, where)
 		if err != nil {
 			f.tries = fetchTries
@@ -84,7 +80,7 @@ func (s Store) FetchRPMs(ctx context.Context, repos []Repo, missing []Pin, say f
 		}
 	}
 	switch {
-	case gone != nil && unread != nil: // it may have them
+	case gone != nil && unread != nil: // the repositories that could not be read may have them
 		return nil, fmt.Errorf("%s not in the cache, and not in the repositories that could be read:\n%w", Listed(gone), errors.Join(unread...))
 	case gone != nil:
 		return gone, nil
@@ -122,8 +118,8 @@ func (s Store) FetchRPMs(ctx context.Context, repos []Repo, missing []Pin, say f
 	return nil, errors.Join(errs...)
 }
 
-// findRPMs notes where in a repository packages are, as far as it has them. Of its addresses the first that can be read counts,
-// and the others are where a package may be as well.
+// findRPMs adds to where the addresses of the packages that a repository has. It reads the package list from the first
+// URL that works; that URL and those after it are the addresses.
 func findRPMs(ctx context.Context, f *fetcher, r Repo, missing []Pin, where map[Pin][]string) error {
 	var failed []error
 	for i, url := range r.URLs {
@@ -146,15 +142,15 @@ func findRPMs(ctx context.Context, f *fetcher, r Repo, missing []Pin, where map[
 	return errors.Join(failed...)
 }
 
-// expandURL is the address of a repository without what yum fills in, ending in a slash.
+// expandURL replaces yum's variables in a repository's URL and makes it end in a slash.
 func expandURL(url string) string {
 	return strings.TrimSuffix(strings.NewReplacer("$basearch", "x86_64", "$arch", "x86_64", "$releasever", "7").Replace(url), "/") + "/"
 }
 
-// rpmFiles is what a repository has: paths of package files, by what they are known by.
+// rpmFiles maps packages to paths in a repository.
 type rpmFiles struct {
 	sums   map[string]string // by SHA-256
-	others map[string]string // by name, version and architecture, where the list does not say the SHA-256
+	others map[string]string // by name, version and architecture, for entries without SHA-256
 }
 
 func (r rpmFiles) find(p Pin) string {
@@ -174,7 +170,7 @@ type hrefXML struct {
 	Path string `xml:"href,attr"`
 }
 
-// readRepository reads a repository's list of packages.
+// readRepository reads a repository's package list.
 func readRepository(ctx context.Context, f *fetcher, url string) (rpmFiles, error) {
 	index := filepath.Join(f.dir, jsonhash.Of(url))
 	if err := f.download(ctx, url+"repodata/repomd.xml", index); err != nil {
@@ -225,10 +221,10 @@ func readRepository(ctx context.Context, f *fetcher, url string) (rpmFiles, erro
 	return rpmFiles{}, fmt.Errorf("%srepodata/repomd.xml names no list of packages", url)
 }
 
-// unwrap hands on what is in a list of packages, which may be packed.
+// unwrap decompresses a package list if needed.
 func unwrap(ctx context.Context, file io.Reader, use func(io.Reader) error) error {
 	r := bufio.NewReaderSize(ctxio.Reader(ctx, file), 1<<20)
-	head, _ := r.Peek(6) // one that is shorter is no XML either
+	head, _ := r.Peek(6) // a file too short for that is no XML either
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
 		z, err := gzip.NewReader(r)
@@ -244,7 +240,7 @@ func unwrap(ctx context.Context, file io.Reader, use func(io.Reader) error) erro
 	return use(r)
 }
 
-// readPrimary reads a list of packages.
+// readPrimary parses a package list.
 func readPrimary(r io.Reader) (rpmFiles, error) {
 	files := rpmFiles{map[string]string{}, map[string]string{}}
 	for d := xml.NewDecoder(r); ; {
@@ -282,7 +278,7 @@ func readPrimary(r io.Reader) (rpmFiles, error) {
 	}
 }
 
-// TakeRPMs puts pinned packages into a new folder.
+// TakeRPMs copies pinned packages to a folder.
 func (s Store) TakeRPMs(ctx context.Context, dir string, packages []Pin) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
