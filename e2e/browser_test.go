@@ -187,7 +187,7 @@ func (br *browser) frontPage() error {
 		}
 	}
 	if sheets == 0 {
-		return fmt.Errorf("the front page has asked for no style sheet: %d requests", len(requests))
+		return fmt.Errorf("the front page has requested no style sheet: %d requests", len(requests))
 	}
 	// From the theme, from a block's style sheet, and the browser's defaults.
 	var styles map[string]string

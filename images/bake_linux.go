@@ -129,7 +129,7 @@ func (b *bake) run(ctx context.Context, steps ...multistep.Step) error {
 	}
 	// Programs in the bake only see a disk that returns errors. Measure before the folder is removed.
 	if free, ok := freeBytes(work); ok && b.err != nil && free < 16<<20 {
-		return fmt.Errorf("%s is full, %d MiB are free: free some space there, or name another folder with --cache: %w", b.config.CacheDir, free>>20, b.err)
+		return fmt.Errorf("%s is full, %d MiB are free: free some space there, or choose another folder with --cache: %w", b.config.CacheDir, free>>20, b.err)
 	}
 	return b.err
 }

@@ -33,7 +33,7 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// TestMain lets the test binary run itself as a build that can be killed.
+// TestMain lets the test binary run itself as a build, which tests can kill.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("IMAGES_TEST_BUILD"); dir != "" {
 		os.Exit(buildForTest(dir))
@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// buildForTest builds what the folder says, and prints each step.
+// buildForTest builds the project in a folder and prints each step.
 func buildForTest(dir string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -63,14 +63,14 @@ func buildForTest(dir string) int {
 	return 0
 }
 
-// told is a Progress that passes the steps on.
+// told is a Progress that reports the steps to a function.
 type told func(image, what string)
 
 func (f told) Step(image, what string)      { f(image, what) }
 func (told) Done(image string, cached bool) {}
 func (told) Note(text string)               {}
 
-// needBake skips what cannot run here, and says why.
+// needBake skips the test if baking is impossible here.
 func needBake(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
@@ -95,7 +95,7 @@ func needBake(t *testing.T) {
 	resp.Body.Close()
 }
 
-// run is a build in a process of its own.
+// run is a build in another process.
 type run struct {
 	cmd   *exec.Cmd
 	lines chan string
@@ -109,7 +109,7 @@ func startBuild(t *testing.T, dir, cache string) *run {
 	}
 	r := &run{cmd: exec.Command(self), lines: make(chan string, 1000)}
 	r.cmd.Env = append(os.Environ(), "IMAGES_TEST_BUILD="+dir, "IMAGES_TEST_CACHE="+cache)
-	// A process group as a shell gives to a command, for a Ctrl-C to go to all of.
+	// A process group of its own, as a shell's for a command, to send Ctrl-C to all its processes.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := r.cmd.StdoutPipe()
 	if err != nil {
@@ -143,28 +143,20 @@ func (r *run) until(t *testing.T, step string) {
 	t.Fatalf("the build ended without %q", step)
 }
 
-// eventually waits for a condition that the kernel brings about by itself.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Errorf("after two minutes it is still not so: %s", what)
-			return
-		}
-	}
-}
+// untilLimit is the limit of testkit.Until for conditions that the kernel fulfils soon, even on a busy machine.
+const untilLimit = 2 * time.Minute
 
-// nothingRuns checks that nothing of a bake below dir is left in the kernel.
+// nothingRuns checks that no loop device, process or mount of a bake below dir is left.
 func nothingRuns(t *testing.T, dir string) {
 	t.Helper()
-	eventually(t, "no loop device on "+dir, func() bool {
+	testkit.Until(t, untilLimit, "no loop device on "+dir, func() bool {
 		files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 		return !slices.ContainsFunc(files, func(f string) bool {
 			backing, _ := os.ReadFile(f)
 			return strings.HasPrefix(string(backing), filepath.Join(dir, "work")+"/")
 		})
 	})
-	eventually(t, "no process works in "+dir, func() bool {
+	testkit.Until(t, untilLimit, "no process works in "+dir, func() bool {
 		links, _ := filepath.Glob("/proc/[0-9]*/root")
 		return !slices.ContainsFunc(links, func(l string) bool {
 			to, _ := os.Readlink(l)
@@ -177,7 +169,7 @@ func nothingRuns(t *testing.T, dir string) {
 	}
 }
 
-// files lists what is in a folder, but for locks.
+// files lists a folder, without locks.
 func files(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -193,8 +185,8 @@ func files(t *testing.T, dir string) []string {
 	return names
 }
 
-// TestBake goes through the life of a cache: killed while the base is made, interrupted, killed while an image is made,
-// then done; after that what can go wrong with a base there.
+// TestBake follows a cache: a build is killed while it makes the base, interrupted, killed while it makes an image, and
+// then finishes. After that, the base is damaged in several ways.
 func TestBake(t *testing.T) {
 	needBake(t)
 	t.Parallel()
@@ -225,7 +217,7 @@ func TestBake(t *testing.T) {
 		return bytes
 	}
 	before := written()
-	eventually(t, "Debian is being written", func() bool { return written() > before+30<<20 })
+	testkit.Until(t, untilLimit, "Debian is being written", func() bool { return written() > before+30<<20 })
 	if err := r.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +231,7 @@ func TestBake(t *testing.T) {
 	}
 	took("kill -9 in the base")
 
-	// Ctrl-C in a terminal goes to the programs that imagegen runs as well.
+	// In a terminal, Ctrl-C also reaches the programs that imagegen runs.
 	r = startBuild(t, dir, cache)
 	r.until(t, "base: install Debian")
 	interrupted := time.Now()
@@ -361,7 +353,7 @@ func wantError(t *testing.T, err error, parts ...string) {
 	}
 }
 
-// sealed checks what an image holds, and that it holds nothing of the machine that made it.
+// sealed checks the content of an image, and that nothing from the build host is in it.
 func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 	file := r.Path
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o444 || info.Size() != 4<<30 {
@@ -478,7 +470,7 @@ func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 	}
 }
 
-// bakedOffline bakes another image with the network taken away, and then with a package that is no longer what it was.
+// bakedOffline bakes another image without a network, and then with a damaged package in the cache.
 func bakedOffline(t *testing.T, dir, cache string) {
 	role := filepath.Join(dir, "roles/tiny/role.yaml")
 	testkit.Write(t, role, strings.Replace(tinyRole, "cron.daily/*", "cron.weekly/*", 1))
@@ -525,7 +517,7 @@ func bakedOffline(t *testing.T, dir, cache string) {
 	}
 }
 
-// mountSmall mounts a new ext4 file system of a size and returns its folder.
+// mountSmall mounts a new ext4 file system of this size and returns its folder.
 func mountSmall(t *testing.T, size int64) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -550,7 +542,7 @@ func mountSmall(t *testing.T, size int64) string {
 	return at
 }
 
-// fullAtWork fills the disk with the cache in the middle of a bake.
+// fullAtWork fills the cache's disk during a bake.
 func fullAtWork(t *testing.T, dir, cache string) {
 	small := mountSmall(t, 3<<30)
 	for _, shared := range []string{"base", "packages", "archive"} {
@@ -593,7 +585,7 @@ func fullAtWork(t *testing.T, dir, cache string) {
 	}
 }
 
-// TestSmallDisk refuses to begin.
+// TestSmallDisk: a bake fails at once if the cache's disk is too small.
 func TestSmallDisk(t *testing.T) {
 	if err := builder.CheckTools(program.Path, toolsOf("debian12")); err != nil {
 		t.Skipf("a small disk is NOT tested: %v", err)
@@ -607,7 +599,7 @@ func TestSmallDisk(t *testing.T) {
 	}
 }
 
-// TestNoBase has archives from which no base can be made.
+// TestNoBase: archives from which no base can be made.
 func TestNoBase(t *testing.T) {
 	if err := builder.CheckTools(program.Path, toolsOf("debian12")); err != nil {
 		t.Skipf("bases that fail are NOT tested: %v", err)
@@ -653,7 +645,7 @@ func TestMissingTools(t *testing.T) {
 	wantError(t, builder.CheckTools("/nonexistent", toolsOf("centos7")), "xfs_growfs, xfs_repair, qemu-img, e2fsck, ", "xfsprogs qemu-utils mount")
 }
 
-// TestLeftovers: folders of bakes that are at work stay, others go; so do loop devices.
+// TestLeftovers: folders and loop devices of killed bakes are removed, those of running bakes are not.
 func TestLeftovers(t *testing.T) {
 	c := Config{CacheDir: t.TempDir()}
 	if err := os.Mkdir(filepath.Join(c.CacheDir, "work"), 0o755); err != nil {
@@ -695,7 +687,7 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// TestLocks: who waits for a lock can be interrupted, and is told that there is one.
+// TestLocks: waiting for a lock is reported, and can be interrupted.
 func TestLocks(t *testing.T) {
 	var said []string
 	c := Config{CacheDir: t.TempDir(), UI: told(func(image, what string) { said = append(said, image+": "+what) })}
@@ -723,8 +715,8 @@ func TestLocks(t *testing.T) {
 	second.Close()
 }
 
-// TestReproducible bakes an image twice, from nothing but a lock and its packages: at different times, in different
-// folders, time zones, languages and umasks, with other numbers of jobs. Not a bit may differ, in any format.
+// TestReproducible bakes an image twice, from only a lock and its packages: at different times and in different
+// folders, time zones, languages and umasks, with different numbers of jobs. All formats must be equal, bit for bit.
 func TestReproducible(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") == "" {
 		t.Skip("IMAGEGEN_E2E is not set: that bakes are repeatable is NOT tested")

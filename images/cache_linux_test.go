@@ -10,7 +10,8 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// TestTrim: what no build has used for long goes out of the cache, unless it is in an output folder or somebody is building.
+// TestTrim: the cache drops what no build has used for long, unless it is linked into an output folder or a build is
+// running.
 func TestTrim(t *testing.T) {
 	var notes []string
 	c := Config{CacheDir: t.TempDir(), UI: noted{&notes}}

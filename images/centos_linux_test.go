@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"imagegen/cluster"
 	known "imagegen/distro"
 	"imagegen/images/builder"
 	"imagegen/images/distro"
@@ -23,13 +22,13 @@ import (
 	"imagegen/internal/program"
 	"imagegen/internal/sparse"
 	"imagegen/internal/testkit"
-	"imagegen/roles"
+	"imagegen/internal/testspec"
 )
 
-// The packages of CentOS are not here. What stands in for them has their names and, of their content, what the script
-// touches; the repositories, signatures, dependencies and the tools that read them are real.
+// The packages of CentOS are not available here. The tests' packages have the same names, and the files that the script
+// uses; repositories, signatures, dependencies and the tools that read them are real.
 
-// rpmFixture is a package of ours.
+// rpmFixture is a package built for a test.
 type rpmFixture struct {
 	name, version string
 	requires      string
@@ -40,7 +39,7 @@ func unitFile(name string) (string, string) {
 	return "/usr/lib/systemd/system/" + name, "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
 }
 
-// takesNote is a program that notes how it was called.
+// takesNote is a program that records its arguments.
 func takesNote(name string) string {
 	return fmt.Sprintf("#!/bin/sh\necho %s \"$@\" >>/noted\n", name)
 }
@@ -61,7 +60,7 @@ func fixtures() map[string][]rpmFixture {
 		}
 		return m
 	}
-	// Repositories that packages bring are dead, and enabled.
+	// Packages bring repositories that no longer exist, but are enabled.
 	dead := "[dead]\nname=dead\nbaseurl=http://127.0.0.1:1/\nenabled=1\ngpgcheck=0\nskip_if_unavailable=0\n"
 	base := []rpmFixture{
 		{"ca-certificates", "2023", "", with("/etc/yum.repos.d/CentOS-Base.repo", dead)},
@@ -87,7 +86,7 @@ func fixtures() map[string][]rpmFixture {
 		"base": base,
 		"epel": {
 			{"nginx", "1.20.1", "", unit("nginx.service")},
-			{"userspace-rcu", "0.99", "", nil}, // newer, so that only the exclusion keeps it out
+			{"userspace-rcu", "0.99", "", nil}, // newer, so only the exclusion prevents its installation
 		},
 		"gluster": {
 			{"userspace-rcu", "0.10.0", "", nil},
@@ -96,7 +95,7 @@ func fixtures() map[string][]rpmFixture {
 	}
 }
 
-// buildRPMs builds packages with rpmbuild and signs them with the key of a name in home; empty: not at all.
+// buildRPMs builds packages with rpmbuild, and signs them with the named key in home unless key is empty.
 func buildRPMs(t *testing.T, dir, home, key string, all []rpmFixture) {
 	t.Helper()
 	var head, install, files strings.Builder
@@ -137,7 +136,7 @@ func buildRPMs(t *testing.T, dir, home, key string, all []rpmFixture) {
 	testkit.Must(t, exec.Command("createrepo_c", "-q", filepath.Join(dir, "x86_64")))
 }
 
-// TestCentOSBaseFails: what a person has to see when the base cannot be had, and that nothing of it is kept.
+// TestCentOSBaseFails: errors when the base cannot be downloaded or unpacked. Nothing of it is kept.
 func TestCentOSBaseFails(t *testing.T) {
 	if err := builder.CheckTools(program.Path, toolsOf("centos7")); err != nil {
 		t.Skipf("NOT TESTED: %v", err)
@@ -156,7 +155,7 @@ func TestCentOSBaseFails(t *testing.T) {
 	other := testkit.SHA256([]byte("<html>"))
 	for base, want := range map[string][]string{
 		"{url: " + server.URL + "/gone, sha256: " + other + "}": {
-			"download the base of centos7: " + server.URL + "/gone: the server answers 404 Not Found\n", "base: {url: …, sha256: …}", "base: {file: …, sha256: …}"},
+			"download the base of centos7: " + server.URL + "/gone: the server answered 404 Not Found\n", "base: {url: …, sha256: …}", "base: {file: …, sha256: …}"},
 		"{url: " + server.URL + "/disk, sha256: " + other + "}": {server.URL + "/disk: its SHA-256 is " + testkit.SHA256(data) + " and should be " + other},
 		"{file: disk, sha256: " + other + "}":                   {"check the disk: " + dir + "/disk: its SHA-256 is " + testkit.SHA256(data), "correct base.sha256"},
 		"{file: page, sha256: " + other + "}":                   {"unpack the disk: it is neither a qcow2 nor a raw disk"},
@@ -180,7 +179,7 @@ func TestCentOSBaseFails(t *testing.T) {
 	}
 }
 
-// centosBakeRoot makes a root of its own, this machine's under a layer that is gone afterwards, and runs a script in it.
+// centosBakeRoot runs a script in a temporary root file system: an overlay on this machine's.
 const centosBakeRoot = `
 set -eu
 mount -t tmpfs tmpfs "$DIR"
@@ -210,11 +209,11 @@ exec chroot . /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr
     bash --posix -c "$(cat bake/script) $CHECK" 3>&1
 `
 
-// overlayBuilder runs the script in such a root, and what looks at the result afterwards.
+// overlayBuilder runs the script in such a root, and after it a script that inspects the result.
 type overlayBuilder struct {
 	dir   string // empty
 	check string
-	out   *string // what was printed
+	out   *string // output of both scripts
 }
 
 func (overlayBuilder) VM() bool { return false }
@@ -244,7 +243,7 @@ func needCentOSTools(t *testing.T) {
 	}
 }
 
-// wantPins checks the names of what is pinned.
+// wantPins compares the names of pinned packages.
 func wantPins(t *testing.T, got []packages.Pin, want ...string) {
 	t.Helper()
 	slices.Sort(want)
@@ -253,8 +252,8 @@ func wantPins(t *testing.T, got []packages.Pin, want ...string) {
 	}
 }
 
-// TestCentOSScript takes packages through the scripts for images of CentOS 7 with real rpm and dnf: what is needed is found
-// out with a network, and put into an image without one.
+// TestCentOSScript runs the scripts for CentOS 7 images with real rpm and dnf: they resolve packages with a network,
+// and install them without one.
 func TestCentOSScript(t *testing.T) {
 	needCentOSTools(t)
 	dir := t.TempDir()
@@ -269,10 +268,6 @@ func TestCentOSScript(t *testing.T) {
 	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
 	t.Cleanup(server.Close)
 
-	catalogue, err := roles.Load("")
-	if err != nil {
-		t.Fatal(err)
-	}
 	at := func(repo string) string {
 		return "urls: [" + server.URL + "/" + repo + "/$basearch/], keys: [" + server.URL + "/keys/right]"
 	}
@@ -280,14 +275,10 @@ func TestCentOSScript(t *testing.T) {
 	for _, name := range []string{"updates", "extras", "pxc-57", "pxb-24"} {
 		repos += "  " + name + ": {" + at("empty") + "}\n"
 	}
-	// request is what yum is asked for a role; more packages can be added.
+	// request returns what yum is asked for a role. Packages may be added.
 	request := func(t *testing.T, role, repos, more string) (*Config, distro.Inputs) {
 		t.Helper()
-		text := strings.Replace(string(cluster.Reference("centos7")), "\nroles:", "\nselinux: enforcing\nrepos:\n"+repos+"\nroles:", 1)
-		spec, err := cluster.Parse(filepath.Join(dir, "cluster.yaml"), []byte(text), catalogue.Rules())
-		if err != nil {
-			t.Fatal(err)
-		}
+		spec, catalogue := testspec.Reference(t, filepath.Join(dir, "cluster.yaml"), "centos7", "selinux: enforcing\nrepos:\n"+repos)
 		c := &Config{Spec: spec, Catalogue: catalogue, CacheDir: t.TempDir(), Agent: filepath.Join(dir, "agent"), UI: silent{}}
 		in, err := c.inputs(t.Context(), role, baseOf(t, c), testkit.SHA256([]byte("#!/bin/sh\n")), nil)
 		if err != nil {
@@ -303,7 +294,7 @@ func TestCentOSScript(t *testing.T) {
 		in.Packages = append(in.Packages, strings.Fields(more)...)
 		return c, in
 	}
-	// ask has yum find out what is needed.
+	// ask resolves packages with yum.
 	ask := func(t *testing.T, c *Config, requests map[string]distro.Inputs) (*bake, *packages.Lock, string, error) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
@@ -328,7 +319,7 @@ func TestCentOSScript(t *testing.T) {
 		b.plan = &plan{inputs: in}
 		return b, l, out, err
 	}
-	// bake makes the image of what was found; check looks at it.
+	// bake makes an image from the resolved packages. check inspects it.
 	bake := func(t *testing.T, b *bake, l *packages.Lock, role, check string) string {
 		t.Helper()
 		var out string
@@ -419,7 +410,7 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 		_, state, _ := strings.Cut(out, "# state\n")
 		for _, want := range []string{
 			"semanage boolean -m --on mysql_connect_any\n", "semanage port -a -t mysqld_port_t -p tcp 4444\nsemanage port -a -t mysqld_port_t -p tcp 4567\n",
-			// what the policy has given to others is taken from them
+			// ports that the policy assigns to another type
 			"semanage port -a -t mysqld_port_t -p tcp 4567\nsemanage port -m -t mysqld_port_t -p tcp 4567\n",
 			"semanage port -m -t mysqld_port_t -p udp 4567\n", "semanage permissive -a mysqld_t\n",
 			"Percona-XtraDB-Cluster-57\t5.7.44-1.el7\tx86_64\tfixtures-1-1.src.rpm\t(none)\n", "extra\t1-1.el7\tx86_64\tfixtures-1-1.src.rpm\t(none)\n", "\ndisabled\n",
@@ -463,9 +454,9 @@ for u in chronyd sshd imagegen-node nginx iptables ip6tables; do echo "$u $(syst
 	}
 }
 
-// TestCentOSBake bakes an image for centos7 from end to end: the base is downloaded, over a connection that is cut, and
-// unpacked; the disk grows; packages come from repositories here. The base is an XFS disk as CentOS has it, but with Debian's
-// programs on it, which have the names that the script calls.
+// TestCentOSBake bakes a centos7 image from end to end: the base is downloaded over a connection that breaks, and
+// unpacked; the disk grows; packages come from local repositories. The base is an XFS disk like CentOS's, with Debian's
+// programs under the names that the script calls.
 func TestCentOSBake(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") == "" {
 		t.Skip("NOT TESTED: a whole bake for centos7 takes minutes (make e2e does it)")
@@ -508,7 +499,7 @@ func TestCentOSBake(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(disks.Asked) != 2 || disks.Asked[1] != fmt.Sprintf("bytes=%d-", len(base)/2) {
-		t.Errorf("the base was asked for as %q", disks.Asked)
+		t.Errorf("the base was requested as %q", disks.Asked)
 	}
 	manifest, err := os.ReadFile(results[0].Manifest)
 	if err != nil {
@@ -558,8 +549,8 @@ readlink etc/systemd/system/multi-user.target.wants/*
 	})
 }
 
-// centosLocked goes on with the lock that a bake has made: without a network, with a package that is no longer what it was, and with
-// repositories that have moved on. Epel makes one of them anew.
+// centosLocked continues with the lock written by a bake: without a network, with a damaged package, and with
+// repositories whose packages have changed. epel builds one of them again.
 func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture)) {
 	t.Helper()
 	lock := func() (string, *packages.Lock) {
@@ -581,7 +572,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 			t.Errorf("%q is not in the lock:\n%s", line, first)
 		}
 	}
-	// change makes another image of the role.
+	// change bakes another image of the role.
 	change := func(remove string) {
 		t.Helper()
 		role := filepath.Join(project, "roles/tiny/role.yaml")
@@ -628,7 +619,8 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 		t.Errorf("the lock has changed by itself:\n%s", now)
 	}
 
-	// The repository moves on: what the cache has is not asked for, and what it has lost can no longer be had.
+	// The repository changes: packages in the cache are not requested again, and those that it dropped are reported as
+	// gone.
 	epel([]rpmFixture{{"nginx", "1.20.2", "nginx-core", map[string]string{"/usr/lib/systemd/system/nginx.service": "[Install]\nWantedBy=multi-user.target\n"}}, {"nginx-core", "1.20.2", "", nil}})
 	change("/opt/two")
 	c.Locked = true
@@ -639,7 +631,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 		t.Fatal(err)
 	}
 	_, err = Build(t.Context(), c)
-	wantError(t, err, "package nginx 1.20.1-1.el7 is pinned in "+c.LockPath()+", and neither in the cache nor in the archive any more, which has:\n"+
+	wantError(t, err, "package nginx 1.20.1-1.el7 is pinned in "+c.LockPath()+", but neither in the cache nor in the archive, which has:\n"+
 		"  tiny: nginx 1.20.1-1.el7 → 1.20.2-1.el7, + nginx-core 1.20.2-1.el7\n", "imagegen lock")
 	if now, _ := lock(); now != first {
 		t.Errorf("--locked has changed the lock:\n%s", now)
@@ -656,7 +648,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 		t.Errorf("the plan is %+v, %v", plans, err)
 	}
 
-	// What the lock pins and the cache lacks is fetched from the repositories, without yum or the disk.
+	// Packages that are in the lock, but not in the cache, are downloaded without yum or the disk.
 	_, l = lock()
 	for _, p := range []packages.Pin{l.Base.Packages[0], l.Roles["tiny"].Packages[0]} {
 		if err := os.Remove(in(p)); err != nil {
@@ -676,20 +668,20 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 	if err := Fetch(t.Context(), c); err != nil {
 		t.Errorf("all is there: %v", err)
 	}
-	// Another list cannot be resolved without repositories.
+	// A changed package list cannot be resolved without repositories.
 	testkit.Write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, socat]}}\n")
 	c = mustConfig(t, project, c.CacheDir)
 	c.Locked = true
-	wantError(t, Fetch(t.Context(), c), "does not fit", "  tiny: package list: + socat\n", "without --locked")
+	wantError(t, Fetch(t.Context(), c), "does not match", "  tiny: package list: + socat\n", "without --locked")
 	c.Locked, c.Offline = false, true
 	wantError(t, Fetch(t.Context(), c), c.LockPath()+" does not pin all that", "Only yum can find it", "imagegen fetch")
-	// A package that is not there is a fault of who wrote its name.
+	// A missing package is reported at the place where it is named.
 	testkit.Write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, nosuchpkg]}}\n")
 	c = mustConfig(t, project, c.CacheDir)
 	wantError(t, Fetch(t.Context(), c), "roles/tiny/role.yaml:2:39: distros.centos7.packages[1]: no repository has a package nosuchpkg for centos7")
 }
 
-// TestFetchRPMs: packages that are pinned are found in the lists of repositories, whatever these are packed with and name them by.
+// TestFetchRPMs: pinned packages are found in package lists of every compression and checksum.
 func TestFetchRPMs(t *testing.T) {
 	for name, pkg := range map[string]string{"rpmbuild": "rpm", "createrepo_c": "createrepo-c", "xz": "xz-utils"} {
 		if _, err := exec.LookPath(name); err != nil {
@@ -725,7 +717,7 @@ func TestFetchRPMs(t *testing.T) {
 	whole, cut := filepath.Join(dir, "x86_64"), filepath.Join(dir, "cut/x86_64")
 	testkit.Must(t, exec.Command("cp", "-r", whole, filepath.Join(dir, "x")))
 	testkit.Must(t, exec.Command("mkdir", "-p", cut))
-	testkit.Must(t, exec.Command("cp", "-r", filepath.Join(whole, "repodata"), cut)) // has lost the packages
+	testkit.Must(t, exec.Command("cp", "-r", filepath.Join(whole, "repodata"), cut)) // lists packages that it does not have
 	for packed, args := range map[string][]string{"gz": nil, "bz2": {"--general-compress-type=bz2"}, "xz": {"--general-compress-type=xz"}, "sha1": {"--checksum=sha1"}} {
 		testkit.Must(t, exec.Command("createrepo_c", append(append([]string{"-q"}, args...), whole)...))
 		for _, mirrors := range [][]string{{"/$basearch/"}, {"/gone/", "/x86_64"}, {"/cut/$basearch", "/$basearch"}} {
@@ -749,7 +741,7 @@ func TestFetchRPMs(t *testing.T) {
 	}
 	other := packages.Pin{Name: "three", Version: "3-1.el7", Architecture: "x86_64", SHA256: strings.Repeat("0", 64)}
 	want := append(slices.Clone(pinned), other)
-	testkit.Must(t, exec.Command("createrepo_c", "-q", "--checksum=sha1", whole)) // so that the package has to be looked at
+	testkit.Must(t, exec.Command("createrepo_c", "-q", "--checksum=sha1", whole)) // without SHA-256, so that packages are found by name and version
 	if gone, err := c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/")}, want, func(string) {}); err == nil {
 		t.Errorf("%v", gone)
 	} else {
@@ -760,16 +752,16 @@ func TestFetchRPMs(t *testing.T) {
 		t.Errorf("%v, %v", gone, err)
 	}
 	_, err := c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at("/x86_64/"), at("/gone/")}, want, func(string) {})
-	wantError(t, err, "package three 3-1.el7 is not in the cache, and not in the repositories that could be read:\nrepository repo: "+served.URL+"/gone/repodata/repomd.xml: the server answers 404 Not Found")
+	wantError(t, err, "package three 3-1.el7 is not in the cache, and not in the repositories that could be read:\nrepository repo: "+served.URL+"/gone/repodata/repomd.xml: the server answered 404 Not Found")
 	testkit.Write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<html>")
 	_, err = c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at("/page/")}, want, func(string) {})
 	wantError(t, err, "/page/repodata/repomd.xml: XML syntax error")
 	testkit.Write(t, filepath.Join(dir, "page/repodata/repomd.xml"), "<repomd/>")
 	_, err = c.cache().store().FetchRPMs(t.Context(), []packages.Repo{at("/page/")}, want, func(string) {})
-	wantError(t, err, "/page/repodata/repomd.xml names no list of packages")
+	wantError(t, err, "/page/repodata/repomd.xml names no package list")
 }
 
-// standIn makes the stand-in for CentOS's disk.
+// standIn makes a disk like CentOS's.
 func standIn(t *testing.T, dir, path string) {
 	t.Helper()
 	sources, err := packages.HostSources("/", known.Named("debian12"))

@@ -9,27 +9,13 @@ import (
 	"imagegen/cluster"
 	"imagegen/images/distro"
 	"imagegen/images/packages"
-	"imagegen/roles"
+	"imagegen/internal/testspec"
 )
 
-func referenceCentOS(t *testing.T, more string) (*cluster.Spec, *roles.Catalogue) {
-	t.Helper()
-	catalogue, err := roles.Load("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := strings.Replace(string(cluster.Reference("centos7")), "\nroles:", "\n"+more+"\nroles:", 1)
-	spec, err := cluster.Parse("/spec/cluster.yaml", []byte(text), catalogue.Rules())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return spec, catalogue
-}
-
-// TestCentOSBase: an image is the same wherever its disk comes from.
+// TestCentOSBase: the source of the disk does not change the image.
 func TestCentOSBase(t *testing.T) {
 	in := func(more string) distro.Base {
-		spec, catalogue := referenceCentOS(t, more)
+		spec, catalogue := testspec.Reference(t, "/spec/cluster.yaml", "centos7", more)
 		return baseOf(t, &Config{Spec: spec, Catalogue: catalogue})
 	}
 	first := in("")
@@ -46,7 +32,7 @@ func TestCentOSBase(t *testing.T) {
 		t.Error("the disk is unpacked anew for other packages")
 	}
 	image := func(more string) string {
-		spec, catalogue := referenceCentOS(t, more)
+		spec, catalogue := testspec.Reference(t, "/spec/cluster.yaml", "centos7", more)
 		in, err := (&Config{Spec: spec, Catalogue: catalogue}).inputs(t.Context(), "web", pinned, "", &packages.Lock{})
 		if err != nil {
 			t.Fatal(err)
@@ -61,7 +47,8 @@ func TestCentOSBase(t *testing.T) {
 	}
 }
 
-// TestTooOldPackages: a package that a role cannot use is refused, whether the lock pins it or the repositories have nothing newer.
+// TestTooOldPackages: a package below a role's minimum version is an error, whether it comes from the lock or the
+// repositories.
 func TestTooOldPackages(t *testing.T) {
 	for _, c := range []struct {
 		version string
@@ -76,15 +63,7 @@ func TestTooOldPackages(t *testing.T) {
 		}
 	}
 
-	dir := t.TempDir()
-	catalogue, err := roles.Load("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, err := cluster.Parse(filepath.Join(dir, "cluster.yaml"), cluster.Reference("centos7"), catalogue.Rules())
-	if err != nil {
-		t.Fatal(err)
-	}
+	spec, catalogue := testspec.Reference(t, filepath.Join(t.TempDir(), "cluster.yaml"), "centos7", "")
 	c := &Config{Spec: spec, Catalogue: catalogue}
 	for role, pin := range map[string]string{"percona": "Percona-XtraDB-Cluster-57 5.7.25-31.35.1.el7", "backend": "proxysql2 2.0.16-1.el7"} {
 		in, err := c.inputs(t.Context(), role, distro.Base{}, "", nil)
@@ -103,9 +82,9 @@ func TestTooOldPackages(t *testing.T) {
 	}
 }
 
-// TestDownloads: the spec says where a role's download is, and the catalogue stays as it is.
+// TestDownloads: the spec changes the URL of a role's download, without modifying the catalogue.
 func TestDownloads(t *testing.T) {
-	spec, catalogue := referenceCentOS(t, "downloads: {wordpress: {url: https://mirror.example.com/w.tgz}}\n")
+	spec, catalogue := testspec.Reference(t, "/spec/cluster.yaml", "centos7", "downloads: {wordpress: {url: https://mirror.example.com/w.tgz}}\n")
 	backend := catalogue.Role("backend").Distros["centos7"]
 	before := slices.Clone(backend.Downloads)
 	if d := downloads(spec, backend); len(d) != 1 || d[0].URL != "https://mirror.example.com/w.tgz" || d[0].SHA256 != before[0].SHA256 || d[0].Path != before[0].Path {

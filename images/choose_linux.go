@@ -30,7 +30,7 @@ func (c *Config) checkSpace(plans []*plan, by builder.Builder) error {
 		need += space.Base
 	}
 	if free, ok := freeBytes(c.CacheDir); ok && free < need {
-		return fmt.Errorf("baking %s takes about %d MiB in %s, and %d MiB are free: free some space there, or name another folder with --cache", what, need>>20, c.CacheDir, free>>20)
+		return fmt.Errorf("baking %s takes about %d MiB in %s, and %d MiB are free: free some space there, or choose another folder with --cache", what, need>>20, c.CacheDir, free>>20)
 	}
 	return nil
 }

@@ -15,9 +15,9 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// TestIdentities pins the identity of every image of the reference cluster, and of the base, on each distro. Agent, archive
-// and pinned packages are made up, so that an identity changes only with what imagegen itself puts in: a change that is not
-// meant to make new images must not change the file.
+// TestIdentities compares the identities of the reference cluster's images and of the base, on each distro, with a
+// golden file. Agent, archive and pinned packages are fixed, so only imagegen's own inputs change an identity. A change
+// that is not meant to make new images must not change the file.
 func TestIdentities(t *testing.T) {
 	var b strings.Builder
 	for _, distro := range known.Names() {
@@ -58,7 +58,7 @@ func TestIdentities(t *testing.T) {
 	testkit.Golden(t, filepath.Join("testdata", "identities.txt"), []byte(b.String()))
 }
 
-// pinned makes up a package for each name that is asked for.
+// pinned returns an invented package for each requested name.
 func pinned(requested []string) *packages.Pins {
 	p := &packages.Pins{Requested: slices.Clone(requested)}
 	for _, name := range requested {

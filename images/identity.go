@@ -21,7 +21,7 @@ import (
 func (c *Config) inputs(ctx context.Context, name string, base distro.Base, agent string, l *packages.Lock) (distro.Inputs, error) {
 	role, spec := c.Catalogue.Role(name), c.Spec.Role(name)
 	if role == nil || spec == nil {
-		return distro.Inputs{}, fmt.Errorf("there is no role %s", name)
+		return distro.Inputs{}, fmt.Errorf("unknown role %s", name)
 	}
 	d := role.Distros[c.Spec.Distro]
 	in := distro.Inputs{
@@ -52,7 +52,7 @@ func (c *Config) inputs(ctx context.Context, name string, base distro.Base, agen
 	if base.Pinned != nil {
 		if p := l.Roles[name].Fit(in.Requested()); p != nil {
 			if old := packages.TooOld(d.Minimum, p.Packages); old != "" {
-				return distro.Inputs{}, fmt.Errorf("%s pins %s; imagegen lock pins what the repositories have today", c.LockPath(), old)
+				return distro.Inputs{}, fmt.Errorf("%s pins %s; imagegen lock pins the current versions", c.LockPath(), old)
 			}
 			in.Pinned = p.Packages
 		}

@@ -51,7 +51,7 @@ func testDir(t testing.TB, spec string, roles map[string]string) string {
 	return dir
 }
 
-// testConfig is the configuration of a build of the project in dir.
+// testConfig is the configuration for a build of the project in dir.
 func testConfig(dir, cache string) (Config, error) {
 	catalogue, err := roles.Load(filepath.Join(dir, "roles"))
 	if err != nil {
@@ -91,14 +91,15 @@ roles:
   small: {disk: 4GiB, nodes: {small1: 192.168.10.61}}
 `
 
-// lockText is a lock with a package in the base, and one for the role tiny that is asked for by this name.
+// lockText is a lock with one package in the base, and one of this requested name for the role tiny.
 func lockText(version, requested string) string {
 	sum := strings.Repeat("0a", 32)
 	return "schema: 1\ndistro: debian12\nbase:\n  requested: [" + strings.Join(basePackages("debian12"), ", ") + "]\n  packages: [udev " + version + " amd64 " + sum + "]\n" +
 		"roles:\n  tiny:\n    requested: [" + requested + "]\n    packages: [cron 1.0 amd64 " + sum + "]\n"
 }
 
-// TestPackageFilePath: a package file beside a spec that is named without a folder has a path that APT takes for a file.
+// TestPackageFilePath: the path of a package file beside a spec without a folder is one that APT takes for a file, not
+// a package name.
 func TestPackageFilePath(t *testing.T) {
 	dir := testDir(t, strings.Replace(tinySpec, "{disk", "{packages: [my.deb], disk", 1), map[string]string{"tiny": tinyRole})
 	testkit.Write(t, filepath.Join(dir, "my.deb"), "a package")
@@ -113,7 +114,7 @@ func TestPackageFilePath(t *testing.T) {
 	}
 }
 
-// TestIdentity changes one thing after the other: what goes into an image makes it another one, and nothing else does.
+// TestIdentity changes one input or setting at a time: inputs change the identity, settings do not.
 func TestIdentity(t *testing.T) {
 	identity := func(t *testing.T, spec, role string, change func(dir string)) string {
 		t.Helper()
@@ -149,7 +150,7 @@ func TestIdentity(t *testing.T) {
 		same             bool
 	}{
 		{what: "a package more", role: in(role, "[cron]", "[cron, less]")},
-		{what: "the packages in another order", role: in(role, "[cron]", "[less, cron]")},
+		{what: "the packages in different order", role: in(role, "[cron]", "[less, cron]")},
 		{what: "a package from the spec", spec: in(spec, "tiny: {", "tiny: {packages: [htop], ")},
 		{what: "a package file", spec: in(spec, "tiny: {", "tiny: {packages: [my.deb], ")},
 		{what: "another package file of that name", spec: in(spec, "tiny: {", "tiny: {packages: [my.deb], "), change: func(dir string) { testkit.Write(t, filepath.Join(dir, "my.deb"), "another") }},
@@ -189,7 +190,7 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-// TestInputsAreHashed: no field of the inputs is left out of the hash, nested ones included.
+// TestInputsAreHashed: every field of the inputs, nested ones included, is part of the hash.
 func TestInputsAreHashed(t *testing.T) {
 	var in distro.Inputs
 	fill(reflect.ValueOf(&in).Elem())
@@ -218,7 +219,7 @@ func TestInputsAreHashed(t *testing.T) {
 		}
 	}
 	walk("", reflect.ValueOf(&in).Elem())
-	// Where things are taken from: the same things from elsewhere make the same image.
+	// Sources of the same content do not change the image.
 	in.Base.URL, in.Base.File, in.Local[0].Path, in.Repos = "", "", "", nil
 	if in.Identity() != first {
 		t.Error("the test has changed the inputs")
@@ -290,7 +291,7 @@ func TestPlace(t *testing.T) {
 			t.Fatalf("%v, linked: %v", err, same(from, to))
 		}
 	}
-	// Where no link can be there is a copy, which is made once.
+	// A copy instead of a link, on another file system, is made once.
 	other, err := os.MkdirTemp("/dev/shm", "images")
 	if err != nil {
 		t.Skipf("copies to another file system are NOT tested: %v", err)
@@ -328,8 +329,8 @@ func TestPlace(t *testing.T) {
 	}
 }
 
-// TestUpToDate builds from a cache that has the image: nothing is baked, both roles get it, and a second build touches
-// nothing. It needs no root.
+// TestUpToDate builds from a cache that has the image: nothing is baked, both roles get it, and a second build changes
+// no file. It needs no root.
 func TestUpToDate(t *testing.T) {
 	cache := t.TempDir()
 	c := mustConfig(t, testDir(t, twoRoles, map[string]string{"tiny": tinyRole, "small": tinyRole}), cache)
@@ -433,12 +434,12 @@ func TestJobs(t *testing.T) {
 	}
 }
 
-// ofDistro is how images of a distro are made, for a spec that says nothing else.
+// ofDistro returns the implementation of a distro for an otherwise empty spec.
 func ofDistro(name string) distro.Distro {
 	return distro.New(distro.Options{Spec: &cluster.Spec{Distro: name, Mirror: "http://archive.example.com/debian"}})
 }
 
-// basePackages are those of every image of a distro.
+// basePackages returns the packages of every image of a distro.
 func basePackages(name string) []string {
 	base, err := ofDistro(name).Base()
 	if err != nil {
@@ -449,7 +450,7 @@ func basePackages(name string) []string {
 
 func toolsOf(name string) []program.Tool { return ofDistro(name).Tools() }
 
-// baseOf is the base of a configuration's images.
+// baseOf returns the base of a configuration's images.
 func baseOf(t testing.TB, c *Config) distro.Base {
 	t.Helper()
 	base, err := c.distro().Base()

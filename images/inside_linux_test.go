@@ -10,7 +10,7 @@ import (
 	"imagegen/roles"
 )
 
-// What roles and specs name is written as root: no path of them, and no link, leads out of the bake's folders.
+// Paths in roles and specs are written by root: neither they nor links may lead out of the bake's folders.
 
 func TestDownloadStaysBelow(t *testing.T) {
 	dir := t.TempDir()
@@ -34,7 +34,7 @@ func TestDownloadStaysBelow(t *testing.T) {
 	if data, err := os.ReadFile(filepath.Join(dir, "work/2/files/good/file")); string(data) != "x" {
 		t.Errorf("%q, %v", data, err)
 	}
-	// Nor does a link that is there already.
+	// Nor may an existing link.
 	below := filepath.Join(dir, "below")
 	if err := os.MkdirAll(below, 0o755); err != nil {
 		t.Fatal(err)

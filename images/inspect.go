@@ -33,7 +33,7 @@ func Inspect(ctx context.Context, path string) (Manifest, error) {
 	beside := filepath.Join(dir, strings.TrimSuffix(filepath.Base(path), "."+kind)+".json")
 	data, err := os.ReadFile(beside)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Manifest{}, fmt.Errorf("%s: its manifest %s is not there; imagegen build writes both", path, beside)
+		return Manifest{}, fmt.Errorf("%s: the manifest %s does not exist; imagegen build writes both", path, beside)
 	}
 	if err != nil {
 		return Manifest{}, err
@@ -44,10 +44,10 @@ func Inspect(ctx context.Context, path string) (Manifest, error) {
 	}
 	want, ok := m.output(kind)
 	if !ok {
-		return m, fmt.Errorf("%s: the manifest %s does not know it: it is of an earlier image; imagegen build --format %s writes it anew", path, beside, kind)
+		return m, fmt.Errorf("%s: the manifest %s does not list it: it is from an earlier image; imagegen build --format %s writes it again", path, beside, kind)
 	}
 	if err := want.check(ctx, path); err != nil {
-		return m, fmt.Errorf("%s: %w; it is not what imagegen wrote", path, err)
+		return m, fmt.Errorf("%s: %w; it has changed since imagegen wrote it", path, err)
 	}
 	return m, nil
 }

@@ -11,7 +11,7 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// TestManifestOfOlderVersion: the images of older versions stay in caches and output folders.
+// TestManifestOfOlderVersion: images of older versions in caches and output folders still work.
 func TestManifestOfOlderVersion(t *testing.T) {
 	var m Manifest
 	old := `{"schema": 1, "role": "web", "identity": "0123", "inputs": {"base": {"distro": "debian12"}},

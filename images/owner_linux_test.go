@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// An image in the output folder belongs to the user who called sudo, whether it is a link or a copy.
+// An image in the output folder belongs to the user who ran sudo, whether it is a link or a copy.
 func TestPlacedImageBelongsToSudoUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: only root can give files away")
@@ -20,7 +20,7 @@ func TestPlacedImageBelongsToSudoUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	to := []string{filepath.Join(dir, "web.raw")}
-	if other, err := os.MkdirTemp("/dev/shm", "imagegen-test-"); err == nil { // another file system, where no link can be
+	if other, err := os.MkdirTemp("/dev/shm", "imagegen-test-"); err == nil { // another file system, so no links
 		defer os.RemoveAll(other)
 		to = append(to, filepath.Join(other, "web.raw"))
 	}

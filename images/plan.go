@@ -86,7 +86,7 @@ func differences(old, now distro.Inputs) []string {
 			why = append(why, what+" has changed")
 		}
 	}
-	changed("the disk that images start from", old.Base.SHA256 != now.Base.SHA256)
+	changed("the base disk", old.Base.SHA256 != now.Base.SHA256)
 	add("archives", packages.ListChange(old.Base.Sources, now.Base.Sources))
 	add("base packages", packages.ListChange(old.Base.Packages, now.Base.Packages))
 	changed("imagegen's script for the base", old.Base.Script != now.Base.Script || old.Base.Distro != now.Base.Distro)
@@ -113,7 +113,7 @@ func differences(old, now distro.Inputs) []string {
 	changed("the list of users", !equal(old.Users, now.Users))
 	changed("the list of downloads", !equal(old.Downloads, now.Downloads))
 	add("disabled units", packages.ListChange(old.Disable, now.Disable))
-	changed("what is set of SELinux", jsonhash.Of(old.SELinux) != jsonhash.Of(now.SELinux))
+	changed("the SELinux configuration", jsonhash.Of(old.SELinux) != jsonhash.Of(now.SELinux))
 	add("removed paths", packages.ListChange(old.Remove, now.Remove))
 	return why
 }

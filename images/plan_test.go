@@ -38,13 +38,13 @@ func TestDifferences(t *testing.T) {
 	now.Base.Pinned = []packages.Pin{{Name: "udev", Version: "1.1", Architecture: "amd64", SHA256: "b"}, {Name: "zlib1g", Version: "1.0", Architecture: "amd64", SHA256: "b"}}
 	old.Pinned = []packages.Pin{{Name: "curl", Version: "1.0", Architecture: "amd64", SHA256: "a"}, {Name: "nginx", Version: "1.0", Architecture: "amd64", SHA256: "a"}}
 	now.Pinned = []packages.Pin{{Name: "nginx", Version: "1.0", Architecture: "amd64", SHA256: "a"}, {Name: "php8.2-gd", Version: "8.2", Architecture: "amd64", SHA256: "a"}}
-	want = []string{"pinned packages of the base: udev 1.0 → 1.1, zlib1g 1.0 with another content", "pinned packages: + php8.2-gd 8.2, - curl 1.0"}
+	want = []string{"pinned packages of the base: udev 1.0 → 1.1, zlib1g 1.0 with different content", "pinned packages: + php8.2-gd 8.2, - curl 1.0"}
 	if why := differences(old, now); !slices.Equal(why, want) {
 		t.Errorf("%q\nwant\n%q", why, want)
 	}
 	now = old
 	now.Packages = []string{"curl", "nginx"}
-	if why := differences(old, now); !slices.Equal(why, []string{"package list: another order"}) {
+	if why := differences(old, now); !slices.Equal(why, []string{"package list: different order"}) {
 		t.Errorf("%q", why)
 	}
 }

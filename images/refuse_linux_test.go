@@ -15,7 +15,7 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// A build that cannot bake says so before anything is fetched. Root without CAP_SYS_ADMIN is what a container has.
+// A build that cannot bake fails before it downloads anything. Root in a container lacks CAP_SYS_ADMIN.
 func TestNoRightToMount(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: that rights are missed is NOT tested")
@@ -49,7 +49,7 @@ func kept(dir, pattern string) []string {
 	return all
 }
 
-// Without qemu-img, a build that is to write qcow2 fails before it bakes.
+// Without qemu-img, a build with qcow2 fails before it bakes.
 func TestNoQEMUImg(t *testing.T) {
 	c := mustConfig(t, testDir(t, tinySpec, map[string]string{"tiny": tinyRole}), filepath.Join(t.TempDir(), "cache"))
 	c.Formats = []string{"ova", "qcow2"}
@@ -59,13 +59,13 @@ func TestNoQEMUImg(t *testing.T) {
 	if _, err := os.Stat(c.CacheDir); err == nil {
 		t.Error("it has begun")
 	}
-	c.Formats = []string{"ova"} // needs none
+	c.Formats = []string{"ova"} // does not need qemu-img
 	if err := format.Check(c.Formats); err != nil {
 		t.Error(err)
 	}
 }
 
-// systemAccountsRefused takes each name of /etc/passwd and /etc/group of an image for ssh.user: cloud-init would give the
+// systemAccountsRefused checks that ssh.user cannot be any account or group of the image: cloud-init would give the
 // operator's keys and sudo to a service.
 func systemAccountsRefused(t *testing.T, root string, rules map[string]cluster.Rules) {
 	t.Helper()
@@ -77,7 +77,7 @@ func systemAccountsRefused(t *testing.T, root string, rules map[string]cluster.R
 		}
 		for line := range strings.Lines(string(data)) {
 			name, _, _ := strings.Cut(line, ":")
-			if name == "app" { // of the test's role, of which the spec below has none
+			if name == "app" { // an account of the test's role, which the spec below does not use
 				continue
 			}
 			n++

@@ -25,7 +25,8 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// TestWorkIsInterrupted: whatever takes long for much data ends with its context, and does not ask only at the beginning.
+// TestWorkIsInterrupted: operations that take long for much data end with their context at any time, not only at the
+// start.
 func TestWorkIsInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	const size = 50 << 20
@@ -37,12 +38,12 @@ func TestWorkIsInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	holes := filepath.Join(dir, "holes") // hashing all of them takes seconds
+	holes := filepath.Join(dir, "holes") // seconds of hashing
 	testkit.Write(t, holes, "x")
 	if err := os.Truncate(holes, 1<<30); err != nil {
 		t.Fatal(err)
 	}
-	packed := filepath.Join(dir, "packed") // little that holds much
+	packed := filepath.Join(dir, "packed") // small, but expands to much
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
 	boot := make([]byte, 128<<20)
@@ -97,10 +98,11 @@ func TestWorkIsInterrupted(t *testing.T) {
 	}
 }
 
-// stopLimit is how long a program may go on after SIGTERM: the 2 s that are promised, and what a busy machine adds.
+// stopLimit is the maximum time from SIGTERM to the end of a program: the 2 s that the docs promise, plus an allowance
+// for a busy machine.
 const stopLimit = 10 * time.Second
 
-// theProgram builds imagegen itself.
+// theProgram builds imagegen.
 func theProgram(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "imagegen")
@@ -110,8 +112,8 @@ func theProgram(t *testing.T) string {
 	return path
 }
 
-// stopAt runs a program, sends it SIGTERM as soon as it says a line (or, if that is empty, after it has read 64 MiB), and
-// checks that it ends at once.
+// stopAt runs a program, sends it SIGTERM when it prints a line (or, if that is empty, after it has used some CPU
+// time), and checks that it ends at once.
 func stopAt(t *testing.T, line string, program string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(program, args...)
@@ -133,10 +135,10 @@ func stopAt(t *testing.T, line string, program string, args ...string) {
 	}()
 	var all []string
 	if line == "" {
-		eventually(t, program+" is at work", func() bool {
+		testkit.Until(t, untilLimit, program+" is at work", func() bool {
 			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
 			f := strings.Fields(string(stat))
-			return len(f) > 14 && f[13] != "0" && len(f[13]) > 1 // tenths of a second of its own
+			return len(f) > 14 && f[13] != "0" && len(f[13]) > 1 // ticks of CPU time in user mode
 		})
 	} else {
 		for l := range lines {
@@ -167,7 +169,7 @@ func stopAt(t *testing.T, line string, program string, args ...string) {
 	}
 }
 
-// TestTermStopsHash: the manifest of an older version has the SHA-256 of all of the disk, which takes long to compute.
+// TestTermStopsHash: manifests of older versions have the SHA-256 of the whole disk, which takes long to compute.
 func TestTermStopsHash(t *testing.T) {
 	imagegen := theProgram(t)
 	dir := t.TempDir()
@@ -179,7 +181,7 @@ func TestTermStopsHash(t *testing.T) {
 	stopAt(t, "", imagegen, "inspect", filepath.Join(dir, "web.raw"))
 }
 
-// bakedDir is a project whose image is in the cache: a disk of that size, with data of random bytes.
+// bakedDir returns a project whose image is in the cache: a disk of this size, with random data.
 func bakedDir(t *testing.T, size, data int64) (dir, cache string) {
 	t.Helper()
 	cache, dir = t.TempDir(), testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
@@ -213,13 +215,13 @@ func bakedDir(t *testing.T, size, data int64) (dir, cache string) {
 	return dir, cache
 }
 
-// TestTermStopsFormats ends the program while it writes an image in another format.
+// TestTermStopsFormats interrupts the program while it writes each format.
 func TestTermStopsFormats(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: that writing formats can be interrupted is NOT tested")
 	}
 	imagegen := theProgram(t)
-	dir, cache := bakedDir(t, 4<<30, 256<<20) // each takes seconds
+	dir, cache := bakedDir(t, 4<<30, 256<<20) // each format takes seconds
 	for _, kind := range format.Names[1:] {
 		t.Run(kind, func(t *testing.T) {
 			if kind == "qcow2" {
@@ -236,7 +238,7 @@ func TestTermStopsFormats(t *testing.T) {
 	}
 }
 
-// stopsAtEveryStep ends the program at each step of a bake.
+// stopsAtEveryStep interrupts the program at each step of a bake.
 func stopsAtEveryStep(t *testing.T, dir, cache string) {
 	imagegen := theProgram(t)
 	role := filepath.Join(dir, "roles/tiny/role.yaml")
@@ -256,7 +258,7 @@ func stopsAtEveryStep(t *testing.T, dir, cache string) {
 	}
 }
 
-// TestLargeSparseDisk: what a disk costs follows what is on it, not its size.
+// TestLargeSparseDisk: time and space depend on a disk's data, not on its size.
 func TestLargeSparseDisk(t *testing.T) {
 	testkit.Program(t, "mkfs.ext4", "e2fsprogs")
 	dir := t.TempDir()
@@ -266,7 +268,7 @@ func TestLargeSparseDisk(t *testing.T) {
 	began := time.Now()
 	lap := func(what string) {
 		t.Logf("%s: %s", what, time.Since(began).Round(time.Millisecond))
-		if took := time.Since(began); took > 20*time.Second { // minutes, where it follows the size
+		if took := time.Since(began); took > 20*time.Second { // minutes if it depended on the size
 			t.Errorf("%s took %s", what, took)
 		}
 		began = time.Now()
@@ -279,7 +281,7 @@ func TestLargeSparseDisk(t *testing.T) {
 	lap("write the disk")
 	testkit.Run(t, "e2fsck", "-f", "-n", file+"?offset=1048576")
 	lap("check")
-	if got := testkit.Blocks(t, file) * 512 >> 20; got > 64+32 { // the journal, and the rest
+	if got := testkit.Blocks(t, file) * 512 >> 20; got > 64+32 { // the journal and other metadata
 		t.Errorf("it takes %d MiB", got)
 	}
 	sum, err := sparse.Digest(t.Context(), file)

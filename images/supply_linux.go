@@ -115,7 +115,7 @@ func (s supply) repin(ctx context.Context, old *packages.Lock, names []string, r
 	for _, name := range names {
 		least := s.Catalogue.Role(name).Distros[s.Spec.Distro].Minimum
 		if old := packages.TooOld(least, now.Roles[name].Packages); old != "" {
-			return nil, fmt.Errorf("packages of %s: the repositories have %s. Name others in the spec, repos", name, old)
+			return nil, fmt.Errorf("packages of %s: the repositories have %s. Set others in the spec, under repos", name, old)
 		}
 	}
 	return now, nil
@@ -135,7 +135,7 @@ func (s supply) unfit(l *packages.Lock, base distro.Base, requests map[string]di
 	for _, name := range names {
 		add(name, l.Roles[name], requests[name].Requested())
 	}
-	return fmt.Errorf("%s does not fit %s, and may not change:\n%s\nwithout --locked, build pins what is missing", s.LockPath(), s.Spec.File, strings.Join(lines, "\n"))
+	return fmt.Errorf("%s does not match %s, and --locked forbids updating it:\n%s\nwithout --locked, build pins what is missing", s.LockPath(), s.Spec.File, strings.Join(lines, "\n"))
 }
 
 // gather downloads the packages and files of images into the store. If the archive no longer has some packages, it downloads none and
@@ -172,7 +172,7 @@ func (s supply) gather(ctx context.Context, plans []*plan, everything bool) (gon
 		}
 		for _, d := range p.inputs.Downloads {
 			if err := s.fetch(ctx, d.URL, d.SHA256); err != nil {
-				return nil, fmt.Errorf("download %w\nif it is no longer there, name another place in the spec, downloads: {%s: {url: …}}", err, cmp.Or(d.Name, "NAME"))
+				return nil, fmt.Errorf("download %w\nif it is no longer there, set another URL in the spec, downloads: {%s: {url: …}}", err, cmp.Or(d.Name, "NAME"))
 			}
 		}
 	}
@@ -180,7 +180,7 @@ func (s supply) gather(ctx context.Context, plans []*plan, everything bool) (gon
 		return nil, nil
 	}
 	if s.Offline {
-		return nil, fmt.Errorf("%s not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", packages.Listed(missing))
+		return nil, fmt.Errorf("%s not in the cache, and --offline is set: run imagegen fetch with a network", packages.Listed(missing))
 	}
 	return s.maker().Fetch(ctx, repos, missing)
 }
@@ -191,7 +191,7 @@ func (s supply) fetchBase(ctx context.Context, base distro.Base) error {
 		return nil
 	}
 	if err := s.fetch(ctx, base.URL, base.SHA256); err != nil {
-		return fmt.Errorf("download the base of %s: %w\nif it is no longer there, name another place in the spec, base: {url: …, sha256: …}, or a file of this machine, base: {file: …, sha256: …}", base.Distro, err)
+		return fmt.Errorf("download the base of %s: %w\nif it is no longer there, set another URL in the spec, base: {url: …, sha256: …}, or a file of this machine, base: {file: …, sha256: …}", base.Distro, err)
 	}
 	return nil
 }
@@ -206,7 +206,7 @@ func (s supply) goneError(ctx context.Context, gone []packages.Pin, names []stri
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%s pinned in %s, and neither in the cache nor in the archive any more, which has:\n  %s\nimagegen lock pins what the archive has today",
+	return fmt.Errorf("%s pinned in %s, but neither in the cache nor in the archive, which has:\n  %s\nimagegen lock pins the current versions",
 		packages.Listed(gone), s.LockPath(), strings.Join(today.Moved(old, names), "\n  "))
 }
 
@@ -218,5 +218,5 @@ func (s supply) fetch(ctx context.Context, url, sum string) error {
 	if s.cache().store().Has(sum) {
 		return nil
 	}
-	return fmt.Errorf("%s is not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network", url)
+	return fmt.Errorf("%s is not in the cache, and --offline is set: run imagegen fetch with a network", url)
 }

@@ -16,14 +16,14 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// testArchive is an archive of empty packages that the test changes.
+// testArchive is an archive of empty packages that a test modifies.
 type testArchive struct {
 	t   *testing.T
 	dir string
-	all map[string]string // file → its entry in the list
+	all map[string]string // entry in the package list, by file name
 }
 
-// newTestArchive has what the base needs, and cron with what that depends on.
+// newTestArchive returns an archive with the packages of the base, and cron with its dependencies.
 func newTestArchive(t *testing.T) *testArchive {
 	t.Helper()
 	for _, program := range []string{"apt-get", "apt-cache", "apt-config", "dpkg-deb"} {
@@ -40,12 +40,12 @@ func newTestArchive(t *testing.T) *testArchive {
 	return a
 }
 
-// debFile is the name of a package's file.
+// debFile returns a package's file name.
 func debFile(p packages.Pin) string {
 	return p.Name + "_" + strings.ReplaceAll(p.Version, ":", "%3a") + "_" + p.Architecture + ".deb"
 }
 
-// put puts a package into the archive, in place of others of its name.
+// put adds a package to the archive, and replaces others of that name.
 func (a *testArchive) put(p packages.Pin, fields string) {
 	a.t.Helper()
 	p.Architecture = "all"
@@ -72,7 +72,7 @@ func (a *testArchive) put(p packages.Pin, fields string) {
 	a.all[debFile(p)] = fmt.Sprintf("%sFilename: ./%s\nSize: %d\nSHA256: %s\n", text, debFile(p), info.Size(), sum)
 }
 
-// config is a build of the role tiny, with these packages, from the archive as it is now.
+// config returns a build of the role tiny, with these packages, from the archive as it is now.
 func (a *testArchive) config(dir, cache, list string) (Config, *[]string) {
 	a.t.Helper()
 	var index strings.Builder
@@ -91,7 +91,7 @@ func (a *testArchive) config(dir, cache, list string) (Config, *[]string) {
 	return c, said
 }
 
-// noted is a Progress that keeps the notes.
+// noted is a Progress that records the notes.
 type noted struct{ all *[]string }
 
 func (noted) Step(image, what string)        {}
@@ -100,13 +100,13 @@ func (n noted) Note(text string) {
 	if strings.HasPrefix(text, "WARNING: the images are made WITHOUT bookworm-security") { // test archives have one suite
 		return
 	}
-	if _, line, ok := strings.Cut(text, packages.LockName+": "); ok { // whose path is another each time
+	if _, line, ok := strings.Cut(text, packages.LockName+": "); ok { // the path differs each time
 		text = line
 	}
 	*n.all = append(*n.all, text)
 }
 
-// TestLock goes through the life of a lock while the archive moves on.
+// TestLock follows a lock while the archive changes.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	a := newTestArchive(t)
@@ -163,7 +163,7 @@ func TestLock(t *testing.T) {
 		}
 	}
 
-	fails("cron", locked, packages.LockName+" does not fit", "  base: nothing is pinned", "  tiny: nothing is pinned", "without --locked")
+	fails("cron", locked, packages.LockName+" does not match", "  base: nothing is pinned", "  tiny: nothing is pinned", "without --locked")
 	fails("cron", offline, "what the archive holds is not in the cache", "imagegen fetch")
 	fetch("first", "cron", nil, "the packages are pinned")
 	first := lock()
@@ -180,7 +180,7 @@ func TestLock(t *testing.T) {
 		t.Errorf("%d packages in the cache, want %d", stored(), want)
 	}
 
-	// The archive moves on, and nobody cares as long as the cache has what is pinned.
+	// The archive changes, which does not matter while the pinned packages are in the cache.
 	a.put(packages.Pin{Name: "cron", Version: "2.0"}, "Depends: libcron2\n")
 	a.put(packages.Pin{Name: "libcron2", Version: "2.0"}, "")
 	a.put(packages.Pin{Name: "udev", Version: "1:1.0-2"}, "Essential: yes\n")
@@ -191,7 +191,7 @@ func TestLock(t *testing.T) {
 		t.Error("the lock has changed by itself")
 	}
 
-	// Another package for the role: what is pinned of the base stays, also where the archive has it no more.
+	// A new package for the role: the base's pins stay, even if the archive no longer has those versions.
 	fails("cron, libcron", locked, "  tiny: package list: + libcron\n")
 	fetch("a package more", "cron, libcron", nil, "tiny: cron 1.0 → 2.0, + libcron2 2.0")
 	fetch("a package less", "cron", nil, "tiny: - libcron 1.0")
@@ -199,20 +199,20 @@ func TestLock(t *testing.T) {
 		t.Errorf("the base has changed:\n%s", lock())
 	}
 
-	// What is pinned can no longer be had.
+	// A pinned package is gone from the cache and the archive.
 	forget("udev")
 	gone := []string{"package udev 1:1.0-1 is pinned", "neither in the cache nor in the archive", "\n  base: udev 1:1.0-1 → 1:1.0-2\n", "imagegen lock"}
 	fails("cron", locked, gone...)
 	fails("cron", offline, "package udev 1:1.0-1 is not in the cache", "imagegen fetch")
 	fetch("pinned anew", "cron", nil, "base: udev 1:1.0-1 → 1:1.0-2")
 
-	// The same version with another content is another package.
+	// The same version with different content is another package.
 	a.put(packages.Pin{Name: "cron", Version: "2.0"}, "Depends: libcron2\nSection: admin\n")
 	forget("cron")
-	fails("cron", locked, "package cron 2.0 is pinned", "tiny: cron 2.0 with another content")
+	fails("cron", locked, "package cron 2.0 is pinned", "tiny: cron 2.0 with different content")
 
 	c, said := a.config(dir, cache, "cron")
-	if changed, err := Renew(t.Context(), c); err != nil || !changed || !slices.Equal(*said, []string{"tiny: cron 2.0 with another content"}) {
+	if changed, err := Renew(t.Context(), c); err != nil || !changed || !slices.Equal(*said, []string{"tiny: cron 2.0 with different content"}) {
 		t.Errorf("renewed: %v, %v, %q", changed, err, *said)
 	}
 	if changed, err := Renew(t.Context(), c); err != nil || changed {
@@ -229,7 +229,7 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// TestDamagedPackage: a package of the cache that is not what it was is named, and not used.
+// TestDamagedPackage: a damaged package in the cache is reported and not used.
 func TestDamagedPackage(t *testing.T) {
 	t.Parallel()
 	a := newTestArchive(t)
@@ -259,7 +259,7 @@ func TestDamagedPackage(t *testing.T) {
 	wantError(t, err, "package cron 1.0 is damaged in the cache", path, "remove that file", "imagegen fetch")
 }
 
-// TestLockFile: a lock that cannot be believed is refused.
+// TestLockFile: an invalid lock is an error.
 func TestLockFile(t *testing.T) {
 	sum := strings.Repeat("0a", 32)
 	for _, c := range []struct{ text, say string }{

@@ -34,7 +34,7 @@ func (c *Config) try(ctx context.Context, base distro.Base, bytes int64, do func
 	b.Network = true
 	err = b.run(ctx,
 		step{"copy the base", (*bake).copyBase},
-		step{"find out which are needed", func(b *bake, ctx context.Context) error { return do(ctx, &b.Job, b.runBuilder) }})
+		step{"resolve dependencies", func(b *bake, ctx context.Context) error { return do(ctx, &b.Job, b.runBuilder) }})
 	if err == nil {
 		return "", nil
 	}

@@ -22,22 +22,23 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// TestBuilderChoice: a builder that was asked for is taken or refused; else the first that can be used, and it is said why.
+// TestBuilderChoice: a requested builder is used, or is an error; otherwise the first that works is used. The reason is
+// reported.
 func TestBuilderChoice(t *testing.T) {
 	c := mustConfig(t, testDir(t, tinySpec, map[string]string{"tiny": tinyRole}), t.TempDir())
 	noChroot := builder.CheckTools(program.Path, toolsOf("debian12"))
 	_, noQEMU := exec.LookPath(accel.QEMU)
 	for asked, broken := range map[string]error{"chroot": noChroot, "qemu": errors.Join(noChroot, noQEMU)} {
 		c.Builder = asked
-		if _, why, err := c.chooseBuilder(); (err == nil) != (broken == nil) || err == nil && why != asked+" (as asked for)" {
+		if _, why, err := c.chooseBuilder(); (err == nil) != (broken == nil) || err == nil && why != asked+" (as requested)" {
 			t.Errorf("%s: %q, %v", asked, why, err)
 		}
 	}
 	c.Builder = ""
-	if by, why, err := c.chooseBuilder(); noChroot == nil && (by.VM() || why != "chroot (root on Linux, with all programs that it needs)" || err != nil) {
+	if by, why, err := c.chooseBuilder(); noChroot == nil && (by.VM() || why != "chroot (root on Linux, with all required programs)" || err != nil) {
 		t.Errorf("%T, %q, %v", by, why, err)
 	}
-	// For centos7 the base is a disk, so a VM needs nothing else.
+	// The base of centos7 is a disk, so a VM needs no other programs.
 	centos := *c.Spec
 	centos.Distro = "centos7"
 	c.Spec = &centos
@@ -45,11 +46,11 @@ func TestBuilderChoice(t *testing.T) {
 	t.Setenv("PATH", bin)
 	c.Builder = "qemu"
 	_, _, err := c.chooseBuilder()
-	wantError(t, err, "builder qemu: there is no qemu-system-x86_64: apt-get install qemu-system-x86")
+	wantError(t, err, "builder qemu: qemu-system-x86_64 is not installed: apt-get install qemu-system-x86")
 	if err := os.WriteFile(filepath.Join(bin, accel.QEMU), nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if by, why, err := c.chooseBuilder(); err != nil || why != "qemu (as asked for)" {
+	if by, why, err := c.chooseBuilder(); err != nil || why != "qemu (as requested)" {
 		t.Errorf("%T, %q, %v", by, why, err)
 	}
 	if noChroot := builder.CheckTools(program.Path, toolsOf("centos7")); noChroot != nil {
@@ -60,7 +61,7 @@ func TestBuilderChoice(t *testing.T) {
 	}
 }
 
-// debOf builds a package of files, whose scripts are those in DEBIAN/.
+// debOf builds a package from files; those in DEBIAN/ are its scripts.
 func debOf(t *testing.T, path, name string, content map[string]string) {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), name)
@@ -78,9 +79,9 @@ func debOf(t *testing.T, path, name string, content map[string]string) {
 	}
 }
 
-// bakeOnDisk bakes for centos7 in a VM: the image's disk is the one that boots. The base is one of Debian with dnf, and the
-// packages are those that stand in for CentOS's. What is needed is found out in a VM as well, through a proxy; none of its files come back
-// from there, so they are fetched here.
+// bakeOnDisk bakes for centos7 in a VM, which boots from the image's disk. The base is Debian with dnf, with packages
+// named like CentOS's. Packages are resolved in a VM as well, through a proxy; their files do not come back from there,
+// so they are downloaded here.
 func bakeOnDisk(t *testing.T, cache string) {
 	needCentOSTools(t)
 	www := t.TempDir()
@@ -88,7 +89,7 @@ func bakeOnDisk(t *testing.T, cache string) {
 	for name, all := range fixtures() {
 		buildRPMs(t, filepath.Join(www, name), key, "right", all)
 	}
-	proxy := httptest.NewServer(http.FileServer(http.Dir(www))) // is asked for addresses elsewhere, and has them all
+	proxy := httptest.NewServer(http.FileServer(http.Dir(www))) // answers requests for any host
 	t.Cleanup(proxy.Close)
 	at := func(repo string) string {
 		return "{urls: ['http://mirror.example.com/" + repo + "/$basearch/', '" + proxy.URL + "/" + repo + "/$basearch/'], keys: ['http://mirror.example.com/keys/right']}"
@@ -121,7 +122,7 @@ roles: {tiny: {disk: 9GiB, nodes: {tiny1: 192.168.10.60}}}}`)
 	if results, err = Build(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	// What was open when it was deleted is freed by the first mount.
+	// The first mount frees files that were open when they were deleted.
 	whole := filepath.Join(t.TempDir(), "disk")
 	if err := sparse.Copy(t.Context(), results[0].Path, whole); err != nil {
 		t.Fatal(err)
@@ -155,7 +156,7 @@ grep SELINUX= etc/selinux/config
 	wantPins(t, m.Inputs.Pinned, "nginx")
 }
 
-// redisSpec is of the role whose image is the smallest.
+// redisSpec uses the role with the smallest image.
 const redisSpec = `cluster: vm
 distro: debian12
 network: {cidr: 192.168.10.0/24}
@@ -163,7 +164,7 @@ roles:
   redis: {disk: 2GiB, nodes: {redis1: 192.168.10.49, redis2: 192.168.10.50, redis3: 192.168.10.51}}
 `
 
-// TestBakeInVM bakes one role with both builders, and fails in the ways that a VM can. Emulated, a bake takes minutes.
+// TestBakeInVM bakes one role with both builders, and tests failures of VMs. An emulated bake takes minutes.
 func TestBakeInVM(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "vm" {
 		t.Skip("IMAGEGEN_E2E is not vm: bakes in VMs are NOT tested")
@@ -192,7 +193,7 @@ func TestBakeInVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The same image again, since its inputs are the same.
+	// Both builders must make the same image.
 	forget := func() {
 		if err := os.RemoveAll(filepath.Join(cache, "images", r.Identity)); err != nil {
 			t.Fatal(err)
@@ -221,7 +222,7 @@ func TestBakeInVM(t *testing.T) {
 		c := mustConfig(t, dir, cache)
 		c.Builder, c.Limit = "qemu", 5*time.Second
 		_, err := Build(t.Context(), c)
-		wantError(t, err, "bake redis: boot the VM: ", "not done after 5s, which is its limit (--time-limit)")
+		wantError(t, err, "bake redis: boot the VM: ", "did not finish within 5s (--time-limit)")
 		if left := kept(); len(left) > 0 {
 			t.Errorf("left: %q", left)
 		}
@@ -236,22 +237,21 @@ func TestBakeInVM(t *testing.T) {
 					break
 				}
 			}
-			// It is there before it can be said to be gone.
-			eventually(t, "the VM runs", vms)
+			testkit.Until(t, untilLimit, "the VM runs", vms)
 			if err := syscall.Kill(-run.cmd.Process.Pid, sig); err != nil {
 				t.Fatal(err)
 			}
 			for range run.lines {
 			}
 			run.cmd.Wait()
-			eventually(t, "no VM is left after "+sig.String(), func() bool { return !vms() })
+			testkit.Until(t, untilLimit, "no VM is left after "+sig.String(), func() bool { return !vms() })
 			if left := files(t, filepath.Join(cache, "images")); len(left) > 0 {
 				t.Errorf("%s has left %q", sig, left)
 			}
 		}
 	})
 	t.Run("failing step", func(t *testing.T) {
-		// A package whose own script fails, which nobody can know before.
+		// The package's own script fails, which no check before the bake can detect.
 		debOf(t, filepath.Join(dir, "broken.deb"), "broken", map[string]string{"DEBIAN/postinst": "#!/bin/sh\necho this is not to be had\nexit 7\n"})
 		testkit.Write(t, filepath.Join(dir, "cluster.yaml"), strings.Replace(redisSpec, "{disk", "{packages: [broken.deb], disk", 1))
 		_, _, err := build("qemu")

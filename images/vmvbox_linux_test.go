@@ -13,8 +13,8 @@ import (
 	"imagegen/internal/vboxtest"
 )
 
-// TestBakeInVirtualBox: as far as a VirtualBox without hardware virtualisation gets in minutes: the boot loader has found
-// the kernel on the disk. Then it is interrupted, and leaves nothing.
+// TestBakeInVirtualBox boots a VM until the boot loader finds the kernel, as far as VirtualBox gets in minutes without
+// hardware virtualization. Then it interrupts the bake, which must leave nothing behind.
 func TestBakeInVirtualBox(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "vm" {
 		t.Skip("IMAGEGEN_E2E is not vm: bakes in VirtualBox are NOT tested")

@@ -11,19 +11,12 @@ import (
 	"imagegen/cluster"
 	"imagegen/distro"
 	"imagegen/internal/testkit"
-	"imagegen/roles"
+	"imagegen/internal/testspec"
 )
 
 func parse(t testing.TB, text string) *cluster.Spec {
 	t.Helper()
-	c, err := roles.Load("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := cluster.Parse("cluster.yaml", []byte(text), c.Rules())
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, _ := testspec.Parse(t, "cluster.yaml", text)
 	return s
 }
 

@@ -76,7 +76,7 @@ func TestInspectImage(t *testing.T) {
 	}
 	write("images/a.raw", "altered")
 	for path, want := range map[string]string{
-		"images/a.raw": "not what imagegen wrote", "images/a.vmdk": "no such file", "images/c.txt": "name ends in .raw",
+		"images/a.raw": "has changed since imagegen wrote it", "images/a.vmdk": "no such file", "images/c.txt": "name ends in .raw",
 	} {
 		if r := imagegen("inspect", path); r.code != exitFailed || !strings.Contains(r.stderr, want) {
 			t.Errorf("%s: %+v", path, r)

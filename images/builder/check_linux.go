@@ -13,7 +13,7 @@ import (
 // CheckTools checks that images can be baked here with the programs in path. The error lists everything that is missing.
 func CheckTools(path string, tools []program.Tool) error {
 	if os.Geteuid() != 0 {
-		return errors.New("baking mounts disks and changes root, which only root may: run it with sudo")
+		return errors.New("baking mounts disks and uses chroot, which needs root: run it with sudo")
 	}
 	if names, packages := program.Missing(path, tools); len(names) > 0 {
 		return fmt.Errorf("baking needs %s: apt-get install %s", strings.Join(names, ", "), strings.Join(packages, " "))

@@ -60,9 +60,9 @@ func Choose(o Options) (_ Builder, why string, err error) {
 		if err == nil {
 			switch {
 			case o.Name != "":
-				why = "as asked for"
+				why = "as requested"
 			case name == "chroot":
-				why = "root on Linux, with all programs that it needs"
+				why = "root on Linux, with all required programs"
 			default:
 				why = strings.Join(not, "; ")
 			}

@@ -22,7 +22,7 @@ type qemu struct {
 
 func (*qemu) check() error {
 	if _, err := exec.LookPath(accel.QEMU); err != nil {
-		return fmt.Errorf("there is no %s: apt-get install qemu-system-x86", accel.QEMU)
+		return fmt.Errorf("%s is not installed: apt-get install qemu-system-x86", accel.QEMU)
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ type report struct {
 	result  error    // the bake's result; errNoResult until the VM reports one
 }
 
-var errNoResult = errors.New("the VM has ended without saying how the bake went")
+var errNoResult = errors.New("the VM ended without reporting a result")
 
 func newReport(log io.Writer, step func(string)) *report {
 	return &report{step: step, log: log, result: errNoResult}

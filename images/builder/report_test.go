@@ -8,7 +8,7 @@ import (
 
 const goodReport = "noise\r\n\r\nimagegen-bake: step make users\r\napt says\r\n\nimagegen-bake: done\n"
 
-// said feeds a report, some bytes at a time, and returns its result, the steps and the log.
+// said writes to a report in small pieces, and returns its result, steps and log.
 func said(text string, size int) (result, steps, log string) {
 	var out strings.Builder
 	var all []string
@@ -42,7 +42,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// TestReportConsole: the console is in the log as long as nothing else is, and in the end if nothing else says why.
+// TestReportConsole: the log has the console before the bake begins, and its last lines if the VM reports no result.
 func TestReportConsole(t *testing.T) {
 	for name, tt := range map[string]struct{ bake, want, log string }{
 		"never begun":  {"", "killed", "kernel\nlater\nlast\n"},
@@ -66,8 +66,8 @@ func TestReportConsole(t *testing.T) {
 	}
 }
 
-// FuzzReport: whatever a VM says, how its bytes arrive makes no difference, and without a line that says so a bake is not
-// done.
+// FuzzReport: the result does not depend on how the output is split, and only a line that says so ends a bake
+// successfully.
 func FuzzReport(f *testing.F) {
 	f.Add([]byte(goodReport), 3)
 	f.Add([]byte("imagegen-bake: failed \xff\n"), 1)

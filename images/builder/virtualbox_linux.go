@@ -30,7 +30,7 @@ const vboxFolder = "virtualbox"
 func (virtualBox) check() error {
 	for _, name := range []string{"VBoxManage", "VBoxHeadless"} {
 		if _, err := exec.LookPath(name); err != nil {
-			return fmt.Errorf("there is no %s: install VirtualBox, see https://www.virtualbox.org", name)
+			return fmt.Errorf("%s is not installed: install VirtualBox, see https://www.virtualbox.org", name)
 		}
 	}
 	return nil
@@ -77,7 +77,7 @@ func flatVMDK(disk string) ([]byte, error) {
 		return nil, err
 	}
 	if strings.ContainsAny(disk, "\"\n") {
-		return nil, fmt.Errorf("VirtualBox takes no disk with such a name: %s", disk)
+		return nil, fmt.Errorf("VirtualBox does not accept this file name for a disk: %s", disk)
 	}
 	sectors := (info.Size() + 512 - 1) / 512
 	if err := os.Truncate(disk, sectors*512); err != nil {

@@ -17,7 +17,7 @@ import (
 	"imagegen/internal/vboxtest"
 )
 
-// TestRunVirtualBox: what a real VirtualBox passes on of a VM's two serial ports, and that nothing of it is left.
+// TestRunVirtualBox: a real VirtualBox passes on the output of both serial ports, and nothing of the VM is left.
 func TestRunVirtualBox(t *testing.T) {
 	if !vboxtest.Rerun(t, vboxtest.HostNetwork) {
 		return
@@ -57,7 +57,7 @@ func TestRunVirtualBox(t *testing.T) {
 	}
 }
 
-// TestVBoxLeftovers: the VM of an imagegen that was killed is gone after the next one's start.
+// TestVBoxLeftovers: Clean removes the VM that a killed bake left behind.
 func TestVBoxLeftovers(t *testing.T) {
 	if !vboxtest.Rerun(t, vboxtest.HostNetwork) {
 		return

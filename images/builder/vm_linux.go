@@ -112,7 +112,7 @@ func (v vmBuilder) Install(ctx context.Context, j *Job) error {
 	inputs := path("inputs.tar")
 	size, err := writeTar(ctx, j.Input(""), inputs)
 	if err != nil {
-		return fmt.Errorf("pack what is to go in: %w", err)
+		return fmt.Errorf("pack the inputs: %w", err)
 	}
 	m.disks = append(m.disks, inputs)
 	m.memory = 1024 + size>>20 // inputs are unpacked into memory
@@ -123,12 +123,12 @@ func (v vmBuilder) Install(ctx context.Context, j *Job) error {
 	if err != nil {
 		return err
 	}
-	j.Begin("find out how to run a VM")
+	j.Begin("check how to run VMs")
 	if err := v.prepare(ctx, m.disks[0], j.Note); err != nil {
 		return err
 	}
 	j.Begin("boot the VM")
-	limited, cancel := context.WithTimeoutCause(ctx, v.limit, fmt.Errorf("the VM is not done after %s, which is its limit (--time-limit)", v.limit))
+	limited, cancel := context.WithTimeoutCause(ctx, v.limit, fmt.Errorf("the VM did not finish within %s (--time-limit)", v.limit))
 	defer cancel()
 	r := newReport(j.Log, j.Begin)
 	err = r.end(v.run(limited, m, &lines{pass: r.consoleLine}, &lines{pass: r.bakeLine}))
@@ -139,7 +139,7 @@ func (v vmBuilder) Install(ctx context.Context, j *Job) error {
 		return j.withLog(err)
 	}
 	if err := program.Run(ctx, "tar", "tar", "-C", j.Work, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-x", "-f", m.made); err != nil {
-		return fmt.Errorf("unpack what was made: %w; the cache has to be on a file system that can hold what overlayfs makes, such as ext4 or XFS", err)
+		return fmt.Errorf("unpack the result: %w; the cache must be on a file system that supports overlayfs, such as ext4 or XFS", err)
 	}
 	for _, used := range append(m.disks, m.made) { // no longer needed, and space may be scarce
 		if filepath.Dir(used) == j.Work {

@@ -20,7 +20,7 @@ func speaker(t *testing.T, text string) string { return speakerAt(t, testkit.COM
 
 func speakerAt(t *testing.T, port uint16, text string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "a,disk.raw") // the comma would end QEMU's option
+	path := filepath.Join(t.TempDir(), "a,disk.raw") // a comma separates QEMU's options
 	testkit.Write(t, path, string(testkit.Speaker(1<<20, port, text)))
 	return path
 }
@@ -32,7 +32,7 @@ func needQEMU(t *testing.T) {
 	}
 }
 
-// bareVM is a VM with a disk and nothing of use beside it.
+// bareVM returns a VM that boots from a disk. Its other disks contain only zeros.
 func bareVM(t *testing.T, disk string) vm {
 	t.Helper()
 	dir := t.TempDir()
@@ -43,7 +43,7 @@ func bareVM(t *testing.T, disk string) vm {
 	return m
 }
 
-// TestRunQEMU: what a real QEMU passes on of a VM's two serial ports, and how it ends.
+// TestRunQEMU: a real QEMU passes on the output of both serial ports, and its end is reported.
 func TestRunQEMU(t *testing.T) {
 	needQEMU(t)
 	q := &qemu{accel: "tcg"}
@@ -63,7 +63,7 @@ func TestRunQEMU(t *testing.T) {
 	}
 }
 
-// TestInputs: the archive that a VM gets is one that tar reads, and begins with what the script in the VM looks for.
+// TestInputs: tar reads the archive for the VM, and it begins with the mark that the script in the VM looks for.
 func TestInputs(t *testing.T) {
 	dir := t.TempDir()
 	testkit.Write(t, filepath.Join(dir, "bake", "archive", "a_1%3a2~x+y_all.deb"), "deb")
@@ -95,7 +95,7 @@ func TestInputs(t *testing.T) {
 	}
 }
 
-// TestPackingIsInterrupted: packing what a VM gets, which may be much, ends with its context.
+// TestPackingIsInterrupted: packing the VM's inputs, which may be large, ends with its context.
 func TestPackingIsInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	testkit.Write(t, filepath.Join(dir, "bake/file"), string(testkit.Noise(8<<20)))
@@ -106,7 +106,8 @@ func TestPackingIsInterrupted(t *testing.T) {
 	})
 }
 
-// TestFromVM: what is on this machine's loopback is where a VM finds it, and nothing else is changed.
+// TestFromVM: proxies on this machine's loopback address get the address that the VM reaches them at; others are not
+// changed.
 func TestFromVM(t *testing.T) {
 	for _, tt := range []struct{ name, value, want string }{
 		{"http_proxy", "http://127.0.0.1:3128/", "http://10.0.2.2:3128/"},
@@ -120,7 +121,7 @@ func TestFromVM(t *testing.T) {
 	}
 }
 
-// TestVMScript: the script in the VM is one that sh reads.
+// TestVMScript: sh can parse the script in the VM.
 func TestVMScript(t *testing.T) {
 	for _, argv := range [][]string{{"sh", "-n"}, {"bash", "-n"}, {"shellcheck", "-s", "sh", "-"}} {
 		if _, err := exec.LookPath(argv[0]); err != nil {

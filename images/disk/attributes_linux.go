@@ -88,7 +88,7 @@ func putAttributes(room []byte, all []attribute) error {
 		size := (16 + len(a.name) + 3) &^ 3
 		end -= (len(a.value) + 3) &^ 3
 		if at+size+4 > end {
-			return errors.New("its extended attributes are longer than imagegen writes")
+			return errors.New("its extended attributes do not fit into the inode, and imagegen writes no others")
 		}
 		x := room[at:]
 		x[0], x[1] = byte(len(a.name)), a.index

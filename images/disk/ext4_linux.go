@@ -65,12 +65,12 @@ func openExt4(ctx context.Context, disk *os.File, start, newest int64) (*ext4, e
 	const incompat = 0x2 | 0x40 | 0x200 // filetype, extents, flex_bg
 	if le.Uint16(e.super[0x38:]) != 0xef53 || le.Uint32(e.super[0x18:]) != 2 || le.Uint16(e.super[0x58:]) != ext4InodeSize ||
 		le.Uint32(e.super[0x60:]) != incompat || le.Uint32(e.super[0x64:])&0x400 == 0 {
-		return nil, errors.New("mkfs.ext4 has made a file system with other features than it was told")
+		return nil, errors.New("mkfs.ext4 made a file system with unexpected features")
 	}
 	total := le.Uint32(e.super[4:])
 	e.perGroup, e.inodesPer = le.Uint32(e.super[0x20:]), le.Uint32(e.super[0x28:])
 	if e.perGroup != 8*ext4Block || e.inodesPer%8 != 0 {
-		return nil, errors.New("mkfs.ext4 has made groups of another size than it was told")
+		return nil, errors.New("mkfs.ext4 made groups of an unexpected size")
 	}
 	e.seed = crc32c(^uint32(0), e.super[0x68:0x78])
 	n := (total + e.perGroup - 1) / e.perGroup
@@ -95,7 +95,7 @@ func openExt4(ctx context.Context, disk *os.File, start, newest int64) (*ext4, e
 			free += 8 - bits.OnesCount8(b)
 		}
 		if free != int(le.Uint16(d[0xc:])) {
-			return nil, fmt.Errorf("group %d of the empty file system has %d free blocks, and says %d", g, free, le.Uint16(d[0xc:]))
+			return nil, fmt.Errorf("group %d of the empty file system has %d free blocks; its descriptor says %d", g, free, le.Uint16(d[0xc:]))
 		}
 		if le.Uint16(d[0x12:])&ext4InodeUninit == 0 {
 			if err := e.read(e.inodes[g*e.inodesPer/8:][:e.inodesPer/8], le.Uint32(d[4:])); err != nil {

@@ -17,8 +17,8 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// newTree writes a tree of all that a file system can hold, in an order that comes from the seed, some of it below and
-// some above.
+// newTree writes a tree with every kind of file, in an order that depends on the seed, partly in the lower and partly
+// in the upper layer.
 func newTree(t *testing.T, seed uint64) Tree {
 	t.Helper()
 	tree := Tree{Lower: t.TempDir(), Upper: t.TempDir()}
@@ -38,7 +38,7 @@ func newTree(t *testing.T, seed uint64) Tree {
 	file := func(path string, data []byte) {
 		make = append(make, func() { must(os.MkdirAll(filepath.Dir(path), 0o755)); must(os.WriteFile(path, data, 0o640)) })
 	}
-	for i := range 400 { // more than a block of names
+	for i := range 400 { // more names than fit into a block
 		file(filepath.Join(lower, "many", fmt.Sprintf("a-name-that-takes-some-room-%d", i)), bytes.Repeat([]byte{byte(i)}, i*37))
 	}
 	big := bytes.Repeat([]byte("0123456789abcdef"), size/16)
@@ -89,7 +89,7 @@ func newTree(t *testing.T, seed uint64) Tree {
 	return tree
 }
 
-// TestExt4 makes a file system of a tree and looks at it with the programs and the kernel that know better.
+// TestExt4 writes a file system, and checks it with e2fsck and the kernel.
 func TestExt4(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: the file system is NOT tested")
@@ -99,7 +99,7 @@ func TestExt4(t *testing.T) {
 	for seed := range uint64(2) {
 		tree := newTree(t, seed)
 		path := filepath.Join(t.TempDir(), "disk")
-		const size = 300 << 20 // several groups, the last one short
+		const size = 300 << 20 // several groups, the last one shorter
 		e, err := newDisk(t.Context(), path, size, "6ba7b810-9dad-81d1-80b4-00c04fd430c8")
 		if err != nil {
 			t.Fatal(err)
@@ -124,7 +124,7 @@ func TestExt4(t *testing.T) {
 	}
 }
 
-// sameTree compares what the kernel shows of a disk with what it shows of the layers.
+// sameTree compares the mounted disk with the mounted layers.
 func sameTree(t *testing.T, disk string, tree Tree) {
 	t.Helper()
 	root, overlay, work := t.TempDir(), t.TempDir(), filepath.Join(filepath.Dir(tree.Upper), "work")

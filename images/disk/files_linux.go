@@ -20,7 +20,7 @@ func (e *ext4) fill(t Tree) error {
 		return err
 	}
 	if le.Uint16(root[0x28+2:]) != 1 || le.Uint16(root[0x28+12+4:]) != 1 {
-		return errors.New("mkfs.ext4 has made another root directory than an empty one")
+		return errors.New("mkfs.ext4 made a root directory that is not empty")
 	}
 	old := le.Uint32(root[0x28+12+8:])
 	e.blocks[old/8] &^= 1 << (old % 8)

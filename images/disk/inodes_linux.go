@@ -114,7 +114,7 @@ func (e *ext4) extents(ino uint32, root []byte, runs []extent) (uint32, error) {
 	}
 	const capacity = (ext4Block - 12) / 12
 	if len(runs) > capacity {
-		return 0, fmt.Errorf("a file in %d pieces is more than imagegen writes", len(runs))
+		return 0, fmt.Errorf("a file has %d extents, more than imagegen can write", len(runs))
 	}
 	block := make([]byte, ext4Block)
 	leaf(block, capacity, runs)

@@ -21,19 +21,19 @@ const (
 func putLoader(boot, sys []byte, sectors []uint64) error {
 	magic := bytes.Index(sys, []byte{0xfe, 0x02, 0xb2, 0x3e})
 	if magic < 0 || magic%4 != 0 || magic+24 > len(sys) || len(boot) != sectorSize {
-		return errors.New("this is not an ldlinux.sys that imagegen knows")
+		return errors.New("ldlinux.sys is of an unknown version")
 	}
 	area := sys[magic:]
 	data, adv, dwords := int(le.Uint16(area[8:])), int(le.Uint16(area[10:])), int(le.Uint32(area[12:]))
 	at := int(le.Uint16(area[22:]))
 	if adv != 2 || len(sectors) < data+adv || dwords*4 > len(sys) || at+20 > len(sys) {
-		return errors.New("this is not an ldlinux.sys that imagegen knows")
+		return errors.New("ldlinux.sys is of an unknown version")
 	}
 	field := func(i int) int { return int(le.Uint16(sys[at+2*i:])) }
 	advAt, listAt, listLen := field(0), field(5), field(6)
 	low, high := field(7), field(8)
 	if advAt+16 > len(sys) || listAt+10*listLen > len(sys) || low+4 > sectorSize || high+4 > sectorSize {
-		return errors.New("this is not an ldlinux.sys that imagegen knows")
+		return errors.New("ldlinux.sys is of an unknown version")
 	}
 	le.PutUint32(boot[low:], uint32(sectors[0]))
 	le.PutUint32(boot[high:], uint32(sectors[0]>>32))
@@ -46,7 +46,7 @@ func putLoader(boot, sys []byte, sectors []uint64) error {
 			n++
 		}
 		if len(list) == 0 {
-			return errors.New("ldlinux.sys lies in too many pieces")
+			return errors.New("ldlinux.sys is too fragmented")
 		}
 		le.PutUint64(list, rest[0])
 		le.PutUint16(list[8:], uint16(n))

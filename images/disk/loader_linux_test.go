@@ -11,8 +11,8 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// TestLoader lets extlinux install itself on two file systems where its file lies at different places: what it has
-// written on one, fitted to the places of the other, has to be what it has written there.
+// TestLoader runs extlinux on two file systems with ldlinux.sys in different places: putLoader must turn the result on
+// one into the result on the other.
 func TestLoader(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: the boot loader is NOT tested")
@@ -45,7 +45,7 @@ func TestLoader(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := testkit.Run(t, "debugfs", "-R", "blocks /"+loaderFile, disk)
-		_, out, _ = strings.Cut(out, "\n") // the program's name and version
+		_, out, _ = strings.Cut(out, "\n") // the first line is the program's name and version
 		for _, word := range strings.Fields(out) {
 			block, err := strconv.ParseUint(word, 10, 32)
 			if err != nil {

@@ -8,7 +8,8 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// TestLinksInTrees: where a layer has a folder and the one below it a link, the link is not followed, here on the build host.
+// TestLinksInTrees: if upper has a folder where lower has a link, the link, which would lead to the build host's files,
+// is not followed.
 func TestLinksInTrees(t *testing.T) {
 	outside := t.TempDir()
 	testkit.Write(t, filepath.Join(outside, "sub/secret"), "x")

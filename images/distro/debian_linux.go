@@ -69,7 +69,7 @@ func (d debian) Resolve(ctx context.Context, now *packages.Lock, requests map[st
 	if !d.Offline {
 		now.LeftOut = a.LeftOut
 	}
-	d.Step("find out which are needed")
+	d.Step("resolve dependencies")
 	var installed string
 	if now.Base != nil {
 		if installed, err = a.Status(ctx, d.Store, now.Base.Packages); err != nil {
@@ -186,7 +186,7 @@ func stageKeys(dir string, keys []string) error {
 			return err
 		}
 		if !info.Mode().IsRegular() || info.Size() > maxKeyring {
-			return fmt.Errorf("%s is no keyring", k)
+			return fmt.Errorf("%s is not a keyring", k)
 		}
 		data, err := os.ReadFile(k)
 		if err != nil {

@@ -17,8 +17,8 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// TestMirrorWithoutSuites has an archive at a plain address that lacks a suite of updates: it is left out, loudly, and the
-// image does not name it. One that merely cannot be reached is an error.
+// TestMirrorWithoutSuites: if the archive at a plain address lacks a suite of updates, the suite is left out with a
+// warning, also from the image's sources. An unreachable suite is an error.
 func TestMirrorWithoutSuites(t *testing.T) {
 	testkit.Program(t, "apt-get", "apt")
 	testkit.Program(t, "gpg", "gnupg")
@@ -33,7 +33,7 @@ func TestMirrorWithoutSuites(t *testing.T) {
 			filepath.Base(path), sha256.Sum256(nil)))
 		testkit.Must(t, exec.Command("gpg", "--homedir", home, "--batch", "--local-user", "right", "--output", filepath.Join(dir, "InRelease"), "--clearsign", filepath.Join(dir, "plain")))
 	}
-	var lacks string // a part of the paths
+	var lacks string // paths that contain it do not exist
 	status := http.StatusNotFound
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if lacks != "" && strings.Contains(r.URL.Path, lacks) {
@@ -54,7 +54,7 @@ func TestMirrorWithoutSuites(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range sources { // Debian's own key is not here
+		for i := range sources { // the test's archive is not signed with Debian's key
 			sources[i] = strings.Replace(sources[i], "deb http", "deb [signed-by="+key+"] http", 1)
 		}
 		a, err := d.openSources(t.Context(), sources)
@@ -88,7 +88,7 @@ func TestMirrorWithoutSuites(t *testing.T) {
 			if err != nil || strings.Contains(string(list), suite) || strings.Count(string(list), "deb ") != 2 {
 				t.Errorf("%s, %v", list, err)
 			}
-			// The lock keeps it, and the image does not name it.
+			// The lock records the suite, and the image's sources do not contain it.
 			base, err := d.Base()
 			if err != nil {
 				t.Fatal(err)

@@ -23,7 +23,7 @@ import (
 // Resolve asks yum which packages are needed.
 func (e el) Resolve(ctx context.Context, now *packages.Lock, requests map[string]Inputs, try Trial) error {
 	if e.Offline {
-		return fmt.Errorf("%s does not pin all that %s asks for. Only yum can find it, in the repositories, and imagegen is to work offline: run imagegen fetch where there is a network", e.Lock, e.Spec.File)
+		return fmt.Errorf("%s does not pin all packages that %s needs. yum resolves them in the repositories, and --offline is set: run imagegen fetch with a network", e.Lock, e.Spec.File)
 	}
 	if err := os.MkdirAll(string(e.Store), 0o755); err != nil {
 		return fmt.Errorf("make the cache: %w", err)
@@ -74,7 +74,7 @@ func (e el) MakeBase(ctx context.Context, j *builder.Job, b Base) error {
 	j.Begin("check the disk")
 	from, wrong := b.File, "name another file in the spec, or correct base.sha256 there"
 	if from == "" {
-		from, wrong = e.Store.Path(b.SHA256), "remove that file, and imagegen gets it anew"
+		from, wrong = e.Store.Path(b.SHA256), "remove that file, and imagegen downloads it again"
 	}
 	if err := sparse.HasSum(ctx, from, b.SHA256); err != nil {
 		return fmt.Errorf("%s: %w; %s", from, err, wrong)

@@ -7,29 +7,14 @@ import (
 	"strings"
 	"testing"
 
-	"imagegen/cluster"
 	"imagegen/images/packages"
 	"imagegen/internal/testkit"
-	"imagegen/roles"
+	"imagegen/internal/testspec"
 )
 
-func referenceCentOS(t *testing.T, more string) (*cluster.Spec, *roles.Catalogue) {
-	t.Helper()
-	catalogue, err := roles.Load("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := strings.Replace(string(cluster.Reference("centos7")), "\nroles:", "\n"+more+"\nroles:", 1)
-	spec, err := cluster.Parse("/spec/cluster.yaml", []byte(text), catalogue.Rules())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return spec, catalogue
-}
-
-// TestCentOSRepos compares the repositories of all roles with a golden .repo file, and asks for what the spec can change.
+// TestCentOSRepos compares the repositories of all roles with a golden .repo file, and checks changes by the spec.
 func TestCentOSRepos(t *testing.T) {
-	spec, catalogue := referenceCentOS(t, "")
+	spec, catalogue := testspec.Reference(t, "/spec/cluster.yaml", "centos7", "")
 	var repos []packages.Repo
 	for _, role := range spec.Roles {
 		for _, r := range elRepos(spec, catalogue.Role(role.Name).Distros["centos7"]) {
@@ -43,7 +28,7 @@ func TestCentOSRepos(t *testing.T) {
 	all := packages.RepoFile(repos)
 	testkit.Golden(t, filepath.Join("testdata", "centos7.repos"), []byte(all))
 
-	spec, _ = referenceCentOS(t, `mirror: https://mirror.example.com/vault/
+	spec, _ = testspec.Reference(t, "/spec/cluster.yaml", "centos7", `mirror: https://mirror.example.com/vault/
 repos:
   updates: {urls: [https://mirror.example.com/u/]}
   epel: {exclude: [a, "b*"], priority: 5}

@@ -11,8 +11,7 @@ import (
 	"imagegen/roles"
 )
 
-// A package that the archive has not got is a fault of who wrote its name, in the role or in the spec, and is said with
-// its place.
+// A package that the archive lacks is reported at the place in the role or the spec that names it.
 func TestPackageThatIsNotThere(t *testing.T) {
 	dir := t.TempDir()
 	role := filepath.Join(dir, "roles/rb/role.yaml")

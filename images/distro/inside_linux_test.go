@@ -35,7 +35,7 @@ func TestKeyringStaysBelow(t *testing.T) {
 	}
 }
 
-// TestPackageFileName: what the scripts take for words has no spaces, and does not begin like an option.
+// TestPackageFileName: file names with spaces or a leading dash are errors, since scripts use them as words.
 func TestPackageFileName(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a /etc/b.deb", "-oDPkg::Pre-Invoke=x.deb", "a\nb.deb"} {
@@ -45,7 +45,8 @@ func TestPackageFileName(t *testing.T) {
 	}
 }
 
-// TestRemoveStaysInside runs what the scripts remove with in a root that has a mount, as a bake's has the build host's /dev.
+// TestRemoveStaysInside runs the scripts' loop that removes paths in a root with mounts, such as the build host's /dev
+// in a bake.
 func TestRemoveStaysInside(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for mounts: that nothing is removed from them is NOT tested")

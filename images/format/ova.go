@@ -48,7 +48,7 @@ var ovfTemplate = template.Must(template.New("machine.ovf").Option("missingkey=e
 func (m Machine) ovf(diskBytes int64, file string, fileBytes int64) ([]byte, error) {
 	known := distro.Named(m.Distro)
 	if known.Name == "" {
-		return nil, fmt.Errorf("%q is no distro", m.Distro)
+		return nil, fmt.Errorf("unknown distro %q", m.Distro)
 	}
 	var b bytes.Buffer
 	err := ovfTemplate.Execute(&b, map[string]any{

@@ -21,7 +21,7 @@ import (
 
 var web = Machine{Name: "web", Distro: "debian12", CPUs: 2, Memory: 768 << 20, ID: "04bea9e2109ec3378561aca35e2abeb4"}
 
-// packages are the two kinds of tar files, and what must be in them, in this order.
+// packages lists the two kinds of tar files, with the files that they must contain, in order.
 var packages = []struct {
 	name  string
 	write func(context.Context, string, *os.File, Machine, int) error
@@ -88,7 +88,7 @@ func TestPackages(t *testing.T) {
 	}
 }
 
-// untar returns the files of a tar file that must be ustar and the same whoever makes it.
+// untar returns the files of a tar file, which must be in ustar format, without dates and owners.
 func untar(t *testing.T, data []byte) map[string][]byte {
 	t.Helper()
 	files := map[string][]byte{}
@@ -109,7 +109,7 @@ func untar(t *testing.T, data []byte) map[string][]byte {
 	}
 }
 
-// An OVF is as its golden file, reviewed against what VirtualBox 7.2 exports.
+// The OVF equals the golden file, which was compared with an export of VirtualBox 7.2.
 func TestOVF(t *testing.T) {
 	for _, distro := range []string{"debian12", "centos7"} {
 		m := web
@@ -134,7 +134,7 @@ func TestOVF(t *testing.T) {
 	}
 }
 
-// After an error the old file is there, and nothing beside it.
+// After an error, the old file is still there and no other file.
 func TestPackageFails(t *testing.T) {
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()

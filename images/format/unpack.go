@@ -32,7 +32,7 @@ const maxWraps = 4
 // unpackStream is Unpack for a stream. from is the file whose content the stream is, or empty.
 func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps int) error {
 	if wraps > maxWraps {
-		return errors.New("it is packed too many times over")
+		return errors.New("it has too many layers of packing")
 	}
 	r := bufio.NewReaderSize(ctxio.Reader(ctx, stream), 1<<20)
 	head, err := r.Peek(512)
@@ -62,7 +62,7 @@ func unpackStream(ctx context.Context, stream io.Reader, from, to string, wraps 
 		for {
 			h, err := archive.Next()
 			if err == io.EOF {
-				return errors.New("the archive holds no disk")
+				return errors.New("the archive contains no disk")
 			}
 			if err != nil {
 				return err

@@ -12,11 +12,11 @@ import (
 	"imagegen/internal/vboxtest"
 )
 
-// VirtualBox reads every kind of VMDK back as the disk it was made of.
+// VirtualBox converts every kind of VMDK back to the original disk.
 func TestVBoxVMDK(t *testing.T) {
 	for _, tt := range vmdkDisks {
 		if tt.size > 1<<40 {
-			continue // it would write as many zeros
+			continue // VirtualBox would write that many zeros
 		}
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -37,7 +37,7 @@ func TestVBoxVMDK(t *testing.T) {
 	}
 }
 
-// VirtualBox makes of an OVA, and of a box twice, the machine that was meant, with the disk that was meant.
+// VirtualBox imports an OVA, and a box twice, as the machine and disk that were exported.
 func TestVBoxImport(t *testing.T) {
 	disk := testDisk(t, 40<<20, part{0, 5 << 20}, part{39 << 20, 1 << 20})
 	for _, tt := range []struct{ name, bring string }{
@@ -83,7 +83,7 @@ VBoxManage clonemedium disk "$disk" /mnt/back.raw --format RAW`)
 	}
 }
 
-// What is not as it was written is not imported.
+// VirtualBox does not import a damaged file.
 func TestVBoxRefuses(t *testing.T) {
 	disk := testDisk(t, 40<<20, part{0, 5 << 20})
 	whole := filepath.Join(t.TempDir(), "web.ova")
@@ -121,7 +121,7 @@ func TestVBoxRefuses(t *testing.T) {
 	}
 }
 
-// change returns data with one byte changed, to a digit.
+// change returns data with one byte changed to a digit.
 func change(data []byte, at int) []byte {
 	data = bytes.Clone(data)
 	if data[at] == '1' {

@@ -94,7 +94,7 @@ func writeVMDK(ctx context.Context, w io.Writer, disk *os.File, id string, worke
 	}
 	size := info.Size()
 	if size == 0 || size%sector != 0 {
-		return fmt.Errorf("its size of %d bytes is no disk's, which is a multiple of %d; is it a raw disk, and whole?", size, sector)
+		return fmt.Errorf("its size of %d bytes is not a multiple of %d: it is incomplete, or not a raw disk", size, sector)
 	}
 	v := &vmdkWriter{w: w, capacity: size / sector, table: -1}
 	v.directory = make([]uint32, (size+tableGrains*grainBytes-1)/(tableGrains*grainBytes))
@@ -119,7 +119,7 @@ type vmdkWriter struct {
 
 func (v *vmdkWriter) write(p []byte) error {
 	if v.at += int64(len(p) / sector); v.at > maxVMDK {
-		return errors.New("it holds more data than the format's 2 TiB")
+		return errors.New("it contains more data than the format's limit of 2 TiB")
 	}
 	_, err := v.w.Write(p)
 	return err

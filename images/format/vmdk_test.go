@@ -17,10 +17,10 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// part is data on a test's disk; the rest is holes.
+// part is a range with data on a test's disk; the rest is holes.
 type part struct{ start, size int64 }
 
-// testDisk makes a raw disk: noise and text in the parts, some of the text zeros, so that grains of all kinds are there.
+// testDisk makes a raw disk. Its parts contain noise, text and zeros, so that there are grains of every kind.
 func testDisk(t testing.TB, size int64, parts ...part) *os.File {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "disk.raw"))
@@ -55,7 +55,7 @@ func testDisk(t testing.TB, size int64, parts ...part) *os.File {
 	return f
 }
 
-// sameDisk reports where two raw disks differ. Where both have holes they are not read.
+// sameDisk compares two raw disks, without reading where both have holes.
 func sameDisk(t testing.TB, got string, want *os.File) {
 	t.Helper()
 	f, err := os.Open(got)
@@ -95,7 +95,7 @@ func sameDisk(t testing.TB, got string, want *os.File) {
 	}
 }
 
-// vmdkDisks are the kinds of disks that there are.
+// vmdkDisks are disks with different layouts.
 var vmdkDisks = []struct {
 	name  string
 	size  int64
@@ -148,7 +148,7 @@ func TestVMDK(t *testing.T) {
 			if !strings.Contains(info, "create type: streamOptimized") || !strings.Contains(info, "("+strconv.FormatInt(tt.size, 10)+" bytes)") {
 				t.Errorf("qemu-img info shows another disk:\n%s", info)
 			}
-			if tt.size > 1<<40 { // qemu-img would walk its zeros for minutes: the last MiB
+			if tt.size > 1<<40 { // qemu-img would read the zeros for minutes: compare only the last MiB
 				from, tail := tt.size-1<<20, testDisk(t, 1<<20)
 				if _, err := io.Copy(tail, io.NewSectionReader(disk, from, 1<<20)); err != nil {
 					t.Fatal(err)
@@ -164,7 +164,7 @@ func TestVMDK(t *testing.T) {
 	}
 }
 
-// Zeros that are written to a disk's file, and not left out, take no room either.
+// Blocks of zeros in a disk's file take no space either.
 func TestVMDKWithoutZeros(t *testing.T) {
 	disk := testDisk(t, 64<<20)
 	var holes, written bytes.Buffer
@@ -182,7 +182,7 @@ func TestVMDKWithoutZeros(t *testing.T) {
 	}
 }
 
-// A disk that grows while it is read is written as it was.
+// A disk that grows while it is read is written with its original size.
 func TestVMDKOfGrowingDisk(t *testing.T) {
 	disk := testDisk(t, 8<<20, part{0, 1 << 20})
 	var before, during bytes.Buffer
@@ -254,8 +254,8 @@ type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// BenchmarkVMDK writes the disk that IMAGEGEN_DISK names, or one of its own, and has qemu-img write it. Bytes are those
-// of data, not of the disk.
+// BenchmarkVMDK writes the disk in IMAGEGEN_DISK, or a generated one, and compares qemu-img. Bytes count data, not the
+// size of the disk.
 func BenchmarkVMDK(b *testing.B) {
 	disk := testDisk(b, 1<<30, part{0, 64 << 20}, part{1 << 29, 64 << 20})
 	if path := os.Getenv("IMAGEGEN_DISK"); path != "" {

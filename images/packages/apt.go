@@ -69,7 +69,7 @@ func HostSources(root string, d distro.Distro) ([]string, error) {
 		}
 	}
 	if !main {
-		return nil, fmt.Errorf("APT on this machine has no archive of %s (%s); name one in the spec: mirror: URL", d.Title, d.Suites[0])
+		return nil, fmt.Errorf("APT on this machine has no archive of %s (%s); set one in the spec: mirror: URL", d.Title, d.Suites[0])
 	}
 	slices.Sort(lines)
 	return slices.Compact(lines), nil
@@ -153,15 +153,15 @@ func reachable(root, uri string) (string, error) {
 			}
 		}
 		if uri == "" {
-			return "", fmt.Errorf("%s names no mirror", file)
+			return "", fmt.Errorf("%s contains no mirror", file)
 		}
 	}
 	u, err := url.Parse(uri)
 	if err != nil {
-		return "", errors.New("a source's address cannot be read") // without the cause, which may contain a password
+		return "", errors.New("the address of a source is invalid") // without the cause, which may contain a password
 	}
 	if u.User != nil {
-		return "", fmt.Errorf("the address of the archive at %s has a password in it, which would be in every image; name one without in the spec: mirror: URL", u.Host)
+		return "", fmt.Errorf("the address of the archive at %s contains a password, which would get into every image; set one without a password in the spec: mirror: URL", u.Host)
 	}
 	return uri, nil
 }

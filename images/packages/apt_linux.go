@@ -59,7 +59,7 @@ func OpenArchive(ctx context.Context, c ArchiveConfig) (_ *Archive, err error) {
 	}()
 	dump, err := program.Command(ctx, "apt-config", "dump").Output()
 	if err != nil {
-		return nil, fmt.Errorf("ask apt-config, of the package apt, for this machine's settings: %w", err)
+		return nil, fmt.Errorf("read this machine's APT settings with apt-config: %w", err)
 	}
 	err = errors.Join(a.trust(),
 		os.WriteFile(filepath.Join(a.dir, "sources.list"), []byte(strings.Join(sources, "\n")+"\n"), 0o644),
@@ -85,7 +85,7 @@ APT::Sandbox::User "root";
 	}
 	if c.Offline {
 		if lists, _ := filepath.Glob(filepath.Join(a.dir, "state/lists/*_Packages")); len(lists) == 0 {
-			return nil, errors.New("what the archive holds is not in the cache, and imagegen is to work offline: run imagegen fetch where there is a network")
+			return nil, errors.New("the archive's package lists are not in the cache, and --offline is set: run imagegen fetch with a network")
 		}
 		return a, nil
 	}
@@ -224,7 +224,7 @@ func (a *Archive) Resolve(ctx context.Context, status string, names []string) ([
 	for i, p := range all {
 		s, ok := stanzas[p.String()]
 		if !ok || !isSHA256(s.sha256) {
-			return nil, fmt.Errorf("the archive does not say what the SHA-256 of %s is", p)
+			return nil, fmt.Errorf("the archive does not list the SHA-256 of %s", p)
 		}
 		all[i].SHA256 = s.sha256
 	}

@@ -13,12 +13,12 @@ import (
 
 const debianKey = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// TestHostSources has what real machines have in etc/apt.
+// TestHostSources uses contents of etc/apt on real machines.
 func TestHostSources(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		files map[string]string // below /
-		want  []string          // or, for an error, its words
+		files map[string]string // relative to /
+		want  []string          // or "error" and parts of the error
 	}{
 		{"the installer's sources.list", map[string]string{"etc/apt/sources.list": `#deb cdrom:[Debian GNU/Linux 12.0.0 _Bookworm_ - Official amd64 NETINST with firmware 20230610-10:21]/ bookworm main non-free-firmware
 
@@ -116,7 +116,7 @@ Components: main
 			"etc/apt/sources.list.d/hashicorp.list":     "deb [signed-by=/usr/share/keyrings/hashicorp-archive-keyring.gpg] https://apt.releases.hashicorp.com bookworm main\n",
 			"etc/apt/sources.list.d/pgdg.list":          "deb http://apt.postgresql.org/pub/repos/apt bookworm-pgdg main\n",
 			"etc/apt/sources.list.d/nodesource.sources": "Types: deb\nURIs: https://deb.nodesource.com/node_20.x\nSuites: nodistro\nComponents: main\n",
-			// An old entry, without a key: what the archive says of itself tells.
+			// An entry without a key: the archive's release file decides.
 			"etc/apt/sources.list.d/sury.list":                                     "deb https://packages.sury.org/php_x/ bookworm main\n",
 			"var/lib/apt/lists/packages.sury.org_php%5fx_dists_bookworm_InRelease": "Hash: SHA256\n\nOrigin: deb.sury.org\nLabel: php\n",
 			"var/lib/apt/lists/debian.example.org_debian_dists_bookworm_InRelease": "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nOrigin: Debian\nSuite: oldstable\n",
@@ -134,9 +134,9 @@ Components: main
 			[]string{"error", "no archive of Debian 12 (bookworm)", "mirror: URL"}},
 		{"nothing", nil, []string{"error", "no archive of Debian 12"}},
 		{"a password", map[string]string{"etc/apt/sources.list": "deb http://me:secret@apt.example.com/debian bookworm main\n"},
-			[]string{"error", "etc/apt/sources.list", "apt.example.com has a password in it"}},
+			[]string{"error", "etc/apt/sources.list", "apt.example.com contains a password"}},
 		{"an empty list of mirrors", map[string]string{"etc/apt/sources.list": "deb mirror+file:/m bookworm main\n", "m": "# none\n"},
-			[]string{"error", "/m names no mirror"}},
+			[]string{"error", "/m contains no mirror"}},
 		{"no list of mirrors", map[string]string{"etc/apt/sources.list": "deb mirror+file:/m bookworm main\n"},
 			[]string{"error", "/m: no such file"}},
 	} {
@@ -164,7 +164,7 @@ Components: main
 	}
 }
 
-// FuzzSources: whatever is in the files, what comes out is lines that mean the same when they are read again.
+// FuzzSources: the output for any files is lines that are parsed to the same sources.
 func FuzzSources(f *testing.F) {
 	f.Add("deb [arch=amd64 signed-by=/a,/b] http://debian.example.org/debian bookworm main contrib # x\n")
 	f.Add("Types: deb\nURIs: http://a b\nSuites: bookworm bookworm-updates\nComponents: main\nSigned-By: /k\nTrusted: yes\n\n")

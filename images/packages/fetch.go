@@ -109,7 +109,7 @@ func (f *fetcher) download(ctx context.Context, from, part string) error {
 		if failures++; failures >= f.tries {
 			return err
 		}
-		f.say(fmt.Sprintf("try again, after %v", err))
+		f.say(fmt.Sprintf("retry after: %v", err))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -153,7 +153,7 @@ func (f *fetcher) attempt(ctx context.Context, from, part string) (err error) {
 	if have > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", have))
 	}
-	dead := time.AfterFunc(f.stall, func() { cut(fmt.Errorf("nothing arrived for %v", f.stall)) })
+	dead := time.AfterFunc(f.stall, func() { cut(fmt.Errorf("no data for %v", f.stall)) })
 	defer dead.Stop()
 	resp, err := f.client.Do(req)
 	if err != nil {
@@ -177,17 +177,17 @@ func (f *fetcher) attempt(ctx context.Context, from, part string) (err error) {
 			return err
 		}
 		if resp.StatusCode == http.StatusPartialContent {
-			return fmt.Errorf("the server sent %s instead of what was asked for", resp.Header.Get("Content-Range"))
+			return fmt.Errorf("the server sent %s instead of what was requested", resp.Header.Get("Content-Range"))
 		}
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && have > 0:
 		if resp.Header.Get("Content-Range") == fmt.Sprintf("bytes */%d", have) {
 			return nil // already complete
 		}
-		return errors.Join(errors.New("the file there is shorter than what is here of it"), file.Truncate(0))
+		return errors.Join(errors.New("the file on the server is shorter than the part that was downloaded earlier"), file.Truncate(0))
 	case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusRequestTimeout:
-		return fmt.Errorf("the server answers %s", resp.Status)
+		return fmt.Errorf("the server answered %s", resp.Status)
 	default:
-		return refused("the server answers " + resp.Status)
+		return refused("the server answered " + resp.Status)
 	}
 	buf := make([]byte, 1<<20)
 	shown := time.Now()

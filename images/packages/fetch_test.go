@@ -54,7 +54,7 @@ func TestFetchOnce(t *testing.T) {
 	}
 }
 
-// A connection that is cut, or goes silent, is made again, and goes on where it ended: in the same run and in the next.
+// A download resumes after its connection is cut or goes silent, in the same run and in the next.
 func TestFetchResumes(t *testing.T) {
 	for what, end := range map[string]func(s *testkit.FileServer, w http.ResponseWriter, r *http.Request) bool{
 		"cut": func(s *testkit.FileServer, w http.ResponseWriter, _ *http.Request) bool { return s.Cut(w, 1<<20) },
@@ -68,7 +68,7 @@ func TestFetchResumes(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			s, f := testkit.NewFileServer(t, testkit.Noise(3<<20)), testFetcher(t)
-			f.stall = 2 * time.Second // long enough for a busy machine to send what it sends
+			f.stall = 2 * time.Second // long enough for a busy server
 			s.Handle = func(n int, w http.ResponseWriter, r *http.Request) bool { return n == 1 && end(s, w, r) }
 			f.mustFetch(t, s)
 			if got := strings.Join(s.Asked, ","); got != ",bytes=1048576-" {
@@ -103,7 +103,7 @@ func TestFetchResumes(t *testing.T) {
 	})
 }
 
-// A server that knows no ranges sends all of it again.
+// A server without support for ranges sends the whole file again.
 func TestFetchWithoutRanges(t *testing.T) {
 	s, f := testkit.NewFileServer(t, testkit.Noise(2<<20)), testFetcher(t)
 	s.Handle = func(n int, w http.ResponseWriter, _ *http.Request) bool {
@@ -116,14 +116,14 @@ func TestFetchWithoutRanges(t *testing.T) {
 	f.mustFetch(t, s)
 }
 
-// What lies in the cache is not believed: a corrupt file is got again, and so is the rest of another one.
+// Files in the cache are verified: a corrupt file is downloaded again, and so is a partial one of another version.
 func TestFetchCorruptCache(t *testing.T) {
 	data := testkit.Noise(2 << 20)
 	for name, left := range map[string][]byte{
 		"":      bytes.Repeat([]byte("x"), 2<<20),
 		".part": bytes.Repeat([]byte("x"), 1<<20),
 	} {
-		for _, n := range []int{len(left), 4 << 20} { // also longer than the file
+		for _, n := range []int{len(left), 4 << 20} { // the second is longer than the file
 			s, f := testkit.NewFileServer(t, data), testFetcher(t)
 			if err := os.WriteFile(filepath.Join(f.dir, testkit.SHA256(data)+name), bytes.Repeat([]byte("x"), n), 0o644); err != nil {
 				t.Fatal(err)
@@ -134,7 +134,7 @@ func TestFetchCorruptCache(t *testing.T) {
 			}
 		}
 	}
-	// All of it was there before the run before ended.
+	// The last run was interrupted after the download was complete.
 	s, f := testkit.NewFileServer(t, data), testFetcher(t)
 	if err := os.WriteFile(filepath.Join(f.dir, testkit.SHA256(data)+".part"), data, 0o644); err != nil {
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func TestFetchCorruptCache(t *testing.T) {
 	}
 }
 
-// What a person has to see when it does not work; and nothing is left that could be taken for the file.
+// Errors say what went wrong, and no file is left under the final name.
 func TestFetchFails(t *testing.T) {
 	data := testkit.Noise(1 << 20)
 	other := testkit.SHA256([]byte("another"))
@@ -160,13 +160,13 @@ func TestFetchFails(t *testing.T) {
 
 	s.Handle = func(_ int, w http.ResponseWriter, r *http.Request) bool { http.NotFound(w, r); return true }
 	s.Asked = nil
-	if _, err := f.fetch(t.Context(), s.URL+"/disk", other); err == nil || err.Error() != s.URL+"/disk: the server answers 404 Not Found" || len(s.Asked) != 1 {
+	if _, err := f.fetch(t.Context(), s.URL+"/disk", other); err == nil || err.Error() != s.URL+"/disk: the server answered 404 Not Found" || len(s.Asked) != 1 {
 		t.Errorf("after %d requests: %v", len(s.Asked), err)
 	}
 
 	s.Handle = func(_ int, w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true }
 	s.Asked = nil
-	if _, err := f.fetch(t.Context(), s.URL+"/disk", other); err == nil || err.Error() != s.URL+"/disk: the server answers 503 Service Unavailable" || len(s.Asked) != fetchTries {
+	if _, err := f.fetch(t.Context(), s.URL+"/disk", other); err == nil || err.Error() != s.URL+"/disk: the server answered 503 Service Unavailable" || len(s.Asked) != fetchTries {
 		t.Errorf("after %d requests: %v", len(s.Asked), err)
 	}
 

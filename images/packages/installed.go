@@ -21,7 +21,7 @@ func ParseInstalled(out string) ([]Package, error) {
 	for line := range strings.Lines(out) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		if len(f) != 5 {
-			return nil, fmt.Errorf("the list of packages has a line %q", line)
+			return nil, fmt.Errorf("the list of packages has an invalid line %q", line)
 		}
 		for i := range f {
 			if f[i] == "(none)" { // rpm's output for a missing value

@@ -20,8 +20,8 @@ import (
 	"imagegen/internal/atomicfile"
 )
 
-const lockHead = `# The packages of every image, as they were when they were pinned. Keep this file with the spec; imagegen writes it.
-# "imagegen lock" pins anew what the archive has today.
+const lockHead = `# The pinned packages of every image, written by imagegen. Keep this file with the spec.
+# "imagegen lock" pins the current versions in the archive.
 `
 
 // Lock pins every package of every image. Packages of roles are in addition to those of the base.
@@ -179,7 +179,7 @@ func Change(old, now []Pin) string {
 		case old[i].Version != p.Version:
 			change = append(change, fmt.Sprintf("%s %s → %s", p.Name, old[i].Version, p.Version))
 		case old[i] != p:
-			change = append(change, p.String()+" with another content")
+			change = append(change, p.String()+" with different content")
 		}
 	}
 	for _, o := range old {
@@ -231,7 +231,7 @@ func ListChange(old, now []string) string {
 		}
 	}
 	if change == nil && !slices.Equal(old, now) {
-		return "another order"
+		return "different order"
 	}
 	return strings.Join(change, ", ")
 }
@@ -253,7 +253,7 @@ func ReadLock(path, distro string) (*Lock, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
 	if err := dec.Decode(&read); err != nil {
-		return nil, fmt.Errorf("%s: %w; imagegen lock writes it anew once the file is removed", path, err)
+		return nil, fmt.Errorf("%s: %w; remove the file, and imagegen lock writes it again", path, err)
 	}
 	if read.Schema != 1 {
 		return nil, fmt.Errorf("%s: this imagegen reads schema 1, not %d; use the imagegen that wrote it, or remove the file", path, read.Schema)

@@ -64,7 +64,7 @@ func TestSBOM(t *testing.T) {
 	}
 }
 
-// TestPURLNamesSource: advisories are about source packages, so that scanners find nothing without them.
+// TestPURLNamesSource: scanners need the source package, since advisories refer to it.
 func TestPURLNamesSource(t *testing.T) {
 	for _, c := range []struct {
 		p            Package
@@ -77,7 +77,7 @@ func TestPURLNamesSource(t *testing.T) {
 		{Package{Name: "redis", Version: "5:7.0.15-1+b1", Architecture: "amd64", Source: "redis@5:7.0.15-1"}, "debian12",
 			"pkg:deb/debian/redis@5%3A7.0.15-1%2Bb1?arch=amd64&distro=debian-12&upstream=redis%405%3A7.0.15-1"},
 		{Package{Name: "cron", Version: "3.0", Architecture: "amd64", Source: "cron@3.0"}, "debian12", "pkg:deb/debian/cron@3.0?arch=amd64&distro=debian-12"},
-		{Package{Name: "cron", Version: "3.0", Architecture: "amd64"}, "debian12", "pkg:deb/debian/cron@3.0?arch=amd64&distro=debian-12"}, // of an older manifest
+		{Package{Name: "cron", Version: "3.0", Architecture: "amd64"}, "debian12", "pkg:deb/debian/cron@3.0?arch=amd64&distro=debian-12"}, // from an older manifest
 	} {
 		if got := c.p.purl(distro.Named(c.distro)); got != c.want {
 			t.Errorf("purl %s, want %s", got, c.want)

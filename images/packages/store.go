@@ -74,7 +74,7 @@ func (s Store) TakeBelow(ctx context.Context, sum string, dir *os.Root, path, wh
 		return fmt.Errorf("copy %s from the cache: %w", what, err)
 	}
 	if got != sum {
-		return fmt.Errorf("%s is damaged in the cache: the SHA-256 of %s is %s; remove that file, and imagegen fetch gets it anew", what, s.Path(sum), got)
+		return fmt.Errorf("%s is damaged in the cache: the SHA-256 of %s is %s; remove that file, and imagegen fetch downloads it again", what, s.Path(sum), got)
 	}
 	return nil
 }

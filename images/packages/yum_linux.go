@@ -107,7 +107,7 @@ func (s Store) FetchRPMs(ctx context.Context, repos []Repo, missing []Pin, say f
 			}
 			errs[i] = fmt.Errorf("fetch package %s: %w", p, errs[i])
 			if errors.As(errs[i], new(sparse.WrongSum)) {
-				errs[i] = fmt.Errorf("%w\nimagegen lock pins what the repositories have today", errs[i])
+				errs[i] = fmt.Errorf("%w\nimagegen lock pins the current versions", errs[i])
 			}
 		})
 	}
@@ -218,7 +218,7 @@ func readRepository(ctx context.Context, f *fetcher, url string) (rpmFiles, erro
 		}
 		return files, nil
 	}
-	return rpmFiles{}, fmt.Errorf("%srepodata/repomd.xml names no list of packages", url)
+	return rpmFiles{}, fmt.Errorf("%srepodata/repomd.xml names no package list", url)
 }
 
 // unwrap decompresses a package list if needed.

@@ -17,9 +17,9 @@ import (
 	"imagegen/cloudinit"
 	"imagegen/cluster"
 	"imagegen/internal/exclusive"
+	"imagegen/internal/testspec"
 	"imagegen/machines"
 	"imagegen/operate"
-	"imagegen/roles"
 )
 
 const clusterID = "11111111-2222-3333-4444-555555555555"
@@ -100,21 +100,14 @@ func (m *memory) Purge(context.Context) error { m.did("purge"); return nil }
 // newFleet returns a fleet of three GlusterFS servers and two web servers, for which everything is built.
 func newFleet(t *testing.T) (*Fleet, *memory, *[]string) {
 	t.Helper()
-	catalogue, err := roles.Load("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, err := cluster.Parse("cluster.yaml", []byte(`cluster: c
+	spec, _ := testspec.Parse(t, "cluster.yaml", `cluster: c
 distro: debian12
 network: {cidr: 10.0.0.0/24}
 machines: {provider: incus, hosts: [h1, h2, h3]}
 roles:
   glusterfs: {nodes: {g1: 10.0.0.1, g2: 10.0.0.2, g3: 10.0.0.3}}
   web: {nodes: {w1: 10.0.0.4, w2: 10.0.0.5}}
-`), catalogue.Rules())
-	if err != nil {
-		t.Fatal(err)
-	}
+`)
 	dir := t.TempDir()
 	for _, d := range []string{"images", "seeds"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {

@@ -9,12 +9,11 @@ import (
 	"strings"
 	"testing"
 
-	"imagegen/cluster"
 	"imagegen/images/format"
 	"imagegen/internal/testkit"
+	"imagegen/internal/testspec"
 	"imagegen/internal/vboxtest"
 	"imagegen/machines"
-	"imagegen/roles"
 	"imagegen/vagrant"
 )
 
@@ -29,15 +28,8 @@ func TestVagrantsMachine(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
 	t.Setenv("VAGRANT_HOME", filepath.Join(dir, "vagrant.d"))
 	dist := filepath.Join(dir, "dist")
-	catalogue, err := roles.Load("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, err := cluster.Parse("cluster.yaml", []byte(`{cluster: otus, distro: debian12, network: {cidr: 192.168.56.0/24}, roles: {redis: {data: 64MiB, memory: 64MiB,
-nodes: {redis1: 192.168.56.49, redis2: 192.168.56.50, redis3: 192.168.56.51}}}}`), catalogue.Rules())
-	if err != nil {
-		t.Fatal(err)
-	}
+	spec, _ := testspec.Parse(t, "cluster.yaml", `{cluster: otus, distro: debian12, network: {cidr: 192.168.56.0/24}, roles: {redis: {data: 64MiB, memory: 64MiB,
+nodes: {redis1: 192.168.56.49, redis2: 192.168.56.50, redis3: 192.168.56.51}}}}`)
 	// A node counts as up when its SSH server greets.
 	if out, err := exec.Command("ip", "addr", "add", "192.168.56.49/32", "dev", "lo").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
