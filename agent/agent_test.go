@@ -29,7 +29,7 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// scripted is a component that does what the test says.
+// scripted is a component with scripted states.
 type scripted struct {
 	observe func() (any, error)
 	step    func(w World) (facts.Status, error)
@@ -40,7 +40,7 @@ func (s scripted) Step(_ context.Context, w World) (facts.Status, error) {
 	return s.step(w)
 }
 
-// lines collects what an agent says on its console.
+// lines collects an agent's console output.
 type lines struct {
 	mu  sync.Mutex
 	all []string
@@ -78,7 +78,7 @@ type decided []string
 func (d *decided) read() ([]string, error)      { return *d, nil }
 func (d *decided) write(without []string) error { *d = without; return nil }
 
-// A database whose disk is not mounted yet would see an empty folder; no peer may hear that.
+// A database component must not report before its disk is mounted: it would see an empty folder.
 func TestNothingIsPublishedBeforeWhatComesFirst(t *testing.T) {
 	diskState := waitf("for the disk")
 	disk := component("disk", nil, scripted{
@@ -115,7 +115,8 @@ func TestNothingIsPublishedBeforeWhatComesFirst(t *testing.T) {
 	}
 }
 
-// Nothing starts before the packet filter has been loaded, whatever a role says, and a filter that fails keeps the rest down.
+// Nothing starts before the packet filter is loaded, whatever the role's order of components. If the filter fails, the
+// rest stays down.
 func TestFirewallComesFirst(t *testing.T) {
 	for _, filters := range [][]string{{"firewall"}, {"firewall", "firewall6"}} {
 		loaded := map[string]facts.Status{}
@@ -162,7 +163,7 @@ func TestFirewallComesFirst(t *testing.T) {
 	}
 }
 
-// What a program or a peer says is shown without what a terminal would act upon.
+// Control characters in texts from programs and peers are not shown.
 func TestStatusesHoldNoControlCharacters(t *testing.T) {
 	const hostile = "x\x1b]52;c;ZXZpbA==\x07\x1b[2Jfoo\r\nb\u00e4r\u009b1m\u202ebaz\u2028\x7f\x00 \xff\t."
 	const want = "x]52;c;ZXZpbA==[2Jfoo b\u00e4r1mbaz \uFFFD ."
@@ -211,7 +212,7 @@ func TestFailuresAreShownAndWithdrawTheReport(t *testing.T) {
 	}
 }
 
-// Run brings a component to ready, keeps looking, and ends with its context.
+// Run drives a component until it is ready, keeps observing it, and ends with its context.
 func TestComponentsAreDrivenUntilTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := 0
@@ -274,7 +275,7 @@ func TestHealthPort(t *testing.T) {
 	}
 }
 
-// authority is a certificate authority made for a test.
+// authority is a certificate authority for a test.
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -322,7 +323,7 @@ func (ca authority) issue(t *testing.T, name string, notAfter time.Time) identit
 	return identity{tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool}
 }
 
-// serveAPI serves a's peer API on a loopback address as the agent does, with id.
+// serveAPI serves the peer API h on a loopback address, with the certificate id.
 func serveAPI(t *testing.T, h http.Handler, id identity) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -378,7 +379,7 @@ func TestPeerAPIAnswersTheClusterAlone(t *testing.T) {
 	}
 }
 
-// Neither side takes a certificate whose time has passed or not come, nor one of an authority whose time has passed.
+// Both sides reject certificates that are expired or not yet valid, and those of an expired authority.
 func TestCertificatesExpire(t *testing.T) {
 	good := newAuthority(t)
 	soon, late := time.Now().Add(time.Hour), time.Now().Add(-time.Minute)
@@ -387,7 +388,7 @@ func TestCertificatesExpire(t *testing.T) {
 	dead := newAuthorityUntil(t, late)
 	ofDead := dead.issue(t, "web1", soon)
 	name, report := "web1", facts.NodeReport{Node: facts.Peer{Name: "web1"}}
-	// Neither side looks at its own certificate, so each case is one side's doing.
+	// No side verifies its own certificate, so each case fails on one side only.
 	for what, c := range map[string]struct {
 		server, client identity
 		right          bool
@@ -434,7 +435,7 @@ func TestHostileRequestsEnd(t *testing.T) {
 	}
 }
 
-// A peer counts as heard while its answers are young, and only under its own name.
+// A peer counts as heard while its answers are recent, and only under its own name.
 func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	ca := newAuthority(t)
 	later := time.Now().Add(time.Hour)
@@ -448,7 +449,7 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	})
 	addr := serveAPI(t, handler, ca.issue(t, "web2", later))
 	n := newHTTPNetwork(ca.issue(t, "web1", later), []facts.Peer{{Name: "web2"}})
-	// The port is the agent's own everywhere but here.
+	// All agents use the same port; the test's listens on another one.
 	n.clients["web2"].Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	}
@@ -482,7 +483,7 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	if _, ok := p.heard()["web2"]; ok {
 		t.Error("an old answer counts")
 	}
-	// A component that hangs has not looked for longer than its agent has not answered.
+	// A component that hangs was observed longer ago than its agent answered.
 	r.Components = map[string]facts.ComponentReport{"galera": {Kind: "galera", Report: json.RawMessage(`{}`)}, "disk": {Kind: "disk", Report: json.RawMessage(`{}`)}}
 	r.Ages = map[string]int64{"galera": (limit * 3 / 4).Milliseconds(), "disk": 10}
 	p.answers["web2"] = answer{time.Now().Add(-limit / 2), r}
@@ -492,7 +493,7 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	}
 }
 
-// FuzzPeerReport: whatever a peer answers, every decision that reads it ends in a state that there is, of one line of text.
+// FuzzPeerReport: for any report of a peer, every decision ends in a known state with one line of text.
 func FuzzPeerReport(f *testing.F) {
 	report := func(kind string, r any) []byte {
 		raw, _ := json.Marshal(r)
@@ -549,8 +550,8 @@ func FuzzPeerReport(f *testing.F) {
 	})
 }
 
-// An operator's decision is taken from the operator alone, when there is something to decide; it reaches the component,
-// outlives the agent, and ends when the component is ready.
+// Only the operator may decide, and only when a component asks. The decision reaches the component, survives a restart
+// of the agent, and ends when the component is ready.
 func TestDecision(t *testing.T) {
 	waiting := facts.Status{State: facts.Waiting, Detail: "for percona2", Missing: "percona2,percona3"}
 	var without []string
@@ -601,7 +602,7 @@ func TestDecision(t *testing.T) {
 		t.Errorf("refused, but taken: %q", without)
 	}
 
-	// Its agent answers, though it does not know how its component is.
+	// The node's agent answers, although it cannot tell how its component is.
 	a.peers.answers["percona2"] = answer{time.Now(), facts.NodeReport{Components: map[string]facts.ComponentReport{"galera": {Status: facts.Status{State: facts.Failed, Detail: "no answer"}}}}}
 	if code, answer := decide("operator", good); code != http.StatusConflict || !strings.Contains(answer, "the agent of percona2 answers") || !strings.Contains(answer, "failed: no answer") {
 		t.Errorf("about a node whose agent answers: %d %s", code, answer)
@@ -617,7 +618,7 @@ func TestDecision(t *testing.T) {
 	if !said.has("web1: galera: an operator has decided to go on without percona2") {
 		t.Errorf("console: %q", said.all)
 	}
-	// Then it waits for another one only, and that is decided later: the two decisions add up.
+	// Now it waits only for another node, about which the operator decides later: the decisions add up.
 	state.Missing = "percona3"
 	a.turn(t.Context(), galera)
 	if code, answer := decide("operator", strings.ReplaceAll(good, "percona2", "percona3")); code != http.StatusNoContent {
@@ -626,7 +627,7 @@ func TestDecision(t *testing.T) {
 	if a.turn(t.Context(), galera); !slices.Equal(without, []string{"percona2", "percona3"}) {
 		t.Errorf("after two decisions the component was told %q", without)
 	}
-	// One of them is heard again, and then falls silent.
+	// One of them is heard again, and then goes silent.
 	a.peers.answers["percona2"] = answer{time.Now(), facts.NodeReport{}}
 	a.turn(t.Context(), galera)
 	delete(a.peers.answers, "percona2")

@@ -115,7 +115,7 @@ func TestParseMounts(t *testing.T) {
 	}
 }
 
-// loopDisk makes a disk from a sparse file.
+// loopDisk attaches a sparse file as a loop device.
 func loopDisk(t *testing.T, size string) string {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -139,7 +139,7 @@ func loopDisk(t *testing.T, size string) string {
 	return dev
 }
 
-// testDisk makes a disk component for a loop device, as after a boot: nothing is mounted.
+// testDisk returns a disk component for a loop device, as after a boot: nothing is mounted.
 func testDisk(t *testing.T, dev, dir string) *disk {
 	t.Helper()
 	mnt := filepath.Join(t.TempDir(), "data")
@@ -157,7 +157,7 @@ func unmountDisk(d *disk) {
 	syscall.Unmount(d.params.Mount, 0)
 }
 
-// boot gives the component turns until it stays as it is.
+// boot calls Observe and Step three times; after that the state no longer changes.
 func boot(t *testing.T, d *disk) facts.Status {
 	t.Helper()
 	var status facts.Status
@@ -212,7 +212,7 @@ func TestDiskForReal(t *testing.T) {
 	}
 	keeps("replaced node", replaced)
 
-	// An intent that outlived its formatting must not cost anything.
+	// An intent left over after formatting must not cause another formatting.
 	stale := testDisk(t, dev, t.TempDir())
 	_, err := stale.Observe(t.Context())
 	if err != nil {
@@ -254,7 +254,8 @@ func TestDiskGrows(t *testing.T) {
 	}
 }
 
-// A node that loses power while its disk is formatted starts over; one that merely finds such a disk does not touch it.
+// A node that loses power while formatting starts over. A node that finds a half-formatted disk of another does not
+// touch it.
 func TestDiskHalfFormatted(t *testing.T) {
 	dev := loopDisk(t, "256M")
 	first := testDisk(t, dev, t.TempDir())
@@ -292,7 +293,7 @@ func TestDiskForeignFilesystemIsNotTouched(t *testing.T) {
 	sh(t, `m=$(mktemp -d); mount $1 $m; grep -q mine $m/file; umount $m; rmdir $m`, dev)
 }
 
-// TestDiskLabels: where SELinux is on, and only there, the folders get their labels.
+// TestDiskLabels: the folders get SELinux labels if, and only if, SELinux is on.
 func TestDiskLabels(t *testing.T) {
 	dir := t.TempDir()
 	noted := filepath.Join(dir, "noted")

@@ -20,7 +20,7 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// hardware is a machine's disks as the agent sees them: /sys and /dev are folders of the test, the disks are loop devices.
+// hardware simulates a machine's disks: /sys and /dev are folders of the test, and the disks are loop devices.
 type hardware struct{ sys, dev string }
 
 func newHardware(t *testing.T) hardware {
@@ -34,7 +34,7 @@ func newHardware(t *testing.T) hardware {
 	return m
 }
 
-// attach lets a block device appear under a name. attrs are files of its folder below /sys/block, by path.
+// attach adds a block device under a name. attrs are files in its folder below /sys/block, by path.
 func (m hardware) attach(t *testing.T, name, dev string, attrs map[string]string) {
 	t.Helper()
 	real := filepath.Join("/sys/block", filepath.Base(dev))
@@ -63,7 +63,7 @@ func (m hardware) attach(t *testing.T, name, dev string, attrs map[string]string
 	}
 }
 
-// detach takes all disks away.
+// detach removes all disks.
 func (m hardware) detach(t *testing.T) {
 	t.Helper()
 	for _, dir := range []string{filepath.Join(m.sys, "block"), m.dev} {
@@ -76,7 +76,7 @@ func (m hardware) detach(t *testing.T) {
 	}
 }
 
-// disk is the machine's disk component; dir is its folder on the root disk.
+// disk returns the machine's disk component. dir is its folder on the root disk.
 func (m hardware) disk(t *testing.T, dir string) *disk {
 	t.Helper()
 	d := testDisk(t, "/nonexistent", dir)
@@ -84,7 +84,7 @@ func (m hardware) disk(t *testing.T, dir string) *disk {
 	return d
 }
 
-// found returns what findDisks says: the candidates by name, with what they hold, and the others.
+// found returns the result of findDisks: the candidates by name, with their content, and the others.
 func (m hardware) found(t *testing.T) (candidates map[string]blockDisk, others string) {
 	t.Helper()
 	disks, out, err := m.disk(t, t.TempDir()).findDisks(t.Context())
@@ -98,7 +98,7 @@ func (m hardware) found(t *testing.T) (candidates map[string]blockDisk, others s
 	return candidates, strings.ReplaceAll(strings.Join(out, "; "), m.dev+"/", "")
 }
 
-// What is in use, cannot be written, can be taken out, or has partitions is never a candidate. Once it is free, it is.
+// A disk that is in use, read-only, removable or partitioned is not a candidate until it is none of these.
 func TestFindDisksPassesOver(t *testing.T) {
 	script := func(use, free string) func(*testing.T, string, string) func() {
 		return func(t *testing.T, dev, dir string) func() {
@@ -171,7 +171,7 @@ func mountElsewhere(t *testing.T, dev, dir string) func() {
 	}
 }
 
-// What holds anything at all is not blank, and stays as it is.
+// A disk with any content is not blank, and is not changed.
 func TestFindDisksBlank(t *testing.T) {
 	for name, c := range map[string]struct {
 		make  string
@@ -228,7 +228,7 @@ func TestFindDisksBlank(t *testing.T) {
 	}
 }
 
-// checksum is that of what is on a loop device, holes apart.
+// checksum returns a hash of a loop device's data, without holes.
 func checksum(t *testing.T, dev string) string {
 	t.Helper()
 	f, err := os.Open(strings.TrimSpace(sh(t, `blockdev --flushbufs $1; losetup -n -O BACK-FILE $1`, dev)))
@@ -262,8 +262,8 @@ func checksum(t *testing.T, dev string) string {
 	}
 }
 
-// writeRAID writes the superblock of a member of a RAID-1, as mdadm --create would (which needs the kernel's md driver):
-// struct mdp_superblock_s of linux/raid/md_p.h and struct mdp_superblock_1.
+// writeRAID writes the superblock of a RAID-1 member, as mdadm --create does (which needs the kernel's md driver):
+// struct mdp_superblock_s of linux/raid/md_p.h, or struct mdp_superblock_1.
 func writeRAID(t *testing.T, dev, version string) {
 	t.Helper()
 	f, err := os.OpenFile(dev, os.O_WRONLY, 0)
@@ -313,8 +313,8 @@ func writeRAID(t *testing.T, dev, version string) {
 	}
 }
 
-// A blank disk is found under whatever name a controller gives it, in every boot; the disk with the label is never mistaken for
-// the blank one beside it.
+// A blank disk is found under any device name, in every boot. The disk with the label is never confused with the blank
+// one beside it.
 func TestFindDisksUnderAnyName(t *testing.T) {
 	type names struct {
 		name  string
@@ -337,7 +337,7 @@ func TestFindDisksUnderAnyName(t *testing.T) {
 			}
 			sh(t, `echo precious >$1/redis/file`, d.params.Mount)
 			unmountDisk(d)
-			// Another disk, blank and just as large, has the old name now.
+			// Another blank disk of the same size now has the old name.
 			m.detach(t)
 			m.attach(t, boots[0].name, beside, boots[0].attrs)
 			m.attach(t, boots[1].name, dev, boots[1].attrs)
@@ -355,8 +355,8 @@ func TestFindDisksUnderAnyName(t *testing.T) {
 	}
 }
 
-// Power is lost while a disk without a serial number is formatted; on the next boot the names are exchanged. Whatever
-// has the name that the intent knows is not touched, the half-formatted disk is formatted anew.
+// The power fails while a disk without a serial number is formatted, and on the next boot the device names are swapped.
+// The half-formatted disk is formatted again. The disk that now has the name in the intent is not touched.
 func TestIntentFollowsItsDisk(t *testing.T) {
 	for name, c := range map[string]struct {
 		remains string // of the formatting, on $1; $2 is the UUID
@@ -397,7 +397,7 @@ func TestIntentFollowsItsDisk(t *testing.T) {
 	}
 }
 
-// A disk that was not there when the intent was made is not formatted by it, however much it looks like the one that was.
+// A disk that was not present when the intent was written is not formatted because of it, even if it looks the same.
 func TestDiskIntentWipesNothingForeign(t *testing.T) {
 	for name, make := range map[string]string{
 		"another's file system":  `mkfs.ext4 -q -F -L backup $1; m=$(mktemp -d); mount $1 $m; echo precious >$m/file; umount $m; rmdir $m`,
@@ -432,7 +432,7 @@ func TestDiskIntentWipesNothingForeign(t *testing.T) {
 	}
 }
 
-// intend lets a node that sees one blank disk write its intent to format it, and lose power then.
+// intend makes a node with one blank disk write the intent to format it, and then lose power.
 func intend(t *testing.T, d *disk) (uuid string) {
 	t.Helper()
 	if _, err := d.Observe(t.Context()); err != nil {
@@ -465,7 +465,7 @@ func mounted(t *testing.T, d *disk) string {
 	return ""
 }
 
-// The intent is on the root disk, and its stamp on the data disk, before mkfs starts; mkfs gets the UUID that the intent chose.
+// Before mkfs starts, the intent is on the root disk and its stamp on the data disk. mkfs gets the UUID in the intent.
 func TestIntentComesBeforeFormatting(t *testing.T) {
 	for _, kind := range []string{"ext4", "xfs"} {
 		program := "mkfs." + kind
@@ -503,7 +503,7 @@ func TestIntentComesBeforeFormatting(t *testing.T) {
 			if got, err := readStamp(dev); err != nil || got != intent.UUID {
 				t.Errorf("mkfs has written where the stamp is: %q, %v", got, err)
 			}
-			// A node on a new root disk knows it by its label.
+			// With a new root disk, the node recognizes the data disk by its label.
 			again := m.disk(t, t.TempDir())
 			again.params.Filesystem = kind
 			if got := boot(t, again); got.State != facts.Ready {
@@ -513,7 +513,7 @@ func TestIntentComesBeforeFormatting(t *testing.T) {
 	}
 }
 
-// Two blank disks: the node must not guess. With an intent for one of them, it need not.
+// With two blank disks the node must not guess, unless there is an intent for one of them.
 func TestTwoBlankDisks(t *testing.T) {
 	one, two, m, dir := loopDisk(t, "64M"), loopDisk(t, "64M"), newHardware(t), t.TempDir()
 	m.attach(t, "sdb", one, map[string]string{"device/wwid": "1"})
@@ -530,7 +530,7 @@ func TestTwoBlankDisks(t *testing.T) {
 	}
 }
 
-// NVMe disks of one controller share its serial number: an intent for one of them must not fit the other.
+// NVMe disks of one controller have the same serial number: an intent for one must not match the other.
 func TestNVMeNamespacesAreTold(t *testing.T) {
 	one, two, m := loopDisk(t, "64M"), loopDisk(t, "64M"), newHardware(t)
 	m.attach(t, "nvme0n1", one, map[string]string{"device/serial": "ctrl", "wwid": "eui.1"})
@@ -541,7 +541,7 @@ func TestNVMeNamespacesAreTold(t *testing.T) {
 	}
 }
 
-// What is no disk of the machine's own is not looked at.
+// Devices that are not local disks are ignored.
 func TestFindDisksIgnoresOtherKinds(t *testing.T) {
 	m := newHardware(t)
 	dev := loopDisk(t, "64M")

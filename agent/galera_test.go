@@ -12,7 +12,7 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// Texts as MariaDB 10.11 with Galera 26.4 writes them.
+// Output of MariaDB 10.11 with Galera 26.4.
 const (
 	historyUUID  = "5f1e1d1c-e94a-11f0-a1b2-4b8d2c3e5f60"
 	cleanState   = "# GALERA saved state\nversion: 2.1\nuuid:    " + historyUUID + "\nseqno:   71\nsafe_to_bootstrap: 0\n"
@@ -90,7 +90,7 @@ func TestGaleraStatus(t *testing.T) {
 			"\nwsrep_cluster_status\t" + status + "\nwsrep_ready\t" + ready + "\n"
 	}
 	at := position{historyUUID, 71}
-	// What MariaDB 10.11.19 says when it has left the group and goes on running.
+	// The status of a MariaDB 10.11.19 that has left the group and keeps running.
 	const left = "wsrep_local_state\t0\nwsrep_last_committed\t1\nwsrep_cluster_size\t0\nwsrep_cluster_state_uuid\t" + nullUUID +
 		"\nwsrep_cluster_status\tDisconnected\nwsrep_connected\tOFF\nwsrep_ready\tOFF\n"
 	for text, want := range map[string]galeraReport{
@@ -108,7 +108,7 @@ func TestGaleraStatus(t *testing.T) {
 	}
 }
 
-// What a stopped server's data folder is taken for.
+// States of a stopped server, from its data folder.
 func TestGaleraFolder(t *testing.T) {
 	for name, c := range map[string]struct {
 		files map[string]string
@@ -139,7 +139,7 @@ func TestGaleraFolder(t *testing.T) {
 	}
 }
 
-// istFailed is from the journal of a MariaDB 10.11.19 that went on running, and of which the agent waited for more.
+// istFailed is from the journal of a MariaDB 10.11.19 that kept running, while the agent waited for it.
 const istFailed = `2026-11-28 19:10:17 0 [Note] WSREP: Receiving IST... 100.0% (3/3 events) complete.
 2026-11-28 19:10:17 12 [ERROR] WSREP: Receiving IST failed, node restart required: IST receiver reported failure: 'IST didn't contain all write sets, expected last: 4088 last received: 4087' (71)
 2026-11-28 19:10:17 2 [Note] WSREP: Draining apply monitors after IST up to 4087
@@ -162,8 +162,8 @@ func TestWhatAServerSaysThatMustBeRestarted(t *testing.T) {
 	}
 }
 
-// A server that has left the group, or says that it must be restarted, is, at once, whatever the others do; and as long as
-// it stops nothing else is done with it.
+// A server that has left the group, or says that it must be restarted, is restarted at once, whatever the state of the
+// others. While it stops, no other step is taken on it.
 func TestServerThatMustBeRestarted(t *testing.T) {
 	at := position{historyUUID, 4088}
 	serving := galeraReport{State: galeraServing, Position: at, Size: 2, Cluster: "c"}
@@ -193,7 +193,7 @@ func TestServerThatMustBeRestarted(t *testing.T) {
 			}
 		}
 	}
-	// How far the data of one that has left goes is not known before it has stopped: nobody starts anything.
+	// The position of a server that has left is unknown until it has stopped: nobody bootstraps before.
 	for _, own := range []galeraReport{{State: galeraHolds, Position: position{historyUUID, 12}}, {State: galeraNonPrimary, Position: position{historyUUID, 12}, Size: 2}} {
 		v := view(own, galeraReport{State: galeraHolds, Position: position{historyUUID, 11}})
 		v.members[0].galeraReport, v.nonPrimary = left, time.Hour
@@ -203,8 +203,8 @@ func TestServerThatMustBeRestarted(t *testing.T) {
 	}
 }
 
-// Two primary components with different histories are said by both, and never are both ready: balancers ask for that.
-// Whatever is done, no data is touched.
+// Two primary components with different histories: both report it, and never are both ready, since the balancers ask
+// for that. No step changes data.
 func TestTwoPrimaries(t *testing.T) {
 	const (
 		one = "11111111-1111-1111-1111-111111111111"
@@ -255,8 +255,8 @@ func TestTwoPrimaries(t *testing.T) {
 	}
 }
 
-// A node whose agent answers is not lost, even when that cannot tell how the server is: nobody starts without what it has,
-// whatever an operator has decided, and there is nothing to decide.
+// A node whose agent answers is not lost, even if the agent cannot tell the server's state: nobody bootstraps without
+// its data, whatever the operator has decided, and there is nothing to decide.
 func TestDecideAgainstLiving(t *testing.T) {
 	peers := []facts.Peer{{Name: "p1", Role: "percona"}, {Name: "p2", Role: "percona", Index: 1}, {Name: "p3", Role: "percona", Index: 2}}
 	g := &galera{node: Node{Facts: facts.Facts{ClusterID: "c", Node: peers[1]}}}
@@ -279,7 +279,7 @@ func TestDecideAgainstLiving(t *testing.T) {
 	}
 }
 
-// members makes a view of percona1, percona2, … with these reports; one without a state is silent.
+// membersOf returns a view of percona1, percona2, … with these reports. A report without a state is a silent node's.
 func membersOf(self int, reports ...galeraReport) galeraView {
 	v := galeraView{cluster: "c", self: self}
 	for i, r := range reports {
@@ -288,7 +288,7 @@ func membersOf(self int, reports ...galeraReport) galeraView {
 	return v
 }
 
-// A server that has been starting for long may be joining a silent member: it is stopped only when none is silent.
+// A server that has been starting for long may be joining a silent member: it is stopped only if none is silent.
 func TestStartingServerIsLeftAloneWhileMembersAreSilent(t *testing.T) {
 	starting, holds := galeraReport{State: galeraStarting}, galeraReport{State: galeraHolds, Position: position{historyUUID, 7}}
 	for name, c := range map[string]struct {
@@ -310,8 +310,8 @@ func TestStartingServerIsLeftAloneWhileMembersAreSilent(t *testing.T) {
 	}
 }
 
-// What a fork was made from counts no more where the fork is: it holds what an operator has decided may be lost, and may
-// be ahead by that.
+// A fork is a history that an operator started without some data. Where it exists, the data that it was made from no
+// longer counts, even if that is ahead.
 func TestForkWinsOverWhatItCameFrom(t *testing.T) {
 	older := galeraReport{State: galeraHolds, Position: position{historyUUID, 120}}
 	fork := galeraReport{State: galeraHolds, Position: position{forkOf(historyUUID), 100}}
@@ -322,13 +322,13 @@ func TestForkWinsOverWhatItCameFrom(t *testing.T) {
 	if step, status := decideGalera(membersOf(0, older, fork, older)); step != galeraWait || !strings.Contains(status.Detail, "percona2 to start") {
 		t.Errorf("what it came from: step %d, %+v", step, status)
 	}
-	// The fork of a fork, the fork itself being there.
+	// A fork of a fork that is still present.
 	if step, status := decideGalera(membersOf(2, fork, fork, again)); step != galeraBootstrap {
 		t.Errorf("the fork of a fork: step %d, %+v", step, status)
 	}
 }
 
-// Members that run, but not together, are not promoted: each would be a primary component of its own.
+// Servers that run in separate groups are not promoted: each would become a primary component of its own.
 func TestNobodyIsPromotedWhileScattered(t *testing.T) {
 	apart := func(size int) galeraReport {
 		return galeraReport{State: galeraNonPrimary, Position: position{historyUUID, 7}, Size: size}

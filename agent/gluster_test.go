@@ -33,13 +33,13 @@ func glusterParams() *facts.GlusterParams {
 }
 
 func TestGlusterUUID(t *testing.T) {
-	// As any version 5 UUID library derives it: python -c 'import uuid; print(uuid.uuid5(uuid.UUID(ID), "glusterfs1"))'
+	// Computed with another library: python -c 'import uuid; print(uuid.uuid5(uuid.UUID(ID), "glusterfs1"))'
 	if got, want := glusterUUID(testClusterID, "glusterfs1"), "1b0d2fd6-d7e4-5b5a-ad16-c67008fb8b34"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
 
-// glusterCase is a view of three servers, changed by a test.
+// glusterCase returns the view of one of three servers, after change.
 func glusterCase(self string, change func(all map[string]*glusterReport)) glusterView {
 	v := glusterView{self: self, nodes: glusterNodes, uuids: map[string]string{}, params: glusterParams(), heard: map[string]glusterReport{}, unit: "active", applied: map[string]string{}}
 	all := map[string]*glusterReport{}
@@ -68,7 +68,7 @@ func glusterCase(self string, change func(all map[string]*glusterReport)) gluste
 	return v
 }
 
-// withVolume makes all servers serve a started volume that has data.
+// withVolume gives all servers a started volume with data.
 func withVolume(all map[string]*glusterReport) {
 	options := map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto", "cluster.server-quorum-type": "server",
 		"storage.owner-uid": "2000", "storage.owner-gid": "3000", "cluster.granular-entry-heal": "off"}
@@ -144,7 +144,7 @@ func TestGlusterDecisions(t *testing.T) {
 	}
 }
 
-// A blank brick waits for a server that is away, until an operator gives that up.
+// A blank brick waits for a silent server, until an operator gives that server up.
 func TestBlankBrickGoesOnWithoutAServer(t *testing.T) {
 	v := glusterCase("glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1"); a["glusterfs2"] = nil })
 	if step, status := decideGluster(v); step.do != glusterNothing || status.Missing != "glusterfs2" {
@@ -156,7 +156,7 @@ func TestBlankBrickGoesOnWithoutAServer(t *testing.T) {
 	}
 }
 
-// created makes the volume exist, but not started and without the named options.
+// created gives all servers a volume that is not started and lacks some options.
 func created(all map[string]*glusterReport, without []string) {
 	withVolume(all)
 	for _, r := range all {
@@ -167,7 +167,7 @@ func created(all map[string]*glusterReport, without []string) {
 	}
 }
 
-// replaced gives glusterfs3 a blank disk, which those in noted have noted down.
+// replaced gives glusterfs3 a blank disk, which the servers in noted have marked as blank.
 func replaced(all map[string]*glusterReport, noted ...string) {
 	withVolume(all)
 	all["glusterfs3"].Brick, all["glusterfs3"].BrickID, all["glusterfs3"].Online = brickNone, "", false
@@ -176,7 +176,8 @@ func replaced(all map[string]*glusterReport, noted ...string) {
 	}
 }
 
-// A note about a blank brick is acted on only where the index lists it, and only the note is looked at afterwards.
+// The mark for a blank brick takes effect only with its entry in the index, which is written first; later only the mark
+// is checked.
 func TestBlameHasItsIndexEntry(t *testing.T) {
 	root := t.TempDir()
 	err := blame(root, "gv0", 1)
@@ -192,7 +193,7 @@ func TestBlameHasItsIndexEntry(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(indexDir(root), rootGFID)); err != nil {
 		t.Errorf("no index entry: %v", err)
 	}
-	// Where the index cannot be written, there is no note either.
+	// Without an index entry there is no mark either.
 	root = t.TempDir()
 	if err := os.WriteFile(filepath.Join(root, ".glusterfs"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -245,9 +246,9 @@ func TestParseVolumes(t *testing.T) {
 	}
 }
 
-// What follows runs three real servers, each in namespaces of its own with its own disk.
+// The rest tests three real servers, each with its own namespaces and disk.
 
-// glusterTurn is one look and one step of a server's component.
+// glusterTurn is the result of one Observe and Step of a server's component.
 type glusterTurn struct {
 	Report json.RawMessage
 	Status facts.Status
@@ -262,7 +263,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serveGluster is the server called name. It is told what it hears, and answers with what it sees, until there is no more.
+// serveGluster runs as the server called name. It reads peers' reports and answers with its own, until the input ends.
 func serveGluster(name string) {
 	ctx := context.Background()
 	known := facts.Facts{ClusterID: testClusterID}
@@ -374,12 +375,12 @@ done`, fmt.Sprintf("igt%d", os.Getpid()))
 	return l
 }
 
-// blank gives a server a new disk.
+// blank replaces a server's disk.
 func (l *glusterLab) blank(n string) {
 	sh(l.t, `rm -f $1; truncate -s 1G $1; mkfs.ext4 -q -F -I 512 $1`, filepath.Join(l.dir, n+".disk"))
 }
 
-// on powers a server on.
+// on starts a server.
 func (l *glusterLab) on(n string) {
 	l.t.Helper()
 	netns := fmt.Sprintf("/run/netns/igt%d-%d", os.Getpid(), slices.Index(glusterNodes, n)+1)
@@ -441,7 +442,7 @@ func (l *glusterLab) turn(n string, fresh bool) (glusterTurn, error) {
 	return turn, err
 }
 
-// until gives every server turns until done holds.
+// until drives all servers until done returns true.
 func (l *glusterLab) until(what string, limit time.Duration, fresh bool, done func() bool) {
 	l.t.Helper()
 	began := time.Now()
@@ -477,7 +478,7 @@ func (l *glusterLab) until(what string, limit time.Duration, fresh bool, done fu
 	l.t.Logf("%s after %.1f s", what, time.Since(began).Seconds())
 }
 
-// Once all copies were the same, what a busy volume writes does not make a server unready.
+// Once all copies were equal, pending heals on a busy volume do not make a server unready.
 func TestGlusterOnceSettledStaysReady(t *testing.T) {
 	v := glusterCase("glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Pending = 7 })
 	v.settled = true
@@ -486,7 +487,7 @@ func TestGlusterOnceSettledStaysReady(t *testing.T) {
 	}
 }
 
-// serving tells whether n servers are ready and nothing is left to heal.
+// serving reports whether n servers are ready and nothing is left to heal.
 func (l *glusterLab) serving(n int) func() bool {
 	want := fmt.Sprintf("%d of 3 bricks online", n)
 	return func() bool {
@@ -500,7 +501,7 @@ func (l *glusterLab) serving(n int) func() bool {
 	}
 }
 
-// content is a checksum of all that a server's brick holds.
+// content returns a hash of a server's brick.
 func (l *glusterLab) content(n string) string {
 	return l.inside(n, `cd /data/brick/gv0; find . -path ./.glusterfs -prune -o -printf '%p %U %G %m\n' | sort | sha256sum; find . -path ./.glusterfs -prune -o -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum`)
 }
@@ -536,7 +537,7 @@ mkdir -p /mnt/client/a/b/c; for i in $(seq 300); do echo $i >/mnt/client/a/b/f$i
 	l.until("healed after an outage", 2*time.Minute, false, l.serving(3))
 	l.sameContent("after an outage")
 
-	// The highest and the lowest: Gluster's own full heal does nothing when the node with the highest UUID is blank.
+	// The highest UUID and the lowest: Gluster's own full heal does nothing if the node with the highest UUID is blank.
 	for _, n := range []string{"glusterfs3", "glusterfs1"} {
 		l.off(n)
 		l.blank(n)

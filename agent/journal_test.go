@@ -18,8 +18,8 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// asker asks an agent's API as somebody whom the authority has signed.
-func asker(t *testing.T, ca authority, addr, as string) func(path string) *http.Response {
+// clientAs returns a client of an agent's API, with a certificate for as.
+func clientAs(t *testing.T, ca authority, addr, as string) func(path string) *http.Response {
 	t.Helper()
 	c := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: ca.issue(t, as, time.Now().Add(time.Hour)).client("web1")}}
 	t.Cleanup(c.CloseIdleConnections)
@@ -34,15 +34,16 @@ func asker(t *testing.T, ca authority, addr, as string) func(path string) *http.
 	}
 }
 
-// The journal is the operator's alone, is followed until the client goes, and is read by a few at once.
+// Only the operator may read the journal. It is followed until the client disconnects, and the number of readers is
+// limited.
 func TestJournal(t *testing.T) {
 	pids := filepath.Join(t.TempDir(), "pids")
 	a := testAgent(func(string) {})
-	// Prints its arguments, and with --follow stays.
+	// The program prints its arguments, and with --follow keeps running.
 	a.journal = []string{"sh", "-c", `echo "$@"; case "$*" in *--follow*) echo $$ >> ` + pids + `; exec sleep 1000;; esac`, "journalctl"}
 	ca := newAuthority(t)
 	addr := serveAPI(t, a.apiHandler(), ca.issue(t, "web1", time.Now().Add(time.Hour)))
-	operator, peer := asker(t, ca, addr, facts.OperatorName), asker(t, ca, addr, "web2")
+	operator, peer := clientAs(t, ca, addr, facts.OperatorName), clientAs(t, ca, addr, "web2")
 
 	for _, path := range []string{facts.LogsPath, facts.EventsPath} {
 		if resp := peer(path); resp.StatusCode != http.StatusForbidden {
@@ -94,19 +95,19 @@ func TestJournal(t *testing.T) {
 	testkit.Until(t, time.Minute, "another may read", func() bool { return operator(facts.LogsPath).StatusCode == http.StatusOK })
 }
 
-// A busy journal is written at a bounded rate, and whole.
+// The journal is rate-limited, but nothing of it is lost.
 func TestJournalIsWhole(t *testing.T) {
 	a := testAgent(func(string) {})
 	a.journal = []string{"sh", "-c", "seq 1 100000"}
 	ca := newAuthority(t)
 	addr := serveAPI(t, a.apiHandler(), ca.issue(t, "web1", time.Now().Add(time.Hour)))
-	text, err := io.ReadAll(asker(t, ca, addr, facts.OperatorName)(facts.LogsPath).Body)
+	text, err := io.ReadAll(clientAs(t, ca, addr, facts.OperatorName)(facts.LogsPath).Body)
 	if err != nil || strings.Count(string(text), "\n") != 100000 || !strings.HasSuffix(string(text), "\n100000\n") {
 		t.Errorf("%d bytes, %v", len(text), err)
 	}
 }
 
-// What has happened is remembered over a restart, in bounded space, and what a power cut left half written harms nothing.
+// Events survive a restart, take limited space, and a line truncated by a power failure does no harm.
 func TestEvents(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "events.json")
 	e := openEvents(path)
@@ -135,7 +136,7 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// What a node becomes among its like, who falls silent, and which virtual address moves are events.
+// Changes of roles, silent nodes and moved virtual addresses are events.
 func TestWhatHappens(t *testing.T) {
 	role := "slave"
 	redis := component("redis", nil, scripted{
@@ -152,7 +153,7 @@ func TestWhatHappens(t *testing.T) {
 	a.hold(nil)
 	ca := newAuthority(t)
 	addr := serveAPI(t, a.apiHandler(), ca.issue(t, "web1", time.Now().Add(time.Hour)))
-	operator := asker(t, ca, addr, facts.OperatorName)
+	operator := clientAs(t, ca, addr, facts.OperatorName)
 	var got facts.Events
 	if err := json.NewDecoder(operator(facts.EventsPath + "?since=1h").Body).Decode(&got); err != nil {
 		t.Fatal(err)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// A year of daemons that write hour by hour, with files that they keep open: no log ever takes more than twice its limit, the
-// latest lines are there, and the year's logs fit where a day's do.
+// Daemons that keep their log files open write for a year: no log ever exceeds twice its limit, the latest lines are
+// present, and the logs of the year need no more space than those of a day.
 func TestLogsAreBoundedForAYear(t *testing.T) {
 	root := t.TempDir()
 	hourly := map[string]int{ // bytes
@@ -79,7 +79,7 @@ func TestLogsAreBoundedForAYear(t *testing.T) {
 	}
 }
 
-// What bounds itself, is no log, or leads out of the folder stays as it is.
+// Files that are limited otherwise, are not logs, or are outside the folder are not changed.
 func TestLogsLeftAlone(t *testing.T) {
 	root, outside := t.TempDir(), filepath.Join(t.TempDir(), "database")
 	large := bytes.Repeat([]byte("x"), logLimit+1<<20)

@@ -75,8 +75,8 @@ func TestServersAsTheirAgentsReportThem(t *testing.T) {
 	}
 }
 
-// A volume whose client is stopped answers nobody. The agent must see that in time, again and again, without piling up
-// what waits for it.
+// A volume whose client is stopped does not answer. The agent must detect that in time, repeatedly, without
+// accumulating blocked goroutines.
 func TestHungMountIsSeen(t *testing.T) {
 	m := &glusterMount{params: &facts.MountParams{Path: t.TempDir()}, probe: make(chan error)}
 	hung := m.probe

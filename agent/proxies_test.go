@@ -14,7 +14,7 @@ import (
 	"imagegen/internal/testkit"
 )
 
-// A real HAProxy is asked which servers it uses, while they come and go.
+// A real HAProxy reports which servers it uses, while servers come and go.
 func TestWhereHAProxySends(t *testing.T) {
 	testkit.Program(t, "haproxy", "haproxy")
 	listen := func(addr string) net.Listener {

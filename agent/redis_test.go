@@ -18,6 +18,7 @@ import (
 
 	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
 func TestRESP(t *testing.T) {
@@ -54,7 +55,7 @@ func FuzzRESP(f *testing.F) {
 	})
 }
 
-// The configurations as the agent writes them, read by real servers.
+// Real servers read the configurations that the agent writes.
 func TestRedisConfigurations(t *testing.T) {
 	text := []byte("port 6379\n")
 	if got := string(redisConfig(text, "", 6379, true)); strings.Contains(got, "replica") {
@@ -80,8 +81,8 @@ func TestRedisConfigurations(t *testing.T) {
 	}
 }
 
-// A real Redis is asked with its password and with a wrong one, over TLS and in the clear; and over TLS one that is not
-// who it should be and one that does not trust the agent.
+// Queries to a real Redis with the right and a wrong password, over TLS and in plain text; over TLS also to a server
+// with another name, and to one that does not trust the agent.
 func TestAskRedis(t *testing.T) {
 	program, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -121,14 +122,13 @@ func TestAskRedis(t *testing.T) {
 			port = tlsPort
 		}
 		var answers []any
-		for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-			if answers, err = ask(good, port, encrypted); err == nil || errors.Is(err, errTLS) || time.Now().After(end) {
-				break
+		testkit.Eventually(t, time.Minute, "Redis answers", func() error {
+			answers, err = ask(good, port, encrypted)
+			if errors.Is(err, errTLS) {
+				t.Fatal(err)
 			}
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+			return err
+		})
 		if answers[0] != "PONG" || infoFields(answers[1])["role"] != "master" {
 			t.Errorf("%.200v", answers)
 		}
@@ -151,7 +151,7 @@ func TestAskRedis(t *testing.T) {
 		if err == nil {
 			t.Errorf("%s: answered", what)
 		}
-		// Why the server closes is not always read before the next write finds it closed.
+		// If the connection is closed before the server's TLS alert is read, the error is that of a write.
 		if !strings.HasPrefix(what, "an agent") && !errors.Is(err, errTLS) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -161,7 +161,7 @@ func TestAskRedis(t *testing.T) {
 	}
 }
 
-// serveRedis starts a Redis in dir, whose directives have a verb for its port, and returns that.
+// serveRedis starts a Redis in dir and returns its port, which replaces the verb in directives.
 func serveRedis(t *testing.T, program, dir, directives string) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -180,7 +180,7 @@ func serveRedis(t *testing.T, program, dir, directives string) int {
 	return port
 }
 
-// redisNodes makes a view of nodes redis1, redis2, … at 10.0.0.1, …, all of which are heard.
+// redisNodes returns a view of nodes redis1, redis2, … at 10.0.0.1, …, none of which is silent.
 func redisNodes(self int, nodes ...redisMember) redisView {
 	v := redisView{self: self}
 	for i, m := range nodes {
@@ -190,7 +190,7 @@ func redisNodes(self int, nodes ...redisMember) redisView {
 	return v
 }
 
-// A master whose Sentinels hold it to be down, and can choose another, waits for that: there would be two.
+// A master whose Sentinels consider it down and can elect another waits for that. Otherwise there would be two.
 func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 	const me = "10.0.0.1"
 	stopped := redisMember{redisReport: redisReport{HasData: true, Founder: true}, sentinel: sentinelReport{Master: me, Epoch: 3}}
@@ -216,7 +216,7 @@ func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 	}
 }
 
-// A running master that its own Sentinel does not take for the master is one that has not heard yet.
+// A running master that its own Sentinel does not follow has not been told about the new one yet.
 func TestMasterThatItsSentinelDoesNotFollow(t *testing.T) {
 	stale := redisMember{redisReport: redisReport{Running: true, HasData: true, Role: "master"}, sentinel: sentinelReport{Running: true, Master: "10.0.0.3", Epoch: 4}}
 	stopped := redisMember{redisReport: redisReport{HasData: true}, sentinel: sentinelReport{Master: "10.0.0.2", Epoch: 3}}
@@ -233,7 +233,7 @@ func TestMasterThatItsSentinelDoesNotFollow(t *testing.T) {
 	}
 }
 
-// Half of the nodes know nothing for sure: what they believe may have been replaced by the other half.
+// Half of the nodes are not enough: the other half may have replaced the master that they know.
 func TestHalfIsNoMajority(t *testing.T) {
 	for nodes, need := range map[int]int{1: 1, 2: 2, 3: 2, 4: 3, 5: 3} {
 		for heard := 1; heard <= nodes; heard++ {
@@ -253,7 +253,7 @@ func TestHalfIsNoMajority(t *testing.T) {
 	}
 }
 
-// Data of another cluster is never taken for this one's.
+// Data of another cluster is never used.
 func TestRedisDataOfAnotherCluster(t *testing.T) {
 	r := &redisUnit{node: Node{Facts: facts.Facts{ClusterID: "ours"}}, params: &facts.RedisParams{Dir: t.TempDir()}}
 	for text, want := range map[string]string{
@@ -279,7 +279,7 @@ func TestRedisDataOfAnotherCluster(t *testing.T) {
 	}
 }
 
-// A Sentinel whose master and whose fellow Sentinels are all gone promotes its replica when it is told to, and not before.
+// A Sentinel without its master and all other Sentinels promotes its replica only when told to.
 func TestSentinelFailsOverAlone(t *testing.T) {
 	server, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -319,11 +319,7 @@ func TestSentinelFailsOverAlone(t *testing.T) {
 	u := &sentinelUnit{node: node, params: &facts.SentinelParams{Port: port, Secret: "redis", Master: "m"}}
 	await := func(what string, is func() bool) {
 		t.Helper()
-		for end := time.Now().Add(2 * time.Minute); !is(); time.Sleep(100 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("not in time: %s", what)
-			}
-		}
+		testkit.Until(t, 2*time.Minute, what, is)
 	}
 	info := func(port int) map[string]string {
 		answers, err := node.respServer(port, false, "redis").ask(t.Context(), []string{"INFO"})

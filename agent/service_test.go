@@ -80,8 +80,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// fakeSystemd puts a systemctl into PATH that knows one unit, whose state is in the returned file, and that notes what
-// it was asked in another.
+// fakeSystemd puts a systemctl into PATH that knows one unit. It reads the unit's state from the file state and appends
+// its arguments to the file asked.
 func fakeSystemd(t *testing.T) (state, asked string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -101,7 +101,7 @@ echo "$@" >>` + asked + `
 	return state, asked
 }
 
-// turn lets a service look and act once.
+// turn calls Observe and Step once.
 func turn(t *testing.T, s *service) facts.Status {
 	t.Helper()
 	if _, err := s.Observe(t.Context()); err != nil {
@@ -145,8 +145,8 @@ func TestServiceIsStartedAgainAfterItFails(t *testing.T) {
 	}
 }
 
-// A service that takes connections and never answers is killed, so that it is started again; one that is merely slow, or
-// answers that all is not well, is not.
+// A service that accepts connections and never answers is killed, so that it is restarted. One that is slow, or that
+// reports an error, is not.
 func TestServiceThatHangsIsKilled(t *testing.T) {
 	state, asked := fakeSystemd(t)
 	idle := exec.Command("sleep", "600")
@@ -184,7 +184,7 @@ func TestServiceThatHangsIsKilled(t *testing.T) {
 	}
 }
 
-// A service that does not answer, but works, is not killed before it has done so for long.
+// A service that does not answer, but uses CPU, is not killed until it has done so for long.
 func TestServiceThatWorksIsNotKilled(t *testing.T) {
 	state, asked := fakeSystemd(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
@@ -192,7 +192,7 @@ func TestServiceThatWorksIsNotKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	// The main process waits, and one that it started works.
+	// The main process waits for a child that uses CPU.
 	work := exec.Command("sh", "-c", "sh -c 'while :; do :; done' & wait")
 	work.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := work.Start(); err != nil {
@@ -207,7 +207,7 @@ func TestServiceThatWorksIsNotKilled(t *testing.T) {
 		return strings.Count(string(data), "kill --signal=KILL "+unit)
 	}
 	turn(t, s)
-	// It is given what it must have worked, but for a tenth of a second, which it works for on any machine.
+	// The unit starts with almost enough CPU time. It uses the rest, a tenth of a second, on any machine.
 	const enough = (hangLimit + time.Second) / busyShare
 	for end := time.Now().Add(time.Minute); unitWork(unit) < 200*time.Millisecond; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -224,8 +224,8 @@ func TestServiceThatWorksIsNotKilled(t *testing.T) {
 	}
 }
 
-// A unit's work is that of its own processes. systemd says process 1 for what runs as the system itself: everything descends
-// from that, and a hung service must not seem busy because the machine is.
+// A unit's CPU time is that of its own processes. For units without processes, systemd reports process 1, whose
+// descendants are all processes: a hung service must not seem busy because the machine is.
 func TestUnitWorkIsItsOwn(t *testing.T) {
 	if processStart("1") == "" {
 		t.Skip("SKIPPED: needs /proc with process 1 in it")
@@ -253,7 +253,7 @@ func TestUnitWorkIsItsOwn(t *testing.T) {
 	}
 }
 
-// A real PHP-FPM is asked; then it hangs, while its kernel still takes connections for it.
+// Queries to a real PHP-FPM. Then it hangs, while the kernel still accepts connections for it.
 func TestCheckFPM(t *testing.T) {
 	program, err := exec.LookPath("php-fpm8.2")
 	if err != nil {

@@ -11,19 +11,20 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// How the model of Galera behaves, after https://galeracluster.com/library/documentation/ (weighted quorum, state
-// transfer, the options of gcomm) and gcs/src/gcs_state_msg.cpp, gcomm/src/pc_proto.cpp of Galera 4:
+// The model of Galera follows https://galeracluster.com/library/documentation/ (weighted quorum, state transfer, the
+// options of gcomm) and gcs/src/gcs_state_msg.cpp, gcomm/src/pc_proto.cpp of Galera 4:
 //
-//   - Servers that reach each other form a group, directly or through others. A group stays primary with more than half
-//     of the members of the last primary group, not counting those that left in order, if one of them has all data. One that lost the quorum is
-//     primary again when all of the last primary group's members, the same processes, are together; or by pc.bootstrap.
-//   - A write is committed when all members of the primary group have received it. Whoever executed it has it on disk
-//     at once, the others a little later: what they have received and not applied is lost when they crash.
-//   - A server that joins gets what it lacks (IST), or everything (SST), which destroys what it had; interrupted, what
-//     is left cannot be used. A server that is ahead of the group refuses to join.
-//   - The seqno is in grastate.dat after a clean stop alone.
-//   - A server whose incremental transfer fails leaves the group, and goes on running. A stop may hang
-//     (codership/galera#439), until the agent kills the server.
+//   - Servers that are connected, directly or through others, form a group. A group stays primary with more than half
+//     of the members of the last primary group, not counting those that left cleanly, if one of them has all data. A
+//     group without quorum is primary again once all members of the last primary group are together, in the same
+//     processes, or through pc.bootstrap.
+//   - A write is committed once all members of the primary group have received it. The server that executed it has it on
+//     disk at once, the others a little later: a crash loses what they have received and not applied.
+//   - A joining server gets the writes that it lacks (IST), or everything (SST), which first destroys its data; an
+//     interrupted SST leaves unusable data. A server that is ahead of the group refuses to join.
+//   - The seqno is in grastate.dat only after a clean stop.
+//   - A server whose IST fails leaves the group and keeps running. A stop may hang (codership/galera#439) until the agent
+//     kills the server.
 const (
 	suspectTimeout  = 4 * time.Second  // evs.suspect_timeout
 	waitPrimTimeout = 30 * time.Second // pc.wait_prim_timeout
@@ -36,17 +37,17 @@ var simGalera = &simKind{
 		daemonDies, daemonDies, cutOneWay, isolated, split, split, slowNet, paused, frozen, lying, noStart, slowStart, givenUp, stepCrash, stepCrash, stepAgent},
 }
 
-// txn is a transaction and, through prev, all that came before it.
+// txn is a transaction; prev links it to all before it.
 type txn struct {
 	prev    *txn
-	depth   int // how many came before
+	depth   int // number of transactions before it
 	history string
 	seqno   int64
-	acked   *txn   // the last one up to this one that a client knows to be committed
-	cluster string // whose marker is in the data
+	acked   *txn   // the last one up to this one whose commit a client has seen
+	cluster string // the cluster whose marker is in the data
 }
 
-// has tells whether t is in the data that ends with head.
+// has reports whether t is in the data that ends with head.
 func (head *txn) has(t *txn) bool {
 	for head != nil && head.depth > t.depth {
 		head = head.prev
@@ -64,28 +65,28 @@ func (head *txn) String() string {
 type galeraDisk struct {
 	mark    bool // foundingName
 	files   bool
-	partial bool // a state transfer has destroyed what was there, and was not completed
+	partial bool // an SST destroyed the data and was not completed
 	head    *txn
 	clean   bool   // the seqno is in grastate.dat
-	fork    string // the history in grastate.dat, where it is not that of head
+	fork    string // the history in grastate.dat, if it is not head's
 }
 
 type galeraProcess struct {
 	n        *machine
 	boot     bool // starts a cluster
-	talks    bool // has got as far as to talk to others
-	up       bool // has been ready once: systemd calls it active
-	synced   bool // has all that the group has
+	talks    bool // can talk to others
+	up       bool // was ready once: systemd calls it active
+	synced   bool // has all writes of the group
 	received *txn
 	group    *galeraGroup
 	last     *galeraGroup // the last primary one
-	named    bool         // grastate.dat had a history that was not that of the data
-	arriving bool         // a state transfer goes on
-	left     bool         // it has left the group for good, and goes on running
+	named    bool         // grastate.dat named another history than the data's
+	arriving bool         // a state transfer is running
+	left     bool         // it has left the group for good, and keeps running
 	stopping bool
 }
 
-// galeraGroup is a component, in Galera's words: servers that agree on who is there.
+// galeraGroup is what Galera calls a component: servers that agree on the members.
 type galeraGroup struct {
 	id      int
 	primary bool
@@ -99,7 +100,7 @@ type galeraModel struct {
 	servers []*galeraProcess
 	groups  int
 	uuids   int
-	parted  int // how often an operator's decision has made a history beside that of a silent member
+	parted  int // number of decisions that made a history beside a silent member's
 	decide  func(galeraView) (galeraStep, facts.Status)
 }
 
@@ -145,7 +146,7 @@ func (g *galeraModel) lie(n *machine, _ string) any {
 	return galeraReport{State: galeraServing, Position: at, Size: len(g.w.nodes), Cluster: simCluster}
 }
 
-// relinked has the servers notice, some seconds later, who reaches whom.
+// relinked makes servers notice new connections after some seconds.
 func (g *galeraModel) relinked() {
 	g.w.in(g.w.between(time.Second, suspectTimeout+2*time.Second), g.regroup)
 	g.w.in(suspectTimeout+2*time.Second, g.regroup)
@@ -195,7 +196,7 @@ func (g *galeraModel) spawn(n *machine, boot bool) {
 	})
 }
 
-// exit ends a server.
+// exit ends a server's process.
 func (g *galeraModel) exit(s *galeraProcess, clean bool) {
 	n := s.n
 	g.servers[n.index] = nil
@@ -208,7 +209,7 @@ func (g *galeraModel) exit(s *galeraProcess, clean bool) {
 	g.w.in(g.w.between(100*time.Millisecond, time.Second), g.regroup)
 }
 
-// leave has a server leave its group for good, and go on running.
+// leave makes a server leave its group for good and keep running.
 func (g *galeraModel) leave(s *galeraProcess) {
 	g.w.tell("%s: the server leaves the group, and goes on running", s.n.peer.Name)
 	s.group.members = slices.DeleteFunc(slices.Clone(s.group.members), func(m *galeraProcess) bool { return m == s })
@@ -218,7 +219,7 @@ func (g *galeraModel) leave(s *galeraProcess) {
 	g.w.in(g.w.between(100*time.Millisecond, time.Second), g.regroup)
 }
 
-// shutDown asks a server to stop. Some leave the group and then hang, until they are killed.
+// shutDown stops a server. Some leave the group and then hang until they are killed.
 func (g *galeraModel) shutDown(s *galeraProcess) {
 	if s == nil || s.stopping {
 		return
@@ -234,7 +235,7 @@ func (g *galeraModel) shutDown(s *galeraProcess) {
 	s.n.after(stopLimits.idle, g.alive(s), func() { g.exit(s, false) })
 }
 
-// regroup has all servers agree on who is there.
+// regroup makes all servers agree on their groups.
 func (g *galeraModel) regroup() {
 	var rest []*galeraProcess
 	for _, s := range g.servers {
@@ -258,7 +259,7 @@ func (g *galeraModel) regroup() {
 	}
 }
 
-// agree makes a group of servers that reach each other.
+// agree makes a group of connected servers.
 func (g *galeraModel) agree(members []*galeraProcess) {
 	was := members[0].group
 	if was != nil && len(was.members) == len(members) && !slices.ContainsFunc(members, func(s *galeraProcess) bool { return s.group != was }) {
@@ -298,7 +299,7 @@ func (g *galeraModel) agree(members []*galeraProcess) {
 	g.w.tell("galera: %v without a quorum", group)
 }
 
-// form makes a primary component with the data head. Members of one of the groups that it stems from have that data.
+// form makes a primary component with the data head. The members of one of its predecessors have that data.
 func (g *galeraModel) form(members []*galeraProcess, head *txn, from ...*galeraGroup) {
 	g.groups++
 	group := &galeraGroup{id: g.groups, primary: true, members: members, head: head}
@@ -323,7 +324,7 @@ func (group *galeraGroup) String() string {
 	return s
 }
 
-// covers checks that nothing that a client was told is committed, and that a disk still has, is missing.
+// covers checks that no commit that a client has seen, and that is still on a disk, is missing.
 func (g *galeraModel) covers(head *txn) {
 	for i, n := range g.w.nodes {
 		if d := g.disks[i]; d.head != nil && d.head.acked != nil && !n.given && d.head.cluster != "another" && !head.has(d.head.acked) {
@@ -332,7 +333,7 @@ func (g *galeraModel) covers(head *txn) {
 	}
 }
 
-// promote is pc.bootstrap: the group of s becomes primary, with the most advanced data in it.
+// promote is pc.bootstrap: s's group becomes primary, with its most advanced data.
 func (g *galeraModel) promote(s *galeraProcess) {
 	if s.group == nil || s.group.primary {
 		return
@@ -347,7 +348,7 @@ func (g *galeraModel) promote(s *galeraProcess) {
 	g.form(members, head)
 }
 
-// transfer brings a member of a primary group up to date.
+// transfer runs a state transfer to a member of a primary group.
 func (g *galeraModel) transfer(s *galeraProcess) {
 	n, d := s.n, g.disks[s.n.index]
 	s.arriving = true
@@ -427,7 +428,7 @@ func (g *galeraModel) arrive(s *galeraProcess) {
 	g.disks[s.n.index].head = s.group.head
 }
 
-// writable tells whether the group of s can commit: all of its members must receive a write.
+// writable reports whether s's group can commit: all of its members must receive a write.
 func (g *galeraModel) writable(s *galeraProcess) bool {
 	if s == nil || !s.synced || !s.group.primary || !s.n.on() || s.n.suspended() {
 		return false
@@ -472,7 +473,7 @@ func (g *galeraModel) write(s *galeraProcess, marker string) error {
 	return nil
 }
 
-// client writes to some server, again and again.
+// client writes to some server, repeatedly.
 func (g *galeraModel) client() {
 	g.w.in(g.w.between(100*time.Millisecond, 2*time.Second), func() {
 		if s := g.servers[g.w.rand.IntN(len(g.servers))]; s != nil && s.synced && s.group.primary && s.group.head.cluster == simCluster {
@@ -520,8 +521,8 @@ func (g *galeraModel) settled() error {
 
 func (g *galeraModel) patient() bool { return false }
 
-// excused: data of another cluster is for the operator, and so is data that nobody has whole; and data
-// of which an operator has decided, more than once, that others need not have it.
+// excused: the operator must resolve a node with data of another cluster, data that is complete nowhere, a node that was
+// given up, and more than one decision to continue without a silent member's data.
 func (g *galeraModel) excused(n *machine) bool {
 	whole, partial := false, false
 	for i, d := range g.disks {
@@ -686,7 +687,7 @@ func (p *simGaleraServer) recover() error {
 	})
 }
 
-// start starts the server. One that starts a cluster is waited for until it is up, or has failed, as systemctl start does.
+// start starts the server. Like systemctl start, it waits for a server that bootstraps until that is up or has failed.
 func (p *simGaleraServer) start(boot bool) error {
 	n, g := p.a.n, p.g
 	p.a.act("start the server", 0, func() error {
@@ -711,7 +712,7 @@ func (g *galeraModel) start(n *machine, boot bool) {
 
 func TestSimGalera(t *testing.T) { runSim(t, simGalera) }
 
-// mariadb-operator 1816: a node with an empty volume bootstrapped while the volumes with data were on their way.
+// mariadb-operator 1816: a node with an empty volume bootstrapped before the volumes with data were attached.
 func TestSimEmptyNodeOverLiveVolumes(t *testing.T) {
 	scenario(t, simGalera, 3,
 		fault{at: 60 * time.Second, kind: outage, lasts: time.Second},
@@ -720,7 +721,7 @@ func TestSimEmptyNodeOverLiveVolumes(t *testing.T) {
 		fault{at: 60 * time.Second, kind: crash, node: 2, lasts: 50 * time.Second})
 }
 
-// kubeblocks-addons 2996: after an outage the first pod bootstrapped, whose data was older than that of the others.
+// kubeblocks-addons 2996: after an outage, the first pod bootstrapped, although others had newer data.
 func TestSimOlderOverNewer(t *testing.T) {
 	scenario(t, simGalera, 3,
 		fault{at: 60 * time.Second, kind: crash, node: 0, lasts: 40 * time.Second},
@@ -728,8 +729,8 @@ func TestSimOlderOverNewer(t *testing.T) {
 		fault{at: 90 * time.Second, kind: crash, node: 2, lasts: 60 * time.Second})
 }
 
-// A node that an operator has given up had more than the others, who count on from where they were. When it comes back,
-// its position looks like an earlier one of theirs.
+// A node that an operator gave up had more data than the others, which then reused its seqnos. When it returns, its
+// position looks like an earlier one of theirs.
 func TestSimGivenUpNodeComesBack(t *testing.T) {
 	scenario(t, simGalera, 3,
 		fault{at: 60 * time.Second, kind: crash, node: 0, lasts: 20 * time.Second},
@@ -737,8 +738,8 @@ func TestSimGivenUpNodeComesBack(t *testing.T) {
 		fault{at: 61 * time.Second, kind: gone, node: 1, lasts: forever})
 }
 
-// Servers that were let into a component asked it for its data for ever, after its only whole member had died; the
-// others waited for them.
+// Servers that had joined a component waited forever for a state transfer from its only complete member, which had
+// died; the others waited for them.
 func TestSimComponentDiesWhileJoined(t *testing.T) {
 	faults := []fault{{at: 60 * time.Second, kind: outage, lasts: time.Second}}
 	for at := 62 * time.Second; at < 100*time.Second; at += 3 * time.Second {
@@ -747,8 +748,7 @@ func TestSimComponentDiesWhileJoined(t *testing.T) {
 	scenario(t, simGalera, 5, faults...)
 }
 
-// A server that ran between two looks of its agent, while that was starting it, may have written: what was recovered
-// before says nothing any more.
+// A server that ran between two Observe calls may have written: the position recovered before is invalid.
 func TestSimServerRunsUnseen(t *testing.T) {
 	var faults []fault
 	for at := time.Duration(0); at < 40*time.Second; at += 700 * time.Millisecond {
@@ -757,7 +757,7 @@ func TestSimServerRunsUnseen(t *testing.T) {
 	scenario(t, simGalera, 3, append([]fault{{at: 4 * time.Second, kind: outage, lasts: time.Second}}, faults...)...)
 }
 
-// galeraMutant changes what decideGalera sees, and then what it says. Either may be nil.
+// galeraMutant changes the view before decideGalera, and its result. Either may be nil.
 func galeraMutant(name string, view func(v *galeraView), step func(v galeraView, s galeraStep) galeraStep) mutant {
 	return mutant{name: name, apply: func(w *simWorld) {
 		g := w.model.(*galeraModel)
@@ -785,7 +785,7 @@ func each(change func(m *galeraMember)) func(v *galeraView) {
 	}
 }
 
-// never replaces a step by waiting.
+// never replaces a step by galeraWait.
 func never(step galeraStep) func(galeraView, galeraStep) galeraStep {
 	return func(_ galeraView, s galeraStep) galeraStep {
 		if s == step {

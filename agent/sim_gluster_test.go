@@ -13,17 +13,17 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// How the model of GlusterFS behaves, after xlators/mgmt/glusterd and xlators/cluster/afr of GlusterFS 10:
+// The model of GlusterFS follows xlators/mgmt/glusterd and xlators/cluster/afr of GlusterFS 10:
 //
-//   - Two servers are connected when each has the other's UUID in its pool and answers under it. Connected servers
-//     bring each other to the latest version of the volume; one that knows none is given it.
-//   - With server quorum, glusterd ends its brick when less than a majority of servers is connected, and starts it when
-//     there is one again. It starts none whose folder does not carry the volume's id. "start force" puts the id on
-//     bare folders, on all connected servers, and passes over those that have no folder.
-//   - A write goes to all bricks that are online, if they are a majority; those note what the others lack. Reads come
-//     from a brick of which no other says that it lacks something.
-//   - Healing makes a brick that lacks something the same as one that lacks nothing, whatever else it holds; where each
-//     is said to lack something, they are united.
+//   - Two servers are connected if each has the other's UUID in its pool and answers with its own. Connected servers
+//     synchronize to the latest version of the volume; a server without one gets it.
+//   - With server quorum, glusterd stops its brick when less than a majority of servers is connected, and starts it when
+//     there is a majority again. It does not start a brick whose folder lacks the volume's ID. "start force" puts the ID
+//     on empty folders of all connected servers, and skips missing folders.
+//   - A write goes to all bricks that are online, if they are a majority. These record what the others lack. Reads come
+//     from a brick that no other one records as lacking something.
+//   - Healing makes a brick that lacks something equal to one that lacks nothing, whatever else it contains. If all are
+//     recorded as lacking something, they are merged.
 var simGluster = &simKind{
 	name: "gluster", role: "glusterfs", share: 10,
 	build: func(w *simWorld) simModel { return newGlusterModel(w) },
@@ -31,23 +31,23 @@ var simGluster = &simKind{
 		daemonDies, daemonDies, cutOneWay, isolated, split, split, slowNet, paused, frozen, lying, noStart, slowStart, stepCrash, stepCrash, stepAgent},
 }
 
-// glusterDisk is what a server's data disk holds.
+// glusterDisk is the content of a server's data disk.
 type glusterDisk struct {
 	uuid    string
 	pool    []string
-	volume  *glusterVolume // never changed, but replaced
+	volume  *glusterVolume // never modified, only replaced
 	version int            // of the volume
 	brick   brickState
 	brickID string
-	files   *big.Int // the writes that the brick has, a bit each
-	all     []bool   // by brick: it is noted to lack everything
-	some    []bool   // by brick: it is noted to lack what was written in its absence
+	files   *big.Int // the writes on the brick, one bit each
+	all     []bool   // by brick: recorded as lacking everything
+	some    []bool   // by brick: recorded as lacking what was written in its absence
 }
 
 // glusterd is a running one.
 type glusterd struct {
 	up     bool
-	quorum bool // as of its last look
+	quorum bool // at its last check
 }
 
 type glusterModel struct {
@@ -57,7 +57,7 @@ type glusterModel struct {
 	bricks  []bool // their processes
 	written int
 	acked   *big.Int
-	volumes int // that were ever made
+	volumes int // number of volumes ever created
 	changed bool
 	params  *facts.GlusterParams
 	decide  func(glusterView) (glusterStep, facts.Status)
@@ -90,14 +90,14 @@ func (g *glusterModel) stop(n *machine, _ bool) {
 
 func (g *glusterModel) kill(n *machine, which int) {
 	if which == 0 {
-		g.daemons[n.index] = nil // the brick goes on
+		g.daemons[n.index] = nil // the brick keeps running
 	} else {
 		g.bricks[n.index], g.changed = false, true
 	}
 }
 
-// blank replaces a disk. While another copy is not whole that is more than the design promises to bear ("catching up"),
-// and replace refuses it; so the disk stays.
+// blank replaces a disk, unless another copy is incomplete at the moment: the design does not promise to survive that
+// ("catching up"), and replace refuses it.
 func (g *glusterModel) blank(n *machine) {
 	everyone := make([]int, len(g.disks))
 	for i := range everyone {
@@ -122,7 +122,7 @@ func (g *glusterModel) everywhere() *big.Int {
 func (g *glusterModel) foreign(*machine) {}
 func (g *glusterModel) relinked()        {}
 
-// lie claims to serve. What is on its disk a server says as it is: nobody else could know.
+// lie returns a report that falsely claims to serve. The content of the disk is true: only the server itself knows it.
 func (g *glusterModel) lie(n *machine, _ string) any {
 	r := g.look(n.index)
 	r.Running = true
@@ -136,7 +136,7 @@ func (g *glusterModel) lie(n *machine, _ string) any {
 
 func (g *glusterModel) uuid(i int) string { return glusterUUID(simCluster, g.w.nodes[i].peer.Name) }
 
-// connected tells whether two servers' glusterd are friends and talk.
+// connected reports whether the glusterds of two servers are connected.
 func (g *glusterModel) connected(i, j int) bool {
 	if i == j {
 		return true
@@ -169,7 +169,7 @@ func (g *glusterModel) start(n *machine) {
 	})
 }
 
-// manage is what glusterd does by itself.
+// manage does what glusterd does on its own.
 func (g *glusterModel) manage(n *machine, s *glusterd, alive func() bool) {
 	i := n.index
 	d := g.disks[i]
@@ -198,7 +198,7 @@ func (g *glusterModel) startBrick(i int) {
 	d.brick, g.bricks[i], g.changed = brickData, true, true
 }
 
-// change makes a change to the volume on all connected servers.
+// change changes the volume on all connected servers.
 func (g *glusterModel) change(i int, do func(v *glusterVolume)) error {
 	friends := g.friends(i)
 	if s := g.daemons[i]; s == nil || !s.up || len(friends) <= len(g.disks)/2 {
@@ -216,7 +216,7 @@ func (g *glusterModel) change(i int, do func(v *glusterVolume)) error {
 	return nil
 }
 
-// client writes to the volume, as one that has it mounted.
+// client writes to the volume, as a client that has it mounted.
 func (g *glusterModel) client() {
 	g.w.in(g.w.between(500*time.Millisecond, 3*time.Second), func() {
 		g.client()
@@ -237,7 +237,7 @@ func (g *glusterModel) client() {
 	})
 }
 
-// online lists the bricks that a client reaches.
+// online returns the bricks that a client reaches.
 func (g *glusterModel) online() (list []int) {
 	for i, n := range g.w.nodes {
 		if g.bricks[i] && n.on() && !n.suspended() {
@@ -247,12 +247,12 @@ func (g *glusterModel) online() (list []int) {
 	return list
 }
 
-// blamed tells whether one of the bricks says that brick j lacks something.
+// blamed reports whether one of the bricks records that brick j lacks something.
 func (g *glusterModel) blamed(by []int, j int) bool {
 	return slices.ContainsFunc(by, func(i int) bool { return g.disks[i].all[j] || g.disks[i].some[j] })
 }
 
-// heal is the self-heal daemons.
+// heal simulates the self-heal daemons.
 func (g *glusterModel) heal() {
 	g.w.in(g.w.between(500*time.Millisecond, 8*time.Second), func() {
 		g.heal()
@@ -293,7 +293,7 @@ func (g *glusterModel) heal() {
 
 // what is right
 
-// check: there is one volume, nothing that was acknowledged is lost, and no client sees less than is there.
+// check: there is one volume, no acknowledged write is lost, and no client sees missing files.
 func (g *glusterModel) check() error {
 	if !g.changed {
 		return nil
@@ -335,8 +335,8 @@ func (g *glusterModel) settled() error {
 
 func (g *glusterModel) excused(*machine) bool { return false }
 
-// patient: no volume is made without all; without a majority it serves nobody; and as long as a server is away that the
-// others know to lack something, one whose agent has started since calls itself not whole.
+// patient: no volume is created without all servers; without a majority none serves; and while a server is away that
+// others record as incomplete, a server whose agent was restarted reports that it is not whole.
 func (g *glusterModel) patient() bool {
 	here, formed := 0, false
 	for i, n := range g.w.nodes {
@@ -377,7 +377,7 @@ func (p simGlusterServer) look(context.Context) (glusterReport, string, error) {
 	return seen, unit, nil
 }
 
-// look is what a server knows of itself.
+// look returns what a server can observe about itself.
 func (g *glusterModel) look(i int) glusterReport {
 	d, s := g.disks[i], g.daemons[i]
 	r := glusterReport{UUID: d.uuid, Used: len(d.pool) > 0 || d.volume != nil, Pool: d.pool, Running: s != nil && s.up, Brick: d.brick, BrickID: d.brickID}
@@ -467,7 +467,7 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 			return err
 		})
 	}
-	return nil // the daemons heal by themselves in the model
+	return nil // in the model, the daemons heal on their own
 }
 
 func (g *glusterModel) create(i int) error {
@@ -493,14 +493,14 @@ func (g *glusterModel) create(i int) error {
 
 func TestSimGluster(t *testing.T) { runSim(t, simGluster) }
 
-// rancher catalog-dockerfiles 29: servers that started together probed each other, and the pool was never whole.
+// rancher catalog-dockerfiles 29: servers that started together probed each other, and the pool stayed incomplete.
 func TestSimMutualProbes(t *testing.T) {
 	scenario(t, simGluster, 3,
 		fault{at: 0, kind: agentDies, node: 1, lasts: time.Second},
 		fault{at: 0, kind: slowStart, node: 2, lasts: 30 * time.Second})
 }
 
-// A blank brick that serves before the others have noted that it lacks everything makes the files disappear.
+// A blank brick that serves before the others record that it lacks everything makes files disappear.
 func TestSimBlankBrickIsNoted(t *testing.T) {
 	scenario(t, simGluster, 3,
 		fault{at: 60 * time.Second, kind: blankDisk, node: 2, lasts: 5 * time.Second},
@@ -508,8 +508,8 @@ func TestSimBlankBrickIsNoted(t *testing.T) {
 		fault{at: 100 * time.Second, kind: blankDisk, node: 0, lasts: 5 * time.Second})
 }
 
-// A server was away while a replaced brick came back, and returned before that was filled, when the only other one was
-// away: nobody there knew what the brick lacked, and its files disappeared.
+// A server was away while another was replaced, and returned before the blank brick was full, when the third was away:
+// neither server knew what the brick lacked, and files disappeared.
 func TestSimBlankBrickWaitsForThoseWhoAreAway(t *testing.T) {
 	scenario(t, simGluster, 3,
 		fault{at: 60 * time.Second, kind: outage, lasts: time.Second},
@@ -518,7 +518,7 @@ func TestSimBlankBrickWaitsForThoseWhoAreAway(t *testing.T) {
 		fault{at: 88 * time.Second, kind: crash, node: 0, lasts: 60 * time.Second})
 }
 
-// glusterMutant changes what decideGluster sees, and then what it says. Either may be nil.
+// glusterMutant changes the view before decideGluster, and its result. Either may be nil.
 func glusterMutant(name string, view func(v *glusterView), step func(v glusterView, s glusterStep) glusterStep) mutant {
 	return mutant{name: name, apply: func(w *simWorld) {
 		w.model.(*glusterModel).decide = func(v glusterView) (glusterStep, facts.Status) {

@@ -12,18 +12,18 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// How the models of Redis and Sentinel behave, after src/sentinel.c and src/replication.c of Redis 7:
+// The models of Redis and Sentinel follow src/sentinel.c and src/replication.c of Redis 7:
 //
-//   - A replica copies what its master has, later: all of it, when it connects anew. A new configuration or REPLICAOF
-//     changes what a server is; it does not ask.
-//   - A Sentinel holds the master to be down (s_down) when it has not answered for down-after, and when it has called
-//     itself a replica for long. With the quorum agreed (o_down) it asks the Sentinels that it knows to elect it for an
-//     epoch; each votes once an epoch. Who has the majority promotes the replica with the best priority, which is not 0,
-//     then the greatest offset; and numbers the new configuration with the epoch.
-//   - Configurations spread by messages through the servers, and the one of the greater epoch is adopted. A server that
-//     calls itself a master and is none, by a configuration that has stood for a while, is made a replica; one that
-//     follows another master than it should, likewise.
-//   - A Sentinel's knowledge is in its file: master, epochs, vote, servers and Sentinels.
+//   - A replica copies its master's data with a delay: all of it when it connects. A new configuration or REPLICAOF
+//     changes a server's role unconditionally.
+//   - A Sentinel considers the master down (s_down) if it has not answered for down-after, or has reported itself as a
+//     replica for long. If a quorum agrees (o_down), the Sentinel asks the Sentinels that it knows to elect it for an
+//     epoch; each votes once per epoch. The one with a majority promotes the replica with the best priority (never 0),
+//     then the highest offset, and gives the new configuration the epoch's number.
+//   - Configurations spread by messages through the servers; the one with the higher epoch wins. A server that reports
+//     itself as master, but has not been one for a while by the configuration, is made a replica; so is a replica of
+//     the wrong master.
+//   - A Sentinel stores master, epochs, vote, servers and Sentinels in its file.
 const (
 	downAfter       = 5 * time.Second
 	failoverTimeout = 15 * time.Second
@@ -40,9 +40,9 @@ var simRedis = &simKind{
 
 type redisDisk struct {
 	epoch           int64 // of the founder
-	member, founder bool  // memberName; what is not noted there does not count as data
+	member, founder bool  // memberName; data on a disk without it does not count
 	head            *txn  // the data
-	follows         int   // the master in the configuration of the next start; -1: none
+	follows         int   // the master in the configuration at the next start; -1: none
 	priority        int
 	sentinel        *sentinelFile
 }
@@ -54,7 +54,7 @@ type sentinelFile struct {
 	leader         int
 	voted          int64 // the epoch of the vote for leader
 	servers, peers map[int]bool
-	changed        time.Duration // when the master last did
+	changed        time.Duration // time of the last change of the master
 }
 
 type redisProcess struct {
@@ -62,7 +62,7 @@ type redisProcess struct {
 	up       bool
 	loading  bool
 	follows  int  // -1: a master
-	linked   bool // to its master, with all that it has
+	linked   bool // in sync with its master
 	lost     time.Duration
 	copying  bool
 	priority int
@@ -71,16 +71,16 @@ type redisProcess struct {
 type sentinelProcess struct {
 	n        *machine
 	up       bool
-	answered time.Duration // when the master did last
+	answered time.Duration // time of the master's last answer
 	down     bool
-	failover int64 // the epoch of the failover that goes on; 0: none
+	failover int64 // epoch of the running failover; 0: none
 	began    time.Duration
-	promoted int  // -1: nobody yet
-	forced   bool // the failover is SENTINEL FAILOVER, which asks nobody
+	promoted int  // -1: none yet
+	forced   bool // started by SENTINEL FAILOVER, which needs no votes
 	roles    map[int]role
 }
 
-// role is what a server called itself, as a Sentinel saw it, and since when it saw that.
+// role is a server's role as a Sentinel saw it, and since when.
 type role struct {
 	follows int
 	since   time.Duration
@@ -161,13 +161,13 @@ func (r *redisModel) startServer(n *machine) {
 	})
 }
 
-// answers tells whether a node's server answers another node.
+// answers reports whether a node's server answers another node.
 func (r *redisModel) answers(from *machine, i int) bool {
 	s := r.servers[i]
 	return s != nil && s.up && !s.n.suspended() && r.w.linked(from, s.n)
 }
 
-// replicate copies what the master has, again and again.
+// replicate copies the master's data, repeatedly.
 func (r *redisModel) replicate(s *redisProcess, alive func() bool) {
 	s.n.after(s.n.w.between(100*time.Millisecond, 800*time.Millisecond), alive, func() {
 		defer r.replicate(s, alive)
@@ -232,13 +232,13 @@ func (r *redisModel) watch(s *sentinelProcess, alive func() bool) {
 	})
 }
 
-// talks tells whether a Sentinel is there to answer another one.
+// talks reports whether a Sentinel answers another one.
 func (r *redisModel) talks(from *machine, i int) bool {
 	s := r.sentinels[i]
 	return s != nil && s.up && !s.n.suspended() && r.w.linked(from, s.n)
 }
 
-// look is one round of a Sentinel.
+// look is one period of a Sentinel's timer.
 func (r *redisModel) look(s *sentinelProcess) {
 	w, f := r.w, r.disks[s.n.index].sentinel
 	for i, o := range r.servers {
@@ -289,7 +289,7 @@ func (r *redisModel) look(s *sentinelProcess) {
 	}
 }
 
-// vote is a Sentinel's answer to one that wants to lead an epoch.
+// vote is a Sentinel's answer to a candidate for an epoch.
 func (r *redisModel) vote(s *sentinelProcess, candidate int, epoch int64) bool {
 	f := r.disks[s.n.index].sentinel
 	f.current = max(f.current, epoch)
@@ -302,7 +302,7 @@ func (r *redisModel) vote(s *sentinelProcess, candidate int, epoch int64) bool {
 	return f.leader == candidate && f.voted == epoch
 }
 
-// goOn takes a failover one step further.
+// goOn continues a failover by one step.
 func (r *redisModel) goOn(s *sentinelProcess) {
 	w, f := r.w, r.disks[s.n.index].sentinel
 	if s.promoted >= 0 {
@@ -374,7 +374,7 @@ func (head *txn) reach() int {
 	return head.depth
 }
 
-// adopt changes the master that a Sentinel knows.
+// adopt changes a Sentinel's master.
 func (r *redisModel) adopt(s *sentinelProcess, master int) {
 	f := r.disks[s.n.index].sentinel
 	r.w.tell("%s: Sentinel now has %s as the master, epoch %d", s.n.peer.Name, r.w.nodes[master].peer.Name, f.epoch)
@@ -384,7 +384,7 @@ func (r *redisModel) adopt(s *sentinelProcess, master int) {
 	s.answered, s.down = r.w.now, false
 }
 
-// hello tells the other Sentinels what this one knows.
+// hello sends a Sentinel's configuration to the others.
 func (r *redisModel) hello(s *sentinelProcess, alive func() bool) {
 	s.n.after(helloPeriod, alive, func() {
 		f := r.disks[s.n.index].sentinel
@@ -415,7 +415,7 @@ func (r *redisModel) hello(s *sentinelProcess, alive func() bool) {
 	})
 }
 
-// client writes to a master that has a connection to a replica, as one that asks Sentinel would.
+// client writes to a master that has a replica, as clients do that ask Sentinel.
 func (r *redisModel) client() {
 	r.w.in(r.w.between(200*time.Millisecond, 2*time.Second), func() {
 		if s := r.servers[r.w.rand.IntN(len(r.servers))]; s != nil && s.up && !s.loading && s.follows < 0 {
@@ -471,7 +471,7 @@ func (r *redisModel) settled() error {
 
 func (r *redisModel) excused(*machine) bool { return false }
 
-// patient: without a majority nobody knows who is the master, and without data there is none.
+// patient: without a majority nobody knows the master, and without data there is none.
 func (r *redisModel) patient() bool {
 	here, data := 0, false
 	for i, n := range r.w.nodes {
@@ -504,7 +504,7 @@ func (r *redisModel) component(a *simAgent, name string, n Node) Component {
 	return &sentinel{node: n, server: simSentinel{r, a}, decide: r.decideSentinel}
 }
 
-// simUnit is the state of a unit whose processes are there, or not.
+// simUnit is a unit with or without processes.
 func simUnit(there bool) unit {
 	if there {
 		return unit{Load: "loaded", Active: "active"}
@@ -660,12 +660,13 @@ func (p simSentinel) failover(context.Context) error {
 
 func TestSimRedis(t *testing.T) { runSim(t, simRedis) }
 
-// bitnami/charts 24380 and 8878: when all pods started at once, each Sentinel asked itself, and became its own master.
+// bitnami/charts 24380 and 8878: when all pods started at once, each Sentinel asked only itself, and its node became a
+// master.
 func TestSimParallelStart(t *testing.T) {
 	scenario(t, simRedis, 3)
 }
 
-// redis-ha 410: after all had been away, nobody was the master.
+// redis-ha 410: after all nodes had been off, none became the master.
 func TestSimNoMasterAfterOutage(t *testing.T) {
 	scenario(t, simRedis, 3,
 		fault{at: 30 * time.Second, kind: outage, lasts: 5 * time.Second},
@@ -673,35 +674,35 @@ func TestSimNoMasterAfterOutage(t *testing.T) {
 		fault{at: 130 * time.Second, kind: outage, lasts: 5 * time.Second})
 }
 
-// The last replica with data had a vote too few: the Sentinel of a replaced node waited for the data of a master that
-// was no more.
+// The last replica with data lacked one vote: the Sentinel of a replaced node waited for the data of a master that no
+// longer existed.
 func TestSimMasterDiesBeforeReplacedNodeHasData(t *testing.T) {
 	scenario(t, simRedis, 3,
 		fault{at: 60 * time.Second, kind: blankDisk, node: 2, lasts: 10 * time.Second},
 		fault{at: 70 * time.Second, kind: gone, node: 0, lasts: forever})
 }
 
-// The replaced node was the master: the others chose nobody without its Sentinel, which waited for its Redis.
+// The master was replaced: the others elected nobody without its Sentinel, which waited for its Redis.
 func TestSimMasterReplacedAndOneGone(t *testing.T) {
 	scenario(t, simRedis, 3,
 		fault{at: 80 * time.Second, kind: blankDisk, node: 0, lasts: 30 * time.Second},
 		fault{at: 85 * time.Second, kind: gone, node: 1, lasts: forever})
 }
 
-// The agent dies between letting Sentinel choose its node and noting why, and Sentinel chooses it.
+// The agent dies between letting Sentinel promote its node and recording the reason, and Sentinel promotes the node.
 func TestSimChosenBeforeItIsNoted(t *testing.T) {
 	scenario(t, simRedis, 3,
 		fault{at: 0, kind: stepAgent, node: 1, arg: 4, lasts: 20 * time.Second},
 		fault{at: 20 * time.Second, kind: crash, node: 0, lasts: 20 * time.Second})
 }
 
-// The first master was lost before the Sentinels knew each other, or before anybody else had data.
+// The first master was lost before the Sentinels knew each other, or before any replica had data.
 func TestSimFirstMasterReplaced(t *testing.T) {
 	scenario(t, simRedis, 3, fault{at: 7 * time.Second, kind: blankDisk, node: 0, lasts: 2 * time.Second})
 }
 
-// The only node with data was given up, and the others began anew. When it came back, its Sentinel had a configuration of
-// the same epoch as theirs, and kept it.
+// The only node with data was given up, and the others started without it. When it returned, its Sentinel had a
+// configuration with the same epoch as theirs, and kept it.
 func TestSimGivenUpMasterComesBack(t *testing.T) {
 	scenario(t, simRedis, 3,
 		fault{at: 80 * time.Second, kind: crash, node: 2, lasts: 30 * time.Second},
@@ -710,8 +711,8 @@ func TestSimGivenUpMasterComesBack(t *testing.T) {
 		fault{at: 110 * time.Second, kind: blankDisk, node: 1, lasts: 20 * time.Second})
 }
 
-// Two of three nodes are given up: the third one goes on alone, also when it was a replica, and whether or not its servers
-// ran when the others were lost. When they come back, they follow it.
+// Two of three nodes are given up: the third continues alone, even if it was a replica, and whether or not its servers
+// were running. When the two return, they become replicas.
 func TestSimRedisGoesOnAlone(t *testing.T) {
 	for name, outage := range map[string]bool{"running": false, "after an outage": true} {
 		for alone := range 3 {
@@ -769,7 +770,7 @@ func TestSimRedisGoesOnAlone(t *testing.T) {
 	}
 }
 
-// redisMutant changes what decideRedis and decideSentinel see, and then what the first says. Either may be nil.
+// redisMutant changes the views of decideRedis and decideSentinel, and the result of decideRedis. Either may be nil.
 func redisMutant(name string, view func(v *redisView), step func(v redisView, s redisStep, master string) (redisStep, string)) mutant {
 	return mutant{name: name, apply: func(w *simWorld) {
 		r := w.model.(*redisModel)

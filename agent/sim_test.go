@@ -22,21 +22,21 @@ import (
 )
 
 // The simulator runs real agents (Agent.loops: Agent.drive for each component, peers.poll for each peer, and the real
-// components) against simulated clocks, a simulated network, and simulated nodes, disks and daemons. Each loop is a
-// coroutine that runs until it sleeps; what it sees and does goes to the models of Galera, Redis with Sentinel, and
-// glusterd, each described where it is modelled. Reports go through JSON as they do between agents. One seed determines
-// a history: which faults happen and when, and how long everything takes.
+// components) with simulated clocks, network, nodes, disks and daemons. Each loop is a coroutine that runs until it
+// sleeps. Components observe and change the models of Galera, Redis with Sentinel, and glusterd, which are described in
+// their files. Reports are encoded as JSON, as between real agents. A seed determines a history: which faults happen
+// and when, and how long everything takes.
 //
-// After every event the invariants are checked. Once the faults have ended, the cluster must become ready, or wait for
-// what the design says it must wait for.
+// After every event, the invariants are checked. After the last fault, the cluster must become ready, or wait for
+// something that the design says it must wait for.
 var (
 	simSeed      = flag.Uint64("seed", 0, "simulate the history of this seed alone, and tell it")
 	simHistories = flag.Int("histories", 10000, "histories to simulate, in all")
 )
 
 const (
-	simBound  = 10 * time.Minute // in which a cluster without faults must become ready
-	simSteady = 5 * time.Second  // for which it must stay so
+	simBound  = 10 * time.Minute // limit for a cluster without faults to become ready
+	simSteady = 5 * time.Second  // how long it must then stay ready
 	forever   = time.Duration(1 << 62)
 )
 
@@ -44,32 +44,32 @@ const (
 type simKind struct {
 	name  string
 	role  string
-	share int // of all histories, in percent
+	share int // percentage of all histories
 	build func(w *simWorld) simModel
-	// faults lists what may happen, the frequent ones more than once.
+	// faults lists the possible faults; frequent ones occur several times.
 	faults []faultKind
 }
 
-// simModel is the simulated daemons and disks of a cluster.
+// simModel simulates a cluster's daemons and disks.
 type simModel interface {
-	// components are the names, which are also the kinds, of what each agent assembles.
+	// components returns the names of each agent's components, which are also their kinds.
 	components() []string
-	// component makes a component of an agent, with what the model simulates instead of the real daemon.
+	// component returns a component of an agent that uses the model instead of the real daemon.
 	component(a *simAgent, name string, n Node) Component
-	// stop ends the node's daemons: cleanly, as a shutdown does, or as a loss of power does.
+	// stop ends the node's daemons, either cleanly, as a shutdown does, or by a power failure.
 	stop(n *machine, clean bool)
-	kill(n *machine, which int)      // one daemon
-	blank(n *machine)                // the disk of a node that is off is replaced
-	foreign(n *machine)              // by one that another cluster has used
-	relinked()                       // who reaches whom has changed
-	lie(n *machine, name string) any // the report of a peer that falsely calls itself ready
+	kill(n *machine, which int)      // kills one daemon
+	blank(n *machine)                // replaces the disk of a node that is off
+	foreign(n *machine)              // replaces it by one that another cluster has used
+	relinked()                       // connections between nodes have changed
+	lie(n *machine, name string) any // the report of a peer that wrongly claims to be ready
 	check() error                    // the invariants
-	settled() error                  // nil: all nodes that are on are ready, and rightly so
-	patient() bool                   // the design has it wait for nodes that stay away, and asks no operator
-	excused(n *machine) bool         // the design makes it wait or stop, for a reason other than a silent node
+	settled() error                  // nil if all nodes that are on are ready, and correctly so
+	patient() bool                   // the design waits for silent nodes without asking the operator
+	excused(n *machine) bool         // the design makes the node wait or stop, for a reason other than a silent node
 }
 
-// faultKind is something that goes wrong.
+// faultKind is a kind of fault.
 type faultKind string
 
 const (
@@ -96,7 +96,7 @@ const (
 	stepAgent   faultKind = "agent dies just before its step"
 )
 
-// fault is one line of a history.
+// fault is one fault of a history.
 type fault struct {
 	at    time.Duration
 	kind  faultKind
@@ -123,7 +123,7 @@ func (f fault) String() string {
 	return s + fmt.Sprintf(", for %.2fs", f.lasts.Seconds())
 }
 
-// history is what a run is made of. The same history runs the same way.
+// history is the input of a run. The same history always runs the same way.
 type history struct {
 	seed   uint64
 	nodes  int
@@ -139,7 +139,7 @@ func (h history) String() string {
 	return b.String()
 }
 
-// newHistory draws a history.
+// newHistory draws a random history.
 func newHistory(k *simKind, seed uint64) history {
 	r := rand.New(rand.NewPCG(seed, 1))
 	h := history{seed: seed, nodes: 3}
@@ -149,7 +149,7 @@ func newHistory(k *simKind, seed uint64) history {
 	secs := func(mean float64) time.Duration {
 		return time.Duration((0.05 + r.ExpFloat64()*mean) * float64(time.Second)).Truncate(10 * time.Millisecond)
 	}
-	// Half of the histories begin with a cluster that has its first minute in peace.
+	// Half of the histories start with a minute without faults.
 	start := 0.
 	if r.IntN(2) == 0 {
 		start = 60
@@ -158,7 +158,7 @@ func newHistory(k *simKind, seed uint64) history {
 		f := fault{kind: k.faults[r.IntN(len(k.faults))], node: r.IntN(h.nodes), lasts: secs(10)}
 		f.at = time.Duration((start + r.Float64()*60) * float64(time.Second)).Truncate(10 * time.Millisecond)
 		switch f.kind {
-		case lateBoot, foreignDisk: // whoever attaches another cluster's disk does so before the first start
+		case lateBoot, foreignDisk: // an operator attaches another cluster's disk before the first start
 			f.at = 0
 		case gone:
 			f.lasts = forever
@@ -185,7 +185,7 @@ func newHistory(k *simKind, seed uint64) history {
 	return h
 }
 
-// event is something that is going to happen.
+// event is scheduled to happen at a time.
 type event struct {
 	at  time.Duration
 	seq int
@@ -201,14 +201,14 @@ type simWorld struct {
 	queue []event // a heap
 	seq   int
 	nodes []*machine
-	cuts  [][]int // [from][to]: how many faults keep messages from getting there
+	cuts  [][]int // [from][to]: number of faults that block messages
 	slow  int
-	err   error // the first invariant that was violated
+	err   error // the first violated invariant
 	armed bool  // faults may still happen
 	tell  func(format string, args ...any)
-	// running is the loop of an agent's that runs just now; nil: none.
+	// running is the agent's loop that is running now; nil: none.
 	running *simTask
-	// What a mutation may change.
+	// Settings that mutations change.
 	heard time.Duration
 }
 
@@ -230,7 +230,7 @@ func newSimWorld(k *simKind, h history) *simWorld {
 	return w
 }
 
-// in has something happen after d.
+// in schedules an event after d.
 func (w *simWorld) in(d time.Duration, do func()) {
 	w.seq++
 	q := append(w.queue, event{w.now + d, w.seq, do})
@@ -247,7 +247,7 @@ func (w *simWorld) in(d time.Duration, do func()) {
 
 func before(a, b event) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }
 
-// next lets the next thing happen.
+// next runs the next event.
 func (w *simWorld) next() {
 	q := w.queue
 	e := q[0]
@@ -281,17 +281,17 @@ func (w *simWorld) between(low, high time.Duration) time.Duration {
 	return low + time.Duration(w.rand.Int64N(int64(high-low)+1))
 }
 
-// chance is true once in n times.
+// chance is true with probability 1/n.
 func (w *simWorld) chance(n int) bool { return w.rand.IntN(n) == 0 }
 
-// fail notes the first violation.
+// fail records the first violation.
 func (w *simWorld) fail(format string, args ...any) {
 	if w.err == nil {
 		w.err = fmt.Errorf(format, args...)
 	}
 }
 
-// linked tells whether two nodes can talk: a connection needs both directions.
+// linked reports whether two nodes can talk: a connection needs both directions.
 func (w *simWorld) linked(a, b *machine) bool {
 	return a == b || a.on() && b.on() && !a.suspended() && !b.suspended() && w.cuts[a.index][b.index] == 0 && w.cuts[b.index][a.index] == 0
 }
@@ -302,21 +302,21 @@ type machine struct {
 	index     int
 	peer      facts.Peer
 	peers     []facts.Peer
-	off       int // how many faults keep it off; 0: it is on
+	off       int // number of faults that keep it off; 0: it is on
 	gone      bool
 	agent     *simAgent
-	mute      int // how many faults keep its agent from running
+	mute      int // number of faults that keep its agent from running
 	until     time.Duration
-	lost      time.Duration // how long it was suspended, in all
-	diskAt    time.Duration // when its disk is mounted
-	stuck     int           // faults
+	lost      time.Duration // total time that it was suspended
+	diskAt    time.Duration // time at which its disk is mounted
+	stuck     int           // number of faults
 	liar      int
 	failing   int
 	dragging  int
-	steps     int             // taken since arming
-	traps     map[int][]fault // by step
+	steps     int             // number of steps since arming
+	traps     map[int][]fault // by number of step
 	decisions map[string]*decided
-	given     bool // an operator has decided to go on without it
+	given     bool // an operator has given it up
 }
 
 func (n *machine) on() bool        { return n.off == 0 }
@@ -325,7 +325,7 @@ func (n *machine) clock() time.Duration {
 	return n.w.now - n.lost
 }
 
-// pace draws how long something takes on the node.
+// pace draws a duration on the node.
 func (n *machine) pace(low, high time.Duration) time.Duration {
 	d := n.w.between(low, high)
 	if n.dragging > 0 {
@@ -334,7 +334,8 @@ func (n *machine) pace(low, high time.Duration) time.Duration {
 	return d
 }
 
-// after has something happen on the node after d, if what does it is still there; a suspended node does it late.
+// after schedules an event on the node after d. It is dropped if the process has died by then, and delayed while the
+// node is suspended.
 func (n *machine) after(d time.Duration, alive func() bool, do func()) {
 	n.w.in(d, func() {
 		switch {
@@ -367,7 +368,7 @@ func (n *machine) powerOn() {
 	n.w.model.relinked()
 }
 
-// endAgent kills the agent. One that is running just now ends when it next gets to sleep.
+// endAgent kills the agent. A loop that is running ends when it sleeps next.
 func (n *machine) endAgent() {
 	a := n.agent
 	if n.agent = nil; a == nil {
@@ -388,7 +389,7 @@ func (n *machine) startAgent(d time.Duration) {
 	})
 }
 
-// start applies a fault, and its end.
+// start starts a fault, and schedules its end.
 func (w *simWorld) start(f fault) {
 	n := w.nodes[f.node]
 	w.tell("%v", f)
@@ -482,7 +483,7 @@ func (w *simWorld) start(f fault) {
 	}
 }
 
-// giveUp has an operator decide to go on without a node that is off, as soon as an agent waits for it.
+// giveUp makes the operator give up a node that is off, as soon as an agent waits for it.
 func (w *simWorld) giveUp(n *machine, until time.Duration) {
 	if w.now > until {
 		return
@@ -495,7 +496,7 @@ func (w *simWorld) giveUp(n *machine, until time.Duration) {
 	w.in(2*time.Second, func() { w.giveUp(n, until) })
 }
 
-// decideWithout has an operator decide about one of the nodes that are waited for or, with an empty name, for all.
+// decideWithout makes the operator give up one of the nodes that agents wait for, or all of them if the name is empty.
 func (n *machine) decideWithout(name string) (decided bool) {
 	if n.agent == nil {
 		return false
@@ -537,7 +538,7 @@ func (w *simWorld) cut(links [][2]int) (mend func()) {
 	return func() { add(-1) }
 }
 
-// simAgent is a running agent: the real one, in a simulated world.
+// simAgent is a running agent: a real one in the simulated world.
 type simAgent struct {
 	*Agent
 	n     *machine
@@ -547,17 +548,17 @@ type simAgent struct {
 // simTask is one of the agent's loops.
 type simTask struct {
 	a     *simAgent
-	looks bool // at a component
-	busy  bool // a step is being taken
+	looks bool // observes a component
+	busy  bool // a step is running
 	next  func() (time.Duration, bool)
 	stop  func()
 	yield func(time.Duration) bool
 }
 
-// errKilled unwinds the loops of an agent that has been killed.
+// errKilled unwinds the loops of a killed agent.
 var errKilled = errors.New("the agent was killed")
 
-// simEpoch is when all histories begin.
+// simEpoch is the start of all histories.
 var simEpoch = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newSimAgent(n *machine) {
@@ -612,7 +613,7 @@ func (t *simTask) resume() {
 	}
 }
 
-// simDisk is ready some time after the node has started.
+// simDisk becomes ready some time after the node has started.
 type simDisk struct{ n *machine }
 
 func (d simDisk) Observe(context.Context) (any, error) { return nil, nil }
@@ -634,19 +635,19 @@ func (a *simAgent) Now() time.Time { return simEpoch.Add(a.n.clock()) }
 // Sleep is clock.Sleep.
 func (a *simAgent) Sleep(_ context.Context, d time.Duration) { a.pass(d) }
 
-// pass lets time go by.
+// pass lets time pass.
 func (a *simAgent) pass(d time.Duration) {
 	if t := a.n.w.running; !a.alive() || !t.yield(d) {
 		panic(errKilled)
 	}
 }
 
-// Limit is clock.Limit. No model takes longer than it should.
+// Limit is clock.Limit. No model takes too long.
 func (a *simAgent) Limit(ctx context.Context, _ time.Duration) (context.Context, context.CancelFunc) {
 	return ctx, func() {}
 }
 
-// looked begins a look of a component. It may take its time, and what was seen is old by then.
+// looked delays a component's observation, which is therefore outdated when it is used.
 func (a *simAgent) looked() {
 	a.n.w.running.busy = false
 	if a.n.w.chance(50) {
@@ -654,8 +655,7 @@ func (a *simAgent) looked() {
 	}
 }
 
-// act is a part of a step that cannot be cut in two, and how long it takes to get there. The agent and its node may die
-// before each.
+// act delays and runs an atomic part of a step. The agent and its node may die before each.
 func (a *simAgent) act(what string, need time.Duration, do func() error) error {
 	n := a.n
 	n.w.running.busy = true
@@ -672,12 +672,12 @@ func (a *simAgent) act(what string, need time.Duration, do func() error) error {
 	return do()
 }
 
-// busy tells whether the agent takes a step of one of its components.
+// busy reports whether the agent is running a step of a component.
 func (a *simAgent) busy() bool {
 	return slices.ContainsFunc(a.tasks, func(t *simTask) bool { return t.busy })
 }
 
-// delay is how long a message takes.
+// delay returns the delay of a message.
 func (w *simWorld) delay() time.Duration {
 	if w.slow > 0 {
 		return w.between(0, 1500*time.Millisecond)
@@ -702,7 +702,7 @@ func (a *simAgent) ask(_ context.Context, p facts.Peer) (r facts.NodeReport, err
 	return r, nil
 }
 
-// published is what the peers are told.
+// published returns the agent's report to peers.
 func (a *simAgent) published() facts.NodeReport {
 	r := a.report()
 	if a.n.liar > 0 {
@@ -717,7 +717,7 @@ func (a *simAgent) published() facts.NodeReport {
 
 const simCluster = "7b6b5b4b-0000-4000-8000-000000000001"
 
-// simulate runs a history and returns what went wrong.
+// simulate runs a history and returns the violation.
 func simulate(k *simKind, h history, change func(w *simWorld), tell func(string, ...any)) error {
 	w := newSimWorld(k, h)
 	defer func() {
@@ -770,7 +770,7 @@ func simulate(k *simKind, h history, change func(w *simWorld), tell func(string,
 		return cmp.Or(w.err, err)
 	}
 	for tries := 0; err != nil && !w.model.patient(); tries++ {
-		// Waiting for a node that stays away is right where its word counts. Then an operator may decide.
+		// Waiting for a silent node is correct where its vote counts. Then the operator may decide.
 		if wrong := w.decide(); wrong != nil || tries == 3 {
 			return fmt.Errorf("%w; %w", err, cmp.Or(wrong, errors.New("the operator's decisions do not help")))
 		}
@@ -796,7 +796,7 @@ func (w *simWorld) runTo(t time.Duration) error {
 	return w.err
 }
 
-// settle waits until the cluster is, and stays, as it should be.
+// settle waits until the cluster reaches a correct state and stays in it.
 func (w *simWorld) settle() error {
 	start, since := w.now, time.Duration(-1)
 	for {
@@ -815,15 +815,15 @@ func (w *simWorld) settle() error {
 			w.tell("settled after %v", w.now-start)
 			return nil
 		}
-		// Where the agents ask for a decision about a node that has gone, they wait for good; that is seen sooner.
-		// Sentinels who have nobody to ask may need several elections until the one who can promote a replica wins.
+		// If the agents ask for a decision about a node that is gone, they wait forever: detect that early. Sentinels
+		// that must elect without some votes may need several elections until the one that can promote a replica wins.
 		if err != nil && w.now-start > 3*time.Minute && slices.ContainsFunc(w.nodes, (*machine).undecided) {
 			return err
 		}
 	}
 }
 
-// rest tells what keeps the cluster from being at rest.
+// rest returns the reason why the cluster is not in its final state.
 func (w *simWorld) rest() error {
 	stopped := false
 	var errs []error
@@ -852,12 +852,12 @@ func (w *simWorld) rest() error {
 	return w.model.settled()
 }
 
-// undecided tells whether the agent waits for a decision about a node that does not answer.
+// undecided reports whether the agent waits for a decision about a silent node.
 func (n *machine) undecided() bool {
 	return n.agent != nil && slices.ContainsFunc(n.w.model.components(), func(c string) bool { return n.agent.status(c).Missing != "" })
 }
 
-// decide has an operator go on without the nodes that have gone, wherever the agents say that this is the question.
+// decide makes the operator give up the nodes that are gone, wherever agents ask for that.
 func (w *simWorld) decide() error {
 	decided := false
 	for _, n := range w.nodes {
@@ -883,7 +883,7 @@ func (w *simWorld) decide() error {
 	return nil
 }
 
-// shrink makes a failing history short: it must still fail, not necessarily in the same way.
+// shrink shortens a failing history. The shorter one must fail too, though not necessarily in the same way.
 func shrink(k *simKind, h history, change func(*simWorld)) history {
 	fails := func(h history) bool { return simulate(k, h, change, nil) != nil }
 	for again := true; again; {
@@ -918,7 +918,7 @@ func shrink(k *simKind, h history, change func(*simWorld)) history {
 	return h
 }
 
-// search simulates histories until one fails, and returns it. The histories are those of the seeds from first on.
+// search runs the histories of the seeds from first on, and returns one that fails.
 func search(k *simKind, first uint64, count int, change func(*simWorld)) (failing history, err error) {
 	var next atomic.Int64
 	var mu sync.Mutex
@@ -942,7 +942,7 @@ func search(k *simKind, first uint64, count int, change func(*simWorld)) (failin
 	return failing, err
 }
 
-// runSim is the test of a kind.
+// runSim is the test of a simKind.
 func runSim(t *testing.T, k *simKind) {
 	if *simSeed != 0 {
 		h := newHistory(k, *simSeed)
@@ -966,7 +966,7 @@ func runSim(t *testing.T, k *simKind) {
 	}
 }
 
-// scenario runs one list of faults with many seeds: how long everything takes differs, and so does what meets what.
+// scenario runs one list of faults with many seeds: durations, and therefore the order of events, differ.
 func scenario(t *testing.T, k *simKind, nodes int, faults ...fault) {
 	t.Helper()
 	t.Parallel()
@@ -978,7 +978,7 @@ func scenario(t *testing.T, k *simKind, nodes int, faults ...fault) {
 	}
 }
 
-// A history runs the same way each time, to the last message: else a failing seed could not be replayed.
+// A history always runs the same way, down to the last message. Otherwise a failing seed could not be replayed.
 func TestSimIsRepeatable(t *testing.T) {
 	for _, k := range []*simKind{simGalera, simRedis, simGluster} {
 		for seed := range uint64(5) {
@@ -993,21 +993,21 @@ func TestSimIsRepeatable(t *testing.T) {
 	}
 }
 
-// mutant is a decision that was broken on purpose.
+// mutant is a decision with a deliberate bug.
 type mutant struct {
 	name  string
 	apply func(w *simWorld)
-	// faults are those among which the rule matters, where it matters rarely among all; nil: all.
+	// faults are those that make the bug matter, if it matters rarely among all; nil: all.
 	faults []faultKind
 }
 
-// among narrows the faults down.
+// among limits the history's faults.
 func (m mutant) among(faults ...faultKind) mutant {
 	m.faults = faults
 	return m
 }
 
-// killAll checks that the simulator finds out each mutant within as many histories as it runs by default.
+// killAll checks that the simulator detects each mutant within the default number of histories.
 func killAll(t *testing.T, k *simKind, mutants []mutant) {
 	if testing.Short() {
 		t.Skip("SKIPPED: breaks the rules one by one for half a minute; run it without -short")

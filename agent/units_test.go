@@ -13,10 +13,11 @@ import (
 	"time"
 
 	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
-// realUnit is a unit with real processes in a control group of its own, behind a systemctl that knows no more than what
-// systemd says of it and how to kill them.
+// realUnit is a unit with real processes in its own control group, behind a fake systemctl that reports systemd's state
+// and can kill the processes.
 type realUnit struct {
 	name, group, state string
 	started            *exec.Cmd
@@ -73,7 +74,7 @@ esac
 	return u
 }
 
-// is sets what systemd says of the unit.
+// is sets the state that systemd reports.
 func (u *realUnit) is(t *testing.T, active, sub, killMode string) {
 	t.Helper()
 	text := fmt.Sprintf("LoadState=loaded\nActiveState=%s\nSubState=%s\nResult=success\nMainPID=%d\nControlGroup=/%s\nKillMode=%s\n",
@@ -95,7 +96,7 @@ func (u *realUnit) processes() int {
 	return n
 }
 
-// unitFor returns components of every kind that run the unit.
+// unitFor returns components of every kind that runs a unit.
 func unitFor(name string) map[string]Component {
 	return map[string]Component{
 		"service":  newService(Node{}, "x", &facts.ServiceParams{Unit: name}),
@@ -107,7 +108,7 @@ func unitFor(name string) map[string]Component {
 	}
 }
 
-// limits makes time pass faster.
+// limits shortens the time limits.
 func limits(t *testing.T, stop, start changeLimits) {
 	t.Helper()
 	oldStop, oldStart, oldWindow := stopLimits, startLimits, workWindow
@@ -115,10 +116,10 @@ func limits(t *testing.T, stop, start changeLimits) {
 	t.Cleanup(func() { stopLimits, startLimits, workWindow = oldStop, oldStart, oldWindow })
 }
 
-// deaf ignores SIGTERM, and so does its child.
+// deaf and its child ignore SIGTERM.
 const deaf = `trap "" TERM; sleep 1000 & echo; wait`
 
-// untilKilled lets a component look until the unit's processes are gone, and returns after how long.
+// untilKilled drives a component until only left of the unit's processes remain, and returns the time that this took.
 func untilKilled(t *testing.T, u *realUnit, c Component, left int, limit time.Duration) (took time.Duration, said string) {
 	t.Helper()
 	start := time.Now()
@@ -141,8 +142,8 @@ func untilKilled(t *testing.T, u *realUnit, c Component, left int, limit time.Du
 	return time.Since(start), said
 }
 
-// A server that was told to stop and does not was never killed: its unit forbids systemd to do that. Whatever kind of
-// component runs it, the agent does.
+// A server that ignores SIGTERM on a stop is killed by the agent, whatever kind of component runs it: its unit forbids
+// systemd to do that.
 func TestServerThatIgnoresSIGTERM(t *testing.T) {
 	for kind := range unitFor("") {
 		t.Run(kind, func(t *testing.T) {
@@ -164,7 +165,8 @@ func TestServerThatIgnoresSIGTERM(t *testing.T) {
 	}
 }
 
-// A server that was told to stop and works on, as a member that still takes part in its group does, is ended all the same.
+// A server that keeps working after it was told to stop, such as a member that still takes part in its group, is killed
+// too.
 func TestStopThatWorksOnIsEnded(t *testing.T) {
 	if total := stopLimits.total; total == 0 || total > 3*time.Minute {
 		t.Errorf("a stop may take %s: longer than a cluster should be without its node", total)
@@ -178,7 +180,8 @@ func TestStopThatWorksOnIsEnded(t *testing.T) {
 	}
 }
 
-// A unit that leaves processes running when it stops, as glusterd leaves its bricks, keeps them when it is killed.
+// A unit may leave processes running when it stops, as glusterd leaves its bricks. They survive when the unit is
+// killed.
 func TestKillSparesWhatTheUnitLeavesRunning(t *testing.T) {
 	limits(t, changeLimits{idle: 300 * time.Millisecond, silent: time.Hour}, startLimits)
 	u := newRealUnit(t, deaf)
@@ -188,8 +191,8 @@ func TestKillSparesWhatTheUnitLeavesRunning(t *testing.T) {
 	}
 }
 
-// A start that goes nowhere ends; one that gets on, as that of a database that is being given its data, does not, however
-// long it takes.
+// A start that hangs is killed. A start that makes progress, such as that of a database that receives a state transfer,
+// is not, however long it takes.
 func TestStartThatNeverEnds(t *testing.T) {
 	for name, c := range map[string]struct {
 		script string
@@ -198,7 +201,7 @@ func TestStartThatNeverEnds(t *testing.T) {
 	}{
 		"does nothing":     {`echo; sleep 1000`, "done nothing", changeLimits{idle: time.Second, silent: time.Hour}},
 		"reads and writes": {`echo; exec dd if=/dev/zero of=/dev/null bs=64k 2>/dev/null`, "", changeLimits{idle: 4 * time.Second, silent: 4 * time.Second}},
-		// On a busy machine a process that computes may get no processor for seconds, so idle is out of reach.
+		// On a busy machine, a computing process may get no CPU for seconds, so the idle limit is out of reach.
 		"computes for a while only": {`echo; while :; do :; done`, "read or written nothing", changeLimits{idle: time.Hour, silent: 2 * time.Second}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -217,8 +220,8 @@ func TestStartThatNeverEnds(t *testing.T) {
 	}
 }
 
-// A server that starts without a primary component to join is started anew, but not while it gets on: then it recovers its
-// own data, or is being given that of another one.
+// A server that starts without a primary component to join is restarted, but not while it makes progress: then it
+// recovers its own data or receives a state transfer.
 func TestStartingServerThatGetsOnIsNotAlone(t *testing.T) {
 	limits(t, stopLimits, startLimits)
 	workWindow = time.Second // reading all of /proc takes longer than 100 ms on a busy machine; limits restores it
@@ -250,7 +253,7 @@ func TestStartingServerThatGetsOnIsNotAlone(t *testing.T) {
 	}
 }
 
-// Each pause between systemd's own attempts, and each start anew, begins the time again.
+// Each pause between systemd's own restarts, and each new start, restarts the timer.
 func TestChangesAreTimedEachForItself(t *testing.T) {
 	const name = "imagegen-test-changes.service"
 	since := func() time.Time {
@@ -300,7 +303,7 @@ func TestCgroups(t *testing.T) {
 	if got := processWork(""); len(got) != 0 {
 		t.Errorf("no control group has %d processes", len(got))
 	}
-	// This test's own group, as the kernel names it.
+	// This test's control group.
 	data, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		t.Skipf("needs control groups: %v", err)
@@ -311,8 +314,8 @@ func TestCgroups(t *testing.T) {
 	}
 }
 
-// A daemon that runs, does not answer and does nothing is killed; it used to be waited for, for ever. One that answers in
-// between is not, nor is one that works.
+// A daemon that runs, does not answer and uses no CPU is killed. One that answers in between is not, nor is one that
+// uses CPU.
 func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
 	if err != nil {
@@ -347,10 +350,9 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 				t.Fatal("killed though it has answered in between")
 			}
 			status := a.turn(t.Context(), r)
-			for end := time.Now().Add(time.Minute); u.processes() > 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-			}
-			if u.processes() > 0 || !strings.Contains(status.Detail, "has not answered, and done nothing") {
-				t.Errorf("%d processes; %+v", u.processes(), status)
+			testkit.Until(t, time.Minute, "the processes are killed", func() bool { return u.processes() == 0 })
+			if !strings.Contains(status.Detail, "has not answered, and done nothing") {
+				t.Errorf("%+v", status)
 			}
 		})
 	}
@@ -372,7 +374,7 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	})
 }
 
-// A command that is given up ends with all that it has started: a shell's child would go on, and hold the agent.
+// When run gives up on a command, it kills its children too: a shell's child would otherwise block the agent.
 func TestCommandsEndWithTheirChildren(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
@@ -386,9 +388,5 @@ func TestCommandsEndWithTheirChildren(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); processStat(strings.TrimSpace(string(pid))) != nil; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the shell's child goes on")
-		}
-	}
+	testkit.Until(t, time.Minute, "the shell's child ends", func() bool { return processStat(strings.TrimSpace(string(pid))) == nil })
 }
