@@ -1,42 +1,24 @@
 package roles
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
 
-// writeTree writes files into a new folder.
-func writeTree(t *testing.T, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, text := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
 // TestForeignFolders: folders of other programs below roles/ are ignored; a role without role.yaml is still an error.
 func TestForeignFolders(t *testing.T) {
-	dir := writeTree(t, map[string]string{"__MACOSX/x": "", "node_modules/y/z": "", ".git/config": ""})
+	dir := folder(t, map[string]string{"__MACOSX/x": "", "node_modules/y/z": "", ".git/config": ""})
 	if _, err := Load(dir); err != nil {
 		t.Error(err)
 	}
-	if _, err := Load(writeTree(t, map[string]string{"tool/readme": ""})); err == nil || !strings.Contains(err.Error(), "role.yaml") {
+	if _, err := Load(folder(t, map[string]string{"tool/readme": ""})); err == nil || !strings.Contains(err.Error(), "role.yaml") {
 		t.Errorf("a role without role.yaml: %v", err)
 	}
 }
 
 // TestWindowsCheckout: CRLF line ends do not get into a node's files.
 func TestWindowsCheckout(t *testing.T) {
-	dir := writeTree(t, map[string]string{
+	dir := folder(t, map[string]string{
 		"tool/role.yaml": "description: a tool\r\ndistros: {debian12: {packages: [tree]}}\r\nfiles: [{path: /usr/local/bin/hello, template: hello, mode: \"0755\"}]\r\n",
 		"tool/hello":     "#!/bin/sh\r\necho hello\r\n",
 	})
@@ -59,7 +41,7 @@ func TestPathsStayInside(t *testing.T) {
 	for _, path := range []string{"/../../etc/x", "/opt/../etc/x", "/opt/", "/", "opt/x", "/opt/a\\tb"} {
 		role := "description: a tool\ndistros: {debian12: {packages: [tree], downloads: [{url: \"https://a.example.com/x\", sha256: " +
 			strings.Repeat("0", 64) + ", path: \"" + path + "\"}], remove: [\"" + path + "\"]}}\n"
-		_, err := Load(writeTree(t, map[string]string{"tool/role.yaml": role}))
+		_, err := Load(folder(t, map[string]string{"tool/role.yaml": role}))
 		if err == nil || !strings.Contains(err.Error(), "downloads[0].path") || !strings.Contains(err.Error(), "remove[0]") {
 			t.Errorf("%q: %v", path, err)
 		}
