@@ -18,7 +18,7 @@ add rule bridge imagegen-cut forward iifname { port1 } oifname { port0, port2 } 
 	}
 }
 
-// Ports of different nodes have different names, short enough for the kernel.
+// Ports of different nodes have different names, which are short enough for the kernel.
 func TestPortNames(t *testing.T) {
 	const long = "a-database-with-a-name-of-its-own"
 	seen := map[string]string{}

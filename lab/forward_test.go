@@ -36,7 +36,7 @@ func TestForward(t *testing.T) {
 		return c.(*net.TCPConn)
 	}
 
-	// The visitor has said all before the site answers.
+	// The visitor has sent everything before the site answers.
 	go func() {
 		c, err := site.Accept()
 		if err != nil {
@@ -53,7 +53,7 @@ func TestForward(t *testing.T) {
 		t.Errorf("%q, %v", answer, err)
 	}
 
-	// The site is not there.
+	// Nothing listens at the site's address.
 	site.Close()
 	c = visit()
 	if answer, err := io.ReadAll(c); len(answer) > 0 || err != nil && !errors.Is(err, syscall.ECONNRESET) {

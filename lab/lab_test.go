@@ -34,8 +34,8 @@ import (
 	"imagegen/operate"
 )
 
-// The test program plays several parts, as imagegen does: the forwarder, an `imagegen up` or `down` that is killed, and the agent
-// of the small image that the nodes boot from here.
+// Like imagegen, the test program plays several parts: the forwarder, an `imagegen up` or `down` that is killed, and
+// the agent of the small image that the nodes boot.
 func TestMain(m *testing.M) {
 	localtest.Init()
 	switch {
@@ -71,7 +71,7 @@ func fatal(err error) {
 	os.Exit(0)
 }
 
-// testSpec is a cluster of one balancer with a virtual address and two nodes with data disks.
+// testSpec is a cluster of a balancer with a virtual address and two nodes with data disks.
 func testSpec(name string) *cluster.Spec {
 	node := func(role string, i int, ip string) cluster.Node {
 		n := cluster.Node{Name: fmt.Sprint(role, i+1), Role: role, IP: netip.MustParseAddr(ip), Index: i}
@@ -88,7 +88,7 @@ func testSpec(name string) *cluster.Spec {
 	}
 }
 
-// testSeed makes the seed of a node.
+// testSeed returns a node's seed.
 func testSeed(spec *cluster.Spec, keys *secrets.Secrets, n cluster.Node) (cloudinit.Seed, error) {
 	known, err := json.Marshal(facts.Facts{
 		Version: facts.FactsVersion, Cluster: spec.Cluster, ClusterID: keys.ClusterID,
@@ -105,7 +105,7 @@ func testSeed(spec *cluster.Spec, keys *secrets.Secrets, n cluster.Node) (cloudi
 	})
 }
 
-// openTest opens the lab of testSpec(name) in dir, where the secrets are.
+// openTest opens the lab of testSpec(name) in dir, where its secrets are.
 func openTest(dir, name string) (*Lab, error) { return openSpec(dir, testSpec(name)) }
 
 func openSpec(dir string, spec *cluster.Spec) (*Lab, error) {
@@ -118,7 +118,7 @@ func openSpec(dir string, spec *cluster.Spec) (*Lab, error) {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", spec.Cluster, fmt.Sprintf(format, args...))
 	}})
 	if err == nil {
-		l.bootLimit = 100 * time.Millisecond // the machines of the tests have no agent
+		l.bootLimit = 100 * time.Millisecond // the tests' machines have no agent
 	}
 	return l, err
 }
@@ -132,7 +132,7 @@ type testLab struct {
 	site      string
 }
 
-// newTestLab makes everything that build would make, with this image for all roles.
+// newTestLab makes everything that imagegen build would, with one image for all roles.
 func newTestLab(t *testing.T, name, image string) *testLab {
 	t.Helper()
 	b := &testLab{dir: t.TempDir(), name: name}
@@ -188,7 +188,8 @@ func (b *testLab) makeInputs(t *testing.T, image string) {
 	}
 }
 
-// testImage returns the smallest Debian that boots, with this test program as its agent, in the layout of our images.
+// testImage returns the smallest Debian that boots, in the layout of imagegen's images, with this test program as its
+// agent.
 func testImage(t *testing.T) string {
 	t.Helper()
 	if os.Getenv("IMAGEGEN_E2E") == "" {
@@ -206,7 +207,7 @@ func testImage(t *testing.T) string {
 	return image
 }
 
-// bakeDir is where the test's image is baked, once for all tests.
+// bakeDir is where the tests' image is baked, once for all tests.
 var bakeDir string
 
 var bake = sync.OnceValues(func() (string, error) {
@@ -246,7 +247,7 @@ WantedBy=multi-user.target'
 	return image, nil
 })
 
-// TestNodes uses every method of a lab, in the order of a working day.
+// TestNodes uses every method of a lab, in the order of a typical session.
 func TestNodes(t *testing.T) {
 	image := testImage(t)
 	ctx := t.Context()
@@ -329,7 +330,7 @@ func TestNodes(t *testing.T) {
 		if _, err := b.Exec(ctx, "store1", []string{"true"}, nil, nil, nil); err == nil || !strings.Contains(err.Error(), "off") {
 			t.Errorf("exec on a node that is off: %v", err)
 		}
-		if err := b.Start(ctx, "store1", "store2"); err != nil { // store2 is on
+		if err := b.Start(ctx, "store1", "store2"); err != nil { // store2 is already on
 			t.Fatal(err)
 		}
 		b.waitReady(t)
@@ -352,7 +353,7 @@ func TestNodes(t *testing.T) {
 		if err := b.Mend(ctx); err != nil {
 			t.Fatal(err)
 		}
-		// A question for the neighbour's address that was asked before the mending may still be on its way to nobody.
+		// An ARP request sent before the network was repaired may still be unanswered.
 		var out string
 		waiting, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
@@ -366,7 +367,7 @@ func TestNodes(t *testing.T) {
 			t.Errorf("nothing to mend: %v", err)
 		}
 
-		// From everybody: visitors too, who ask at a virtual address.
+		// Cut from everybody, including visitors, who use a virtual address.
 		visit := func() error {
 			ctx, cancel := context.WithTimeout(ctx, time.Second)
 			defer cancel()
@@ -480,7 +481,7 @@ var machineChecks = []struct{ what, script string }{
 	{"nothing has failed", `test -z "$(systemctl --failed --plain --no-legend)" || { systemctl --failed; false; }`},
 }
 
-// TestKilledUp kills imagegen in the middle of up, at different moments, and continues from there.
+// TestKilledUp kills imagegen at different times during up, and then runs up again.
 func TestKilledUp(t *testing.T) {
 	image := testImage(t)
 	b := newTestLab(t, "labtest3", image)
@@ -496,7 +497,7 @@ func TestKilledUp(t *testing.T) {
 	b.nothingLeft(t)
 }
 
-// killedUp kills up after 0, step, 2*step, …, until it is done before that.
+// killedUp kills up after 0, step, 2*step, … until up finishes first.
 func (b *testLab) killedUp(t *testing.T, provider string, step time.Duration) {
 	t.Helper()
 	self, err := os.Executable()
@@ -513,7 +514,7 @@ func (b *testLab) killedUp(t *testing.T, provider string, step time.Duration) {
 		err := cmd.Wait()
 		timer.Stop()
 		finished = err == nil
-		switch len(b.group.Below()) % 2 { // now and then from the very beginning
+		switch len(b.group.Below()) % 2 { // sometimes start from nothing
 		case 0:
 			if err := b.Down(t.Context()); err != nil {
 				t.Fatalf("down after %s of up: %v", after, err)
@@ -523,7 +524,7 @@ func (b *testLab) killedUp(t *testing.T, provider string, step time.Duration) {
 	}
 }
 
-// TestKilledDown kills imagegen in the middle of down, at different moments; another down, or an up, continues from there.
+// TestKilledDown kills imagegen at different times during down, and then runs down or up.
 func TestKilledDown(t *testing.T) {
 	image := testImage(t)
 	b := newTestLab(t, "labtest6", image)
@@ -531,7 +532,8 @@ func TestKilledDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Moments are closest at the beginning, where down does one thing after the other; later it waits for the nodes' ends.
+	// The intervals are shortest at the beginning, where down does one thing after the other. Later it waits for nodes
+	// to stop.
 	finished := false
 	for i, after := 0, time.Duration(0); !finished; i, after = i+1, after*3/2+4*time.Millisecond {
 		if err := b.Up(t.Context(), nil, UpOptions{Site: b.site}); err != nil {
@@ -554,7 +556,8 @@ func TestKilledDown(t *testing.T) {
 	}
 }
 
-// TestChangedSpec changes the spec and the folder of a running lab: a node is removed and another gets its address, one is inserted,
+// TestChangedSpec changes the spec and folder of a running lab: it removes a node, gives its address to another,
+// inserts one, moves the folder, and renames the cluster.
 // the folder is moved, the cluster is renamed.
 func TestChangedSpec(t *testing.T) {
 	image := testImage(t)
@@ -565,7 +568,7 @@ func TestChangedSpec(t *testing.T) {
 	}
 	b.waitReady(t)
 
-	// store0 comes before store1, and store3 in the place of store2.
+	// store0 precedes store1, and store3 replaces store2.
 	spec := testSpec(b.name)
 	store := &spec.Roles[1]
 	renamed := store.Nodes[1]
@@ -751,7 +754,7 @@ func (b *testLab) page(t *testing.T) string {
 	return string(body)
 }
 
-// in runs a shell line on a node, and returns false if it failed.
+// in runs a shell command on a node. It returns false if the command fails.
 func (b *testLab) in(t *testing.T, node, script string) (string, bool) {
 	t.Helper()
 	var out bytes.Buffer

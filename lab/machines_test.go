@@ -21,7 +21,7 @@ import (
 	"imagegen/operate"
 )
 
-// TestMachines uses a lab of the smallest machines that there are, so that it runs without an image of a distribution.
+// TestMachines uses a lab of minimal machines, which need no distribution's image.
 func TestMachines(t *testing.T) {
 	t.Run("nspawn", func(t *testing.T) {
 		testMachines(t, "labtest8", "nspawn", "qemu", "upper", localtest.Container(t, "booted"))
@@ -83,14 +83,14 @@ func testMachines(t *testing.T, name, provider, other, root string, image localt
 			t.Errorf("exec without a key: %v", err)
 		}
 	case "nspawn":
-		if code != 127 || err != nil { // there is no true in it
+		if code != 127 || err != nil { // the image has no program called true
 			t.Errorf("exec: %d, %v", code, err)
 		}
 	}
 	if err := b.Cut(ctx, []string{"store1"}, nil, false); err != nil {
 		t.Error(err)
 	}
-	for _, n := range []int{2, 3} { // at once, again and again: neither disk nor port is still in use
+	for _, n := range []int{2, 3} { // repeatedly, without a pause: disk and port must be free again
 		if err := b.Kill(ctx, "store1"); err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +100,7 @@ func testMachines(t *testing.T, name, provider, other, root string, image localt
 		if err := port("store1"); err == nil {
 			t.Error("after the kill its network card is still there")
 		}
-		if err := b.Start(ctx, "store1", "store2"); err != nil { // store2 is on
+		if err := b.Start(ctx, "store1", "store2"); err != nil { // store2 is already on
 			t.Fatal(err)
 		}
 		boots("store1", n)
@@ -108,7 +108,7 @@ func testMachines(t *testing.T, name, provider, other, root string, image localt
 
 	in := func(node, name string) string { return filepath.Join(local.Dir(b.paths.lab(), node), name) }
 	disk := in("store1", root)
-	old, err := os.Open(disk) // so that a new file cannot have its inode
+	old, err := os.Open(disk) // open, so that a new file cannot get its inode
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func testMachines(t *testing.T, name, provider, other, root string, image localt
 	b.nothingLeft(t)
 }
 
-// newImage replaces a role's image by a copy, as a new build does.
+// newImage replaces a role's image by a copy, as a new build would.
 func (b *testLab) newImage(t *testing.T, role string) {
 	t.Helper()
 	data, err := os.ReadFile(b.made.ImagePath(role))
@@ -173,7 +173,7 @@ func (b *testLab) newImage(t *testing.T, role string) {
 	}
 }
 
-// TestKilledUpOfMachines kills up in the middle, at different moments.
+// TestKilledUpOfMachines kills up at different times.
 func TestKilledUpOfMachines(t *testing.T) {
 	t.Run("nspawn", func(t *testing.T) { killedUpOf(t, "labtest9", "nspawn", localtest.Container(t, "booted")) })
 	t.Run("qemu", func(t *testing.T) { killedUpOf(t, "labtest5", "qemu", localtest.VM(t, "booted")) })

@@ -26,7 +26,7 @@ func TestOperatorAddress(t *testing.T) {
 		if c.gateway != "" {
 			spec.Network.Gateway = netip.MustParseAddr(c.gateway)
 		}
-		// An address is taken by a node, a virtual address, or a resolver.
+		// An address may belong to a node, be a virtual address, or a resolver's.
 		role := cluster.Role{}
 		for i, a := range c.taken {
 			switch ip := netip.MustParseAddr(a); i {

@@ -19,7 +19,7 @@ import (
 	"imagegen/operate"
 )
 
-// still is a lab of testSpec in which nothing runs: fake cgroups say which nodes are on.
+// still is a lab of testSpec in which nothing runs: fake cgroups determine which nodes are on.
 type still struct {
 	*Lab
 	secrets *secrets.Secrets
@@ -65,7 +65,7 @@ func (s *still) build(t *testing.T, n cluster.Node) {
 	}
 }
 
-// on makes a node and gives it a cgroup that looks busy.
+// on creates a node, with a cgroup that has processes.
 func (s *still) on(t *testing.T, name string) {
 	t.Helper()
 	n, ok := s.spec.Node(name)
@@ -87,7 +87,7 @@ func (s *still) on(t *testing.T, name string) {
 	testkit.Write(t, filepath.Join(string(s.group.Sub(name)), "cgroup.events"), "populated 1\n")
 }
 
-// buildOf returns what Known says of a node.
+// buildOf returns the build of a node, according to Known.
 func (s *still) buildOf(t *testing.T, name string) string {
 	t.Helper()
 	all, err := s.Known(t.Context())
@@ -103,7 +103,7 @@ func (s *still) buildOf(t *testing.T, name string) string {
 	return ""
 }
 
-// Files of another spec are refused before anything starts.
+// Seeds of another spec are detected before anything starts.
 func TestSeedsOfAnotherSpec(t *testing.T) {
 	s := newStill(t)
 	if err := s.CheckFiles("store1", "balancer1"); err != nil {
@@ -131,7 +131,7 @@ func TestSeedsOfAnotherSpec(t *testing.T) {
 	}
 }
 
-// Removed nodes are still known, with the roles and addresses of their machines, and no other node gets their addresses.
+// Removed nodes are still known, with their machines' roles and addresses, and no other node gets those addresses.
 func TestRemovedNodes(t *testing.T) {
 	s := newStill(t)
 	s.on(t, "store1")
@@ -167,7 +167,7 @@ func TestRemovedNodes(t *testing.T) {
 	}
 }
 
-// Nodes of an older build are told from current ones, and known by the addresses that they run with.
+// Nodes of an older build are distinguished from current ones. Their known addresses are those of that build.
 func TestOlderNodes(t *testing.T) {
 	s := newStill(t)
 	node := func(name string) cluster.Node { n, _ := s.spec.Node(name); return n }
@@ -177,7 +177,7 @@ func TestOlderNodes(t *testing.T) {
 	s.on(t, "store1")
 	s.on(t, "store2")
 	s.on(t, "balancer1")
-	s.build(t, node("store2")) // the same content in another file
+	s.build(t, node("store2")) // same content, different file
 	for _, name := range []string{"store1", "store2"} {
 		if got := s.buildOf(t, name); got != operate.BuildCurrent {
 			t.Errorf("%s: %q", name, got)
@@ -198,7 +198,7 @@ func TestOlderNodes(t *testing.T) {
 	}
 }
 
-// Machines of other secrets are not turned on, and the error says what helps.
+// Machines with other secrets are not started; the error says what to do.
 func TestMachinesOfOtherSecrets(t *testing.T) {
 	s := newStill(t)
 	s.on(t, "store1")
@@ -222,7 +222,7 @@ func TestMachinesOfOtherSecrets(t *testing.T) {
 	}
 }
 
-// The site is shown only while a node is on that could serve it.
+// The site is reported only while a node that can serve it is on.
 func TestSiteNeedsABalancer(t *testing.T) {
 	s := newStill(t)
 	s.on(t, "store1")
@@ -236,7 +236,7 @@ func TestSiteNeedsABalancer(t *testing.T) {
 	}
 }
 
-// A folder is the owner wherever it is moved; a copy or a successor in its place is not.
+// A lab belongs to its folder, even after that is moved, but not to a copy of the folder or a new one in its place.
 func TestOwnerIsKnownByItsFolder(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -259,7 +259,7 @@ func TestOwnerIsKnownByItsFolder(t *testing.T) {
 	if !o.is(at("c")) || o.is(at("d")) {
 		t.Errorf("moved: %t; another folder: %t", o.is(at("c")), o.is(at("d")))
 	}
-	if !o.is(at("a b")) || o.is(at("e")) { // down can clean up there
+	if !o.is(at("a b")) || o.is(at("e")) { // that is, down can clean up there
 		t.Error("a folder that is nowhere: want the former place, and no other")
 	}
 	if err := os.Mkdir(at("a b"), 0o700); err != nil {

@@ -70,7 +70,7 @@ func TestTooFewHosts(t *testing.T) {
 	}
 }
 
-// A role that decides by majority keeps it when any one of three or more hosts dies, however large it is and however it has grown.
+// A role with a quorum keeps it if any one of three or more hosts dies, whatever the role's size and history.
 func TestMajoritySurvivesAnyHost(t *testing.T) {
 	for hosts := 3; hosts <= 6; hosts++ {
 		var names []string
@@ -91,8 +91,8 @@ func TestMajoritySurvivesAnyHost(t *testing.T) {
 	}
 }
 
-// What runs is not moved, so a role from which nodes were removed may depend on one host. That is said of where nodes are, not of
-// where they would be put today.
+// Running nodes are not moved, so after nodes were removed, a role may depend on one host. Warnings are about where
+// nodes are, not where they would be placed today.
 func TestLossesOfWhatRuns(t *testing.T) {
 	hosts := []string{"h1", "h2", "h3"}
 	spec := &cluster.Spec{Roles: []cluster.Role{role("redis", 3)}}
@@ -103,7 +103,7 @@ func TestLossesOfWhatRuns(t *testing.T) {
 	}
 }
 
-// A node whose host is no longer listed is placed anew; the others stay, also when the hosts are listed in another order.
+// A node whose host is no longer listed is placed again. The others stay, even if the order of hosts changes.
 func TestHostIsReplaced(t *testing.T) {
 	spec := referenceRoles()
 	before := Place(spec, []string{"h1", "h2", "h3"}, nil)
@@ -122,8 +122,7 @@ func TestHostIsReplaced(t *testing.T) {
 	}
 }
 
-// Whatever the history of added nodes, wherever in the spec they were inserted, no node that runs is ever moved, and each role is
-// spread evenly.
+// Wherever nodes are inserted into the spec, no running node is moved, and each role is spread evenly.
 func TestPlacementIsStable(t *testing.T) {
 	for seed := range uint64(500) {
 		rnd := rand.New(rand.NewPCG(seed, 1))

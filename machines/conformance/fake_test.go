@@ -16,7 +16,8 @@ import (
 	"imagegen/machines"
 )
 
-// fake is a provider whose machines are folders. It shows that the suite can be passed, and, broken on purpose, that it can fail.
+// fake is a provider whose machines are folders. It shows that the suite can pass and, with deliberate bugs, that it
+// can fail.
 type fake struct {
 	dir    string
 	step   func() error
@@ -202,14 +203,14 @@ func (b fakeBackend) Leftovers(*testing.T) []string {
 	return left
 }
 
-// brokenFake names, for a test process, how its fake is broken.
+// brokenFake names the fake's bug in a test process.
 const brokenFake = "IMAGEGEN_BROKEN_FAKE"
 
 func TestFake(t *testing.T) {
 	Run(t, func(t *testing.T) Backend { return fakeBackend{t.TempDir(), os.Getenv(brokenFake)} })
 }
 
-// The suite finds providers that break its rules.
+// The suite detects providers that break its rules.
 func TestBrokenFakesFail(t *testing.T) {
 	for broken, test := range map[string]string{
 		"takes foreign machines":   "TestFake/Foreign",

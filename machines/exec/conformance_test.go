@@ -19,8 +19,8 @@ import (
 	"imagegen/machines/conformance"
 )
 
-// hook is what a Python program is run with in tests: it asks the test before each change that the program makes, and dies if
-// that is the end. Changes are seen by Python's audit events.
+// hook wraps a Python program: before each change that the program makes, it asks the test, and exits if the test says
+// so. Changes are detected with Python's audit events.
 const hook = `#!/usr/bin/env python3
 import os, runpy, signal, socket, sys
 
@@ -44,10 +44,10 @@ sys.addaudithook(step)
 runpy.run_path(sys.argv[0], run_name="__main__")
 `
 
-// stepped returns a program that runs another, written in Python, and calls step before each change that it makes.
+// stepped returns a program that runs a Python program and calls step before each change that it makes.
 func stepped(t *testing.T, program string, step func() error) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "exec") // a socket's path must be short
+	dir, err := os.MkdirTemp("", "exec") // the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func needsPython(t *testing.T) {
 	}
 }
 
-// documented writes the program of docs/exec.md to a file.
+// documented writes the program in docs/exec.md to a file.
 func documented(t *testing.T) string {
 	t.Helper()
 	needsPython(t)
@@ -102,7 +102,7 @@ func documented(t *testing.T) string {
 	return path
 }
 
-// folders are the machines of the documented program.
+// folders tests the documented program, whose machines are folders.
 type folders struct {
 	program, dir string
 }
@@ -117,7 +117,7 @@ func (f folders) Provider(t *testing.T, step func() error) machines.Provider {
 
 func (f folders) Machine(node string, version int) machines.Machine {
 	seed := filepath.Join(f.dir, fmt.Sprint("seed", version))
-	os.WriteFile(seed, []byte("secret"), 0o600) // its lack fails the creation
+	os.WriteFile(seed, []byte("secret"), 0o600) // without its seed, the creation fails
 	return machines.Machine{Cluster: "otus", ClusterID: clusterID, Node: node, Host: "h1", Data: 1,
 		Image: machines.File{Path: "/image", Identity: fmt.Sprint("image", version)}, Seed: machines.File{Path: seed, Identity: fmt.Sprint("seed", version)}}
 }
@@ -163,7 +163,7 @@ func (f folders) Leftovers(t *testing.T) []string {
 	return append(left, hidden...)
 }
 
-// The program in docs/exec.md keeps all the rules of a provider, killed before any of its changes, too.
+// The program in docs/exec.md obeys all rules of a provider, even when killed before any of its changes.
 func TestDocumentedProgram(t *testing.T) {
 	program := documented(t)
 	conformance.Run(t, func(t *testing.T) conformance.Backend {
@@ -173,7 +173,7 @@ func TestDocumentedProgram(t *testing.T) {
 	})
 }
 
-// The suite does see each change of a Python program: creating takes as many steps as it makes changes.
+// The suite sees every change of a Python program: creation has as many steps as changes.
 func TestStepsAreSeen(t *testing.T) {
 	f := folders{documented(t), t.TempDir()}
 	testkit.OK(t, os.Mkdir(filepath.Join(f.dir, "storage"), 0o755))
@@ -190,7 +190,7 @@ func TestStepsAreSeen(t *testing.T) {
 	checkError(t, "check", p.Check(t.Context()), "folders check: exit status 1: machines.storage is '"+f.dir+"/storage', which is no folder")
 }
 
-// docs/exec.md has every verb, field and exit code.
+// docs/exec.md documents every verb, field and exit code.
 func TestDocumentationIsComplete(t *testing.T) {
 	page, err := os.ReadFile("../../docs/exec.md")
 	testkit.OK(t, err)
@@ -221,7 +221,7 @@ func TestDocumentationIsComplete(t *testing.T) {
 	}
 }
 
-// The programs that ship compile, know their verbs, and refuse others.
+// The included programs compile, and reject unknown verbs.
 func TestShippedPrograms(t *testing.T) {
 	needsPython(t)
 	for _, program := range []string{"libvirt", "proxmox"} {

@@ -43,7 +43,7 @@ var web1 = machines.Machine{
 	Image: machines.File{Path: "/dist/web.raw", Identity: "a1"}, Seed: machines.File{Path: "/dist/seeds/web1.iso", Identity: "b2"},
 }
 
-// Every verb is the only argument, and its request is what docs/exec.md says.
+// The verb is the only argument, and the request is as documented in docs/exec.md.
 func TestRequests(t *testing.T) {
 	p := script(t, `printf '%s %s\n' "$#" "$1"; exec cat >&2`)
 	var got bytes.Buffer
@@ -78,7 +78,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// Answers that are not what docs/exec.md says are refused, with the program, the verb, the node, and what is wrong.
+// Answers that do not follow docs/exec.md are errors with the program, the verb, the node, and the reason.
 func TestAnswers(t *testing.T) {
 	for _, c := range []struct{ answer, want string }{
 		{``, `web1: its answer: nothing on standard output: {"protocol": 1} is the least`},
@@ -173,7 +173,7 @@ func TestConsoleHasNoControlCharacters(t *testing.T) {
 	}
 }
 
-// A console is written as it comes, and its following ends with the context, without an error.
+// Console output is passed on as it arrives. Following it ends with the context, without an error.
 func TestConsoleFollows(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -190,7 +190,7 @@ func TestConsoleFollows(t *testing.T) {
 	}
 }
 
-// Everything that a program has started ends within two seconds of an interruption, also what ignores SIGTERM.
+// On an interruption, all processes started by the program end within two seconds, even those that ignore SIGTERM.
 func TestInterruption(t *testing.T) {
 	pids := filepath.Join(t.TempDir(), "pids")
 	p := script(t, fmt.Sprintf(`trap '' TERM
@@ -221,7 +221,7 @@ wait; while :; do sleep 0.1; done`, pids))
 	}
 }
 
-// alive tells whether a process runs. One that has ended and that nobody has waited for does not.
+// alive reports whether a process runs. A zombie does not.
 func alive(t *testing.T, pid string) bool {
 	t.Helper()
 	n, err := strconv.Atoi(pid)
@@ -235,7 +235,7 @@ func alive(t *testing.T, pid string) bool {
 	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
-// A program that imagegen's death has orphaned ends, too: the next imagegen must not meet it at work.
+// If imagegen is killed, its program ends too: the next imagegen must not find it still running.
 func TestDeathOfImagegen(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("needs Linux: elsewhere no program learns of its parent's death")
@@ -261,7 +261,7 @@ func TestDeathOfImagegen(t *testing.T) {
 	testkit.Until(t, 30*time.Second, "the program's end", func() bool { return !alive(t, strings.TrimSpace(string(data))) })
 }
 
-// What a program leaves in the background, such as a shared connection of ssh, neither delays nor fails a verb.
+// Background processes of a program, such as a shared SSH connection, neither delay nor fail a verb.
 func TestBackgroundKeepsOutputOpen(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
 	p := script(t, fmt.Sprintf(`sleep 100 & echo $! >%s; echo '{"protocol": 1}'`, pid))
@@ -291,7 +291,7 @@ func TestProgressIsLogged(t *testing.T) {
 	}
 }
 
-// Machines on a host that does not answer are unknown, not gone, and a question writes nothing.
+// Machines on a host that does not answer are unknown, not gone. Listing writes nothing.
 func TestUnreachableHost(t *testing.T) {
 	dir := t.TempDir()
 	p := script(t, fmt.Sprintf(`case $1 in list) cat %s/answer;; *) echo '{"protocol": 1}';; esac`, dir))
@@ -337,7 +337,7 @@ func TestUnreachableHost(t *testing.T) {
 	}
 }
 
-// Seeds are secret: their paths are not among the arguments, nor is anything of a machine in the environment.
+// Seeds are secret: neither their paths nor anything else about a machine is in arguments or the environment.
 func TestNothingInArgumentsOrEnvironment(t *testing.T) {
 	p := script(t, `tr '\0' '\n' </proc/$$/cmdline >&2; env >&2; exit 1`)
 	if _, err := os.Stat("/proc/self/cmdline"); err != nil {

@@ -20,7 +20,7 @@ import (
 
 const libvirtProgram = "../../examples/libvirt"
 
-// onLibvirt are machines that a boot sector is all of, on two hosts.
+// onLibvirt tests machines that consist of a boot sector, on two hosts.
 type onLibvirt struct {
 	*libvirthosts.Hosts
 	dir string
@@ -59,7 +59,7 @@ func (l onLibvirt) Machine(node string, version int) machines.Machine {
 		Data: 1 << 20, MAC: "52:54:00:00:00:0" + node[len(node)-1:], Image: file("image"), Seed: file("seed")}
 }
 
-// foreignData is a volume of another cluster with the same name.
+// foreignData is another cluster's volume with the same name.
 func (l onLibvirt) foreignData(node string) string {
 	return filepath.Join(l.Storage(l.host(node)), "otus-"+node+".00000000-0000-4000-8000-000000000000.data")
 }
@@ -124,14 +124,15 @@ func (l onLibvirt) Leftovers(t *testing.T) []string {
 	return left
 }
 
-// The libvirt example keeps all the rules of a provider on two real libvirts, killed before any virsh that changes something, too.
+// The libvirt example obeys all rules of a provider with two real libvirts, even when killed before any virsh call that
+// changes something.
 func TestLibvirt(t *testing.T) {
 	l := startLibvirt(t)
 	conformance.Run(t, func(*testing.T) conformance.Backend { return l })
 }
 
-// What the suite does not ask: consoles, seeds that only their owner can read, images that are uploaded once, machines that return
-// with their host, and what is said of a host that does not answer.
+// Not covered by the suite: consoles, seeds readable only by their owner, images uploaded once, machines that return
+// with their host, and messages about a host that does not answer.
 func TestLibvirtHosts(t *testing.T) {
 	l := startLibvirt(t)
 	ctx := t.Context()
@@ -177,7 +178,7 @@ func TestLibvirtHosts(t *testing.T) {
 	if xml := l.Virsh(t, "h1", "dumpxml", "otus-node1"); strings.Contains(xml, "0000000000") {
 		t.Error("the seed's content is in the domain")
 	}
-	// A node goes where its data disk is.
+	// A node is placed where its data disk is.
 	testkit.OK(t, p.Remove(ctx, "node2", false))
 	two.Host = "h1"
 	testkit.OK(t, p.Create(ctx, two))
@@ -201,5 +202,5 @@ func TestLibvirtHosts(t *testing.T) {
 	}
 	checkError(t, "a host that does not answer", p.Check(ctx), "libvirt check: exit status 1: h2: virsh domcapabilities: ")
 	checkError(t, "a machine that may be there", p.Remove(ctx, "node2", true), "libvirt remove node2: exit status 1: h2: virsh ")
-	testkit.OK(t, p.Stop(ctx, "node1")) // h1 is asked first, and has it
+	testkit.OK(t, p.Stop(ctx, "node1")) // h1 is asked first and has the machine
 }

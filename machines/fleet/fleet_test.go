@@ -24,14 +24,14 @@ import (
 
 const clusterID = "11111111-2222-3333-4444-555555555555"
 
-// memory is a provider whose machines are nowhere. Hosts in dead do not answer.
+// memory is a provider whose machines exist only in memory. Hosts in dead do not answer.
 type memory struct {
 	mu    sync.Mutex
 	all   map[string]machines.State
 	dead  map[string]bool
 	calls []string
 	list  error
-	// broken machines cannot be turned on.
+	// Machines in broken cannot be started.
 	broken bool
 }
 
@@ -97,7 +97,7 @@ func (m *memory) Console(context.Context, io.Writer, string, bool) error {
 }
 func (m *memory) Purge(context.Context) error { m.did("purge"); return nil }
 
-// newFleet returns a fleet of three GlusterFS servers and two web servers, for which everything is built.
+// newFleet returns a fleet of three GlusterFS servers and two web servers, with all images and seeds built.
 func newFleet(t *testing.T) (*Fleet, *memory, *[]string) {
 	t.Helper()
 	spec, _ := testspec.Parse(t, "cluster.yaml", `cluster: c
@@ -152,7 +152,7 @@ func all(f *Fleet) []string {
 	return names
 }
 
-// A host that does not answer costs its own nodes alone, and where they run is not forgotten.
+// A host that does not answer affects only its own nodes, and their placement is kept.
 func TestADeadHost(t *testing.T) {
 	f, m, _ := newFleet(t)
 	if err := f.Up(t.Context(), all(f)...); err != nil {
@@ -185,7 +185,7 @@ func TestADeadHost(t *testing.T) {
 	}
 }
 
-// A node is replaced on its host, with its data disk or a blank one, from what was built last.
+// A node is replaced on its host by the latest build, with its data disk or a blank one.
 func TestReplace(t *testing.T) {
 	f, m, _ := newFleet(t)
 	if err := f.Up(t.Context(), all(f)...); err != nil {
@@ -213,7 +213,7 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// What was interrupted is finished by up, not by start; a provider that cannot be asked is no reason not to ask the agents.
+// An interrupted creation is finished by up, not by start. Agents are asked even if the provider fails.
 func TestUnfinishedAndUnknown(t *testing.T) {
 	f, m, said := newFleet(t)
 	m.all["w1"] = machines.State{Node: "w1", Host: "h3", Power: machines.Unfinished}
@@ -238,7 +238,7 @@ func TestUnfinishedAndUnknown(t *testing.T) {
 	}
 }
 
-// A provider that hangs does not keep anybody from asking the agents.
+// A provider that hangs does not prevent asking the agents.
 func TestProviderHangs(t *testing.T) {
 	f, m, said := newFleet(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -261,7 +261,7 @@ func (hanging) List(ctx context.Context) ([]machines.State, error) {
 	return nil, context.Cause(ctx)
 }
 
-// Where the loss of a host costs more than its own nodes, up says so of where the nodes are, and not of where they would be put anew.
+// If losing a host costs more than its own nodes, up warns about the current placement, not the one of a new cluster.
 func TestUpTellsLosses(t *testing.T) {
 	f, m, said := newFleet(t)
 	f.Quorum = func(role string) bool { return role == "glusterfs" }
@@ -280,7 +280,7 @@ func TestUpTellsLosses(t *testing.T) {
 	}
 }
 
-// A seed of another cluster is not given to a machine.
+// A machine never gets another cluster's seed.
 func TestSeedOfAnotherCluster(t *testing.T) {
 	f, m, _ := newFleet(t)
 	f.ClusterID = "another"
@@ -292,7 +292,7 @@ func TestSeedOfAnotherCluster(t *testing.T) {
 	}
 }
 
-// Two imagegens with one output folder do not change machines at the same time: the second says that it waits.
+// Two imagegens with the same output folder do not change machines at the same time: the second reports that it waits.
 func TestOneChangesMachines(t *testing.T) {
 	f, m, said := newFleet(t)
 	for what, do := range map[string]func(context.Context) error{
@@ -326,7 +326,7 @@ func TestOneChangesMachines(t *testing.T) {
 	}
 }
 
-// A machine whose replacement was interrupted is neither of the latest build nor one that was turned off on purpose, until it is on.
+// After an interrupted replacement, a machine counts neither as current nor as stopped on purpose until it is on.
 func TestInterruptedReplacement(t *testing.T) {
 	f, m, _ := newFleet(t)
 	build := func() string {

@@ -24,7 +24,7 @@ func TestMissingProgram(t *testing.T) {
 	}
 }
 
-// fakeProgram is an incus program that is a shell script.
+// fakeProgram returns a client whose incus program is a shell script.
 func fakeProgram(t *testing.T, script string) *client {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "incus")
@@ -32,7 +32,7 @@ func fakeProgram(t *testing.T, script string) *client {
 	return &client{program: path, project: "imagegen-c"}
 }
 
-// incus query --wait prints nothing for an empty map, of operations, say.
+// For an empty map, for example of operations, incus query --wait prints nothing.
 func TestEmptyMapIsAnAnswer(t *testing.T) {
 	var ops map[string]any
 	testkit.OK(t, fakeProgram(t, "exit 0").query(t.Context(), "GET", "/1.0/operations", nil, &ops))
@@ -49,7 +49,8 @@ func TestErrorsAreWhatTheProgramSays(t *testing.T) {
 	}
 }
 
-// An image that could be read in part only must not reach Incus as if that were all: the program dies before it sees the end.
+// If reading an image fails, Incus must not take the part that it got for the whole: the program is killed before it
+// sees the end of its input.
 func TestPartOfAnImageIsNoImage(t *testing.T) {
 	whole := filepath.Join(t.TempDir(), "whole")
 	c := fakeProgram(t, "cat <&3 >/dev/null\ntouch "+whole+"\n")
@@ -73,7 +74,7 @@ func TestPartOfAnImageIsNoImage(t *testing.T) {
 	}
 }
 
-// The same disk gives the same image, with all that a root file system is made of.
+// The same disk produces the same image, with every kind of file in a root file system.
 func TestImage(t *testing.T) {
 	mkfs, err := exec.LookPath("mkfs.ext4")
 	if err != nil {
@@ -141,7 +142,7 @@ func TestFollowedConsole(t *testing.T) {
 	for _, c := range []struct{ now, want string }{
 		{string(before) + "new\n", "new\n"},
 		{string(before), ""},
-		{string(before[150:]) + "new\n", "new\n"}, // the begin was dropped, but not the end
+		{string(before[150:]) + "new\n", "new\n"}, // the beginning was dropped, the end was not
 		{"another boot\n", "another boot\n"},
 	} {
 		if got := fresh(before, []byte(c.now)); string(got) != c.want {
@@ -150,7 +151,7 @@ func TestFollowedConsole(t *testing.T) {
 	}
 }
 
-// Whoever waits for a program that does not end is released by the context.
+// A program that hangs does not block its caller after the context ends.
 func TestCancelledQuery(t *testing.T) {
 	c := fakeProgram(t, "exec sleep 60")
 	start := time.Now()

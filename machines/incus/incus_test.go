@@ -19,7 +19,7 @@ import (
 	"imagegen/machines/conformance"
 )
 
-// hosts starts an Incus cluster, where tests may.
+// hosts starts an Incus cluster, or skips the test.
 func hosts(t *testing.T, n int) *incushosts.Cluster {
 	t.Helper()
 	if os.Getenv("IMAGEGEN_E2E") != "incus" {
@@ -30,7 +30,7 @@ func hosts(t *testing.T, n int) *incushosts.Cluster {
 
 const testID = "5c9a9b0e-6e0c-4ea5-9d26-3a1f0c7a2b11"
 
-// tiny makes a bootable image of busybox alone, and a seed.
+// tiny makes a bootable image that contains only busybox, and a seed.
 func tiny(t *testing.T, c *incushosts.Cluster, text string) (image, seed machines.File) {
 	t.Helper()
 	dir := t.TempDir()
@@ -53,11 +53,11 @@ func tiny(t *testing.T, c *incushosts.Cluster, text string) (image, seed machine
 	return machines.File{Path: disk, Identity: "image-" + text}, machines.File{Path: iso, Identity: "seed-" + text}
 }
 
-// backend is Incus as the conformance suite sees it.
+// backend tests Incus with the conformance suite.
 type backend struct {
 	*incushosts.Cluster
 	images, seeds [2]machines.File
-	before        []string // what the hosts hold without machines
+	before        []string // what the hosts have without machines
 }
 
 const projectName = "imagegen-suite"
@@ -116,7 +116,7 @@ func (b backend) Leftovers(t *testing.T) []string {
 	return slices.DeleteFunc(b.Holds(), func(s string) bool { return slices.Contains(b.before, s) })
 }
 
-// TestIncus runs the suite of all providers on real daemons.
+// TestIncus runs the conformance suite with real daemons.
 func TestIncus(t *testing.T) {
 	c := hosts(t, 3)
 	var b backend
@@ -128,7 +128,7 @@ func TestIncus(t *testing.T) {
 	conformance.Run(t, func(*testing.T) conformance.Backend { return b })
 }
 
-// oldImagesGo: an image is removed when the last of its machines has been replaced by one of a later build.
+// oldImagesGo: an image is removed once its last machine has been replaced by one of a later build.
 func (b backend) oldImagesGo(t *testing.T) {
 	p := b.Provider(t, func() error { return nil })
 	t.Cleanup(func() { testkit.OK(t, machines.RemoveAll(context.Background(), p, nil)) })
@@ -154,7 +154,7 @@ func (b backend) oldImagesGo(t *testing.T) {
 	}
 }
 
-// A host that is lost for ever is removed from Incus by its operator, and its nodes are then made anew on others.
+// When the operator has removed a lost host from Incus, its nodes are created on other hosts.
 func TestHostIsLost(t *testing.T) {
 	c := hosts(t, 3)
 	b := backend{Cluster: c}

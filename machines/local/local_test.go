@@ -14,7 +14,7 @@ import (
 	"imagegen/machines"
 )
 
-// drawer is a driver whose machines are never on: their root disk is a file.
+// drawer is a driver whose machines are never on; a machine is only its root disk.
 type drawer struct{}
 
 func (drawer) Check(int) error { return nil }
@@ -58,7 +58,7 @@ func list(t *testing.T, p *Provider) machines.State {
 	return all[0]
 }
 
-// A machine that is turned on again gets the seed, the address and the data disk of today, and keeps its image.
+// A machine that is started again gets the current seed, address and data disk, and keeps its image.
 func TestUpdate(t *testing.T) {
 	c, m := newDrawer(t)
 	p := New(c, drawer{})
@@ -87,7 +87,8 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
-// A machine that lacks a part, or whose record a crash has damaged, is unfinished, and Create makes it again with its data.
+// A machine that lacks a part, or whose record was damaged by a crash, is unfinished. Create makes it again and keeps
+// its data.
 func TestDamagedMachine(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{
 		"root":     os.Remove,
@@ -119,7 +120,7 @@ func TestDamagedMachine(t *testing.T) {
 	}
 }
 
-// Without the cluster's secrets, machines are still listed and removed.
+// Without the cluster's secrets, machines can still be listed and removed.
 func TestWithoutID(t *testing.T) {
 	c, m := newDrawer(t)
 	c.ClusterID = ""

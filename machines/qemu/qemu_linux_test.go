@@ -51,7 +51,7 @@ func TestSSHArgs(t *testing.T) {
 	if got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}
-	// What follows the address goes through a shell on the node.
+	// ssh passes everything after the address to a shell on the node.
 	d.c.SSH.User = "root"
 	args := d.execArgs(m, nil, []string{"printf", "[%s]", "a  b", "", `it's "$HOME" \`, "*", "line\nline"})
 	line := strings.Join(args[slices.Index(args, "root@192.168.10.44")+2:], " ")

@@ -15,7 +15,7 @@ import (
 	"imagegen/machines"
 )
 
-// Lists of interfaces and of networks, as VBoxManage prints them.
+// Output of VBoxManage: interfaces and networks.
 func TestParseNetworks(t *testing.T) {
 	for list, want := range map[string]string{
 		`Name:            vboxnet0
@@ -83,7 +83,7 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// On macOS, a network is asked for with the words that VBoxManage's manual has. This shows no more than that.
+// On macOS, the arguments that create a network are those in VBoxManage's manual. The test shows no more than that.
 func TestNetworkOfMacOS(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("SKIPPED: needs a shell")

@@ -17,7 +17,8 @@ import (
 	"imagegen/vagrant"
 )
 
-// Machines that a real Vagrant made are listed, started and stopped, and replaced and removed through Vagrant.
+// Machines made by a real Vagrant are listed, started and stopped by this provider, and replaced and removed through
+// Vagrant.
 func TestVagrantsMachine(t *testing.T) {
 	if _, err := exec.LookPath("vagrant"); err != nil {
 		t.Skip("SKIPPED: no vagrant; apt-get install vagrant")
@@ -30,7 +31,7 @@ func TestVagrantsMachine(t *testing.T) {
 	dist := filepath.Join(dir, "dist")
 	spec, _ := testspec.Parse(t, "cluster.yaml", `{cluster: otus, distro: debian12, network: {cidr: 192.168.56.0/24}, roles: {redis: {data: 64MiB, memory: 64MiB,
 nodes: {redis1: 192.168.56.49, redis2: 192.168.56.50, redis3: 192.168.56.51}}}}`)
-	// A node counts as up when its SSH server greets.
+	// A node counts as up once its SSH server sends its greeting.
 	if out, err := exec.Command("ip", "addr", "add", "192.168.56.49/32", "dev", "lo").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -110,7 +111,7 @@ nodes: {redis1: 192.168.56.49, redis2: 192.168.56.50, redis3: 192.168.56.51}}}}`
 		t.Fatal(err)
 	}
 	check("redis1 on a")
-	if err := p.Create(ctx, m); err != nil { // is there
+	if err := p.Create(ctx, m); err != nil { // it exists
 		t.Fatal(err)
 	}
 	check("redis1 on a")

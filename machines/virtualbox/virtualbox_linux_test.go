@@ -48,7 +48,7 @@ func put(t *testing.T, path string, data []byte) string {
 	return path
 }
 
-// backend is a real VirtualBox.
+// backend tests a real VirtualBox.
 type backend struct {
 	provider *Provider
 	files    [2]struct{ image, seed machines.File }
@@ -105,7 +105,7 @@ func (b *backend) Vanish(t *testing.T, node string) {
 	manage(t, "unregistervm", "otus-"+node, "--delete")
 }
 
-// withData runs do with a raw copy of a node's data disk.
+// withData calls do with a raw copy of a node's data disk.
 func (b *backend) withData(t *testing.T, node string, do func(path string)) {
 	t.Helper()
 	raw := filepath.Join(t.TempDir(), "raw")
@@ -124,7 +124,7 @@ func (b *backend) WriteData(t *testing.T, node, text string) {
 		if _, err := f.WriteAt([]byte(text), 512); err != nil {
 			t.Fatal(err)
 		}
-		// The medium has the UUID that the machine's settings have.
+		// The medium gets the UUID that the machine's settings name.
 		manage(t, "clonemedium", "disk", raw, b.provider.disk(node), "--existing")
 	})
 }
@@ -167,16 +167,6 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, func(t *testing.T) conformance.Backend { return newBackend(t) })
 }
 
-// waitFor fails the test unless cond holds within 2 minutes.
-func waitFor(t *testing.T, what string, state func() string, cond func() bool) {
-	t.Helper()
-	for limit := time.Now().Add(2 * time.Minute); !cond(); time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(limit) {
-			t.Fatalf("not within 2 minutes: %s: %s", what, state())
-		}
-	}
-}
-
 // A machine has what the OVF and the Vagrantfile give theirs, and boots its own root disk.
 func TestMachine(t *testing.T) {
 	if !vboxtest.Rerun(t, vboxtest.OwnNetwork) {
@@ -212,21 +202,29 @@ func TestMachine(t *testing.T) {
 	if info, err := os.Stat(p.seed("node1")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the seed: %v, %v", info, err)
 	}
-	// Following the console goes on over a replacement, and ends with its context.
+	// Following the console continues after a replacement, and ends with its context.
 	follow, end := context.WithCancel(ctx)
 	var said safeBuffer
 	ended := make(chan error, 1)
 	go func() { ended <- p.Console(follow, &said, "node1", true) }()
-	waitFor(t, "image 0 speaks", said.String, func() bool { return strings.HasSuffix(said.String(), "image 0\n") })
+	says := func(text string) func() error {
+		return func() error {
+			if got := said.String(); !strings.HasSuffix(got, text) {
+				return fmt.Errorf("the console is %q", got)
+			}
+			return nil
+		}
+	}
+	testkit.Eventually(t, 2*time.Minute, "image 0 speaks", says("image 0\n"))
 	if err := machines.Replace(ctx, p, b.Machine("node1", 1), false); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "image 1 speaks", said.String, func() bool { return strings.HasSuffix(said.String(), "image 1\n") })
+	testkit.Eventually(t, 2*time.Minute, "image 1 speaks", says("image 1\n"))
 	end()
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	// The image that no machine has any more is removed when another comes.
+	// An image that no machine uses any more is removed when another one is added.
 	if images, _ := filepath.Glob(p.own("images", "*")); len(images) != 1 || images[0] != p.image("image1") {
 		t.Errorf("images: %q", images)
 	}
@@ -243,7 +241,7 @@ func TestMachine(t *testing.T) {
 	}
 }
 
-// safeBuffer is a buffer that one writes to while another reads.
+// safeBuffer is a buffer for concurrent use.
 type safeBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -261,7 +259,7 @@ func (s *safeBuffer) String() string {
 	return s.b.String()
 }
 
-// The host-only network is made once, whatever step the process dies after, and removed if this cluster has made it.
+// The host-only network is created once, whatever step the process dies after, and removed if this cluster created it.
 func TestNetwork(t *testing.T) {
 	if !vboxtest.Rerun(t, vboxtest.OwnNetwork) {
 		return
@@ -303,7 +301,7 @@ func TestNetwork(t *testing.T) {
 			t.Errorf("died after %d steps, purged: %s", n, after)
 		}
 	}
-	// Another's network with the cluster's addresses is used, and stays.
+	// An existing network with the cluster's addresses is used, and not removed.
 	if err := b.provider.Purge(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +318,7 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
-// Machines are made and removed at the same time; what they share is made once.
+// Machines are created and removed in parallel. What they share is created once.
 func TestTogether(t *testing.T) {
 	if !vboxtest.Rerun(t, vboxtest.OwnNetwork) {
 		return
@@ -365,7 +363,8 @@ func TestTogether(t *testing.T) {
 	}
 }
 
-// A machine whose settings are lost is unfinished, and is made again with its data disk. One that was renamed is still ours.
+// A machine without settings is unfinished, and is made again with its data disk. A renamed machine still belongs to
+// the cluster.
 func TestLostSettings(t *testing.T) {
 	if !vboxtest.Rerun(t, vboxtest.OwnNetwork) {
 		return
@@ -392,7 +391,7 @@ func TestLostSettings(t *testing.T) {
 	if err := p.Stop(ctx, "node1"); err != nil {
 		t.Fatal(err)
 	}
-	// VirtualBox's server has the settings in memory.
+	// VirtualBox's server keeps the settings in memory.
 	endServer(t)
 	settings := filepath.Join(p.folder("node1"), "otus-node1.vbox")
 	if err := os.Truncate(settings, 0); err != nil {
@@ -423,7 +422,7 @@ func TestLostSettings(t *testing.T) {
 	}
 }
 
-// endServer ends VirtualBox's server, which the test's own process namespace has one of.
+// endServer stops VirtualBox's server in the test's own process namespace.
 func endServer(t *testing.T) {
 	t.Helper()
 	running := func() (pid int) {
@@ -445,5 +444,5 @@ func endServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, "VirtualBox's server has ended", func() string { return "" }, func() bool { return running() == 0 })
+	testkit.Until(t, 2*time.Minute, "VirtualBox's server has ended", func() bool { return running() == 0 })
 }
