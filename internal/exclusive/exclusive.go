@@ -1,4 +1,5 @@
-// Package exclusive lets one process of this computer at a time do something, on every system that imagegen runs on.
+// Package exclusive locks files so that only one process on this computer does something at a time. It works on every system that imagegen
+// runs on.
 package exclusive
 
 import (
@@ -12,11 +13,11 @@ import (
 // ErrBusy is returned by Try while another process has the lock.
 var ErrBusy = errors.New("locked by another process")
 
-// pollEvery is how often a lock that is waited for is tried.
+// pollEvery is the interval at which Take tries again.
 const pollEvery = 100 * time.Millisecond
 
-// Try takes the lock of the file at path, which it makes. The lock ends with the process or with release. The file stays: removing it
-// would let two processes have it.
+// Try locks the file at path, and creates it if needed. The lock ends with the process or with release. The file is not removed, since two
+// processes could then hold locks on different files of that name.
 func Try(path string) (release func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -32,7 +33,7 @@ func Try(path string) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// Take is Try that waits, until ctx ends. busy is called once if there is something to wait for.
+// Take is Try, but waits until ctx ends. It calls busy once if it has to wait.
 func Take(ctx context.Context, path string, busy func()) (release func(), err error) {
 	release, err = Try(path)
 	if !errors.Is(err, ErrBusy) {
