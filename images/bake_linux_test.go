@@ -227,7 +227,7 @@ func TestBake(t *testing.T) {
 		t.Errorf("a killed bake has left a base: %q", left)
 	}
 	if left := files(t, filepath.Join(cache, "work")); len(left) != 1 {
-		t.Errorf("there should be the folder of the killed bake, and it is not tested otherwise: %q", left)
+		t.Errorf("the killed bake should have left its folder, or the rest tests nothing: %q", left)
 	}
 	took("kill -9 in the base")
 
@@ -307,14 +307,14 @@ func TestBake(t *testing.T) {
 			t.Fatalf("%+v, %v", again, err)
 		}
 		used := testkit.ProcessorTime(t) - before
-		t.Logf("nothing to do: %s of processor time", used)
+		t.Logf("a build with nothing to do: %s of CPU time", used)
 		for _, kind := range []string{"images", "base"} {
 			if left := files(t, filepath.Join(cache, kind)); len(left) == 0 {
-				t.Errorf("what this build uses has been trimmed of %s", kind)
+				t.Errorf("trimmed a folder that this build uses: %s", kind)
 			}
 		}
 		if used > 200*time.Millisecond { // reading or hashing an image takes seconds
-			t.Errorf("it took %s of processor time to find that there is nothing to do", used)
+			t.Errorf("a build with nothing to do took %s of CPU time", used)
 		}
 	})
 
@@ -373,7 +373,7 @@ func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 	if !slices.ContainsFunc(m.Packages, func(p packages.Package) bool {
 		return p.Name == "libc6" && strings.HasPrefix(p.Source, "glibc@") && strings.Contains(p.Supplier, "Libc Maintainers")
 	}) {
-		t.Errorf("the manifest does not say what libc6 is made of: %v", m.Packages)
+		t.Errorf("the manifest lacks the source of libc6: %v", m.Packages)
 	}
 	root := t.TempDir()
 	if out, err := exec.Command("mount", "-o", "ro,noload,loop,offset=1048576", file, root).CombinedOutput(); err != nil {
@@ -455,7 +455,7 @@ func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 		t.Fatal(err)
 	}
 	if sector, err := os.ReadFile(disk.BootSector); err != nil || !bytes.Equal(head[:440], append(sector, make([]byte, 440)...)[:440]) {
-		t.Errorf("another boot sector: %v", err)
+		t.Errorf("a different boot sector: %v", err)
 	}
 	if entry := head[446:462]; entry[0] != 0x80 || !bytes.Equal(entry[8:12], []byte{0, 8, 0, 0}) || !bytes.Equal(entry[12:16], []byte{0, 0xf8, 0x7f, 0}) {
 		t.Errorf("partition: %x", entry)
@@ -627,7 +627,7 @@ func TestNoBase(t *testing.T) {
 
 func TestMissingTools(t *testing.T) {
 	if os.Geteuid() != 0 {
-		wantError(t, builder.CheckTools(program.Path, toolsOf("debian12")), "only root may", "sudo")
+		wantError(t, builder.CheckTools(program.Path, toolsOf("debian12")), "needs root", "sudo")
 		t.Skip("not root: missing tools are NOT tested")
 	}
 	bin := t.TempDir()

@@ -287,7 +287,7 @@ func TestCentOSScript(t *testing.T) {
 		for _, r := range in.Repos {
 			for _, u := range r.URLs {
 				if !strings.HasPrefix(u, server.URL) && !strings.HasPrefix(u, "http://127.0.0.1:1/") {
-					t.Fatalf("%s is at %s, which is not here", r.Name, u)
+					t.Fatalf("%s is at %s, which is not the test's server", r.Name, u)
 				}
 			}
 		}
@@ -538,7 +538,7 @@ readlink etc/systemd/system/multi-user.target.wants/*
 		t.Errorf("the file system has %d MiB, of a disk of 5120\n%s", size, out)
 	}
 	if again, err := Build(t.Context(), c); err != nil || !again[0].Cached {
-		t.Errorf("the second build is not one that has nothing to do: %v", err)
+		t.Errorf("the second build changed something: %v", err)
 	}
 	centosLocked(t, c, project, func(all []rpmFixture) {
 		www := filepath.Join(dir, "www/epel")
@@ -625,7 +625,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 	change("/opt/two")
 	c.Locked = true
 	if err := Fetch(t.Context(), c); err != nil {
-		t.Errorf("what is pinned is in the cache: %v", err)
+		t.Errorf("although the pinned packages are in the cache: %v", err)
 	}
 	if err := os.Remove(in(nginx)); err != nil {
 		t.Fatal(err)
@@ -666,7 +666,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 	}
 	c.Offline = true
 	if err := Fetch(t.Context(), c); err != nil {
-		t.Errorf("all is there: %v", err)
+		t.Errorf("a complete file was fetched again: %v", err)
 	}
 	// A changed package list cannot be resolved without repositories.
 	testkit.Write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, socat]}}\n")

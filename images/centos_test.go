@@ -24,12 +24,12 @@ func TestCentOSBase(t *testing.T) {
 		t.Errorf("%+v", same)
 	}
 	if other := in("base: {url: https://mirror.example.com/x, sha256: " + strings.Repeat("0", 64) + "}"); other.Identity() == first.Identity() {
-		t.Error("another disk makes the same base")
+		t.Error("a different disk has the same base")
 	}
 	pinned := first
 	pinned.Pinned = []packages.Pin{{Name: "chrony"}}
 	if pinned.Identity() != first.Identity() {
-		t.Error("the disk is unpacked anew for other packages")
+		t.Error("other packages change the base")
 	}
 	image := func(more string) string {
 		spec, catalogue := testspec.Reference(t, "/spec/cluster.yaml", "centos7", more)
@@ -40,10 +40,10 @@ func TestCentOSBase(t *testing.T) {
 		return in.Identity()
 	}
 	if image("") != image("mirror: https://mirror.example.com/vault") {
-		t.Error("the same packages from another mirror make another image")
+		t.Error("the same packages from another mirror change the image")
 	}
 	if in("selinux: enforcing").Identity() != first.Identity() {
-		t.Error("SELinux is nothing to the base")
+		t.Error("SELinux changes the base")
 	}
 }
 

@@ -178,7 +178,7 @@ func TestIdentity(t *testing.T) {
 			got := identity(t, cmp.Or(c.spec, spec), cmp.Or(c.role, role), c.change)
 			if c.same {
 				if got != first {
-					t.Error("the image is another one")
+					t.Error("the image has changed")
 				}
 				return
 			}

@@ -31,6 +31,6 @@ func TestManifestOfOlderVersion(t *testing.T) {
 	}
 	testkit.Write(t, filepath.Join(dir, "web.raw"), "hello World")
 	if _, err := Inspect(t.Context(), filepath.Join(dir, "web.raw")); !errors.As(err, new(sparse.WrongSum)) {
-		t.Errorf("another file passes for it: %v", err)
+		t.Errorf("a different file is accepted: %v", err)
 	}
 }

@@ -57,7 +57,7 @@ func TestNoQEMUImg(t *testing.T) {
 	_, err := Build(t.Context(), c)
 	wantError(t, err, "--format qcow2 needs qemu-img, which this machine lacks: apt-get install qemu-utils")
 	if _, err := os.Stat(c.CacheDir); err == nil {
-		t.Error("it has begun")
+		t.Error("the build has started")
 	}
 	c.Formats = []string{"ova"} // does not need qemu-img
 	if err := format.Check(c.Formats); err != nil {
@@ -83,7 +83,7 @@ func systemAccountsRefused(t *testing.T, root string, rules map[string]cluster.R
 			n++
 			spec := fmt.Sprintf("%sssh: {user: %s, keys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0S3FzxWr4H0OIqZ3DZ5z7fSgqBpB9GYf2dq3dmJ3cW ops@desk]}\n", tinySpec, name)
 			if _, err := cluster.Parse("cluster.yaml", []byte(spec), rules); err == nil || !strings.Contains(err.Error(), "ssh.user") {
-				t.Errorf("ssh.user: %s is accepted, and /etc/%s of an image has it: %v", name, file, err)
+				t.Errorf("ssh.user: %s is accepted, although it is in /etc/%s of an image: %v", name, file, err)
 			}
 		}
 	}

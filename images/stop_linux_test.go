@@ -148,7 +148,7 @@ func stopAt(t *testing.T, line string, program string, args ...string) {
 			}
 		}
 		if !slices.Contains(all, line) {
-			t.Fatalf("it has not said %q:\n%s", line, strings.Join(all, "\n"))
+			t.Fatalf("it has not printed %q:\n%s", line, strings.Join(all, "\n"))
 		}
 	}
 	began := time.Now()

@@ -119,7 +119,7 @@ func TestExt4(t *testing.T) {
 			first = sum
 			sameTree(t, path, tree)
 		} else if sum != first {
-			t.Error("the same tree, written in another order, makes another disk")
+			t.Error("the same tree, written in a different order, makes a different disk")
 		}
 	}
 }

@@ -60,7 +60,7 @@ func TestLoader(t *testing.T) {
 	boot, sys, sectors := install(0)
 	wantBoot, wantSys, other := install(300 << 10)
 	if sectors[0] == other[0] {
-		t.Fatalf("both lie at %d", sectors[0])
+		t.Fatalf("both are at %d", sectors[0])
 	}
 	if err := putLoader(boot, sys, other); err != nil {
 		t.Fatal(err)
@@ -69,12 +69,12 @@ func TestLoader(t *testing.T) {
 		t.Error("another ldlinux.sys")
 	}
 	if !bytes.Equal(boot, wantBoot) {
-		t.Error("another boot sector")
+		t.Error("a different boot sector")
 	}
 	if err := putLoader(boot, make([]byte, 70000), other); err == nil {
-		t.Error("zeros are taken for an ldlinux.sys")
+		t.Error("zeros were accepted as an ldlinux.sys")
 	}
 	if err := putLoader(boot, sys, other[:10]); err == nil {
-		t.Error("a file that is too short for ldlinux.sys is taken")
+		t.Error("an ldlinux.sys that is too short was accepted")
 	}
 }

@@ -21,7 +21,7 @@ func TestCentOSRepos(t *testing.T) {
 			if i := slices.IndexFunc(repos, func(o packages.Repo) bool { return o.Name == r.Name }); i < 0 {
 				repos = append(repos, r)
 			} else if !reflect.DeepEqual(repos[i], r) {
-				t.Errorf("%s is another %s than that of other roles", role.Name, r.Name)
+				t.Errorf("%s: repository %s differs from that of other roles", role.Name, r.Name)
 			}
 		}
 	}

@@ -43,6 +43,6 @@ func TestPackageThatIsNotThere(t *testing.T) {
 		t.Errorf("yum: %s\nwant\n%s", got, want)
 	}
 	if got := c.packageFaults("rb", errors.New("E: Unmet dependencies")); got != nil {
-		t.Errorf("another failure is taken for a fault of the role: %s", got)
+		t.Errorf("a failure that is not the role's is reported as its: %s", got)
 	}
 }

@@ -19,7 +19,7 @@ func TestKeyringStaysBelow(t *testing.T) {
 	work := filepath.Join(dir, "work")
 	up := strings.Repeat("../", strings.Count(work, "/"))
 	if err := stageKeys(filepath.Join(work, "keys"), []string{"/" + up + strings.TrimPrefix(key, "/")}); err == nil {
-		t.Error("a path that leads out was taken")
+		t.Error("a path outside the folder was accepted")
 	}
 	if got := packages.Keyrings([]string{"deb [signed-by=/usr/../" + up + "etc/k.gpg] http://a.example.com/debian bookworm main"}); !slices.Equal(got, []string{"/etc/k.gpg"}) {
 		t.Errorf("%q", got)
@@ -31,7 +31,7 @@ func TestKeyringStaysBelow(t *testing.T) {
 		t.Errorf("%q, %v", data, err)
 	}
 	if err := stageKeys(filepath.Join(work, "zero"), []string{"/dev/zero"}); err == nil {
-		t.Error("a device was taken for a keyring")
+		t.Error("a device was accepted as a keyring")
 	}
 }
 
@@ -55,7 +55,7 @@ func TestRemoveStaysInside(t *testing.T) {
 		_, loop, ok := strings.Cut(script, "for p in $REMOVE; do")
 		loop, _, ok2 := strings.Cut(loop, "\ndone\n")
 		if !ok || !ok2 {
-			t.Fatalf("%s: the script removes in another way", name)
+			t.Fatalf("%s: the loop is not in the script", name)
 		}
 		cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-euc", `
 mount -t tmpfs tmpfs "$DIR"

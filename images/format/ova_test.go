@@ -48,7 +48,7 @@ func TestPackages(t *testing.T) {
 				t.Fatal(err)
 			}
 			if other, err := os.ReadFile(again); err != nil || !bytes.Equal(data, other) {
-				t.Errorf("made again it has other bytes (%v)", err)
+				t.Errorf("made again, it differs (%v)", err)
 			}
 			out := testkit.Run(t, testkit.Program(t, "tar", "tar"), "--list", "--file", path)
 			if names := strings.Fields(out); !slices.Equal(names, tt.files) {
@@ -67,7 +67,7 @@ func TestPackages(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(files[vmdk], plain.Bytes()) {
-				t.Error("the VMDK inside is not what WriteVMDK writes")
+				t.Error("the VMDK differs from the output of WriteVMDK")
 			}
 			var envelope struct {
 				File struct {

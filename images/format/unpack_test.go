@@ -92,7 +92,7 @@ func TestUnpack(t *testing.T) {
 				t.Errorf("the disk has %d bytes that are not the %d that it should have (%v)", len(got), len(want), err)
 			}
 			if entries, _ := os.ReadDir(dir); len(entries) != 2 {
-				t.Errorf("it leaves %v", entries)
+				t.Errorf("left: %v", entries)
 			}
 			if name == "raw" || name == "qcow2" {
 				return // Unpack cannot see that these are truncated; their hash tells
@@ -101,7 +101,7 @@ func TestUnpack(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := Unpack(t.Context(), from, to+"2"); err == nil {
-				t.Error("three quarters of the file are taken for all of it")
+				t.Error("three quarters of the file were accepted")
 			}
 		})
 	}
@@ -111,7 +111,7 @@ func TestUnpack(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := Unpack(t.Context(), path, path+".raw"); err == nil {
-			t.Errorf("%.20q is taken for a disk", data)
+			t.Errorf("%.20q was accepted as a disk", data)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())

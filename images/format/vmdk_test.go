@@ -136,7 +136,7 @@ func TestVMDK(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(one.Bytes(), four.Bytes()) {
-				t.Error("four workers write other bytes than one")
+				t.Error("the output of four workers differs from that of one")
 			}
 			dir := t.TempDir()
 			path, back := filepath.Join(dir, "disk.vmdk"), filepath.Join(dir, "back.raw")
@@ -146,7 +146,7 @@ func TestVMDK(t *testing.T) {
 			testkit.Run(t, qemu, "check", "-f", "vmdk", path)
 			info := testkit.Run(t, qemu, "info", "-f", "vmdk", path)
 			if !strings.Contains(info, "create type: streamOptimized") || !strings.Contains(info, "("+strconv.FormatInt(tt.size, 10)+" bytes)") {
-				t.Errorf("qemu-img info shows another disk:\n%s", info)
+				t.Errorf("qemu-img info shows a different disk:\n%s", info)
 			}
 			if tt.size > 1<<40 { // qemu-img would read the zeros for minutes: compare only the last MiB
 				from, tail := tt.size-1<<20, testDisk(t, 1<<20)
@@ -199,7 +199,7 @@ func TestVMDKOfGrowingDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(before.Bytes(), during.Bytes()) {
-		t.Error("the VMDK is another")
+		t.Error("the VMDK differs")
 	}
 }
 

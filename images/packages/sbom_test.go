@@ -36,7 +36,7 @@ func TestSBOM(t *testing.T) {
 	}
 	for _, r := range d.Relationships {
 		if !ids[r.From] || !ids[r.To] {
-			t.Errorf("%v is about what is not there", r)
+			t.Errorf("%v refers to an unknown ID", r)
 		}
 	}
 	for i, want := range []string{
@@ -48,7 +48,7 @@ func TestSBOM(t *testing.T) {
 		}
 	}
 	if sums := d.Packages[2].Checksums; len(sums) != 1 || sums[0] != (spdxChecksum{"SHA256", "5678"}) || d.Packages[1].Checksums != nil {
-		t.Errorf("checksums of the packages' files: %v; and of one that is not pinned: %v", sums, d.Packages[1].Checksums)
+		t.Errorf("checksums of packages: %v; of one that is not pinned: %v", sums, d.Packages[1].Checksums)
 	}
 	for i, want := range []string{"Organization: Debian GCC Maintainers (debian-gcc@lists.debian.org)", "NOASSERTION"} {
 		if got := d.Packages[i+1].Supplier; got != want {
