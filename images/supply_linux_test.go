@@ -164,7 +164,7 @@ func TestLock(t *testing.T) {
 	}
 
 	fails("cron", locked, packages.LockName+" does not match", "  base: nothing is pinned", "  tiny: nothing is pinned", "without --locked")
-	fails("cron", offline, "what the archive holds is not in the cache", "imagegen fetch")
+	fails("cron", offline, "the archive's package lists are not in the cache", "imagegen fetch")
 	fetch("first", "cron", nil, "the packages are pinned")
 	first := lock()
 	for _, line := range []string{"\ndistro: debian12\n", " - apt 1:1.0-1 all ", " - cron 1.0 all ", " - libcron 1.0 all "} {
