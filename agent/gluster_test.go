@@ -70,8 +70,8 @@ func glusterCase(self string, change func(all map[string]*glusterReport)) gluste
 
 // withVolume gives all servers a started volume with data.
 func withVolume(all map[string]*glusterReport) {
-	options := map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto", "cluster.server-quorum-type": "server",
-		"storage.owner-uid": "2000", "storage.owner-gid": "3000", "cluster.granular-entry-heal": "off"}
+	options := map[string]string{"storage.owner-uid": "2000", "storage.owner-gid": "3000", "cluster.granular-entry-heal": "off"}
+	maps.Copy(options, glusterParams().Options)
 	for _, r := range all {
 		r.Volume = &glusterVolume{ID: "v1", Status: volumeStarted, Options: maps.Clone(options)}
 		for _, n := range glusterNodes {

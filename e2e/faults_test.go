@@ -221,6 +221,8 @@ type fault struct {
 	stays []string
 	undo  func() error // nil: nothing to undo
 	goal  goal
+	// replaces tells that imagegen replaces a node from do to undo: not two at once.
+	replaces bool
 }
 
 // goal is the maximum cost of a fault.

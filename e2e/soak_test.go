@@ -106,7 +106,12 @@ func (br breaker) draw(t *testing.T, random *rand.Rand, whole time.Duration) soa
 	s.faults = []fault{br.any(t, random, br.nodes, whole)}
 	if dice >= 5 {
 		role := s.faults[0].node.Role
-		s.faults = append(s.faults, br.any(t, random, slices.DeleteFunc(slices.Clone(br.nodes), func(n string) bool { return br.known[n].Role == role }), whole))
+		others := slices.DeleteFunc(slices.Clone(br.nodes), func(n string) bool { return br.known[n].Role == role })
+		second := br.any(t, random, others, whole)
+		for s.faults[0].replaces && second.replaces { // imagegen replaces one node at a time
+			second = br.any(t, random, others, whole)
+		}
+		s.faults = append(s.faults, second)
 	}
 	for _, f := range s.faults {
 		if f.node.Role == "glusterfs" && strings.Contains(f.name, "blank disk") {
@@ -158,6 +163,7 @@ func (br breaker) isReplacedMeanwhile(n string) fault {
 	replaced := make(chan error, 1)
 	f.do = func() error { go func() { replaced <- br.imagegen("replace", args...)() }(); return nil }
 	f.undo = func() error { return <-replaced }
+	f.replaces = true
 	return f
 }
 
