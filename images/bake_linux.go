@@ -271,6 +271,12 @@ func (b *bake) download(ctx context.Context) error {
 		if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
+		if d.Unpack {
+			if err := b.unpack(ctx, root, d); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := b.config.cache().store().TakeBelow(ctx, d.SHA256, root, path, d.URL); err != nil {
 			return err
 		}

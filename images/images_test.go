@@ -245,6 +245,8 @@ func fill(v reflect.Value) {
 		v.SetString("x")
 	case reflect.Int, reflect.Int64:
 		v.SetInt(7)
+	case reflect.Bool:
+		v.SetBool(true)
 	default:
 		panic("an input of kind " + v.Kind().String())
 	}

@@ -114,6 +114,7 @@ type Download struct {
 	URL    string `yaml:"url"`
 	SHA256 string `yaml:"sha256"`
 	Path   string `yaml:"path"`
+	Unpack bool   `yaml:"unpack,omitempty" json:",omitempty"` // a .tar.gz: what is below its one folder becomes the folder Path
 }
 
 // File is a configuration file rendered into the seed.
