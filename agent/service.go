@@ -112,7 +112,16 @@ func (s *service) hangs() bool {
 	return silent > busyLimit || silent > hangLimit && unitWork(s.params.Unit)-s.worked < silent/busyShare
 }
 
-func (s *service) Step(ctx context.Context, _ World) (facts.Status, error) {
+func (s *service) Step(ctx context.Context, w World) (facts.Status, error) {
+	if gate, ok := w.Own.Components[s.params.Gate]; ok { // a gate that this node does not have is open
+		stop, status := decideGate(s.params.Gate, gate, s.seen.Unit.Active)
+		if stop {
+			return status, stopUnit(ctx, s.params.Unit)
+		}
+		if status.State != "" {
+			return status, nil
+		}
+	}
 	if s.hangs() {
 		s.silent = time.Time{}
 		return workf("%s hangs (%s), and is killed", s.params.Unit, s.seen.Fault), killUnit(ctx, s.params.Unit)
@@ -126,6 +135,18 @@ func (s *service) Step(ctx context.Context, _ World) (facts.Status, error) {
 	}
 	s.retry.Next(s.node.now())
 	return status, startUnit(ctx, s.params.Unit)
+}
+
+// decideGate says whether a unit must be stopped because of the component that it depends on. No status: the gate is open.
+func decideGate(name string, gate facts.ComponentReport, active string) (stop bool, status facts.Status) {
+	runs := active == "active" || active == "activating" || active == "reloading"
+	switch {
+	case gate.Status.State == facts.Stopped:
+		return runs, waitf("for %s, which is stopped", name)
+	case !runs && len(gate.Report) == 0 && gate.Status.State != facts.Working: // while it works it does not observe
+		return false, waitf("for %s to observe", name)
+	}
+	return false, facts.Status{}
 }
 
 // decideService says whether to start the unit now, and where things stand. held is how long the next start must wait.

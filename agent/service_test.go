@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -38,6 +39,32 @@ func TestServiceDecisions(t *testing.T) {
 		start, got := decideService("nginx.service", c.seen, c.held)
 		if start != c.start || got != c.want {
 			t.Errorf("%s: %v, %+v", name, start, got)
+		}
+	}
+}
+
+// A service behind a gate never starts before the gate is known, and stops with it.
+func TestServiceBehindAGate(t *testing.T) {
+	seen := json.RawMessage(`{}`)
+	for name, c := range map[string]struct {
+		gate   facts.ComponentReport
+		active string
+		stop   bool
+		want   facts.Status
+	}{
+		"at boot":                      {facts.ComponentReport{Status: waitf("the agent has just started")}, "inactive", false, waitf("for site to observe")},
+		"the agent starts again":       {facts.ComponentReport{Status: waitf("the agent has just started")}, "active", false, facts.Status{}},
+		"it cannot look":               {facts.ComponentReport{Status: facts.Status{State: facts.Failed}}, "inactive", false, waitf("for site to observe")},
+		"it waits":                     {facts.ComponentReport{Status: waitf("for the database"), Report: seen}, "inactive", false, facts.Status{}},
+		"it is in the middle of work":  {facts.ComponentReport{Status: workf("upgrading")}, "failed", false, facts.Status{}},
+		"it is ready":                  {facts.ComponentReport{Status: ready(""), Report: seen}, "inactive", false, facts.Status{}},
+		"it is stopped":                {facts.ComponentReport{Status: stopf("newer"), Report: seen}, "active", true, waitf("for site, which is stopped")},
+		"it is stopped while starting": {facts.ComponentReport{Status: stopf("newer"), Report: seen}, "activating", true, waitf("for site, which is stopped")},
+		"it is stopped, and so are we": {facts.ComponentReport{Status: stopf("newer"), Report: seen}, "inactive", false, waitf("for site, which is stopped")},
+		"it is stopped, and we fail":   {facts.ComponentReport{Status: stopf("newer"), Report: seen}, "failed", false, waitf("for site, which is stopped")},
+	} {
+		if stop, got := decideGate("site", c.gate, c.active); stop != c.stop || got != c.want {
+			t.Errorf("%s: %v, %+v", name, stop, got)
 		}
 	}
 }

@@ -306,6 +306,10 @@ func (s *source) checkComponents() {
 		}
 		s.parseAll(at+".params", c.Params)
 		s.checkParams(at+".params", c)
+		gate, ok := plain(c.Params["gate"])
+		if ok && gate != "" && (gate == c.Name || !slices.ContainsFunc(s.role.Components, func(o Component) bool { return o.Name == gate })) {
+			s.fault(at+".params.gate", "there is no other component %q", gate)
+		}
 	}
 }
 

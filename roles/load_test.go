@@ -176,6 +176,7 @@ func TestBroken(t *testing.T) {
 		{"component's name", "- name: memcached", "- name: Memcached"},
 		{"component called firewall", "- name: memcached", "- name: firewall"},
 		{"kind", "kind: service", "kind: servise"},
+		{"behind an unknown component", "unit: memcached.service", "unit: memcached.service\n      gate: site"},
 		{"after an unknown component", "kind: service", "kind: service\n    after: [disk]"},
 		{"no parameters", "    params:\n      unit: memcached.service\n      check: {tcp: \"{{.Node.IP}}:11211\"}\n", ""},
 		{"missing parameter", "      unit: memcached.service\n", ""},

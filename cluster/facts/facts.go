@@ -88,6 +88,9 @@ type ServiceParams struct {
 	Check *Check `json:"check,omitempty"` // beyond the unit being active; nil: active is enough
 	// Statistics is the URL of an HAProxy's statistics as CSV; empty: it is not one, or nobody needs to know where it sends what arrives.
 	Statistics string `json:"statistics,omitempty"`
+	// Gate is a component of this node. The unit starts only after that component has observed, and is stopped while that
+	// component is stopped; empty: none.
+	Gate string `json:"gate,omitempty"`
 }
 
 // Check tells whether a service works. Exactly one field is set.
