@@ -1,16 +1,20 @@
 <?php
-// Looks at a WordPress site's database, or installs the site in it. The agent puts $params in front of this script and
-// runs it as the owner of the site's files; the answer is one line of JSON, the last of the output.
+// Looks at a WordPress site's database, installs the site in it, or upgrades it for a newer WordPress. The agent puts $params
+// in front of this script and runs it as the owner of the site's files; the answer is one line of JSON, the last of the
+// output.
 //
 // Everything that installing writes, the marker included, is one transaction: a database that has the marker has a
 // whole site, and of two nodes that install at once one fails, on the marker's unique name.
 //
+// An upgrade changes tables, which no transaction can. A row with a unique name is its lock, because GET_LOCK is local to a
+// node of a Galera cluster and refused by Percona's. Its holder's time is limited, by the database's clock: the holder may die.
+//
 // It runs on PHP 7.2, which centos7 has, and later.
 
 $answer = null;
-function answer(string $state, string $detail = '')
+function answer(string $state, string $detail = '', array $more = [])
 {
-    $GLOBALS['answer'] = ['state' => $state, 'detail' => $detail];
+    $GLOBALS['answer'] = ['state' => $state, 'detail' => $detail] + $more;
     exit;
 }
 ob_start();
@@ -48,7 +52,10 @@ if ($url['scheme'] === 'https') {
     $_SERVER['HTTPS'] = 'on';
 }
 
-const MARKER = 'imagegen_site';
+const MARKER = 'imagegen_site'; // the cluster's ID
+const RELEASE = 'imagegen_release'; // the WordPress that installed or last upgraded the database
+const LOCK = 'imagegen_upgrade'; // "NODE TOKEN UNTIL"
+const LEASE = 900; // seconds; the agent ends an upgrade before
 
 if ($params['do'] === 'look') {
     define('SHORTINIT', true);
@@ -64,32 +71,51 @@ if ($params['do'] === 'look') {
     {
     }
 }
-require $params['target'] . '/wp-load.php';
+require $params['core'] . '/wp-load.php';
 $wpdb->suppress_errors(true);
 
-function marker(): ?string
+/** What the database says of itself, by name. */
+function known(): array
 {
     global $wpdb;
-    // SHORTINIT has not named the tables.
-    $value = $wpdb->get_var($wpdb->prepare("SELECT option_value FROM `{$wpdb->base_prefix}options` WHERE option_name = %s", MARKER));
+    // SHORTINIT has not named the tables. Nothing is cached here.
+    $rows = $wpdb->get_results($wpdb->prepare("SELECT option_name, option_value FROM `{$wpdb->base_prefix}options` WHERE option_name IN (%s, %s, 'db_version')", MARKER, RELEASE));
     if ($wpdb->last_error !== '' && strpos($wpdb->last_error, "doesn't exist") === false) {
         answer('error', $wpdb->last_error);
     }
-    return $value;
+    return array_column($rows ?: [], 'option_value', 'option_name');
 }
 
-function judge(?string $marker): void
+/** Answers for a site that is installed, if it is. */
+function judge(array $known): void
 {
-    global $params;
-    if ($marker !== null) {
-        $marker === $params['cluster_id'] ? answer('installed') : answer('foreign', $marker);
+    global $params, $wp_db_version;
+    if (!isset($known[MARKER])) {
+        return;
     }
+    if ($known[MARKER] !== $params['cluster_id']) {
+        answer('foreign', $known[MARKER]);
+    }
+    $version = (int) ($known['db_version'] ?? 0);
+    if ($version === 0) {
+        answer('error', 'the option db_version is missing, so that the version of the tables is not known');
+    }
+    if ($params['do'] !== 'upgrade' || $version >= $wp_db_version) {
+        answer('installed', '', ['db_version' => $version, 'release' => $known[RELEASE] ?? '']);
+    }
+}
+
+/** Keeps which WordPress the database is for. */
+function keep_release(): bool
+{
+    global $wpdb, $wp_version;
+    return $wpdb->query($wpdb->prepare("INSERT INTO `{$wpdb->options}` (option_name, option_value, autoload) VALUES (%s, %s, 'no') ON DUPLICATE KEY UPDATE option_value = VALUES(option_value)", RELEASE, $wp_version)) !== false;
 }
 
 if (empty($wpdb->base_prefix)) {
     $wpdb->base_prefix = $table_prefix;
 }
-judge(marker());
+judge(known());
 if ($params['do'] === 'look') {
     answer('empty');
 }
@@ -99,6 +125,66 @@ require_once ABSPATH . 'wp-admin/includes/upgrade.php';
 add_filter('pre_http_request', function () {
     return new WP_Error('offline', 'installing');
 });
+
+if ($params['do'] === 'upgrade') {
+    upgrade_tables();
+}
+
+/** Upgrades the tables, unless another node has or does. */
+function upgrade_tables(): void
+{
+    global $wpdb, $wp_db_version, $EZSQL_ERROR, $params;
+    if (!isset(known()[MARKER])) {
+        answer('error', 'there is no site to upgrade');
+    }
+    $now = (int) $wpdb->get_var('SELECT UNIX_TIMESTAMP()');
+    if ($now === 0) {
+        answer('error', $wpdb->last_error);
+    }
+    $mine = $params['node'] . ' ' . bin2hex(random_bytes(8)) . ' ' . ($now + LEASE);
+    if (!$wpdb->insert($wpdb->options, ['option_name' => LOCK, 'option_value' => $mine, 'autoload' => 'no'])) {
+        $held = $wpdb->get_var($wpdb->prepare("SELECT option_value FROM {$wpdb->options} WHERE option_name = %s", LOCK));
+        if ($held === null) {
+            answer('error', 'the lock for the upgrade: ' . $wpdb->last_error);
+        }
+        $until = (int) substr(strrchr($held, ' '), 1);
+        if ($until > $now) {
+            answer('busy', 'held by ' . strtok($held, ' ') . ' for ' . ($until - $now) . ' s at most');
+        }
+        if ($wpdb->update($wpdb->options, ['option_value' => $mine], ['option_name' => LOCK, 'option_value' => $held]) !== 1) {
+            answer('busy', 'another node was faster');
+        }
+    }
+    // It is released however this ends, unless the process is killed.
+    register_shutdown_function(function () use ($mine) {
+        $GLOBALS['wpdb']->delete($GLOBALS['wpdb']->options, ['option_name' => LOCK, 'option_value' => $mine]);
+    });
+    judge(known()); // another node may have upgraded before this one had the lock
+    $connection = $wpdb->get_var('SELECT CONNECTION_ID()');
+    $errors = count($EZSQL_ERROR ?? []);
+    remove_all_filters('pre_option_db_version'); // of wp-config.php: what upgrades must see which version the tables have
+    // WordPress says that it is done whatever its statements have met: it says so here, once they have worked. All can be repeated.
+    $unchanged = function ($new, $old) {
+        return $old;
+    };
+    add_filter('pre_update_option_db_version', $unchanged, 10, 2);
+    wp_upgrade();
+    remove_filter('pre_update_option_db_version', $unchanged, 10);
+    foreach (array_slice($EZSQL_ERROR ?? [], $errors) as $e) {
+        // Others are part of it: WordPress drops what may not be there.
+        if (preg_match('/connect|gone away|interrupted|killed|WSREP|Deadlock|timeout|read.only|full|denied/i', $e['error_str'])) {
+            answer('error', $e['error_str']);
+        }
+    }
+    if ($wpdb->get_var('SELECT CONNECTION_ID()') !== $connection) {
+        answer('error', 'the connection to the database was lost while upgrading');
+    }
+    if (!keep_release() || $wpdb->update($wpdb->options, ['option_value' => $wp_db_version], ['option_name' => 'db_version']) === false) {
+        answer('error', $wpdb->last_error);
+    }
+    judge(known());
+    answer('error', "after the upgrade the database's version is " . (known()['db_version'] ?? 'missing') . " and not $wp_db_version");
+}
 
 make_db_current_silent(); // tables end a transaction, so they come first
 if ($wpdb->query('START TRANSACTION') === false) {
@@ -141,8 +227,13 @@ if ($wpdb->get_var('SELECT CONNECTION_ID()') !== $connection) {
     $wpdb->query('ROLLBACK');
     answer('error', 'the connection to the database was lost while installing');
 }
+if (!$found && !keep_release()) {
+    answer('error', $wpdb->last_error);
+}
 $open = false;
 if ($wpdb->query('COMMIT') === false) {
     answer('error', $wpdb->last_error);
 }
-answer('installed');
+$params['do'] = 'look';
+judge(known());
+answer('error', 'the site is not there after it was installed');

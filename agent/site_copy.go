@@ -1,9 +1,6 @@
 package agent
 
 import (
-	"archive/tar"
-	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -67,9 +63,9 @@ func (w siteWriter) file(name string, mode fs.FileMode, r io.ReadCloser) error {
 	return err
 }
 
-// folder copies a folder. Packages put links to files of other packages into it; they are followed, and those that
-// lead nowhere are left out.
-func (w siteWriter) folder(source string) error {
+// folder copies a folder into the one called into. Packages put links to files of other packages into it; they are
+// followed, and those that lead nowhere are left out.
+func (w siteWriter) folder(source, into string) error {
 	var walk func(name string, above []string) error
 	walk = func(name string, above []string) error {
 		path := filepath.Join(source, name)
@@ -84,14 +80,15 @@ func (w siteWriter) folder(source string) error {
 		if err != nil {
 			return err
 		}
-		if err := w.dir(name); err != nil {
+		if err := w.dir(filepath.Join(into, name)); err != nil {
 			return err
 		}
 		for _, e := range entries {
 			child := filepath.Join(name, e.Name())
+			to := filepath.Join(into, child)
 			info, err := os.Stat(filepath.Join(source, child))
 			switch {
-			case errors.Is(err, fs.ErrNotExist) || w.skips(child):
+			case errors.Is(err, fs.ErrNotExist) || w.skips(to):
 				continue
 			case err != nil:
 				return err
@@ -104,7 +101,7 @@ func (w siteWriter) folder(source string) error {
 				if err != nil {
 					return err
 				}
-				if err := w.file(child, 0o644, f); err != nil {
+				if err := w.file(to, 0o644, f); err != nil {
 					return err
 				}
 			}
@@ -112,61 +109,6 @@ func (w siteWriter) folder(source string) error {
 		return nil
 	}
 	return walk(".", nil)
-}
-
-// unpack copies what is below the one folder at the top of an archive, as wordpress.org ships it.
-func (w siteWriter) unpack(source string) error {
-	f, err := os.Open(source)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		return fmt.Errorf("%s: %w", source, err)
-	}
-	made := map[string]bool{".": true}
-	var makeAll func(name string) error
-	makeAll = func(name string) error {
-		if made[name] {
-			return nil
-		}
-		if err := makeAll(filepath.Dir(name)); err != nil {
-			return err
-		}
-		made[name] = true
-		return w.dir(name)
-	}
-	for t := tar.NewReader(z); ; {
-		h, err := t.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", source, err)
-		}
-		if !filepath.IsLocal(h.Name) {
-			return fmt.Errorf("%s: %s leads out of the archive", source, h.Name)
-		}
-		_, name, ok := strings.Cut(filepath.Clean(h.Name), "/")
-		if !ok || w.skips(name) {
-			continue
-		}
-		switch h.Typeflag {
-		case tar.TypeDir:
-			err = makeAll(name)
-		case tar.TypeReg:
-			if err = makeAll(filepath.Dir(name)); err == nil {
-				var data []byte // the archive cannot be read in parallel
-				if data, err = io.ReadAll(t); err == nil {
-					err = w.file(name, 0o644, io.NopCloser(bytes.NewReader(data)))
-				}
-			}
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 // workers do file system work concurrently, with another user's identity if one is given: files belong to that user from the

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -19,7 +20,7 @@ func TestSiteOnPHP72(t *testing.T) {
 	t.Parallel()
 	addr, sql := mariadb(t)
 	volume := sharedVolume(t)
-	s := testSite(t, "backend1", "/usr/share/wordpress", volume, addr)
+	s := testSite(t, "backend1", realCore(t), volume, addr)
 	s.params.DropIn = "../roles/backend/db.php"
 	s.params.PHP = []string{php72.Program(t)}
 	w := World{Self: s.node.Facts.Node}
@@ -50,8 +51,15 @@ func TestSiteOnPHP72(t *testing.T) {
 	if err := s.take(t.Context(), siteInstall); err != nil || s.seen.Database != dbForeign {
 		t.Errorf("installing over another cluster's site: %v, %q", err, s.seen.Database)
 	}
+	s.node.Facts.ClusterID = "11111111-2222-4333-8444-555555555555"
+	version := s.params.Core + "/wp-includes/version.php"
+	os.WriteFile(version, []byte(strings.Replace(readFile(t, version), fmt.Sprint("$wp_db_version = ", s.core.Database), "$wp_db_version = 99999", 1)), 0o644)
+	if err := s.take(t.Context(), siteUpgrade); err != nil || s.seen.Database != dbInstalled || s.seen.DBVersion != 99999 || s.seen.Release != s.core.Release {
+		t.Errorf("upgrading: %v, %+v", err, s.seen)
+	}
 	// A database that goes away while PHP asks it.
-	os.WriteFile(s.params.Target+"/wp-config.php", []byte(strings.Replace(readFile(t, s.params.Config), addr, "127.0.0.1:1", 1)), 0o644)
+	config := s.params.Core + "/wp-config.php"
+	os.WriteFile(config, []byte(strings.Replace(readFile(t, config), addr, "127.0.0.1:1", 1)), 0o644)
 	if a, err := s.php(t.Context(), "look"); err != nil || a.State != "error" || a.Detail == "" {
 		t.Errorf("no database: %+v, %v", a, err)
 	}

@@ -1,9 +1,7 @@
 package agent
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,56 +21,175 @@ import (
 )
 
 func TestSiteIsInstalledByOne(t *testing.T) {
+	image := core{Release: "6.8", Database: 60}
+	seen := func(change func(*siteSeen)) siteSeen {
+		s := siteSeen{Core: 60, Linked: true, Files: true, Config: true, Database: dbInstalled, DBVersion: 60}
+		change(&s)
+		return s
+	}
+	in := func(state, detail string) siteSeen {
+		return seen(func(s *siteSeen) { s.Database, s.Detail, s.DBVersion = state, detail, 0 })
+	}
+	older := seen(func(s *siteSeen) { s.DBVersion, s.Release = 50, "6.1" })
+	open := facts.Status{}
 	for name, c := range map[string]struct {
 		self string
 		seen siteSeen
+		hold facts.Status
 		held time.Duration
 		do   siteDo
 		want facts.Status
 	}{
-		"nothing there":           {"backend1", siteSeen{}, 0, siteCopy, workf("copying the site")},
-		"nothing there, second":   {"backend2", siteSeen{}, 0, siteNothing, waitf("for backend1 to copy the site")},
-		"died while copying":      {"backend1", siteSeen{Staging: true}, 0, siteClear, workf("removing an unfinished copy")},
-		"the other was faster":    {"backend2", siteSeen{Files: true, Config: true, Staging: true, Database: dbEmpty}, 0, siteClear, workf("removing an unfinished copy")},
-		"other seed":              {"backend1", siteSeen{Files: true}, 0, siteConfig, workf("renewing the configuration")},
-		"other seed, second":      {"backend2", siteSeen{Files: true}, 0, siteNothing, waitf("for backend1 to renew the configuration")},
-		"database not asked":      {"backend1", siteSeen{Files: true, Config: true}, 0, siteNothing, workf("asking the database at db:3306")},
-		"database down":           {"backend1", siteSeen{Files: true, Config: true, Database: dbSilent, Detail: "connection refused"}, 0, siteNothing, waitf("for the database at db:3306: connection refused")},
-		"database empty":          {"backend1", siteSeen{Files: true, Config: true, Database: dbEmpty}, 0, siteInstall, workf("installing the site")},
-		"database empty, again":   {"backend1", siteSeen{Files: true, Config: true, Database: dbEmpty}, 1500 * time.Millisecond, siteNothing, workf("installing the site again in 2 s")},
-		"database empty, second":  {"backend2", siteSeen{Files: true, Config: true, Database: dbEmpty}, 0, siteNothing, waitf("for backend1 to install the site")},
-		"another cluster's site":  {"backend1", siteSeen{Files: true, Config: true, Database: dbForeign, Detail: "x"}, 0, siteNothing, stopf("the database holds the site of another cluster (id x)")},
-		"installed":               {"backend2", siteSeen{Files: true, Config: true, Database: dbInstalled}, 0, siteNothing, ready("")},
-		"password refused, shown": {"backend1", siteSeen{Files: true, Config: true, Database: dbError, Detail: "Access denied"}, 0, siteNothing, facts.Status{State: facts.Failed, Detail: "database db:3306: Access denied"}},
+		"fresh root disk":         {"backend2", seen(func(s *siteSeen) { s.Linked = false }), open, 0, siteLink, workf("linking wp-content to the volume")},
+		"nothing there":           {"backend1", siteSeen{Linked: true}, open, 0, siteCopy, workf("copying wp-content")},
+		"nothing there, second":   {"backend2", siteSeen{Linked: true}, open, 0, siteNothing, waitf("for backend1 to copy wp-content")},
+		"died while copying":      {"backend1", siteSeen{Linked: true, Staging: true}, open, 0, siteClear, workf("removing an unfinished copy")},
+		"the other was faster":    {"backend2", seen(func(s *siteSeen) { s.Staging = true }), open, 0, siteClear, workf("removing an unfinished copy")},
+		"other seed":              {"backend1", seen(func(s *siteSeen) { s.Config = false }), open, 0, siteConfig, workf("renewing the seed's files on the volume")},
+		"other seed, second":      {"backend2", seen(func(s *siteSeen) { s.Config = false }), open, 0, siteNothing, waitf("for backend1 to renew the seed's files on the volume")},
+		"no default theme":        {"backend1", seen(func(s *siteSeen) { s.Theme = "tt" }), open, 0, siteTheme, workf("adding the theme tt")},
+		"no default theme, again": {"backend1", seen(func(s *siteSeen) { s.Theme = "tt" }), open, time.Second, siteNothing, ready("")},
+		"no theme, second":        {"backend2", seen(func(s *siteSeen) { s.Theme = "tt" }), open, 0, siteNothing, ready("")},
+		"database not asked":      {"backend1", in(dbUnknown, ""), open, 0, siteNothing, workf("asking the database at db:3306")},
+		"database down":           {"backend1", in(dbSilent, "connection refused"), open, 0, siteNothing, waitf("for the database at db:3306: connection refused")},
+		"database empty":          {"backend1", in(dbEmpty, ""), open, 0, siteInstall, workf("installing the site")},
+		"database empty, again":   {"backend1", in(dbEmpty, ""), open, 1500 * time.Millisecond, siteNothing, workf("installing the site again in 2 s")},
+		"database empty, second":  {"backend2", in(dbEmpty, ""), open, 0, siteNothing, waitf("for backend1 to install the site")},
+		"another cluster's site":  {"backend1", in(dbForeign, "x"), open, 0, siteNothing, stopf("the database holds the site of another cluster (id x)")},
+		"installed":               {"backend2", seen(func(*siteSeen) {}), open, 0, siteNothing, ready("")},
+		"password refused, shown": {"backend1", in(dbError, "Access denied"), open, 0, siteNothing, facts.Status{State: facts.Failed, Detail: "database db:3306: Access denied"}},
+		"older database":          {"backend1", older, open, 0, siteUpgrade, workf("upgrading the database to WordPress 6.8")},
+		"older database, again":   {"backend1", older, open, 1500 * time.Millisecond, siteNothing, facts.Status{State: facts.Failed, Detail: "upgrading the database to WordPress 6.8 again in 2 s"}},
+		"older database, second":  {"backend2", older, open, 0, siteNothing, ready("backend1 upgrades the database to WordPress 6.8")},
+		"older database, held":    {"backend1", older, facts.Status{State: facts.Waiting, Detail: "backend2", Missing: "backend2"}, 0, siteNothing, facts.Status{State: facts.Ready, Detail: "the database's upgrade to WordPress 6.8 waits for backend2", Missing: "backend2"}},
+		"newer database":          {"backend1", seen(func(s *siteSeen) { s.DBVersion, s.Release = 70, "6.9" }), open, 0, siteNothing, stopf("the database is that of WordPress 6.9 (its version is 70) and this image has WordPress 6.8 (60): replace this node with an image that has WordPress 6.9, or restore the database from before its upgrade")},
+		"newer, other seed":       {"backend1", seen(func(s *siteSeen) { s.DBVersion, s.Config = 70, false }), open, 0, siteNothing, stopf("the database is that of a newer WordPress (its version is 70) and this image has WordPress 6.8 (60): replace this node with an image that has a newer WordPress, or restore the database from before its upgrade")},
 	} {
-		do, got := decideSite(c.self, "backend1", "db:3306", c.seen, c.held)
+		do, got := decideSite(c.self, "backend1", "db:3306", image, c.seen, c.hold, c.held)
 		if do != c.do || got != c.want {
 			t.Errorf("%s: %q, %+v", name, do, got)
 		}
 	}
 }
 
-// testSite makes a site component whose volume is a folder.
-func testSite(t *testing.T, node, source, volume, database string) *site {
+// The database is upgraded only when no backend can serve with an older WordPress, and by one of those with the newest.
+func TestUpgradeWaitsForOlderBackends(t *testing.T) {
+	report := func(seen string, state facts.State) PeerReport {
+		c := facts.ComponentReport{Kind: "site", Status: facts.Status{State: state}}
+		if seen != "" {
+			c.Report = json.RawMessage(seen)
+		}
+		return PeerReport{NodeReport: facts.NodeReport{Node: facts.Peer{Name: "backend1"}, Components: map[string]facts.ComponentReport{"site": c}}}
+	}
+	for name, c := range map[string]struct {
+		peer    *PeerReport // backend1's; nil: silent
+		without []string
+		old     bool
+		want    string
+		missing string
+		first   string
+	}{
+		"same":                    {peer: ptr(report(`{"core":60}`, facts.Ready)), first: "backend1"},
+		"newer":                   {peer: ptr(report(`{"core":70}`, facts.Ready)), first: "backend1"},
+		"older":                   {peer: ptr(report(`{"core":50}`, facts.Ready)), want: "backend1, with an older WordPress", first: "backend2"},
+		"older, stopped":          {peer: ptr(report(`{"core":50}`, facts.Stopped)), want: "backend1, with an older WordPress", first: "backend2"},
+		"same, stopped":           {peer: ptr(report(`{"core":60}`, facts.Stopped)), first: "backend2"},
+		"agent from before":       {peer: ptr(report(`{"files":true,"database":"installed"}`, facts.Ready)), want: "backend1, with an older WordPress", first: "backend2"},
+		"silent":                  {want: "backend1, silent and perhaps with an older WordPress", missing: "backend1", first: "backend2"},
+		"silent, given up":        {without: []string{"backend1"}, first: "backend2"},
+		"answers, site unknown":   {peer: ptr(report("", facts.Waiting)), want: "backend1, silent and perhaps with an older WordPress", first: "backend2"},
+		"busy":                    {peer: ptr(report("", facts.Working)), want: "backend1, silent and perhaps with an older WordPress", first: "backend1"},
+		"WordPress on the volume": {peer: ptr(report(`{"core":60}`, facts.Ready)), old: true, want: "the WordPress on the volume to be moved away, which older web nodes use: see Changing a cluster", first: "backend1"},
+	} {
+		s := &site{core: core{Release: "6.8", Database: 60}, seen: siteSeen{Old: c.old}}
+		w := World{Self: facts.Peer{Name: "backend2", Role: "backend", Index: 1}, Peers: []facts.Peer{{Name: "web1", Role: "web"}, {Name: "backend1", Role: "backend"}}, Reports: map[string]PeerReport{}, Without: c.without}
+		if c.peer != nil {
+			w.Reports["backend1"] = *c.peer
+		}
+		if got := s.hold(w); got.Detail != c.want || got.Missing != c.missing {
+			t.Errorf("%s: %+v, want %q (%q)", name, got, c.want, c.missing)
+		}
+		if got := s.first(w, time.Hour).Name; got != c.first {
+			t.Errorf("%s: %s works, want %s", name, got, c.first)
+		}
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestReadCore(t *testing.T) {
+	version := "<?php\n/** @global string $wp_version */\n$wp_version = '6.9.1-RC2';\n$wp_db_version = 60717;\n$tinymce_version = '49110-20250317';\n"
+	constants := "<?php\n\tif ( ! defined( 'WP_DEFAULT_THEME' ) ) {\n\t\tdefine( 'WP_DEFAULT_THEME', 'twentytwentyfive' );\n\t}\n"
+	dir := t.TempDir()
+	if _, err := readCore(dir); err == nil || !strings.Contains(err.Error(), "the image has no WordPress") {
+		t.Errorf("empty: %v", err)
+	}
+	writeTree(t, dir, map[string]string{"wp-includes/version.php": version, "wp-includes/default-constants.php": constants})
+	if got, err := readCore(dir); err != nil || got != (core{"6.9.1-RC2", 60717, "twentytwentyfive"}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	writeTree(t, dir, map[string]string{"wp-includes/version.php": strings.Replace(version, "60717", "'none'", 1)})
+	if _, err := readCore(dir); err == nil {
+		t.Error("no version of the tables was taken for one")
+	}
+	if _, err := os.Stat("/usr/share/wordpress"); err != nil {
+		t.Skip("SKIPPED: needs WordPress (apt-get install --no-install-recommends wordpress)")
+	}
+	if got, err := readCore("/usr/share/wordpress"); err != nil || !strings.HasPrefix(got.Release, "6.") || got.Database < 50000 || !strings.HasPrefix(got.Theme, "twentytwenty") {
+		t.Errorf("this machine's: %+v, %v", got, err)
+	}
+}
+
+// testCore makes a folder that looks like the image's WordPress.
+func testCore(t *testing.T, more map[string]string) string {
 	t.Helper()
-	config := filepath.Join(t.TempDir(), "wp-config.php")
+	dir := filepath.Join(sharedVolume(t), "core")
+	writeTree(t, dir, map[string]string{
+		"wp-includes/version.php":           "<?php\n$wp_version = '6.8';\n$wp_db_version = 60;\n",
+		"wp-includes/default-constants.php": "<?php define( 'WP_DEFAULT_THEME', 'tt' );",
+		"wp-load.php":                       "load",
+	})
+	writeTree(t, dir, more)
+	return dir
+}
+
+// realCore copies this machine's WordPress.
+func realCore(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(sharedVolume(t), "core")
+	if out, err := exec.Command("cp", "-a", "/usr/share/wordpress", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return dir
+}
+
+// testSite makes a site component whose volume is a folder.
+func testSite(t *testing.T, node, core, volume, database string) *site {
+	t.Helper()
 	host, port, _ := net.SplitHostPort(database)
+	seed := readFile(t, "../roles/backend/wp-config.php")
+	_, filter, _ := strings.Cut(seed, "$GLOBALS['wp_filter']")
+	filter, _, ok := strings.Cut(filter, "\n);\n")
+	if !ok {
+		t.Fatal("the seed's wp-config.php has no filter")
+	}
 	text := fmt.Sprintf(`<?php
 define('DB_NAME', 'wordpress'); define('DB_USER', 'wordpress'); define('DB_PASSWORD', 'pw'); define('DB_HOST', '%s:%s');
+define('WP_CONTENT_DIR', '%s/wordpress/wp-content');
 $table_prefix = 'wp_';
+$GLOBALS['wp_filter']%s
+);
 if (!defined('ABSPATH')) define('ABSPATH', __DIR__ . '/');
 require_once ABSPATH . 'wp-settings.php';
-`, host, port)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+`, host, port, volume, filter)
+	writeTree(t, core, map[string]string{"wp-config.php": text})
 	n := Node{
 		Facts:   facts.Facts{ClusterID: "11111111-2222-4333-8444-555555555555", Node: facts.Peer{Name: node, Role: "backend"}},
 		Secrets: map[string]string{"wordpress_admin": "s3cretpassword"},
 		Dir:     t.TempDir(), Log: t.Logf, Working: func(string) {},
 	}
 	return newSite(n, "site", &facts.SiteParams{
-		Source: source, Target: filepath.Join(volume, "wordpress"), Config: config, Owner: "www-data:www-data", PHP: []string{"php"},
+		Core: core, Target: filepath.Join(volume, "wordpress"), Owner: "www-data:www-data", PHP: []string{"php"},
 		Database: database, Title: "It's <our> site", URL: "http://192.168.10.39:8080", Timezone: "Asia/Kolkata", AdminUser: "admin", AdminEmail: "admin@example.org", AdminSecret: "wordpress_admin",
 	}).(*site)
 }
@@ -125,23 +242,9 @@ func writeTree(t *testing.T, root string, files map[string]string) {
 	}
 }
 
-func TestSiteFilesAreCopiedWhole(t *testing.T) {
-	volume := sharedVolume(t)
-	source, elsewhere := t.TempDir(), t.TempDir()
-	writeTree(t, source, map[string]string{"wp-load.php": "load", "wp-config.php": "the package's own", "a/b/c.php": "c", "wp-content/db.php": "the package's own"})
-	writeTree(t, elsewhere, map[string]string{"lib/x.js": "x"})
-	os.Symlink(filepath.Join(elsewhere, "lib"), filepath.Join(source, "a/lib"))
-	os.Symlink("/nowhere/htaccess", filepath.Join(source, ".htaccess"))
-	s := testSite(t, "backend1", source, volume, "127.0.0.1:1")
-	s.params.DropIn = filepath.Join(t.TempDir(), "db.php")
-	os.WriteFile(s.params.DropIn, []byte("<?php // ours"), 0o644)
-
-	// A copy that was interrupted.
-	writeTree(t, s.staging(), map[string]string{"old/left.php": "half"})
-	w := World{Self: s.node.Facts.Node}
-	if got := drive(t, s, w, 2*time.Minute); got.State != facts.Waiting || !strings.Contains(got.Detail, "connection refused") {
-		t.Errorf("files in place, no database: %+v", got)
-	}
+// onVolume returns what is on the volume, and fails if anything belongs to another user than the site's.
+func onVolume(t *testing.T, volume string) map[string]string {
+	t.Helper()
 	have := map[string]string{}
 	filepath.WalkDir(volume, func(path string, e fs.DirEntry, err error) error {
 		fi, _ := e.Info()
@@ -158,26 +261,132 @@ func TestSiteFilesAreCopiedWhole(t *testing.T) {
 		}
 		return nil
 	})
-	config, _ := os.ReadFile(s.params.Config)
-	want := map[string]string{
-		"wordpress/wp-load.php":       "-rw-r--r-- load",
-		"wordpress/wp-config.php":     "-rw-r----- " + string(config),
-		"wordpress/wp-content/db.php": "-rw-r----- <?php // ours",
-		"wordpress/a/b/c.php":         "-rw-r--r-- c",
-		"wordpress/a/lib/x.js":        "-rw-r--r-- x",
+	return have
+}
+
+func TestSiteFilesAreCopiedWhole(t *testing.T) {
+	volume := sharedVolume(t)
+	elsewhere := t.TempDir()
+	image := testCore(t, map[string]string{"a/b.php": "b", "wp-content/a/b/c.php": "c", "wp-content/db.php": "the package's own", "wp-content/themes/tt/style.css": "tt"})
+	writeTree(t, elsewhere, map[string]string{"lib/x.js": "x"})
+	os.Symlink(filepath.Join(elsewhere, "lib"), filepath.Join(image, "wp-content/a/lib"))
+	os.Symlink("/nowhere/htaccess", filepath.Join(image, "wp-content/.htaccess"))
+	s := testSite(t, "backend1", image, volume, "127.0.0.1:1")
+	s.params.DropIn = filepath.Join(t.TempDir(), "db.php")
+	os.WriteFile(s.params.DropIn, []byte("<?php // ours"), 0o644)
+
+	// A copy that was interrupted.
+	writeTree(t, s.staging(), map[string]string{"old/left.php": "half"})
+	w := World{Self: s.node.Facts.Node}
+	if got := drive(t, s, w, 2*time.Minute); got.State != facts.Waiting || !strings.Contains(got.Detail, "connection refused") {
+		t.Errorf("files in place, no database: %+v", got)
 	}
-	if fmt.Sprint(have) != fmt.Sprint(want) {
+	want := map[string]string{
+		"wordpress/wp-load.php":                    "-rw-r----- <?php require '" + image + "/wp-load.php';\n",
+		"wordpress/wp-content/db.php":              "-rw-r----- <?php // ours",
+		"wordpress/wp-content/a/b/c.php":           "-rw-r--r-- c",
+		"wordpress/wp-content/a/lib/x.js":          "-rw-r--r-- x",
+		"wordpress/wp-content/themes/tt/style.css": "-rw-r--r-- tt",
+	}
+	if have := onVolume(t, volume); fmt.Sprint(have) != fmt.Sprint(want) {
+		t.Errorf("have %v\nwant %v", have, want)
+	}
+	// What looks for wp-content beside WordPress finds the volume's.
+	if got := readFile(t, filepath.Join(image, "wp-content/db.php")); got != "<?php // ours" {
+		t.Errorf("WordPress' own wp-content has %q", got)
+	}
+
+	// A new seed brings another drop-in; another backend's fresh root disk changes nothing but itself.
+	os.WriteFile(s.params.DropIn, []byte("<?php // new"), 0o600)
+	os.WriteFile(s.content("a/b/c.php"), []byte("the user's"), 0o644)
+	again := testSite(t, "backend1", testCore(t, map[string]string{"wp-content/a/b/c.php": "newer", "wp-content/new.php": "new"}), volume, "127.0.0.1:1")
+	again.params.DropIn = s.params.DropIn
+	drive(t, again, w, 2*time.Minute)
+	want["wordpress/wp-content/db.php"] = "-rw-r----- <?php // new"
+	want["wordpress/wp-content/a/b/c.php"] = "-rw-r--r-- the user's"
+	want["wordpress/wp-load.php"] = "-rw-r----- <?php require '" + again.params.Core + "/wp-load.php';\n"
+	if have := onVolume(t, volume); fmt.Sprint(have) != fmt.Sprint(want) {
 		t.Errorf("have %v\nwant %v", have, want)
 	}
 
-	// A new seed brings another configuration.
-	for name, path := range map[string]string{"wp-config.php": s.params.Config, "wp-content/db.php": s.params.DropIn} {
-		os.WriteFile(path, []byte("<?php // new"), 0o600)
-		again := newSite(s.node, "site", s.params)
-		drive(t, again, w, 2*time.Minute)
-		if data, _ := os.ReadFile(filepath.Join(s.params.Target, name)); string(data) != "<?php // new" {
-			t.Errorf("%s: %q", name, data)
+	// A newer WordPress brings its default theme; other themes that are missing were perhaps removed.
+	newer := testSite(t, "backend1", testCore(t, map[string]string{"wp-includes/default-constants.php": "define( 'WP_DEFAULT_THEME', 'next' );",
+		"wp-content/themes/next/style.css": "next", "wp-content/themes/tt/style.css": "newer", "wp-content/themes/other/style.css": "other"}), volume, "127.0.0.1:1")
+	newer.params.DropIn = s.params.DropIn
+	drive(t, newer, w, 2*time.Minute)
+	want["wordpress/wp-content/themes/next/style.css"] = "-rw-r--r-- next"
+	want["wordpress/wp-load.php"] = "-rw-r----- <?php require '" + newer.params.Core + "/wp-load.php';\n"
+	if have := onVolume(t, volume); fmt.Sprint(have) != fmt.Sprint(want) {
+		t.Errorf("have %v\nwant %v", have, want)
+	}
+}
+
+// Linking wp-content can be cut off after each of its steps, and is done again for another place.
+func TestLinkIsMadeFromAnyState(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(core string)
+		kept   string // what the image's wp-content is then
+	}{
+		"new":            {func(string) {}, "image"},
+		"folder removed": {func(core string) { os.Rename(core+"/wp-content", core+"/wp-content.image") }, "image"},
+		"link made": {func(core string) {
+			os.Rename(core+"/wp-content", core+"/wp-content.image")
+			os.Symlink("x", core+"/.imagegen-wp-content")
+		}, "image"},
+		"to another place": {func(core string) {
+			os.Rename(core+"/wp-content", core+"/wp-content.image")
+			os.Symlink("/x", core+"/wp-content")
+		}, "image"},
+		"copying": {func(core string) {
+			writeTree(t, core, map[string]string{".imagegen-wp-content.image/index.php": "half"})
+		}, "image"},
+		"copied": {func(core string) { writeTree(t, core, map[string]string{"wp-content.image/index.php": "image"}) }, "image"},
+		"partly removed": {func(core string) {
+			os.Rename(core+"/wp-content", core+"/wp-content.image")
+			os.Mkdir(core+"/wp-content", 0o755)
+		}, "image"},
+		"no folder at all": {func(core string) { os.RemoveAll(core + "/wp-content") }, ""},
+	} {
+		image := testCore(t, map[string]string{"wp-content/index.php": "image"})
+		volume := sharedVolume(t)
+		writeTree(t, volume, map[string]string{"wordpress/wp-content/index.php": "volume"})
+		c.change(image)
+		s := testSite(t, "backend1", image, volume, "127.0.0.1:1")
+		drive(t, s, World{Self: s.node.Facts.Node}, time.Minute)
+		if got, _ := os.ReadFile(image + "/wp-content/index.php"); string(got) != "volume" {
+			t.Errorf("%s: wp-content has %q", name, got)
 		}
+		if got, _ := os.ReadFile(image + "/wp-content.image/index.php"); string(got) != c.kept {
+			t.Errorf("%s: the image's wp-content has %q", name, got)
+		}
+	}
+}
+
+// A cluster whose WordPress is on the volume moves over without a change of what is there: older nodes serve it.
+func TestWordPressOnTheVolumeIsLeftAlone(t *testing.T) {
+	volume := sharedVolume(t)
+	writeTree(t, volume, map[string]string{"wordpress/wp-config.php": "edited", "wordpress/wp-load.php": "old", "wordpress/wp-includes/version.php": "old", "wordpress/wp-content/themes/tt/style.css": "old"})
+	if err := exec.Command("chown", "-R", "www-data:www-data", volume).Run(); err != nil {
+		t.Fatal(err)
+	}
+	s := testSite(t, "backend1", testCore(t, map[string]string{"wp-content/themes/tt/style.css": "new", "wp-content/x.php": "new"}), volume, "127.0.0.1:1")
+	w := World{Self: s.node.Facts.Node}
+	before := onVolume(t, volume)
+	drive(t, s, w, time.Minute)
+	if after := onVolume(t, volume); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("have %v\nwant %v", after, before)
+	}
+	if !s.seen.Old {
+		t.Error("the WordPress on the volume is not seen")
+	}
+	// Once it has been moved away, plug-ins find the image's.
+	for _, name := range []string{"wp-includes", "wp-load.php", "wp-config.php"} {
+		os.RemoveAll(filepath.Join(s.params.Target, name))
+	}
+	s.looked = time.Time{}
+	drive(t, s, w, time.Minute)
+	if got := readFile(t, filepath.Join(s.params.Target, "wp-load.php")); !strings.Contains(got, s.params.Core) || s.seen.Old {
+		t.Errorf("wp-load.php: %q", got)
 	}
 }
 
@@ -185,10 +394,9 @@ func TestSiteFilesAreCopiedWhole(t *testing.T) {
 // is there: here the place is a link to a folder, which no folder can be renamed to.
 func TestSiteCopyFailsWhenItCannotBeRenamed(t *testing.T) {
 	volume := sharedVolume(t)
-	source, other := t.TempDir(), t.TempDir()
-	writeTree(t, source, map[string]string{"wp-load.php": "load"})
-	writeTree(t, other, map[string]string{"wp-load.php": "load", "wp-config.php": "another"})
-	s := testSite(t, "backend1", source, volume, "127.0.0.1:1")
+	other := t.TempDir()
+	writeTree(t, other, map[string]string{"wp-content/index.php": "another"})
+	s := testSite(t, "backend1", testCore(t, map[string]string{"wp-content.image/index.php": "x"}), volume, "127.0.0.1:1")
 	if err := os.Symlink(other, s.params.Target); err != nil {
 		t.Fatal(err)
 	}
@@ -201,55 +409,28 @@ func TestSiteCopyFailsWhenItCannotBeRenamed(t *testing.T) {
 	if err := os.Remove(s.params.Target); err != nil {
 		t.Fatal(err)
 	}
-	writeTree(t, s.params.Target, map[string]string{"wp-config.php": "another"})
+	writeTree(t, s.params.Target, map[string]string{"notes.txt": "the user's"})
+	if err := s.copy(t.Context()); err == nil || !strings.Contains(err.Error(), "move away what is in it") {
+		t.Errorf("something else is there: %v", err)
+	}
+	if err := s.clear(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	writeTree(t, s.params.Target, map[string]string{"wp-content/index.php": "another"})
 	if err := s.copy(t.Context()); err != nil {
 		t.Errorf("another node was faster: %v", err)
 	}
-}
-
-func TestSiteFromAnArchive(t *testing.T) {
-	volume := sharedVolume(t)
-	path := filepath.Join(t.TempDir(), "wordpress.tar.gz")
-	write := func(files ...string) {
-		f, err := os.Create(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		z := gzip.NewWriter(f)
-		a := tar.NewWriter(z)
-		for _, name := range files {
-			a.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: 1, Typeflag: tar.TypeReg})
-			a.Write([]byte("x"))
-		}
-		a.Close()
-		z.Close()
-		f.Close()
-	}
-	s := testSite(t, "backend1", path, volume, "127.0.0.1:1")
-	w := World{Self: s.node.Facts.Node}
-	write("wordpress/wp-load.php", "wordpress/../../escape.php")
-	if got := drive(t, s, w, 2*time.Minute); got.State != facts.Failed || !strings.Contains(got.Detail, "archive") && !strings.Contains(got.Detail, "no WordPress") {
-		t.Errorf("hostile archive: %+v", got)
-	}
-	if _, err := os.Stat(s.params.Target); err == nil {
-		t.Error("a broken copy took the site's place")
-	}
-	write("wordpress/wp-load.php", "wordpress/deep/er/x.php")
-	s.retry.Reset()
-	drive(t, s, w, 2*time.Minute)
-	if data, _ := os.ReadFile(filepath.Join(s.params.Target, "deep/er/x.php")); string(data) != "x" {
-		t.Errorf("deep/er/x.php: %q", data)
+	if got := readFile(t, s.content("index.php")); got != "another" {
+		t.Errorf("the site was replaced: %q", got)
 	}
 }
 
 func TestTwoCopiesOneSite(t *testing.T) {
 	volume := sharedVolume(t)
-	source := t.TempDir()
-	writeTree(t, source, map[string]string{"wp-load.php": "load", "wp-includes/x.php": "x"})
 	var wg sync.WaitGroup
 	var sites []*site
 	for _, node := range []string{"backend1", "backend2"} { // neither hears the other, so both think that they are the lowest
-		s := testSite(t, node, source, volume, "127.0.0.1:1")
+		s := testSite(t, node, testCore(t, map[string]string{"wp-content/x/x.php": "x"}), volume, "127.0.0.1:1")
 		sites = append(sites, s)
 		wg.Go(func() { drive(t, s, World{Self: s.node.Facts.Node}, 2*time.Minute) })
 	}
@@ -258,7 +439,7 @@ func TestTwoCopiesOneSite(t *testing.T) {
 	if len(entries) != 1 || entries[0].Name() != "wordpress" {
 		t.Errorf("on the volume: %v", entries)
 	}
-	if _, err := os.Stat(filepath.Join(sites[0].params.Target, "wp-includes/x.php")); err != nil {
+	if _, err := os.Stat(sites[0].content("x/x.php")); err != nil {
 		t.Error(err)
 	}
 }
@@ -316,7 +497,8 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 	}
 	addr, sql := mariadb(t)
 	volume := sharedVolume(t)
-	s := testSite(t, "backend1", "/usr/share/wordpress", volume, addr)
+	image := realCore(t)
+	s := testSite(t, "backend1", image, volume, addr)
 	s.params.DropIn = "../roles/backend/db.php"
 	w := World{Self: s.node.Facts.Node}
 
@@ -353,7 +535,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 	}
 
 	// Two at once, neither knowing of the other.
-	other := testSite(t, "backend2", "/usr/share/wordpress", volume, addr)
+	other := testSite(t, "backend2", image, volume, addr)
 	var wg sync.WaitGroup
 	errs := make([]error, 2)
 	for i, c := range []*site{s, other} {
@@ -377,6 +559,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 		"SELECT option_value FROM wordpress.wp_options WHERE option_name='timezone_string'":                              "Asia/Kolkata",
 		"SELECT TIMESTAMPDIFF(MINUTE, post_date_gmt, post_date) FROM wordpress.wp_posts WHERE post_title='Hello world!'": "330",
 		"SELECT option_value FROM wordpress.wp_options WHERE option_name='permalink_structure'":                          "/%year%/%monthnum%/%day%/%postname%/",
+		"SELECT option_value FROM wordpress.wp_options WHERE option_name='imagegen_release'":                             s.core.Release,
 		"SELECT COUNT(*) FROM wordpress.wp_usermeta WHERE meta_key='wp_capabilities' AND meta_value LIKE '%admini%'":     "1",
 	} {
 		if got := sql(q); got != want {
@@ -388,17 +571,149 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 		t.Errorf("log in: %v: %s", err, out)
 	}
 
+	// A plug-in of one file is itself to WordPress, however it was found; and finds WordPress beside wp-content.
+	writeTree(t, s.params.Target, map[string]string{"wp-content/plugins/one.php": "<?php require_once dirname(__DIR__, 2) . '/wp-load.php'; echo ' ', plugin_basename(__FILE__), ' ', plugins_url('', __FILE__), ' ', ABSPATH, \"\\n\";"})
+	for _, path := range []string{s.content("plugins/one.php"), filepath.Join(image, "wp-content/plugins/one.php")} {
+		out, err := exec.Command("php", "-r", "$_SERVER['HTTP_HOST']='192.168.10.39:8080'; require '"+path+"';").CombinedOutput()
+		if want := " one.php http://192.168.10.39:8080/wp-content/plugins " + image + "/\n"; err != nil || !strings.HasSuffix(string(out), want) {
+			t.Errorf("%s: %v: %s\nwant%s", path, err, out, want)
+		}
+	}
+
 	// Again is nothing; another cluster's database is refused.
 	if err := s.take(t.Context(), siteInstall); err != nil {
 		t.Errorf("again: %v", err)
 	}
-	foreign := testSite(t, "backend1", "/usr/share/wordpress", volume, addr)
+	foreign := testSite(t, "backend1", image, volume, addr)
 	foreign.node.Facts.ClusterID = "99999999-2222-4333-8444-555555555555"
 	if got := drive(t, foreign, w, 2*time.Minute); got.State != facts.Stopped {
 		t.Errorf("another cluster's database: %+v", got)
 	}
 	if err := foreign.take(t.Context(), siteInstall); err != nil || foreign.seen.Database != dbForeign {
 		t.Errorf("installing over another cluster's site: %v, %q", err, foreign.seen.Database)
+	}
+}
+
+// TestDatabaseIsUpgradedOnce rolls out a newer WordPress: whatever happens to those who upgrade, it is done once.
+func TestDatabaseIsUpgradedOnce(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: starts a MariaDB; run it without -short")
+	}
+	addr, sql := mariadb(t)
+	sql("CREATE DATABASE wordpress; CREATE USER wordpress@'127.0.0.1' IDENTIFIED BY 'pw'; CREATE USER wordpress@localhost IDENTIFIED BY 'pw'; GRANT ALL ON wordpress.* TO wordpress@'127.0.0.1'; GRANT ALL ON wordpress.* TO wordpress@localhost; CREATE TABLE wordpress.ran (n INT AUTO_INCREMENT PRIMARY KEY)")
+	volume := sharedVolume(t)
+	older := testSite(t, "backend1", realCore(t), volume, addr)
+	older.params.DropIn = "../roles/backend/db.php"
+	w := World{Self: older.node.Facts.Node}
+	if got := drive(t, older, w, 2*time.Minute); got != ready("") {
+		t.Fatalf("installing: %+v", got)
+	}
+	newest := realCore(t)
+	version := fmt.Sprint(older.core.Database + 5)
+	edit := func(file, from, to string) {
+		t.Helper()
+		text := readFile(t, filepath.Join(newest, file))
+		if !strings.Contains(text, from) {
+			t.Fatalf("%s has no %s", file, from)
+		}
+		writeTree(t, newest, map[string]string{file: strings.Replace(text, from, to, 1)})
+	}
+	edit("wp-includes/version.php", fmt.Sprint("$wp_db_version = ", older.core.Database), "$wp_db_version = "+version)
+	edit("wp-includes/version.php", "$wp_version = '"+older.core.Release+"'", "$wp_version = '77.7'")
+	const upgrade = "wp-admin/includes/upgrade.php"
+	begin := "{" // of the function that upgrades
+	within := func(code string) {
+		t.Helper()
+		edit(upgrade, "function upgrade_all() "+begin, "function upgrade_all() { global $wpdb, $wp_db_version; "+code)
+		begin = "{ global $wpdb, $wp_db_version; " + code
+	}
+	now := func() string {
+		return sql("SELECT option_value FROM wordpress.wp_options WHERE option_name = 'db_version'")
+	}
+	lock := func() string {
+		return sql("SELECT COUNT(*) FROM wordpress.wp_options WHERE option_name = 'imagegen_upgrade'")
+	}
+	one, two := testSite(t, "backend1", newest, volume, addr), testSite(t, "backend2", newest, volume, addr)
+	for _, s := range []*site{one, two} {
+		s.params.DropIn = older.params.DropIn
+		if _, err := s.Observe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// While the upgrade waits, WordPress does not ask for it.
+	out, err := exec.Command("php", "-r", "define('WP_USE_THEMES', false); $_SERVER['HTTP_HOST']='192.168.10.39:8080'; require '"+newest+"/wp-load.php'; echo get_option('db_version');").CombinedOutput()
+	if err != nil || !strings.HasSuffix(string(out), version) {
+		t.Errorf("the version that WordPress sees: %v: %s", err, out)
+	}
+
+	for name, code := range map[string]string{
+		"it ended early":          "exit(0);",
+		"the connection was lost": "$wpdb->query('KILL CONNECTION_ID()');",
+		"it came back by itself":  "$wpdb->close(); $wpdb->db_connect();",
+	} {
+		within(code)
+		if err := one.take(t.Context(), siteUpgrade); err == nil || now() == version || lock() != "0" {
+			t.Errorf("%s: %v, version %s, locks %s", name, err, now(), lock())
+		}
+	}
+	within("posix_kill(getmypid(), 9);")
+	if err := one.take(t.Context(), siteUpgrade); err == nil || now() == version || lock() != "1" {
+		t.Errorf("killed: %v, version %s, locks %s", err, now(), lock())
+	}
+	within("if (get_option('db_version') < $wp_db_version) $wpdb->query('INSERT INTO ran VALUES ()'); sleep(1);")
+	if err := two.take(t.Context(), siteUpgrade); err == nil || !strings.Contains(err.Error(), "held by backend1 for ") {
+		t.Errorf("while another has the lock: %v", err)
+	}
+	sql("UPDATE wordpress.wp_options SET option_value = 'backend1 token 1700000000' WHERE option_name = 'imagegen_upgrade'")
+	if got := sql("SELECT COUNT(*) FROM wordpress.ran"); got != "0" {
+		t.Fatalf("upgraded %s times before", got)
+	}
+
+	// Both at once, neither knowing of the other.
+	errs := make([]error, 2)
+	var wg sync.WaitGroup
+	for i, s := range []*site{one, two} {
+		wg.Go(func() { errs[i] = s.take(t.Context(), siteUpgrade) })
+	}
+	wg.Wait()
+	if errs[0] != nil && errs[1] != nil {
+		t.Fatalf("neither upgraded: %v; %v", errs[0], errs[1])
+	}
+	for _, s := range []*site{one, two} {
+		s.retry.Reset()
+		s.asked = time.Time{}
+		if got := drive(t, s, w, 2*time.Minute); got != ready("") {
+			t.Errorf("%s: %+v", s.node.Facts.Node.Name, got)
+		}
+		if err := s.take(t.Context(), siteUpgrade); err != nil {
+			t.Errorf("again: %v", err)
+		}
+	}
+	if got := sql("SELECT COUNT(*) FROM wordpress.ran"); got != "1" || now() != version || lock() != "0" {
+		t.Errorf("upgraded %s times to %s, locks %s", got, now(), lock())
+	}
+
+	// Another node is done between this one's look and its lock.
+	sql("UPDATE wordpress.wp_options SET option_value = option_value - 1 WHERE option_name = 'db_version'")
+	wrapper := filepath.Join(sharedVolume(t), "php")
+	writeTree(t, filepath.Dir(wrapper), map[string]string{"php": "#!/bin/sh\nsed 's/^    $now = (int)/$wpdb->query(\"UPDATE wp_options SET option_value = " + version + " WHERE option_name = \\x27db_version\\x27\"); &/' | php\n"})
+	os.Chmod(wrapper, 0o755)
+	two.params.PHP = []string{wrapper}
+	if err := two.take(t.Context(), siteUpgrade); err != nil || now() != version || lock() != "0" {
+		t.Errorf("another was faster: %v, version %s, locks %s", err, now(), lock())
+	}
+	if got := sql("SELECT COUNT(*) FROM wordpress.ran"); got != "1" {
+		t.Errorf("upgraded %s times", got)
+	}
+
+	// The older image is refused, and says which one is needed.
+	older.asked = time.Time{}
+	if got := drive(t, older, w, time.Minute); got.State != facts.Stopped || !strings.Contains(got.Detail, "replace this node with an image that has WordPress 77.7") {
+		t.Errorf("an older image: %+v", got)
+	}
+	if err := older.take(t.Context(), siteUpgrade); err != nil || now() != version {
+		t.Errorf("the older image has changed the version: %v, %s", err, now())
 	}
 }
 
@@ -552,7 +867,7 @@ func TestSecretsStayOffTheCommandLine(t *testing.T) {
 	os.Chmod(dir, 0o755)
 	php := filepath.Join(dir, "php")
 	os.WriteFile(php, []byte("#!/bin/sh\ncat >/dev/null\ntr '\\0' ' ' </proc/self/environ; tr '\\0' ' ' </proc/$$/cmdline; id -u\necho '{\"state\":\"error\",\"detail\":\"as '$(id -u)'\"}'\n"), 0o755)
-	s := testSite(t, "backend1", "", t.TempDir(), "127.0.0.1:1")
+	s := testSite(t, "backend1", t.TempDir(), t.TempDir(), "127.0.0.1:1")
 	s.params.PHP = []string{php}
 	a, err := s.php(t.Context(), "look")
 	if err != nil || a.Detail != "as 33" {

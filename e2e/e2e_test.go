@@ -425,12 +425,12 @@ func (b *bench) redisMaster(t *testing.T) string {
 func (b *bench) sessionsOutlive(t *testing.T) {
 	admin := b.login(t)
 	page := `<?php session_start(); $_SESSION["n"] = ($_SESSION["n"] ?? 0) + 1; echo "visit ", $_SESSION["n"], ".";`
-	if _, err := b.in("backend1", "echo '"+page+"' >/mnt/gluster/wordpress/visits.php"); err != nil {
+	if _, err := b.in("backend1", "echo '"+page+"' >/mnt/gluster/wordpress/wp-content/visits.php"); err != nil {
 		t.Fatal(err)
 	}
 	visit := func(want string) func() error {
 		return func() error {
-			body, err := b.get(admin, "/visits.php")
+			body, err := b.get(admin, "/wp-content/visits.php")
 			if err == nil && body != want {
 				err = fmt.Errorf("got %q, want %q", body, want)
 			}
@@ -443,7 +443,7 @@ func (b *bench) sessionsOutlive(t *testing.T) {
 	master := b.redisMaster(t)
 	b.lab(t, "kill", master)
 	took := testkit.Eventually(t, time.Minute, "the session after the Redis master's death", func() error {
-		body, err := b.get(admin, "/visits.php")
+		body, err := b.get(admin, "/wp-content/visits.php")
 		if err == nil && (!strings.HasPrefix(body, "visit ") || body == "visit 1.") {
 			err = fmt.Errorf("the session is lost: %q", body)
 		}

@@ -23,7 +23,7 @@ import (
 // durable.
 const probePHP = `<?php
 if ($_GET['op'] !== 'post') define('SHORTINIT', true);
-require __DIR__ . '/wp-config.php';
+require dirname(__DIR__) . '/wp-load.php'; // as plug-ins find WordPress
 $n = (int)($_GET['n'] ?? 0);
 $dir = __DIR__ . '/probe';
 switch ($_GET['op']) {
@@ -94,7 +94,7 @@ const (
 
 func (b *bench) newLoad(t *testing.T) (l *load, stop func()) {
 	t.Helper()
-	if _, err := b.in("backend1", "cat >/mnt/gluster/wordpress/probe.php <<'PHP'\n"+probePHP+"PHP\n"); err != nil {
+	if _, err := b.in("backend1", "cat >/mnt/gluster/wordpress/wp-content/probe.php <<'PHP'\n"+probePHP+"PHP\n"); err != nil {
 		t.Fatal(err)
 	}
 	l = &load{bench: b, acked: map[string]map[int]bool{}, fails: map[string]int{}, last: map[string]time.Time{}, bad: map[string]time.Time{}, why: map[string]string{}}
@@ -141,7 +141,7 @@ func (b *bench) newLoad(t *testing.T) (l *load, stop func()) {
 
 // request sends one request; older: the session lacks the acknowledged change last.
 func (l *load) request(c *http.Client, op string, n, last int) (older bool, err error) {
-	body, err := l.bench.get(c, fmt.Sprintf("/probe.php?op=%s&n=%d&last=%d", op, n, last))
+	body, err := l.bench.get(c, fmt.Sprintf("/wp-content/probe.php?op=%s&n=%d&last=%d", op, n, last))
 	older = body == "ok, older"
 	if err == nil && body != "ok" && !older {
 		err = fmt.Errorf("%.200s", body)
@@ -184,7 +184,7 @@ func (l *load) lost(t *testing.T) int {
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Second) {
 		var all map[string][]int
 		testkit.Eventually(t, time.Minute, "the list of what was written", func() error {
-			body, err := l.bench.get(&http.Client{Timeout: 30 * time.Second}, "/probe.php?op=all")
+			body, err := l.bench.get(&http.Client{Timeout: 30 * time.Second}, "/wp-content/probe.php?op=all")
 			if err == nil {
 				err = json.Unmarshal([]byte(body), &all)
 			}

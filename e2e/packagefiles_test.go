@@ -41,6 +41,10 @@ var packageFiles = []packageFile{
 ^ExecStart=/usr/sbin/php-fpm8\.2 --nodaemonize --fpm-config /etc/php/8\.2/fpm/php-fpm\.conf$`},
 	{"backend1", "/etc/php/8.2/fpm/php-fpm.conf", "php8.2-fpm", `^include=/etc/php/8\.2/fpm/pool\.d/\*\.conf$`},
 	{"backend1", "/usr/share/wordpress/wp-load.php", "wordpress", `wp-config\.php`},
+	{"backend1", "/usr/share/wordpress/wp-includes/version.php", "wordpress", `
+^\$wp_version = '[0-9.]+';$
+^\$wp_db_version = [0-9]+;$`},
+	{"backend1", "/usr/share/wordpress/wp-includes/default-constants.php", "wordpress", `define\( 'WP_DEFAULT_THEME', '[a-z]+' \);`},
 
 	{"balancer1", "/lib/systemd/system/haproxy.service", "haproxy", `
 ^Type=notify$
@@ -87,7 +91,7 @@ var effective = []asked{
 	{"backend1", "the last of PHP's settings", `ls /etc/php/8.2/fpm/conf.d | tail -n 1`, "90-imagegen.ini"},
 	{"backend1", "PHP's modules that WordPress uses", `php8.2 -m | grep -xE 'curl|dom|exif|fileinfo|gd|igbinary|intl|json|mbstring|mysqli|openssl|redis|xml|zip|Zend OPcache' | sort -u`,
 		"Zend OPcache curl dom exif fileinfo gd igbinary json mbstring mysqli openssl redis xml zip"},
-	{"backend1", "links of WordPress to files that are not there", `find -L /usr/share/wordpress -type l`, ""},
+	{"backend1", "links of WordPress to files that are not there", `find -L /usr/share/wordpress -xdev -type l`, ""},
 	{"balancer1", "/etc/default/haproxy", `grep -vE '^(#|$)' /etc/default/haproxy`, ""},
 	{"balancer1", "/etc/default/keepalived", `grep -vE '^(#|$)' /etc/default/keepalived`, `DAEMON_ARGS=""`},
 	{"glusterfs1", "/etc/default/glusterd", `grep -vE '^(#|$)' /etc/default/glusterd`, ""},

@@ -30,16 +30,20 @@ func content(t *testing.T, c *Catalogue, s *cluster.Spec, node, path string) str
 	return ""
 }
 
-// TestBalancersShareAnImage: roles with the same bake inputs share an image.
-func TestBalancersShareAnImage(t *testing.T) {
+// TestRolesShareImages: roles with the same bake inputs share an image.
+func TestRolesShareImages(t *testing.T) {
 	c := mustLoad(t, "")
-	for _, d := range distro.Names() {
-		a, b := c.Role("balancer").Distros[d], c.Role("databalancer").Distros[d]
+	shares := func(distro, one, other string) {
+		a, b := c.Role(one).Distros[distro], c.Role(other).Distros[distro]
 		a.Vars, b.Vars = nil, nil // not part of an image
 		if len(a.Packages) == 0 || !reflect.DeepEqual(a, b) {
-			t.Errorf("%s: %+v and %+v", d, a, b)
+			t.Errorf("%s: %+v and %+v", distro, a, b)
 		}
 	}
+	for _, d := range distro.Names() {
+		shares(d, "balancer", "databalancer")
+	}
+	shares("debian12", "web", "backend")
 }
 
 // TestPartialClusters renders clusters that are parts of the reference cluster.
@@ -86,7 +90,7 @@ func TestPartialClusters(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	s = parse(t, c, strings.Replace(head, "debian12", "centos7", 1)+"sql: proxysql\nroles:\n"+gluster+percona+"  backend: {nodes: {k1: 10.1.0.14}}\n")
-	if conf := content(t, c, s, "k1", "/etc/imagegen/wp-config.php"); !strings.Contains(conf, "'127.0.0.1:6033'") {
+	if conf := content(t, c, s, "k1", "/usr/share/wordpress/wp-config.php"); !strings.Contains(conf, "'127.0.0.1:6033'") {
 		t.Error(conf)
 	}
 }
@@ -134,7 +138,7 @@ func TestSettings(t *testing.T) {
 	text = strings.Replace(text, "  # url: https://www.example.com", "  url: https://www.example.com", 1)
 	text = strings.Replace(text, "  backend:\n", "  backend:\n    options: {children: '2'}\n", 1)
 	s := parse(t, c, text)
-	conf := content(t, c, s, "backend1", "/etc/imagegen/wp-config.php")
+	conf := content(t, c, s, "backend1", "/usr/share/wordpress/wp-config.php")
 	for _, want := range []string{"define( 'WP_HOME', 'https://www.example.com' );", "$_SERVER['HTTPS'] = 'on'"} {
 		if !strings.Contains(conf, want) {
 			t.Errorf("no %s in\n%s", want, conf)

@@ -45,7 +45,9 @@ func TestPagesAreServed(t *testing.T) {
 	out, err := inSandbox(t, n, together(t, c, s, testSecrets(c, s), "web1", "backend1", "balancer1"), `
 # balancer1's, backend1's and the virtual address; backend2 and web2 are down
 for a in 39 40 47; do ip addr add 192.168.10.$a/32 dev eth0; done
-site=/mnt/gluster/wordpress
+core=/usr/share/wordpress
+volume=/mnt/gluster/wordpress
+mount -t tmpfs core $core # instead of this machine's
 mkdir -p /var/log /var/lib/nginx /var/lib/haproxy/dev /run/php
 sed -i "s/listen 80 /listen $IP:80 /" /etc/nginx/nginx.conf # elsewhere, HAProxy has a machine of its own
 # and nginx's packets come from its own address
@@ -65,11 +67,13 @@ vip=http://192.168.10.39
 
 is 503 http://192.168.10.42/nginx-health
 until_is 503 $vip/
-mkdir -p $site/wp-content/uploads
-echo '<?php echo "page of ", $_SERVER["REMOTE_ADDR"], " ", $_SERVER["REQUEST_URI"], " ", ini_get("session.save_handler"), " ", ini_get("session.save_path");' >$site/index.php
-echo '<?php echo "password";' | tee $site/wp-config.php >$site/wp-content/uploads/x.php
-echo password >$site/.htpasswd
-seq 1000 >$site/a.css
+mkdir -p $volume
+is 503 http://192.168.10.42/nginx-health
+mkdir -p $volume/wp-content/uploads $volume/wp-content/plugins/p $volume/.well-known $core/wp-admin $core/wp-includes
+echo '<?php echo "page of ", $_SERVER["REMOTE_ADDR"], " ", $_SERVER["REQUEST_URI"], " ", ini_get("session.save_handler"), " ", ini_get("session.save_path");' >$core/index.php
+echo '<?php echo "password";' | tee $core/wp-config.php $core/wp-admin/install.php $core/readme.html $volume/wp-config.php >$volume/wp-content/uploads/x.php
+echo password >$core/.htpasswd
+seq 1000 | tee $core/wp-includes/a.css >$volume/wp-content/b.css
 is 200 http://192.168.10.42/nginx-health
 until_is 200 $vip/
 is 200 $vip/some/post/?p=1
@@ -77,7 +81,7 @@ grep -F '/some/post/?p=1 redis tls://192.168.10.53:6379?auth=' body
 is 200 --interface 192.168.10.40 -H 'X-Forwarded-For: 6.6.6.6, 1.2.3.4' http://192.168.10.42/; grep 'page of 1.2.3.4 ' body
 is 200 --interface 192.168.10.47 -H 'X-Forwarded-For: 1.2.3.4' http://192.168.10.42/; grep 'page of 192.168.10.47 ' body
 # The page hears of the host and port in the visitor's address bar, and of no host that the request is not for.
-echo '<?php echo "host ", $_SERVER["HTTP_HOST"], " ", $_SERVER["SERVER_NAME"], " proxy [", $_SERVER["HTTP_PROXY"], "]";' >$site/host.php
+echo '<?php echo "host ", $_SERVER["HTTP_HOST"], " ", $_SERVER["SERVER_NAME"], " proxy [", $_SERVER["HTTP_PROXY"], "]";' >$core/host.php
 hears() { is 200 -H "Host: $1" -H 'Proxy: 6.6.6.6' $vip/host.php; grep -xF "host $2 proxy []" body || { cat body; exit 1; }; }
 hears 127.0.0.1:8080 '127.0.0.1:8080 127.0.0.1'
 hears www.example.com 'www.example.com www.example.com'
@@ -87,7 +91,7 @@ hears www.example.com:http 'www.example.com www.example.com'
 is 200 --request-target http://good.example/host.php -H 'Host: bad.example:8080' http://192.168.10.42/; grep -F 'host good.example good' body
 # So are PHP's settings, all of them.
 cp $ini /tmp/ours.ini
-cat >$site/ini.php <<'END'
+cat >$core/ini.php <<'END'
 <?php
 $ours = parse_ini_file('/tmp/ours.ini');
 foreach ($ours as $name => $value) {
@@ -100,14 +104,30 @@ echo count($ours), " settings\n";
 END
 is 200 $vip/ini.php; [ "$(sed 's/^[0-9]* settings//' body)" = "" ] && grep -E '^[1-9][0-9] settings' body || { cat body; exit 1; }
 # Types are ours, and what they say is squeezed.
-echo 1 | tee $site/a.js $site/a.woff2 $site/a.webp >$site/a.bin
+echo 1 | tee $core/a.js $core/a.woff2 $volume/wp-content/a.webp >$volume/wp-content/a.bin
 type_of() { is 200 $1; curl -sI $1 | tr -d '\r' | grep -xi "content-type: $2" || { curl -sI $1; exit 1; }; }
-type_of $vip/a.css text/css; type_of $vip/a.js application/javascript; type_of $vip/a.woff2 font/woff2; type_of $vip/a.webp image/webp
-type_of $vip/a.bin application/octet-stream
-for path in /wp-config.php /.htpasswd /wp-content/uploads/x.php; do is 403 $vip$path; not grep -q password body; done
-is 200 $vip/.well-known/x
+type_of $vip/wp-includes/a.css text/css; type_of $vip/wp-content/b.css text/css
+type_of $vip/a.js application/javascript; type_of $vip/a.woff2 font/woff2; type_of $vip/wp-content/a.webp image/webp
+type_of $vip/wp-content/a.bin application/octet-stream
+for path in /wp-config.php /.htpasswd /wp-content/uploads/x.php /wp-admin/install.php /readme.html; do is 403 $vip$path; not grep -q password body; done
 is 404 $vip/nothing.php
-curl -s -H 'Accept-Encoding: gzip' $vip/a.css | gzip -t
+curl -s -H 'Accept-Encoding: gzip' $vip/wp-includes/a.css | gzip -t
+# A plug-in's PHP knows itself where it is on the volume. Its WordPress is the image's.
+echo '<?php echo "plug-in ", __FILE__, " ", realpath($_SERVER["DOCUMENT_ROOT"]), " ", $_SERVER["SCRIPT_NAME"];' >$volume/wp-content/plugins/p/x.php
+is 200 $vip/wp-content/plugins/p/x.php
+grep -xF "plug-in $volume/wp-content/plugins/p/x.php $volume /wp-content/plugins/p/x.php" body
+is 200 $vip/wp-content/nothing; grep 'page of ' body
+is 200 $vip/wp-content/nothing.css; grep 'page of ' body
+# The site's own files beside WordPress are served, and an older WordPress beside wp-content is not.
+mkdir -p $volume/wp-includes $volume/wp-admin
+echo own | tee $volume/robots.txt >$volume/.well-known/x
+echo stale | tee $volume/license.txt $volume/wp-includes/old.js >$volume/wp-includes/a.css
+echo '<?php echo "stale";' | tee $volume/index.php $volume/wp-login.php $volume/wp-admin/old.php >$volume/.well-known/x.php
+for path in /robots.txt /.well-known/x; do is 200 $vip$path; grep -x own body; done
+for path in /license.txt /wp-includes/old.js /wp-includes/a.css /wp-login.php /wp-admin/old.php /.well-known/x.php /ads.txt / //index.php /wp-content/../wp-login.php; do
+	ask --path-as-is $vip$path >/dev/null; not grep stale body
+done
+is 200 $vip/ads.txt; grep 'page of ' body
 is 401 "$vip/haproxy?stats"
 pw=$(sed -n 's/ *stats auth admin://p' /etc/haproxy/haproxy.cfg)
 is 200 -u "admin:$pw" "$vip/haproxy?stats"
@@ -266,8 +286,9 @@ func TestSessionsAreEncrypted(t *testing.T) {
 	files := append(together(t, c, s, sec, "balancer3", "backend1", "web1"), redisOf(t, c, s, sec, "redis1")...)
 	out, err := inSandbox(t, n, files, redisShell+`
 for a in 47 48 49 53; do ip addr add 192.168.10.$a/32 dev eth0; done
-site=/mnt/gluster/wordpress
-mkdir -p /var/log /var/lib/nginx /var/lib/haproxy /run/php $site
+site=/usr/share/wordpress
+mount -t tmpfs site $site # instead of this machine's
+mkdir -p /var/log /var/lib/nginx /var/lib/haproxy /run/php
 sed -i "s/listen 80 /listen $IP:8080 /" /etc/nginx/nginx.conf # elsewhere, HAProxy has a machine of its own
 for a in 47 48; do ip route replace local 192.168.10.$a dev eth0 src $IP table local; done # and PHP-FPM is asked by nginx's address
 echo '<?php session_start(); $_SESSION["n"] = ($_SESSION["n"] ?? 0) + 1; echo "visit ", $_SESSION["n"];' >$site/index.php

@@ -178,11 +178,11 @@ type GaleraParams struct {
 	InitSQL   string   `json:"init_sql"` // rendered; users and databases; run once per cluster, safe to repeat
 }
 
-// SiteParams install the site once: its files on the volume, its tables in the database.
+// SiteParams install the site once, its wp-content on the volume and its tables in the database, and upgrade the database
+// when the image has a newer WordPress.
 type SiteParams struct {
-	Source      string   `json:"source"`            // folder or .tar.gz in the image that holds WordPress
-	Target      string   `json:"target"`            // folder on the volume
-	Config      string   `json:"config"`            // rendered wp-config.php
+	Core        string   `json:"core"`              // folder of WordPress in the image; the seed's wp-config.php is in it
+	Target      string   `json:"target"`            // folder on the volume that holds wp-content
 	DropIn      string   `json:"drop_in,omitempty"` // rendered wp-content/db.php; empty: none
 	Owner       string   `json:"owner"`             // user:group of the files
 	PHP         []string `json:"php"`               // the command-line interpreter

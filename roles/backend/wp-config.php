@@ -32,13 +32,27 @@ if ( isset( $_SERVER['HTTP_HOST'] ) && preg_match( '/^[A-Za-z0-9.\[\]:-]+$/', $_
 }
 {{- end}}
 
+// WordPress is part of the image, wp-content is the site's. Not the link to it beside this file: a plug-in's __FILE__ must
+// begin with the folder that WordPress knows.
+define( 'WP_CONTENT_DIR', '/mnt/gluster/wordpress/wp-content' );
+
 // Nodes are replaced, not changed: no editor, no self-updates, and no outgoing requests.
 define( 'DISALLOW_FILE_EDIT', true );
 define( 'AUTOMATIC_UPDATER_DISABLED', true );
+define( 'WP_AUTO_UPDATE_CORE', false );
 define( 'WP_HTTP_BLOCK_EXTERNAL', true );
 define( 'FS_METHOD', 'direct' );
 define( 'DISABLE_WP_CRON', true ); // wordpress-cron.timer runs it on the backends
 define( 'WP_DEBUG', false );
+
+// The agents upgrade the database once no backend has an older WordPress. Until then, WordPress must neither send
+// administrators to its own upgrade nor do it.
+$GLOBALS['wp_filter']['pre_option_db_version'][10]['imagegen'] = array(
+	'function'      => function () {
+		return $GLOBALS['wp_db_version'];
+	},
+	'accepted_args' => 0,
+);
 
 if ( ! defined( 'ABSPATH' ) ) {
 	define( 'ABSPATH', __DIR__ . '/' );
