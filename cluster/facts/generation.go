@@ -262,3 +262,12 @@ func open(envelope []byte) (*x509.Certificate, Generation, error) {
 	}
 	return cert, Generation{Manifest: m, Digest: Digest(e.Manifest), Signed: envelope}, nil
 }
+
+// MarshalJSON writes the envelope.
+func (g Generation) MarshalJSON() ([]byte, error) { return bytes.TrimSpace(g.Signed), nil }
+
+// UnmarshalJSON reads an envelope like OpenGeneration: the caller must Verify what is in Signed.
+func (g *Generation) UnmarshalJSON(data []byte) (err error) {
+	*g, err = OpenGeneration(bytes.Clone(data))
+	return err
+}
