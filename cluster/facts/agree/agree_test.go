@@ -2,20 +2,14 @@ package agree
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
 	"strings"
 	"testing"
-	"time"
 
 	"imagegen/cluster/facts"
+	"imagegen/internal/generationtest"
 )
 
 // cast is a set of generations for tests, by name.
@@ -174,63 +168,20 @@ func TestFollows(t *testing.T) {
 	}
 }
 
-// signer signs manifests, and verify checks them.
-func signer(t testing.TB) (sign func(facts.Manifest) facts.Generation, verify func([]byte) (facts.Generation, error)) {
-	t.Helper()
-	from := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: from, NotAfter: from.AddDate(50, 0, 0), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pub, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: from, NotAfter: from.AddDate(50, 0, 0), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}}
-	leaf.Subject.OrganizationalUnit = []string{facts.GenerationOU}
-	cert, err := x509.CreateCertificate(rand.Reader, leaf, authority, pub, caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verify = func(envelope []byte) (facts.Generation, error) {
-		return facts.Verify(envelope, authority, "6f1c0a52-8a6a-4c0e-9c1b-0123456789ab")
-	}
-	return func(m facts.Manifest) facts.Generation {
-		envelope, err := facts.SignManifest(m, cert, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		g, err := verify(envelope)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return g
-	}, verify
-}
-
 // TestDecode: what goes over the wire and to the disk comes back, and nothing that another authority has signed.
 func TestDecode(t *testing.T) {
-	sign, verify := signer(t)
-	other, _ := signer(t)
-	one := sign(generation(1, "", "n1").Manifest)
-	two := sign(generation(2, one.Digest, "n1").Manifest)
-	foreign := other(generation(2, one.Digest, "n1").Manifest)
+	authority := generationtest.New(t)
+	member := generation(1, "", "n1").Members[0]
+	one := authority.Sign(t, 1, "", member)
+	two := authority.Sign(t, 2, one.Digest, member)
+	foreign := generationtest.New(t).Sign(t, 2, one.Digest, member)
 	s := State{Fence: new(int), Known: &one, Promised: Ballot{3, "p"}, Accepted: &Vote{Ballot{2, "q"}, two}}
 	data, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var back State
-	if err := Decode(data, &back, verify); err != nil {
+	if err := Decode(data, &back, authority.Verify); err != nil {
 		t.Fatal(err)
 	}
 	if again, err := json.Marshal(back); err != nil || !bytes.Equal(again, data) {
@@ -246,7 +197,7 @@ func TestDecode(t *testing.T) {
 		}
 		for _, into := range []interface{ generations() []*facts.Generation }{new(State), new(Request), new(Reply)} {
 			if fmt.Sprintf("%T", into) == fmt.Sprintf("*%T", v) {
-				if err := Decode(data, into, verify); err == nil || !strings.Contains(err.Error(), "is not signed by the authority") {
+				if err := Decode(data, into, authority.Verify); err == nil || !strings.Contains(err.Error(), "is not signed by the authority") {
 					t.Errorf("%T: %v", v, err)
 				}
 			}
@@ -261,9 +212,10 @@ func TestDecode(t *testing.T) {
 
 // FuzzDecode: no input leads to a panic, and an acceptor handles whatever was decoded.
 func FuzzDecode(f *testing.F) {
-	sign, verify := signer(f)
-	one := sign(generation(1, "", "n1").Manifest)
-	two := sign(generation(2, one.Digest, "n1").Manifest)
+	authority := generationtest.New(f)
+	member := generation(1, "", "n1").Members[0]
+	one := authority.Sign(f, 1, "", member)
+	two := authority.Sign(f, 2, one.Digest, member)
 	for _, r := range []Request{{Step: Prepare, Ballot: Ballot{1, "p"}, Parent: &one}, {Step: Accept, Ballot: Ballot{1, "p"}, Parent: &one, Value: &two}, {Step: Chosen, Value: &two}} {
 		data, err := json.Marshal(r)
 		if err != nil {
@@ -273,7 +225,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var r Request
-		if Decode(data, &r, verify) != nil || r.Complete() != nil {
+		if Decode(data, &r, authority.Verify) != nil || r.Complete() != nil {
 			return
 		}
 		State{}.Handle(r)

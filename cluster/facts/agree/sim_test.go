@@ -228,8 +228,7 @@ func (w *world) fault() {
 	switch k := w.random.IntN(100); {
 	case k < 40:
 		if !n.up {
-			w.say("%s: boots", name)
-			n.up = true
+			w.boot(n)
 		}
 	case k < 50:
 		n.up = false
@@ -287,10 +286,18 @@ func (w *world) forget(n *simNode, keepData bool) {
 		n.heard = map[string]Status{}
 	}
 	w.say("%s: is replaced, with its data disk: %v", n.member.Name, keepData)
-	n.root, n.up = State{}, true
+	n.root = State{}
 	if n.data.Known != nil {
 		n.running = *n.data.Known
 	}
+	w.boot(n)
+}
+
+// boot turns a node on. Before it answers anybody, both copies of its memory are the same.
+func (w *world) boot(n *simNode) {
+	w.say("%s: boots", n.member.Name)
+	n.up = true
+	w.keep(n, w.memory(n))
 }
 
 // ask has a node that remembers nothing ask another.
@@ -461,8 +468,8 @@ func simulate(r rules, seed uint64, say func(format string, args ...any)) (failu
 	}
 	// Then the next one succeeds, once all nodes are up, whoever has stopped where.
 	w.calm = true
-	for _, n := range w.nodes {
-		n.up = true
+	for _, name := range w.names() {
+		w.boot(w.nodes[name])
 	}
 	for _, l := range w.late {
 		w.deliver(l.to, l.r)
