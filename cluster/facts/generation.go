@@ -257,10 +257,11 @@ func open(envelope []byte) (*x509.Certificate, Generation, error) {
 	if !ok || !ed25519.Verify(key, signed(e.Manifest), e.Signature) {
 		return nil, Generation{}, fmt.Errorf("the signature of generation %d is wrong", m.Number)
 	}
-	if again, err := json.Marshal(e); err != nil || !bytes.Equal(bytes.TrimSpace(envelope), again) {
+	again, err := json.Marshal(e)
+	if err != nil || !bytes.Equal(bytes.TrimSpace(envelope), again) {
 		return nil, Generation{}, errors.New("not a signed generation: it is not written as imagegen writes it")
 	}
-	return cert, Generation{Manifest: m, Digest: Digest(e.Manifest), Signed: envelope}, nil
+	return cert, Generation{Manifest: m, Digest: Digest(e.Manifest), Signed: append(again, '\n')}, nil
 }
 
 // MarshalJSON writes the envelope.
