@@ -189,15 +189,33 @@ func (p *project) printSeeds(c *cli.Context, keys *secrets.Secrets, nodes []clus
 // mask returns the files without secrets. If a file is marked secret but contains none in a known form (but a hash, for
 // example), all of its content is masked.
 func mask(files []cloudinit.File, keys *secrets.Secrets) []cloudinit.File {
+	return maskWith(newMasker(keys, nil), files)
+}
+
+// newMasker replaces the values of secrets by their names. passwords and private are further ones.
+func newMasker(keys *secrets.Secrets, passwords map[string]string, private ...[]byte) *strings.Replacer {
 	var pairs []string
-	for name, value := range keys.Passwords {
-		pairs = append(pairs, value, "(secret "+name+")")
+	add := func(value, shown string) {
+		if value != "" {
+			pairs = append(pairs, value, shown)
+		}
 	}
+	for _, all := range []map[string]string{keys.Passwords, passwords} {
+		for name, value := range all {
+			add(value, "(secret "+name+")")
+		}
+	}
+	private = append(private, keys.CA.Key, keys.Operator.Key, keys.Generation.Key)
 	for _, k := range keys.Nodes {
-		pairs = append(pairs, string(k.Key), "(private key)\n")
+		private = append(private, k.Key)
 	}
-	pairs = append(pairs, string(keys.CA.Key), "(private key)\n", string(keys.Operator.Key), "(private key)\n")
-	masker := strings.NewReplacer(pairs...)
+	for _, key := range private {
+		add(string(key), "(private key)\n")
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+func maskWith(masker *strings.Replacer, files []cloudinit.File) []cloudinit.File {
 	masked := slices.Clone(files)
 	for i, f := range files {
 		content := masker.Replace(string(f.Content))
