@@ -87,8 +87,10 @@ func (p *project) writeSeeds(keys *secrets.Secrets, all []rendering, nodes []clu
 	for _, r := range all {
 		seeds[r.node.Name] = r.seed
 	}
-	err := eachNode(nodes, func(_ int, n cluster.Node) error {
-		if have, err := cloudinit.ReadISO(p.seedPath(n.Name)); err != nil || fleet.SameSeed(have, seeds[n.Name]) {
+	wrote := make([]bool, len(nodes)) // not where only the generation is another, which changes nothing on the node
+	err := eachNode(nodes, func(i int, n cluster.Node) error {
+		have, err := cloudinit.ReadISO(p.seedPath(n.Name))
+		if wrote[i] = err != nil || !fleet.SameSeed(have, seeds[n.Name]); err != nil || !wrote[i] {
 			return nil // none, a damaged one, or this cluster's
 		}
 		if id, err := seedCluster(p.seedPath(n.Name)); err == nil && id != keys.ClusterID {
@@ -107,9 +109,8 @@ func (p *project) writeSeeds(keys *secrets.Secrets, all []rendering, nodes []clu
 	for _, r := range all { // now with the generation
 		seeds[r.node.Name] = r.seed
 	}
-	wrote := make([]bool, len(nodes))
 	err = eachNode(nodes, func(i int, n cluster.Node) error {
-		if wrote[i] = !seeds[n.Name].IsAt(p.seedPath(n.Name)); !wrote[i] {
+		if seeds[n.Name].IsAt(p.seedPath(n.Name)) {
 			return nil
 		}
 		return seeds[n.Name].WriteISO(p.seedPath(n.Name))
