@@ -153,6 +153,9 @@ func (g *generations) read(path string) (agree.State, error) {
 	return s, nil
 }
 
+// errNoDataDisk means that the acceptor cannot answer now. Why the disk is not there is the disk component's to say.
+var errNoDataDisk = errors.New("the data disk is not ready")
+
 // load reads both copies and makes them the same. Until then nothing is answered, since a new root disk remembers less.
 func (g *generations) load() error {
 	if g.loaded {
@@ -160,7 +163,7 @@ func (g *generations) load() error {
 	}
 	data, there := g.onData()
 	if !there {
-		return errors.New("the data disk is not ready yet")
+		return errNoDataDisk
 	}
 	s, err := g.read(g.onRoot)
 	if err == nil && data != "" {
@@ -183,7 +186,7 @@ func (g *generations) load() error {
 func (g *generations) write(s agree.State) error {
 	data, there := g.onData()
 	if !there {
-		return errors.New("the data disk is not ready")
+		return errNoDataDisk
 	}
 	text, err := json.Marshal(s)
 	if err != nil {
@@ -262,6 +265,27 @@ func (g *generations) signed(digest string) []byte {
 	return nil
 }
 
+// member verifies a signed generation, and returns what it says of this node. It must be the one in use: the node changes to no other.
+func (g *generations) member(signed []byte) (facts.Member, error) {
+	wanted, err := g.verify(signed)
+	if err != nil {
+		return facts.Member{}, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch known := g.state.Known; {
+	case known == nil:
+		return facts.Member{}, fmt.Errorf("%s does not know that generation %d is in use", g.node, wanted.Number)
+	case known.Digest != wanted.Digest:
+		return facts.Member{}, fmt.Errorf("generation %d is in use as far as %s knows, and not this generation %d", known.Number, g.node, wanted.Number)
+	}
+	m, ok := wanted.Member(g.node)
+	if !ok {
+		return m, fmt.Errorf("generation %d has no node %s", wanted.Number, g.node)
+	}
+	return m, nil
+}
+
 // report is the part of the node's report about generations.
 func (g *generations) report() *facts.GenerationReport {
 	g.mu.Lock()
@@ -314,11 +338,14 @@ func (g *generations) run(ctx context.Context) {
 // look asks one member, or all while the acceptor remembers nothing.
 func (g *generations) look(ctx context.Context) (mayVote bool, err error) {
 	own, err := g.status()
+	if errors.Is(err, errNoDataDisk) {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
 	members := g.others()
-	if len(members) == 0 && g.latest() == nil {
+	if g.latest() == nil {
 		return true, nil // made before generations: there is nothing to vote on
 	}
 	if own.Fence != nil {

@@ -82,7 +82,7 @@ func (d Disk) Keep(s Seed) error {
 		return err
 	}
 	for _, f := range s.files() {
-		if *f.data == nil {
+		if f.name == GenerationFile && len(*f.data) == 0 {
 			continue
 		}
 		if err := writeSynced(filepath.Join(dir, f.name), *f.data); err != nil {

@@ -73,7 +73,7 @@ func (s Seed) Identity() (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
-	if s.Generation != nil {
+	if len(s.Generation) > 0 {
 		g, err := facts.OpenGeneration(s.Generation)
 		if err != nil {
 			return id, fmt.Errorf("damaged: %w", err)

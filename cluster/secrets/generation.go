@@ -97,7 +97,10 @@ func Rendered(dir string) (facts.Manifest, bool, error) {
 
 // Render gives a manifest its number and its parent, and remembers it in dir. A manifest with the content of the last one gets
 // that one's number, and any other the next.
-func Render(dir string, m facts.Manifest) (facts.Manifest, error) {
+//
+// Where it is known which generation is in use, that is the parent, whatever was rendered last; a manifest with its content is that
+// generation. So any copy of dir with all secrets can go on. inUse is nil if it is not known.
+func Render(dir string, m facts.Manifest, inUse *facts.Generation) (facts.Manifest, error) {
 	lock, err := os.Open(dir)
 	if err != nil {
 		return m, fmt.Errorf("read the secrets: %w", err)
@@ -110,19 +113,23 @@ func Render(dir string, m facts.Manifest) (facts.Manifest, error) {
 	if err != nil {
 		return m, err
 	}
-	m.Number, m.Parent = 1, ""
-	if ok && last.ClusterID == m.ClusterID {
-		m.Number, m.Parent = last.Number, last.Parent
-		have, err1 := last.Encode()
-		want, err2 := m.Encode()
-		if err := errors.Join(err1, err2); err != nil {
-			return m, err
+	number, parent := 1, ""
+	if ok && last.ClusterID == m.ClusterID && (inUse == nil || last.Parent == inUse.Digest) {
+		same, digest, err := sameContent(m, last)
+		if same || err != nil {
+			return last, err
 		}
-		if bytes.Equal(have, want) {
-			return m, nil
-		}
-		m.Number, m.Parent = last.Number+1, facts.Digest(have)
+		number, parent = last.Number+1, digest
+	} else if ok && last.ClusterID == m.ClusterID {
+		number = last.Number + 1
 	}
+	if inUse != nil {
+		if same, _, err := sameContent(m, inUse.Manifest); same || err != nil {
+			return inUse.Manifest, err
+		}
+		number, parent = max(number, inUse.Number+1), inUse.Digest
+	}
+	m.Number, m.Parent = number, parent
 	data, err := m.Encode()
 	if err != nil {
 		return m, err
@@ -132,4 +139,12 @@ func Render(dir string, m facts.Manifest) (facts.Manifest, error) {
 	}
 	v := &store{dir: dir}
 	return m, v.write(filepath.Join(generationsDir, renderedFile), data)
+}
+
+// sameContent reports whether m says the same as before, but for its number and its parent, and returns before's digest.
+func sameContent(m, before facts.Manifest) (same bool, digest string, err error) {
+	m.Number, m.Parent = before.Number, before.Parent
+	have, err1 := before.Encode()
+	want, err2 := m.Encode()
+	return bytes.Equal(have, want), facts.Digest(have), errors.Join(err1, err2)
 }

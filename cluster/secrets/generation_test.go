@@ -27,7 +27,7 @@ func manifest(spec *cluster.Spec, s *Secrets) facts.Manifest {
 // render renders m and fails the test on an error.
 func render(t *testing.T, dir string, m facts.Manifest) facts.Manifest {
 	t.Helper()
-	m, err := Render(dir, m)
+	m, err := Render(dir, m, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,9 +66,36 @@ func TestGenerationsAreNumbered(t *testing.T) {
 		t.Errorf("the first content once more has number %d, want 3", third.Number)
 	}
 
+	// Another copy of the folder has brought generation 7 into use: it is the parent of the next one, and numbers go on from it.
+	seven := changed
+	seven.Members = append([]facts.Member{}, changed.Members...)
+	seven.Members[1].Image, seven.Number, seven.Parent = "ba5e", 7, second.Parent
+	data, err := seven.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inUse := &facts.Generation{Manifest: seven, Digest: facts.Digest(data)}
+	for what, want := range map[string]struct {
+		content facts.Manifest
+		number  int
+		parent  string
+	}{
+		"its own content": {seven, 7, seven.Parent},
+		"another":         {changed, 8, inUse.Digest},
+	} {
+		if m, err := Render(dir, want.content, inUse); err != nil || m.Number != want.number || m.Parent != want.parent {
+			t.Errorf("%s: number %d on %q, %v; want number %d on %q", what, m.Number, m.Parent, err, want.number, want.parent)
+		}
+	}
+	for range 2 {
+		if m, err := Render(dir, manifest(spec, s), inUse); err != nil || m.Number < 8 || m.Number > 9 || m.Parent != inUse.Digest {
+			t.Errorf("number %d on %q, %v", m.Number, m.Parent, err)
+		}
+	}
+
 	path := filepath.Join(dir, "generations", "rendered.json")
 	write(t, path, "{}")
-	if _, err := Render(dir, changed); err == nil || !strings.Contains(err.Error(), path) {
+	if _, err := Render(dir, changed, nil); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("a damaged record: %v", err)
 	}
 }

@@ -59,7 +59,7 @@ func (p *project) manifest(keys *secrets.Secrets, all []rendering) facts.Manifes
 
 // number gives these nodes' manifest its number, signs it, and puts it on their seeds.
 func (p *project) number(keys *secrets.Secrets, all []rendering) (facts.Manifest, error) {
-	m, err := secrets.Render(p.secretsDir(), p.manifest(keys, all))
+	m, err := secrets.Render(p.secretsDir(), p.manifest(keys, all), nil)
 	if err != nil {
 		return m, err
 	}

@@ -10,7 +10,6 @@ package agree
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 
 	"imagegen/cluster/facts"
@@ -201,7 +200,7 @@ func majority(n int) int { return n/2 + 1 }
 
 // Decode reads a State, a Request or a Reply into v. Every generation in it is checked with verify (see facts.Verify).
 func Decode(data []byte, v interface{ generations() []*facts.Generation }, verify func(envelope []byte) (facts.Generation, error)) error {
-	if err := json.Unmarshal(data, v); err != nil {
+	if err := facts.DecodeJSON(data, v, false); err != nil {
 		return err
 	}
 	for _, g := range v.generations() {
