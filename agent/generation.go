@@ -527,11 +527,16 @@ func (g *generations) serveRequest(w http.ResponseWriter, r *http.Request) {
 // serveSeed answers with the kept seed.
 func (g *generations) serveSeed(w http.ResponseWriter, _ *http.Request) {
 	var kept facts.KeptSeed
+	dir, err := filepath.EvalSymlinks(g.dir) // once: the node may change to another seed meanwhile
+	if err != nil {
+		http.Error(w, "this node has no copy of its seed", http.StatusServiceUnavailable)
+		return
+	}
 	for _, f := range []struct {
 		name string
 		into *[]byte
 	}{{"meta-data", &kept.MetaData}, {"network-config", &kept.NetworkConfig}, {"user-data", &kept.UserData}, {"generation", &kept.Generation}} {
-		data, err := os.ReadFile(filepath.Join(g.dir, f.name))
+		data, err := os.ReadFile(filepath.Join(dir, f.name))
 		if err != nil && !(f.name == "generation" && errors.Is(err, fs.ErrNotExist)) {
 			http.Error(w, "this node's copy of its seed cannot be read", http.StatusServiceUnavailable)
 			return

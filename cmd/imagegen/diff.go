@@ -31,7 +31,7 @@ func diffCommand() *cli.Command {
 			"whose image is not the one that imagegen build made last. Changes nothing.\n\n" +
 			"Needs all of secrets/, because seeds are rendered with them. Exits with 0 whenever a node could be asked, whether anything differs\n" +
 			"or not; nodes that do not answer are named.\n\n" +
-			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"nodes\": [{\"node\", \"change\", \"error\", \"generation\", \"address\", \"image\", \"files\"}]}.\n" +
+			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"uncertain\", \"nodes\": [{\"node\", \"change\", \"error\", \"generation\", \"address\", \"image\", \"files\"}]}.\n" +
 			"change is same, changed, added, removed or silent; generation is a number, that of the whole is in use; address and image are\n" +
 			"{\"runs\", \"spec\"} where they differ; files are [{\"path\", \"change\", \"mode\", \"owner\", \"secrets_only\", \"diff\"}]. user-data without its\n" +
 			"files and network-config count as files. Fields may be added without a new version.",
@@ -77,6 +77,7 @@ type clusterDiff struct {
 	Version    int        `json:"version"`
 	Cluster    string     `json:"cluster"`
 	Generation int        `json:"generation,omitempty"` // in use; 0: none, or not known
+	Uncertain  string     `json:"uncertain,omitempty"`  // why a later one may be
 	Nodes      []nodeDiff `json:"nodes"`
 }
 
@@ -126,6 +127,9 @@ func (p *project) diff(ctx context.Context, cl *operate.Cluster, keys *secrets.S
 	}
 	if g.InUse != nil {
 		d.Generation = g.InUse.Number
+		if g.Uncertain != nil {
+			d.Uncertain = g.Uncertain.Error()
+		}
 	}
 	d.Nodes = make([]nodeDiff, len(nodes))
 	err = eachNode(nodes, func(i int, n cluster.Node) (err error) {
@@ -306,6 +310,9 @@ func (d clusterDiff) text() string {
 	var b strings.Builder
 	if d.Generation > 0 {
 		fmt.Fprintf(&b, "generation %d is in use\n", d.Generation)
+	}
+	if d.Uncertain != "" {
+		fmt.Fprintf(&b, "not certain: %s\n", d.Uncertain)
 	}
 	var silent []string
 	differ := 0
