@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -262,8 +263,14 @@ func diffSeeds(keys *secrets.Secrets, runs, want cloudinit.Seed, files []cloudin
 		if was, now := owner(old[at]), owner(f); was != now {
 			d.Owner = &pairDiff{was, now}
 		}
-		if !bytes.Equal(old[at].Content, f.Content) {
-			d.Diff = diffTexts(shownOld[at].Content, shownNow[i].Content)
+		was, now := old[at].Content, f.Content
+		if f.Path == facts.FactsPath {
+			was, now = withoutDigests(was), withoutDigests(now)
+		}
+		if !bytes.Equal(was, now) {
+			if d.Diff = diffTexts(shownOld[at].Content, shownNow[i].Content); f.Path == facts.FactsPath {
+				d.Diff = diffTexts(was, now) // facts contain no secrets
+			}
 			d.SecretsOnly = d.Diff == ""
 		}
 		if d.Mode != nil || d.Owner != nil || d.Diff != "" || d.SecretsOnly {
@@ -280,6 +287,12 @@ func diffSeeds(keys *secrets.Secrets, runs, want cloudinit.Seed, files []cloudin
 	}
 	return all, nil
 }
+
+// digestForm is a digest in the facts.
+var digestForm = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
+// withoutDigests removes digests: those in the facts are of other files, which are compared themselves.
+func withoutDigests(content []byte) []byte { return digestForm.ReplaceAll(content, []byte("(digest)")) }
 
 // owner returns a file's owner as it is in the seed.
 func owner(f cloudinit.File) string {

@@ -14,14 +14,17 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"imagegen/cloudinit"
+	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/facts/agree"
+	"imagegen/cluster/secrets"
 	"imagegen/internal/testkit"
 )
 
@@ -198,5 +201,73 @@ func TestDiff(t *testing.T) {
 	}
 	if r := imagegen("diff"); r.code != exitFailed || !strings.Contains(r.stderr, "ca.key is missing") {
 		t.Errorf("without the authority's key: %+v", r)
+	}
+}
+
+// TestDiffSeeds: what a seed may contain that those of the reference cluster do not.
+func TestDiffSeeds(t *testing.T) {
+	digest := func(s string) string { return facts.Digest([]byte(s)) }
+	spec := &cluster.Spec{Cluster: "otus", Timezone: "UTC", Network: cluster.Network{CIDR: netip.MustParsePrefix("192.168.10.0/24")}}
+	node := cluster.Node{Name: "web1", Role: "web", IP: netip.MustParseAddr("192.168.10.42"), MAC: "02:00:00:00:00:01"}
+	seed := func(files []cloudinit.File) cloudinit.Seed {
+		s, err := cloudinit.New(spec, "6f1c0a52-8a6a-4c0e-9c1b-0123456789ab", node, files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	file := func(path string, mode uint32, content string, secret bool) cloudinit.File {
+		return cloudinit.File{Path: path, Mode: mode, Content: []byte(content), Secret: secret}
+	}
+	old := []cloudinit.File{
+		file(facts.SecretsPath, 0o600, `{"db": "oldPassword"}`, true),
+		file(facts.FactsPath, 0o644, `{"digest": "`+digest("a")+`"}`, false),
+		file("/etc/db.conf", 0o640, "password oldPassword\nport 1\n", true),
+		file("/etc/hash", 0o600, "$6$old", true),
+		file("/etc/gone", 0o600, "nobody knows what this is", true),
+		file("/etc/open", 0o644, "text\n", false),
+		file("/etc/binary", 0o644, "a\x00b", false),
+	}
+	now := []cloudinit.File{
+		file(facts.SecretsPath, 0o600, `{"db": "newPassword"}`, true),
+		file(facts.FactsPath, 0o644, `{"digest": "`+digest("b")+`"}`, false),
+		file("/etc/db.conf", 0o600, "password newPassword\nport 2\n", true),
+		file("/etc/hash", 0o600, "$6$new", true),
+		{Path: "/etc/open", Mode: 0o644, Content: []byte("text\n"), Owner: "www:www"},
+		file("/etc/binary", 0o644, "a\x00c", false),
+		file("/etc/new", 0o600, "newPassword\n", true),
+	}
+	files, err := diffSeeds(&secrets.Secrets{Passwords: map[string]string{"db": "newPassword"}}, seed(old), seed(now), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got strings.Builder
+	for _, f := range files {
+		f.print(&got, "web1")
+	}
+	const want = `web1/etc/imagegen/secrets.json: other secrets
+web1/etc/db.conf: mode 0640, should be 0600
+--- web1/etc/db.conf	runs
++++ web1/etc/db.conf	spec
+@@ -1,2 +1,2 @@
+ password (secret db)
+-port 1
++port 2
+web1/etc/hash: other secrets
+web1/etc/open: owner root:root, should be www:www
+--- web1/etc/binary	runs
++++ web1/etc/binary	spec
+binary content
+--- /dev/null
++++ web1/etc/new	spec
+@@ -0,0 +1 @@
++(secret db)
+--- web1/etc/gone	runs
++++ /dev/null
+@@ -1 +0,0 @@
+-(secret)
+`
+	if got.String() != want {
+		t.Errorf("got\n%swant\n%s", got.String(), want)
 	}
 }
