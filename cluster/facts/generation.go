@@ -2,6 +2,7 @@ package facts
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -10,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -181,11 +183,36 @@ func (m Manifest) check() error {
 	return nil
 }
 
-// Envelope is a signed manifest.
+// Envelope is a signed manifest. Every node of a cluster has it on its seed, so a large one is compressed.
 type Envelope struct {
-	Manifest    []byte `json:"manifest"`    // exactly the bytes that were signed
-	Certificate []byte `json:"certificate"` // DER
-	Signature   []byte `json:"signature"`   // Ed25519
+	Manifest    []byte `json:"manifest,omitempty"` // exactly the bytes that were signed
+	Packed      []byte `json:"packed,omitempty"`   // the same, gzip; instead of Manifest
+	Certificate []byte `json:"certificate"`        // DER
+	Signature   []byte `json:"signature"`          // Ed25519
+}
+
+const (
+	packFrom    = 16 << 10 // bytes of a manifest, from which on it is compressed
+	maxManifest = 16 << 20 // bytes of a manifest that is read
+)
+
+// manifest returns the bytes that were signed.
+func (e Envelope) manifest() ([]byte, error) {
+	if e.Packed == nil {
+		return e.Manifest, nil
+	}
+	if e.Manifest != nil {
+		return nil, errors.New("not a signed generation: it holds two manifests")
+	}
+	z, err := gzip.NewReader(bytes.NewReader(e.Packed))
+	var data []byte
+	if err == nil {
+		data, err = io.ReadAll(io.LimitReader(z, maxManifest+1))
+	}
+	if err != nil || len(data) > maxManifest {
+		return nil, errors.New("not a signed generation: it is damaged, or too large")
+	}
+	return data, nil
 }
 
 // signed returns the message that is signed. Nothing else that this key may ever sign begins like this.
@@ -195,13 +222,24 @@ func signed(manifest []byte) []byte {
 
 // SignManifest returns the envelope of a manifest as JSON. The same manifest, certificate and key give the same bytes.
 func SignManifest(m Manifest, certificate []byte, key ed25519.PrivateKey) ([]byte, error) {
-	e := Envelope{Certificate: certificate}
-	var err error
-	if e.Manifest, err = m.Encode(); err != nil {
+	manifest, err := m.Encode()
+	if err != nil {
 		return nil, err
 	}
-	if e.Signature, err = key.Sign(rand.Reader, signed(e.Manifest), crypto.Hash(0)); err != nil {
+	e := Envelope{Manifest: manifest, Certificate: certificate}
+	if e.Signature, err = key.Sign(rand.Reader, signed(manifest), crypto.Hash(0)); err != nil {
 		return nil, err
+	}
+	if len(manifest) >= packFrom {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		if _, err := z.Write(manifest); err != nil {
+			return nil, err
+		}
+		if err := z.Close(); err != nil {
+			return nil, err
+		}
+		e.Manifest, e.Packed = nil, b.Bytes()
 	}
 	return marshal(e, "")
 }
@@ -245,7 +283,11 @@ func open(envelope []byte) (*x509.Certificate, Generation, error) {
 	if err := DecodeJSON(envelope, &e, true); err != nil {
 		return nil, Generation{}, fmt.Errorf("not a signed generation: %w", err)
 	}
-	m, err := DecodeManifest(e.Manifest)
+	manifest, err := e.manifest()
+	if err != nil {
+		return nil, Generation{}, err
+	}
+	m, err := DecodeManifest(manifest)
 	if err != nil {
 		return nil, Generation{}, err
 	}
@@ -254,14 +296,14 @@ func open(envelope []byte) (*x509.Certificate, Generation, error) {
 		return nil, Generation{}, errors.New("not a signed generation: it holds no certificate")
 	}
 	key, ok := cert.PublicKey.(ed25519.PublicKey)
-	if !ok || !ed25519.Verify(key, signed(e.Manifest), e.Signature) {
+	if !ok || !ed25519.Verify(key, signed(manifest), e.Signature) {
 		return nil, Generation{}, fmt.Errorf("the signature of generation %d is wrong", m.Number)
 	}
 	again, err := json.Marshal(e)
 	if err != nil || !bytes.Equal(bytes.TrimSpace(envelope), again) {
 		return nil, Generation{}, errors.New("not a signed generation: it is not written as imagegen writes it")
 	}
-	return cert, Generation{Manifest: m, Digest: Digest(e.Manifest), Signed: append(again, '\n')}, nil
+	return cert, Generation{Manifest: m, Digest: Digest(manifest), Signed: append(again, '\n')}, nil
 }
 
 // MarshalJSON writes the envelope.

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
 	"math/big"
 	"strings"
 	"testing"
@@ -182,6 +183,45 @@ func TestSignature(t *testing.T) {
 	}
 	if _, err := Verify(foreign, other, m.ClusterID); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLargeManifest: the generation of a large cluster is compressed, and the signature covers what it says.
+func TestLargeManifest(t *testing.T) {
+	authority, signer, key := testSigner(t)
+	m := goodManifest()
+	first := m.Members[0]
+	for i := range 1000 {
+		n := first
+		n.Name, n.IP, n.Index = fmt.Sprintf("x%d", i), fmt.Sprintf("10.0.%d.%d", i/250, i%250), i
+		m.Members = append(m.Members, n)
+	}
+	envelope, err := SignManifest(m, signer, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, _ := m.Encode()
+	if len(envelope) > len(manifest)/2 {
+		t.Errorf("%d bytes for a manifest of %d", len(envelope), len(manifest))
+	}
+	g, err := Verify(envelope, authority, m.ClusterID)
+	if err != nil || g.Digest != Digest(manifest) || len(g.Members) != len(m.Members) {
+		t.Errorf("%d members, %v", len(g.Members), err)
+	}
+	var e Envelope
+	if err := json.Unmarshal(envelope, &e); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(e *Envelope){
+		"it holds two manifests": func(e *Envelope) { e.Manifest = manifest },
+		"it is damaged":          func(e *Envelope) { e.Packed = e.Packed[:len(e.Packed)/2] },
+	} {
+		bad := e
+		change(&bad)
+		data, _ := json.Marshal(bad)
+		if _, err := OpenGeneration(data); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
 	}
 }
 
