@@ -232,14 +232,22 @@ func (e *OtherChosen) Error() string {
 	return fmt.Sprintf("somebody else has changed this cluster: generation %d is in use, which is not the one proposed here", e.Generation.Number)
 }
 
-// Propose has the cluster agree on value as the successor of parent, which Generation has found to be in use. If another successor was
-// chosen, the error is an OtherChosen, or agree.Behind. alone says that nobody else changes this cluster, so that nodes that may have
-// forgotten a vote may vote.
-func (c *Cluster) Propose(ctx context.Context, parent, value facts.Generation, alone bool) error {
+// Propose has the cluster agree on value as the successor of the generation that Generation has found to be in use. If another
+// successor was chosen, the error is an OtherChosen, or agree.Behind. alone says that nobody else changes this cluster, so that nodes
+// that may have forgotten a vote may vote.
+func (c *Cluster) Propose(ctx context.Context, found Generations, value facts.Generation, alone bool) error {
+	if found.Uncertain != nil {
+		return found.Uncertain
+	}
 	id := make([]byte, 8)
 	rand.Read(id) // never fails
-	council := &council{agents: c.Agents, errors: map[string]string{}}
-	chosen, err := agree.Propose(ctx, council, hex.EncodeToString(id), alone, parent, value)
+	council := &council{agents: c.Agents, at: map[string]netip.Addr{}}
+	for _, n := range found.Nodes {
+		if n.Status != nil {
+			council.at[n.Node] = n.Address
+		}
+	}
+	chosen, err := agree.Propose(ctx, council, hex.EncodeToString(id), alone, *found.InUse, value)
 	var few *agree.NoMajority
 	switch {
 	case errors.As(err, &few):
@@ -255,6 +263,7 @@ func (c *Cluster) Propose(ctx context.Context, parent, value facts.Generation, a
 // council reaches the acceptors through the agents.
 type council struct {
 	agents *Agents
+	at     map[string]netip.Addr // where nodes have answered; the generation may have moved them since
 	mu     sync.Mutex
 	errors map[string]string // of the last request, by node
 }
@@ -285,9 +294,12 @@ func (c *council) All(ctx context.Context, to []facts.Member, r agree.Request) m
 
 func (c *council) ask(ctx context.Context, m facts.Member, body []byte) (agree.Reply, error) {
 	var reply agree.Reply
-	ip, err := netip.ParseAddr(m.IP)
-	if err != nil {
-		return reply, err
+	ip, ok := c.at[m.Name]
+	if !ok {
+		var err error
+		if ip, err = netip.ParseAddr(m.IP); err != nil {
+			return reply, err
+		}
 	}
 	answer, _, err := c.agents.request(ctx, m.Name, ip, http.MethodPost, facts.GenerationPath, body)
 	var refused refusal

@@ -143,7 +143,7 @@ func TestGeneration(t *testing.T) {
 	delete(v.gone, "10.1.0.2")
 
 	two := v.make(t, v.keys, 2, one.Digest, "b")
-	if err := cl.Propose(t.Context(), *look("1").InUse, two, false); err != nil {
+	if err := cl.Propose(t.Context(), look("1"), two, false); err != nil {
 		t.Fatal(err)
 	}
 	behind := ": it runs generation 1, and generation 2 is in use"
@@ -154,8 +154,26 @@ func TestGeneration(t *testing.T) {
 	v.spec.Roles[0].Nodes = v.spec.Roles[0].Nodes[:2]
 	v.spec.Roles[0].Nodes[0].IP = netip.MustParseAddr("10.1.0.9")
 	v.gone["10.1.0.9"] = true
-	if g := look("2; web3" + behind); g.Nodes[0].Node != "web1" || g.Nodes[0].Address.String() != "10.1.0.0" || len(g.Nodes) != 3 {
+	g := look("2; web3" + behind)
+	if g.Nodes[0].Node != "web1" || g.Nodes[0].Address.String() != "10.1.0.0" || len(g.Nodes) != 3 {
 		t.Errorf("%+v", g.Nodes)
+	}
+	// Nodes vote where they are, also if the generation in use has moved them already. The next operator goes on with that.
+	three := v.make(t, v.keys, 3, two.Digest, "c")
+	if err := cl.Propose(t.Context(), g, three, false); err != nil {
+		t.Fatal(err)
+	}
+	v.gone["10.1.0.2"] = true
+	behind = ": it runs generation 2, and generation 3 is in use"
+	g = look("3; web1" + behind + "; web2" + behind + "; web3: no route to host")
+	if err := cl.Propose(t.Context(), g, v.make(t, v.keys, 4, three.Digest, "d"), false); err != nil {
+		t.Error(err)
+	}
+	v.gone["10.1.0.0"] = true
+	if g, err := cl.Generation(t.Context(), nil); err != nil || g.InUse.Number != 4 {
+		t.Errorf("%s, %v", found(g), err)
+	} else if err := cl.Propose(t.Context(), g, v.make(t, v.keys, 5, g.InUse.Digest, "e"), false); err == nil || !strings.Contains(err.Error(), "not answering: web1") {
+		t.Errorf("only web2 is there: %v", err)
 	}
 }
 
@@ -167,24 +185,27 @@ func TestPropose(t *testing.T) {
 		v.states[n.Name] = agree.State{Fence: new(int)}
 		v.running[n.Name] = one
 	}
+	on := func(g facts.Generation) Generations { return Generations{InUse: &g} }
 	two, other := v.make(t, v.keys, 2, one.Digest, "b"), v.make(t, v.keys, 3, one.Digest, "c")
 
 	v.gone["10.1.0.0"], v.gone["10.1.0.1"] = true, true
-	err := cl.Propose(t.Context(), one, two, false)
+	err := cl.Propose(t.Context(), on(one), two, false)
 	if want := "2 of 3 votes are needed for a new generation; not answering: web1 and web2 (no route to host)"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 	v.gone = map[string]bool{}
 
-	// One has accepted it before its operator went away: the next one completes that.
+	// A majority has accepted it before its operator went away: the next one completes that.
 	vote := agree.Request{Step: agree.Accept, Ballot: agree.Ballot{Round: 7, Proposer: "p"}, Parent: &one, Value: &other}
-	v.states["web2"], _ = v.states["web2"].Handle(vote)
+	for _, name := range []string{"web2", "web3"} {
+		v.states[name], _ = v.states[name].Handle(vote)
+	}
 	var chosen *OtherChosen
-	if err := cl.Propose(t.Context(), one, two, false); !errors.As(err, &chosen) || chosen.Generation.Digest != other.Digest {
+	if err := cl.Propose(t.Context(), on(one), two, false); !errors.As(err, &chosen) || chosen.Generation.Digest != other.Digest {
 		t.Errorf("%v", err)
 	}
 	var late *agree.Behind
-	if err := cl.Propose(t.Context(), one, two, false); !errors.As(err, &late) || late.InUse.Digest != other.Digest {
+	if err := cl.Propose(t.Context(), on(one), two, false); !errors.As(err, &late) || late.InUse.Digest != other.Digest {
 		t.Errorf("%v", err)
 	}
 	// Older secrets.
@@ -198,10 +219,10 @@ func TestPropose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cl.Propose(t.Context(), other, newer, false); err != nil {
+	if err := cl.Propose(t.Context(), on(other), newer, false); err != nil {
 		t.Error(err)
 	}
-	if err := cl.Propose(t.Context(), newer, v.make(t, v.keys, 5, newer.Digest, "e"), false); err == nil || !strings.Contains(err.Error(), "get the newer copy of the folder secrets") {
+	if err := cl.Propose(t.Context(), on(newer), v.make(t, v.keys, 5, newer.Digest, "e"), false); err == nil || !strings.Contains(err.Error(), "get the newer copy of the folder secrets") {
 		t.Errorf("%v", err)
 	}
 
@@ -216,10 +237,10 @@ func TestPropose(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.states["web1"], v.states["web2"] = agree.State{}, agree.State{}
-	if err := cl.Propose(t.Context(), newer, last, false); err == nil || !strings.Contains(err.Error(), "with new disks since the last generation, so that they may have forgotten a vote: web1 and web2") {
+	if err := cl.Propose(t.Context(), on(newer), last, false); err == nil || !strings.Contains(err.Error(), "with new disks since the last generation, so that they may have forgotten a vote: web1 and web2") {
 		t.Errorf("%v", err)
 	}
-	if err := cl.Propose(t.Context(), newer, last, true); err != nil {
+	if err := cl.Propose(t.Context(), on(newer), last, true); err != nil {
 		t.Error(err)
 	}
 

@@ -1,10 +1,10 @@
 package agree
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"imagegen/cluster/facts"
 	"imagegen/internal/words"
@@ -166,13 +166,13 @@ func first(statuses map[string]Status, without []string, fetch Fetch) (facts.Gen
 }
 
 // ErrNone says that no generation is in use.
-var ErrNone = fmt.Errorf("no generation is in use: too few nodes run from seeds that belong to one")
+var ErrNone = errors.New("no generation is in use: too few nodes run from seeds that belong to one")
 
 // Silent says that the generation in use is not certain, because of members that may run a later one.
 type Silent struct{ Nodes []string }
 
 func (e *Silent) Error() string {
-	return "these nodes do not answer and may run a later generation: " + strings.Join(e.Nodes, ", ")
+	return "these nodes do not answer and may run a later generation: " + list(e.Nodes)
 }
 
 // list joins at most so many names that a line stays readable.
