@@ -42,12 +42,20 @@ type Agent struct {
 	journal []string      // the program that shows the journal
 	readers chan struct{} // a semaphore: one slot for each reader of the journal
 	made    facts.Made
+	// generations is nil in the simulator.
+	generations *generations
+
+	takeover  *takeover
+	verifier  verifier      // of generations; nil: seeds cannot be taken over
+	switching chan struct{} // the node must become what the takeover's journal says
+	changing  sync.Mutex    // held while a takeover's journal changes, except by its trial
 
 	mu      sync.Mutex
 	reports map[string]facts.ComponentReport
 	looked  map[string]time.Time // when each component that has a report last observed
 	ready   bool                 // every component is
 	holds   []string             // virtual addresses
+	trial   *facts.Trial         // of the last takeover; nil: none
 }
 
 // runner drives one component.
@@ -86,9 +94,13 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 		return nil, err
 	}
 	a := newAgent(known, systemClock{}, newHTTPNetwork(id, known.Peers), console)
-	a.identity, a.made = id, made
+	a.identity, a.made, a.takeover = id, made, newTakeover(root)
 	a.events = openEvents(eventsPath(root))
 	a.happened("", "the agent has started")
+	if a.generations, err = openGenerations(root, known, id, a); err != nil {
+		return nil, err
+	}
+	a.verifier = a.generations
 	for _, c := range known.Components {
 		n := Node{
 			Facts:    known,
@@ -110,21 +122,23 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 		}
 		a.add(c, impl, decisionFile{filepath.Join(n.Dir, "decision.json"), c.Name})
 	}
-	return a, nil
+	a.inherit(os.Getenv(readyVariable))
+	return a, os.Unsetenv(readyVariable)
 }
 
 // newAgent makes an agent without components.
 func newAgent(known facts.Facts, clock clock, network network, console func(line string)) *Agent {
 	return &Agent{
-		facts:   known,
-		clock:   clock,
-		console: func(line string) { console(printable(line)) },
-		reports: map[string]facts.ComponentReport{},
-		looked:  map[string]time.Time{},
-		peers:   newPeers(network, clock, known.Peers),
-		events:  &events{},
-		journal: []string{"journalctl"},
-		readers: make(chan struct{}, journalReaders),
+		facts:     known,
+		clock:     clock,
+		console:   func(line string) { console(printable(line)) },
+		reports:   map[string]facts.ComponentReport{},
+		looked:    map[string]time.Time{},
+		peers:     newPeers(network, clock, known.Peers),
+		events:    &events{},
+		switching: make(chan struct{}, 1),
+		journal:   []string{"journalctl"},
+		readers:   make(chan struct{}, journalReaders),
 	}
 }
 
@@ -161,19 +175,51 @@ func newComponent(n Node, c facts.Component) (Component, error) {
 	return nil, fmt.Errorf("this agent has no component of kind %q: bake the image anew", c.Kind)
 }
 
-// Run serves the peer API and the health port and drives the components until ctx ends.
+// Run serves the peer API and the health port and drives the components until ctx ends, or until the agent must start anew: then
+// the error is an Again.
 func (a *Agent) Run(ctx context.Context) error {
-	ctx, stop := context.WithCancel(ctx)
+	return a.run(ctx, func(ctx context.Context) error {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		var wg sync.WaitGroup
+		wg.Go(func() { boundLogs(ctx, "/") })
+		wg.Go(func() { a.watch(ctx) })
+		wg.Go(func() { a.generations.run(ctx) })
+		err := a.serve(ctx, a.identity)
+		stop()
+		wg.Wait()
+		return err
+	})
+}
+
+// run drives the components while serve runs. When the node must change its seed, they end first; serve goes on meanwhile.
+func (a *Agent) run(ctx context.Context, serve func(context.Context) error) error {
+	serving, stop := context.WithCancel(ctx)
 	defer stop()
-	var wg sync.WaitGroup
-	for _, loop := range a.loops() {
-		wg.Go(func() { loop(ctx) })
+	driving, pause := context.WithCancel(serving)
+	defer pause()
+	var loops sync.WaitGroup
+	for _, loop := range append(a.loops(), a.watchTrial) {
+		loops.Go(func() { loop(driving) })
 	}
-	wg.Go(func() { boundLogs(ctx, "/") })
-	wg.Go(func() { a.watch(ctx) })
-	err := a.serve(ctx, a.identity)
+	changed := make(chan error, 1)
+	go func() {
+		select {
+		case <-serving.Done():
+			changed <- nil
+		case <-a.switching:
+			pause()
+			loops.Wait()
+			changed <- a.carryOut(ctx)
+			stop()
+		}
+	}()
+	err := serve(serving)
 	stop()
-	wg.Wait()
+	loops.Wait()
+	if change := <-changed; err == nil {
+		err = change
+	}
 	return err
 }
 
@@ -395,6 +441,10 @@ func (a *Agent) own() facts.NodeReport {
 // report is what the peer API answers.
 func (a *Agent) report() facts.NodeReport {
 	heard := a.peers.names()
+	var generation *facts.GenerationReport
+	if a.generations != nil {
+		generation = a.generations.report()
+	}
 	now := a.clock.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -407,6 +457,8 @@ func (a *Agent) report() facts.NodeReport {
 		Heard:      heard,
 		Holds:      a.holds,
 		Made:       a.made,
+		Trial:      a.trial,
+		Generation: generation,
 	}
 	for _, c := range a.facts.Components {
 		r.Order = append(r.Order, c.Name)

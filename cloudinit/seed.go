@@ -1,5 +1,5 @@
 // Package cloudinit makes a node's seed: the three files that cloud-init's NoCloud data source reads, and the ISO image
-// that contains them. It must work with cloud-init 19.4 and current versions, so it uses only what both support:
+// that contains them and the manifest of their generation. It must work with cloud-init 19.4 and current versions, so it uses only what both support:
 // network-config version 1, and write_files without defer and source.
 //
 // A seed depends only on its inputs: the same spec, secrets and files give the same bytes on any host, at any time.
@@ -9,7 +9,6 @@ package cloudinit
 import (
 	"bytes"
 	"compress/gzip"
-	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -44,6 +43,9 @@ type Seed struct {
 	MetaData      []byte // YAML
 	NetworkConfig []byte // YAML, version 1
 	UserData      []byte // YAML after a first line "#cloud-config"
+	// Generation is the signed manifest that the seed belongs to (facts.Envelope), and no part of what the node is; nil: none. The
+	// same seed may be in several generations.
+	Generation []byte
 }
 
 // userData is the part of cloud-config that we use, with the fields in a readable order.
@@ -188,7 +190,7 @@ func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, fil
 		return err
 	}
 	want := nocloud.Identity{Cluster: clusterID, Node: node.Name, Digest: nocloud.Digest(s.UserData, s.NetworkConfig)}
-	want.Instance = instanceID(spec.Cluster, want)
+	want.Instance = nocloud.InstanceID(spec.Cluster, want)
 	s.MetaData, err = marshal("", metaData{
 		InstanceID: want.Instance, LocalHostname: node.Name, Cluster: want.Cluster, Node: want.Node, Digest: want.Digest,
 	})
@@ -199,13 +201,6 @@ func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, fil
 		return fmt.Errorf("meta-data does not decode to what was encoded (%v)", err)
 	}
 	return nil
-}
-
-// instanceID identifies the seed's content. cloud-init applies a seed once per instance ID: booting again with the same
-// seed changes nothing, and any other seed is applied completely.
-func instanceID(cluster string, id nocloud.Identity) string {
-	sum := sha256.Sum256([]byte(id.Cluster + "\n" + id.Node + "\n" + id.Digest))
-	return fmt.Sprintf("%s-%s-%x", cluster, id.Node, sum[:8])
 }
 
 // listHead starts the list of files in user-data.

@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -45,6 +46,7 @@ type Agents struct {
 	clusterID string
 	operator  tls.Certificate
 	ca        *x509.CertPool
+	authority *x509.Certificate
 	unable    error // why requests are impossible; nil: they are not
 	dial      Dial
 
@@ -65,7 +67,12 @@ func NewAgents(s *secrets.Secrets, dial Dial) (*Agents, error) {
 	if !ca.AppendCertsFromPEM(s.CA.Cert) {
 		return nil, errors.New("the cluster's authority has no certificate")
 	}
-	return &Agents{clusterID: s.ClusterID, operator: cert, ca: ca, Limit: AnswerLimit, dial: dial}, nil
+	block, _ := pem.Decode(s.CA.Cert) // not nil, since ca has it
+	authority, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate of the cluster's authority: %w", err)
+	}
+	return &Agents{clusterID: s.ClusterID, operator: cert, ca: ca, authority: authority, Limit: AnswerLimit, dial: dial}, nil
 }
 
 // takeTurn waits until fewer than AtOnce requests are running.

@@ -49,6 +49,9 @@ func readDir(dir string) (Seed, error) {
 	var s Seed
 	for _, f := range s.files() {
 		data, err := os.ReadFile(filepath.Join(dir, f.name))
+		if f.name == GenerationFile && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return Seed{}, err
 		}
@@ -65,6 +68,9 @@ func (d Disk) Keep(s Seed) error {
 	}
 	seeds := d.path(seedsDir)
 	name := strings.TrimPrefix(id.Digest, "sha256:") + "." + strings.ReplaceAll(id.Instance, "/", "_")
+	if id.Number > 0 { // the same seed in another generation is kept aside as well
+		name += "." + strings.TrimPrefix(id.Generation, "sha256:")[:16]
+	}
 	if err := os.MkdirAll(seeds, 0o700); err != nil {
 		return err
 	}
@@ -76,6 +82,9 @@ func (d Disk) Keep(s Seed) error {
 		return err
 	}
 	for _, f := range s.files() {
+		if f.name == GenerationFile && len(*f.data) == 0 {
+			continue
+		}
 		if err := writeSynced(filepath.Join(dir, f.name), *f.data); err != nil {
 			return err
 		}
@@ -96,14 +105,7 @@ func (d Disk) Keep(s Seed) error {
 	if err := syncDir(filepath.Dir(d.path(currentLink))); err != nil {
 		return err
 	}
-	// Old seeds contain secrets, so remove them.
-	all, err := os.ReadDir(seeds)
-	for _, e := range all {
-		if e.Name() != name {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(seeds, e.Name())))
-		}
-	}
-	return err
+	return d.removeOthers()
 }
 
 // Prepare makes cloud-init apply the kept seed completely unless it already has. cloud-init records each step before it
@@ -113,6 +115,11 @@ func (d Disk) Prepare(kept Identity) error {
 	if err == nil && string(applied) == kept.Instance+"\n" {
 		return nil
 	}
+	return d.forgetApplied()
+}
+
+// forgetApplied makes cloud-init forget what it has applied.
+func (d Disk) forgetApplied() error {
 	for _, name := range []string{"instance", "instances", "data", "sem"} {
 		if err := os.RemoveAll(d.path(cloudDir + "/" + name)); err != nil {
 			return err
@@ -142,8 +149,13 @@ func (d Disk) Applied(sync func(), hadErrors error) error {
 		return fmt.Errorf("cloud-init had errors; the next boot applies the seed again: %w", hadErrors)
 	}
 	sync()
+	return d.markApplied(kept.Instance)
+}
+
+// markApplied records that everything that the seed with this instance-id writes is on disk.
+func (d Disk) markApplied(instance string) error {
 	next := d.path(appliedFile) + ".new"
-	if err := writeSynced(next, []byte(kept.Instance+"\n")); err != nil {
+	if err := writeSynced(next, []byte(instance+"\n")); err != nil {
 		return err
 	}
 	if err := os.Rename(next, d.path(appliedFile)); err != nil {

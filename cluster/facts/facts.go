@@ -15,6 +15,7 @@ const (
 	SecretsPath = "/etc/imagegen/secrets.json" // map of secret name to value, JSON, mode 0600
 	PKIDir      = "/etc/imagegen/pki"          // ca.crt, node.crt, node.key (0600), PEM
 	StateDir    = "/var/lib/imagegen"          // the agent's own state, on the root disk
+	SeedDir     = StateDir + "/seed"           // the node's copy of its seed (see package nocloud)
 	AgentPath   = "/usr/local/sbin/imagegen-node"
 	AgentUnit   = "imagegen-node.service"
 )
@@ -32,8 +33,11 @@ const (
 	Firewall6 = "firewall6"
 )
 
-// FactsVersion increases when an older agent could misread newer facts.
-const FactsVersion = 1
+// FactsVersion increases when an older agent could misread newer facts. An agent also reads the version before.
+const (
+	FactsVersion  = 2
+	factsVersion1 = 1 // without Files and Sysctl: a node with such a seed is only ever replaced
+)
 
 // Facts is everything that the agent knows about its node from the seed. It contains no secrets.
 type Facts struct {
@@ -44,6 +48,11 @@ type Facts struct {
 	Node       Peer        `json:"node"`
 	Peers      []Peer      `json:"peers"` // the other nodes of PeerRoles, in the spec's order
 	Components []Component `json:"components"`
+	// Files are the other files of the seed, sorted by path.
+	Files []File `json:"files,omitempty"`
+	// Sysctl names the kernel parameters that the seed sets, sorted: one that is no longer set keeps its value until the node
+	// is replaced.
+	Sysctl []string `json:"sysctl,omitempty"`
 }
 
 // Peer is a node as other nodes see it.
