@@ -276,7 +276,45 @@ func (s *source) checkFiles() {
 		}
 		s.checkSubset(at, f.Distros)
 		s.parse(at+".when", f.When)
+		s.parse(at+".fixed", f.Fixed)
+		s.checkChange(at+".change", f)
 		s.parseFile(at+".template", f.Template)
+	}
+}
+
+// checkChange checks what a file's change needs. What a template stands for is checked when a node is rendered.
+func (s *source) checkChange(at string, f File) {
+	s.parse(at, f.Change)
+	verb, unit, _ := strings.Cut(f.Change, " ")
+	if strings.Contains(verb, "{{") {
+		return
+	}
+	if f.Change == "" {
+		if f.Fixed != "" {
+			s.fault(strings.TrimSuffix(at, ".change")+".fixed", "is only for files with change; the node is replaced whatever it says")
+		}
+		return
+	}
+	if verb != string(facts.Nothing) {
+		// The same text as the component's, a template or not.
+		var units []string
+		for _, c := range s.role.Components {
+			for _, key := range []string{"unit", "boot_unit"} {
+				if u, ok := c.Params[key].(string); ok && !slices.Contains(units, u) {
+					units = append(units, u)
+				}
+			}
+		}
+		if (verb == string(facts.Reload) || verb == string(facts.Restart)) && unit != "" && !slices.Contains(units, unit) {
+			s.fault(at, "no component runs the unit %s; they run %s", unit, cmp.Or(strings.Join(units, ", "), "none"))
+			return
+		}
+	}
+	if strings.Contains(unit, "{{") && verb != string(facts.Nothing) {
+		return
+	}
+	if _, _, err := facts.ParseChange(f.Change); err != nil {
+		s.fault(at, "%v", err)
 	}
 }
 

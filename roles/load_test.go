@@ -169,6 +169,11 @@ func TestBroken(t *testing.T) {
 		{"mode too large", "template: memcached.conf}", `template: memcached.conf, mode: "4755"}`},
 		{"owner", "template: memcached.conf}", "template: memcached.conf, owner: root}"},
 		{"check", "template: memcached.conf}", "template: memcached.conf, check: magic}"},
+		{"change", "template: memcached.conf}", "template: memcached.conf, change: reboot}"},
+		{"change without a unit", "template: memcached.conf}", "template: memcached.conf, change: restart}"},
+		{"change of another unit", "template: memcached.conf}", "template: memcached.conf, change: restart redis.service}"},
+		{"change is a template", "template: memcached.conf}", `template: memcached.conf, change: "{{if}}"}`},
+		{"fixed without change", "template: memcached.conf}", "template: memcached.conf, fixed: x}"},
 		{"file for another distro", "template: memcached.conf}", "template: memcached.conf, distros: [centos7]}"},
 		{"template's syntax", "-p 11211", "-p {{if}}"},
 		{"template's function", "-p 11211", "-p 1{{port}}"},
@@ -276,6 +281,10 @@ func TestRenderFaults(t *testing.T) {
 		{"one path twice", "template: memcached.conf}", "template: memcached.conf}\n  - {path: /etc/memcached.conf, template: memcached.conf}", "two files have the path /etc/memcached.conf"},
 		{"path of its own", "path: /etc/memcached.conf", "path: /etc/imagegen/node.json", "two files have the path /etc/imagegen/node.json"},
 		{"parameter empty", "unit: memcached.service\n", `unit: '{{if false}}x{{end}}'` + "\n", "components[0].params.unit: renders to nothing"},
+		{"change", "template: memcached.conf}", `template: memcached.conf, change: "{{.Node.Name}}"}`, "files[0].change: memcached1 is not one of none, reload UNIT, restart UNIT"},
+		{"change of no unit", "template: memcached.conf}", `template: memcached.conf, change: "{{if true}}restart{{end}} x.service"}`,
+			"file /etc/memcached.conf: restart x.service: no component of this node runs that unit"},
+		{"secret in fixed", "template: memcached.conf}", `template: memcached.conf, change: none, fixed: "{{secret \"pw\"}}"}`, "facts hold no secrets"},
 		{"fail", "-p 11211", `{{fail "no way"}}`, "no way"},
 	} {
 		t.Run(b.name, func(t *testing.T) {

@@ -66,31 +66,26 @@ type renderer struct {
 
 func (r *renderer) node() (Rendered, error) {
 	var out Rendered
-	var err error
-	if out.Facts, err = r.facts(); err != nil {
-		return out, err
-	}
-	known, err := out.Facts.Encode()
-	if err != nil {
-		return out, fmt.Errorf("%s: %w", r.role.file, err)
-	}
 	keys, ok := r.secrets.Nodes[r.view.node.Name]
 	if !ok {
 		return out, fmt.Errorf("the cluster's secrets have no key for it")
 	}
-	file := func(path string, mode uint32, content []byte, secret bool, check string) {
-		out.Files = append(out.Files, RenderedFile{Path: path, Mode: mode, Owner: "root:root", Content: content, Secret: secret, Check: check})
+	file := func(f RenderedFile) {
+		f.Owner = "root:root"
+		out.Files = append(out.Files, f)
 	}
-	file(facts.FactsPath, 0o644, known, false, "")
-	file(facts.PKIDir+"/ca.crt", 0o644, r.secrets.CA.Cert, false, "")
-	file(facts.PKIDir+"/node.crt", 0o644, keys.Cert, false, "")
-	file(facts.PKIDir+"/node.key", 0o600, keys.Key, true, "")
-	file(hostsPath, 0o644, r.hosts(), false, "")
+	// The agent and several daemons read these only when they start, and peers must accept the new certificate.
+	file(RenderedFile{Path: facts.PKIDir + "/ca.crt", Mode: 0o644, Content: r.secrets.CA.Cert})
+	file(RenderedFile{Path: facts.PKIDir + "/node.crt", Mode: 0o644, Content: keys.Cert})
+	file(RenderedFile{Path: facts.PKIDir + "/node.key", Mode: 0o600, Content: keys.Key, Secret: true})
+	file(RenderedFile{Path: hostsPath, Mode: 0o644, Content: r.hosts(), Change: "none"}) // read for every lookup
 	if len(r.role.Sysctl) > 0 {
-		file(sysctlPath, 0o644, r.sysctl(), false, "")
+		// The agent sets them when it starts, and it starts anew with other facts (see facts.Facts.Sysctl).
+		file(RenderedFile{Path: sysctlPath, Mode: 0o644, Content: r.sysctl(), Change: "none"})
 	}
 	for _, f := range distro.Named(r.spec.Distro).Firewall {
-		file(f.Path, f.Mode, firewalls[f.Syntax].rules(r), false, string(f.Syntax))
+		// A reload replaces all rules at once; a restart would remove them first.
+		file(RenderedFile{Path: f.Path, Mode: f.Mode, Content: firewalls[f.Syntax].rules(r), Check: string(f.Syntax), Change: "reload " + f.Unit})
 	}
 	passwords := map[string]string{}
 	for _, name := range r.role.Secrets {
@@ -103,7 +98,7 @@ func (r *renderer) node() (Rendered, error) {
 		if err != nil {
 			return out, err
 		}
-		file(facts.SecretsPath, 0o600, append(data, '\n'), true, "")
+		file(RenderedFile{Path: facts.SecretsPath, Mode: 0o600, Content: append(data, '\n'), Secret: true})
 	}
 	for i, f := range r.role.Files {
 		rf, wanted, err := r.file(index("files", i), f)
@@ -120,6 +115,19 @@ func (r *renderer) node() (Rendered, error) {
 			return out, fmt.Errorf("%s: two files have the path %s", r.role.file, out.Files[i].Path)
 		}
 	}
+	at, taken := slices.BinarySearchFunc(out.Files, facts.FactsPath, func(f RenderedFile, path string) int { return strings.Compare(f.Path, path) })
+	if taken {
+		return out, fmt.Errorf("%s: two files have the path %s", r.role.file, facts.FactsPath)
+	}
+	var err error
+	if out.Facts, err = r.facts(out.Files); err != nil {
+		return out, err
+	}
+	known, err := out.Facts.Encode()
+	if err != nil {
+		return out, fmt.Errorf("%s: %w", r.role.file, err)
+	}
+	out.Files = slices.Insert(out.Files, at, RenderedFile{Path: facts.FactsPath, Mode: 0o644, Owner: "root:root", Content: known})
 	return out, nil
 }
 
@@ -144,6 +152,15 @@ func (r *renderer) file(at string, f File) (rf RenderedFile, wanted bool, err er
 	}
 	if !ownerForm.MatchString(rf.Owner) {
 		return rf, false, fmt.Errorf("%s: %s.owner: %q is not user:group", r.role.file, at, rf.Owner)
+	}
+	if rf.Change, err = r.text(at+".change", f.Change); err != nil {
+		return rf, false, err
+	}
+	if _, _, err := facts.ParseChange(rf.Change); err != nil {
+		return rf, false, fmt.Errorf("%s: %s.change: %w", r.role.file, at, err)
+	}
+	if rf.Fixed, err = r.text(at+".fixed", f.Fixed); err != nil {
+		return rf, false, err
 	}
 	r.used, r.inFacts = false, false
 	if rf.Content, err = r.execute(r.role.templateName(f.Template)); err != nil {
@@ -195,7 +212,8 @@ func (r *renderer) execute(name string) ([]byte, error) {
 	return bytes.Clone(r.buf.Bytes()), nil
 }
 
-func (r *renderer) facts() (facts.Facts, error) {
+// facts returns the node's facts; files are those of its seed, sorted by path.
+func (r *renderer) facts(files []RenderedFile) (facts.Facts, error) {
 	f := facts.Facts{
 		Version:   facts.FactsVersion,
 		Cluster:   r.spec.Cluster,
@@ -203,6 +221,18 @@ func (r *renderer) facts() (facts.Facts, error) {
 		Distro:    r.spec.Distro,
 		Node:      peer(r.view.node),
 		Peers:     []facts.Peer{},
+		Sysctl:    slices.Sorted(maps.Keys(r.role.Sysctl)),
+	}
+	for _, file := range files {
+		change, unit, err := facts.ParseChange(file.Change)
+		if err != nil {
+			return f, err
+		}
+		f.Files = append(f.Files, facts.File{
+			Path: file.Path, Mode: fmt.Sprintf("%04o", file.Mode), Owner: file.Owner,
+			Digest: facts.FileDigest(r.secrets.Nodes[r.view.node.Name].Key, file.Content, file.Secret), Secret: file.Secret,
+			Change: change, Unit: unit, Fixed: file.Fixed,
+		})
 	}
 	for _, set := range distro.Named(r.spec.Distro).Firewall {
 		params, err := json.Marshal(facts.ServiceParams{Unit: set.Unit})

@@ -125,6 +125,10 @@ type File struct {
 	Distros  []string `yaml:"distros,omitempty"` // default: all
 	When     string   `yaml:"when,omitempty"`    // T; if it renders to "" or "false", the file is left out
 	Check    string   `yaml:"check,omitempty"`   // the program that can check the file, one of Checks
+	// Change says how a running node takes over a newer version of the file: "none", "reload UNIT" or "restart UNIT", the
+	// unit being one that a component runs. Without it, the node is replaced. T
+	Change string `yaml:"change,omitempty"`
+	Fixed  string `yaml:"fixed,omitempty"` // T; if it renders to another text than before, the node is replaced
 }
 
 // Component is a component of the agent, see facts.Component. Strings in Params are T.
@@ -151,4 +155,6 @@ type RenderedFile struct {
 	Content []byte
 	Secret  bool   // contains a secret: mask it in output
 	Check   string // as in File
+	Change  string // rendered
+	Fixed   string // rendered
 }

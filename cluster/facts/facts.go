@@ -32,8 +32,11 @@ const (
 	Firewall6 = "firewall6"
 )
 
-// FactsVersion increases when an older agent could misread newer facts.
-const FactsVersion = 1
+// FactsVersion increases when an older agent could misread newer facts. An agent also reads the version before.
+const (
+	FactsVersion  = 2
+	factsVersion1 = 1 // without Files and Sysctl: a node with such a seed is only ever replaced
+)
 
 // Facts is everything that the agent knows about its node from the seed. It contains no secrets.
 type Facts struct {
@@ -44,6 +47,11 @@ type Facts struct {
 	Node       Peer        `json:"node"`
 	Peers      []Peer      `json:"peers"` // the other nodes of PeerRoles, in the spec's order
 	Components []Component `json:"components"`
+	// Files are the other files of the seed, sorted by path.
+	Files []File `json:"files,omitempty"`
+	// Sysctl names the kernel parameters that the seed sets, sorted: one that is no longer set keeps its value until the node
+	// is replaced.
+	Sysctl []string `json:"sysctl,omitempty"`
 }
 
 // Peer is a node as other nodes see it.

@@ -9,12 +9,17 @@ import (
 	"imagegen/internal/testkit"
 )
 
-const goodFacts = `{"version": 1, "cluster": "otus", "cluster_id": "6f1c0a52-8a6a-4c0e-9c1b-0123456789ab", "distro": "debian12",
+const goodFacts = `{"version": 2, "cluster": "otus", "cluster_id": "6f1c0a52-8a6a-4c0e-9c1b-0123456789ab", "distro": "debian12",
  "node": {"name": "web1", "role": "web", "ip": "192.168.10.42", "index": 0},
  "peers": [{"name": "glusterfs1", "role": "glusterfs", "ip": "192.168.10.44", "index": 0}],
  "components": [
   {"name": "mount", "kind": "mount", "params": {"unit": "mnt-gluster.mount", "path": "/mnt/gluster", "role": "glusterfs"}},
-  {"name": "nginx", "kind": "service", "after": ["mount"], "params": {"unit": "nginx.service", "check": {"http": "http://127.0.0.1/?a=1&b=<2>"}}}]}`
+  {"name": "nginx", "kind": "service", "after": ["mount"], "params": {"unit": "nginx.service", "check": {"http": "http://127.0.0.1/?a=1&b=<2>"}}}],
+ "files": [
+  {"path": "/etc/hosts", "mode": "0644", "owner": "root:root", "digest": "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae", "change": "none"},
+  {"path": "/etc/imagegen/secrets.json", "mode": "0600", "owner": "root:root", "digest": "sha256:fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9", "secret": true},
+  {"path": "/etc/nginx/nginx.conf", "mode": "0644", "owner": "root:root", "digest": "sha256:baa5a0964d3320fbc0c6a922140453c8513ea24ab8fd0577034804a967248096", "change": "reload", "unit": "nginx.service", "fixed": "port 80"}],
+ "sysctl": ["net.core.somaxconn"]}`
 
 func TestFactsRoundTrip(t *testing.T) {
 	f, err := Decode([]byte(goodFacts))
@@ -44,7 +49,7 @@ func TestBrokenFacts(t *testing.T) {
 		{goodFacts, `null`, "not a facts file: must be a JSON object, {…}"},
 		{goodFacts, `{}`, "not a facts file: it has no version"},
 		{goodFacts, `{"version": "1"}`, "not a facts file: version: a string does not belong here"},
-		{`"version": 1`, `"version": 2, "new": {}`, "the facts have version 2, this agent reads version 1: image and seed are from different releases of imagegen; build both with the same one"},
+		{`"version": 2`, `"version": 3, "new": {}`, "the facts have version 3, this agent reads versions 1 and 2: image and seed are from different releases of imagegen; build both with the same one"},
 		{`"distro"`, `"distribution"`, `broken facts: the key "distribution" is not known`},
 		{`"unit": "nginx.service"`, `"unti": "nginx.service"`, `broken facts: component nginx: params: the key "unti" is not known`},
 		{`"unit": "nginx.service"`, `"unit": 7`, `broken facts: component nginx: params: unit: a number does not belong here`},
@@ -59,14 +64,49 @@ func TestBrokenFacts(t *testing.T) {
 		{`192.168.10.44`, `192.168.10.42`, "broken facts: node glusterfs1: 192.168.10.42 is given to two nodes"},
 		{`192.168.10.44`, `fd00::1`, "broken facts: node glusterfs1: ip: fd00::1 is not an IPv4 address"},
 		{`6f1c0a52`, `6f1c0a5`, "broken facts: cluster_id: 6f1c0a5-8a6a-4c0e-9c1b-0123456789ab is not a UUID"},
-		{`}}}]}`, `}}}]}{}`, "not a facts file: something comes after the JSON object"},
-		{`}}}]}`, `}}`, "not a facts file: the JSON is cut off"},
+		{`"version": 2`, `"version": 1`, "broken facts: facts of version 1 have neither files nor sysctl"},
+		{`"/etc/hosts"`, `"etc/hosts"`, "broken facts: file etc/hosts: must be a clean absolute path, and not that of the facts"},
+		{`"/etc/hosts"`, `"/etc/../hosts"`, "broken facts: file /etc/../hosts: must be a clean absolute path, and not that of the facts"},
+		{`"/etc/hosts"`, `"/etc/imagegen/node.json"`, "broken facts: file /etc/imagegen/node.json: must be a clean absolute path, and not that of the facts"},
+		{`"/etc/hosts"`, `"/etc/nginx/nginx.conf"`, "broken facts: file /etc/imagegen/secrets.json: files must be sorted by path, each listed once"},
+		{`"0600"`, `"4755"`, "broken facts: file /etc/imagegen/secrets.json: mode: 4755 is not an octal mode of four digits"},
+		{`"root:root"`, `"root"`, "broken facts: file /etc/hosts: owner: root is not user:group"},
+		{`sha256:2c`, `2c`, "broken facts: file /etc/hosts: digest: 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266… is not sha256: and 64 hexadecimal digits"},
+		{`"none"`, `"reboot"`, "broken facts: file /etc/hosts: change: there is no reboot"},
+		{`"none"`, `"none", "unit": "nginx.service"`, "broken facts: file /etc/hosts: unit: is only for files that need a reload or a restart"},
+		{`"reload", "unit": "nginx.service"`, `"reload", "unit": "apache.service"`, "broken facts: file /etc/nginx/nginx.conf: reload apache.service: no component of this node runs that unit"},
+		{`"net.core.somaxconn"]}`, `"net.core.somaxconn"]}{}`, "not a facts file: something comes after the JSON object"},
+		{`"net.core.somaxconn"]}`, ``, "not a facts file: the JSON is cut off"},
 	} {
 		text := strings.Replace(goodFacts, c.old, c.new, 1)
 		_, err := Decode([]byte(text))
 		if err == nil || err.Error() != c.want {
 			t.Errorf("%s for %s:\n got %v\nwant %s", c.new, c.old, err, c.want)
 		}
+	}
+}
+
+// Facts of the version before are read, and never written.
+func TestFactsOfTheVersionBefore(t *testing.T) {
+	text, _, _ := strings.Cut(goodFacts, `"files"`)
+	text = strings.TrimRight(strings.Replace(text, `"version": 2`, `"version": 1`, 1), ", \n") + "}"
+	f, err := Decode([]byte(text))
+	if err != nil || f.Version != 1 || len(f.Components) != 2 {
+		t.Fatalf("%+v, %v", f, err)
+	}
+	if _, err := f.Encode(); err == nil {
+		t.Error("encoded")
+	}
+}
+
+// A digest of a short password must not be one that anybody can compute.
+func TestDigestsOfSecretsAreKeyed(t *testing.T) {
+	one, other := FileDigest([]byte("key 1"), []byte("pass"), true), FileDigest([]byte("key 2"), []byte("pass"), true)
+	if one == other || one == FileDigest([]byte("key 1"), []byte("pass"), false) {
+		t.Error("the key makes no difference")
+	}
+	if FileDigest([]byte("key 1"), []byte("text"), false) != FileDigest([]byte("key 2"), []byte("text"), false) {
+		t.Error("the digest of a public file depends on the node")
 	}
 }
 

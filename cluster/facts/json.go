@@ -31,6 +31,9 @@ func (f Facts) Encode() ([]byte, error) {
 			return nil, fmt.Errorf("component %s: %w", words.Quote(c.Name), err)
 		}
 	}
+	if f.Version != FactsVersion {
+		return nil, fmt.Errorf("version: %d is not %d", f.Version, FactsVersion)
+	}
 	if err := f.check(); err != nil {
 		return nil, err
 	}
@@ -60,9 +63,9 @@ func Decode(data []byte) (Facts, error) {
 	switch {
 	case head.Version == nil:
 		return Facts{}, errors.New("not a facts file: it has no version")
-	case *head.Version != FactsVersion:
-		return Facts{}, fmt.Errorf("the facts have version %d, this agent reads version %d: "+
-			"image and seed are from different releases of imagegen; build both with the same one", *head.Version, FactsVersion)
+	case *head.Version != FactsVersion && *head.Version != factsVersion1:
+		return Facts{}, fmt.Errorf("the facts have version %d, this agent reads versions %d and %d: "+
+			"image and seed are from different releases of imagegen; build both with the same one", *head.Version, factsVersion1, FactsVersion)
 	}
 	var f Facts
 	if err := DecodeJSON(data, &f, true); err != nil {
@@ -142,8 +145,8 @@ var UUIDForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // check returns an error for facts that an agent could not work with.
 func (f Facts) check() error {
-	if f.Version != FactsVersion {
-		return fmt.Errorf("version: %d is not %d", f.Version, FactsVersion)
+	if f.Version == factsVersion1 && len(f.Files)+len(f.Sysctl) > 0 {
+		return fmt.Errorf("facts of version %d have neither files nor sysctl", factsVersion1)
 	}
 	if f.Cluster == "" {
 		return errors.New("cluster: the name is missing")
@@ -182,5 +185,5 @@ func (f Facts) check() error {
 		}
 		before[c.Name] = true
 	}
-	return nil
+	return f.checkFiles()
 }
