@@ -43,11 +43,17 @@ type Agent struct {
 	readers chan struct{} // a semaphore: one slot for each reader of the journal
 	made    facts.Made
 
+	takeover    *takeover
+	generations generations   // nil: seeds cannot be taken over
+	switching   chan struct{} // the node must become what the takeover's journal says
+	changing    sync.Mutex    // held while a takeover's journal changes, except by its trial
+
 	mu      sync.Mutex
 	reports map[string]facts.ComponentReport
 	looked  map[string]time.Time // when each component that has a report last observed
 	ready   bool                 // every component is
 	holds   []string             // virtual addresses
+	trial   *facts.Trial         // of the last takeover; nil: none
 }
 
 // runner drives one component.
@@ -86,7 +92,7 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 		return nil, err
 	}
 	a := newAgent(known, systemClock{}, newHTTPNetwork(id, known.Peers), console)
-	a.identity, a.made = id, made
+	a.identity, a.made, a.takeover = id, made, newTakeover(root)
 	a.events = openEvents(eventsPath(root))
 	a.happened("", "the agent has started")
 	for _, c := range known.Components {
@@ -110,21 +116,23 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 		}
 		a.add(c, impl, decisionFile{filepath.Join(n.Dir, "decision.json"), c.Name})
 	}
-	return a, nil
+	a.inherit(os.Getenv(readyVariable))
+	return a, os.Unsetenv(readyVariable)
 }
 
 // newAgent makes an agent without components.
 func newAgent(known facts.Facts, clock clock, network network, console func(line string)) *Agent {
 	return &Agent{
-		facts:   known,
-		clock:   clock,
-		console: func(line string) { console(printable(line)) },
-		reports: map[string]facts.ComponentReport{},
-		looked:  map[string]time.Time{},
-		peers:   newPeers(network, clock, known.Peers),
-		events:  &events{},
-		journal: []string{"journalctl"},
-		readers: make(chan struct{}, journalReaders),
+		facts:     known,
+		clock:     clock,
+		console:   func(line string) { console(printable(line)) },
+		reports:   map[string]facts.ComponentReport{},
+		looked:    map[string]time.Time{},
+		peers:     newPeers(network, clock, known.Peers),
+		events:    &events{},
+		switching: make(chan struct{}, 1),
+		journal:   []string{"journalctl"},
+		readers:   make(chan struct{}, journalReaders),
 	}
 }
 
@@ -161,20 +169,40 @@ func newComponent(n Node, c facts.Component) (Component, error) {
 	return nil, fmt.Errorf("this agent has no component of kind %q: bake the image anew", c.Kind)
 }
 
-// Run serves the peer API and the health port and drives the components until ctx ends.
+// Run serves the peer API and the health port and drives the components until ctx ends, or until the agent must start anew: then
+// the error is an Again.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	var wg sync.WaitGroup
+	running, pause := context.WithCancel(ctx)
+	defer pause()
+	var driving, serving sync.WaitGroup
 	for _, loop := range a.loops() {
-		wg.Go(func() { loop(ctx) })
+		driving.Go(func() { loop(running) })
 	}
-	wg.Go(func() { boundLogs(ctx, "/") })
-	wg.Go(func() { a.watch(ctx) })
+	driving.Go(func() { a.watchTrial(running) })
+	serving.Go(func() { boundLogs(ctx, "/") })
+	serving.Go(func() { a.watch(ctx) })
+	var changed error
+	serving.Go(func() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.switching:
+		}
+		pause()
+		driving.Wait()
+		changed = a.carryOut(ctx)
+		stop()
+	})
 	err := a.serve(ctx, a.identity)
 	stop()
-	wg.Wait()
-	return err
+	driving.Wait()
+	serving.Wait()
+	if err != nil {
+		return err
+	}
+	return changed
 }
 
 // loops returns the loops that the agent runs concurrently until ctx ends: one for each component and each peer. The
@@ -407,6 +435,7 @@ func (a *Agent) report() facts.NodeReport {
 		Heard:      heard,
 		Holds:      a.holds,
 		Made:       a.made,
+		Trial:      a.trial,
 	}
 	for _, c := range a.facts.Components {
 		r.Order = append(r.Order, c.Name)

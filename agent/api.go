@@ -83,6 +83,9 @@ func (a *Agent) apiHandler() http.Handler {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	}))
+	mux.HandleFunc("GET "+facts.TakeoverPath, operatorOnly(a.serveTrial))
+	mux.HandleFunc("POST "+facts.TakeoverPath, operatorOnly(a.serveTakeover))
+	mux.HandleFunc("POST "+facts.ConfirmPath, operatorOnly(a.serveConfirm))
 	return mux
 }
 

@@ -9,7 +9,6 @@ package cloudinit
 import (
 	"bytes"
 	"compress/gzip"
-	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -188,7 +187,7 @@ func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, fil
 		return err
 	}
 	want := nocloud.Identity{Cluster: clusterID, Node: node.Name, Digest: nocloud.Digest(s.UserData, s.NetworkConfig)}
-	want.Instance = instanceID(spec.Cluster, want)
+	want.Instance = nocloud.InstanceID(spec.Cluster, want)
 	s.MetaData, err = marshal("", metaData{
 		InstanceID: want.Instance, LocalHostname: node.Name, Cluster: want.Cluster, Node: want.Node, Digest: want.Digest,
 	})
@@ -199,13 +198,6 @@ func (s *Seed) make(spec *cluster.Spec, clusterID string, node cluster.Node, fil
 		return fmt.Errorf("meta-data does not decode to what was encoded (%v)", err)
 	}
 	return nil
-}
-
-// instanceID identifies the seed's content. cloud-init applies a seed once per instance ID: booting again with the same
-// seed changes nothing, and any other seed is applied completely.
-func instanceID(cluster string, id nocloud.Identity) string {
-	sum := sha256.Sum256([]byte(id.Cluster + "\n" + id.Node + "\n" + id.Digest))
-	return fmt.Sprintf("%s-%s-%x", cluster, id.Node, sum[:8])
 }
 
 // listHead starts the list of files in user-data.

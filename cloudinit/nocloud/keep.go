@@ -113,6 +113,11 @@ func (d Disk) Prepare(kept Identity) error {
 	if err == nil && string(applied) == kept.Instance+"\n" {
 		return nil
 	}
+	return d.forgetApplied()
+}
+
+// forgetApplied makes cloud-init forget what it has applied.
+func (d Disk) forgetApplied() error {
 	for _, name := range []string{"instance", "instances", "data", "sem"} {
 		if err := os.RemoveAll(d.path(cloudDir + "/" + name)); err != nil {
 			return err
@@ -142,8 +147,13 @@ func (d Disk) Applied(sync func(), hadErrors error) error {
 		return fmt.Errorf("cloud-init had errors; the next boot applies the seed again: %w", hadErrors)
 	}
 	sync()
+	return d.markApplied(kept.Instance)
+}
+
+// markApplied records that everything that the seed with this instance-id writes is on disk.
+func (d Disk) markApplied(instance string) error {
 	next := d.path(appliedFile) + ".new"
-	if err := writeSynced(next, []byte(kept.Instance+"\n")); err != nil {
+	if err := writeSynced(next, []byte(instance+"\n")); err != nil {
 		return err
 	}
 	if err := os.Rename(next, d.path(appliedFile)); err != nil {

@@ -64,8 +64,8 @@ func FileDigest(nodeKey, content []byte, secret bool) string {
 }
 
 var (
-	digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-	ownerForm  = regexp.MustCompile(`^[a-z_][a-z0-9_-]*:[a-z_][a-z0-9_-]*$`)
+	sumForm   = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	ownerForm = regexp.MustCompile(`^[a-z_][a-z0-9_-]*:[a-z_][a-z0-9_-]*$`)
 )
 
 // checkFiles returns an error for files that an agent could not take over.
@@ -98,7 +98,7 @@ func (f Facts) checkFiles() error {
 		if !ownerForm.MatchString(file.Owner) {
 			return fault("owner: %s is not user:group", words.Quote(file.Owner))
 		}
-		if !digestForm.MatchString(file.Digest) {
+		if !sumForm.MatchString(file.Digest) {
 			return fault("digest: %s is not sha256: and 64 hexadecimal digits", words.Quote(file.Digest))
 		}
 		switch file.Change {

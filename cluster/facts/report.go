@@ -54,6 +54,7 @@ type NodeReport struct {
 	Heard []string         `json:"heard"` // peers that answered this node recently
 	// Holds lists the virtual addresses that the node currently has.
 	Holds []string `json:"holds,omitempty"`
+	Trial *Trial   `json:"trial,omitempty"` // of the last seed taken over; nil: there is none, or it was confirmed
 	Made
 }
 

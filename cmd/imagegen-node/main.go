@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -58,10 +59,16 @@ func checkSeed() error {
 func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	said, err := agent.Resume(ctx, "/")
+	if err != nil {
+		console(err.Error())
+		return err
+	}
 	a, err := agent.New("/", made(nocloud.Disk{Root: "/"}), console)
 	if err != nil {
 		return err
 	}
+	a.Resumed(said)
 	if err := agent.ApplySysctl("/", "/etc/sysctl.d/90-imagegen.conf"); err != nil {
 		log.Printf("kernel parameters: %v", err)
 	}
@@ -69,7 +76,11 @@ func run() error {
 	if out, err := exec.CommandContext(ctx, "systemctl", "daemon-reload").CombinedOutput(); err != nil {
 		return fmt.Errorf("systemctl daemon-reload: %w: %s", err, out)
 	}
-	return a.Run(ctx)
+	err = a.Run(ctx)
+	if again := (agent.Again{}); errors.As(err, &again) {
+		return fmt.Errorf("start anew: %w", syscall.Exec(facts.AgentPath, []string{facts.AgentPath}, append(os.Environ(), again.Environment())))
+	}
+	return err
 }
 
 // made returns what the node was made from, as far as it is known.
