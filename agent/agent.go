@@ -172,37 +172,48 @@ func newComponent(n Node, c facts.Component) (Component, error) {
 // Run serves the peer API and the health port and drives the components until ctx ends, or until the agent must start anew: then
 // the error is an Again.
 func (a *Agent) Run(ctx context.Context) error {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	running, pause := context.WithCancel(ctx)
-	defer pause()
-	var driving, serving sync.WaitGroup
-	for _, loop := range a.loops() {
-		driving.Go(func() { loop(running) })
-	}
-	driving.Go(func() { a.watchTrial(running) })
-	serving.Go(func() { boundLogs(ctx, "/") })
-	serving.Go(func() { a.watch(ctx) })
-	var changed error
-	serving.Go(func() {
-		select {
-		case <-ctx.Done():
-			return
-		case <-a.switching:
-		}
-		pause()
-		driving.Wait()
-		changed = a.carryOut(ctx)
+	return a.run(ctx, func(ctx context.Context) error {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		var wg sync.WaitGroup
+		wg.Go(func() { boundLogs(ctx, "/") })
+		wg.Go(func() { a.watch(ctx) })
+		err := a.serve(ctx, a.identity)
 		stop()
-	})
-	err := a.serve(ctx, a.identity)
-	stop()
-	driving.Wait()
-	serving.Wait()
-	if err != nil {
+		wg.Wait()
 		return err
+	})
+}
+
+// run drives the components while serve runs. When the node must change its seed, they end first; serve goes on meanwhile.
+func (a *Agent) run(ctx context.Context, serve func(context.Context) error) error {
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	driving, pause := context.WithCancel(serving)
+	defer pause()
+	var loops sync.WaitGroup
+	for _, loop := range append(a.loops(), a.watchTrial) {
+		loops.Go(func() { loop(driving) })
 	}
-	return changed
+	changed := make(chan error, 1)
+	go func() {
+		select {
+		case <-serving.Done():
+			changed <- nil
+		case <-a.switching:
+			pause()
+			loops.Wait()
+			changed <- a.carryOut(ctx)
+			stop()
+		}
+	}()
+	err := serve(serving)
+	stop()
+	loops.Wait()
+	if change := <-changed; err == nil {
+		err = change
+	}
+	return err
 }
 
 // loops returns the loops that the agent runs concurrently until ctx ends: one for each component and each peer. The

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -447,3 +448,62 @@ func TestUntouched(t *testing.T) {
 		t.Error("an agent that replaces none takes something for ready")
 	}
 }
+
+// TestComponentsRestWhileTheSeedChanges: no component acts on a node whose files are of two seeds, while the API still answers.
+func TestComponentsRestWhileTheSeedChanges(t *testing.T) {
+	m := onTrial(t)
+	m.goesBack("for the test")
+	synctest.Test(t, func(t *testing.T) {
+		var mixed, serves atomic.Bool
+		var turns atomic.Int32
+		a := m.agent(func(string) { mixed.Store(true) })
+		for _, r := range a.runners {
+			r.decision = noDecision{}
+			r.impl = scripted{
+				observe: func() (any, error) { return nil, nil },
+				step: func(World) (facts.Status, error) {
+					if mixed.Load() {
+						t.Error("a component acts while the seed changes")
+					}
+					turns.Add(1)
+					return ready(""), nil
+				},
+			}
+		}
+		answers := func(ctx context.Context) error {
+			for ctx.Err() == nil {
+				serves.Store(serves.Load() || mixed.Load())
+				time.Sleep(time.Millisecond)
+			}
+			return nil
+		}
+		a.takeover.daemons = slowDaemons{m}
+		go func() {
+			for turns.Load() < 10 {
+				time.Sleep(time.Second)
+			}
+			a.changeSeed()
+		}()
+		var again Again
+		if err := a.run(context.Background(), answers); !errors.As(err, &again) || !slices.Equal(again.Ready, []string{"firewall", "live", "gadget", "job"}) {
+			t.Errorf("%v", err)
+		}
+		if !serves.Load() || m.phase() != facts.TrialReturned {
+			t.Errorf("the API ended: %v; %v", !serves.Load(), m.phase())
+		}
+	})
+}
+
+// slowDaemons take their time.
+type slowDaemons struct{ *seeded }
+
+func (s slowDaemons) reread(ctx context.Context) error {
+	time.Sleep(time.Minute)
+	return s.seeded.reread(ctx)
+}
+
+// noDecision is the decision of a component that has none.
+type noDecision struct{}
+
+func (noDecision) read() ([]string, error) { return nil, nil }
+func (noDecision) write([]string) error    { return nil }

@@ -21,6 +21,7 @@ var never = []struct {
 	{"agent/ensemble", []string{"os/exec", "net/http", "gopkg.in", "github.com", "imagegen/agent", "imagegen/cluster", "imagegen/roles"}, "decisions are pure, for agent and simulator alike"},
 	{"cluster", []string{"imagegen/roles", "imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "the spec stands below all others"},
 	{"roles", []string{"imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "rendering needs neither images nor machines"},
+	{"cloudinit/nocloud", []string{"gopkg.in", "time/tzdata", "github.com", "imagegen/cluster", "imagegen/roles", "imagegen/agent"}, "it is linked into every node's agent"},
 	{"cloudinit", []string{"imagegen/roles", "imagegen/images", "imagegen/agent", "imagegen/lab", "imagegen/machines"}, "a seed is files and addresses"},
 	{"images", []string{"imagegen/agent", "imagegen/lab", "imagegen/machines"}, "an image knows no machine"},
 	{"images/disk", []string{"imagegen/images", "imagegen/cluster", "imagegen/roles"}, "a disk is made of a tree"},
