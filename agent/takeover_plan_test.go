@@ -2,10 +2,12 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 
+	"imagegen/cloudinit"
 	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
@@ -38,7 +40,8 @@ var referenceChanges = []struct {
 	{"operators elsewhere", []edit{{"network: {cidr: 192.168.10.0/24}\n", "network: {cidr: 192.168.10.0/24, gateway: 192.168.10.1}\noperators: [10.1.0.0/16]\n"}}},
 }
 
-// TestReferencePlans shows what each change of the reference cluster does to the nodes that it has already.
+// TestReferencePlans shows what each change of the reference cluster does to the nodes that it has already. Those that take the
+// new seed over are then like new ones.
 func TestReferencePlans(t *testing.T) {
 	for _, d := range distro.Names() {
 		reference := string(cluster.Reference(d))
@@ -56,7 +59,7 @@ func TestReferencePlans(t *testing.T) {
 			seeds := renderSeeds(t, "", spec)
 			nodes := map[string][]string{} // by what happens to them
 			var order []string
-			for _, n := range referenceNodes(t, reference) {
+			for _, n := range slices.Sorted(maps.Keys(old)) {
 				seed, kept := seeds[n]
 				if !kept {
 					continue
@@ -69,6 +72,9 @@ func TestReferencePlans(t *testing.T) {
 			}
 			for _, what := range order {
 				fmt.Fprintf(&b, "%s: %s\n", strings.Join(nodes[what], " "), what)
+				if n := nodes[what][0]; strings.HasPrefix(what, "the agent") {
+					likeNew(t, d+": "+c.name, old[n], seeds[n])
+				}
 			}
 			b.WriteString("\n")
 		}
@@ -76,17 +82,22 @@ func TestReferencePlans(t *testing.T) {
 	}
 }
 
-// referenceNodes are the nodes of a spec with built-in roles, in order.
-func referenceNodes(t *testing.T, text string) (names []string) {
+// likeNew takes over a seed and compares the node with a new one.
+func likeNew(t *testing.T, name string, old, seed cloudinit.Seed) {
 	t.Helper()
-	seeds := renderSeeds(t, "", text)
-	for n := range seeds {
-		names = append(names, n)
+	fresh, m := newSeeded(t, seed), newSeeded(t, old)
+	fresh.agentStarts()
+	m.agentStarts()
+	if _, err := m.takesOver(seed, nil); err != nil {
+		t.Errorf("%s: %v", name, err)
 	}
-	slices.Sort(names)
-	return names
+	m.agentStarts()
+	for _, diff := range differences(m.looks(), fresh.looks()) {
+		t.Errorf("%s: %s", name, diff)
+	}
 }
 
+// describePlan says what a new seed does to a node.
 func describePlan(t *testing.T, old, seed nocloud.Seed, was, is facts.Bundle) string {
 	t.Helper()
 	from, err := facts.Decode(was.Facts)

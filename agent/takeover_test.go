@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"imagegen/cloudinit"
 	"imagegen/cloudinit/nocloud"
@@ -143,6 +144,8 @@ var imageFiles = []struct {
 	{"/etc/gadget/package.conf", "of the package\n", "gadget:root", 0o640},
 	{"/usr/local/sbin/imagegen-node", "agent\n", "root:root", 0o755},
 	{"/proc/sys/net/core/somaxconn", "4096\n", "root:root", 0o644},
+	{"/proc/sys/net/ipv4/ip_nonlocal_bind", "0\n", "root:root", 0o644},
+	{"/proc/sys/vm/overcommit_memory", "0\n", "root:root", 0o644},
 	{"/proc/sys/vm/swappiness", "60\n", "root:root", 0o644},
 }
 
@@ -670,5 +673,55 @@ func TestTakeoverGoesBackByItself(t *testing.T) {
 				t.Errorf("%+v, %v", j, err)
 			}
 		})
+	}
+}
+
+// TestSystemdStops: a unit that ignores SIGTERM is killed, since a takeover waits for the stop; one that the node does not have has
+// stopped.
+func TestSystemdStops(t *testing.T) {
+	limits(t, changeLimits{idle: 500 * time.Millisecond, silent: time.Hour}, startLimits)
+	u := newRealUnit(t, deaf)
+	u.is(t, "deactivating", "stop-sigterm", "control-group")
+	// As systemd's own, this one's stop returns when the unit has stopped.
+	shim, dir := filepath.Join(filepath.Dir(u.state), "systemctl"), t.TempDir()
+	script := "#!/bin/sh\nif [ \"$1\" = stop ]; then while grep -q . " + u.group + "/cgroup.procs; do sleep 0.05; done; exit 0; fi\nexec " + shim + " \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	go u.started.Wait() // a zombie is still in its control group
+	if err := (systemd{}).stop(t.Context(), u.name); err != nil || u.processes() > 0 {
+		t.Errorf("%v, %d processes", err, u.processes())
+	}
+}
+
+// TestSystemdReloads: only what runs is reloaded, and what may be reading the old files is stopped.
+func TestSystemdReloads(t *testing.T) {
+	for _, c := range []struct{ load, active, want string }{
+		{"loaded", "active", "reload x.service"},
+		{"loaded", "reloading", "reload x.service"},
+		{"loaded", "activating", "stop x.service"},
+		{"loaded", "deactivating", "stop x.service"},
+		{"loaded", "inactive", ""},
+		{"loaded", "failed", ""},
+		{"not-found", "inactive", ""},
+	} {
+		state, asked := fakeSystemd(t)
+		if err := os.WriteFile(state, []byte("LoadState="+c.load+"\nActiveState="+c.active+"\nSubState=x\nResult=success\nMainPID=0\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := (systemd{}).reload(t.Context(), "x.service"); err != nil {
+			t.Errorf("%s: %v", c.active, err)
+		}
+		did := ""
+		data, _ := os.ReadFile(asked)
+		for line := range strings.Lines(string(data)) {
+			if !strings.HasPrefix(line, "show ") {
+				did += strings.TrimSpace(line)
+			}
+		}
+		if did != c.want {
+			t.Errorf("%s: told systemd to %q, want %q", c.active, did, c.want)
+		}
 	}
 }
