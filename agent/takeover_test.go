@@ -676,6 +676,44 @@ func TestTakeoverGoesBackByItself(t *testing.T) {
 	}
 }
 
+// TestTakeoverOfAFileThatCannotBeWritten goes back as well, whichever file it is.
+func TestTakeoverOfAFileThatCannotBeWritten(t *testing.T) {
+	edits := takeoverCases[len(takeoverCases)-1].edits
+	old, seed := seedOf(t), seedOf(t, edits...)
+	before := newSeeded(t, old)
+	before.agentStarts()
+	failed := 0
+	for n, ended := 1, false; !ended; n++ {
+		m := newSeeded(t, old)
+		m.agentStarts()
+		written := 0
+		ended = true
+		if _, err := m.takesOver(seed, func(what string) {
+			if file, ok := strings.CutPrefix(what, "write "); ok {
+				if written++; written == n {
+					m.must(os.Mkdir(asideOf(m.path(file)), 0o700)) // in the way
+					ended, failed = false, failed+1
+				}
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if ended {
+			break // all files were written
+		}
+		m.agentStarts()
+		for _, d := range differences(m.looks(), before.looks()) {
+			t.Errorf("file %d: %s", n, d)
+		}
+		if j, err := m.takeover(nil).read(); err != nil || j.Phase != facts.TrialReturned || !strings.Contains(j.Why, newFileMark) {
+			t.Errorf("file %d: %+v, %v", n, j, err)
+		}
+	}
+	if failed < 8 {
+		t.Errorf("only %d files failed", failed)
+	}
+}
+
 // TestSystemdStops: a unit that ignores SIGTERM is killed, since a takeover waits for the stop; one that the node does not have has
 // stopped.
 func TestSystemdStops(t *testing.T) {

@@ -292,3 +292,44 @@ func TestRoleRefusesASpec(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestFixedSettings: what keepalived.conf says is fixed is what it contains, and all that two nodes of a role must agree on. If
+// another such setting comes, it must be fixed as well.
+func TestFixedSettings(t *testing.T) {
+	c := mustLoad(t, "")
+	for _, d := range distro.Names() {
+		s := reference(t, c, d)
+		for _, node := range []string{"balancer1", "balancer3"} {
+			r, err := c.Render(s, testSecrets(c, s), node)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range r.Files {
+				if f.Path != "/etc/keepalived/keepalived.conf" {
+					continue
+				}
+				agreed := 0
+				for line := range strings.Lines(string(f.Content)) {
+					words := strings.Fields(line)
+					if len(words) == 0 {
+						continue
+					}
+					switch words[0] {
+					case "virtual_router_id", "advert_int", "auth_type", "version", "vrrp_version", "use_vmac", "vmac_xmit_base":
+					default:
+						if !strings.Contains(words[0], "/") || words[0][0] == '"' {
+							continue // not an address
+						}
+					}
+					agreed++
+					if !strings.Contains(f.Fixed, strings.Join(words, " ")) {
+						t.Errorf("%s %s: %q is not fixed: %s", d, node, strings.Join(words, " "), f.Fixed)
+					}
+				}
+				if agreed != len(strings.Split(f.Fixed, ", ")) {
+					t.Errorf("%s %s: %d settings of %s are in the file", d, node, agreed, f.Fixed)
+				}
+			}
+		}
+	}
+}
