@@ -30,7 +30,7 @@ func (s Seed) Genuine(cluster string, want Identity) error {
 		return err
 	}
 	want.Instance = InstanceID(cluster, want)
-	if have != want {
+	if have.Instance != want.Instance || have.Node != want.Node || have.Cluster != want.Cluster || have.Digest != want.Digest {
 		return fmt.Errorf("the seed is for node %s of cluster %s with digest %s, instance %s; expected node %s of cluster %s with digest %s, instance %s",
 			have.Node, have.Cluster, have.Digest, have.Instance, want.Node, want.Cluster, want.Digest, want.Instance)
 	}
