@@ -24,13 +24,16 @@ var packageFiles = []packageFile{
 ^ - (users-groups|users_groups)$
 ^ - timezone$
 ^ - ssh$`},
-	{"web1", "/lib/systemd/system/nftables.service", "nftables", `^ExecStart=/usr/sbin/nft -f /etc/nftables.conf$`},
+	{"web1", "/lib/systemd/system/nftables.service", "nftables", `
+^ExecStart=/usr/sbin/nft -f /etc/nftables.conf$
+^ExecReload=/usr/sbin/nft -f /etc/nftables.conf$`},
 	{"web1", "/lib/systemd/system/ssh.service", "openssh-server", `^ExecStart=/usr/sbin/sshd -D \$SSHD_OPTS$`},
 
 	{"web1", "/lib/systemd/system/nginx.service", "nginx-common", `
 ^Type=forking$
 ^PIDFile=/run/nginx\.pid$
-^ExecStart=/usr/sbin/nginx -g 'daemon on; master_process on;'$`},
+^ExecStart=/usr/sbin/nginx -g 'daemon on; master_process on;'$
+^ExecReload=/usr/sbin/nginx -g 'daemon on; master_process on;' -s reload$`},
 	{"web1", "/sbin/mount.glusterfs", "glusterfs-client", `"backup-volfile-servers"\)
 "log-level"\)`},
 	{"backend1", "/sbin/mount.glusterfs", "glusterfs-client", `"backup-volfile-servers"\)
@@ -46,6 +49,7 @@ var packageFiles = []packageFile{
 ^Type=notify$
 ^Environment="CONFIG=/etc/haproxy/haproxy\.cfg" 
 ^ExecStart=/usr/sbin/haproxy -Ws -f \$CONFIG -p \$PIDFILE \$EXTRAOPTS$
+^ExecReload=/usr/sbin/haproxy -Ws -f \$CONFIG -c -q \$EXTRAOPTS\nExecReload=/bin/kill -USR2 \$MAINPID$
 ^BindReadOnlyPaths=/dev/log:/var/lib/haproxy/dev/log$
 ^KillMode=mixed$`},
 	{"balancer1", "/lib/systemd/system/keepalived.service", "keepalived", `
