@@ -43,10 +43,10 @@ type Agent struct {
 	readers chan struct{} // a semaphore: one slot for each reader of the journal
 	made    facts.Made
 
-	takeover    *takeover
-	generations generations   // nil: seeds cannot be taken over
-	switching   chan struct{} // the node must become what the takeover's journal says
-	changing    sync.Mutex    // held while a takeover's journal changes, except by its trial
+	takeover  *takeover
+	verifier  verifier      // of generations; nil: seeds cannot be taken over
+	switching chan struct{} // the node must become what the takeover's journal says
+	changing  sync.Mutex    // held while a takeover's journal changes, except by its trial
 
 	mu      sync.Mutex
 	reports map[string]facts.ComponentReport

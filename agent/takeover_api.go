@@ -22,8 +22,8 @@ const (
 	bundleTime = time.Minute // to send it, and for the answer
 )
 
-// generations verifies signed generations.
-type generations interface {
+// verifier verifies signed generations.
+type verifier interface {
 	// member returns what a signed generation says of this node, if the node may change to it.
 	member(signed []byte) (signedMember, error)
 }
@@ -77,10 +77,10 @@ func (a *Agent) inherit(names string) {
 // verify checks a bundle against the signed generation, and everything in it against that.
 func (a *Agent) verify(b facts.Bundle) (incoming, error) {
 	var in incoming
-	if a.generations == nil {
+	if a.verifier == nil {
 		return in, errors.New("this node knows no key that signs generations: it can only be replaced")
 	}
-	says, err := a.generations.member(b.Generation)
+	says, err := a.verifier.member(b.Generation)
 	if err != nil {
 		return in, err
 	}

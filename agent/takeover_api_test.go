@@ -172,7 +172,7 @@ func TestBundlesAreVerified(t *testing.T) {
 		name, want string
 		spoil      func(b *facts.Bundle, a *Agent)
 	}{
-		{"no key", "knows no key that signs generations", func(_ *facts.Bundle, a *Agent) { a.generations = nil }},
+		{"no key", "knows no key that signs generations", func(_ *facts.Bundle, a *Agent) { a.verifier = nil }},
 		{"no signature", "not signed by this cluster", func(b *facts.Bundle, _ *Agent) { b.Generation = nil }},
 		{"other user-data", "the seed is not the one that the generation names: damaged", func(b *facts.Bundle, _ *Agent) { b.UserData = append(b.UserData, '\n') }},
 		{"no network", "damaged", func(b *facts.Bundle, _ *Agent) { b.NetworkConfig = nil }},

@@ -363,7 +363,7 @@ func (m *seeded) agent(step func(string)) *Agent {
 	kept, err := a.takeover.disk.Kept()
 	m.must(err)
 	a.made.Seed = kept.Digest
-	a.generations = anyGeneration{}
+	a.verifier = anyGeneration{}
 	for _, c := range a.facts.Components {
 		a.add(c, nil, nil)
 	}
