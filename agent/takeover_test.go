@@ -285,6 +285,9 @@ func (m *seeded) reload(_ context.Context, unit string) error {
 	if _, ok := m.running[unit]; !ok {
 		return nil
 	}
+	if m.known != m.unitFiles() {
+		m.Errorf("%s is reloaded by systemd's old idea of it", unit)
+	}
 	read := m.reads(unit)
 	if strings.Contains(read, "BROKEN") {
 		return errors.New("the configuration is wrong")
@@ -294,15 +297,22 @@ func (m *seeded) reload(_ context.Context, unit string) error {
 }
 
 func (m *seeded) reread(context.Context) error {
-	m.known = ""
-	return filepath.WalkDir(m.path("/etc/systemd/system"), func(name string, e fs.DirEntry, err error) error {
+	m.known = m.unitFiles()
+	return nil
+}
+
+// unitFiles returns the units of the seed and their drop-ins.
+func (m *seeded) unitFiles() (all string) {
+	m.Helper()
+	m.must(filepath.WalkDir(m.path("/etc/systemd/system"), func(name string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
 		data, err := os.ReadFile(name)
-		m.known += strings.TrimPrefix(name, m.root) + ": " + string(data) + "\n"
+		all += strings.TrimPrefix(name, m.root) + ": " + string(data) + "\n"
 		return err
-	})
+	}))
+	return all
 }
 
 func (m *seeded) label(_ context.Context, files []string) error {
