@@ -380,6 +380,28 @@ func TestTrial(t *testing.T) {
 				t.Errorf("%v", m.phase())
 			}
 		},
+		"the new seed is applied at boot after going back": func(t *testing.T, m *seeded) {
+			gone := seedOf(t, edit{"  - {path: /etc/systemd/system/gadget.service.d/90-imagegen.conf, template: dropin, change: restart gadget.service}\n", ""})
+			m.goesBack("for the test")
+			resume(t, m)
+			if _, err := m.takesOver(gone, nil); err != nil {
+				t.Fatal(err)
+			}
+			m.goesBack("for the test")
+			resume(t, m)
+			m.must(nocloud.Disk{Root: m.root}.Keep(nocloud.Seed(gone)))
+			m.boot()
+			resume(t, m)
+			fresh := newSeeded(t, gone)
+			fresh.agentStarts()
+			m.agentStarts()
+			for _, d := range differences(m.looks(), fresh.looks()) {
+				t.Error(d)
+			}
+			if m.phase() != noJournalYet {
+				t.Errorf("%v", m.phase())
+			}
+		},
 		"a third seed is applied at boot": func(t *testing.T, m *seeded) {
 			third := seedOf(t, edit{"size 1\n", "size 3\n"})
 			m.must(nocloud.Disk{Root: m.root}.Keep(nocloud.Seed(third)))

@@ -352,8 +352,8 @@ func (t *takeover) resume(ctx context.Context) (said []string, err error) {
 	}
 	if kept, err := t.disk.Kept(); err == nil && kept != nil {
 		switch {
-		case kept.Digest != j.Seed && kept.Digest != j.Previous:
-			say("another seed was applied at boot: the change of seeds that was under way is abandoned")
+		case kept.Digest != j.Seed && kept.Digest != j.Previous, kept.Digest == j.Seed && j.Phase == facts.TrialReturned:
+			say("another seed was applied at boot: what was known of the last change of seeds does not matter any more")
 			return said, t.abandon(j)
 		case kept.Digest == j.Previous && (j.Phase == facts.TrialRunning || j.Phase == facts.TrialPassed || j.Phase == facts.TrialConfirmed):
 			j.Phase, j.Why = facts.TrialReturning, "the previous seed was applied at boot"
@@ -589,7 +589,7 @@ func (t *takeover) remove(file string) error {
 	return err
 }
 
-// abandon forgets a takeover because cloud-init has applied a third seed in full, and removes what that does not have.
+// abandon forgets a takeover because cloud-init has applied another seed in full, and removes what that does not have.
 func (t *takeover) abandon(j takeoverJournal) error {
 	data, err := os.ReadFile(t.path(facts.FactsPath))
 	if err != nil {
