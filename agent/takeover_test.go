@@ -480,6 +480,8 @@ var takeoverCases = []struct {
 	{"a file with a restart", []edit{{"size 1\n", "size 2\n"}}, []string{"stop job.timer", "stop gadget.service"}},
 	{"a file with a reload", []edit{{"peers {{", "all peers {{"}}, []string{"reload live.service"}},
 	{"a file without either", []edit{{"lazy\n", "lazier\n"}}, nil},
+	{"a reload of what restarts anyway", []edit{{"template: shared.conf, change: restart", "template: shared.conf, change: reload"}, {"shared\n", "common\n"}, {"size 1\n", "size 2\n"}},
+		[]string{"stop job.timer", "stop gadget.service"}},
 	{"a new node", []edit{{"gadget2: 192.168.10.61", "gadget2: 192.168.10.61, gadget3: 192.168.10.62"}}, []string{"reload nftables.service", "reload live.service"}},
 	{"the packet filter", []edit{{`{port: "80", from: [any], why: site}`, `{port: "81", from: [any], why: site}`}}, []string{"reload nftables.service"}},
 	{"a drop-in", []edit{{"Nice=1", "Nice=2"}}, []string{"stop job.timer", "stop gadget.service"}},
