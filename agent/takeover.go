@@ -15,13 +15,13 @@ import (
 // planTakeover says what a node with the old facts must do to run with the new ones, or every reason why it must be replaced.
 // Afterwards the node must be like a new one with the new seed.
 func planTakeover(old, new facts.Facts) facts.Plan {
-	var p facts.Plan
+	p := facts.Plan{Files: []facts.FileChange{}}
 	replace := func(format string, args ...any) { p.Replace = append(p.Replace, fmt.Sprintf(format, args...)) }
 	if old.Version != facts.FactsVersion || new.Version != facts.FactsVersion {
 		replace("its seed is of an earlier imagegen, and does not list its files")
 		return p
 	}
-	p.Files = changedFiles(old, new)
+	p.Files = append(p.Files, changedFiles(old, new)...)
 	for _, c := range p.Files {
 		was, _ := old.File(c.Path)
 		is, _ := new.File(c.Path)

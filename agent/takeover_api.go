@@ -94,6 +94,10 @@ func (a *Agent) verify(b facts.Bundle) (incoming, error) {
 		return in, fmt.Errorf("the facts are not those that the generation names: digest %s instead of %s", have, says.Facts)
 	}
 	if in.facts, err = facts.Decode(b.Facts); err != nil {
+		if in.image != "" && in.image != a.made.Image {
+			in.unreadable = err // facts for the agent in that image
+			return in, nil
+		}
 		return in, err
 	}
 	if n, own := in.facts.Node, a.facts.Node; n.Name != own.Name || n.Role != own.Role || in.facts.ClusterID != a.facts.ClusterID || in.facts.Cluster != a.facts.Cluster {
@@ -105,10 +109,14 @@ func (a *Agent) verify(b facts.Bundle) (incoming, error) {
 
 // plan says what taking over a verified seed does.
 func (a *Agent) plan(in incoming) (facts.Plan, error) {
+	const otherImage = "it has another image"
+	if in.unreadable != nil {
+		return facts.Plan{Seed: in.digest, Files: []facts.FileChange{}, Replace: []string{otherImage, in.unreadable.Error()}}, nil
+	}
 	p := planTakeover(a.facts, in.facts)
 	p.Seed = in.digest
 	if in.image != "" && in.image != a.made.Image {
-		p.Replace = append(p.Replace, "it has another image")
+		p.Replace = append(p.Replace, otherImage)
 	}
 	if a.facts.Distro != in.facts.Distro {
 		p.Replace = append(p.Replace, fmt.Sprintf("it runs %s, and the seed is for %s", a.facts.Distro, in.facts.Distro))

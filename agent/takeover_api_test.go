@@ -195,6 +195,15 @@ func TestBundlesAreVerified(t *testing.T) {
 		{"a file is missing", "the bundle lacks /etc/gadget/lazy.conf", func(b *facts.Bundle, _ *Agent) { delete(b.Files, "/etc/gadget/lazy.conf") }},
 		{"another file", "/etc/gadget/lazy.conf in the bundle is not what the facts say", func(b *facts.Bundle, _ *Agent) { b.Files["/etc/gadget/lazy.conf"] = []byte("x") }},
 		{"another image", "it has another image", func(b *facts.Bundle, _ *Agent) { b.Generation = append(b.Generation, "image2"...) }},
+		{"facts for another image's agent", "it has another image; the facts have version 9", func(b *facts.Bundle, _ *Agent) {
+			b.Facts = bytes.Replace(b.Facts, []byte(`"version": 2`), []byte(`"version": 9`), 1)
+			*b = sign(*b)
+			b.Generation = append(b.Generation, "image2"...)
+		}},
+		{"facts that no agent can read", "the facts have version 9, this agent reads versions 1 and 2", func(b *facts.Bundle, _ *Agent) {
+			b.Facts = bytes.Replace(b.Facts, []byte(`"version": 2`), []byte(`"version": 9`), 1)
+			*b = sign(*b)
+		}},
 		{"a file edited on the node", "/etc/hosts was changed on the node", func(*facts.Bundle, *Agent) { m.write("/etc/hosts", "edited\n", 0o644, "root:root") }},
 		{"a mode changed on the node", "/etc/hosts was changed on the node", func(*facts.Bundle, *Agent) { m.must(os.Chmod(m.path("/etc/hosts"), 0o600)) }},
 		{"a secret edited on the node", "/etc/imagegen/pki/node.crt was changed on the node", func(*facts.Bundle, *Agent) { m.write("/etc/imagegen/pki/node.crt", "x", 0o644, "root:root") }},

@@ -198,12 +198,14 @@ func (t *takeover) look(file string) (*fileState, []byte, error) {
 
 // incoming is a newer seed that has been verified.
 type incoming struct {
-	seed    nocloud.Seed
-	digest  string
-	image   string // identity of the node's image; empty: not known
-	facts   facts.Facts
-	raw     []byte // the facts' file
-	content map[string][]byte
+	seed   nocloud.Seed
+	digest string
+	image  string // identity of the node's image; empty: not known
+	facts  facts.Facts
+	// unreadable is why this agent cannot read the facts, if they are for another image; then all below is missing.
+	unreadable error
+	raw        []byte // the facts' file
+	content    map[string][]byte
 }
 
 // begin puts everything that the change and its undoing need on disk, and then decides it. If it returns an error, nothing has

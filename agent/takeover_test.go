@@ -132,6 +132,7 @@ type seeded struct {
 	known   string            // systemd's units, as it last read them
 	calls   []string          // of systemd
 	stuck   map[string]bool   // units that do not stop
+	labels  []string          // files that were given their label
 }
 
 // imageFiles are files of the image, with mode and owner.
@@ -320,6 +321,7 @@ func (m *seeded) label(_ context.Context, files []string) error {
 		if _, err := os.Stat(f); err != nil {
 			return err
 		}
+		m.labels = append(m.labels, strings.TrimPrefix(f, m.root))
 	}
 	return nil
 }
@@ -531,6 +533,11 @@ func TestTakeoverIsLikeANewNode(t *testing.T) {
 			}
 			if !slices.Equal(m.calls, c.calls) {
 				t.Errorf("systemd was told to %q, want %q; plan %+v", m.calls, c.calls, p)
+			}
+			for _, f := range p.Files {
+				if f.What != fileRemoved && !slices.Contains(m.labels, f.Path) {
+					t.Errorf("%s has no label of its own", f.Path)
+				}
 			}
 			m.agentStarts()
 			for _, d := range differences(m.looks(), fresh.looks()) {
