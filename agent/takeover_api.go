@@ -51,7 +51,7 @@ func (a Again) Environment() string { return readyVariable + "=" + strings.Join(
 // Resume completes a change of seeds that was interrupted. It must be called before New. It returns lines for the console.
 func Resume(ctx context.Context, root string) ([]string, error) { return newTakeover(root).resume(ctx) }
 
-// Resumed records what Resume returned.
+// Resumed records lines about a change of seeds, such as those that Resume returned.
 func (a *Agent) Resumed(said []string) {
 	for _, line := range said {
 		a.happened("", "%s", line)
@@ -220,7 +220,7 @@ func (a *Agent) takeOver(b facts.Bundle, planOnly bool) (p facts.Plan, begun boo
 	if err := a.takeover.begin(a.facts, p, in); err != nil {
 		return p, false, fmt.Errorf("prepare the new seed: %w", err)
 	}
-	a.happened("", "takes over the seed %s", in.digest)
+	a.Resumed([]string{"takes over the seed " + in.digest})
 	return p, true, nil
 }
 
@@ -342,10 +342,8 @@ func (a *Agent) watchTrial(ctx context.Context) {
 		switch {
 		case calm >= trialReady:
 			j.Phase = facts.TrialPassed
-			a.happened("", "the new seed has passed its trial")
 		case j.Spent >= trialLimit:
 			j.Phase, j.Why = facts.TrialReturning, fmt.Sprintf("not ready within %s: %s", trialLimit, a.unready())
-			a.happened("", "goes back to the previous seed: %s", j.Why)
 		case unnoted < trialNoted:
 			continue
 		}
@@ -359,9 +357,10 @@ func (a *Agent) watchTrial(ctx context.Context) {
 		a.setTrial(j)
 		switch j.Phase {
 		case facts.TrialPassed:
-			a.console(a.facts.Node.Name + ": the new seed has passed its trial")
+			a.Resumed([]string{"the new seed has passed its trial"})
 			return
 		case facts.TrialReturning:
+			a.Resumed([]string{"goes back to the previous seed: " + j.Why})
 			a.changeSeed()
 			return
 		}

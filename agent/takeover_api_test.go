@@ -104,7 +104,7 @@ func TestTakeoverAPI(t *testing.T) {
 	a = m.agent(nil)
 	var trial facts.Trial
 	code, text = ask(facts.OperatorName, "GET", facts.TakeoverPath, nil)
-	if err := json.Unmarshal([]byte(text), &trial); err != nil || code != http.StatusOK || trial.State != facts.TrialRunning ||
+	if err := json.Unmarshal([]byte(text), &trial); err != nil || code != http.StatusOK || trial.State != facts.TrialRunning || trial.Detail != "must be ready for 30s within 10m0s, of which 1s have passed" ||
 		trial.Seed != nocloud.Digest(seed.UserData, seed.NetworkConfig) || trial.Previous != nocloud.Digest(old.UserData, old.NetworkConfig) {
 		t.Errorf("the trial: %d %s, %v", code, text, err)
 	}

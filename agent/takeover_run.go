@@ -666,7 +666,11 @@ func (j takeoverJournal) trial() *facts.Trial {
 	if j.Phase == noJournalYet {
 		return nil
 	}
-	return &facts.Trial{State: j.Phase, Seed: j.Seed, Previous: j.Previous, Detail: oneLine(j.Why)}
+	detail := oneLine(j.Why)
+	if j.Phase == facts.TrialRunning {
+		detail = fmt.Sprintf("must be ready for %s within %s, of which %s have passed", trialReady, trialLimit, j.Spent.Round(time.Second))
+	}
+	return &facts.Trial{State: j.Phase, Seed: j.Seed, Previous: j.Previous, Detail: detail}
 }
 
 // sysctlPath is the file in which the kernel has a parameter.
