@@ -282,7 +282,8 @@ func (t *takeover) begin(old facts.Facts, p facts.Plan, in incoming) (err error)
 			return err
 		}
 	}
-	if err := syncTree(t.state()); err != nil {
+	// The folder itself as well: a journal that a power cut takes away, but not the changes after it, would leave a mixed node.
+	if err := errors.Join(syncTree(t.state()), syncFolder(filepath.Dir(t.state()))); err != nil {
 		return err
 	}
 	return t.write(j)
@@ -454,7 +455,12 @@ func (t *takeover) back(ctx context.Context, j takeoverJournal) (faults []error,
 	}
 	for _, dir := range slices.Backward(j.Folders) {
 		t.before("remove %s", dir)
-		os.Remove(t.path(dir)) // unless something else is in it
+		if os.Remove(t.path(dir)) != nil {
+			continue // something else is in it
+		}
+		if err := syncFolder(filepath.Dir(t.path(dir))); err != nil {
+			return faults, err
+		}
 	}
 	for key, value := range j.Sysctl {
 		t.before("set %s", key)
