@@ -96,14 +96,7 @@ func (d Disk) Keep(s Seed) error {
 	if err := syncDir(filepath.Dir(d.path(currentLink))); err != nil {
 		return err
 	}
-	// Old seeds contain secrets, so remove them.
-	all, err := os.ReadDir(seeds)
-	for _, e := range all {
-		if e.Name() != name {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(seeds, e.Name())))
-		}
-	}
-	return err
+	return d.removeOthers()
 }
 
 // Prepare makes cloud-init apply the kept seed completely unless it already has. cloud-init records each step before it

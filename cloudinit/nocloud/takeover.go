@@ -89,13 +89,30 @@ func (d Disk) TakeOver(s Seed) error {
 	if err != nil {
 		return err
 	}
-	// Keep would first remove a copy that is already in use.
+	// Keep would first remove a copy that is already in use. It may have been interrupted before it removed the others.
 	if kept, err := d.Kept(); err != nil || kept == nil || *kept != id {
 		if err := d.Keep(s); err != nil {
 			return err
 		}
+	} else if err := d.removeOthers(); err != nil {
+		return err
 	}
 	return d.markApplied(id.Instance)
+}
+
+// removeOthers removes all seeds but the one in use; they contain secrets.
+func (d Disk) removeOthers() error {
+	current, err := os.Readlink(d.path(currentLink))
+	if err != nil {
+		return err
+	}
+	all, err := os.ReadDir(d.path(seedsDir))
+	for _, e := range all {
+		if e.Name() != filepath.Base(current) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(d.path(seedsDir), e.Name())))
+		}
+	}
+	return err
 }
 
 // Forget removes cloud-init's own copies of the seed that it applied last; they contain secrets of a seed that the node no

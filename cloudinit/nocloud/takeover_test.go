@@ -54,8 +54,15 @@ func TestTakeOver(t *testing.T) {
 		return info
 	}
 	before := stat()
+	// Left by an interruption after the new seed was in use.
+	if err := os.Mkdir(filepath.Join(d.path(seedsDir), "old"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if err := d.TakeOver(seed); err != nil || !os.SameFile(before, stat()) {
 		t.Errorf("the copy in use was written again, %v", err)
+	}
+	if all, err := os.ReadDir(d.path(seedsDir)); err != nil || len(all) != 1 {
+		t.Errorf("seeds: %v, %v", all, err)
 	}
 	if kept, err := d.Kept(); err != nil || *kept != id {
 		t.Errorf("%v, %v", kept, err)
