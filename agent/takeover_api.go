@@ -59,6 +59,13 @@ func (a *Agent) Resumed(said []string) {
 	}
 }
 
+// Replaces tells whether this agent replaces one that has changed the seed, in the same process: then systemd has read its units
+// again, and reading them once more would only keep load balancers waiting for the health port. It must be called before New.
+func Replaces() bool {
+	_, is := os.LookupEnv(readyVariable)
+	return is
+}
+
 // inherit takes over which components are ready from the agent that this one replaces.
 func (a *Agent) inherit(names string) {
 	all := len(a.runners) > 0

@@ -465,7 +465,15 @@ func TestUntouched(t *testing.T) {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 		next := m.agent(nil)
-		_, value, _ := strings.Cut(Again{got}.Environment(), "=")
+		name, value, _ := strings.Cut(Again{got}.Environment(), "=")
+		if Replaces() {
+			t.Error("an agent replaces one before there is any")
+		}
+		t.Setenv(name, value)
+		if !Replaces() {
+			t.Errorf("%s: the next agent does not know that it replaces one", c.name)
+		}
+		os.Unsetenv(name)
 		next.inherit(value)
 		for name, r := range next.report().Components {
 			if (r.Status.State == facts.Ready) != slices.Contains(c.want, name) {

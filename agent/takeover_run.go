@@ -473,7 +473,7 @@ func (t *takeover) back(ctx context.Context, j takeoverJournal) (faults []error,
 	}
 	t.before("reread units")
 	if err := t.daemons.reread(ctx); err != nil {
-		faults = append(faults, err)
+		return faults, err
 	}
 	for _, u := range j.ReloadBack {
 		t.before("reload %s", u)

@@ -64,6 +64,7 @@ func run() error {
 		console(err.Error())
 		return err
 	}
+	reread := !agent.Replaces()
 	a, err := agent.New("/", made(nocloud.Disk{Root: "/"}), console)
 	if err != nil {
 		return err
@@ -73,8 +74,10 @@ func run() error {
 		log.Printf("kernel parameters: %v", err)
 	}
 	// The seed's units were written after systemd had loaded its units.
-	if out, err := exec.CommandContext(ctx, "systemctl", "daemon-reload").CombinedOutput(); err != nil {
-		return fmt.Errorf("systemctl daemon-reload: %w: %s", err, out)
+	if reread {
+		if out, err := exec.CommandContext(ctx, "systemctl", "daemon-reload").CombinedOutput(); err != nil {
+			return fmt.Errorf("systemctl daemon-reload: %w: %s", err, out)
+		}
 	}
 	err = a.Run(ctx)
 	if again := (agent.Again{}); errors.As(err, &again) {
