@@ -504,6 +504,7 @@ func TestComponentsRestWhileTheSeedChanges(t *testing.T) {
 			r.impl = scripted{
 				observe: func() (any, error) { return nil, nil },
 				step: func(World) (facts.Status, error) {
+					time.Sleep(5 * time.Second) // a step that is under way
 					if mixed.Load() {
 						t.Error("a component acts while the seed changes")
 					}
