@@ -63,6 +63,11 @@ func (d Disk) Keep(s Seed) error {
 	if err != nil {
 		return err
 	}
+	return d.keep(s, id)
+}
+
+// keep is Keep without a check.
+func (d Disk) keep(s Seed, id Identity) error {
 	seeds := d.path(seedsDir)
 	name := strings.TrimPrefix(id.Digest, "sha256:") + "." + strings.ReplaceAll(id.Instance, "/", "_")
 	if err := os.MkdirAll(seeds, 0o700); err != nil {
