@@ -42,6 +42,8 @@ type Agent struct {
 	journal []string      // the program that shows the journal
 	readers chan struct{} // a semaphore: one slot for each reader of the journal
 	made    facts.Made
+	// generations is nil in the simulator.
+	generations *generations
 
 	takeover  *takeover
 	verifier  verifier      // of generations; nil: seeds cannot be taken over
@@ -95,6 +97,10 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 	a.identity, a.made, a.takeover = id, made, newTakeover(root)
 	a.events = openEvents(eventsPath(root))
 	a.happened("", "the agent has started")
+	if a.generations, err = openGenerations(root, known, id, a); err != nil {
+		return nil, err
+	}
+	a.verifier = a.generations
 	for _, c := range known.Components {
 		n := Node{
 			Facts:    known,
@@ -178,6 +184,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		var wg sync.WaitGroup
 		wg.Go(func() { boundLogs(ctx, "/") })
 		wg.Go(func() { a.watch(ctx) })
+		wg.Go(func() { a.generations.run(ctx) })
 		err := a.serve(ctx, a.identity)
 		stop()
 		wg.Wait()
@@ -434,6 +441,10 @@ func (a *Agent) own() facts.NodeReport {
 // report is what the peer API answers.
 func (a *Agent) report() facts.NodeReport {
 	heard := a.peers.names()
+	var generation *facts.GenerationReport
+	if a.generations != nil {
+		generation = a.generations.report()
+	}
 	now := a.clock.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -447,6 +458,7 @@ func (a *Agent) report() facts.NodeReport {
 		Holds:      a.holds,
 		Made:       a.made,
 		Trial:      a.trial,
+		Generation: generation,
 	}
 	for _, c := range a.facts.Components {
 		r.Order = append(r.Order, c.Name)

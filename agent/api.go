@@ -69,6 +69,11 @@ func (a *Agent) apiHandler() http.Handler {
 	})
 	mux.HandleFunc("GET "+facts.LogsPath, operatorOnly(a.serveJournal))
 	mux.HandleFunc("GET "+facts.EventsPath, operatorOnly(a.serveEvents))
+	if g := a.generations; g != nil {
+		mux.HandleFunc("GET "+facts.GenerationPath, g.serve)
+		mux.HandleFunc("POST "+facts.GenerationPath, operatorOnly(g.serveRequest))
+		mux.HandleFunc("GET "+facts.SeedPath, operatorOnly(g.serveSeed))
+	}
 	mux.HandleFunc("POST "+facts.DecidePath, operatorOnly(func(w http.ResponseWriter, r *http.Request) {
 		var d facts.Decision
 		in := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxDecision))

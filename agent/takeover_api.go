@@ -25,14 +25,7 @@ const (
 // verifier verifies signed generations.
 type verifier interface {
 	// member returns what a signed generation says of this node, if the node may change to it.
-	member(signed []byte) (signedMember, error)
-}
-
-// signedMember is what a generation says of a node.
-type signedMember struct {
-	Image string // identity; empty: not known
-	Seed  string // digest
-	Facts string // digest
+	member(signed []byte) (facts.Member, error)
 }
 
 // Again is the error of Run when the agent must start anew, because the node has changed its seed. Ready lists the components that
@@ -92,7 +85,7 @@ func (a *Agent) verify(b facts.Bundle) (incoming, error) {
 		return in, err
 	}
 	in.digest, in.image = says.Seed, says.Image
-	in.seed = nocloud.Seed{MetaData: b.MetaData, NetworkConfig: b.NetworkConfig, UserData: b.UserData}
+	in.seed = nocloud.Seed{MetaData: b.MetaData, NetworkConfig: b.NetworkConfig, UserData: b.UserData, Generation: b.Generation}
 	want := nocloud.Identity{Cluster: a.facts.ClusterID, Node: a.facts.Node.Name, Digest: says.Seed}
 	if err := in.seed.Genuine(a.facts.Cluster, want); err != nil {
 		return in, fmt.Errorf("the seed is not the one that the generation names: %w", err)

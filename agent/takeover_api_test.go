@@ -57,7 +57,7 @@ func TestTakeoverAPI(t *testing.T) {
 		return resp.StatusCode, string(text)
 	}
 	told := func() bool { return len(a.switching) > 0 }
-	b := sign(bundle(t, seed))
+	b := sign(t, bundle(t, seed), "")
 	for _, r := range []struct{ method, path string }{{"GET", facts.TakeoverPath}, {"POST", facts.TakeoverPath}, {"POST", facts.TakeoverPath + "?plan=1"}, {"POST", facts.ConfirmPath}} {
 		if code, text := ask("gadget2", r.method, r.path, b); code != http.StatusForbidden {
 			t.Errorf("%s %s from a node: %d %s", r.method, r.path, code, text)
@@ -111,7 +111,7 @@ func TestTakeoverAPI(t *testing.T) {
 	if code, text := ask(facts.OperatorName, "POST", facts.ConfirmPath+"?seed="+trial.Seed, nil); code != http.StatusConflict || !strings.Contains(text, "on trial") {
 		t.Errorf("confirmed before it has passed its trial: %d %s", code, text)
 	}
-	if code, text := ask(facts.OperatorName, "POST", facts.TakeoverPath, sign(bundle(t, old))); code != http.StatusConflict || !strings.Contains(text, "on trial") {
+	if code, text := ask(facts.OperatorName, "POST", facts.TakeoverPath, sign(t, bundle(t, old), "")); code != http.StatusConflict || !strings.Contains(text, "on trial") {
 		t.Errorf("another seed during the trial: %d %s", code, text)
 	}
 	j, err := a.takeover.read()
@@ -169,14 +169,14 @@ func TestBundlesAreVerified(t *testing.T) {
 	m := newSeeded(t, seedOf(t))
 	m.agentStarts()
 	before := m.looks()
-	good := func() facts.Bundle { return sign(bundle(t, seedOf(t, edit{"lazy\n", "lazier\n"}))) }
+	good := func() facts.Bundle { return sign(t, bundle(t, seedOf(t, edit{"lazy\n", "lazier\n"})), "") }
 	other := renderSeeds(t, "", string("cluster: otus\ndistro: debian12\nnetwork: {cidr: 192.168.10.0/24}\nroles:\n  glusterfs: {nodes: {g1: 192.168.10.5, g2: 192.168.10.6, g3: 192.168.10.7}}\n"), "g1")["g1"]
 	for _, c := range []struct {
 		name, want string
 		spoil      func(b *facts.Bundle, a *Agent)
 	}{
 		{"no key", "knows no key that signs generations", func(_ *facts.Bundle, a *Agent) { a.verifier = nil }},
-		{"no signature", "not signed by this cluster", func(b *facts.Bundle, _ *Agent) { b.Generation = nil }},
+		{"no signature", "not a signed generation", func(b *facts.Bundle, _ *Agent) { b.Generation = nil }},
 		{"other user-data", "the seed is not the one that the generation names: damaged", func(b *facts.Bundle, _ *Agent) { b.UserData = append(b.UserData, '\n') }},
 		{"no network", "damaged", func(b *facts.Bundle, _ *Agent) { b.NetworkConfig = nil }},
 		{"keys for cloud-init", "has the keys", func(b *facts.Bundle, _ *Agent) { b.MetaData = append(b.MetaData, "public-keys: ssh-ed25519\n"...) }},
@@ -186,23 +186,23 @@ func TestBundlesAreVerified(t *testing.T) {
 		{"instance", "expected node gadget1", func(b *facts.Bundle, _ *Agent) {
 			b.MetaData = bytes.Replace(b.MetaData, []byte("instance-id: otus-gadget1-"), []byte("instance-id: otus-gadget1-0"), 1)
 		}},
-		{"another node's seed", "the seed is for node g1 of cluster", func(b *facts.Bundle, _ *Agent) { *b = sign(bundle(t, other)) }},
+		{"another node's seed", "the seed is for node g1 of cluster", func(b *facts.Bundle, _ *Agent) { *b = sign(t, bundle(t, other), "") }},
 		{"other facts", "the facts are not those that the generation names", func(b *facts.Bundle, _ *Agent) { b.Facts = append(b.Facts, '\n') }},
 		{"another node's facts", "the facts are those of node g1 (glusterfs)", func(b *facts.Bundle, _ *Agent) {
 			b.Facts = bundle(t, other).Facts
-			*b = sign(*b)
+			*b = sign(t, *b, "")
 		}},
 		{"a file is missing", "the bundle lacks /etc/gadget/lazy.conf", func(b *facts.Bundle, _ *Agent) { delete(b.Files, "/etc/gadget/lazy.conf") }},
 		{"another file", "/etc/gadget/lazy.conf in the bundle is not what the facts say", func(b *facts.Bundle, _ *Agent) { b.Files["/etc/gadget/lazy.conf"] = []byte("x") }},
-		{"another image", "it has another image", func(b *facts.Bundle, _ *Agent) { b.Generation = append(b.Generation, "image2"...) }},
+		{"another image", "it has another image", func(b *facts.Bundle, _ *Agent) { *b = sign(t, *b, "image2") }},
 		{"facts for another image's agent", "it has another image; the facts have version 9", func(b *facts.Bundle, _ *Agent) {
 			b.Facts = bytes.Replace(b.Facts, []byte(`"version": 2`), []byte(`"version": 9`), 1)
-			*b = sign(*b)
-			b.Generation = append(b.Generation, "image2"...)
+			*b = sign(t, *b, "")
+			*b = sign(t, *b, "image2")
 		}},
 		{"facts that no agent can read", "the facts have version 9, this agent reads versions 1 and 2", func(b *facts.Bundle, _ *Agent) {
 			b.Facts = bytes.Replace(b.Facts, []byte(`"version": 2`), []byte(`"version": 9`), 1)
-			*b = sign(*b)
+			*b = sign(t, *b, "")
 		}},
 		{"a file edited on the node", "/etc/hosts was changed on the node", func(*facts.Bundle, *Agent) { m.write("/etc/hosts", "edited\n", 0o644, "root:root") }},
 		{"a mode changed on the node", "/etc/hosts was changed on the node", func(*facts.Bundle, *Agent) { m.must(os.Chmod(m.path("/etc/hosts"), 0o600)) }},
@@ -244,7 +244,7 @@ func TestOtherMachine(t *testing.T) {
 		{{"distro: debian12\n", "distro: debian12\nssh: {user: me, keys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7bCTJd8ykMZTxGWjmNhKjtrT8UyMwKYbbmHvsM1qHB]}\n"}},
 		{{"{cidr: 192.168.10.0/24}", "{cidr: 192.168.10.0/24, gateway: 192.168.10.1}"}},
 	} {
-		p, _, err := m.agent(nil).takeOver(sign(bundle(t, seedOf(t, edits...))), true)
+		p, _, err := m.agent(nil).takeOver(sign(t, bundle(t, seedOf(t, edits...)), ""), true)
 		if err != nil || !slices.Contains(p.Replace, "its address, its network, its time zone or who may log in is another one") {
 			t.Errorf("%+v: %+v, %v", edits, p, err)
 		}

@@ -165,7 +165,7 @@ func TestPlanSaysWhyNot(t *testing.T) {
 			from = seedOf(t, c.from...)
 		}
 		m := newSeeded(t, from)
-		p, begun, err := m.agent(nil).takeOver(sign(bundle(t, with)), true)
+		p, begun, err := m.agent(nil).takeOver(sign(t, bundle(t, with), ""), true)
 		if err != nil || begun {
 			t.Errorf("%s: %v", c.name, err)
 		}
@@ -173,7 +173,7 @@ func TestPlanSaysWhyNot(t *testing.T) {
 			t.Errorf("%s: %q, want %q", c.name, p.Replace, c.want)
 		}
 		before := m.looks()
-		if _, begun, err := m.agent(nil).takeOver(sign(bundle(t, with)), false); err == nil || begun || !strings.Contains(err.Error(), "gadget1 must be replaced: "+strings.Join(c.want, "; ")) {
+		if _, begun, err := m.agent(nil).takeOver(sign(t, bundle(t, with), ""), false); err == nil || begun || !strings.Contains(err.Error(), "gadget1 must be replaced: "+strings.Join(c.want, "; ")) {
 			t.Errorf("%s: it was taken over: %v", c.name, err)
 		}
 		for _, d := range differences(m.looks(), before) {

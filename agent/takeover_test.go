@@ -20,6 +20,7 @@ import (
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/internal/generationtest"
 	"imagegen/roles"
 )
 
@@ -94,7 +95,7 @@ func renderSeeds(t testing.TB, dir, text string, names ...string) map[string]clo
 		t.Fatal(err)
 	}
 	s := &secrets.Secrets{
-		ClusterID: "7f1b9a5e-0c56-4c7e-8a52-3f6d3c1c8e11", Passwords: map[string]string{}, Nodes: map[string]secrets.KeyPair{},
+		ClusterID: generationtest.ClusterID, Passwords: map[string]string{}, Nodes: map[string]secrets.KeyPair{},
 		CA: secrets.KeyPair{Cert: []byte("certificate of the CA\n")},
 	}
 	for _, name := range catalogue.SecretNames(spec) {
@@ -252,6 +253,7 @@ func (m *seeded) boot() {
 // boots boots the machine with a newer seed attached.
 func (m *seeded) boots(seed cloudinit.Seed) {
 	m.Helper()
+	seed.Generation = sign(m, bundle(m, seed), "").Generation
 	m.must(nocloud.Disk{Root: m.root}.Keep(nocloud.Seed(seed)))
 	m.boot()
 }
@@ -382,27 +384,45 @@ func (m *seeded) agent(step func(string)) *Agent {
 	kept, err := a.takeover.disk.Kept()
 	m.must(err)
 	a.made.Seed = kept.Digest
-	a.verifier = anyGeneration{}
+	a.verifier = anyGeneration{authorityOf(m)}
 	for _, c := range a.facts.Components {
 		a.add(c, nil, nil)
 	}
 	return a
 }
 
-// anyGeneration takes a bundle's digests as the signed generation: "SEED FACTS IMAGE".
-type anyGeneration struct{}
+// anyGeneration takes each generation that this authority has signed.
+type anyGeneration struct{ *generationtest.Authority }
 
-func (anyGeneration) member(signed []byte) (signedMember, error) {
-	f := strings.Split(string(signed), " ")
-	if len(f) != 3 {
-		return signedMember{}, errors.New("the generation is not signed by this cluster")
+func (a anyGeneration) member(signed []byte) (facts.Member, error) {
+	g, err := a.Verify(signed)
+	if err != nil {
+		return facts.Member{}, err
 	}
-	return signedMember{Seed: f[0], Facts: f[1], Image: f[2]}, nil
+	return g.Members[0], nil
 }
 
-// sign makes the generation that a bundle belongs to.
-func sign(b facts.Bundle) facts.Bundle {
-	b.Generation = fmt.Appendf(nil, "%s %s ", nocloud.Digest(b.UserData, b.NetworkConfig), facts.FileDigest(nil, b.Facts, false))
+// signer signs the generations of these tests.
+var signer *generationtest.Authority
+
+func authorityOf(t testing.TB) *generationtest.Authority {
+	if signer == nil {
+		signer = generationtest.New(t)
+	}
+	return signer
+}
+
+// sign makes the generation that a bundle belongs to. image may be empty.
+func sign(t testing.TB, b facts.Bundle, image string) facts.Bundle {
+	t.Helper()
+	s := nocloud.Seed{MetaData: b.MetaData, NetworkConfig: b.NetworkConfig, UserData: b.UserData}
+	id, err := s.Identity()
+	if err != nil && id.Node == "" {
+		t.Fatal(err)
+	}
+	b.Generation = authorityOf(t).Sign(t, 7, "", facts.Member{
+		Name: id.Node, Role: "r", IP: "192.168.10.1", Image: image, Seed: nocloud.Digest(b.UserData, b.NetworkConfig), Facts: facts.Digest(b.Facts),
+	}).Signed
 	return b
 }
 
@@ -410,7 +430,7 @@ func sign(b facts.Bundle) facts.Bundle {
 func (m *seeded) takesOver(seed cloudinit.Seed, step func(string)) (facts.Plan, error) {
 	m.Helper()
 	a := m.agent(step)
-	p, begun, err := a.takeOver(sign(bundle(m, seed)), false)
+	p, begun, err := a.takeOver(sign(m, bundle(m, seed), ""), false)
 	if err != nil || !begun {
 		return p, err
 	}

@@ -170,15 +170,15 @@ func TestFaults194(t *testing.T) {
 		return changed
 	}
 	for want, s := range map[string]Seed{
-		"user-data: ntp is not in the table":                                 {good.MetaData, good.NetworkConfig, change(good.UserData, "timezone:", "ntp:")},
-		"write_files: defer is not in the table":                             {good.MetaData, good.NetworkConfig, change(good.UserData, "    owner: root:root\n", "    owner: root:root\n    defer: true\n")},
-		"write_files: permissions 420 are not an octal text":                 {good.MetaData, good.NetworkConfig, change(good.UserData, `"0644"`, "0644")},
-		"user-data: has more than ASCII":                                     {good.MetaData, good.NetworkConfig, change(good.UserData, "me@desk", "ich@büro")},
-		"user-data: does not begin with #cloud-config":                       {good.MetaData, good.NetworkConfig, change(good.UserData, "#cloud-config", "# cloud-config")},
-		"network-config: version 2, which loses NICs":                        {good.MetaData, change(good.NetworkConfig, "version: 1", "version: 2"), good.UserData},
-		"network-config: physical with address 52:54:00:9E:0A:01":            {good.MetaData, change(good.NetworkConfig, "52:54:00:9e:0a:01", "52:54:00:9E:0A:01"), good.UserData},
-		"network-config: subnet of type static6":                             {good.MetaData, change(good.NetworkConfig, "type: static", "type: static6"), good.UserData},
-		"meta-data: hostname is not in the table\nmeta-data: no instance-id": {change(good.MetaData, "instance-id", "hostname"), good.NetworkConfig, good.UserData},
+		"user-data: ntp is not in the table":                                 {good.MetaData, good.NetworkConfig, change(good.UserData, "timezone:", "ntp:"), nil},
+		"write_files: defer is not in the table":                             {good.MetaData, good.NetworkConfig, change(good.UserData, "    owner: root:root\n", "    owner: root:root\n    defer: true\n"), nil},
+		"write_files: permissions 420 are not an octal text":                 {good.MetaData, good.NetworkConfig, change(good.UserData, `"0644"`, "0644"), nil},
+		"user-data: has more than ASCII":                                     {good.MetaData, good.NetworkConfig, change(good.UserData, "me@desk", "ich@büro"), nil},
+		"user-data: does not begin with #cloud-config":                       {good.MetaData, good.NetworkConfig, change(good.UserData, "#cloud-config", "# cloud-config"), nil},
+		"network-config: version 2, which loses NICs":                        {good.MetaData, change(good.NetworkConfig, "version: 1", "version: 2"), good.UserData, nil},
+		"network-config: physical with address 52:54:00:9E:0A:01":            {good.MetaData, change(good.NetworkConfig, "52:54:00:9e:0a:01", "52:54:00:9E:0A:01"), good.UserData, nil},
+		"network-config: subnet of type static6":                             {good.MetaData, change(good.NetworkConfig, "type: static", "type: static6"), good.UserData, nil},
+		"meta-data: hostname is not in the table\nmeta-data: no instance-id": {change(good.MetaData, "instance-id", "hostname"), good.NetworkConfig, good.UserData, nil},
 	} {
 		if got := strings.Join(faults194(s), "\n"); got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kdomanski/iso9660"
 
+	"imagegen/cloudinit/nocloud"
 	"imagegen/internal/atomicfile"
 )
 
@@ -41,19 +42,37 @@ const (
 // epoch is the date in every image. It must not be zero, because blkid derives the volume's UUID from it.
 var epoch = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// contents returns the seed's files by their names on the ISO, sorted by name as ISO 9660 requires.
-func (s *Seed) contents() []struct {
+// content is a file on the ISO.
+type content struct {
 	name string
 	data *[]byte
-} {
-	return []struct {
-		name string
-		data *[]byte
-	}{
+}
+
+// contents returns the seed's files by their names on the ISO, sorted by name as ISO 9660 requires.
+func (s *Seed) contents() []content {
+	return []content{
+		{nocloud.GenerationFile, &s.Generation},
 		{"meta-data", &s.MetaData},
 		{"network-config", &s.NetworkConfig},
 		{"user-data", &s.UserData},
 	}
+}
+
+// present is contents without a generation that is not there.
+func (s *Seed) present() []content {
+	if s.Generation == nil {
+		return s.contents()[1:]
+	}
+	return s.contents()
+}
+
+// FilesOnISO returns the names and contents of the files on the ISO, for machines that get them in a folder.
+func (s Seed) FilesOnISO() map[string][]byte {
+	files := map[string][]byte{}
+	for _, c := range s.present() {
+		files[c.name] = *c.data
+	}
+	return files
 }
 
 // WriteISO writes the seed to path, as an ISO 9660 image labelled cidata with mode 0600. The file is written to a
@@ -149,7 +168,7 @@ func readISO(r io.Reader) (Seed, error) {
 
 func (s *Seed) equal(other Seed) bool {
 	return bytes.Equal(s.UserData, other.UserData) && bytes.Equal(s.MetaData, other.MetaData) &&
-		bytes.Equal(s.NetworkConfig, other.NetworkConfig)
+		bytes.Equal(s.NetworkConfig, other.NetworkConfig) && bytes.Equal(s.Generation, other.Generation)
 }
 
 // encode returns the ISO image.
@@ -158,7 +177,7 @@ func (s Seed) encode() ([]byte, error) {
 	parent := record("\x01", rootSector, sector, dirFlag)
 	records := []*iso9660.DirectoryEntry{root, parent}
 	next := fileSector
-	for _, c := range s.contents() {
+	for _, c := range s.present() {
 		if len(*c.data) > maxISO/2 {
 			return nil, fmt.Errorf("%s has %d bytes: too much for a seed", c.name, len(*c.data))
 		}
@@ -215,7 +234,7 @@ func (s Seed) encode() ([]byte, error) {
 	if len(dir) >= sector {
 		return nil, errors.New("too many files for the directory")
 	}
-	for i, c := range s.contents() {
+	for i, c := range s.present() {
 		copy(at(int(records[2+i].ExtentLocation)), *c.data)
 	}
 	return image, nil
@@ -281,7 +300,7 @@ func decode(image []byte) (Seed, error) {
 		}
 		*into = content
 	}
-	for _, c := range s.contents() {
+	for _, c := range s.contents()[1:] {
 		if !seen[c.name+";1"] {
 			return Seed{}, fmt.Errorf("no %s", c.name)
 		}

@@ -72,6 +72,37 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestGenerationOnISO: the generation is a file of its own, which a seed need not have, and a node reads it.
+func TestGenerationOnISO(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web1.iso")
+	without := newSeed(t, "web1")
+	if err := without.WriteISO(path); err != nil {
+		t.Fatal(err)
+	}
+	s := without
+	s.Generation = []byte("signed\n")
+	if s.IsAt(path) {
+		t.Error("a seed without a generation is taken for one with it")
+	}
+	if err := s.WriteISO(path); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadISO(path); err != nil || !got.equal(s) {
+		t.Errorf("read %v, %v", got, err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got, err := nocloud.ReadISO(f); err != nil || string(got.Generation) != "signed\n" {
+		t.Errorf("a node reads %v, %v", got, err)
+	}
+	if len(s.FilesOnISO()) != 4 || len(without.FilesOnISO()) != 3 {
+		t.Errorf("files: %v", s.FilesOnISO())
+	}
+}
+
 // Sizes around a sector boundary, where padding goes wrong.
 func TestSizes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.iso")

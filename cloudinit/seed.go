@@ -1,5 +1,5 @@
 // Package cloudinit makes a node's seed: the three files that cloud-init's NoCloud data source reads, and the ISO image
-// that contains them. It must work with cloud-init 19.4 and current versions, so it uses only what both support:
+// that contains them and the manifest of their generation. It must work with cloud-init 19.4 and current versions, so it uses only what both support:
 // network-config version 1, and write_files without defer and source.
 //
 // A seed depends only on its inputs: the same spec, secrets and files give the same bytes on any host, at any time.
@@ -43,6 +43,9 @@ type Seed struct {
 	MetaData      []byte // YAML
 	NetworkConfig []byte // YAML, version 1
 	UserData      []byte // YAML after a first line "#cloud-config"
+	// Generation is the signed manifest that the seed belongs to (facts.Envelope), and no part of what the node is; nil: none. The
+	// same seed may be in several generations.
+	Generation []byte
 }
 
 // userData is the part of cloud-config that we use, with the fields in a readable order.

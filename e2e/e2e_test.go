@@ -291,6 +291,14 @@ func (b *bench) publish(t *testing.T, c *http.Client, title string) string {
 	return fmt.Sprintf("/?p=%d", post.ID)
 }
 
+// nothingDiffers: the nodes run what was built, and know which generation that is.
+func (b *bench) nothingDiffers(t *testing.T) {
+	out := b.lab(t, "diff")
+	if !strings.HasPrefix(out, "generation ") || !strings.HasSuffix(out, "\n0 of 17 nodes differ from the spec\n") || strings.Count(out, "\n") != 2 {
+		t.Errorf("diff says\n%s", out)
+	}
+}
+
 // TestReferenceCluster tests one cluster from the build to its end; its parts build on each other.
 func TestReferenceCluster(t *testing.T) {
 	b := newBench(t)
@@ -348,6 +356,7 @@ func TestReferenceCluster(t *testing.T) {
 	t.Logf("mean time from power-on to the page: %s", (total / time.Duration(len(orders))).Round(100*time.Millisecond))
 
 	t.Run("packages' files are as relied on", b.packagesAreAsReliedOn)
+	t.Run("nothing differs from the spec", b.nothingDiffers)
 	t.Run("people see the site", b.peopleSee)
 	t.Run("VIP moves", b.vipMoves)
 	t.Run("a post outlives every tier", b.postOutlives)

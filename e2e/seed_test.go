@@ -68,9 +68,9 @@ func TestSeeds(t *testing.T) {
 			return s
 		}
 	}
-	changed := seeds(".", "dist-changed", "Asia/Tokyo")
 	other := seeds("other-cluster", "dist", "UTC")
-	first := seeds(".", "dist", "UTC")
+	first := seeds(".", "dist-first", "UTC")
+	changed := seeds(".", "dist-changed", "Asia/Tokyo") // the next generation
 	b.lab(t, "build")
 
 	m := &seedMachine{dir: t.TempDir(), image: filepath.Join(b.dist(), "images", "redis.raw")}
@@ -131,6 +131,10 @@ func TestSeeds(t *testing.T) {
 	if _, got := m.boot(t, nil, nil); got != wantNewer {
 		t.Errorf("the new seed is gone: the node became\n%+v, and was\n%+v", got, wantNewer)
 	}
+	console, got = m.boot(t, &own, nil)
+	if want := "imagegen: refused the seed on /var/lib/cloud/seed/nocloud: it is of generation 1, and this node runs generation 2 already"; got != wantNewer || !strings.Contains(console, want) {
+		t.Errorf("the old seed again: the node became\n%+v, and was\n%+v; want %q on the console:\n%s", got, wantNewer, want, console)
+	}
 	// cloud-init itself keeps the node's state when our units do not run.
 	m.alone = true
 	console, got = m.boot(t, nil, nil)
@@ -183,7 +187,7 @@ func (m *seedMachine) boot(t *testing.T, seed *cloudinit.Seed, enough func(conso
 		if err := os.Mkdir(seedDir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		for name, data := range map[string][]byte{"user-data": seed.UserData, "meta-data": seed.MetaData, "network-config": seed.NetworkConfig} {
+		for name, data := range seed.FilesOnISO() {
 			if err := os.WriteFile(filepath.Join(seedDir, name), data, 0o600); err != nil {
 				t.Fatal(err)
 			}

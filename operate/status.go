@@ -93,6 +93,8 @@ type NodeStatus struct {
 	Detail     string                           `json:"detail,omitempty"`
 	Components map[string]facts.ComponentReport `json:"components,omitempty"` // without their raw reports
 	Error      string                           `json:"error,omitempty"`      // why the agent could not be asked
+	// Generation is the number of the generation that the node conforms to; 0: its seed belongs to none, or is not known.
+	Generation int `json:"generation,omitempty"`
 	// Build compares the node with the spec and the last build: one of the constants above, or empty if it has no machine.
 	Build string `json:"build,omitempty"`
 
@@ -139,6 +141,18 @@ func (s *NodeStatus) add(r facts.NodeReport) {
 		}
 	}
 	s.Is = strings.Join(is, ", ")
+	if g := r.Generation; g != nil {
+		s.Generation = g.Number
+		switch {
+		case g.Behind != "" && g.Number == 0:
+			s.Warnings = append(s.Warnings, "its seed belongs to no generation: "+g.Behind)
+		case g.Behind != "":
+			s.Warnings = append(s.Warnings, fmt.Sprintf("runs generation %d: %s", g.Number, g.Behind))
+		}
+		if g.Error != "" {
+			s.Warnings = append(s.Warnings, g.Error)
+		}
+	}
 	if !r.Ready && worst == 0 {
 		s.State, s.Since, s.Detail = string(facts.Working), time.Time{}, "the agent has not looked at everything yet"
 	}

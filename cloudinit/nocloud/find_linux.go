@@ -1,6 +1,8 @@
 package nocloud
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"imagegen/cluster/facts"
 )
 
 // Find returns the attached seeds: on CD-ROMs and other disks, and in the folder where cloud-init looks, which is how a
@@ -19,6 +23,9 @@ func (d Disk) Find() []Found {
 		f := Found{Where: where, Seed: s, Err: err}
 		if err == nil {
 			f.ID, f.Err = s.Identity()
+		}
+		if f.Err == nil && s.Generation != nil {
+			f.Err = d.verify(f)
 		}
 		all = append(all, f)
 	}
@@ -43,6 +50,27 @@ func (d Disk) Find() []Found {
 		}
 	}
 	return all
+}
+
+// verify checks who signed the generation of a seed, once the node knows its authority: its first seed brings that.
+func (d Disk) verify(f Found) error {
+	data, err := os.ReadFile(d.path(facts.PKIDir + "/ca.crt"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return fmt.Errorf("%s/ca.crt is no certificate", facts.PKIDir)
+	}
+	authority, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return fmt.Errorf("%s/ca.crt: %w", facts.PKIDir, err)
+	}
+	_, err = facts.Verify(f.Seed.Generation, authority, f.ID.Cluster)
+	return err
 }
 
 // errDamaged is returned for a damaged volume that has the label of a seed.

@@ -35,7 +35,7 @@ func ReadISO(r io.ReaderAt) (Seed, error) {
 	if err != nil {
 		return Seed{}, fmt.Errorf("root directory: %w", err)
 	}
-	dir, err := extent(r, at, min(length, sector)) // three files fit into one
+	dir, err := extent(r, at, min(length, sector)) // four files fit into one
 	if err != nil {
 		return Seed{}, fmt.Errorf("root directory: %w", err)
 	}
@@ -65,7 +65,7 @@ func ReadISO(r io.ReaderAt) (Seed, error) {
 		}
 	}
 	for _, f := range s.files() {
-		if !seen[f.name] {
+		if !seen[f.name] && f.name != GenerationFile {
 			return Seed{}, fmt.Errorf("no %s", f.name)
 		}
 	}

@@ -49,6 +49,9 @@ func readDir(dir string) (Seed, error) {
 	var s Seed
 	for _, f := range s.files() {
 		data, err := os.ReadFile(filepath.Join(dir, f.name))
+		if f.name == GenerationFile && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return Seed{}, err
 		}
@@ -63,6 +66,10 @@ func (d Disk) Keep(s Seed) error {
 	if err != nil {
 		return err
 	}
+	// Without its generation, an old seed could take the node back.
+	if kept, _ := d.Kept(); kept != nil && kept.Number > 0 && id.Number == 0 {
+		return fmt.Errorf("the seed belongs to no generation, and this node has one of generation %d", kept.Number)
+	}
 	return d.keep(s, id)
 }
 
@@ -70,6 +77,9 @@ func (d Disk) Keep(s Seed) error {
 func (d Disk) keep(s Seed, id Identity) error {
 	seeds := d.path(seedsDir)
 	name := strings.TrimPrefix(id.Digest, "sha256:") + "." + strings.ReplaceAll(id.Instance, "/", "_")
+	if id.Number > 0 { // the same seed in another generation is kept aside as well
+		name += "." + strings.TrimPrefix(id.Generation, "sha256:")[:16]
+	}
 	if err := os.MkdirAll(seeds, 0o700); err != nil {
 		return err
 	}
@@ -81,6 +91,9 @@ func (d Disk) keep(s Seed, id Identity) error {
 		return err
 	}
 	for _, f := range s.files() {
+		if f.name == GenerationFile && len(*f.data) == 0 {
+			continue
+		}
 		if err := writeSynced(filepath.Join(dir, f.name), *f.data); err != nil {
 			return err
 		}

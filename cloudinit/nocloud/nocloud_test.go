@@ -9,6 +9,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"imagegen/cluster/facts"
+	"imagegen/internal/generationtest"
 )
 
 func makeSeed(cluster, node, content string) Seed {
@@ -26,7 +29,7 @@ func found(where string, s Seed) Found {
 func TestIdentity(t *testing.T) {
 	good := makeSeed("c1", "web1", "a")
 	id, err := good.Identity()
-	if want := (Identity{"c-web1-a", "c1", "web1", Digest(good.UserData, good.NetworkConfig)}); err != nil || id != want {
+	if want := (Identity{Instance: "c-web1-a", Cluster: "c1", Node: "web1", Digest: Digest(good.UserData, good.NetworkConfig)}); err != nil || id != want {
 		t.Errorf("%+v, %v", id, err)
 	}
 	for want, spoil := range map[string]func(*Seed){
@@ -89,6 +92,111 @@ func TestChoose(t *testing.T) {
 		}
 		if where != c.take || !slices.EqualFunc(notes, c.notes, strings.HasPrefix) {
 			t.Errorf("%s: took %q and said %q", c.name, where, notes)
+		}
+	}
+}
+
+// withGeneration puts a seed into a generation.
+func withGeneration(t *testing.T, a *generationtest.Authority, number int, s Seed) Seed {
+	t.Helper()
+	id, err := s.Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Generation = a.Sign(t, number, "", facts.Member{Name: id.Node, Role: "web", IP: "192.168.10.42", Seed: id.Digest, Facts: facts.Digest(nil)}).Signed
+	return s
+}
+
+// TestChooseGeneration: a seed never takes a node back to an earlier generation.
+func TestChooseGeneration(t *testing.T) {
+	a := generationtest.New(t)
+	seed := func(number int, content string) Seed {
+		return withGeneration(t, a, number, makeSeed(generationtest.ClusterID, "web1", content))
+	}
+	own := seed(3, "c")
+	kept, err := own.Identity()
+	if err != nil || kept.Number != 3 {
+		t.Fatalf("%+v, %v", kept, err)
+	}
+	before, err := makeSeed(generationtest.ClusterID, "web1", "c").Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name  string
+		kept  *Identity
+		found []Seed
+		take  string
+		notes []string
+	}{
+		{"the same", &kept, []Seed{own}, "", nil},
+		{"older", &kept, []Seed{seed(2, "b")}, "", []string{"refused the seed on 0: it is of generation 2, and this node runs generation 3 already"}},
+		{"older, the same seed", &kept, []Seed{seed(2, "c")}, "", nil},
+		{"newer", &kept, []Seed{seed(4, "d")}, "0", nil},
+		{"newer, the same seed", &kept, []Seed{seed(4, "c")}, "0", nil},
+		{"another of the same number", &kept, []Seed{seed(3, "x")}, "", []string{"refused the seed on 0: it is of another generation 3"}},
+		{"from before generations", &kept, []Seed{makeSeed(generationtest.ClusterID, "web1", "x")}, "", []string{"refused the seed on 0: it belongs to no generation"}},
+		{"from before generations, the same", &kept, []Seed{makeSeed(generationtest.ClusterID, "web1", "c")}, "", nil},
+		{"older and newer", &kept, []Seed{seed(2, "b"), seed(5, "e"), seed(4, "d")}, "1", []string{"refused the seed on 0"}},
+		{"a node from before generations enters", &before, []Seed{seed(1, "x")}, "0", nil},
+		{"and its own seed enters", &before, []Seed{seed(1, "c")}, "0", nil},
+		{"first boot, several", nil, []Seed{seed(2, "b"), seed(3, "c")}, "1", nil},
+		{"first boot, one without", nil, []Seed{makeSeed(generationtest.ClusterID, "web1", "a"), seed(3, "c")}, "", []string{"several different seeds"}},
+	} {
+		var all []Found
+		for i, s := range c.found {
+			all = append(all, found(fmt.Sprint(i), s))
+		}
+		take, notes := Choose(c.kept, all)
+		where := ""
+		if take != nil {
+			where = take.Where
+		}
+		if where != c.take || !slices.EqualFunc(notes, c.notes, strings.HasPrefix) {
+			t.Errorf("%s: took %q and said %q", c.name, where, notes)
+		}
+	}
+
+	other := own
+	other.Generation = seed(3, "x").Generation
+	cut := own
+	cut.Generation = own.Generation[:len(own.Generation)/2]
+	for want, s := range map[string]Seed{"damaged: generation 3, which is on it, does not contain this seed": other, "damaged: not a signed generation": cut} {
+		if _, err := s.Identity(); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+// TestKeepGeneration: the generation is kept with the seed, and the same seed in a later one does not make cloud-init run again.
+func TestKeepGeneration(t *testing.T) {
+	a := generationtest.New(t)
+	d := Disk{t.TempDir()}
+	var instance string
+	for number := range 3 {
+		s := makeSeed(generationtest.ClusterID, "web1", "a")
+		if number > 0 {
+			s = withGeneration(t, a, number, s)
+		}
+		if err := d.Keep(s); err != nil {
+			t.Fatal(err)
+		}
+		id, err := d.Kept()
+		if err != nil || id.Number != number || instance != "" && id.Instance != instance {
+			t.Errorf("kept %+v, %v; want number %d", id, err, number)
+		}
+		instance = id.Instance
+		if err := d.Keep(makeSeed(generationtest.ClusterID, "web1", "b")); number > 0 && (err == nil || !strings.Contains(err.Error(), "belongs to no generation")) {
+			t.Errorf("a seed without a generation replaces one with it: %v", err)
+		} else if number == 0 && err != nil {
+			t.Error(err)
+		}
+		if number == 0 {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(d.path(currentLink), GenerationFile))
+		if !bytes.Equal(data, s.Generation) || err != nil {
+			t.Errorf("number %d: kept %q, %v", number, data, err)
 		}
 	}
 }

@@ -32,7 +32,7 @@ func (d Disk) Check(ctx context.Context, say func(string)) error {
 	// The same seed replaces a damaged copy.
 	same := kept
 	if damaged {
-		same = &Identity{Cluster: kept.Cluster, Node: kept.Node}
+		same = &Identity{Cluster: kept.Cluster, Node: kept.Node, Number: kept.Number, Generation: kept.Generation}
 	}
 	found := d.Find()
 	if len(found) == 0 || kept == nil { // drivers may not have found all devices yet
@@ -53,7 +53,11 @@ func (d Disk) Check(ctx context.Context, say func(string)) error {
 		switch {
 		case err == nil:
 			kept, damaged = &take.ID, false
-			say(fmt.Sprintf("new seed on %s: this is node %s, instance %s", take.Where, kept.Node, kept.Instance))
+			said := fmt.Sprintf("new seed on %s: this is node %s, instance %s", take.Where, kept.Node, kept.Instance)
+			if kept.Number > 0 {
+				said += fmt.Sprintf(", generation %d", kept.Number)
+			}
+			say(said)
 		case kept == nil || damaged:
 			return fmt.Errorf("keep the seed on %s: %w", take.Where, err)
 		default:

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imagegen/internal/generationtest"
 )
 
 // TestWaitForSeed: a disk that has never had a seed accepts one that comes late, reports each change of what is
@@ -67,12 +69,46 @@ func TestFindInFolder(t *testing.T) {
 		t.Errorf("found %v", all)
 	}
 	s := makeSeed("c1", "web1", "a")
-	for i, f := range s.files() {
+	for i, f := range s.files()[:3] {
 		if err := os.WriteFile(filepath.Join(dir, f.name), *f.data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if all := d.Find(); len(all) != 1 || all[0].Where != "/"+shownDir || (all[0].Err == nil) != (i == 2) {
 			t.Errorf("with %d files: found %v", i+1, all)
 		}
+	}
+}
+
+// TestFindVerifies: once the node knows its authority, a generation signed by another is refused.
+func TestFindVerifies(t *testing.T) {
+	a, thief := generationtest.New(t), generationtest.New(t)
+	d := Disk{t.TempDir()}
+	put := func(path string, data []byte) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, data, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	find := func(by *generationtest.Authority) error {
+		t.Helper()
+		s := withGeneration(t, by, 2, makeSeed(generationtest.ClusterID, "web1", "a"))
+		for _, f := range s.files() {
+			put(filepath.Join(d.path(shownDir), f.name), *f.data)
+		}
+		all := d.Find()
+		if len(all) != 1 {
+			t.Fatalf("found %v", all)
+		}
+		return all[0].Err
+	}
+	if err := find(a); err != nil {
+		t.Errorf("a new disk: %v", err)
+	}
+	put(d.path("etc/imagegen/pki/ca.crt"), a.PEM)
+	if err := find(a); err != nil {
+		t.Error(err)
+	}
+	if err := find(thief); err == nil || err.Error() != "generation 2 is not signed by the authority of this cluster" {
+		t.Errorf("signed by another authority: %v", err)
 	}
 }

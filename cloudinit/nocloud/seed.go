@@ -7,12 +7,15 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+
+	"imagegen/cluster/facts"
 )
 
-// Seed is the content of a seed, one field per file.
+// Seed is the content of a seed, one field per file. Generation is nil on seeds of older versions of imagegen.
 type Seed struct {
-	MetaData, NetworkConfig, UserData []byte
+	MetaData, NetworkConfig, UserData, Generation []byte
 }
 
 // Names of a seed's files.
@@ -20,6 +23,8 @@ const (
 	metaDataFile      = "meta-data"
 	networkConfigFile = "network-config"
 	userDataFile      = "user-data"
+	// GenerationFile is the signed manifest of the seed's generation. cloud-init ignores it.
+	GenerationFile = "generation"
 )
 
 type file struct {
@@ -27,9 +32,9 @@ type file struct {
 	data *[]byte
 }
 
-// files returns the seed's files, sorted by name as ISO 9660 requires.
+// files returns the files that each seed has, and then the one that it need not have.
 func (s *Seed) files() []file {
-	return []file{{metaDataFile, &s.MetaData}, {networkConfigFile, &s.NetworkConfig}, {userDataFile, &s.UserData}}
+	return []file{{metaDataFile, &s.MetaData}, {networkConfigFile, &s.NetworkConfig}, {userDataFile, &s.UserData}, {GenerationFile, &s.Generation}}
 }
 
 // Keys of meta-data that identify the seed. cloud-init ignores them.
@@ -46,6 +51,10 @@ type Identity struct {
 	Cluster  string // the cluster's ID, not its name
 	Node     string
 	Digest   string // of user-data and network-config
+	// Number and Generation are the number and the digest of the generation that the seed belongs to; 0 and empty: it belongs to
+	// none.
+	Number     int
+	Generation string
 }
 
 // Digest identifies the content of a seed.
@@ -63,6 +72,16 @@ func (s Seed) Identity() (Identity, error) {
 	id, err := parseMetaData(s.MetaData)
 	if err != nil {
 		return Identity{}, err
+	}
+	if len(s.Generation) > 0 {
+		g, err := facts.OpenGeneration(s.Generation)
+		if err != nil {
+			return id, fmt.Errorf("damaged: %w", err)
+		}
+		if member, ok := g.Member(id.Node); g.ClusterID != id.Cluster || !ok || member.Seed != id.Digest {
+			return id, fmt.Errorf("damaged: generation %d, which is on it, does not contain this seed", g.Number)
+		}
+		id.Number, id.Generation = g.Number, g.Digest
 	}
 	if have := Digest(s.UserData, s.NetworkConfig); have != id.Digest {
 		return id, errors.New("damaged: user-data and network-config are not what meta-data says")
@@ -107,7 +126,8 @@ type Found struct {
 // Choose returns the attached seed to apply, or nil, and messages for the console. kept is the identity of the seed
 // that the node applied last; nil: it has none yet.
 //
-// If there are several seeds for the node, none is applied, because nothing says which is newer.
+// A seed of an earlier generation than the kept one is never applied. Of several seeds for the node, the one of the latest
+// generation is; if nothing says which is newer, none is.
 func Choose(kept *Identity, found []Found) (take *Found, notes []string) {
 	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
 	var usable []*Found
@@ -119,10 +139,22 @@ func Choose(kept *Identity, found []Found) (take *Found, notes []string) {
 		case kept != nil && (f.ID.Cluster != kept.Cluster || f.ID.Node != kept.Node):
 			note("refused the seed on %s: it is for node %s of cluster %s, but this disk belongs to node %s of cluster %s. Attach the right seed, or start from a new root disk",
 				f.Where, f.ID.Node, f.ID.Cluster, kept.Node, kept.Cluster)
+		case kept != nil && f.ID.Number < kept.Number && f.ID.Digest == kept.Digest: // the same for this node
+		case kept != nil && f.ID.Number == 0 && kept.Number > 0:
+			note("refused the seed on %s: it belongs to no generation, and this node runs generation %d. Make it anew with imagegen seed", f.Where, kept.Number)
+		case kept != nil && f.ID.Number < kept.Number:
+			note("refused the seed on %s: it is of generation %d, and this node runs generation %d already. Attach the seed of the latest generation", f.Where, f.ID.Number, kept.Number)
+		case kept != nil && kept.Number > 0 && f.ID.Number == kept.Number && f.ID.Generation != kept.Generation:
+			note("refused the seed on %s: it is of another generation %d than this node's: they were made with different copies of the cluster's secrets", f.Where, kept.Number)
 		default:
 			usable = append(usable, f)
 		}
 	}
+	latest := 0
+	for _, f := range usable {
+		latest = max(latest, f.ID.Number)
+	}
+	usable = slices.DeleteFunc(usable, func(f *Found) bool { return 0 < f.ID.Number && f.ID.Number < latest })
 	var where []string
 	different := false
 	for _, f := range usable {

@@ -75,6 +75,9 @@ func (s Seed) Store(dir string) error {
 		return err
 	}
 	for _, f := range s.files() {
+		if *f.data == nil {
+			continue
+		}
 		if err := writeSynced(filepath.Join(dir, f.name), *f.data); err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ const (
 	SecretsPath = "/etc/imagegen/secrets.json" // map of secret name to value, JSON, mode 0600
 	PKIDir      = "/etc/imagegen/pki"          // ca.crt, node.crt, node.key (0600), PEM
 	StateDir    = "/var/lib/imagegen"          // the agent's own state, on the root disk
+	SeedDir     = StateDir + "/seed"           // the node's copy of its seed (see package nocloud)
 	AgentPath   = "/usr/local/sbin/imagegen-node"
 	AgentUnit   = "imagegen-node.service"
 )

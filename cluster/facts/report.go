@@ -18,6 +18,34 @@ const LogsPath = "/v1/logs"
 // EventsPath returns Events to the operator, as JSON: GET, with ?since=DURATION (counted back from now).
 const EventsPath = "/v1/events"
 
+// GenerationPath answers peers and the operator with the state of the node's acceptor (package agree), as JSON: GET; with
+// ?digest=DIGEST, with the signed manifest of that generation. The operator POSTs a request to the acceptor and gets its reply.
+const GenerationPath = "/v1/generation"
+
+// SeedPath returns the KeptSeed to the operator, as JSON: GET. It contains the node's secrets.
+const SeedPath = "/v1/seed"
+
+// KeptSeed is the seed that the node runs, one field per file.
+type KeptSeed struct {
+	MetaData      []byte `json:"meta_data"`
+	NetworkConfig []byte `json:"network_config"`
+	UserData      []byte `json:"user_data"`
+	Generation    []byte `json:"generation,omitempty"`
+}
+
+// GenerationReport is what a node says of the cluster's configuration.
+type GenerationReport struct {
+	// Number and Digest are those of the generation that the node conforms to; 0 and empty: its seed belongs to none.
+	Number int    `json:"number,omitempty"`
+	Digest string `json:"digest,omitempty"`
+	// InUse is the number of the latest generation that the node knows to be in use; 0: it knows of none.
+	InUse int `json:"in_use,omitempty"`
+	// Behind says why the node does not conform to that; empty: it does.
+	Behind string `json:"behind,omitempty"`
+	// Error says what is wrong with the generation on the node's seed, or with its memory of generations.
+	Error string `json:"error,omitempty"`
+}
+
 // Events lists what happened on a node, as far as its agent remembers.
 type Events struct {
 	Node   string  `json:"node"`
@@ -55,6 +83,8 @@ type NodeReport struct {
 	// Holds lists the virtual addresses that the node currently has.
 	Holds []string `json:"holds,omitempty"`
 	Trial *Trial   `json:"trial,omitempty"` // of the last seed taken over; nil: there is none, or it was confirmed
+	// Generation is nil for an agent of an earlier imagegen.
+	Generation *GenerationReport `json:"generation,omitempty"`
 	Made
 }
 

@@ -35,7 +35,8 @@ const (
 
 // order is the order in which a cluster's first secrets are created. If an item is missing and a later one exists, the
 // item was lost and not just skipped by a killed run, even without a list.
-var order = []string{idItem, passwordsFile, "ca.key", "ca.crt", facts.OperatorName + ".key", facts.OperatorName + ".crt", "nodes"}
+var order = []string{idItem, passwordsFile, "ca.key", "ca.crt", facts.OperatorName + ".key", facts.OperatorName + ".crt", "nodes",
+	generationItem + ".key", generationItem + ".crt"}
 
 func (v *store) readIssued() error {
 	v.items = map[string]bool{}
@@ -44,6 +45,9 @@ func (v *store) readIssued() error {
 		return err
 	}
 	v.issued = map[string]bool{}
+	if !bytes.HasSuffix(data, []byte("\n")) {
+		return fmt.Errorf("%s is cut off: restore the file from a backup", filepath.Join(v.dir, issuedFile))
+	}
 	for line := range strings.Lines(string(data)) {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
@@ -176,6 +180,8 @@ func (v *store) lost(item string) error {
 		without = "nodes of the roles that use it have it in " + facts.SecretsPath
 	case item == passwordsFile:
 		without = "without one, nodes have the passwords of their roles in " + facts.SecretsPath
+	case item == revisionFile:
+		without = "without one, write into it a number higher than \"secrets\" in dist/generation.json"
 	case item == "ca.crt":
 		without = "without one, take " + facts.PKIDir + "/ca.crt from a node"
 	case item == "ca.key":
@@ -209,6 +215,7 @@ func (s *Secrets) Expiring(now time.Time) []string {
 		}
 	}
 	add(facts.OperatorName, s.Operator)
+	add(generationItem, s.Generation)
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		add(name, s.Nodes[name])
 	}

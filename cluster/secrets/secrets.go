@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
@@ -38,7 +39,11 @@ type Secrets struct {
 	CA        KeyPair
 	Nodes     map[string]KeyPair // by node name; the certificate's DNS name is the node's name, its IP the node's
 	Operator  KeyPair            // client certificate for operating the cluster; its name is "operator"
-	Renewed   []string           // files of certificates that this run renewed because they would expire
+	// Generation signs the manifests of generations (Ed25519); neither nodes nor operators have such a certificate.
+	Generation KeyPair
+	// Revision grows when any secret is issued, renewed or replaced; 0: not known.
+	Revision int
+	Renewed  []string // files of certificates that this run renewed because they would expire
 }
 
 // KeyPair is a certificate and its private key, both PEM.
@@ -74,6 +79,9 @@ const (
 //	  passwords.json         name to password
 //	  ca.crt ca.key          the cluster's authority, P-256
 //	  operator.crt .key      client certificate for operating the cluster
+//	  generation.crt .key    signs generations, Ed25519
+//	  revision               number of the latest change in this folder
+//	  generations/           the manifest that was rendered last (see Render)
 //	  nodes/web1.crt .key    server and client certificate for the node's name, its address and its role's virtual address
 func Load(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
 	if err := privateDir(dir); err != nil {
@@ -172,8 +180,15 @@ func (v *store) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 			s.Nodes[n.Name] = pairs[i]
 		}
 	}
+	// Last, because clusters made before generations have everything else (see order).
+	if s.Generation, err = v.issue(ca, generationItem); err != nil {
+		return nil, err
+	}
 	slices.Sort(v.renewed)
 	s.Renewed = v.renewed
+	if s.Revision, err = v.revision(s); err != nil {
+		return nil, err
+	}
 	return s, v.writeIssued()
 }
 
@@ -355,7 +370,7 @@ type authority struct {
 // authority returns the cluster's authority, and creates it if there was none. Without a key (when reading), it cannot
 // sign.
 func (v *store) authority(cluster string) (authority, error) {
-	pair, key, err := v.key("ca")
+	pair, key, err := v.key("ca", newP256)
 	if err != nil || key == nil {
 		return authority{}, err
 	}
@@ -406,7 +421,11 @@ func lastThird(cert *x509.Certificate, years int, now time.Time) bool {
 // issue returns the key pair in the files name.key and name.crt, and creates it if there was none. A certificate in the
 // last third of its life, or with other addresses, is renewed with the same key. The operator's has no address.
 func (v *store) issue(ca authority, name string, addrs ...net.IP) (KeyPair, error) {
-	pair, key, err := v.key(name)
+	newKey := newP256
+	if name == generationItem {
+		newKey = newEd25519
+	}
+	pair, key, err := v.key(name, newKey)
 	if err != nil || key == nil || ca.cert == nil {
 		return KeyPair{}, err
 	}
@@ -444,6 +463,11 @@ func (v *store) issue(ca authority, name string, addrs ...net.IP) (KeyPair, erro
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
+	if name == generationItem {
+		// With no other usage, nobody accepts it as a node's or the operator's.
+		tmpl.Subject.OrganizationalUnit = []string{facts.GenerationOU}
+		tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
+	}
 	if len(addrs) > 0 {
 		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 		tmpl.DNSNames, tmpl.IPAddresses = []string{filepath.Base(name)}, addrs
@@ -457,7 +481,7 @@ func (v *store) issue(ca authority, name string, addrs ...net.IP) (KeyPair, erro
 
 // key reads a private key and its certificate, and creates the key if there was none. The certificate may be missing if
 // it was never issued; when reading, so may the key.
-func (v *store) key(name string) (KeyPair, crypto.Signer, error) {
+func (v *store) key(name string, newKey func() (crypto.Signer, error)) (KeyPair, crypto.Signer, error) {
 	var pair KeyPair
 	var err error
 	if pair.Key, err = v.read(name + ".key"); err != nil {
@@ -479,7 +503,7 @@ func (v *store) key(name string) (KeyPair, crypto.Signer, error) {
 		if err := v.missing(name + ".key"); err != nil || !v.issues {
 			return pair, nil, err
 		}
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		key, err := newKey()
 		if err != nil {
 			return pair, nil, err
 		}
@@ -494,6 +518,14 @@ func (v *store) key(name string) (KeyPair, crypto.Signer, error) {
 	v.have(name + ".key")
 	signer, err := parseKey(path, pair.Key)
 	return pair, signer, err
+}
+
+func newP256() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
+
+// newEd25519 makes a key whose signatures are deterministic.
+func newEd25519() (crypto.Signer, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	return key, err
 }
 
 // parseKey parses the private key from the file path.

@@ -90,12 +90,12 @@ func build(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	// Seeds come first: they take no time, and an error in a template should appear before minutes of baking.
+	// Seeds are rendered first: they take no time, and an error in a template should appear before minutes of baking.
 	secrets, err := p.issueSecrets(c)
 	if err != nil {
 		return err
 	}
-	seeds, err := p.writeSeeds(secrets, nodes)
+	all, err := p.render(secrets)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,11 @@ func build(c *cli.Context) error {
 		Locked: c.Bool("locked"), Offline: c.Bool("offline"), UI: &bakes{block: b, now: time.Now},
 	}
 	results, err := images.Build(c.Context, config)
-	// Also after a failure: the seeds and some images may be new.
+	var seeds string
+	if err == nil { // the generation on the seeds names the images
+		seeds, err = p.writeSeeds(secrets, all, nodes)
+	}
+	// Also after a failure: some images may be new.
 	if err := errors.Join(err, p.writeExpected(secrets.ClusterID)); err != nil {
 		return err
 	}

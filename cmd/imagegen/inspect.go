@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"imagegen/cloudinit"
+	"imagegen/cluster/facts"
 	"imagegen/images"
 )
 
@@ -19,7 +20,8 @@ func inspectCommand() *cli.Command {
 		Usage:     "show the contents of an image, a box or a seed, or how two of them differ",
 		ArgsUsage: "FILE [FILE]",
 		Description: "For an image or box, verifies the file's SHA-256 and prints the manifest that build wrote: identity and packages.\n" +
-			"For a seed, lists its files, but not their contents, some of which are secret.\n\n" +
+			"For a seed, prints the number and the digest of its generation and of that one's parent, and lists its files, but not\n" +
+			"their contents, some of which are secret.\n\n" +
 			"--json prints the manifest or the list of files or, with two files, the list of differences.",
 		Flags: []cli.Flag{jsonFlag("it")},
 		Action: func(c *cli.Context) error {
@@ -79,11 +81,19 @@ type seedFile struct {
 
 func inspectSeeds(c *cli.Context, paths []string) error {
 	var seeds [][]cloudinit.File
+	var generations []facts.Generation
 	for _, p := range paths {
 		s, err := cloudinit.ReadISO(p)
 		if err != nil {
 			return err
 		}
+		var g facts.Generation
+		if s.Generation != nil {
+			if g, err = facts.OpenGeneration(s.Generation); err != nil {
+				return fmt.Errorf("%s: %w", p, err)
+			}
+		}
+		generations = append(generations, g)
 		files, err := s.Files()
 		if err != nil {
 			return fmt.Errorf("%s: %w", p, err)
@@ -91,6 +101,10 @@ func inspectSeeds(c *cli.Context, paths []string) error {
 		seeds = append(seeds, files)
 	}
 	if len(seeds) == 2 {
+		// A node need not change when only the generation differs.
+		if old, now := generations[0], generations[1]; old.Digest != now.Digest && !c.Bool("json") {
+			fmt.Fprintf(c.App.Writer, "%s instead of %s\n", generationName(now), generationName(old))
+		}
 		return printDifferences(c, fileChanges(seeds[0], seeds[1]))
 	}
 	list := []seedFile{}
@@ -100,12 +114,25 @@ func inspectSeeds(c *cli.Context, paths []string) error {
 	if c.Bool("json") {
 		return printJSON(c.App.Writer, list)
 	}
+	g := generations[0]
+	fmt.Fprintln(c.App.Writer, generationName(g))
+	if g.Parent != "" {
+		fmt.Fprintf(c.App.Writer, "made from the generation with the digest %s\n", g.Parent)
+	}
 	t := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "FILE\tMODE\tOWNER\tBYTES")
 	for _, f := range list {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\n", f.Path, f.Mode, f.Owner, f.Bytes)
 	}
 	return t.Flush()
+}
+
+// generationName returns what identifies a seed's generation.
+func generationName(g facts.Generation) string {
+	if g.Number == 0 {
+		return "no generation"
+	}
+	return fmt.Sprintf("generation %d (%s)", g.Number, g.Digest)
 }
 
 // fileChanges lists which files differ and in which attributes, but no contents, which may be secret.

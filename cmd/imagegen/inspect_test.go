@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -38,11 +39,18 @@ func TestInspectSeed(t *testing.T) {
 			t.Errorf("inspect shows %s", name)
 		}
 	}
-	if got := done(t, "inspect", "before/seeds/web1.iso", "dist/seeds/web1.iso"); got != "no difference\n" {
-		t.Errorf("web1: %s", got)
+	if !strings.Contains(shown, "generation 2 (sha256:") || !strings.Contains(shown, "made from the generation with the digest sha256:") {
+		t.Errorf("no generation in\n%s", shown)
 	}
-	if got := done(t, "inspect", "before/seeds/backend1.iso", "dist/seeds/backend1.iso"); got != "/etc/imagegen/node.json: content\n" {
-		t.Errorf("backend1: %s", got)
+	for node, want := range map[string]string{"web1": "no difference\n", "backend1": "/etc/imagegen/node.json: content\n"} {
+		old, now := "before/seeds/"+node+".iso", "dist/seeds/"+node+".iso"
+		generation, rest, _ := strings.Cut(done(t, "inspect", old, now), "\n")
+		if !regexp.MustCompile(`^generation 2 \(sha256:\w{64}\) instead of generation 1 \(sha256:\w{64}\)$`).MatchString(generation) || rest != want {
+			t.Errorf("%s: %s\n%s", node, generation, rest)
+		}
+	}
+	if got := done(t, "inspect", "--json", "before/seeds/web1.iso", "dist/seeds/web1.iso"); got != "[]\n" {
+		t.Errorf("web1 as JSON: %s", got)
 	}
 	if r := imagegen("inspect", "dist/seeds/web1.iso", "web.raw"); r.code != exitWrong {
 		t.Errorf("a seed and an image: %+v", r)

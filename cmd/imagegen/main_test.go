@@ -18,6 +18,8 @@ import (
 	"testing"
 
 	"imagegen/cloudinit"
+	"imagegen/cloudinit/nocloud"
+	"imagegen/cluster/facts"
 	"imagegen/internal/testkit"
 )
 
@@ -328,6 +330,26 @@ func TestSeed(t *testing.T) {
 	b, err2 := os.ReadFile("other/seeds/redis1.iso")
 	if err1 != nil || err2 != nil || !bytes.Equal(a, b) {
 		t.Error("the same seed in another folder has other bytes")
+	}
+	// The generation: dist/generation.json, in the same bytes on all seeds.
+	manifest, err := os.ReadFile("c/dist/generation.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := facts.DecodeManifest(manifest)
+	if err != nil || m.Number != 1 || len(m.Members) != 17 {
+		t.Errorf("generation %d with %d members, %v", m.Number, len(m.Members), err)
+	}
+	for _, n := range m.Members {
+		s, err := cloudinit.ReadISO("c/dist/seeds/" + n.Name + ".iso")
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := facts.OpenGeneration(s.Generation)
+		id, err2 := nocloud.Seed(s).Identity()
+		if err != nil || err2 != nil || g.Digest != facts.Digest(manifest) || id.Digest != n.Seed || id.Number != 1 {
+			t.Errorf("%s: %v, %v, digest %s in generation %s", n.Name, err, err2, id.Digest, g.Digest)
+		}
 	}
 	if err := os.WriteFile("file", nil, 0o644); err != nil {
 		t.Fatal(err)

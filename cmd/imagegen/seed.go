@@ -17,6 +17,7 @@ import (
 	"imagegen/cluster"
 	"imagegen/cluster/secrets"
 	"imagegen/internal/atomicfile"
+	"imagegen/machines/fleet"
 )
 
 func seedCommand() *cli.Command {
@@ -28,7 +29,8 @@ func seedCommand() *cli.Command {
 			"secrets give the same bytes, and a seed that is up to date is not rewritten. Secrets are issued once and kept in secrets/\n" +
 			"beside the spec; only seed and build issue them. A lost secret is an error and never replaced; so is a missing folder\n" +
 			"secrets/ while DIR/seeds has seeds. Certificates are renewed in the last third of their life.\n\n" +
-			"DIR/expected.json says which image and seed each node should have, and contains no secrets (see docs/seeds.md).",
+			"DIR/expected.json says which image and seed each node should have, and DIR/generation.json is the generation that the\n" +
+			"seeds belong to: a number that grows with every change. Neither contains secrets (see docs/seeds.md).",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(),
 			&cli.BoolFlag{Name: "print", Usage: "print the seeds' files without their secrets, and write nothing"},
@@ -54,7 +56,11 @@ func seedCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			said, err := p.writeSeeds(keys, nodes)
+			all, err := p.render(keys)
+			if err != nil {
+				return err
+			}
+			said, err := p.writeSeeds(keys, all, nodes)
 			if err != nil {
 				return err
 			}
@@ -70,20 +76,23 @@ func seedCommand() *cli.Command {
 
 func (p *project) seedPath(node string) string { return filepath.Join(p.out, "seeds", node+".iso") }
 
-// writeSeeds writes the seeds that are missing or out of date, and returns a one-line summary. If a seed of another
-// cluster is in a node's place, it writes none.
-func (p *project) writeSeeds(keys *secrets.Secrets, nodes []cluster.Node) (string, error) {
+// writeSeeds writes those of the nodes' seeds that are missing or out of date, with the generation of all, and returns a one-line
+// summary. If a seed of another cluster is in a node's place, it writes none.
+func (p *project) writeSeeds(keys *secrets.Secrets, all []rendering, nodes []cluster.Node) (string, error) {
 	dir := filepath.Join(p.out, "seeds")
 	if err := atomicfile.MakeDirs(dir); err != nil {
 		return "", fmt.Errorf("make the folder of the seeds: %w", err)
 	}
-	seeds := make([]cloudinit.Seed, len(nodes))
-	wrote := make([]bool, len(nodes))
-	err := eachNode(nodes, func(i int, n cluster.Node) (err error) {
-		if seeds[i], err = p.seed(keys, n); err != nil || seeds[i].IsAt(p.seedPath(n.Name)) {
-			return err
+	seeds := map[string]cloudinit.Seed{}
+	for _, r := range all {
+		seeds[r.node.Name] = r.seed
+	}
+	wrote := make([]bool, len(nodes)) // not where only the generation is another, which changes nothing on the node
+	err := eachNode(nodes, func(i int, n cluster.Node) error {
+		have, err := cloudinit.ReadISO(p.seedPath(n.Name))
+		if wrote[i] = err != nil || !fleet.SameSeed(have, seeds[n.Name]); err != nil || !wrote[i] {
+			return nil // none, a damaged one, or this cluster's
 		}
-		wrote[i] = true
 		if id, err := seedCluster(p.seedPath(n.Name)); err == nil && id != keys.ClusterID {
 			return fmt.Errorf("%s is a seed of another cluster (id %s) than %s (id %s): restore that cluster's secrets, "+
 				"or write to another folder (--out); to give up that cluster, remove %s first", p.seedPath(n.Name), id, p.secretsDir(), keys.ClusterID, dir)
@@ -93,12 +102,22 @@ func (p *project) writeSeeds(keys *secrets.Secrets, nodes []cluster.Node) (strin
 	if err != nil {
 		return "", err
 	}
+	manifest, err := p.number(keys, all)
+	if err != nil {
+		return "", err
+	}
+	for _, r := range all { // now with the generation
+		seeds[r.node.Name] = r.seed
+	}
 	err = eachNode(nodes, func(i int, n cluster.Node) error {
-		if !wrote[i] {
+		if seeds[n.Name].IsAt(p.seedPath(n.Name)) {
 			return nil
 		}
-		return seeds[i].WriteISO(p.seedPath(n.Name))
+		return seeds[n.Name].WriteISO(p.seedPath(n.Name))
 	})
+	if err == nil {
+		err = p.writeGeneration(manifest)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -171,15 +190,33 @@ func (p *project) printSeeds(c *cli.Context, keys *secrets.Secrets, nodes []clus
 // mask returns the files without secrets. If a file is marked secret but contains none in a known form (but a hash, for
 // example), all of its content is masked.
 func mask(files []cloudinit.File, keys *secrets.Secrets) []cloudinit.File {
+	return maskWith(newMasker(keys, nil), files)
+}
+
+// newMasker replaces the values of secrets by their names. passwords and private are further ones.
+func newMasker(keys *secrets.Secrets, passwords map[string]string, private ...[]byte) *strings.Replacer {
 	var pairs []string
-	for name, value := range keys.Passwords {
-		pairs = append(pairs, value, "(secret "+name+")")
+	add := func(value, shown string) {
+		if value != "" {
+			pairs = append(pairs, value, shown)
+		}
 	}
+	for _, all := range []map[string]string{keys.Passwords, passwords} {
+		for name, value := range all {
+			add(value, "(secret "+name+")")
+		}
+	}
+	private = append(private, keys.CA.Key, keys.Operator.Key, keys.Generation.Key)
 	for _, k := range keys.Nodes {
-		pairs = append(pairs, string(k.Key), "(private key)\n")
+		private = append(private, k.Key)
 	}
-	pairs = append(pairs, string(keys.CA.Key), "(private key)\n", string(keys.Operator.Key), "(private key)\n")
-	masker := strings.NewReplacer(pairs...)
+	for _, key := range private {
+		add(string(key), "(private key)\n")
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+func maskWith(masker *strings.Replacer, files []cloudinit.File) []cloudinit.File {
 	masked := slices.Clone(files)
 	for i, f := range files {
 		content := masker.Replace(string(f.Content))

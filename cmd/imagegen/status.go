@@ -39,8 +39,9 @@ func statusCommand() *cli.Command {
 			"Without a provider, the agent's report is compared with DIR/expected.json, which build and seed write; images of older\n" +
 			"imagegen versions do not contain their identity and are not compared.\n\n" +
 			"--json prints {\"version\": 1, \"cluster\", \"nodes\": [{\"node\", \"role\", \"address\", \"host\", \"power\", \"state\", \"since\", \"is\",\n" +
-			"\"warnings\", \"detail\", \"components\", \"error\", \"build\"}]}; fields may be added without a new version. power is on, off or unknown;\n" +
-			"since is RFC 3339, by this computer's clock; error says why an agent could not be asked. --watch prints one such object after another.",
+			"\"warnings\", \"detail\", \"components\", \"error\", \"generation\", \"build\"}]}; fields may be added without a new version. power is on, off or unknown;\n" +
+			"since is RFC 3339, by this computer's clock; error says why an agent could not be asked; generation is the number of the one that the node\n" +
+			"conforms to. --watch prints one such object after another.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(), providerFlag(), jsonFlag("the nodes"),
 			&cli.BoolFlag{Name: "watch", Usage: "refresh every two seconds, until Ctrl-C"},

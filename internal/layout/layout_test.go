@@ -16,6 +16,7 @@ var never = []struct {
 }{
 	{"distro", []string{"imagegen"}, "it is data that all others read"},
 	{"cluster/facts", []string{"gopkg.in", "time/tzdata", "imagegen/cluster", "imagegen/roles"}, "it is linked into every node's agent"},
+	{"cluster/facts/agree", []string{"os/exec", "net/http"}, "decisions are pure, for agent, operator and simulation alike"},
 	{"cmd/imagegen-node", []string{"gopkg.in/yaml.v3", "time/tzdata", "github.com", "imagegen/cluster", "imagegen/roles", "imagegen/images"}, "an agent knows facts, not specs"},
 	{"agent", []string{"gopkg.in/yaml.v3", "time/tzdata", "github.com", "imagegen/cluster", "imagegen/roles"}, "an agent knows facts, not specs"},
 	{"agent/ensemble", []string{"os/exec", "net/http", "gopkg.in", "github.com", "imagegen/agent", "imagegen/cluster", "imagegen/roles"}, "decisions are pure, for agent and simulator alike"},

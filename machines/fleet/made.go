@@ -75,6 +75,7 @@ func (m Made) SeedIdentity(node string) (nocloud.Identity, error) {
 	if err != nil {
 		return nocloud.Identity{}, err
 	}
+	s.Generation = nil // no part of what the node is; checking it for each of many nodes takes long
 	id, err := nocloud.Seed(s).Identity()
 	if err != nil {
 		return id, fmt.Errorf("%s: %w", m.SeedPath(node), err)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -379,15 +380,13 @@ func (p *Provider) create(ctx context.Context, m *machines.Machine) error {
 	}); err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name string
-		data []byte
-	}{{"network-config", seed.NetworkConfig}, {"user-data", seed.UserData}, {"meta-data", seed.MetaData}} {
+	files := seed.FilesOnISO()
+	for _, name := range slices.Sorted(maps.Keys(files)) {
 		if err := p.change(); err != nil {
 			return err
 		}
-		if _, err := p.client.run(ctx, f.data, "file", "push", "--quiet", "--project", p.client.project, "--create-dirs", "--mode", "0600", "--uid", "0", "--gid", "0",
-			"-", m.Node+seedFolder+"/"+f.name); err != nil {
+		if _, err := p.client.run(ctx, files[name], "file", "push", "--quiet", "--project", p.client.project, "--create-dirs", "--mode", "0600", "--uid", "0", "--gid", "0",
+			"-", m.Node+seedFolder+"/"+name); err != nil {
 			return fmt.Errorf("push the seed: %w", err)
 		}
 	}

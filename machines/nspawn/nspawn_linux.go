@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"imagegen/cloudinit"
+	"imagegen/cloudinit/nocloud"
 	"imagegen/internal/cgroup"
 	"imagegen/internal/loop"
 	"imagegen/internal/netns"
@@ -80,7 +81,13 @@ func (driver) Make(_ context.Context, dir string, _ machines.Machine, step func(
 	if err != nil {
 		return err
 	}
-	for name, data := range map[string][]byte{"user-data": seed.UserData, "meta-data": seed.MetaData, "network-config": seed.NetworkConfig} {
+	files := seed.FilesOnISO()
+	if _, ok := files[nocloud.GenerationFile]; !ok { // an earlier seed's
+		if err := os.Remove(filepath.Join(dir, seedDir, nocloud.GenerationFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for name, data := range files {
 		path := filepath.Join(dir, seedDir, name)
 		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) { // not one that an interrupted run left short
 			continue
