@@ -50,6 +50,9 @@ type generations struct {
 	onData func() (path string, there bool)
 	onRoot string
 
+	// step is held from reading the acceptor's state until its successor is on disk. A disk may hang, and the node's report must not
+	// wait for it: that needs mu alone, which guards what follows.
+	step    sync.Mutex
 	mu      sync.Mutex
 	running *facts.Generation // nil: the seed belongs to none
 	broken  error             // why the seed's generation cannot be used
@@ -156,9 +159,13 @@ func (g *generations) read(path string) (agree.State, error) {
 // errNoDataDisk means that the acceptor cannot answer now. Why the disk is not there is the disk component's to say.
 var errNoDataDisk = errors.New("the data disk is not ready")
 
-// load reads both copies and makes them the same. Until then nothing is answered, since a new root disk remembers less.
+// load reads both copies and makes them the same. Until then nothing is answered, since a new root disk remembers less. The caller
+// holds step.
 func (g *generations) load() error {
-	if g.loaded {
+	g.mu.Lock()
+	loaded := g.loaded
+	g.mu.Unlock()
+	if loaded {
 		return nil
 	}
 	data, there := g.onData()
@@ -175,14 +182,10 @@ func (g *generations) load() error {
 	if err != nil {
 		return err
 	}
-	if err := g.write(s); err != nil {
-		return err
-	}
-	g.loaded = true
-	return nil
+	return g.write(s)
 }
 
-// write makes a state durable.
+// write makes a state durable. The caller holds step.
 func (g *generations) write(s agree.State) error {
 	data, there := g.onData()
 	if !there {
@@ -200,12 +203,16 @@ func (g *generations) write(s agree.State) error {
 			continue
 		}
 		if err := atomicfile.Write(path, text, 0o600); err != nil {
+			g.mu.Lock()
 			g.loaded = false // the copies may differ
+			g.mu.Unlock()
 			return err
 		}
 	}
+	g.mu.Lock()
 	before := g.state
-	g.state = s
+	g.state, g.loaded = s, true
+	g.mu.Unlock()
 	if s.Known != nil && (before.Known == nil || before.Known.Digest != s.Known.Digest) {
 		g.said("generation %d of the cluster's configuration is in use", s.Known.Number)
 	}
@@ -214,8 +221,8 @@ func (g *generations) write(s agree.State) error {
 
 // handle answers a proposer.
 func (g *generations) handle(r agree.Request) (agree.Reply, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.step.Lock()
+	defer g.step.Unlock()
 	if err := g.load(); err != nil {
 		return agree.Reply{}, err
 	}
@@ -225,8 +232,8 @@ func (g *generations) handle(r agree.Request) (agree.Reply, error) {
 
 // learn takes note of a generation that another member knows to be in use.
 func (g *generations) learn(known facts.Generation) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.step.Lock()
+	defer g.step.Unlock()
 	if err := g.load(); err != nil {
 		return err
 	}
@@ -239,11 +246,13 @@ func (g *generations) learn(known facts.Generation) error {
 
 // status is what peers and operators are told.
 func (g *generations) status() (agree.Status, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.step.Lock()
+	defer g.step.Unlock()
 	if err := g.load(); err != nil {
 		return agree.Status{}, err
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	s := g.state.Status()
 	s.Node, s.Seed, s.Running = g.node, g.seed(), agree.Name(g.running)
 	return s, nil
@@ -450,14 +459,16 @@ func (g *generations) fence(ctx context.Context) (ok bool, err error) {
 	if err != nil || !ok {
 		return false, err
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.step.Lock()
+	defer g.step.Unlock()
 	if err := g.load(); err != nil || g.state.Fence != nil {
 		return err == nil, err
 	}
-	s := g.state
+	s := g.state // only who holds step changes it
 	s.Fence = &fence
+	g.mu.Lock()
 	g.asked = map[string]agree.Status{}
+	g.mu.Unlock()
 	return true, g.write(s)
 }
 

@@ -143,13 +143,16 @@ func followable(c facts.Component) bool {
 	return false
 }
 
-// sameParams compares the parameters of two components of one kind. Sentinel's numbers are only used to set it up; after that
-// the file on the data disk counts, on a new node as well.
+// sameParams compares what two components of one kind leave on the node. Sentinel's numbers are only used to set it up; after that
+// the file on the data disk counts, on a new node as well. A volume's options belong to the volume, and the agent sets them while it runs.
 func sameParams(a, b facts.Component) bool {
 	plain := func(c facts.Component) []byte {
 		if params, err := facts.DecodeParams(c.Kind, c.Params); err == nil {
-			if s, ok := params.(*facts.SentinelParams); ok {
-				s.Quorum, s.DownAfter, s.FailoverTimeout, s.ParallelSyncs = 0, 0, 0, 0
+			switch p := params.(type) {
+			case *facts.SentinelParams:
+				p.Quorum, p.DownAfter, p.FailoverTimeout, p.ParallelSyncs = 0, 0, 0, 0
+			case *facts.GlusterParams:
+				p.Options = nil
 			}
 			c.Params, _ = json.Marshal(params) // plain structs
 		}

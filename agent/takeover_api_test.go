@@ -376,8 +376,7 @@ func TestTrial(t *testing.T) {
 			}
 		},
 		"the old seed is applied at boot": func(t *testing.T, m *seeded) {
-			m.must(nocloud.Disk{Root: m.root}.Keep(nocloud.Seed(seedOf(t))))
-			m.boot()
+			m.boots(seedOf(t))
 			resume(t, m)
 			fresh := newSeeded(t, seedOf(t))
 			fresh.agentStarts()
@@ -398,8 +397,7 @@ func TestTrial(t *testing.T) {
 			}
 			m.goesBack("for the test")
 			resume(t, m)
-			m.must(nocloud.Disk{Root: m.root}.Keep(nocloud.Seed(gone)))
-			m.boot()
+			m.boots(gone)
 			resume(t, m)
 			fresh := newSeeded(t, gone)
 			fresh.agentStarts()
@@ -413,8 +411,7 @@ func TestTrial(t *testing.T) {
 		},
 		"a third seed is applied at boot": func(t *testing.T, m *seeded) {
 			third := seedOf(t, edit{"size 1\n", "size 3\n"})
-			m.must(nocloud.Disk{Root: m.root}.Keep(nocloud.Seed(third)))
-			m.boot()
+			m.boots(third)
 			resume(t, m)
 			fresh := newSeeded(t, third)
 			fresh.agentStarts()
@@ -504,6 +501,7 @@ func TestComponentsRestWhileTheSeedChanges(t *testing.T) {
 			r.impl = scripted{
 				observe: func() (any, error) { return nil, nil },
 				step: func(World) (facts.Status, error) {
+					time.Sleep(5 * time.Second) // a step that is under way
 					if mixed.Load() {
 						t.Error("a component acts while the seed changes")
 					}

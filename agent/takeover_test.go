@@ -250,6 +250,14 @@ func (m *seeded) boot() {
 	m.must(m.reread(context.Background()))
 }
 
+// boots boots the machine with a newer seed attached.
+func (m *seeded) boots(seed cloudinit.Seed) {
+	m.Helper()
+	seed.Generation = sign(m, bundle(m, seed), "").Generation
+	m.must(nocloud.Disk{Root: m.root}.Keep(nocloud.Seed(seed)))
+	m.boot()
+}
+
 // facts are those on the machine.
 func (m *seeded) facts() facts.Facts {
 	m.Helper()

@@ -92,17 +92,22 @@ func (a *Agents) takeTurn(ctx context.Context) (done func(), err error) {
 // request sends a request to a node's agent. It returns the answer, and how far the node's clock is behind, to about a second. A status
 // other than success becomes an error with the answer's text.
 func (a *Agents) request(ctx context.Context, node string, ip netip.Addr, method, path string, body []byte) (answer []byte, behind time.Duration, err error) {
+	return a.requestWithin(ctx, a.Limit, node, ip, method, path, body)
+}
+
+// requestWithin is request with another timeout.
+func (a *Agents) requestWithin(ctx context.Context, limit time.Duration, node string, ip netip.Addr, method, path string, body []byte) (answer []byte, behind time.Duration, err error) {
 	done, err := a.takeTurn(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer done()
-	ctx, cancel := context.WithTimeout(ctx, a.Limit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	resp, err := a.send(ctx, node, ip, method, path, body)
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded {
-			err = fmt.Errorf("no answer within %s", a.Limit)
+			err = fmt.Errorf("no answer within %s", limit)
 		}
 		return nil, 0, err
 	}

@@ -260,6 +260,9 @@ func (c *Cluster) Propose(ctx context.Context, found Generations, value facts.Ge
 	return nil
 }
 
+// voteLimit is the timeout of a vote, which a node writes to both of its disks before it answers.
+const voteLimit = 10 * time.Second
+
 // council reaches the acceptors through the agents.
 type council struct {
 	agents *Agents
@@ -301,7 +304,7 @@ func (c *council) ask(ctx context.Context, m facts.Member, body []byte) (agree.R
 			return reply, err
 		}
 	}
-	answer, _, err := c.agents.request(ctx, m.Name, ip, http.MethodPost, facts.GenerationPath, body)
+	answer, _, err := c.agents.requestWithin(ctx, max(voteLimit, c.agents.Limit), m.Name, ip, http.MethodPost, facts.GenerationPath, body)
 	var refused refusal
 	if errors.As(err, &refused) {
 		return reply, errors.New(refused.text)

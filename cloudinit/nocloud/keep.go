@@ -66,6 +66,15 @@ func (d Disk) Keep(s Seed) error {
 	if err != nil {
 		return err
 	}
+	// Without its generation, an old seed could take the node back.
+	if kept, _ := d.Kept(); kept != nil && kept.Number > 0 && id.Number == 0 {
+		return fmt.Errorf("the seed belongs to no generation, and this node has one of generation %d", kept.Number)
+	}
+	return d.keep(s, id)
+}
+
+// keep is Keep without a check.
+func (d Disk) keep(s Seed, id Identity) error {
 	seeds := d.path(seedsDir)
 	name := strings.TrimPrefix(id.Digest, "sha256:") + "." + strings.ReplaceAll(id.Instance, "/", "_")
 	if id.Number > 0 { // the same seed in another generation is kept aside as well

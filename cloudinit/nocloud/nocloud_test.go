@@ -186,8 +186,16 @@ func TestKeepGeneration(t *testing.T) {
 			t.Errorf("kept %+v, %v; want number %d", id, err, number)
 		}
 		instance = id.Instance
+		if err := d.Keep(makeSeed(generationtest.ClusterID, "web1", "b")); number > 0 && (err == nil || !strings.Contains(err.Error(), "belongs to no generation")) {
+			t.Errorf("a seed without a generation replaces one with it: %v", err)
+		} else if number == 0 && err != nil {
+			t.Error(err)
+		}
+		if number == 0 {
+			continue
+		}
 		data, err := os.ReadFile(filepath.Join(d.path(currentLink), GenerationFile))
-		if !bytes.Equal(data, s.Generation) || (err == nil) != (number > 0) {
+		if !bytes.Equal(data, s.Generation) || err != nil {
 			t.Errorf("number %d: kept %q, %v", number, data, err)
 		}
 	}

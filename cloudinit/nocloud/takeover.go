@@ -86,7 +86,7 @@ func (s Seed) Store(dir string) error {
 }
 
 // TakeOver makes s the kept seed of a node that already has all of its files: cloud-init does not apply it. It can be repeated
-// after an interruption at any point.
+// after an interruption at any point. s may also be an earlier seed: a node goes back from a trial.
 func (d Disk) TakeOver(s Seed) error {
 	id, err := s.Identity()
 	if err != nil {
@@ -94,7 +94,7 @@ func (d Disk) TakeOver(s Seed) error {
 	}
 	// Keep would first remove a copy that is already in use. It may have been interrupted before it removed the others.
 	if kept, err := d.Kept(); err != nil || kept == nil || *kept != id {
-		if err := d.Keep(s); err != nil {
+		if err := d.keep(s, id); err != nil {
 			return err
 		}
 	} else if err := d.removeOthers(); err != nil {
