@@ -274,8 +274,9 @@ func (g *generations) signed(digest string) []byte {
 	return nil
 }
 
-// member verifies a signed generation, and returns what it says of this node. It must be the one in use: the node changes to no other.
-func (g *generations) member(signed []byte) (facts.Member, error) {
+// member verifies a signed generation, and returns what it says of this node. It must be the one in use, unless only a plan is wanted:
+// the node changes to no other.
+func (g *generations) member(signed []byte, planOnly bool) (facts.Member, error) {
 	wanted, err := g.verify(signed)
 	if err != nil {
 		return facts.Member{}, err
@@ -283,6 +284,7 @@ func (g *generations) member(signed []byte) (facts.Member, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch known := g.state.Known; {
+	case planOnly:
 	case known == nil:
 		return facts.Member{}, fmt.Errorf("%s does not know that generation %d is in use", g.node, wanted.Number)
 	case known.Digest != wanted.Digest:

@@ -224,16 +224,20 @@ func TestNodesLearn(t *testing.T) {
 		t.Errorf("web1: %s", got)
 	}
 	// A takeover needs the generation that is in use.
-	if m, err := w.nodes["db3"].member(two.Signed); err != nil || m.Seed != changed[3].Seed {
+	if m, err := w.nodes["db3"].member(two.Signed, false); err != nil || m.Seed != changed[3].Seed {
 		t.Errorf("%+v, %v", m, err)
 	}
 	for want, signed := range map[string][]byte{"generation 2 is in use as far as db3 knows, and not this generation 3": three.Signed, "not a signed generation": nil} {
-		if _, err := w.nodes["db3"].member(signed); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if _, err := w.nodes["db3"].member(signed, false); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	if _, err := w.nodes["web1"].member(two.Signed); err == nil {
+	if _, err := w.nodes["web1"].member(two.Signed, false); err == nil {
 		t.Error("a node that does not know that a generation is in use changes to it")
+	}
+	// A plan can be had before.
+	if m, err := w.nodes["web1"].member(three.Signed, true); err != nil || m.Name != "web1" {
+		t.Errorf("%+v, %v", m, err)
 	}
 	// With a new root disk, made from an old seed, the data disk tells.
 	if err := os.Remove(filepath.Join(w.dir, "db3", "root.json")); err != nil {

@@ -32,6 +32,7 @@ func planTakeover(old, new facts.Facts) facts.Plan {
 			replace("%s is gone, and the image may have a file of its own there", c.Path)
 		case c.What == fileChanged && was.Fixed != is.Fixed:
 			replace("%s: %q became %q", c.Path, was.Fixed, is.Fixed)
+			p.Fixed = append(p.Fixed, p.Replace[len(p.Replace)-1])
 		}
 	}
 	for _, key := range old.Sysctl {

@@ -24,8 +24,9 @@ const (
 
 // verifier verifies signed generations.
 type verifier interface {
-	// member returns what a signed generation says of this node, if the node may change to it.
-	member(signed []byte) (facts.Member, error)
+	// member returns what a signed generation says of this node. The node may only change to the generation in use; a plan can be
+	// had for any, so that an operator knows what a change does before the cluster agrees on it.
+	member(signed []byte, planOnly bool) (facts.Member, error)
 }
 
 // Again is the error of Run when the agent must start anew, because the node has changed its seed. Ready lists the components that
@@ -75,12 +76,12 @@ func (a *Agent) inherit(names string) {
 }
 
 // verify checks a bundle against the signed generation, and everything in it against that.
-func (a *Agent) verify(b facts.Bundle) (incoming, error) {
+func (a *Agent) verify(b facts.Bundle, planOnly bool) (incoming, error) {
 	var in incoming
 	if a.verifier == nil {
 		return in, errors.New("this node knows no key that signs generations: it can only be replaced")
 	}
-	says, err := a.verifier.member(b.Generation)
+	says, err := a.verifier.member(b.Generation, planOnly)
 	if err != nil {
 		return in, err
 	}
@@ -193,7 +194,7 @@ func (a *Agent) serveTakeover(w http.ResponseWriter, r *http.Request) {
 func (a *Agent) takeOver(b facts.Bundle, planOnly bool) (p facts.Plan, begun bool, err error) {
 	a.changing.Lock()
 	defer a.changing.Unlock()
-	in, err := a.verify(b)
+	in, err := a.verify(b, planOnly)
 	if err != nil {
 		return p, false, err
 	}

@@ -169,6 +169,9 @@ func TestPlanSaysWhyNot(t *testing.T) {
 		if err != nil || begun {
 			t.Errorf("%s: %v", c.name, err)
 		}
+		if fixed := slices.DeleteFunc(slices.Clone(c.want), func(why string) bool { return !strings.Contains(why, "became") }); !slices.Equal(p.Fixed, fixed) {
+			t.Errorf("%s: what is fixed and differs: %q, want %q", c.name, p.Fixed, fixed)
+		}
 		if !slices.Equal(p.Replace, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, p.Replace, c.want)
 		}

@@ -394,7 +394,7 @@ func (m *seeded) agent(step func(string)) *Agent {
 // anyGeneration takes each generation that this authority has signed.
 type anyGeneration struct{ *generationtest.Authority }
 
-func (a anyGeneration) member(signed []byte) (facts.Member, error) {
+func (a anyGeneration) member(signed []byte, _ bool) (facts.Member, error) {
 	g, err := a.Verify(signed)
 	if err != nil {
 		return facts.Member{}, err

@@ -1,7 +1,7 @@
 package facts
 
 // TakeoverPath is where an agent takes over a newer seed of its node, from the operator: POST a Bundle, as JSON. With ?plan=1 it
-// only answers with the Plan. GET returns the Trial, or 204 if there is none.
+// only answers with the Plan, also for a generation that is not in use yet. GET returns the Trial, or 204 if there is none.
 const TakeoverPath = "/v1/takeover"
 
 // ConfirmPath ends a trial that has passed: POST with ?seed=DIGEST. The previous seed and its secrets are erased.
@@ -25,6 +25,9 @@ type Plan struct {
 	Stop    []string     `json:"stop,omitempty"`   // units, in order; the agent starts them again with the new files
 	Reload  []string     `json:"reload,omitempty"` // units, in order
 	Replace []string     `json:"replace,omitempty"`
+	// Fixed are those of the reasons to replace the node which say that what its files declare as fixed has changed: nodes with the old
+	// text and with the new one may not work side by side.
+	Fixed []string `json:"fixed,omitempty"`
 }
 
 // FileChange is a file that differs between two seeds.
