@@ -29,6 +29,18 @@ type Generations struct {
 	Uncertain error
 	// Nodes are those of the spec, in its order, and then other members of the generations that were found.
 	Nodes []NodeGeneration
+	// Known are all generations that nodes have named and could show, the earliest first.
+	Known []facts.Generation
+}
+
+// Find returns the generation with a digest, if a node has it.
+func (g Generations) Find(digest string) *facts.Generation {
+	for i := range g.Known {
+		if g.Known[i].Digest == digest {
+			return &g.Known[i]
+		}
+	}
+	return nil
 }
 
 // NodeGeneration is a node's part of it.
@@ -114,7 +126,9 @@ func (c *Cluster) Generation(ctx context.Context, without []string) (Generations
 			}
 		}
 	}
-	return s.result(order, without), nil
+	all := s.result(order, without)
+	all.Known = s.generations()
+	return all, nil
 }
 
 // ask asks nodes concurrently.
