@@ -33,6 +33,7 @@ var never = []struct {
 	{"machines/local", []string{"imagegen/operate", "imagegen/machines/nspawn", "imagegen/machines/qemu"}, "it runs machines with any driver"},
 	{"lab", []string{"imagegen/agent", "imagegen/images", "imagegen/roles", "imagegen/machines/nspawn", "imagegen/machines/qemu"}, "the lab is given its providers"},
 	{"operate", []string{"imagegen/agent", "imagegen/lab", "imagegen/machines"}, "members are operated wherever their machines are"},
+	{"change", []string{"imagegen/agent", "imagegen/lab", "imagegen/machines"}, "a change goes through the agents, wherever the machines are"},
 }
 
 func TestImports(t *testing.T) {

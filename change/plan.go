@@ -1,0 +1,366 @@
+// Package change takes a running cluster from one generation of its configuration to the next.
+//
+// The plan is a pure function of what the nodes report, and only its first step is ever carried out before the next one is made. So
+// whoever has the spec and the secrets can go on after an interruption: nothing is remembered anywhere else.
+package change
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"imagegen/cluster/facts"
+	"imagegen/internal/words"
+)
+
+// State is what a plan is made from.
+type State struct {
+	Roles   []Role   // of all nodes, in the spec's order
+	Nodes   []Node   // in the spec's order, followed by those that the spec no longer has
+	Without []string // nodes that have been given up
+	ByHand  bool     // no provider knows whether a machine is off
+}
+
+// Role is what the order of changes depends on.
+type Role struct {
+	Name   string
+	Quorum bool     // its daemons keep a list of their members, and decide by majority
+	VIP    bool     // its nodes agree by VRRP on who holds an address
+	Uses   []string // roles that its nodes connect to
+}
+
+// Node is what is known of a node.
+type Node struct {
+	Name, Role string
+	Was, Is    *facts.Member // before the change, and after it; nil: there is no such node
+	Silent     bool          // its agent does not answer; what follows is then not known
+	Off        bool          // its machine is known to be off, or there is none
+	Prepared   bool          // its machine, which is off, was made from the new seed and image
+	Seed       string        // digest of the seed that it runs
+	Image      string        // identity of its image; empty: not known
+	Ready      bool
+	// Leads says why the node is the last of its role: it holds the virtual address, or is the master; empty: it does not lead.
+	Leads string
+	// Apart says that nodes of its role with the old seed and with the new one must not run at the same time, and why.
+	Apart string
+	// Takeover is what the agent says of taking over the new seed in place; nil: it has not been asked, or could not say.
+	Takeover *facts.Plan
+}
+
+// Action is what a step does with its node.
+type Action string
+
+const (
+	TakeOver Action = "take over" // the agent takes over the new seed in place
+	Replace  Action = "replace"   // a new machine with the new seed; the data disk stays
+	Add      Action = "add"       // the node's first machine
+	Stop     Action = "stop"      // turn the machine off, to be replaced in a later step
+	Remove   Action = "remove"    // turn the machine off for good; its disks stay until imagegen down
+	Await    Action = "wait"      // for an answer
+)
+
+// Step is one step of a plan, on one node.
+type Step struct {
+	Node   string   `json:"node"`
+	Role   string   `json:"role"`
+	Action Action   `json:"action"`
+	Why    []string `json:"why,omitempty"`
+	Notes  []string `json:"notes,omitempty"` // what an operator should know before agreeing
+	// Needs are nodes that must be ready before the step begins.
+	Needs []string `json:"needs,omitempty"`
+}
+
+// Refused says why a change cannot be made safely.
+type Refused struct{ Reasons []string }
+
+func (e *Refused) Error() string {
+	return "this change is refused: " + strings.Join(e.Reasons, "; ")
+}
+
+// Plan returns the steps that are left, in order; none: the cluster runs what it should. Existing nodes come first, those that connect
+// to others before those: so nobody is sent to a node that is about to leave, and all know a new node before it starts. Then come new
+// nodes and those that move to another address, and removed nodes last.
+//
+// The nodes of a role change one at a time, while all others of the role are ready, and the one that leads comes last.
+func Plan(s State) ([]Step, error) {
+	if reasons := s.refused(); reasons != nil {
+		return nil, &Refused{reasons}
+	}
+	var existing, newcomers, removals []Step
+	for _, r := range s.order() {
+		nodes := s.of(r.Name)
+		existing = append(existing, r.steps(nodes)...)
+		var arrive []Step
+		for _, n := range nodes {
+			switch {
+			case n.leaves() && !r.leavesFirst(n, nodes):
+				if !n.Off {
+					removals = append(removals, n.step(Remove))
+				}
+			case n.arrives() && !n.done():
+				arrive = append(arrive, n.arrival(r, nodes))
+			}
+		}
+		newcomers = append(arrive, newcomers...) // those that others connect to come first
+	}
+	return slices.Concat(existing, newcomers, removals), nil
+}
+
+// steps returns the changes of the nodes of a role that are there already.
+func (r Role) steps(nodes []Node) (steps []Step) {
+	var stay []Node
+	apart := ""
+	for _, n := range nodes {
+		if n.stays() {
+			stay = append(stay, n)
+			if n.Apart != "" && !n.done() {
+				apart = n.Apart
+			}
+		}
+	}
+	for _, n := range nodes {
+		switch {
+		case r.leavesFirst(n, nodes) && n.Is == nil && !n.Off:
+			s := n.step(Remove, "the others of its role would no longer know it, and it would take the virtual address from them")
+			s.Needs = needs(n, stay)
+			steps = append(steps, s)
+		case r.leavesFirst(n, nodes) && n.Is != nil && !n.Off && !n.done():
+			s := n.step(Stop, "until the others of its role know its new address, it would take the virtual address from them")
+			s.Needs = needs(n, stay)
+			steps = append(steps, s)
+		}
+	}
+	slices.SortStableFunc(stay, func(a, b Node) int { return a.rank() - b.rank() })
+	var stopped []string
+	if n := len(stay); apart != "" && n > 1 && !stay[n-1].Off && !slices.ContainsFunc(stay, Node.done) {
+		// The one that leads goes on alone with the old settings until it changes itself.
+		last := stay[n-1]
+		for _, o := range stay[:n-1] {
+			stopped = append(stopped, o.Name)
+			if !o.Off {
+				s := o.step(Stop, apart)
+				s.Needs = []string{last.Name}
+				steps = append(steps, s)
+			}
+		}
+		stay = append([]Node{last}, stay[:n-1]...)
+	}
+	for _, n := range stay {
+		switch {
+		case n.done():
+			continue
+		case n.Silent && !n.Off:
+			steps = append(steps, n.step(Await, "it does not answer, so what it runs is not known"))
+			continue
+		case n.Off && n.Prepared && !slices.Contains(stopped, n.Name):
+			steps = append(steps, n.step(Await, "its machine is off, and needs nothing but imagegen start "+n.Name))
+			continue
+		}
+		s := n.change()
+		s.Needs = slices.DeleteFunc(needs(n, stay), func(name string) bool { return slices.Contains(stopped, name) })
+		if len(s.Needs) == 0 && n.Ready {
+			s.Notes = append(s.Notes, fmt.Sprintf("no other node of %s works meanwhile: there is an outage until it is ready again", n.Role))
+		}
+		steps = append(steps, s)
+	}
+	return steps
+}
+
+// needs returns the others that must be ready before a node changes: all, without those that are not ready but will be changed
+// themselves. These cannot become ready before, perhaps, and whoever is not ready either makes nothing worse.
+func needs(n Node, stay []Node) (names []string) {
+	for _, o := range stay {
+		if o.Name != n.Name && (o.Ready || o.done() || n.Ready) {
+			names = append(names, o.Name)
+		}
+	}
+	return names
+}
+
+// change is the step that makes an existing node run the new seed.
+func (n Node) change() Step {
+	switch {
+	case n.Off:
+		return n.step(Replace, "its machine is off, so that it cannot change in place")
+	case n.Image != "" && n.Is.Image != "" && n.Image != n.Is.Image:
+		return n.step(Replace, "it has another image")
+	case n.Takeover == nil:
+		return n.step(Replace, "its agent cannot take over a seed")
+	case len(n.Takeover.Replace) > 0:
+		return n.step(Replace, n.Takeover.Replace...)
+	}
+	var why []string
+	for _, f := range n.Takeover.Files {
+		why = append(why, f.Path+" "+f.What)
+	}
+	s := n.step(TakeOver, why...)
+	if len(n.Takeover.Stop) > 0 {
+		s.Notes = append(s.Notes, "restarts "+words.List(n.Takeover.Stop, "and"))
+	}
+	if len(n.Takeover.Reload) > 0 {
+		s.Notes = append(s.Notes, "reloads "+words.List(n.Takeover.Reload, "and"))
+	}
+	return s
+}
+
+// arrival is the step that makes a new node, or one that moves to another address.
+func (n Node) arrival(r Role, nodes []Node) Step {
+	s := n.step(Add, "the spec has added it")
+	if n.Was != nil {
+		s = n.step(Replace, fmt.Sprintf("its address changes from %s to %s", n.Was.IP, n.Is.IP))
+	}
+	for _, o := range nodes {
+		if o.stays() {
+			s.Needs = append(s.Needs, o.Name)
+		}
+	}
+	return s
+}
+
+func (n Node) step(a Action, why ...string) Step {
+	s := Step{Node: n.Name, Role: n.Role, Action: a, Why: why}
+	if a == Remove {
+		s.Why = append([]string{"the spec no longer has it"}, why...)
+		s.Notes = []string{"its machine is turned off; imagegen down " + n.Name + " removes its disks, its seed and its key"}
+	}
+	if n.Leads != "" && (a == TakeOver || a == Replace || a == Stop || a == Remove) {
+		s.Notes = append(s.Notes, "it "+n.Leads)
+	}
+	return s
+}
+
+// stays tells whether the node is there before and after the change, at one address.
+func (n Node) stays() bool { return n.Was != nil && n.Is != nil && n.Was.IP == n.Is.IP }
+
+// arrives tells whether the node will be at an address where it was not.
+func (n Node) arrives() bool { return n.Is != nil && !n.stays() }
+
+// leaves tells whether there will be no such node.
+func (n Node) leaves() bool { return n.Is == nil }
+
+// leavesFirst tells whether a node that is removed or moves must be off before the others of its role change: they agree with
+// those they know on who holds an address, so one that they no longer know would take it as well.
+func (r Role) leavesFirst(n Node, nodes []Node) bool {
+	return r.VIP && n.Was != nil && !n.stays() && slices.ContainsFunc(nodes, Node.stays)
+}
+
+// done tells whether the node runs what it should.
+func (n Node) done() bool {
+	return n.Is != nil && !n.Silent && !n.Off && n.Seed == n.Is.Seed && (n.Image == "" || n.Is.Image == "" || n.Image == n.Is.Image)
+}
+
+// rank orders the nodes of a role: those that serve nobody first, the one that leads last.
+func (n Node) rank() int {
+	switch {
+	case !n.Ready:
+		return 0
+	case n.Leads == "":
+		return 1
+	}
+	return 2
+}
+
+// of returns the nodes of a role that have not been given up.
+func (s State) of(role string) (nodes []Node) {
+	for _, n := range s.Nodes {
+		if n.Role == role && !slices.Contains(s.Without, n.Name) {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
+}
+
+// order returns the roles so that each comes before those that it uses. Where roles use each other, the spec's order decides.
+func (s State) order() (sorted []Role) {
+	left := slices.Clone(s.Roles)
+	for len(left) > 0 {
+		next := slices.IndexFunc(left, func(r Role) bool {
+			return !slices.ContainsFunc(left, func(o Role) bool { return o.Name != r.Name && slices.Contains(o.Uses, r.Name) })
+		})
+		next = max(next, 0)
+		sorted = append(sorted, left[next])
+		left = slices.Delete(left, next, next+1)
+	}
+	return sorted
+}
+
+// refused returns all reasons why the change is not safe.
+func (s State) refused() (reasons []string) {
+	refuse := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
+	known := map[string]bool{}
+	for _, n := range s.Nodes {
+		known[n.Name] = true
+		if n.Was != nil && n.Is != nil && n.Was.Role != n.Is.Role {
+			refuse("%s was a %s and would become a %s: give the new node another name", n.Name, n.Was.Role, n.Is.Role)
+		}
+		if slices.Contains(s.Without, n.Name) && !n.Silent {
+			refuse("%s answers, so it cannot be given up: leave out --without %[1]s", n.Name)
+		}
+	}
+	for _, name := range s.Without {
+		if !known[name] {
+			refuse("there is no node %s that could be given up", name)
+		}
+	}
+	for _, r := range s.Roles {
+		var moved []string
+		stay, before, after, lost := 0, 0, 0, 0
+		changes := ""
+		for _, n := range s.Nodes {
+			if n.Role != r.Name {
+				continue
+			}
+			if n.Was != nil {
+				before++
+			}
+			if n.Is != nil {
+				after++
+			}
+			if n.Was != nil && n.arrives() {
+				moved = append(moved, n.Name)
+			}
+			if n.stays() {
+				stay++
+			}
+			if slices.Contains(s.Without, n.Name) {
+				lost++
+			} else if n.stays() && !n.done() && n.Ready {
+				changes = n.Name
+			}
+			if n.Apart != "" && s.ByHand && n.stays() && !n.done() {
+				refuse("%s; without a provider, turn off the others of %s and make the machines of all anew", n.Apart, r.Name)
+			}
+			if r.Quorum {
+				switch {
+				case n.Was == nil:
+					refuse("%s cannot be added while the cluster runs: the members of %s do not know how to take in another one", n.Name, r.Name)
+				case n.Is == nil:
+					refuse("%s cannot be removed while the cluster runs: the other members of %s would wait for it", n.Name, r.Name)
+				case n.arrives():
+					refuse("%s cannot get another address while the cluster runs: the members of %s have the old one in their data", n.Name, r.Name)
+				case n.Was.Index != n.Is.Index:
+					refuse("%s cannot get another place among the nodes of %s while the cluster runs", n.Name, r.Name)
+				}
+			}
+		}
+		if before > 0 && after > 0 && stay == 0 {
+			refuse("no node of %s would keep its address, so none would serve meanwhile: change one at a time", r.Name)
+		} else if len(moved) > 1 {
+			refuse("%s would get other addresses at the same time: change one at a time", words.List(moved, "and"))
+		}
+		if r.Quorum && lost > 0 && changes != "" && before-lost-1 < before/2+1 {
+			refuse("without %s, %s would have no majority while %s changes", words.List(s.lost(r.Name), "and"), r.Name, changes)
+		}
+	}
+	return reasons
+}
+
+// lost returns the nodes of a role that have been given up.
+func (s State) lost(role string) (names []string) {
+	for _, n := range s.Nodes {
+		if n.Role == role && slices.Contains(s.Without, n.Name) {
+			names = append(names, n.Name)
+		}
+	}
+	return names
+}

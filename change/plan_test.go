@@ -1,0 +1,353 @@
+package change
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"imagegen/cluster/facts"
+)
+
+// The roles of the reference cluster, in the order of its spec.
+var roles = []Role{
+	{Name: "balancer", VIP: true, Uses: []string{"web"}},
+	{Name: "web", Uses: []string{"backend", "glusterfs"}},
+	{Name: "glusterfs", Quorum: true},
+	{Name: "backend", Uses: []string{"glusterfs", "databalancer", "percona"}},
+	{Name: "databalancer", VIP: true, Uses: []string{"redis", "percona"}},
+	{Name: "redis", Quorum: true},
+	{Name: "percona", Quorum: true},
+}
+
+// node is a node that is ready with the seed and image "old" and shall get the seed "new", in place.
+func node(name string, edits ...func(*Node)) Node {
+	role := strings.TrimRight(name, "0123456789")
+	index := int(name[len(name)-1] - '1')
+	n := Node{
+		Name: name, Role: role, Seed: "old", Image: "image", Ready: true,
+		Was:      &facts.Member{Name: name, Role: role, IP: "ip-" + name, Index: index, Image: "image", Seed: "old"},
+		Is:       &facts.Member{Name: name, Role: role, IP: "ip-" + name, Index: index, Image: "image", Seed: "new"},
+		Takeover: &facts.Plan{Files: []facts.FileChange{{Path: "/etc/f", What: "changed"}}},
+	}
+	for _, edit := range edits {
+		edit(&n)
+	}
+	return n
+}
+
+func same(n *Node)    { n.Is.Seed = "old" }
+func done(n *Node)    { n.Seed = "new" }
+func image(n *Node)   { n.Is.Image = "newer" }
+func unready(n *Node) { n.Ready = false }
+func leads(n *Node)   { n.Leads = "holds the virtual address" }
+func moved(n *Node)   { n.Is.IP = "other-" + n.Name }
+func removed(n *Node) { n.Is = nil }
+func apart(n *Node)   { n.Apart = "another virtual address" }
+func off(n *Node)     { n.Off, n.Silent, n.Ready, n.Seed, n.Image = true, true, false, "", "" }
+func prepared(n *Node) {
+	off(n)
+	n.Prepared = true
+}
+func silent(n *Node) { n.Silent, n.Ready, n.Seed, n.Image = true, false, "", "" }
+func added(n *Node) {
+	off(n)
+	n.Was, n.Takeover = nil, nil
+}
+func mustReplace(n *Node) { n.Takeover.Replace = []string{"its time zone is another one"} }
+func noTakeover(n *Node)  { n.Takeover = nil }
+func swapped(n *Node)     { n.Is.Index++ }
+
+// brief describes a plan in short: each step's action, node, and needs.
+func brief(steps []Step) string {
+	var all []string
+	for _, s := range steps {
+		said := string(s.Action) + " " + s.Node
+		if len(s.Needs) > 0 {
+			said += " (" + strings.Join(s.Needs, " ") + ")"
+		}
+		all = append(all, said)
+	}
+	return strings.Join(all, ", ")
+}
+
+func TestPlan(t *testing.T) {
+	for name, c := range map[string]struct {
+		nodes   []Node
+		without []string
+		want    string
+	}{
+		"nothing":                             {[]Node{node("web1", same), node("web2", same)}, nil, ""},
+		"another option":                      {[]Node{node("web1"), node("web2")}, nil, "take over web1 (web2), take over web2 (web1)"},
+		"half-way":                            {[]Node{node("web1", done), node("web2")}, nil, "take over web2 (web1)"},
+		"half-way, the first is not ready":    {[]Node{node("web1", done, unready), node("web2")}, nil, "take over web2 (web1)"},
+		"another image":                       {[]Node{node("web1", same, image), node("web2", same, image)}, nil, "replace web1 (web2), replace web2 (web1)"},
+		"the agent refuses":                   {[]Node{node("web1", mustReplace), node("web2")}, nil, "replace web1 (web2), take over web2 (web1)"},
+		"an agent that cannot":                {[]Node{node("web1", noTakeover)}, nil, "replace web1"},
+		"the standby first":                   {[]Node{node("balancer1", leads), node("balancer2")}, nil, "take over balancer2 (balancer1), take over balancer1 (balancer2)"},
+		"one is broken":                       {[]Node{node("redis1"), node("redis2", unready), node("redis3", leads)}, nil, "take over redis2 (redis1 redis3), take over redis1 (redis2 redis3), take over redis3 (redis2 redis1)"},
+		"all are broken":                      {[]Node{node("web1", unready), node("web2", unready)}, nil, "take over web1, take over web2"},
+		"one is broken and needs nothing":     {[]Node{node("web1", same, unready), node("web2")}, nil, "take over web2 (web1)"},
+		"one is silent":                       {[]Node{node("web1"), node("web2", silent)}, nil, "wait web2, take over web1 (web2)"},
+		"one is given up":                     {[]Node{node("web1"), node("web2", silent)}, []string{"web2"}, "take over web1"},
+		"one was being replaced":              {[]Node{node("web1"), node("web2", off)}, nil, "replace web2 (web1), take over web1 (web2)"},
+		"one is off, and needs nothing":       {[]Node{node("web1"), node("web2", prepared)}, nil, "wait web2, take over web1 (web2)"},
+		"clients first":                       {[]Node{node("balancer1"), node("web1"), node("glusterfs1", same), node("backend1"), node("databalancer1"), node("redis1")}, nil, "take over balancer1, take over web1, take over backend1, take over databalancer1, take over redis1"},
+		"a third web":                         {[]Node{node("balancer1"), node("web1"), node("web3", added), node("backend1")}, nil, "take over balancer1, take over web1, take over backend1, add web3 (web1)"},
+		"a new role":                          {[]Node{node("balancer1"), node("web1", added), node("backend1", added)}, nil, "take over balancer1, add backend1, add web1"},
+		"a web less":                          {[]Node{node("balancer1"), node("web1"), node("web2", removed), node("backend1")}, nil, "take over balancer1, take over web1, take over backend1, remove web2"},
+		"a web less, off already":             {[]Node{node("web1"), node("web2", removed, off)}, nil, "take over web1"},
+		"a web less, another more":            {[]Node{node("balancer1"), node("web1"), node("web2", removed), node("web3", added)}, nil, "take over balancer1, take over web1, add web3 (web1), remove web2"},
+		"a role less":                         {[]Node{node("balancer1", removed, leads), node("balancer2", removed), node("web1")}, nil, "take over web1, remove balancer1, remove balancer2"},
+		"another address":                     {[]Node{node("balancer1"), node("web1", moved), node("web2")}, nil, "take over balancer1, take over web2, replace web1 (web2)"},
+		"another address, made already":       {[]Node{node("balancer1", done), node("web1", moved, done), node("web2", done)}, nil, ""},
+		"a third balancer":                    {[]Node{node("balancer1", leads), node("balancer2"), node("balancer3", added)}, nil, "take over balancer2 (balancer1), take over balancer1 (balancer2), add balancer3 (balancer1 balancer2)"},
+		"a balancer less":                     {[]Node{node("balancer1"), node("balancer2"), node("balancer3", removed, leads)}, nil, "remove balancer3 (balancer1 balancer2), take over balancer1 (balancer2), take over balancer2 (balancer1)"},
+		"a balancer's address":                {[]Node{node("balancer1", leads), node("balancer2", moved), node("web1")}, nil, "stop balancer2 (balancer1), take over balancer1, take over web1, replace balancer2 (balancer1)"},
+		"a balancer's address, half-way":      {[]Node{node("balancer1", leads, done), node("balancer2", moved, off), node("web1")}, nil, "take over web1, replace balancer2 (balancer1)"},
+		"another virtual address":             {[]Node{node("balancer1", leads, apart, mustReplace), node("balancer2", apart, mustReplace)}, nil, "stop balancer2 (balancer1), replace balancer1, replace balancer2 (balancer1)"},
+		"another virtual address, stopped":    {[]Node{node("balancer1", leads, apart, mustReplace), node("balancer2", off)}, nil, "replace balancer1, replace balancer2 (balancer1)"},
+		"another virtual address, half-way":   {[]Node{node("balancer1", done), node("balancer2", off)}, nil, "replace balancer2 (balancer1)"},
+		"another virtual address, it was off": {[]Node{node("balancer1", done, unready), node("balancer2", off)}, nil, "replace balancer2 (balancer1)"},
+	} {
+		steps, err := Plan(State{Roles: roles, Nodes: c.nodes, Without: c.without})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got := brief(steps); got != c.want {
+			t.Errorf("%s:\n got %s\nwant %s", name, got, c.want)
+		}
+	}
+}
+
+// What a plan says is what an operator agrees to.
+func TestPlanSays(t *testing.T) {
+	restarts := func(n *Node) { n.Takeover.Stop, n.Takeover.Reload = []string{"nginx.service"}, []string{"x.service"} }
+	steps, err := Plan(State{Roles: roles, Nodes: []Node{node("balancer1", leads), node("web1", restarts), node("web2", removed)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for _, s := range steps {
+		said = append(said, fmt.Sprintf("%s: %s [%s]", s.Node, strings.Join(s.Why, "; "), strings.Join(s.Notes, "; ")))
+	}
+	want := []string{
+		"balancer1: /etc/f changed [it holds the virtual address; no other node of balancer works meanwhile: there is an outage until it is ready again]",
+		"web1: /etc/f changed [restarts nginx.service; reloads x.service; no other node of web works meanwhile: there is an outage until it is ready again]",
+		"web2: the spec no longer has it [its machine is turned off; imagegen down web2 removes its disks, its seed and its key]",
+	}
+	if !slices.Equal(said, want) {
+		t.Errorf("said\n%s\nwant\n%s", strings.Join(said, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestPlanRefuses(t *testing.T) {
+	redis := []Node{node("redis1"), node("redis2"), node("redis3")}
+	other := func(n *Node) { n.Is.Role = "backend" }
+	for name, c := range map[string]struct {
+		nodes   []Node
+		without []string
+		byHand  bool
+		want    string
+	}{
+		"a member more":         {append(slices.Clone(redis), node("redis4", added)), nil, false, "redis4 cannot be added while the cluster runs: the members of redis do not know how to take in another one"},
+		"a member less":         {[]Node{node("redis1"), node("redis2"), node("redis3", removed)}, nil, false, "redis3 cannot be removed while the cluster runs: the other members of redis would wait for it"},
+		"a member's address":    {[]Node{node("redis1"), node("redis2"), node("redis3", moved)}, nil, false, "redis3 cannot get another address while the cluster runs: the members of redis have the old one in their data"},
+		"a member's place":      {[]Node{node("redis1"), node("redis2", swapped), node("redis3")}, nil, false, "redis2 cannot get another place among the nodes of redis while the cluster runs"},
+		"all addresses":         {[]Node{node("web1", moved), node("web2", moved)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
+		"two addresses":         {[]Node{node("web1", moved), node("web2", moved), node("web3")}, nil, false, "web1 and web2 would get other addresses at the same time: change one at a time"},
+		"all nodes are new":     {[]Node{node("web1", removed), node("web2", added)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
+		"another role":          {[]Node{node("web1", other)}, nil, false, "web1 was a web and would become a backend: give the new node another name"},
+		"given up, and answers": {[]Node{node("web1"), node("web2")}, []string{"web2"}, false, "web2 answers, so it cannot be given up: leave out --without web2"},
+		"given up, and unknown": {[]Node{node("web1")}, []string{"web9"}, false, "there is no node web9 that could be given up"},
+		"no majority":           {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
+		"apart, by hand":        {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
+	} {
+		_, err := Plan(State{Roles: roles, Nodes: c.nodes, Without: c.without, ByHand: c.byHand})
+		var refused *Refused
+		if !errors.As(err, &refused) || !slices.Equal(refused.Reasons, []string{c.want}) {
+			t.Errorf("%s:\n got %v\nwant %s", name, err, c.want)
+		}
+	}
+}
+
+// randomState returns a cluster in the middle of anything, and what shall become of it.
+func randomState(r *rand.Rand) State {
+	s := State{Roles: roles}
+	for _, role := range roles {
+		count := 1 + r.IntN(4)
+		if role.Quorum {
+			count = 3 + 2*r.IntN(2)
+		}
+		leader := r.IntN(count)
+		setApart := role.VIP && r.IntN(6) == 0
+		for i := range count {
+			n := node(fmt.Sprint(role.Name, i+1))
+			for _, e := range []struct {
+				edit func(*Node)
+				one  int // in so many
+			}{{same, 3}, {image, 6}, {mustReplace, 4}, {noTakeover, 8}, {unready, 8}} {
+				if r.IntN(e.one) == 0 {
+					e.edit(&n)
+				}
+			}
+			if i == leader && n.Ready {
+				leads(&n)
+			}
+			if setApart {
+				apart(&n)
+				mustReplace2(&n)
+			}
+			if !role.Quorum {
+				switch r.IntN(10) {
+				case 0:
+					moved(&n)
+					n.Is.Seed = "new"
+				case 1:
+					removed(&n)
+				case 2:
+					added(&n)
+				}
+			}
+			s.Nodes = append(s.Nodes, n)
+		}
+	}
+	return s
+}
+
+// mustReplace2 is mustReplace of a node that may have no plan.
+func mustReplace2(n *Node) {
+	if n.Is != nil {
+		n.Is.Seed, n.Takeover = "new", &facts.Plan{Replace: []string{"another virtual address"}}
+	}
+}
+
+// carryOut changes the state as a step does that succeeds.
+func carryOut(s *State, step Step) {
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		if n.Name != step.Node {
+			continue
+		}
+		switch step.Action {
+		case Stop, Remove:
+			off(n)
+			n.Leads = ""
+		default:
+			n.Off, n.Silent, n.Ready, n.Seed, n.Image = false, false, true, n.Is.Seed, n.Is.Image
+		}
+	}
+}
+
+// Whatever the cluster and the change: steps one at a time end with every node running its new seed, never take a role below its
+// majority or below one node that works, where there is another, and newcomers come when all others know them. After each step
+// one less is left, so whoever goes on after an interruption comes to the same end.
+func TestPlansOfAnyCluster(t *testing.T) {
+	const histories = 5_000
+	planned, refused := 0, 0
+	for seed := range uint64(histories) {
+		s := randomState(rand.New(rand.NewPCG(seed, 15)))
+		steps, err := Plan(s)
+		if err != nil {
+			refused++
+			continue
+		}
+		if len(steps) > 0 {
+			planned++
+		}
+		fail := func(format string, args ...any) {
+			t.Helper()
+			t.Fatalf("history %d: %s\nplan: %s", seed, fmt.Sprintf(format, args...), brief(steps))
+		}
+		arrived, removal := false, false
+		for len(steps) > 0 {
+			step := steps[0]
+			i := slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })
+			n := s.Nodes[i]
+			role := roles[slices.IndexFunc(roles, func(r Role) bool { return r.Name == n.Role })]
+			if step.Action == Await {
+				fail("it waits for a node that is known")
+			}
+			// The step begins only when these are ready.
+			for j := range s.Nodes {
+				if slices.Contains(step.Needs, s.Nodes[j].Name) {
+					if s.Nodes[j].Off {
+						fail("%s waits for %s, which is off", step.Node, s.Nodes[j].Name)
+					}
+					s.Nodes[j].Ready = true
+				}
+			}
+			ready, others, members := 0, 0, 0
+			for _, o := range s.Nodes {
+				if o.Role != n.Role || o.Was == nil {
+					continue
+				}
+				members++
+				if o.Name == n.Name || !o.stays() {
+					continue
+				}
+				others++
+				if o.Ready {
+					ready++
+				}
+			}
+			if role.Quorum && n.Ready && ready < members/2+1 {
+				fail("%s %s leaves %d of %d members of %s", step.Action, n.Name, ready, members, n.Role)
+			}
+			if n.Ready && n.stays() && others > 0 && ready == 0 && n.Apart == "" {
+				fail("%s %s leaves no node of %s", step.Action, n.Name, n.Role)
+			}
+			switch {
+			case n.Is == nil:
+				removal = removal || !role.VIP
+			case n.arrives() && step.Action != Stop:
+				arrived = true
+				for _, o := range s.Nodes {
+					if o.stays() && !o.done() {
+						fail("%s comes before %s knows it", n.Name, o.Name)
+					}
+				}
+				if removal {
+					fail("%s comes after a removal", n.Name)
+				}
+			case arrived || removal:
+				fail("%s changes after newcomers or removals", n.Name)
+			}
+			// Two that do not know each other, or whose settings differ, would both hold the virtual address.
+			if role.VIP {
+				for _, o := range s.Nodes {
+					if o.Role != n.Role || o.Name == n.Name || o.Off || step.Action == Stop || step.Action == Remove {
+						continue
+					}
+					if n.Apart != "" && n.stays() && o.stays() && !o.done() {
+						fail("%s of %s beside %s with other settings", step.Action, n.Name, o.Name)
+					}
+					if n.stays() && o.Was != nil && !o.stays() && !(o.Is != nil && o.done()) {
+						fail("%s of %s, which would no longer know %s", step.Action, n.Name, o.Name)
+					}
+				}
+			}
+			carryOut(&s, step)
+			rest, err := Plan(s)
+			if err != nil {
+				fail("after %s %s: %v", step.Action, step.Node, err)
+			}
+			if len(rest) != len(steps)-1 { // the order may be another, because others are ready or lead now
+				fail("after %s %s the plan is %s", step.Action, step.Node, brief(rest))
+			}
+			steps = rest
+		}
+		for _, n := range s.Nodes {
+			if n.Is != nil && !n.done() || n.Is == nil && !n.Off {
+				fail("in the end, %s is %+v", n.Name, n)
+			}
+		}
+	}
+	t.Logf("%d plans, %d refused, of %d", planned, refused, histories)
+	if planned < histories/4 || refused < histories/100 {
+		t.Errorf("%d plans, %d refused: too few of one kind to mean anything", planned, refused)
+	}
+}
