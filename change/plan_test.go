@@ -12,7 +12,7 @@ import (
 )
 
 // The roles of the reference cluster, in the order of its spec.
-var roles = []Role{
+var reference = []Role{
 	{Name: "balancer", VIP: true, Uses: []string{"web"}},
 	{Name: "web", Uses: []string{"backend", "glusterfs"}},
 	{Name: "glusterfs", Quorum: true},
@@ -112,7 +112,7 @@ func TestPlan(t *testing.T) {
 		"another virtual address, half-way":   {[]Node{node("balancer1", done), node("balancer2", off)}, nil, "replace balancer2 (balancer1)"},
 		"another virtual address, it was off": {[]Node{node("balancer1", done, unready), node("balancer2", off)}, nil, "replace balancer2 (balancer1)"},
 	} {
-		steps, err := Plan(State{Roles: roles, Nodes: c.nodes, Without: c.without})
+		steps, err := Plan(State{Roles: reference, Nodes: c.nodes, Without: c.without})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -126,7 +126,7 @@ func TestPlan(t *testing.T) {
 // What a plan says is what an operator agrees to.
 func TestPlanSays(t *testing.T) {
 	restarts := func(n *Node) { n.Takeover.Stop, n.Takeover.Reload = []string{"nginx.service"}, []string{"x.service"} }
-	steps, err := Plan(State{Roles: roles, Nodes: []Node{node("balancer1", leads), node("web1", restarts), node("web2", removed)}})
+	steps, err := Plan(State{Roles: reference, Nodes: []Node{node("balancer1", leads), node("web1", restarts), node("web2", removed)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestPlanRefuses(t *testing.T) {
 		"no majority":           {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
 		"apart, by hand":        {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
 	} {
-		_, err := Plan(State{Roles: roles, Nodes: c.nodes, Without: c.without, ByHand: c.byHand})
+		_, err := Plan(State{Roles: reference, Nodes: c.nodes, Without: c.without, ByHand: c.byHand})
 		var refused *Refused
 		if !errors.As(err, &refused) || !slices.Equal(refused.Reasons, []string{c.want}) {
 			t.Errorf("%s:\n got %v\nwant %s", name, err, c.want)
@@ -176,8 +176,8 @@ func TestPlanRefuses(t *testing.T) {
 
 // randomState returns a cluster in the middle of anything, and what shall become of it.
 func randomState(r *rand.Rand) State {
-	s := State{Roles: roles}
-	for _, role := range roles {
+	s := State{Roles: reference}
+	for _, role := range reference {
 		count := 1 + r.IntN(4)
 		if role.Quorum {
 			count = 3 + 2*r.IntN(2)
@@ -267,7 +267,7 @@ func TestPlansOfAnyCluster(t *testing.T) {
 			step := steps[0]
 			i := slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })
 			n := s.Nodes[i]
-			role := roles[slices.IndexFunc(roles, func(r Role) bool { return r.Name == n.Role })]
+			role := reference[slices.IndexFunc(reference, func(r Role) bool { return r.Name == n.Role })]
 			if step.Action == Await {
 				fail("it waits for a node that is known")
 			}

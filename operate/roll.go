@@ -28,6 +28,15 @@ func (c *Cluster) Replace(ctx context.Context, w Wait, name string, blank, force
 	return err
 }
 
+// ReplaceMachine replaces a node's machine, or makes its first, whatever the others of its role are, and does not wait until the node
+// is ready.
+func (c *Cluster) ReplaceMachine(ctx context.Context, w Wait, name string) error {
+	if err := c.canReplace(name); err != nil {
+		return err
+	}
+	return c.replaceMachine(ctx, w, name, false)
+}
+
 // othersReady fails if another node of the role is not ready.
 func (c *Cluster) othersReady(ctx context.Context, name string) error {
 	nodes, err := c.Status(ctx)

@@ -1,0 +1,237 @@
+package change
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"imagegen/cloudinit"
+	"imagegen/cluster"
+	"imagegen/cluster/facts"
+	"imagegen/operate"
+	"imagegen/roles"
+)
+
+// Target is a generation and the seeds of its members.
+type Target struct {
+	facts.Generation
+	Seeds map[string]cloudinit.Seed // by node
+}
+
+// bundle returns what a node's agent needs to take over its seed.
+func (t Target) bundle(node string) (facts.Bundle, error) {
+	seed := t.Seeds[node]
+	b := facts.Bundle{Generation: t.Signed, MetaData: seed.MetaData, NetworkConfig: seed.NetworkConfig, UserData: seed.UserData, Files: map[string][]byte{}}
+	files, err := seed.Files()
+	for _, f := range files {
+		if f.Path == facts.FactsPath {
+			b.Facts = f.Content
+		} else {
+			b.Files[f.Path] = f.Content
+		}
+	}
+	return b, err
+}
+
+// RolesOf returns what the catalogue says of these roles. Of one that it no longer has, the worst is assumed.
+func RolesOf(c *roles.Catalogue, names []string) (all []Role) {
+	for _, name := range names {
+		role := c.Role(name)
+		if role == nil {
+			all = append(all, Role{Name: name, Quorum: true})
+			continue
+		}
+		r := Role{Name: name, Quorum: role.Quorum, VIP: role.VIP == cluster.VIPRequired || role.VIP == cluster.VIPOptional, Uses: slices.Clone(role.Needs)}
+		for _, other := range names {
+			o := c.Role(other)
+			if o != nil && other != name && slices.ContainsFunc(o.Ports, func(p roles.Port) bool { return slices.Contains(p.From, name) }) {
+				r.Uses = append(r.Uses, other)
+			}
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// seen is a state and what is needed to act on it.
+type seen struct {
+	State
+	generations operate.Generations
+	addresses   map[string]netip.Addr // where nodes answer
+	reports     map[string]facts.NodeReport
+}
+
+// look asks all nodes what they are, and what taking over the target's seed would do to them.
+func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
+	g, err := r.Cluster.Generation(ctx, r.Without)
+	switch {
+	case err != nil:
+		return nil, err
+	case g.Uncertain != nil:
+		return nil, g.Uncertain
+	}
+	s := &seen{generations: g, addresses: map[string]netip.Addr{}, reports: map[string]facts.NodeReport{}}
+	s.Without, s.ByHand = r.Without, r.Cluster.Machines == nil
+
+	machines := map[string]operate.Machine{}
+	if r.Cluster.Machines != nil {
+		all, err := r.Cluster.Machines.Known(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range all {
+			if m.Unasked {
+				return nil, errors.New("the provider of the machines does not answer, so it is not known which are off")
+			}
+			machines[m.Node.Name] = m
+		}
+	}
+	plans := map[string]*facts.Plan{}
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	for _, n := range g.Nodes {
+		asking.Go(func() {
+			report, err := r.Cluster.Agents.Ask(ctx, n.Node, n.Address)
+			if err != nil {
+				return
+			}
+			plan := r.ask(ctx, t, n, report)
+			mu.Lock()
+			defer mu.Unlock()
+			s.addresses[n.Node], s.reports[n.Node], plans[n.Node] = n.Address, report, plan
+		})
+	}
+	asking.Wait()
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+
+	before := previous(g, t)
+	var names []string
+	role := func(name string) {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	for _, m := range t.Members { // the spec's order
+		role(m.Role)
+	}
+	for _, n := range g.Nodes {
+		report, answers := s.reports[n.Node]
+		node := Node{Name: n.Node, Silent: !answers, Seed: report.Seed, Image: report.Image, Ready: report.Ready, Leads: s.leads(n.Node), Takeover: plans[n.Node]}
+		if m, ok := t.Member(n.Node); ok {
+			node.Is, node.Role = &m, m.Role
+		}
+		if m, ok := before.Member(n.Node); ok {
+			node.Was = &m
+		}
+		if n.Status != nil && n.Status.Running != nil {
+			if runs := g.Find(n.Status.Running.Digest); runs != nil {
+				if m, ok := runs.Member(n.Node); ok {
+					node.Was = &m
+				}
+			}
+		}
+		if node.Was == nil && node.Is == nil {
+			continue // of a generation that is long gone
+		}
+		if node.Role == "" {
+			node.Role = node.Was.Role
+			role(node.Role)
+		}
+		if node.Takeover != nil {
+			node.Apart = strings.Join(node.Takeover.Fixed, "; ")
+		}
+		if m, known := machines[n.Node]; known {
+			node.Off = !answers && m.Power == operate.PowerOff
+			// Until the new seeds are written, those of the last build may be older.
+			node.Prepared = node.Off && m.Build == operate.BuildCurrent && (r.written || node.Was != nil && node.Is != nil && *node.Was == *node.Is)
+		} else {
+			// The provider has no machine of it or, without one, nobody expects it to run.
+			node.Off = !answers && (!s.ByHand || !node.stays())
+		}
+		if r.lost[n.Node] && !answers {
+			node.Off = true // its machine was made anew with a seed that does not work
+		}
+		s.Nodes = append(s.Nodes, node)
+	}
+	s.Roles = RolesOf(r.Catalogue, names)
+	for i, n := range s.Nodes { // who stands behind another address agrees with nobody about it
+		if k := slices.IndexFunc(s.Roles, func(o Role) bool { return o.Name == n.Role }); !s.Roles[k].VIP {
+			s.Nodes[i].Apart = ""
+		}
+	}
+	return s, nil
+}
+
+// ask returns what a node's agent says of taking over its seed, or nil.
+func (r *Run) ask(ctx context.Context, t Target, n operate.NodeGeneration, report facts.NodeReport) *facts.Plan {
+	m, ok := t.Member(n.Node)
+	if !ok || m.Seed == report.Seed {
+		return nil
+	}
+	b, err := t.bundle(n.Node)
+	if err != nil {
+		return nil
+	}
+	plan, err := r.Cluster.Agents.PlanTakeover(ctx, n.Node, n.Address, b)
+	switch {
+	case errors.Is(err, operate.ErrNoTakeover):
+		return nil
+	case err != nil:
+		return &facts.Plan{Replace: []string{"it cannot take over its seed: " + err.Error()}}
+	}
+	return &plan
+}
+
+// previous returns the generation that the cluster leaves for the target.
+func previous(g operate.Generations, t Target) facts.Generation {
+	if g.InUse.Digest != t.Digest {
+		return *g.InUse
+	}
+	if parent := g.Find(t.Parent); parent != nil {
+		return *parent
+	}
+	for _, known := range slices.Backward(g.Known) {
+		if known.Number < t.Number {
+			return known
+		}
+	}
+	return *g.InUse // nobody runs an earlier one
+}
+
+// leads says why a node should be the last of its role.
+func (s *seen) leads(node string) string {
+	r, ok := s.reports[node]
+	if !ok {
+		return ""
+	}
+	if len(r.Holds) > 0 {
+		return "holds " + strings.Join(r.Holds, " and ")
+	}
+	for _, name := range r.Order {
+		if r.Components[name].Is == "master" {
+			return fmt.Sprintf("is the master of %s", r.Node.Role)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
+		other := s.reports[name]
+		for _, c := range other.Components {
+			sends, ok := strings.CutPrefix(c.Is, "sending ")
+			if !ok || len(other.Holds) == 0 {
+				continue
+			}
+			for to := range strings.SplitSeq(sends, ", ") {
+				if what, server, _ := strings.Cut(to, " to "); server == node {
+					return fmt.Sprintf("gets what %s sends to %s", name, what)
+				}
+			}
+		}
+	}
+	return ""
+}

@@ -1,0 +1,96 @@
+package change
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"imagegen/cluster/facts"
+	"imagegen/cluster/facts/agree"
+	"imagegen/operate"
+	"imagegen/roles"
+)
+
+// What the catalogue says of the built-in roles gives the order in which they change, whatever the spec's order.
+func TestBuiltInRoles(t *testing.T) {
+	c, err := roles.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{"percona", "redis", "glusterfs", "databalancer", "backend", "web", "balancer"}
+	for range 2 {
+		at := map[string]int{}
+		var said []string
+		for i, r := range (State{Roles: RolesOf(c, names)}).order() {
+			at[r.Name] = i
+			said = append(said, fmt.Sprint(r.Name, " ", r.Quorum, " ", r.VIP))
+		}
+		for _, pair := range []string{"balancer web", "web backend", "web glusterfs", "backend glusterfs", "backend databalancer", "backend redis", "backend percona", "databalancer redis", "databalancer percona"} {
+			client, server, _ := strings.Cut(pair, " ")
+			if at[client] > at[server] {
+				t.Errorf("%s changes after %s, which it connects to: %q", client, server, said)
+			}
+		}
+		slices.Sort(said)
+		if want := []string{"backend false false", "balancer false true", "databalancer false true", "glusterfs true false", "percona true false", "redis true false", "web false false"}; !slices.Equal(said, want) {
+			t.Errorf("%q, want %q", said, want)
+		}
+		slices.Reverse(names)
+	}
+	if r := RolesOf(c, []string{"forgotten"}); !r[0].Quorum {
+		t.Error("a role that the catalogue no longer has passes for one whose nodes may go")
+	}
+}
+
+func TestLeads(t *testing.T) {
+	report := func(holds, component, is string) facts.NodeReport {
+		r := facts.NodeReport{Order: []string{"x"}, Components: map[string]facts.ComponentReport{"x": {Is: is}}, Node: facts.Peer{Role: component}}
+		if holds != "" {
+			r.Holds = []string{holds}
+		}
+		return r
+	}
+	s := &seen{reports: map[string]facts.NodeReport{
+		"databalancer1": report("10.0.0.9", "databalancer", "sending mysql to percona2, redis to redis1, http to web1 and web2"),
+		"databalancer2": report("", "databalancer", "sending mysql to percona1"),
+		"redis1":        report("", "redis", "master"),
+		"percona1":      report("", "percona", "3 of 3 members"),
+		"percona2":      report("", "percona", "3 of 3 members"),
+		"web1":          report("", "web", ""),
+	}}
+	for node, want := range map[string]string{
+		"databalancer1": "holds 10.0.0.9", "databalancer2": "", "redis1": "is the master of redis", "percona1": "",
+		"percona2": "gets what databalancer1 sends to mysql", "web1": "", "silent": "",
+	} {
+		if got := s.leads(node); got != want {
+			t.Errorf("%s: %q, want %q", node, got, want)
+		}
+	}
+}
+
+// previous is what the cluster leaves: the generation in use or, once the target is in use, the one before it, if a node still runs it.
+func TestPrevious(t *testing.T) {
+	generation := func(number int, parent string) facts.Generation {
+		return facts.Generation{Manifest: facts.Manifest{Number: number, Parent: parent}, Digest: fmt.Sprint("digest", number)}
+	}
+	one, three, four := generation(1, ""), generation(3, "digest1"), generation(4, "digest3")
+	found := func(inUse facts.Generation, known ...facts.Generation) operate.Generations {
+		return operate.Generations{InUse: &inUse, Known: known, Nodes: []operate.NodeGeneration{{Node: "web1", Status: &agree.Status{}}}}
+	}
+	for name, c := range map[string]struct {
+		found  operate.Generations
+		target facts.Generation
+		want   int
+	}{
+		"not in use yet":            {found(three, one, three), four, 3},
+		"in use":                    {found(four, one, three, four), four, 3},
+		"nobody runs its parent":    {found(four, one, four), four, 1},
+		"nobody runs an older one":  {found(four, four), four, 4},
+		"what was only ever signed": {found(three, one, three, four), generation(5, "digest3"), 3},
+	} {
+		if got := previous(c.found, Target{Generation: c.target}); got.Number != c.want {
+			t.Errorf("%s: %d, want %d", name, got.Number, c.want)
+		}
+	}
+}

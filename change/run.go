@@ -1,0 +1,478 @@
+package change
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"imagegen/cloudinit"
+	"imagegen/cluster/facts"
+	"imagegen/cluster/facts/agree"
+	"imagegen/internal/words"
+	"imagegen/operate"
+	"imagegen/roles"
+)
+
+const (
+	askEvery = time.Second
+	// trialLimit is longer than any trial of a seed that goes back by itself.
+	trialLimit = 15 * time.Minute
+	// hearLimit is how long a node may take to hear from its peers which generation is in use.
+	hearLimit = 30 * time.Second
+)
+
+// Power turns machines off.
+type Power interface {
+	Kill(ctx context.Context, nodes ...string) error
+}
+
+// Run changes a cluster.
+type Run struct {
+	Cluster   *operate.Cluster
+	Power     Power // nil: a person does it
+	Catalogue *roles.Catalogue
+	Without   []string // nodes that have been given up
+	Alone     bool     // nobody else changes this cluster, so nodes that may have forgotten a vote may vote
+	Wait      operate.Wait
+	Calm      time.Duration // the first node that is replaced must be ready for so long before the next
+	Say       func(format string, args ...any)
+	// Write puts seeds where new machines are made from.
+	Write func(Target) error
+	// Number makes the generation after the one in use, signed, from a manifest's content.
+	Number func(m facts.Manifest, inUse facts.Generation) (facts.Generation, error)
+
+	written bool            // the target's seeds
+	lost    map[string]bool // nodes whose new machine may be unable to answer
+	stale   map[string]bool // nodes that went back from a seed before this change
+}
+
+// Plan returns what is left to do for the cluster to run the target. It changes nothing.
+func (r *Run) Plan(ctx context.Context, t Target) ([]Step, error) {
+	s, err := r.look(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	return Plan(s.State)
+}
+
+// Apply has the cluster agree on the target, unless it is in use already, and takes the nodes there one by one. If one does not become
+// ready, all that have changed go back to what they were, and the error says so. Interrupted anywhere, it is continued by the next
+// Apply with the same content.
+func (r *Run) Apply(ctx context.Context, t Target) error {
+	s, err := r.look(ctx, t)
+	if err != nil {
+		return err
+	}
+	steps, err := Plan(s.State)
+	if err != nil {
+		return err
+	}
+	before := Target{Generation: previous(s.generations, t), Seeds: map[string]cloudinit.Seed{}}
+	if err := r.remember(ctx, s, t, before); err != nil {
+		return err
+	}
+	if err := r.write(t); err != nil {
+		return err
+	}
+	if err := r.canMake(steps); err != nil {
+		return err
+	}
+	if err := r.use(ctx, s, t); err != nil {
+		return err
+	}
+	err = r.carryOut(ctx, t, true)
+	var broken *notReady
+	if errors.As(err, &broken) {
+		return r.undo(ctx, broken, t, before)
+	}
+	return err
+}
+
+// use makes the target the generation in use.
+func (r *Run) use(ctx context.Context, s *seen, t Target) error {
+	r.stale = map[string]bool{}
+	if s.generations.InUse.Digest == t.Digest {
+		return nil
+	}
+	for name, report := range s.reports {
+		r.stale[name] = report.Trial != nil && report.Trial.State == facts.TrialReturned
+	}
+	err := r.Cluster.Propose(ctx, s.generations, t.Generation, r.Alone)
+	var few *agree.NoMajority
+	switch {
+	case errors.As(err, &few) && few.Forgot != nil:
+		return fmt.Errorf("generation %d is not in use: %w; if nobody else is changing this cluster: --alone", t.Number, err)
+	case err != nil:
+		return fmt.Errorf("generation %d is not in use: %w", t.Number, err)
+	}
+	r.Say("generation %d is in use", t.Number)
+	return nil
+}
+
+// canMake fails if what the machines of these steps are made from is not there.
+func (r *Run) canMake(steps []Step) error {
+	var names []string
+	for _, s := range steps {
+		if s.Action == Replace || s.Action == Add {
+			names = append(names, s.Node)
+		}
+	}
+	if names == nil || r.Cluster.Machines == nil {
+		return nil
+	}
+	return r.Cluster.Machines.CheckReplace(names...)
+}
+
+func (r *Run) write(t Target) error {
+	err := r.Write(t)
+	r.written = err == nil
+	return err
+}
+
+// remember gets the seeds of the nodes that will change.
+func (r *Run) remember(ctx context.Context, s *seen, t, before Target) error {
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	for name, report := range s.reports {
+		was, had := before.Member(name)
+		if is, ok := t.Member(name); !had || report.Seed != was.Seed || ok && is == was {
+			continue
+		}
+		asking.Go(func() {
+			kept, err := r.Cluster.KeptSeed(ctx, name, s.addresses[name])
+			if err != nil {
+				return // what is missing is said when it is needed
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			before.Seeds[name] = cloudinit.Seed{MetaData: kept.MetaData, NetworkConfig: kept.NetworkConfig, UserData: kept.UserData}
+		})
+	}
+	asking.Wait()
+	return ctx.Err()
+}
+
+// notReady says that a node does not work with its new seed.
+type notReady struct {
+	node string
+	why  error
+}
+
+func (e *notReady) Error() string { return fmt.Sprintf("%s does not become ready: %v", e.node, e.why) }
+
+// carryOut takes the nodes to the target, which is in use, one step after the other. With canary, if the first node to change gets a
+// new machine, it must be ready for a while before the next changes; a node that takes over its seed must in any case.
+func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
+	for {
+		if err := r.settle(ctx, t); err != nil {
+			return err
+		}
+		s, err := r.look(ctx, t)
+		if err != nil {
+			return err
+		}
+		steps, err := Plan(s.State)
+		if err != nil || len(steps) == 0 {
+			return err
+		}
+		step := steps[0]
+		if step.Action == Await {
+			if err := r.await(ctx, s, step.Node, step.Node+" is not changed", func(facts.NodeReport) bool { return true }); err != nil {
+				return err
+			}
+			continue
+		}
+		for _, name := range step.Needs {
+			if err := r.await(ctx, s, name, step.Node+" is not changed", func(n facts.NodeReport) bool { return n.Ready }); err != nil {
+				return err
+			}
+		}
+		if err := r.do(ctx, s, t, step, canary); err != nil {
+			return err
+		}
+		canary = canary && (step.Action == Stop || step.Action == Remove)
+	}
+}
+
+// do carries out a step.
+func (r *Run) do(ctx context.Context, s *seen, t Target, step Step, canary bool) error {
+	node := step.Node
+	switch step.Action {
+	case TakeOver:
+		if err := r.takeOver(ctx, s, t, node); err != nil {
+			return err
+		}
+		r.Say("%s: takes over its new seed", node)
+	case Stop, Remove:
+		return r.turnOff(ctx, s, step)
+	case Replace, Add:
+		r.Say("%s: gets a new machine", node)
+		if err := r.Cluster.ReplaceMachine(ctx, r.Wait, node); err != nil {
+			return err
+		}
+		nodes, err := r.Cluster.WaitReady(ctx, r.Wait, []string{node})
+		if i := slices.IndexFunc(nodes, func(n operate.NodeStatus) bool { return n.Node == node }); err != nil && i >= 0 {
+			err = fmt.Errorf("after %s it is %s", r.Wait.Timeout, strings.TrimSuffix(nodes[i].State+": "+nodes[i].Detail, ": "))
+		}
+		if err == nil && canary {
+			err = r.calm(ctx, t.address(node), node)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return &notReady{node, err}
+		}
+		r.Say("%s: ready", node)
+	}
+	return nil
+}
+
+// takeOver has a node's agent take over its seed. A node that has missed that the generation is in use hears it from others soon.
+func (r *Run) takeOver(ctx context.Context, s *seen, t Target, node string) error {
+	b, err := t.bundle(node)
+	if err != nil {
+		return err
+	}
+	r.stale[node] = false
+	for limit := time.Now().Add(hearLimit); ; {
+		_, err := r.Cluster.Agents.TakeOver(ctx, node, s.addresses[node], b)
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("%s does not take over its seed: %w", node, err)
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// turnOff turns a node's machine off.
+func (r *Run) turnOff(ctx context.Context, s *seen, step Step) error {
+	if r.Power != nil {
+		if err := r.Power.Kill(ctx, step.Node); err != nil {
+			return err
+		}
+		r.Say("%s: off", step.Node)
+		return nil
+	}
+	r.Say("%s: turn its machine off now (%s)", step.Node, strings.Join(step.Why, "; "))
+	ip := s.addresses[step.Node]
+	limit := time.Now().Add(r.Wait.Timeout)
+	for {
+		if _, err := r.Cluster.Agents.Ask(ctx, step.Node, ip); err != nil {
+			return ctx.Err()
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("%s still answers after %s: turn its machine off and run again, this goes on", step.Node, r.Wait.Timeout)
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// await waits until a node is as wanted, and says what for.
+func (r *Run) await(ctx context.Context, s *seen, node, what string, wanted func(facts.NodeReport) bool) error {
+	limit := time.Now().Add(r.Wait.Timeout)
+	ip, known := s.addresses[node]
+	for _, n := range s.generations.Nodes {
+		if n.Node == node && !known {
+			ip = n.Address
+		}
+	}
+	said := ""
+	for {
+		report, err := r.Cluster.Agents.Ask(ctx, node, ip)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil && wanted(report):
+			return nil
+		}
+		waits := whyNot(report, err)
+		if time.Now().After(limit) {
+			return fmt.Errorf("%s: it waited %s for %s: %s; run again, this goes on (if %[3]s is gone for good: --without %[3]s)", what, r.Wait.Timeout, node, waits)
+		}
+		if waits != said {
+			said = waits
+			r.Say("%s yet: it waits for %s: %s", what, node, waits)
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// whyNot says why a node is not ready.
+func whyNot(report facts.NodeReport, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	for _, name := range report.Order {
+		if c := report.Components[name]; c.Status.State != facts.Ready {
+			return strings.TrimSuffix(fmt.Sprintf("%s is %s: %s", name, c.Status.State, c.Status.Detail), ": ")
+		}
+	}
+	return "it has not looked at everything yet"
+}
+
+// calm waits until a node has been ready for a while without a break.
+func (r *Run) calm(ctx context.Context, ip netip.Addr, node string) error {
+	limit, since := time.Now().Add(r.Wait.Timeout+r.Calm), time.Now()
+	for time.Since(since) < r.Calm {
+		if err := pause(ctx); err != nil {
+			return err
+		}
+		report, err := r.Cluster.Agents.Ask(ctx, node, ip)
+		if err == nil && report.Ready {
+			continue
+		}
+		if since = time.Now(); since.After(limit) {
+			return fmt.Errorf("it does not stay ready: %s", whyNot(report, err))
+		}
+	}
+	return nil
+}
+
+// settle waits until no node is on trial with its new seed, and has those that have passed erase the one before.
+func (r *Run) settle(ctx context.Context, t Target) error {
+	s, err := r.look(ctx, t)
+	if err != nil {
+		return err
+	}
+	limit := time.Now().Add(trialLimit)
+	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
+		report, err := s.reports[name], error(nil)
+		for said := false; ; {
+			trial := report.Trial
+			if err == nil && (trial == nil || trial.Seed != t.seedOf(name)) {
+				break
+			}
+			if err == nil && trial.State == facts.TrialPassed {
+				if err := r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err != nil {
+					return fmt.Errorf("%s: erase its previous seed: %w", name, err)
+				}
+				r.Say("%s: ready with its new seed", name)
+				break
+			}
+			if err == nil && trial.State == facts.TrialReturned {
+				if r.stale[name] {
+					break
+				}
+				return &notReady{name, errors.New("it has gone back to its previous seed: " + cmp.Or(trial.Detail, "it did not say why"))}
+			}
+			if !said && err == nil {
+				said = true
+				r.Say("%s: on trial with its new seed", name)
+			}
+			if time.Now().After(limit) {
+				return &notReady{name, fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))}
+			}
+			if err := pause(ctx); err != nil {
+				return err
+			}
+			report, err = r.Cluster.Agents.Ask(ctx, name, s.addresses[name])
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+	}
+	return nil
+}
+
+// seedOf returns the digest of a node's seed; empty: the target has no such node.
+func (t Target) seedOf(node string) string {
+	m, _ := t.Member(node)
+	return m.Seed
+}
+
+// undo takes all nodes that have changed back to what they were, as a generation of its own.
+func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) error {
+	stopped := func(format string, args ...any) error {
+		return fmt.Errorf("%w; the change stops here and is not undone: %s; nodes with the old and with the new configuration go on working side by side", broken, fmt.Sprintf(format, args...))
+	}
+	s, err := r.look(ctx, t)
+	if err != nil {
+		return stopped("%v", err)
+	}
+	var moved, missing, images []string
+	for _, n := range s.Nodes {
+		was, had := before.Member(n.Name)
+		is, has := t.Member(n.Name)
+		if !had || !has || was == is || !n.done() && n.Name != broken.node || n.Seed == was.Seed && was.Image == is.Image {
+			continue
+		}
+		moved = append(moved, n.Name)
+		if _, ok := before.Seeds[n.Name]; !ok && was.Seed != is.Seed {
+			missing = append(missing, n.Name)
+		}
+		if was.Image != is.Image {
+			images = append(images, n.Name)
+		}
+	}
+	switch {
+	case images != nil:
+		return stopped("the earlier image of %s is no longer there; build it from the earlier spec, and apply that", words.List(images, "and"))
+	case missing != nil:
+		return stopped("the earlier seed of %s is not known here; apply the earlier spec", words.List(missing, "and"))
+	}
+	m := before.Manifest
+	m.Secrets = t.Secrets
+	g, err := r.Number(m, t.Generation)
+	if err != nil {
+		return stopped("%v", err)
+	}
+	back := Target{Generation: g, Seeds: map[string]cloudinit.Seed{}}
+	for name, seed := range before.Seeds {
+		seed.Generation = g.Signed
+		back.Seeds[name] = seed
+	}
+	r.Say("%v; the change is being undone", broken)
+	r.lost = map[string]bool{broken.node: true}
+	if s, err = r.look(ctx, back); err == nil {
+		err = r.write(back)
+	}
+	if err == nil {
+		err = r.use(ctx, s, back)
+	}
+	if err == nil {
+		err = r.carryOut(ctx, back, false) // which has worked before
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return stopped("%v", err)
+	}
+	what := "no other node had changed"
+	if moved = slices.DeleteFunc(moved, func(name string) bool { return name == broken.node }); len(moved) > 0 {
+		what = words.List(moved, "and") + " went back as well"
+	}
+	return fmt.Errorf("%w; the change is undone: generation %d has the earlier configuration again, and %s", broken, g.Number, what)
+}
+
+// address returns where the target has a node.
+func (t Target) address(node string) netip.Addr {
+	m, _ := t.Member(node)
+	ip, _ := netip.ParseAddr(m.IP) // a manifest's addresses have been checked
+	return ip
+}
+
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(askEvery):
+		return nil
+	}
+}
