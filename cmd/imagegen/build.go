@@ -111,7 +111,7 @@ func build(c *cli.Context) error {
 	results, err := images.Build(c.Context, config)
 	var seeds string
 	if err == nil { // the generation on the seeds names the images
-		seeds, err = p.writeSeeds(secrets, all, nodes)
+		seeds, err = p.writeSeeds(secrets, all, nodes, nil)
 	}
 	// Also after a failure: some images may be new.
 	if err := errors.Join(err, p.writeExpected(secrets.ClusterID)); err != nil {

@@ -57,9 +57,9 @@ func (p *project) manifest(keys *secrets.Secrets, all []rendering) facts.Manifes
 	return m
 }
 
-// number gives these nodes' manifest its number, signs it, and puts it on their seeds.
-func (p *project) number(keys *secrets.Secrets, all []rendering) (facts.Manifest, error) {
-	m, err := secrets.Render(p.secretsDir(), p.manifest(keys, all), nil)
+// number gives these nodes' manifest its number, signs it, and puts it on their seeds. inUse is the generation in use; nil: not known.
+func (p *project) number(keys *secrets.Secrets, all []rendering, inUse *facts.Generation) (facts.Manifest, error) {
+	m, err := secrets.Render(p.secretsDir(), p.manifest(keys, all), inUse)
 	if err != nil {
 		return m, err
 	}

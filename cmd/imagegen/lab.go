@@ -99,6 +99,9 @@ func (p *project) seeds() func(cluster.Node) (cloudinit.Seed, error) {
 		return s, err
 	})
 	return func(n cluster.Node) (cloudinit.Seed, error) {
+		if seed, ok := p.earlier[n.Name]; ok {
+			return seed, nil
+		}
 		s, err := keys()
 		if err != nil {
 			return cloudinit.Seed{}, err

@@ -103,7 +103,7 @@ func newApp() *cli.App {
 			"Exit codes: 0 done; 1 failed; 2 wrong usage or spec. exec exits with the code of the command that it ran.",
 		Commands: []*cli.Command{
 			initCommand(), validateCommand(), seedCommand(), planCommand(), lockCommand(), fetchCommand(), buildCommand(), inspectCommand(),
-			upCommand(), statusCommand(), diffCommand(), logsCommand(), eventsCommand(), execCommand(), killCommand(), startCommand(), replaceCommand(), rollCommand(), decideCommand(), cutCommand(), mendCommand(), downCommand(),
+			upCommand(), statusCommand(), diffCommand(), applyCommand(), logsCommand(), eventsCommand(), execCommand(), killCommand(), startCommand(), replaceCommand(), rollCommand(), decideCommand(), cutCommand(), mendCommand(), downCommand(),
 			completionCommand(), forwardCommand(), completeCommand(),
 		},
 		Suggest:        true,

@@ -24,6 +24,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cloudinit/nocloud"
+	"imagegen/cluster/facts"
 )
 
 // The nodes of these tests run the real agent, each in a network namespace with the node's address; a node's systemctl is a script. The
@@ -50,6 +51,12 @@ func switchNS(storage string) string { return "ig-" + filepath.Base(filepath.Dir
 // startNodes makes the current folder that of a cluster with a spec and roles, its seeds and stand-ins for its images, and a network
 // without nodes.
 func startNodes(t *testing.T, spec string, roles map[string]string) *nodes {
+	t.Helper()
+	return startNodesWith(t, spec, roles, func() {})
+}
+
+// startNodesWith is startNodes of roles with more files, which write writes.
+func startNodesWith(t *testing.T, spec string, roles map[string]string, write func()) *nodes {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces")
@@ -88,6 +95,7 @@ func startNodes(t *testing.T, spec string, roles map[string]string) *nodes {
 		writeFile(t, filepath.Join("roles", name, "role.yaml"), text)
 		image(t, name, "1")
 	}
+	write()
 	done(t, "seed")
 	if err := os.Mkdir("machines", 0o755); err != nil {
 		t.Fatal(err)
@@ -235,10 +243,11 @@ const (
 for unit; do :; done
 state=inactive
 if [ -e "$MACHINE/on.$unit" ] || [ "$unit" = image.service ]; then state=active; fi
-if grep -q broken "$MACHINE/image"; then state=failed; fi
+if grep -qs broken "$MACHINE/image" /etc/imagegen/*.conf; then state=failed; fi
 case "$*" in
 *show*) printf 'LoadState=loaded\nActiveState=%s\nSubState=running\nResult=exit-code\nMainPID=0\n' $state ;;
 *start*) touch "$MACHINE/on.$unit" ;;
+*stop*) rm -f "$MACHINE/on.$unit" ;;
 esac
 `
 	nodeJournalctl = `#!/bin/sh
@@ -297,9 +306,10 @@ func (m netMachine) create(r machineRequest) error {
 		"root/usr/local/share/imagegen/image": string(image),
 		"bin/systemctl":                       nodeSystemctl, "bin/journalctl": nodeJournalctl, "journal": "a line of the node's journal\n", "image": string(image), "ip": r.Machine.IP,
 	}
+	modes := map[string]os.FileMode{}
 	for _, f := range written {
-		if strings.HasPrefix(f.Path, "/etc/imagegen/") {
-			all["root"+f.Path] = string(f.Content)
+		if strings.HasPrefix(f.Path, "/etc/") {
+			all["root"+f.Path], modes["root"+f.Path] = string(f.Content), os.FileMode(f.Mode)
 		}
 	}
 	aside := netMachine{filepath.Join(filepath.Dir(m.dir), "."+filepath.Base(m.dir))}
@@ -313,15 +323,20 @@ func (m netMachine) create(r machineRequest) error {
 		if err := os.WriteFile(aside.path(name), []byte(text), 0o755); err != nil {
 			return err
 		}
+		if mode, ok := modes[name]; ok {
+			if err := os.Chmod(aside.path(name), mode); err != nil {
+				return err
+			}
+		}
 	}
 	if err := (nocloud.Disk{Root: aside.path("root")}).Keep(nocloud.Seed(seed)); err != nil {
 		return err
 	}
-	facts, err := json.Marshal(machineFacts{Node: r.Machine.Node, Host: r.Machine.Host, Image: r.Machine.Image.Identity, Seed: r.Machine.Seed.Identity})
+	about, err := json.Marshal(machineFacts{Node: r.Machine.Node, Host: r.Machine.Host, Image: r.Machine.Image.Identity, Seed: r.Machine.Seed.Identity})
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(aside.path("machine.json"), facts, 0o644); err != nil {
+	if err := os.WriteFile(aside.path("machine.json"), about, 0o644); err != nil {
 		return err
 	}
 	return os.Rename(aside.dir, m.dir)
@@ -388,7 +403,7 @@ ip -n %[1]s route add 10.78.0.0/24 dev eth0`, m.name(), switchNS(filepath.Dir(m.
 	defer console.Close()
 	agent := filepath.Join(filepath.Dir(filepath.Dir(m.dir)), "imagegen-node")
 	cmd := exec.Command("nsenter", "--net=/run/netns/"+m.name(), "--", "unshare", "--mount-proc", "--pid", "--fork", "--kill-child", "sh", "-ec",
-		fmt.Sprintf("mount --bind %[1]s/etc /etc; mount --bind %[1]s/var/lib /var/lib; mount --bind %[1]s/usr/local/share /usr/local/share; exec %[2]s", m.path("root"), agent))
+		fmt.Sprintf("mount --bind %[1]s/etc /etc; mount --bind %[1]s/var/lib /var/lib; mount --bind %[1]s/usr/local/share /usr/local/share; mount --bind %[2]s /usr/local/sbin; exec %[3]s", m.path("root"), filepath.Dir(agent), facts.AgentPath))
 	cmd.Env = []string{"PATH=" + m.path("bin") + ":/usr/sbin:/usr/bin:/sbin:/bin", "MACHINE=" + m.dir}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = console, console, []*os.File{lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -15,6 +15,7 @@ import (
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
+	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
 	"imagegen/internal/atomicfile"
 	"imagegen/machines/fleet"
@@ -60,7 +61,7 @@ func seedCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			said, err := p.writeSeeds(keys, all, nodes)
+			said, err := p.writeSeeds(keys, all, nodes, nil)
 			if err != nil {
 				return err
 			}
@@ -77,8 +78,8 @@ func seedCommand() *cli.Command {
 func (p *project) seedPath(node string) string { return filepath.Join(p.out, "seeds", node+".iso") }
 
 // writeSeeds writes those of the nodes' seeds that are missing or out of date, with the generation of all, and returns a one-line
-// summary. If a seed of another cluster is in a node's place, it writes none.
-func (p *project) writeSeeds(keys *secrets.Secrets, all []rendering, nodes []cluster.Node) (string, error) {
+// summary. If a seed of another cluster is in a node's place, it writes none. inUse is the generation in use; nil: not known.
+func (p *project) writeSeeds(keys *secrets.Secrets, all []rendering, nodes []cluster.Node, inUse *facts.Generation) (string, error) {
 	dir := filepath.Join(p.out, "seeds")
 	if err := atomicfile.MakeDirs(dir); err != nil {
 		return "", fmt.Errorf("make the folder of the seeds: %w", err)
@@ -102,7 +103,7 @@ func (p *project) writeSeeds(keys *secrets.Secrets, all []rendering, nodes []clu
 	if err != nil {
 		return "", err
 	}
-	manifest, err := p.number(keys, all)
+	manifest, err := p.number(keys, all, inUse)
 	if err != nil {
 		return "", err
 	}
