@@ -42,6 +42,10 @@ func (t Target) bundle(node string) (facts.Bundle, error) {
 func RolesOf(c *roles.Catalogue, names []string) (all []Role) {
 	for _, name := range names {
 		role := c.Role(name)
+		if name == "" { // of machines that are left over
+			all = append(all, Role{})
+			continue
+		}
 		if role == nil {
 			all = append(all, Role{Name: name, Quorum: true})
 			continue
@@ -91,6 +95,17 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 			machines[m.Node.Name] = m
 		}
 	}
+	before := previous(g, t)
+	if r.before != nil {
+		before = *r.before
+	}
+	for _, m := range before.Members {
+		// A removed node is the last that runs the generation before, and then nobody else names it.
+		if ip, err := netip.ParseAddr(m.IP); err == nil && !slices.ContainsFunc(g.Nodes, func(n operate.NodeGeneration) bool { return n.Node == m.Name }) {
+			g.Nodes = append(g.Nodes, operate.NodeGeneration{Node: m.Name, Address: ip})
+		}
+	}
+	s.generations = g
 	plans := map[string]*facts.Plan{}
 	var mu sync.Mutex
 	var asking sync.WaitGroup
@@ -100,7 +115,10 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 			if err != nil {
 				return
 			}
-			plan := r.ask(ctx, t, n, report)
+			plan, err := r.ask(ctx, t, n, report)
+			if err != nil {
+				return // it counts as silent for now, rather than as one that must be replaced
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			s.addresses[n.Node], s.reports[n.Node], plans[n.Node] = n.Address, report, plan
@@ -111,7 +129,6 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 		return nil, ctx.Err()
 	}
 
-	before := previous(g, t)
 	var names []string
 	role := func(name string) {
 		if !slices.Contains(names, name) {
@@ -160,6 +177,15 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 		}
 		s.Nodes = append(s.Nodes, node)
 	}
+	for _, name := range slices.Sorted(maps.Keys(machines)) {
+		m := machines[name]
+		if m.Build != operate.BuildRemoved || m.Power != operate.PowerOn || slices.ContainsFunc(s.Nodes, func(n Node) bool { return n.Name == name }) {
+			continue
+		}
+		// Of a generation that nobody else knows any more.
+		s.Nodes = append(s.Nodes, Node{Name: name, Was: &facts.Member{Name: name}, Silent: true})
+		role("")
+	}
 	s.Roles = RolesOf(r.Catalogue, names)
 	for i, n := range s.Nodes { // who stands behind another address agrees with nobody about it
 		if k := slices.IndexFunc(s.Roles, func(o Role) bool { return o.Name == n.Role }); !s.Roles[k].VIP {
@@ -169,24 +195,22 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 	return s, nil
 }
 
-// ask returns what a node's agent says of taking over its seed, or nil.
-func (r *Run) ask(ctx context.Context, t Target, n operate.NodeGeneration, report facts.NodeReport) *facts.Plan {
+// ask returns what a node's agent says of taking over its seed; nil: it has it already.
+func (r *Run) ask(ctx context.Context, t Target, n operate.NodeGeneration, report facts.NodeReport) (*facts.Plan, error) {
 	m, ok := t.Member(n.Node)
 	if !ok || m.Seed == report.Seed {
-		return nil
+		return nil, nil
 	}
 	b, err := t.bundle(n.Node)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	plan, err := r.Cluster.Agents.PlanTakeover(ctx, n.Node, n.Address, b)
-	switch {
-	case errors.Is(err, operate.ErrNoTakeover):
-		return nil
-	case err != nil:
-		return &facts.Plan{Replace: []string{"it cannot take over its seed: " + err.Error()}}
+	var refused *operate.TakeoverRefused
+	if errors.As(err, &refused) {
+		return &facts.Plan{Replace: []string{refused.Why}}, nil
 	}
-	return &plan
+	return &plan, err
 }
 
 // previous returns the generation that the cluster leaves for the target.

@@ -43,7 +43,7 @@ type Node struct {
 	Leads string
 	// Apart says that nodes of its role with the old seed and with the new one must not run at the same time, and why.
 	Apart string
-	// Takeover is what the agent says of taking over the new seed in place; nil: it has not been asked, or could not say.
+	// Takeover is what the agent says of taking over the new seed in place; nil: it has not been asked.
 	Takeover *facts.Plan
 }
 
@@ -158,7 +158,7 @@ func (r Role) steps(nodes []Node) (steps []Step) {
 		}
 		s := n.change()
 		s.Needs = slices.DeleteFunc(needs(n, stay), func(name string) bool { return slices.Contains(stopped, name) })
-		if len(s.Needs) == 0 && n.Ready {
+		if len(s.Needs) == 0 && n.Ready && (s.Action == Replace || len(n.Takeover.Stop) > 0) {
 			s.Notes = append(s.Notes, fmt.Sprintf("no other node of %s works meanwhile: there is an outage until it is ready again", n.Role))
 		}
 		steps = append(steps, s)

@@ -135,7 +135,7 @@ func TestPlanSays(t *testing.T) {
 		said = append(said, fmt.Sprintf("%s: %s [%s]", s.Node, strings.Join(s.Why, "; "), strings.Join(s.Notes, "; ")))
 	}
 	want := []string{
-		"balancer1: /etc/f changed [it holds the virtual address; no other node of balancer works meanwhile: there is an outage until it is ready again]",
+		"balancer1: /etc/f changed [it holds the virtual address]",
 		"web1: /etc/f changed [restarts nginx.service; reloads x.service; no other node of web works meanwhile: there is an outage until it is ready again]",
 		"web2: the spec no longer has it [its machine is turned off; imagegen down web2 removes its disks, its seed and its key]",
 	}

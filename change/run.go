@@ -48,9 +48,10 @@ type Run struct {
 	// Number makes the generation after the one in use, signed, from a manifest's content.
 	Number func(m facts.Manifest, inUse facts.Generation) (facts.Generation, error)
 
-	written bool            // the target's seeds
-	lost    map[string]bool // nodes whose new machine may be unable to answer
-	stale   map[string]bool // nodes that went back from a seed before this change
+	written bool              // the target's seeds
+	before  *facts.Generation // what the cluster leaves; nil: not known yet
+	lost    map[string]bool   // nodes whose new machine may be unable to answer
+	stale   map[string]bool   // nodes that went back from a seed before this change
 }
 
 // Plan returns what is left to do for the cluster to run the target. It changes nothing.
@@ -75,6 +76,7 @@ func (r *Run) Apply(ctx context.Context, t Target) error {
 		return err
 	}
 	before := Target{Generation: previous(s.generations, t), Seeds: map[string]cloudinit.Seed{}}
+	r.before = &before.Generation
 	if err := r.remember(ctx, s, t, before); err != nil {
 		return err
 	}
@@ -359,11 +361,10 @@ func (r *Run) settle(ctx context.Context, t Target) error {
 				break
 			}
 			if err == nil && trial.State == facts.TrialPassed {
-				if err := r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err != nil {
-					return fmt.Errorf("%s: erase its previous seed: %w", name, err)
+				if err = r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err == nil {
+					r.Say("%s: ready with its new seed", name)
+					break
 				}
-				r.Say("%s: ready with its new seed", name)
-				break
 			}
 			if err == nil && trial.State == facts.TrialReturned {
 				if r.stale[name] {
@@ -416,7 +417,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 		if _, ok := before.Seeds[n.Name]; !ok && was.Seed != is.Seed {
 			missing = append(missing, n.Name)
 		}
-		if was.Image != is.Image {
+		if was.Image != "" && was.Image != is.Image {
 			images = append(images, n.Name)
 		}
 	}
@@ -439,6 +440,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 	}
 	r.Say("%v; the change is being undone", broken)
 	r.lost = map[string]bool{broken.node: true}
+	r.before = &t.Generation
 	if s, err = r.look(ctx, back); err == nil {
 		err = r.write(back)
 	}

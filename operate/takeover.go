@@ -23,8 +23,10 @@ func (a *Agents) TakeOver(ctx context.Context, node string, ip netip.Addr, b fac
 	return a.takeOver(ctx, node, ip, b, "")
 }
 
-// ErrNoTakeover says that an agent cannot take over seeds.
-var ErrNoTakeover = errors.New("its agent is of an imagegen that cannot take over a seed")
+// TakeoverRefused is why an agent does not take over a seed, as opposed to why it could not be asked.
+type TakeoverRefused struct{ Why string }
+
+func (e *TakeoverRefused) Error() string { return e.Why }
 
 func (a *Agents) takeOver(ctx context.Context, node string, ip netip.Addr, b facts.Bundle, query string) (facts.Plan, error) {
 	var p facts.Plan
@@ -36,9 +38,9 @@ func (a *Agents) takeOver(ctx context.Context, node string, ip netip.Addr, b fac
 	var refused refusal
 	switch {
 	case errors.As(err, &refused) && refused.code == http.StatusNotFound:
-		return p, ErrNoTakeover
+		return p, &TakeoverRefused{"its agent is of an imagegen that cannot take over a seed"}
 	case errors.As(err, &refused):
-		return p, errors.New(refused.text)
+		return p, &TakeoverRefused{refused.text}
 	case err != nil:
 		return p, err
 	}
