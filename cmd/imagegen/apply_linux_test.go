@@ -73,11 +73,14 @@ func TestApply(t *testing.T) {
 	// In place, one after the other, with the machines that they have; then a third.
 	writeApplySpec(t, "two", "one", ", front3: 10.77.0.3")
 	plan := `generation 2, in 4 steps:
-  front1: take over: /etc/hosts changed; /etc/imagegen/text.conf changed
+  front1: take over: /etc/hosts changed; /etc/imagegen/text.conf changed; /etc/nftables.conf changed
     restarts front.service
-  front2: take over: /etc/hosts changed; /etc/imagegen/text.conf changed
+    reloads nftables.service
+  front2: take over: /etc/hosts changed; /etc/imagegen/text.conf changed; /etc/nftables.conf changed
     restarts front.service
-  back1: take over: /etc/hosts changed
+    reloads nftables.service
+  back1: take over: /etc/hosts changed; /etc/nftables.conf changed
+    reloads nftables.service
   front3: add: the spec has added it
 `
 	if r := o.run(t, ".", "apply", "--dry-run"); r.code != exitDone || r.stdout != plan || file("front1", "text.conf") != "text one" || generation() != 1 {
