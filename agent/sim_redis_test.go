@@ -587,6 +587,14 @@ func (p simRedisServer) start(_ context.Context, master string, hasData bool) er
 	})
 }
 
+func (p simRedisServer) stop(context.Context) error {
+	return p.a.act("stop Redis", 0, func() error { p.r.servers[p.a.n.index] = nil; return nil })
+}
+
+func (p simSentinel) stop(context.Context) error {
+	return p.a.act("stop Sentinel", 0, func() error { p.r.sentinels[p.a.n.index] = nil; return nil })
+}
+
 func (p simSentinel) unitNames() []string { return nil }
 
 func (p simSentinel) look(context.Context) (sentinelSeen, error) {
