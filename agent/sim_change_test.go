@@ -149,6 +149,15 @@ func (w *simWorld) remove() {
 		settled = settled && (len(c.left) == 0 || n.on() && n.agent != nil && n.agent.members.known().Settled >= c.next.Number)
 	}
 	if !settled {
+		if r, ok := w.model.(*redisModel); ok && c.todo == 0 && w.now >= w.quiet {
+			for _, n := range c.left {
+				if s := r.servers[n.index]; n.on() && s != nil && s.follows < 0 { // apply has Sentinel choose another first
+					n.powerOff(true)
+					w.in(60*time.Second, n.powerOn)
+					w.quiet = w.now + 120*time.Second
+				}
+			}
+		}
 		w.in(2*time.Second, w.remove)
 		return
 	}
