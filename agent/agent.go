@@ -18,6 +18,7 @@ import (
 	"time"
 	"unicode"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -44,6 +45,8 @@ type Agent struct {
 	made    facts.Made
 	// generations is nil in the simulator.
 	generations *generations
+	members     *memberships
+	launch      func(loop func(ctx context.Context)) // runs another loop, beside those that loops returned
 
 	takeover  *takeover
 	verifier  verifier      // of generations; nil: seeds cannot be taken over
@@ -93,7 +96,7 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 	if err := os.MkdirAll(filepath.Join(root, facts.StateDir), 0o700); err != nil {
 		return nil, err
 	}
-	a := newAgent(known, systemClock{}, newHTTPNetwork(id, known.Peers), console)
+	a := newAgent(known, systemClock{}, newHTTPNetwork(id), console)
 	a.identity, a.made, a.takeover = id, made, newTakeover(root)
 	a.events = openEvents(eventsPath(root))
 	a.happened("", "the agent has started")
@@ -101,6 +104,10 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 		return nil, err
 	}
 	a.verifier = a.generations
+	a.members.number = a.generations.conforms
+	a.members.own = func() facts.Membership { return ensemble.Own(a.generations.made(), known.Node, known.Peers) }
+	a.members.accepted = a.generations.memberships
+	a.members.store = jointFiles{filepath.Join(root, facts.StateDir, jointFile), a.generations.onDisk(jointCopy)}
 	for _, c := range known.Components {
 		n := Node{
 			Facts:    known,
@@ -129,12 +136,18 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 // newAgent makes an agent without components.
 func newAgent(known facts.Facts, clock clock, network network, console func(line string)) *Agent {
 	return &Agent{
+		members: &memberships{
+			own:      func() facts.Membership { return ensemble.Own(0, known.Node, known.Peers) },
+			accepted: func() []facts.Membership { return nil },
+			number:   func() int { return 0 },
+			store:    jointMemory{},
+		},
 		facts:     known,
 		clock:     clock,
 		console:   func(line string) { console(printable(line)) },
 		reports:   map[string]facts.ComponentReport{},
 		looked:    map[string]time.Time{},
-		peers:     newPeers(network, clock, known.Peers),
+		peers:     newPeers(network, clock),
 		events:    &events{},
 		switching: make(chan struct{}, 1),
 		journal:   []string{"journalctl"},
@@ -199,8 +212,9 @@ func (a *Agent) run(ctx context.Context, serve func(context.Context) error) erro
 	driving, pause := context.WithCancel(serving)
 	defer pause()
 	var loops sync.WaitGroup
+	a.launch = func(loop func(context.Context)) { loops.Go(func() { loop(driving) }) }
 	for _, loop := range append(a.loops(), a.watchTrial) {
-		loops.Go(func() { loop(driving) })
+		a.launch(loop)
 	}
 	changed := make(chan error, 1)
 	go func() {
@@ -223,15 +237,16 @@ func (a *Agent) run(ctx context.Context, serve func(context.Context) error) erro
 	return err
 }
 
-// loops returns the loops that the agent runs concurrently until ctx ends: one for each component and each peer. The
-// simulator runs the same loops.
+// loops returns the loops that the agent runs concurrently until ctx ends: one for each component and each peer that it
+// knows at first. The simulator runs the same loops.
 func (a *Agent) loops() []func(ctx context.Context) {
 	var all []func(ctx context.Context)
 	for _, r := range a.runners {
 		all = append(all, func(ctx context.Context) { a.drive(ctx, r) })
 	}
-	for _, n := range a.peers.nodes {
-		all = append(all, func(ctx context.Context) { a.peers.poll(ctx, n, a.isReady) })
+	for _, n := range a.asked() {
+		a.peers.begin(n)
+		all = append(all, a.asking(n))
 	}
 	return all
 }
@@ -272,8 +287,14 @@ func (a *Agent) turn(ctx context.Context, r *runner) facts.Status {
 	}
 	w := World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.own()}
 	var status facts.Status
-	if w.Without, err = r.without(w.Reports); err == nil {
+	if w.Joint, err = a.joint(r, w.Reports); err == nil {
+		w.Without, err = r.without(w.Reports)
+	}
+	if err == nil {
 		status, err = r.impl.Step(ctx, w)
+	}
+	if err == nil {
+		err = a.settle(r, w)
 	}
 	if err == nil && status.State == facts.Ready && len(w.Without) > 0 {
 		err = r.decision.write(nil) // it has served its purpose, and must not serve another
@@ -445,6 +466,7 @@ func (a *Agent) report() facts.NodeReport {
 	if a.generations != nil {
 		generation = a.generations.report()
 	}
+	joint := a.ownJoint()
 	now := a.clock.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -459,6 +481,7 @@ func (a *Agent) report() facts.NodeReport {
 		Made:       a.made,
 		Trial:      a.trial,
 		Generation: generation,
+		Joint:      joint,
 	}
 	for _, c := range a.facts.Components {
 		r.Order = append(r.Order, c.Name)

@@ -399,11 +399,11 @@ func TestCertificatesExpire(t *testing.T) {
 		"the authority expired": {ofDead, ofDead, false},
 	} {
 		addr := serveAPI(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(report) }), c.server)
-		p := newHTTPNetwork(c.client, []facts.Peer{{Name: name}})
-		p.clients[name].Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		p := newHTTPNetwork(c.client)
+		p.client(name).Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 		}
-		if _, err := p.ask(t.Context(), facts.Peer{Name: name, IP: "127.0.0.1"}); (err == nil) != c.right {
+		if _, err := p.ask(t.Context(), facts.Peer{Name: name, IP: "127.0.0.1"}, nil); (err == nil) != c.right {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -448,12 +448,12 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 		json.NewEncoder(w).Encode(facts.NodeReport{Node: facts.Peer{Name: name}})
 	})
 	addr := serveAPI(t, handler, ca.issue(t, "web2", later))
-	n := newHTTPNetwork(ca.issue(t, "web1", later), []facts.Peer{{Name: "web2"}})
+	n := newHTTPNetwork(ca.issue(t, "web1", later))
 	// All agents use the same port; the test's listens on another one.
-	n.clients["web2"].Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+	n.client("web2").Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	}
-	r, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"})
+	r, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, nil)
 	if err != nil || r.Node.Name != "web2" {
 		t.Fatalf("%v, %v", r, err)
 	}
@@ -464,17 +464,17 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 		"a number where words go": `{"node":{"name":2}}`,
 	} {
 		body = text
-		if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}); err == nil {
+		if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, nil); err == nil {
 			t.Errorf("believed: %s", what)
 		}
 	}
 	body, name = "", "web3"
-	if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}); err == nil {
+	if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, nil); err == nil {
 		t.Error("an answer in another node's name was believed")
 	}
 
 	const limit = ensemble.HeardLimit
-	p := newPeers(n, systemClock{}, nil)
+	p := newPeers(n, systemClock{})
 	p.answers["web2"] = answer{time.Now().Add(-limit / 2), r}
 	if _, ok := p.heard()["web2"]; !ok {
 		t.Error("a young answer does not count")

@@ -77,6 +77,7 @@ func (g *galera) mark(t *time.Time, is bool) {
 func (g *galera) view(w World) galeraView {
 	v := galeraMembers(&g.reports, w, g.seen.galeraReport)
 	v.cluster, v.doomed = g.node.Facts.ClusterID, g.seen.doomed
+	v.leaves = galeraLeaves(w, v)
 	g.mark(&g.alone, g.seen.State == galeraStarting && !v.primary() && !g.seen.getsOn)
 	v.nonPrimary, v.alone, v.going = g.node.since(g.nonPrimary), g.node.since(g.alone), g.node.since(g.going)
 	return v
@@ -93,6 +94,26 @@ func galeraMembers(reports *ensemble.Reader[galeraReport], w World, own galeraRe
 		}
 	}
 	return v
+}
+
+// galeraLeaves tells whether the node's server is to stop for good: it is a member no longer, and those that are serve. Until then
+// it takes part, since it may have the newest data.
+func galeraLeaves(w World, v galeraView) bool {
+	if ensemble.Leaves(w, 0) {
+		return true
+	}
+	serve, ok := ensemble.Complete(w, v.ensemble(), func(i, _ int) bool {
+		m := v.members[i]
+		return v.works(i, m.Size) && m.Position.UUID == v.members[v.self].Position.UUID
+	})
+	return ok && ensemble.Leaves(w, serve)
+}
+
+// settled: once the members of a generation form a component by themselves, nobody else can have writes that they lack.
+func (g *galera) settled(w World) (number int, ok bool) {
+	v := galeraMembers(&g.reports, w, g.seen.galeraReport)
+	v.cluster = g.node.Facts.ClusterID
+	return ensemble.Complete(w, v.ensemble(), v.works)
 }
 
 func (g *galera) Step(ctx context.Context, w World) (facts.Status, error) {

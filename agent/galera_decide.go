@@ -116,6 +116,8 @@ type galeraView struct {
 	alone      time.Duration // how long self has been starting without progress, while nobody was in a primary component
 	going      time.Duration // how long self has announced that it starts a cluster
 	doomed     string        // the running server's log message that only a restart can fix
+	// leaves: the cluster's configuration does not name self any more, and those that it names need it no longer.
+	leaves bool
 }
 
 // running tells whether the member's server runs.
@@ -132,11 +134,22 @@ func (v galeraView) primary() bool {
 
 // await is the status of a member that waits for silent ones.
 func (v galeraView) await(silent []string, format string, args ...any) facts.Status {
+	return ensemble.Await(v.ensemble(), silent, format, args...)
+}
+
+// ensemble returns the members without their reports.
+func (v galeraView) ensemble() []ensemble.Member {
 	members := make([]ensemble.Member, len(v.members))
 	for i, m := range v.members {
 		members[i] = m.Member
 	}
-	return ensemble.Await(members, silent, format, args...)
+	return members
+}
+
+// works tells whether a member serves a component of so many.
+func (v galeraView) works(i, size int) bool {
+	m := v.members[i]
+	return m.Heard && m.State == galeraServing && m.Size == size && m.Cluster == v.cluster
 }
 
 // rival returns the first member that is in another primary component than a given one: of another history.
@@ -156,13 +169,13 @@ func (v galeraView) rival(history string) (galeraMember, bool) {
 // the others, or the only one in which users and databases were made. Otherwise it is none: both have writes that the other
 // lacks, and which ones to lose must not be guessed.
 func (v galeraView) rightful(history string) bool {
-	count := map[string]int{}
+	count := map[string]bool{}
 	forked, made, others := true, false, false // forked: from all the others
 	for _, m := range v.members {
 		if !m.Heard || m.State != galeraServing && m.State != galeraJoining {
 			continue
 		}
-		count[m.Position.UUID]++
+		count[m.Position.UUID] = true
 		if m.Position.UUID == history {
 			made = made || m.Cluster == v.cluster
 			continue
@@ -170,8 +183,11 @@ func (v galeraView) rightful(history string) bool {
 		others = others || m.Cluster != ""
 		forked = forked && goesOn(history, m.Position.UUID)
 	}
-	for h, n := range count {
-		if 2*n > len(v.members) {
+	for h := range count {
+		if most, _ := ensemble.Majority(v.ensemble(), func(i int) bool {
+			m := v.members[i]
+			return m.Heard && (m.State == galeraServing || m.State == galeraJoining) && m.Position.UUID == h
+		}); most {
 			return h == history
 		}
 	}
@@ -204,6 +220,10 @@ func decideGalera(v galeraView) (galeraStep, facts.Status) {
 		return galeraStop, workf("restarting: the server says %q", v.doomed)
 	case me.Left && v.nonPrimary >= leftLimit:
 		return galeraStop, workf("restarting: the server has left the group")
+	case v.leaves && me.running():
+		return galeraStop, workf("stopping: the cluster goes on without this node")
+	case v.leaves:
+		return galeraWait, stopf("this node is not a member any more")
 	}
 	switch me.State {
 	case galeraMissing:

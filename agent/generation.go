@@ -48,7 +48,9 @@ type generations struct {
 	said   func(format string, args ...any)
 	// onData returns where the copy on the data disk is, and whether that is there now; empty: there is no data disk.
 	onData func() (path string, there bool)
+	onDisk func(name string) func() (path string, there bool) // the same for another file
 	onRoot string
+	role   string
 
 	// step is held from reading the acceptor's state until its successor is on disk. A disk may hang, and the node's report must not
 	// wait for it: that needs mu alone, which guards what follows.
@@ -82,20 +84,23 @@ func openGenerations(root string, known facts.Facts, id identity, a *Agent) (*ge
 			a.happened("", format, args...)
 			a.console(known.Node.Name + ": " + fmt.Sprintf(format, args...))
 		},
-		onData: func() (string, bool) { return "", true },
 		onRoot: filepath.Join(root, facts.StateDir, acceptorFile),
 		asked:  map[string]agree.Status{},
 	}
+	g.onDisk = func(string) func() (string, bool) { return func() (string, bool) { return "", true } }
 	for _, c := range known.Components {
 		params, err := facts.DecodeParams(c.Kind, c.Params)
 		if err != nil {
 			return nil, err
 		}
 		if p, ok := params.(*facts.DiskParams); ok {
-			path := filepath.Join(root, p.Mount, acceptorCopy)
-			g.onData = func() (string, bool) { return path, a.status(c.Name).State == facts.Ready }
+			g.onDisk = func(name string) func() (string, bool) {
+				path := filepath.Join(root, p.Mount, name)
+				return func() (string, bool) { return path, a.status(c.Name).State == facts.Ready }
+			}
 		}
 	}
+	g.role, g.onData = known.Node.Role, g.onDisk(acceptorCopy)
 	if err := g.readRunning(); err != nil {
 		g.broken = err
 		log.Print(err)
@@ -325,6 +330,47 @@ func (g *generations) report() *facts.GenerationReport {
 		r.Behind = fmt.Sprintf("generation %d was never agreed on; generation %d is in use", r.Number, known.Number)
 	}
 	return r
+}
+
+// conforms returns the number of the generation that the node conforms to; 0: none.
+func (g *generations) conforms() int { return g.report().Number }
+
+// made returns the number of the generation that the node's seed came with; 0: none.
+func (g *generations) made() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.running == nil {
+		return 0
+	}
+	return g.running.Number
+}
+
+// memberships returns what the generations that may be in use say of the node's role: the latest known one, and the one that the
+// acceptor has voted for, which may be in use without its knowledge.
+func (g *generations) memberships() []facts.Membership {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var all []facts.Membership
+	for _, m := range []*facts.Generation{g.state.Known, acceptedValue(g.state)} {
+		if m == nil {
+			continue
+		}
+		in := facts.Membership{Number: m.Number}
+		for _, n := range m.Members {
+			if n.Role == g.role {
+				in.Members = append(in.Members, facts.Peer{Name: n.Name, Role: n.Role, IP: n.IP, Index: n.Index})
+			}
+		}
+		all = append(all, in)
+	}
+	return all
+}
+
+func acceptedValue(s agree.State) *facts.Generation {
+	if s.Accepted == nil {
+		return nil
+	}
+	return &s.Accepted.Generation
 }
 
 // run asks other members until ctx ends: what a new acceptor must know before it may vote, and later which generation is in use.

@@ -110,8 +110,10 @@ func (g *gluster) view(w World) glusterView {
 	return v
 }
 
-// glusterMembers returns the servers, in the spec's order, and what those that were heard report.
+// glusterMembers returns the servers, in the spec's order, and what those that were heard report. The pool's members are those of
+// the node's own seed: a volume does not get other bricks yet.
 func glusterMembers(reports *ensemble.Reader[glusterReport], w World) (members []ensemble.Member, nodes []string, heard map[string]glusterReport) {
+	w.Joint = facts.Joint{}
 	members, self := ensemble.Members(w)
 	heard = map[string]glusterReport{}
 	for i, m := range members {

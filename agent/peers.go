@@ -47,18 +47,19 @@ func loadIdentity(dir string) (identity, error) {
 
 // network is how an agent reaches its peers' agents. The simulator has one of its own.
 type network interface {
-	// ask returns what a peer's agent reports. It takes no longer than pollLimit.
-	ask(ctx context.Context, n facts.Peer) (facts.NodeReport, error)
+	// ask returns what a peer's agent reports, and tells it which memberships count for this node; nil: this node decides nothing
+	// together with others. It takes no longer than pollLimit.
+	ask(ctx context.Context, n facts.Peer, own *facts.Joint) (facts.NodeReport, error)
 }
 
 // peers asks other nodes' agents for their state and remembers the latest answers.
 type peers struct {
-	nodes   []facts.Peer
 	network network
 	clock   clock
 	limit   time.Duration // ensemble.HeardLimit
 
 	mu      sync.Mutex
+	asked   []facts.Peer // by the loops that run
 	answers map[string]answer
 }
 
@@ -83,15 +84,38 @@ func (id identity) server() *tls.Config {
 	}
 }
 
-func newPeers(network network, clock clock, nodes []facts.Peer) *peers {
-	return &peers{nodes: nodes, network: network, clock: clock, limit: ensemble.HeardLimit, answers: map[string]answer{}}
+func newPeers(network network, clock clock) *peers {
+	return &peers{network: network, clock: clock, limit: ensemble.HeardLimit, answers: map[string]answer{}}
 }
 
-// poll asks one peer, again and again, until ctx ends: often while this node is not ready, less so afterwards.
-func (p *peers) poll(ctx context.Context, n facts.Peer, settled func() bool) {
-	for ctx.Err() == nil {
+// begin notes that a peer is going to be asked at its address, unless it already is.
+func (p *peers) begin(n facts.Peer) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if slices.ContainsFunc(p.asked, func(o facts.Peer) bool { return o.Name == n.Name && o.IP == n.IP }) {
+		return false
+	}
+	p.asked = append(p.asked, n)
+	return true
+}
+
+// end forgets a peer that does not count any more.
+func (p *peers) end(n facts.Peer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked = slices.DeleteFunc(p.asked, func(o facts.Peer) bool { return o.Name == n.Name && o.IP == n.IP })
+	if !slices.ContainsFunc(p.asked, func(o facts.Peer) bool { return o.Name == n.Name }) { // nor at another address
+		delete(p.answers, n.Name)
+	}
+}
+
+// poll asks one peer at one address, again and again, until ctx ends or the peer counts no more: often while this node is not
+// ready, less so afterwards.
+func (p *peers) poll(ctx context.Context, n facts.Peer, settled, counts func() bool, own func() *facts.Joint) {
+	defer p.end(n)
+	for ctx.Err() == nil && counts() {
 		asked := p.clock.Now()
-		if report, err := p.network.ask(ctx, n); err == nil {
+		if report, err := p.network.ask(ctx, n, own()); err == nil {
 			p.mu.Lock()
 			p.answers[n.Name] = answer{asked, report}
 			p.mu.Unlock()
@@ -134,23 +158,39 @@ func (p *peers) names() []string {
 }
 
 // httpNetwork is the network of every real agent: HTTPS with mutual TLS.
-type httpNetwork struct{ clients map[string]*http.Client }
-
-func newHTTPNetwork(id identity, nodes []facts.Peer) *httpNetwork {
-	h := &httpNetwork{map[string]*http.Client{}}
-	for _, n := range nodes {
-		h.clients[n.Name] = &http.Client{Timeout: pollLimit, Transport: &http.Transport{TLSClientConfig: id.client(n.Name)}}
-	}
-	return h
+type httpNetwork struct {
+	id      identity
+	mu      sync.Mutex
+	clients map[string]*http.Client // by name: a peer may have a new address, and must have the same certificate there
 }
 
-func (h *httpNetwork) ask(ctx context.Context, n facts.Peer) (r facts.NodeReport, err error) {
+func newHTTPNetwork(id identity) *httpNetwork {
+	return &httpNetwork{id: id, clients: map[string]*http.Client{}}
+}
+
+func (h *httpNetwork) client(name string) *http.Client {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.clients[name] == nil {
+		h.clients[name] = &http.Client{Timeout: pollLimit, Transport: &http.Transport{TLSClientConfig: h.id.client(name)}}
+	}
+	return h.clients[name]
+}
+
+func (h *httpNetwork) ask(ctx context.Context, n facts.Peer, own *facts.Joint) (r facts.NodeReport, err error) {
 	url := "https://" + net.JoinHostPort(n.IP, strconv.Itoa(facts.APIPort)) + facts.StatePath
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return r, err
 	}
-	resp, err := h.clients[n.Name].Do(req)
+	if own != nil {
+		text, err := json.Marshal(own)
+		if err != nil {
+			return r, err
+		}
+		req.Header.Set(facts.JointHeader, string(text))
+	}
+	resp, err := h.client(n.Name).Do(req)
 	if err != nil {
 		return r, err
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,6 +53,7 @@ type redisServer interface {
 	mark(m member) error
 	// start starts the server as a replica of a master or, without one, as a master.
 	start(ctx context.Context, master string, hasData bool) error
+	stop(ctx context.Context) error
 }
 
 // redisSeen is what a look at the server shows.
@@ -212,6 +214,7 @@ const (
 	redisLead              // start as the master
 	redisFollow            // start as a replica
 	redisAllow             // let Sentinel choose the running server
+	redisStop              // stop for good
 	redisBelongs           // note that the data is the cluster's
 )
 
@@ -219,6 +222,9 @@ const (
 type redisView struct {
 	members []redisMember // in the spec's order, self among them
 	self    int
+	leaves  bool // the cluster's configuration does not name self any more, and those that it names need it no longer
+	// now has the present address of the node that each known address is or was of. The members' reports are in present addresses.
+	now map[string]string
 }
 
 // ensemble returns the members without their reports.
@@ -241,7 +247,12 @@ func (v redisView) name(ip string) string {
 
 // decideRedis says what a server does now, as whose replica, and where things stand.
 func decideRedis(v redisView) (step redisStep, master string, status facts.Status) {
-	if v.members[v.self].Running {
+	switch running := v.members[v.self].Running; {
+	case v.leaves && running:
+		return redisStop, "", workf("stopping: the cluster goes on without this node")
+	case v.leaves:
+		return redisWait, "", stopf("this node is not a member any more")
+	case running:
 		step, status = decideRunning(v)
 		return step, "", status
 	}
@@ -268,7 +279,7 @@ func decideRedis(v redisView) (step redisStep, master string, status facts.Statu
 		}
 		return redisFound, "", workf("starting as the first master")
 	}
-	if need := len(v.members)/2 + 1; heard < need && len(silent) > 0 {
+	if most, _ := ensemble.Majority(members, func(i int) bool { return v.members[i].Heard }); !most && len(silent) > 0 {
 		return redisWait, "", ensemble.Await(members, silent, ": with %d of %d nodes nobody knows who is the master", heard, len(v.members))
 	}
 	master = believedMaster(v)
@@ -332,18 +343,16 @@ func believedMaster(v redisView) string {
 // beingReplaced tells whether the other nodes' Sentinels consider this node, the master, to be down and can promote another.
 // Starting as the master at that moment would make two masters.
 func beingReplaced(v redisView) bool {
-	sentinels, down, heir := 0, false, false
+	down, heir := false, false
 	for i, m := range v.members {
 		if i == v.self || !m.Heard {
 			continue
 		}
-		if m.sentinel.Running {
-			sentinels++
-			down = down || m.sentinel.Down
-		}
+		down = down || m.sentinel.Running && (m.sentinel.Down || m.sentinel.stale) // at this node's former address, nobody answers
 		heir = heir || m.Running && m.HasData && !m.Loading
 	}
-	return down && heir && sentinels >= len(v.members)/2+1
+	_, can := ensemble.Majority(v.ensemble(), func(i int) bool { return i != v.self && v.members[i].Heard && v.members[i].sentinel.Running })
+	return down && heir && can
 }
 
 // redisReader reads what is known of the role's nodes.
@@ -355,7 +364,7 @@ type redisReader struct {
 // members puts together what is known of the role's nodes. own is what this one's server is.
 func (r *redisReader) members(w World, own redisReport) redisView {
 	members, self := ensemble.Members(w)
-	v := redisView{members: make([]redisMember, len(members)), self: self}
+	v := redisView{members: make([]redisMember, len(members)), self: self, now: presentAddresses(w, members)}
 	for i := range members {
 		m := &v.members[i]
 		m.Member = members[i]
@@ -369,8 +378,68 @@ func (r *redisReader) members(w World, own redisReport) redisView {
 			m.redisReport, haveServer = knownOr(r.servers.Of(report, "redis"))
 		}
 		m.Heard = haveServer && haveSentinel
+		m.Master = v.present(m.Master)
+		m.sentinel = v.presentReport(m.sentinel)
 	}
+	serve, ok := v.complete(w)
+	v.leaves = ensemble.Leaves(w, 0) || ok && ensemble.Leaves(w, serve)
 	return v
+}
+
+// presentAddresses returns the present address of the node that each known address is or was of. The address of a node that does not
+// answer is taken for what it was when it was written down.
+func presentAddresses(w World, members []ensemble.Member) map[string]string {
+	now := map[string]string{}
+	for ip, name := range ensemble.Addresses(w) {
+		now[ip] = ip
+		for _, m := range members {
+			if m.Name == name && m.Answers {
+				now[ip] = m.IP
+			}
+		}
+	}
+	return now
+}
+
+// present returns the address that the node with a former address has now.
+func (v redisView) present(ip string) string { return cmp.Or(v.now[ip], ip) }
+
+// presentReport is a Sentinel's report with the master's present address.
+func (v redisView) presentReport(r sentinelReport) sentinelReport {
+	if now := v.present(r.Master); now != r.Master {
+		r.Master, r.stale = now, true
+	}
+	return r
+}
+
+// complete tells whether the members of the latest generation have the master among them, and all of its data.
+func (v redisView) complete(w World) (number int, ok bool) {
+	masters := 0
+	number, ok = ensemble.Complete(w, v.ensemble(), func(i, _ int) bool {
+		m := v.members[i]
+		if m.Heard && m.Running && m.Role == "master" {
+			masters++
+		}
+		return m.Heard && m.Running && m.HasData && !m.Loading && m.sentinel.Running && !m.sentinel.Down && (m.Role == "master" || m.Synced)
+	})
+	return number, ok && masters == 1
+}
+
+// settled: nobody else can be promoted once the others have stopped, or answer nobody.
+func (r *redis) settled(w World) (number int, ok bool) {
+	v := r.view.members(w, r.seen.redisReport)
+	if number, ok = v.complete(w); !ok {
+		return 0, false
+	}
+	for _, m := range v.members {
+		leaves := !slices.ContainsFunc(w.Joint.InUse, func(in facts.Membership) bool {
+			return in.Number >= number && slices.ContainsFunc(in.Members, func(p facts.Peer) bool { return p.Name == m.Name })
+		})
+		if leaves && m.Answers && (!m.Heard || m.Running || m.sentinel.Running) {
+			return 0, false
+		}
+	}
+	return number, true
 }
 
 // knownOr takes a node that has no such component for one that has said all there is to say.
@@ -390,6 +459,8 @@ func (r *redis) Step(ctx context.Context, w World) (facts.Status, error) {
 		return status, nil
 	case redisAllow:
 		return status, r.server.allow(ctx)
+	case redisStop:
+		return status, r.server.stop(ctx)
 	case redisBelongs:
 		return status, r.server.mark(member{Cluster: r.node.Facts.ClusterID})
 	}
@@ -446,6 +517,8 @@ func (r *redisUnit) start(ctx context.Context, master string, hasData bool) erro
 	}
 	return startUnit(ctx, r.params.Unit)
 }
+
+func (r *redisUnit) stop(ctx context.Context) error { return stopUnit(ctx, r.params.Unit) }
 
 // configure writes what the server starts with. master is empty for a master.
 func (r *redisUnit) configure(master string, hasData bool) error {

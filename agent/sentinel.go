@@ -32,10 +32,11 @@ type sentinelServer interface {
 	unitNames() []string
 	// look observes and changes nothing.
 	look(ctx context.Context) (sentinelSeen, error)
-	// start starts it. With a master, it first gets a configuration.
+	// start starts it. With a master, it first gets a configuration; otherwise, the addresses in the one that it has are corrected.
 	start(ctx context.Context, master string, view redisView) error
 	// failover makes it choose another master without asking other Sentinels.
 	failover(ctx context.Context) error
+	stop(ctx context.Context) error
 }
 
 // sentinelSeen is what a look at the Sentinel shows.
@@ -54,6 +55,8 @@ type sentinelReport struct {
 	Others  int    `json:"others,omitempty"` // Sentinels that it knows
 	// Quorum says what keeps the Sentinels from choosing a master; empty: nothing does.
 	Quorum string `json:"quorum,omitempty"`
+	// stale says that Master was read as the former address of a node that has another one now.
+	stale bool
 }
 
 // follows tells whether the Sentinel agrees that a node is the master; one that was never set up does not object.
@@ -167,6 +170,7 @@ const (
 	sentinelWait     sentinelStep = iota
 	sentinelStart                 // start, with a configuration for a master if there is none yet
 	sentinelFailover              // choose another master alone
+	sentinelStop                  // stop, for good or to be started with present addresses
 )
 
 // decideSentinel says what a Sentinel does now, with which master, and where things stand. server is the node's own
@@ -174,6 +178,13 @@ const (
 func decideSentinel(seen sentinelReport, server redisReport, view redisView) (step sentinelStep, master string, status facts.Status) {
 	me := view.members[view.self]
 	switch {
+	case view.leaves && seen.Running:
+		return sentinelStop, "", workf("stopping: the cluster goes on without this node")
+	case view.leaves:
+		return sentinelWait, "", stopf("this node is not a member any more")
+	case seen.Running && seen.stale:
+		// It would take the master for dead, and promote another, for a change of addresses.
+		return sentinelStop, "", workf("restarting Sentinel: the master %s has another address, %s", view.name(seen.Master), seen.Master)
 	case seen.Running && seen.Down:
 		step, status = decideDown(seen, view)
 		return step, "", status
@@ -221,7 +232,7 @@ func decideDown(seen sentinelReport, view redisView) (sentinelStep, facts.Status
 			}
 		}
 	}
-	if answers || !heir || sentinels >= len(view.members)/2+1 {
+	if _, can := ensemble.Majority(members, func(i int) bool { return view.members[i].Heard && view.members[i].sentinel.Running }); answers || !heir || can {
 		return sentinelWait, wait
 	}
 	if silent := ensemble.Silent(members); len(silent) > 0 {
@@ -250,12 +261,15 @@ func (s *sentinel) Step(ctx context.Context, w World) (facts.Status, error) {
 	}
 	server, _ := knownOr(s.view.servers.Of(w.Own, "redis"))
 	view := s.view.members(w, server)
-	step, master, status := s.decide(s.seen.sentinelReport, server, view)
+	step, master, status := s.decide(view.presentReport(s.seen.sentinelReport), server, view)
 	if status.State == facts.Ready {
 		s.retry.Settle(s.node.now())
 	}
 	if step == sentinelWait {
 		return status, nil
+	}
+	if step == sentinelStop {
+		return status, s.server.stop(ctx)
 	}
 	if step == sentinelFailover {
 		if s.retry.Left(s.node.now()) > 0 {
@@ -289,6 +303,8 @@ func (s *sentinelUnit) start(ctx context.Context, master string, view redisView)
 		if err := atomicfile.Write(s.params.RunConfig, text, 0o600); err != nil {
 			return err
 		}
+	} else if err := s.correct(view); err != nil {
+		return err
 	}
 	// At every start: a crash after the write may have left a file that root owns.
 	if err := chownTo(s.params.RunConfig, s.params.Owner); err != nil {
@@ -296,6 +312,76 @@ func (s *sentinelUnit) start(ctx context.Context, master string, view redisView)
 	}
 	return startUnit(ctx, s.params.Unit)
 }
+
+// correct brings the configuration of a stopped Sentinel up to date with the members and their addresses.
+func (s *sentinelUnit) correct(view redisView) error {
+	text, err := os.ReadFile(s.params.RunConfig)
+	if err != nil {
+		return err
+	}
+	ids := map[string]bool{}
+	for _, m := range view.members {
+		ids[sentinelID(s.node.Facts.ClusterID, m.Name)] = true
+	}
+	corrected := correctSentinelConfig(text, s.params.Master, s.params.Quorum, view.now, ids)
+	if bytes.Equal(corrected, text) {
+		return nil
+	}
+	return atomicfile.Write(s.params.RunConfig, corrected, 0o600)
+}
+
+// correctSentinelConfig returns a configuration, as Sentinel writes it, with present addresses and the present quorum. now has the
+// present address for each known one. Servers at other addresses, and Sentinels without an ID in ids, are no members any more, and
+// Sentinel would count them for ever; the master is kept in any case.
+func correctSentinelConfig(text []byte, master string, quorum int, now map[string]string, ids map[string]bool) []byte {
+	var b bytes.Buffer
+	listed := map[string]bool{} // servers and Sentinels; Sentinel does not start with one that is listed twice
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		bare := strings.Fields(strings.ReplaceAll(line, `"`, ""))
+		change := func(i int) bool { // a word that is an address; false: it is nobody's
+			present, known := now[bare[i]]
+			if known && present != bare[i] {
+				f[i] = strings.Replace(f[i], bare[i], present, 1)
+				line = strings.Join(f, " ") + "\n"
+			}
+			return known
+		}
+		member := true
+		switch {
+		case len(bare) != len(f): // a quoted value with spaces in it
+		case len(bare) > 1 && bare[0] == "bind":
+			for i := 1; i < len(bare); i++ {
+				change(i)
+			}
+		case len(bare) < 3 || bare[0] != "sentinel":
+		case bare[1] == "announce-ip":
+			change(2)
+		case len(bare) < 5 || bare[2] != master:
+		case bare[1] == "monitor" && len(bare) == 6:
+			if change(3); bare[5] != strconv.Itoa(quorum) {
+				f[5] = strconv.Itoa(quorum)
+				line = strings.Join(f, " ") + "\n"
+			}
+			listed[strings.Trim(f[3], `"`)+" "+bare[4]] = true
+		case bare[1] == "known-replica" || bare[1] == "known-slave":
+			known := change(3)
+			server := strings.Trim(f[3], `"`) + " " + bare[4]
+			member = known && !listed[server]
+			listed[server] = true
+		case bare[1] == "known-sentinel" && len(bare) == 6:
+			change(3)
+			member = ids[bare[5]] && !listed[bare[5]]
+			listed[bare[5]] = true
+		}
+		if member {
+			b.WriteString(line)
+		}
+	}
+	return b.Bytes()
+}
+
+func (s *sentinelUnit) stop(ctx context.Context) error { return stopUnit(ctx, s.params.Unit) }
 
 func (s *sentinelUnit) failover(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)

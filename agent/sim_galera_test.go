@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -102,6 +103,18 @@ type galeraModel struct {
 	uuids   int
 	parted  int // number of decisions that made a history beside a silent member's
 	decide  func(galeraView) (galeraStep, facts.Status)
+	change  func(g *galera, w *World) // a mutation; nil: none
+}
+
+// mutatedGalera changes what a component is told.
+type mutatedGalera struct {
+	*galera
+	change func(g *galera, w *World)
+}
+
+func (m mutatedGalera) Step(ctx context.Context, w World) (facts.Status, error) {
+	m.change(m.galera, &w)
+	return m.galera.Step(ctx, w)
 }
 
 func newGaleraModel(w *simWorld) *galeraModel {
@@ -143,7 +156,7 @@ func (g *galeraModel) lie(n *machine, _ string) any {
 	if n.index%2 == 0 {
 		at.UUID = g.disks[n.index].position().UUID
 	}
-	return galeraReport{State: galeraServing, Position: at, Size: len(g.w.nodes), Cluster: simCluster}
+	return galeraReport{State: galeraServing, Position: at, Size: len(g.w.generation.Members), Cluster: simCluster}
 }
 
 // relinked makes servers notice new connections after some seconds.
@@ -545,7 +558,11 @@ type simGaleraServer struct {
 }
 
 func (g *galeraModel) component(a *simAgent, _ string, n Node) Component {
-	return &galera{node: n, server: &simGaleraServer{g: g, a: a}, decide: g.decide}
+	c := &galera{node: n, server: &simGaleraServer{g: g, a: a}, decide: g.decide}
+	if g.change != nil {
+		return mutatedGalera{c, g.change}
+	}
+	return c
 }
 
 func (p *simGaleraServer) unitNames() []string { return nil }
@@ -711,6 +728,16 @@ func (g *galeraModel) start(n *machine, boot bool) {
 }
 
 func TestSimGalera(t *testing.T) { runSim(t, simGalera) }
+
+// simGaleraChanges has changes of the members as well. No agent lies here: which members count is up to what all of them say.
+var simGaleraChanges = func() *simKind {
+	k := *simGalera
+	k.spares, k.share = 2, 4
+	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying || f == foreignDisk }), changed, changed)
+	return &k
+}()
+
+func TestSimGaleraChanges(t *testing.T) { runSim(t, simGaleraChanges) }
 
 // mariadb-operator 1816: a node with an empty volume bootstrapped before the volumes with data were attached.
 func TestSimEmptyNodeOverLiveVolumes(t *testing.T) {
@@ -887,5 +914,26 @@ func TestSimGaleraMutants(t *testing.T) {
 		galeraMutant("a server is never stopped", nil, never(galeraStop)),
 		galeraMutant("positions are never determined", nil, never(galeraRecover)),
 		galeraMutant("users are never made", nil, never(galeraInitialise)),
+	})
+}
+
+func TestSimGaleraChangesMutants(t *testing.T) {
+	told := func(name string, change func(g *galera, w *World)) mutant {
+		return mutant{name: name, apply: func(w *simWorld) { w.model.(*galeraModel).change = change }}.among(changed, changed, crash, outage, reboot, isolated, split)
+	}
+	killAll(t, simGaleraChanges, []mutant{
+		told("only the node's own seed says who is a member", func(g *galera, w *World) {
+			w.Joint = facts.Joint{Number: w.Joint.Number, InUse: []facts.Membership{ensemble.Own(0, w.Self, w.Peers)}}
+		}),
+		told("only the latest generation says who is a member", func(g *galera, w *World) {
+			w.Joint.InUse = w.Joint.InUse[len(w.Joint.InUse)-1:]
+		}),
+		told("a node that left joins again", func(g *galera, w *World) {
+			decide := g.decide
+			g.decide = func(v galeraView) (galeraStep, facts.Status) {
+				v.leaves = false
+				return decide(v)
+			}
+		}),
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
@@ -93,6 +94,7 @@ type redisModel struct {
 	sentinels      []*sentinelProcess
 	decide         func(redisView) (redisStep, string, facts.Status)
 	decideSentinel func(sentinelReport, redisReport, redisView) (sentinelStep, string, facts.Status)
+	change         func(w *World) // a mutation of what components are told; nil: none
 }
 
 func newRedisModel(w *simWorld) *redisModel {
@@ -238,6 +240,9 @@ func (r *redisModel) talks(from *machine, i int) bool {
 	return s != nil && s.up && !s.n.suspended() && r.w.linked(from, s.n)
 }
 
+// quorum is the number in the Sentinel's configuration, which its seed sets.
+func (r *redisModel) quorum(n *machine) int { return (len(n.peers)+1)/2 + 1 }
+
 // look is one period of a Sentinel's timer.
 func (r *redisModel) look(s *sentinelProcess) {
 	w, f := r.w, r.disks[s.n.index].sentinel
@@ -281,7 +286,7 @@ func (r *redisModel) look(s *sentinelProcess) {
 			agree++
 		}
 	}
-	if s.down && agree >= len(w.nodes)/2+1 && w.now-s.began >= 2*failoverTimeout || s.down && agree >= len(w.nodes)/2+1 && s.began == 0 {
+	if s.down && agree >= r.quorum(s.n) && w.now-s.began >= 2*failoverTimeout || s.down && agree >= r.quorum(s.n) && s.began == 0 {
 		f.current++
 		s.failover, s.promoted = f.current, -1
 		s.began = w.now + w.between(0, time.Second)
@@ -338,7 +343,7 @@ func (r *redisModel) goOn(s *sentinelProcess) {
 	}
 	if s.forced {
 		s.forced = false
-	} else if votes < max(len(w.nodes)/2+1, (len(f.peers)+1)/2+1) {
+	} else if votes < max(r.quorum(s.n), (len(f.peers)+1)/2+1) {
 		if w.now-s.began > 10*time.Second {
 			s.failover = 0
 		}
@@ -480,7 +485,7 @@ func (r *redisModel) patient() bool {
 			data = data || r.disks[i].head != nil && r.disks[i].member
 		}
 	}
-	return here < len(r.w.nodes)/2+1 || !data
+	return here < len(r.w.generation.Members)/2+1 || !data
 }
 
 // the agent's part
@@ -499,9 +504,38 @@ type simSentinel struct {
 
 func (r *redisModel) component(a *simAgent, name string, n Node) Component {
 	if name == "redis" {
-		return &redis{node: n, server: simRedisServer{r, a}, decide: r.decide}
+		c := &redis{node: n, server: simRedisServer{r, a}, decide: r.decide}
+		if r.change != nil {
+			return mutatedRedis{c, r.change}
+		}
+		return c
 	}
-	return &sentinel{node: n, server: simSentinel{r, a}, decide: r.decideSentinel}
+	c := &sentinel{node: n, server: simSentinel{r, a}, decide: r.decideSentinel}
+	if r.change != nil {
+		return mutatedSentinel{c, r.change}
+	}
+	return c
+}
+
+// mutatedRedis and mutatedSentinel change what a component is told.
+type mutatedRedis struct {
+	*redis
+	change func(w *World)
+}
+
+func (m mutatedRedis) Step(ctx context.Context, w World) (facts.Status, error) {
+	m.change(&w)
+	return m.redis.Step(ctx, w)
+}
+
+type mutatedSentinel struct {
+	*sentinel
+	change func(w *World)
+}
+
+func (m mutatedSentinel) Step(ctx context.Context, w World) (facts.Status, error) {
+	m.change(&w)
+	return m.sentinel.Step(ctx, w)
 }
 
 // simUnit is a unit with or without processes.
@@ -587,6 +621,14 @@ func (p simRedisServer) start(_ context.Context, master string, hasData bool) er
 	})
 }
 
+func (p simRedisServer) stop(context.Context) error {
+	return p.a.act("stop Redis", 0, func() error { p.r.servers[p.a.n.index] = nil; return nil })
+}
+
+func (p simSentinel) stop(context.Context) error {
+	return p.a.act("stop Sentinel", 0, func() error { p.r.sentinels[p.a.n.index] = nil; return nil })
+}
+
 func (p simSentinel) unitNames() []string { return nil }
 
 func (p simSentinel) look(context.Context) (sentinelSeen, error) {
@@ -612,14 +654,17 @@ func (p simSentinel) report() (seen sentinelReport) {
 			usable++
 		}
 	}
-	if usable < max(len(p.r.w.nodes)/2+1, (len(f.peers)+1)/2+1) {
+	if usable < max(p.r.quorum(s.n), (len(f.peers)+1)/2+1) {
 		seen.Quorum = "not enough Sentinels"
 	}
 	return seen
 }
 
-func (p simSentinel) start(_ context.Context, master string, _ redisView) error {
+func (p simSentinel) start(_ context.Context, master string, view redisView) error {
 	n, r := p.a.n, p.r
+	member := func(i int) bool {
+		return slices.ContainsFunc(view.members, func(m redisMember) bool { return m.Name == r.w.nodes[i].peer.Name })
+	}
 	if master != "" {
 		p.a.act("configure Sentinel", 0, func() error {
 			f := &sentinelFile{master: r.index(master), leader: -1, servers: map[int]bool{}, peers: map[int]bool{}}
@@ -628,16 +673,20 @@ func (p simSentinel) start(_ context.Context, master string, _ redisView) error 
 				f.current = f.epoch
 			}
 			for i := range r.disks { // sentinelPeers
-				if i != f.master {
+				if i != f.master && member(i) {
 					f.servers[i] = true
 				}
-				if i != n.index {
+				if i != n.index && member(i) {
 					f.peers[i] = true
 				}
 			}
 			r.disks[n.index].sentinel = f
 			return nil
 		})
+	} else { // correctSentinelConfig
+		gone := func(i int, _ bool) bool { return !member(i) }
+		maps.DeleteFunc(r.disks[n.index].sentinel.servers, gone)
+		maps.DeleteFunc(r.disks[n.index].sentinel.peers, gone)
 	}
 	return p.a.act("start Sentinel", 0, func() error { r.startSentinel(n); return nil })
 }
@@ -659,6 +708,16 @@ func (p simSentinel) failover(context.Context) error {
 }
 
 func TestSimRedis(t *testing.T) { runSim(t, simRedis) }
+
+// simRedisChanges has changes of the members as well. Addresses are not simulated: see TestRedisMasterAtAnotherAddress.
+var simRedisChanges = func() *simKind {
+	k := *simRedis
+	k.spares, k.share = 2, 4
+	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), changed, changed)
+	return &k
+}()
+
+func TestSimRedisChanges(t *testing.T) { runSim(t, simRedisChanges) }
 
 // bitnami/charts 24380 and 8878: when all pods started at once, each Sentinel asked only itself, and its node became a
 // master.
@@ -876,5 +935,23 @@ func TestSimRedisMutants(t *testing.T) {
 			}
 			return start, master, status
 		}),
+	})
+}
+
+func TestSimRedisChangesMutants(t *testing.T) {
+	told := func(name string, change func(w *World)) mutant {
+		return mutant{name: name, apply: func(w *simWorld) { w.model.(*redisModel).change = change }}.among(changed, changed, crash, outage, blankDisk, reboot, isolated, split)
+	}
+	killAll(t, simRedisChanges, []mutant{
+		told("only the node's own seed says who is a member", func(w *World) {
+			w.Joint = facts.Joint{Number: w.Joint.Number, InUse: []facts.Membership{ensemble.Own(0, w.Self, w.Peers)}}
+		}),
+		{name: "a node that left goes on", apply: func(w *simWorld) {
+			r := w.model.(*redisModel)
+			r.decide = func(v redisView) (redisStep, string, facts.Status) {
+				v.leaves = false
+				return decideRedis(v)
+			}
+		}},
 	})
 }

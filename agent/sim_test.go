@@ -46,6 +46,8 @@ type simKind struct {
 	role  string
 	share int // percentage of all histories
 	build func(w *simWorld) simModel
+	// spares is the number of machines that may become members; above 0, histories have changes of the members.
+	spares int
 	// faults lists the possible faults; frequent ones occur several times.
 	faults []faultKind
 }
@@ -94,6 +96,7 @@ const (
 	stepCrash   faultKind = "loses power just before its step"
 	givenUp     faultKind = "loses power, and is given up by an operator"
 	stepAgent   faultKind = "agent dies just before its step"
+	changed     faultKind = "an operator changes the members"
 )
 
 // fault is one fault of a history.
@@ -108,7 +111,7 @@ type fault struct {
 func (f fault) String() string {
 	s := fmt.Sprintf("%8.2fs  node %d %s", f.at.Seconds(), f.node+1, f.kind)
 	switch f.kind {
-	case outage, slowNet:
+	case outage, slowNet, changed:
 		s = fmt.Sprintf("%8.2fs  %s", f.at.Seconds(), f.kind)
 	case split:
 		s = fmt.Sprintf("%8.2fs  %s: %03b", f.at.Seconds(), f.kind, f.arg)
@@ -156,6 +159,9 @@ func newHistory(k *simKind, seed uint64) history {
 	}
 	for range 1 + r.IntN(8) {
 		f := fault{kind: k.faults[r.IntN(len(k.faults))], node: r.IntN(h.nodes), lasts: secs(10)}
+		if k.spares > 0 && len(h.faults) == 0 {
+			f.kind = changed
+		}
 		f.at = time.Duration((start + r.Float64()*60) * float64(time.Second)).Truncate(10 * time.Millisecond)
 		switch f.kind {
 		case lateBoot, foreignDisk: // an operator attaches another cluster's disk before the first start
@@ -168,6 +174,8 @@ func newHistory(k *simKind, seed uint64) history {
 			f.arg = r.IntN(2)
 		case givenUp:
 			f.lasts = secs(30)
+		case changed:
+			f.arg = r.IntN(1 << 20)
 		case cutOneWay:
 			f.arg = (f.node + 1 + r.IntN(h.nodes-1)) % h.nodes
 		case split:
@@ -207,24 +215,27 @@ type simWorld struct {
 	armed bool  // faults may still happen
 	tell  func(format string, args ...any)
 	// running is the agent's loop that is running now; nil: none.
-	running *simTask
+	running    *simTask
+	generation facts.Membership // in use
+	changes    *simChange       // that is being carried out; nil: none
+	quiet      time.Duration    // when the last node that was changed has had the time to be heard
 	// Settings that mutations change.
 	heard time.Duration
 }
 
 func newSimWorld(k *simKind, h history) *simWorld {
 	w := &simWorld{kind: k, rand: rand.New(rand.NewPCG(h.seed, 2)), armed: true, heard: ensemble.HeardLimit, tell: func(string, ...any) {}}
-	for i := range h.nodes {
-		w.cuts = append(w.cuts, make([]int, h.nodes))
+	w.generation = facts.Membership{Number: 1}
+	for i := range h.nodes + k.spares {
+		w.cuts = append(w.cuts, make([]int, h.nodes+k.spares))
 		name := fmt.Sprintf("node%d", i+1)
 		w.nodes = append(w.nodes, &machine{w: w, index: i, off: 1, decisions: map[string]*decided{}, peer: facts.Peer{Name: name, Role: k.role, IP: fmt.Sprintf("10.0.0.%d", i+1), Index: i}})
 	}
-	for _, n := range w.nodes {
-		for _, m := range w.nodes {
-			if m != n {
-				n.peers = append(n.peers, m.peer)
-			}
-		}
+	for _, n := range w.nodes[:h.nodes] {
+		w.generation.Members = append(w.generation.Members, n.peer)
+	}
+	for _, n := range w.nodes[:h.nodes] {
+		n.seed(w.generation)
 	}
 	w.model = k.build(w)
 	return w
@@ -302,7 +313,10 @@ type machine struct {
 	index     int
 	peer      facts.Peer
 	peers     []facts.Peer
-	off       int // number of faults that keep it off; 0: it is on
+	number    int                // of the generation of its seed
+	accepted  []facts.Membership // by its acceptor
+	joint     [2]facts.Joint     // what its agent has recorded on the root disk and on the data disk
+	off       int                // number of faults that keep it off; 0: it is on
 	gone      bool
 	agent     *simAgent
 	mute      int // number of faults that keep its agent from running
@@ -395,6 +409,8 @@ func (w *simWorld) start(f fault) {
 	w.tell("%v", f)
 	var end func()
 	switch f.kind {
+	case changed:
+		w.change(f.arg)
 	case gone:
 		if n.gone {
 			return
@@ -414,6 +430,7 @@ func (w *simWorld) start(f fault) {
 		}
 	case blankDisk, foreignDisk:
 		n.powerOff(false)
+		n.joint[1] = facts.Joint{}
 		if n.given = false; f.kind == blankDisk {
 			w.model.blank(n)
 		} else {
@@ -570,6 +587,11 @@ func newSimAgent(n *machine) {
 	}
 	a.Agent = newAgent(known, a, a, func(line string) { n.w.tell("%s", line) })
 	a.peers.limit = n.w.heard
+	a.members.number = func() int { return n.number }
+	a.members.own = func() facts.Membership { return ensemble.Own(n.number, n.peer, n.peers) }
+	a.members.accepted = func() []facts.Membership { return n.accepted }
+	a.members.store = simJoint{n}
+	a.launch = func(loop func(context.Context)) { a.run(loop, false) }
 	n.agent = a
 	for _, c := range known.Components {
 		node := Node{Facts: known, Clock: a, Log: func(string, ...any) {}, Working: func(detail string) { a.setStatus(c.Name, workf("%s", detail)) }}
@@ -583,19 +605,24 @@ func newSimAgent(n *machine) {
 		a.add(c, impl, n.decisions[c.Name])
 	}
 	for i, loop := range a.loops() {
-		t := &simTask{a: a, looks: i < len(known.Components)}
-		t.next, t.stop = iter.Pull(func(yield func(time.Duration) bool) {
-			defer func() {
-				if r := recover(); r != nil && r != errKilled {
-					panic(r)
-				}
-			}()
-			t.yield = yield
-			loop(context.Background())
-		})
-		a.tasks = append(a.tasks, t)
-		a.after(n.w.between(0, pollUnready), t.resume)
+		a.run(loop, i < len(known.Components))
 	}
+}
+
+// run starts one of the agent's loops.
+func (a *simAgent) run(loop func(context.Context), looks bool) {
+	t := &simTask{a: a, looks: looks}
+	t.next, t.stop = iter.Pull(func(yield func(time.Duration) bool) {
+		defer func() {
+			if r := recover(); r != nil && r != errKilled {
+				panic(r)
+			}
+		}()
+		t.yield = yield
+		loop(context.Background())
+	})
+	a.tasks = append(a.tasks, t)
+	a.after(a.n.w.between(0, pollUnready), t.resume)
 }
 
 // resume lets the loop run until it sleeps.
@@ -686,13 +713,15 @@ func (w *simWorld) delay() time.Duration {
 }
 
 // ask is network.ask.
-func (a *simAgent) ask(_ context.Context, p facts.Peer) (r facts.NodeReport, err error) {
+func (a *simAgent) ask(_ context.Context, p facts.Peer, own *facts.Joint) (r facts.NodeReport, err error) {
 	w := a.n.w
-	peer := w.nodes[p.Index]
+	peer := w.named(p.Name)
 	there, back := w.delay(), w.delay()
 	a.pass(there)
-	answers := w.linked(a.n, peer) && peer.agent != nil
+	answers := w.linked(a.n, peer) && peer.agent != nil && peer.peer.IP == p.IP
 	if answers {
+		text, _ := json.Marshal(own)
+		peer.agent.hearAsking(string(text))
 		r = peer.agent.published()
 	}
 	a.pass(back)
@@ -754,7 +783,7 @@ func simulate(k *simKind, h history, change func(w *simWorld), tell func(string,
 		}
 	}
 	w.in(0, func() {
-		for _, n := range w.nodes {
+		for _, n := range w.nodes[:h.nodes] {
 			n.powerOn()
 		}
 	})
@@ -817,7 +846,7 @@ func (w *simWorld) settle() error {
 		}
 		// If the agents ask for a decision about a node that is gone, they wait forever: detect that early. Sentinels
 		// that must elect without some votes may need several elections until the one that can promote a replica wins.
-		if err != nil && w.now-start > 3*time.Minute && slices.ContainsFunc(w.nodes, (*machine).undecided) {
+		if err != nil && w.now-start > 3*time.Minute && !w.moving() && slices.ContainsFunc(w.nodes, (*machine).undecided) {
 			return err
 		}
 	}
@@ -829,6 +858,9 @@ func (w *simWorld) rest() error {
 	var errs []error
 	for _, n := range w.nodes {
 		if !n.on() {
+			continue
+		}
+		if !w.names(n) && w.changes != nil { // it may already have stopped
 			continue
 		}
 		if n.agent == nil {
@@ -848,6 +880,9 @@ func (w *simWorld) rest() error {
 	}
 	if err := errors.Join(errs...); err != nil || stopped {
 		return err
+	}
+	if w.changes != nil && !slices.ContainsFunc(w.nodes, func(n *machine) bool { return n.gone }) {
+		return errors.New("the change of the members has not ended")
 	}
 	return w.model.settled()
 }

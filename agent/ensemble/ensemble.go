@@ -5,7 +5,6 @@ package ensemble
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -28,6 +27,8 @@ type World struct {
 	Reports map[string]PeerReport
 	// Own is what this node publishes itself: components of one node decide with each other in view.
 	Own facts.NodeReport
+	// Joint has the memberships of this node's role that count. Without any, those are counted that Self and Peers name.
+	Joint facts.Joint
 	// Without has the nodes that the component is to go on without while they are silent, by an operator's decision.
 	Without []string
 }
@@ -74,31 +75,6 @@ func Fresh(r facts.NodeReport, age, limit time.Duration) facts.NodeReport {
 		r.Components = fresh
 	}
 	return r
-}
-
-// Member is a node of an ensemble as decisions see it.
-type Member struct {
-	facts.Peer
-	// Answers: its agent does, whatever that knows of the component.
-	Answers bool
-	// Heard: what its component observed is known. The node itself always is.
-	Heard bool
-	// GivenUp: an operator has decided to go on without it, and its agent does not answer.
-	GivenUp bool
-}
-
-// Members returns the nodes of a role that the node has too, in the spec's order, and which of them is the node itself.
-// Who was heard is for the caller to fill in; see Reader.
-func Members(w World) (members []Member, self int) {
-	members = append(make([]Member, 0, len(w.Peers)+1), Member{Peer: w.Self, Answers: true, Heard: true})
-	for _, p := range w.Peers {
-		if p.Role == w.Self.Role {
-			_, answers := w.Reports[p.Name]
-			members = append(members, Member{Peer: p, Answers: answers, GivenUp: !answers && slices.Contains(w.Without, p.Name)})
-		}
-	}
-	slices.SortFunc(members, func(a, b Member) int { return cmp.Compare(a.Index, b.Index) })
-	return members, slices.IndexFunc(members, func(m Member) bool { return m.Name == w.Self.Name })
 }
 
 // Reader reads the reports of the components of one kind, whatever their names are. The zero value is ready for use.
@@ -161,12 +137,6 @@ func Silent(members []Member) []string {
 		}
 	}
 	return names
-}
-
-// First returns the lowest of the members that were heard: the one that starts what must be started once.
-func First(members []Member) Member {
-	i := slices.IndexFunc(members, func(m Member) bool { return m.Heard })
-	return members[max(0, i)]
 }
 
 // Await is the status of a component that waits for silent members, and that a decision of an operator's would let go

@@ -8,6 +8,9 @@ import (
 // StatePath is the path of the agent's API that answers with a NodeReport, as JSON.
 const StatePath = "/v1/state"
 
+// JointHeader of a request to StatePath has the asking node's Joint, as JSON: who asks is perhaps not known to whom it asks.
+const JointHeader = "Imagegen-Joint"
+
 // DecidePath accepts an operator's Decision: POST, as JSON, with the operator's certificate.
 const DecidePath = "/v1/decide"
 
@@ -85,7 +88,25 @@ type NodeReport struct {
 	Trial *Trial   `json:"trial,omitempty"` // of the last seed taken over; nil: there is none, or it was confirmed
 	// Generation is nil for an agent of an earlier imagegen.
 	Generation *GenerationReport `json:"generation,omitempty"`
+	// Joint is nil for a node that decides nothing together with the others of its role, and for an agent of an earlier imagegen.
+	Joint *Joint `json:"joint,omitempty"`
 	Made
+}
+
+// Joint says which nodes of a node's role count for it. While the cluster changes from one generation to another, these are the
+// members of both.
+type Joint struct {
+	Role   string `json:"role"`
+	Number int    `json:"number"` // of the generation that the node conforms to; 0: none
+	// Settled is the number of a generation whose members have all done their work without anybody else: earlier ones are forgotten.
+	Settled int          `json:"settled,omitempty"`
+	InUse   []Membership `json:"in_use"` // that count, the oldest first
+}
+
+// Membership is the nodes of a role in one generation.
+type Membership struct {
+	Number  int    `json:"number"` // of the generation; 0: of the time before generations
+	Members []Peer `json:"members"`
 }
 
 // Made identifies what a node was made from.

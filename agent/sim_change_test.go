@@ -1,0 +1,189 @@
+package agent
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"imagegen/agent/ensemble"
+	"imagegen/cluster/facts"
+)
+
+// simChange is a change of the cluster's members that an operator carries out, as imagegen apply does, but with less care: nodes get
+// the next generation in any order and at any time. Two things it does as apply: a generation is chosen by a majority of the members,
+// and a node that left is removed only once the others say that it counts no more.
+type simChange struct {
+	next facts.Membership
+	left []*machine // to be removed
+	todo int        // nodes that have not got the generation yet
+}
+
+// seed gives a node its part of a generation.
+func (n *machine) seed(g facts.Membership) {
+	n.number, n.peers = g.Number, nil
+	for _, p := range g.Members {
+		if p.Name == n.peer.Name {
+			n.peer = p
+		} else {
+			n.peers = append(n.peers, p)
+		}
+	}
+}
+
+func (w *simWorld) named(name string) *machine {
+	return w.nodes[slices.IndexFunc(w.nodes, func(n *machine) bool { return n.peer.Name == name })]
+}
+
+// names tells whether the generation in use names a node.
+func (w *simWorld) names(n *machine) bool { return inMembership(w.generation, n) }
+
+func inMembership(g facts.Membership, n *machine) bool {
+	return slices.ContainsFunc(g.Members, func(p facts.Peer) bool { return p.Name == n.peer.Name })
+}
+
+// change begins a change, once the one before has ended.
+func (w *simWorld) change(arg int) {
+	if w.changes != nil {
+		w.in(5*time.Second, func() { w.change(arg) })
+		return
+	}
+	r := rand.New(rand.NewPCG(uint64(arg), 3))
+	next := facts.Membership{Number: w.generation.Number + 1, Members: slices.Clone(w.generation.Members)}
+	var spares []*machine
+	for _, n := range w.nodes {
+		if !w.names(n) && n.number == 0 {
+			spares = append(spares, n)
+		}
+	}
+	what := r.IntN(5)
+	if (what == 0 || what == 1) && len(spares) > 0 { // a node is added, or takes the place of another
+		next.Members = slices.Insert(next.Members, r.IntN(len(next.Members)+1), spares[0].peer)
+	}
+	if what == 1 || what == 2 {
+		if i := r.IntN(len(next.Members)); len(next.Members) > 3 {
+			next.Members = slices.Delete(next.Members, i, i+1)
+		}
+	}
+	if what == 3 {
+		r.Shuffle(len(next.Members), func(i, j int) { next.Members[i], next.Members[j] = next.Members[j], next.Members[i] })
+	}
+	for i := range next.Members {
+		p := &next.Members[i]
+		if p.Index = i; what == 4 && r.IntN(2) == 0 {
+			p.IP = fmt.Sprintf("10.0.%d.%d", next.Number, w.named(p.Name).index+1)
+		}
+	}
+	w.changes = &simChange{next: next, todo: len(next.Members)}
+	w.propose()
+}
+
+// moving tells whether nodes are getting the next generation now.
+func (w *simWorld) moving() bool {
+	return w.now < w.quiet || w.changes != nil && slices.ContainsFunc(w.changes.next.Members, func(p facts.Peer) bool {
+		n := w.named(p.Name)
+		return !n.gone && (n.number < w.changes.next.Number || !n.on())
+	})
+}
+
+// propose waits until a majority can accept the next generation, and has them do so.
+func (w *simWorld) propose() {
+	var able []*machine
+	for _, p := range w.generation.Members {
+		if n := w.named(p.Name); n.on() && !n.suspended() && n.agent != nil && w.now >= n.diskAt {
+			able = append(able, n)
+		}
+	}
+	need := len(w.generation.Members)/2 + 1
+	if len(able) < need {
+		w.in(time.Second, w.propose)
+		return
+	}
+	c := w.changes
+	w.rand.Shuffle(len(able), func(i, j int) { able[i], able[j] = able[j], able[i] })
+	for _, n := range able[:need] {
+		n.accepted = []facts.Membership{c.next}
+		if _, err := n.agent.members.count(nil); err != nil {
+			w.fail("%s cannot accept a generation: %v", n.peer.Name, err)
+		}
+	}
+	w.tell("generation %d is in use: %v", c.next.Number, c.next.Members)
+	for _, n := range w.nodes {
+		if w.names(n) && !inMembership(c.next, n) {
+			c.left = append(c.left, n)
+		}
+	}
+	w.generation = c.next
+	for _, p := range c.next.Members {
+		n := w.named(p.Name)
+		w.in(w.between(0, 60*time.Second), func() { w.adopt(n) })
+	}
+	w.remove()
+}
+
+// adopt replaces a node: a new root disk, the next generation's seed, and the data disk that it had.
+func (w *simWorld) adopt(n *machine) {
+	if n.gone {
+		w.in(5*time.Second, func() { w.adopt(n) })
+		return
+	}
+	w.tell("%s gets generation %d", n.peer.Name, w.changes.next.Number)
+	if n.number > 0 {
+		n.powerOff(w.chance(2))
+	}
+	n.joint[0], n.accepted, n.decisions = facts.Joint{}, nil, map[string]*decided{}
+	n.seed(w.changes.next)
+	w.in(w.between(time.Second, 20*time.Second), func() {
+		n.powerOn()
+		w.changes.todo--
+		w.quiet = w.now + 20*time.Second
+	})
+}
+
+// remove removes the nodes that left, once all that are members say that they do not count any more.
+func (w *simWorld) remove() {
+	c := w.changes
+	settled := c.todo == 0
+	for _, p := range c.next.Members {
+		n := w.named(p.Name)
+		settled = settled && (len(c.left) == 0 || n.on() && n.agent != nil && n.agent.members.known().Settled >= c.next.Number)
+	}
+	if !settled {
+		if r, ok := w.model.(*redisModel); ok && c.todo == 0 && w.now >= w.quiet {
+			for _, n := range c.left {
+				if s := r.servers[n.index]; n.on() && s != nil && s.follows < 0 { // apply has Sentinel choose another first
+					n.powerOff(true)
+					w.in(60*time.Second, n.powerOn)
+					w.quiet = w.now + 120*time.Second
+				}
+			}
+		}
+		w.in(2*time.Second, w.remove)
+		return
+	}
+	for _, n := range c.left {
+		w.tell("%s is removed", n.peer.Name)
+		n.gone = false
+		n.powerOff(false)
+		w.model.blank(n)
+	}
+	w.changes = nil
+}
+
+// simJoint is a jointStore.
+type simJoint struct{ n *machine }
+
+func (s simJoint) read() (facts.Joint, error) {
+	if s.n.w.now < s.n.diskAt {
+		return facts.Joint{}, errNoDataDisk
+	}
+	return ensemble.Learn(s.n.joint[0], s.n.joint[1]), nil
+}
+
+func (s simJoint) write(j facts.Joint) error {
+	if s.n.w.now < s.n.diskAt {
+		return errNoDataDisk
+	}
+	s.n.joint = [2]facts.Joint{j, j}
+	return nil
+}
