@@ -14,14 +14,13 @@ import (
 	"imagegen/internal/atomicfile"
 )
 
-// decisionStore keeps the nodes that an operator has decided to go on without, until the component is ready. No names: there
-// is no decision.
+// decisionStore stores the nodes that an operator has given up, until the component is ready. No names means no decision.
 type decisionStore interface {
 	read() ([]string, error)
 	write(without []string) error
 }
 
-// decisionFile is a decisionStore on the root disk: the decision outlives the agent.
+// decisionFile is a decisionStore on the root disk, so that a decision survives a restart of the agent.
 type decisionFile struct{ path, component string }
 
 func (f decisionFile) read() ([]string, error) {
@@ -50,8 +49,8 @@ func (f decisionFile) write(without []string) error {
 	return atomicfile.Write(f.path, data, 0o600)
 }
 
-// without returns the nodes that an operator has decided to go on without. The decision about one that is heard again
-// has ended: what it has counts, now and if it falls silent once more.
+// without returns the nodes that an operator has given up. The decision about a node that is heard again ends: its data counts
+// from then on, also if it falls silent later.
 func (r *runner) without(heard map[string]PeerReport) ([]string, error) {
 	names, err := r.decision.read()
 	if err != nil || len(names) == 0 {
@@ -64,7 +63,7 @@ func (r *runner) without(heard map[string]PeerReport) ([]string, error) {
 	return silent, r.decision.write(silent)
 }
 
-// decide takes an operator's decision, unless there is nothing to decide.
+// decide records an operator's decision. It fails if the component does not wait for the named nodes.
 func (a *Agent) decide(d facts.Decision) error {
 	i := slices.IndexFunc(a.runners, func(r *runner) bool { return r.Name == d.Component })
 	if i < 0 {
@@ -89,7 +88,7 @@ func (a *Agent) decide(d facts.Decision) error {
 	if len(d.Without) == 0 {
 		return fmt.Errorf("%s on %s waits for %s: none of these is named", d.Component, a.facts.Node.Name, strings.Join(missing, ", "))
 	}
-	// A node named before is not missing any more, and must stay named.
+	// A node that was given up earlier is no longer listed as missing, but the decision about it still holds.
 	before, err := a.runners[i].decision.read()
 	if err != nil {
 		return err

@@ -260,3 +260,31 @@ func (b *bench) keepJournals(t *testing.T) string {
 	}
 	return dir
 }
+
+// A soak test of any length draws faults that imagegen can carry out: it replaces one node at a time.
+func TestSoakReplacesOneNodeAtATime(t *testing.T) {
+	br := breaker{bench: &bench{}, known: map[string]nodeStatus{}}
+	for _, n := range []string{"web1", "web2", "backend1", "backend2", "glusterfs1", "glusterfs2", "glusterfs3"} {
+		br.nodes = append(br.nodes, n)
+		br.known[n] = nodeStatus{Node: n, Role: strings.TrimRight(n, "123")}
+	}
+	random, pairs := rand.New(rand.NewPCG(1, 0)), 0
+	for range 1000 {
+		s := br.draw(t, random, soakTime)
+		replaced := 0
+		for _, f := range s.faults {
+			if strings.Contains(f.name, "is replaced") {
+				replaced++
+			}
+		}
+		if len(s.faults) > 1 {
+			pairs++
+		}
+		if replaced > 1 {
+			t.Fatalf("%s", s)
+		}
+	}
+	if pairs == 0 {
+		t.Error("no two faults were drawn at once")
+	}
+}

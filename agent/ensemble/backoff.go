@@ -16,7 +16,7 @@ type Backoff struct {
 	until time.Time
 }
 
-// Next notes an attempt.
+// Next records an attempt.
 func (b *Backoff) Next(now time.Time) {
 	b.pause = min(max(time.Second, 2*b.pause), MaxPause)
 	b.until = now.Add(b.pause)
@@ -25,18 +25,18 @@ func (b *Backoff) Next(now time.Time) {
 // Reset forgets all attempts.
 func (b *Backoff) Reset() { *b = Backoff{} }
 
-// Settle forgets the attempts of what has been well for MaxPause since. Not at once: what dies soon after every start is
-// not well.
+// Settle forgets the attempts once MaxPause has passed since the last one was allowed. It waits because a daemon that dies
+// soon after every start is not healthy.
 func (b *Backoff) Settle(now time.Time) {
 	if b.pause > 0 && now.Sub(b.until) > MaxPause {
 		b.Reset()
 	}
 }
 
-// Left is how long the next attempt must wait.
+// Left returns how long the next attempt must wait.
 func (b *Backoff) Left(now time.Time) time.Duration { return max(0, b.until.Sub(now)) }
 
-// Held is the status of what has failed and waits for its next attempt, such as "start" or "try".
+// Held is the status of a component that has failed and waits for its next attempt, a "start" or a "try".
 func Held(failure, attempt string, left time.Duration) facts.Status {
 	return facts.Status{State: facts.Failed, Detail: fmt.Sprintf("%s; next %s in %d s", failure, attempt, Seconds(left))}
 }

@@ -1,6 +1,6 @@
-// Package ensemble is what all components share that decide together with their peers: who the members are, which of
-// them were heard and what they reported, whom an operator has given up, and when to try again. It does no input or
-// output and reads no clock, so that the agent and the simulator run the same code.
+// Package ensemble is the part of decisions that all components with peers share: who the members are, which of them were
+// heard, what they reported, which of them an operator has given up, and when to try again. It does no input or output and
+// reads no clock, so that the agent and the simulator run the same code.
 package ensemble
 
 import (
@@ -18,18 +18,18 @@ import (
 // HeardLimit is the age above which a report counts in no decision.
 const HeardLimit = 5 * time.Second
 
-// World is what a component may base a decision on, beside its own observation.
+// World is what a component may base a decision on, in addition to its own observation.
 type World struct {
 	Self  facts.Peer
-	Peers []facts.Peer // that the node knows (facts.PeerRoles), self excluded
-	// Reports has what each peer that answered lately published, by node name. Nothing may be assumed about a peer that
-	// is not in it.
+	Peers []facts.Peer // the peers listed in the node's facts (see facts.PeerRoles), without the node itself
+	// Reports holds the latest report of each peer, by node name, unless it is older than HeardLimit. Nothing may be
+	// assumed about a peer that is missing here.
 	Reports map[string]PeerReport
-	// Own is what this node publishes itself: components of one node decide with each other in view.
+	// Own is what this node publishes, so that a component sees the state of the node's other components.
 	Own facts.NodeReport
 	// Joint has the memberships of this node's role that count. Without any, those are counted that Self and Peers name.
 	Joint facts.Joint
-	// Without has the nodes that the component is to go on without while they are silent, by an operator's decision.
+	// Without lists the nodes that an operator has given up. It counts only while they are silent.
 	Without []string
 }
 
@@ -50,8 +50,8 @@ func (w World) In(role string) []facts.Peer {
 	return ps
 }
 
-// Fresh returns r without the observations that are older than limit, where the answer itself is already of an age. A
-// component that hangs, or is busy with a long step, does not look; what it saw before says nothing about now.
+// Fresh returns r, which was received age ago, without the observations that are older than limit. A component that hangs or
+// is busy with a long step does not observe, and its last observation may no longer be true.
 func Fresh(r facts.NodeReport, age, limit time.Duration) facts.NodeReport {
 	oldest := int64(0)
 	for _, ms := range r.Ages {
@@ -77,8 +77,8 @@ func Fresh(r facts.NodeReport, age, limit time.Duration) facts.NodeReport {
 	return r
 }
 
-// Reader reads the reports of the components of one kind, whatever their names are. The zero value is ready for use.
-// It keeps what it has read: most reports say what the one before said.
+// Reader decodes the reports of the components of one kind, whatever their names are. The zero value is ready for use.
+// It caches the last report of each node, because most reports equal the previous one.
 type Reader[T any] struct {
 	read map[string]reading[T] // by node
 }
@@ -88,8 +88,9 @@ type reading[T any] struct {
 	v   T
 }
 
-// Of returns what a node's component of a kind observed, as far as it is known. The value is shared between calls and
-// must not be changed. runs is false for a node that has no such component, which has then said all there is to say.
+// Of returns the observation of a node's component of a kind; known is false if there is none in the report. The value is
+// shared between calls and must not be changed. runs is false for a node that has no such component; known is then true,
+// since there is nothing more to learn.
 func (r *Reader[T]) Of(report facts.NodeReport, kind string) (v T, runs, known bool) {
 	if report.Components == nil {
 		return v, true, false
@@ -118,7 +119,7 @@ func (r *Reader[T]) Of(report facts.NodeReport, kind string) (v T, runs, known b
 	return v, false, true
 }
 
-// From returns the same of a peer. A peer that does not answer, or has no such component, is not known.
+// From returns the observation of a peer's component. known is false if the peer does not answer or has no such component.
 func (r *Reader[T]) From(w World, peer, kind string) (v T, known bool) {
 	report, ok := w.Reports[peer]
 	if !ok {
@@ -139,8 +140,8 @@ func Silent(members []Member) []string {
 	return names
 }
 
-// Await is the status of a component that waits for silent members, and that a decision of an operator's would let go
-// on. A node whose agent answers is not lost, so it cannot be given up.
+// Await is the status of a component that waits for silent members. An operator may give up those whose agents do not answer;
+// the status lists them as missing.
 func Await(members []Member, silent []string, format string, args ...any) facts.Status {
 	missing := slices.DeleteFunc(slices.Clone(silent), func(name string) bool {
 		return slices.ContainsFunc(members, func(m Member) bool { return m.Name == name && m.Answers })
@@ -152,8 +153,7 @@ func Await(members []Member, silent []string, format string, args ...any) facts.
 	}
 }
 
-// Foreign is the error of data that belongs to another cluster: nothing is done with it. It is nil where the mark
-// is this cluster's.
+// Foreign returns an error if data carries the mark of another cluster. Such data must not be touched.
 func Foreign(where, mark, cluster string) error {
 	if mark == cluster {
 		return nil
@@ -161,7 +161,7 @@ func Foreign(where, mark, cluster string) error {
 	return fmt.Errorf("%s of the cluster %s, and this one is %s: remove the data disk if it may be lost", where, mark, cluster)
 }
 
-// StillSilent returns those of the named nodes whose agents do not answer. A decision about one that does has ended.
+// StillSilent returns those of the named nodes whose agents do not answer. A decision ends for a node that answers.
 func StillSilent(names []string, heard map[string]PeerReport) []string {
 	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { _, answers := heard[n]; return answers })
 }
