@@ -332,7 +332,8 @@ serve() { exec socat TCP-LISTEN:$2,bind=192.168.10.$1,fork,reuseaddr "SYSTEM:$3"
 for a in 55 56 57; do
 	ip addr add 192.168.10.$a/32 dev lo
 	serve $a 3306 "echo node $a; sleep 60" & eval "pid$a=$!"
-	serve $a `+strconv.Itoa(facts.HealthPort)+` 'echo HTTP/1.0 200 OK; echo' & eval "health$a=$!"
+	# It reads the request whole first: socat gives up what it cannot pass on, and the answer with it.
+	serve $a `+strconv.Itoa(facts.HealthPort)+` 'sed -n /^.$/q; echo HTTP/1.0 200 OK; echo' & eval "health$a=$!"
 done
 ip addr add 192.168.10.53/32 dev eth0
 haproxy -D -f /etc/haproxy/haproxy.cfg
