@@ -111,6 +111,10 @@ e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under lo
 	$(call install,$(FAULT_TOOLS))
 	IMAGEGEN_E2E=faults $(GO) test -count=1 -timeout 90m -run TestFaults -v ./e2e
 
+.PHONY: e2e-changes
+e2e-changes: tools build ## every change of the table in docs/changes.md, under load; IMAGEGEN_CHANGES=REGEXP picks some (root)
+	IMAGEGEN_E2E=changes $(GO) test -count=1 -timeout 120m -run TestChanges -v ./e2e
+
 .PHONY: e2e-vm
 e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; hours on two cores (root)
 	$(call install,$(VM_TOOLS) $(LIBVIRT))
