@@ -196,6 +196,9 @@ func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 				return err
 			}
 		}
+		if err := r.agree(ctx, s, t, step); err != nil {
+			return err
+		}
 		if err := r.do(ctx, s, t, step, canary); err != nil {
 			return err
 		}
@@ -313,6 +316,81 @@ func (r *Run) await(ctx context.Context, s *seen, node, what string, wanted func
 			return err
 		}
 	}
+}
+
+// agree waits until the nodes that a step names count the members that it needs, and says what for.
+func (r *Run) agree(ctx context.Context, s *seen, t Target, step Step) error {
+	var becomes *facts.Member
+	if m, ok := t.Member(step.Node); ok {
+		becomes = &m
+	}
+	limit := time.Now().Add(r.Wait.Timeout)
+	for said := ""; ; {
+		reports := map[string]facts.NodeReport{}
+		for _, name := range step.Agree {
+			if report, err := r.Cluster.Agents.Ask(ctx, name, s.addresses[name]); err == nil {
+				reports[name] = report
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		waits := disagree(step, becomes, reports)
+		if waits == "" {
+			return nil
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("%s is not changed: after %s, %s; run again, this goes on", step.Node, r.Wait.Timeout, waits)
+		}
+		if waits != said {
+			said = waits
+			r.Say("%s is not changed yet: %s", step.Node, waits)
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// disagree says why the members of a role cannot become more or fewer yet; empty: they can. The node of the step shall become a
+// member as is says, or be one no longer (nil).
+//
+// A node that joins must be a member for all, or some would not know that it may have newer data. A node that leaves must be one for
+// nobody: only once the agents find that those who stay have all data, and work without it, they forget the earlier members.
+func disagree(step Step, is *facts.Member, reports map[string]facts.NodeReport) string {
+	var first *facts.NodeReport
+	for _, name := range step.Agree {
+		report, answers := reports[name]
+		switch {
+		case !answers:
+			return name + " does not answer"
+		case report.Joint == nil || len(report.Joint.InUse) == 0:
+			return name + " does not say who the members of " + step.Role + " are"
+		case !report.Ready:
+			return name + " is not ready: " + whyNot(report, nil)
+		}
+		in := report.Joint.InUse
+		if is != nil {
+			in = in[len(in)-1:]
+		}
+		for _, m := range in {
+			at := slices.IndexFunc(m.Members, func(p facts.Peer) bool { return p.Name == step.Node })
+			switch {
+			case is == nil && at >= 0:
+				return fmt.Sprintf("%s still counts %s as a member", name, step.Node)
+			case is != nil && (at < 0 || m.Members[at].IP != is.IP):
+				return fmt.Sprintf("%s does not count %s at %s as a member yet", name, step.Node, is.IP)
+			}
+		}
+		if first == nil {
+			first = &report
+		} else if !slices.EqualFunc(first.Joint.InUse, report.Joint.InUse, func(a, b facts.Membership) bool {
+			return a.Number == b.Number && slices.Equal(a.Members, b.Members)
+		}) {
+			return fmt.Sprintf("%s and %s count different members", first.Node.Name, name)
+		}
+	}
+	return ""
 }
 
 // whyNot says why a node is not ready.

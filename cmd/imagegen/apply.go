@@ -36,9 +36,9 @@ func applyCommand() *cli.Command {
 			"virtual address or is the master comes last. New nodes start once all others know them; removed ones are turned off in the end.\n\n" +
 			"A node that is not ready in time goes back to its previous seed; then so do all that had changed, and apply ends with 1.\n" +
 			"Interrupted anywhere, apply goes on when it is run again. Of two that change the cluster at the same time one is told.\n\n" +
-			"Asks before it begins; where there is no terminal, --yes is needed. Adding, removing or moving nodes of roles with a quorum\n" +
-			"(redis, percona, glusterfs) is refused. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
-			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"steps\": [{\"node\", \"role\", \"action\", \"why\", \"notes\", \"needs\"}]}: the steps that\n" +
+			"Asks before it begins; where there is no terminal, --yes is needed. Adding, removing or moving nodes of glusterfs is\n" +
+			"refused. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
+			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"steps\": [{\"node\", \"role\", \"action\", \"why\", \"notes\", \"needs\", \"agree\"}]}: the steps that\n" +
 			"are left with --dry-run, and otherwise those that were left at the start. action is take over, replace, add, stop, remove or wait.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(), providerFlag(),
