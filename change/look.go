@@ -234,6 +234,11 @@ func previous(g operate.Generations, t Target) facts.Generation {
 	return *g.InUse // nobody runs an earlier one
 }
 
+// isMaster tells whether a node has the master of its role.
+func isMaster(r facts.NodeReport) bool {
+	return slices.ContainsFunc(r.Order, func(name string) bool { return r.Components[name].Is == "master" })
+}
+
 // leads says why a node should be the last of its role.
 func (s *seen) leads(node string) string {
 	r, ok := s.reports[node]
@@ -243,10 +248,8 @@ func (s *seen) leads(node string) string {
 	if len(r.Holds) > 0 {
 		return "holds " + strings.Join(r.Holds, " and ")
 	}
-	for _, name := range r.Order {
-		if r.Components[name].Is == "master" {
-			return fmt.Sprintf("is the master of %s", r.Node.Role)
-		}
+	if isMaster(r) {
+		return fmt.Sprintf("is the master of %s", r.Node.Role)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
 		other := s.reports[name]
