@@ -19,8 +19,9 @@ const (
 	handoverTime = 30 * time.Second // for all that a node hands over
 	// yieldTime is how long load balancers are told to prefer another member. In that time, the node is restarted.
 	yieldTime = time.Minute
-	// pauseTime is how long a Redis master takes no writes while another becomes the master; then it goes on by itself.
-	pauseTime    = 20 * time.Second
+	// pauseTime is how long a Redis master takes no writes while another becomes the master; then it goes on by itself. It outlasts
+	// the handover.
+	pauseTime    = handoverTime
 	catchUpTime  = 5 * time.Second // for replicas to have all writes
 	handoverPoll = 200 * time.Millisecond
 	// backTime is longer than it takes keepalived to take an address that nobody holds: three advertisements, and less than one more.
@@ -39,7 +40,8 @@ type leader interface {
 func (a *Agent) serveHandover(w http.ResponseWriter, r *http.Request) {
 	control := http.NewResponseController(w)
 	errors.Join(control.SetWriteDeadline(time.Now().Add(handoverTime + 5*time.Second))) // without it, the server's own limit holds
-	ctx, cancel := context.WithTimeout(r.Context(), handoverTime)
+	// What has begun goes on if nobody waits for the answer any more.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), handoverTime)
 	defer cancel()
 	moved, err := a.handOver(ctx)
 	if err != nil {
@@ -163,7 +165,11 @@ func (h redisHandover) run(ctx context.Context) (address string, err error) {
 	if _, err := h.ask(ctx, h.redis, "CLIENT", "PAUSE", strconv.FormatInt(pauseTime.Milliseconds(), 10), "WRITE"); err != nil {
 		return "", fmt.Errorf("have this master take no writes: %w", err)
 	}
-	defer func() { // whatever it is now
+	resume := true
+	defer func() {
+		if !resume {
+			return // Sentinel may still choose another, which would lack what this one acknowledged
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), redisLimit)
 		defer cancel()
 		_, failed := h.ask(ctx, h.redis, "CLIENT", "UNPAUSE")
@@ -177,6 +183,7 @@ func (h redisHandover) run(ctx context.Context) (address string, err error) {
 	if _, err := h.ask(ctx, h.sentinel, "SENTINEL", "FAILOVER", h.master); err != nil && !strings.HasPrefix(err.Error(), "INPROG") {
 		return "", fmt.Errorf("have Sentinel choose another master: %w", err)
 	}
+	resume = false
 	for {
 		now, err := h.current(ctx)
 		switch {
@@ -187,6 +194,7 @@ func (h redisHandover) run(ctx context.Context) (address string, err error) {
 			if _, err := h.ask(ctx, h.redis, "REPLICAOF", host, port); err != nil {
 				return "", fmt.Errorf("make this server a replica of %s: %w", now, err)
 			}
+			resume = true
 			return host, nil
 		}
 		if err := handoverPause(ctx); err != nil {
