@@ -105,6 +105,16 @@ func Read(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
 	return v.load(spec, names)
 }
 
+// Draft reads the secrets of spec like [Load], and makes those that Load would issue, but keeps none of them and writes nothing: it is
+// for showing what a change would do. Every call makes others.
+func Draft(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
+	if err := private(dir); err != nil {
+		return nil, fmt.Errorf("read the secrets: %w", err)
+	}
+	v := &store{dir: dir, issues: true, draft: true}
+	return v.load(spec, names)
+}
+
 // NoSecrets reports whether a folder of secrets is missing or empty: either none was issued yet, or all are lost.
 func NoSecrets(dir string) (bool, error) {
 	entries, err := os.ReadDir(dir)
@@ -126,7 +136,7 @@ func (v *store) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 		return nil, fmt.Errorf("read the secrets: %w", err)
 	}
 	defer lock.Close() // closing releases the lock
-	if err := flock(lock, v.issues); err != nil {
+	if err := flock(lock, v.issues && !v.draft); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", v.dir, err)
 	}
 	s := &Secrets{Nodes: map[string]KeyPair{}}
@@ -150,7 +160,7 @@ func (v *store) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 	if s.Operator, err = v.issue(ca, facts.OperatorName); err != nil {
 		return nil, err
 	}
-	if v.issues {
+	if v.issues && !v.draft {
 		if err := privateDir(filepath.Join(v.dir, "nodes")); err != nil {
 			return nil, err
 		}
@@ -232,6 +242,7 @@ func private(path string) error {
 type store struct {
 	dir    string
 	issues bool // issue secrets that were never issued; otherwise write nothing
+	draft  bool // do not write what is issued
 
 	mu      sync.Mutex
 	issued  map[string]bool // items in the file issued; nil: the file does not exist
@@ -256,6 +267,9 @@ func (v *store) read(name string) ([]byte, error) {
 }
 
 func (v *store) write(name string, data []byte) error {
+	if v.draft {
+		return nil
+	}
 	return atomicfile.Write(filepath.Join(v.dir, name), data, 0o600)
 }
 

@@ -108,8 +108,8 @@ func readSpec(stdin io.Reader, file, name string, rules map[string]cluster.Rules
 
 func (p *project) secretsDir() string { return filepath.Join(filepath.Dir(p.spec.File), "secrets") }
 
-// issueSecrets returns the cluster's secrets, and issues missing ones that were never issued. Only seed and build call
-// it. It reports renewed certificates.
+// issueSecrets returns the cluster's secrets, and issues missing ones that were never issued. Only seed, build and
+// apply call it. It reports renewed certificates.
 func (p *project) issueSecrets(c *cli.Context) (*secrets.Secrets, error) {
 	if err := p.refuseLostSecrets(); err != nil {
 		return nil, err
@@ -161,6 +161,14 @@ func seedCluster(path string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s holds no %s", path, facts.FactsPath)
+}
+
+// draftSecrets returns the cluster's secrets, with new ones in place of those that issueSecrets would issue, and writes nothing.
+func (p *project) draftSecrets() (*secrets.Secrets, error) {
+	if err := p.refuseLostSecrets(); err != nil {
+		return nil, err
+	}
+	return secrets.Draft(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
 }
 
 // readSecrets returns the existing secrets and issues none.

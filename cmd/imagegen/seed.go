@@ -103,7 +103,7 @@ func (p *project) writeSeeds(keys *secrets.Secrets, all []rendering, nodes []clu
 	if err != nil {
 		return "", err
 	}
-	manifest, err := p.number(keys, all, inUse)
+	manifest, err := p.number(keys, all, inUse, secrets.Render)
 	if err != nil {
 		return "", err
 	}
