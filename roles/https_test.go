@@ -2,13 +2,6 @@ package roles
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,50 +22,6 @@ func httpsSpec(t testing.TB, c *Catalogue, distro, url, tls string) *cluster.Spe
 		site += "  url: " + url + "\n"
 	}
 	return parse(t, c, strings.Replace(string(cluster.Reference(distro)), "\nsite:\n", "\nsite:\n"+site, 1))
-}
-
-// testSite makes an authority, an intermediate one, and a certificate of the latter for host.
-func testSite(t *testing.T, host string) (ca []byte, site secrets.KeyPair) {
-	t.Helper()
-	var parent *x509.Certificate
-	var parentKey *ecdsa.PrivateKey
-	for i, name := range []string{"test root", "test intermediate", host} {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(0, 3, 0), IsCA: i < 2, BasicConstraintsValid: i < 2, KeyUsage: x509.KeyUsageCertSign}
-		if i == 2 {
-			tmpl.DNSNames, tmpl.KeyUsage, tmpl.ExtKeyUsage = []string{host}, x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-		}
-		if parent == nil {
-			parent, parentKey = tmpl, key
-		}
-		der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, key.Public(), parentKey)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if parent, err = x509.ParseCertificate(der); err != nil {
-			t.Fatal(err)
-		}
-		parentKey = key
-		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-		switch i {
-		case 0:
-			ca = text
-		case 1:
-			site.Cert = text
-		case 2:
-			site.Cert = append(text, site.Cert...)
-		}
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(parentKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	site.Key = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	return ca, site
 }
 
 // httpsFiles are the files that site.tls changes, by node.
@@ -205,8 +154,8 @@ func TestHTTPSPrograms(t *testing.T) {
 func httpsFromFiles(t *testing.T, c *Catalogue, distro string) *cluster.Spec {
 	t.Helper()
 	dir := t.TempDir()
-	_, site := testSite(t, "www.example.com")
-	for name, data := range map[string][]byte{"fullchain.pem": site.Cert, "privkey.pem": site.Key} {
+	_, chain, key := testkit.Certificate(t, "www.example.com", time.Now().AddDate(0, 2, 0))
+	for name, data := range map[string][]byte{"fullchain.pem": chain, "privkey.pem": key} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -224,12 +173,13 @@ func TestHTTPS(t *testing.T) {
 	c := mustLoad(t, "")
 	s := httpsSpec(t, c, "debian12", "https://www.example.com", "{certificate: a.pem, key: b.pem, hsts: 31536000}")
 	sec := testSecrets(c, s)
-	ca, site := testSite(t, "www.example.com")
-	sec.Site = site
+	end := time.Now().AddDate(0, 2, 0)
+	ca, chain, key := testkit.Certificate(t, "www.example.com", end)
+	sec.Site = secrets.KeyPair{Cert: chain, Key: key}
 	n, _ := s.Node("web1")
 	files := together(t, c, s, sec, "web1", "backend1", "balancer1")
-	renewedCA, renewed := testSite(t, "www.example.com")
-	for name, data := range map[string][]byte{"ca.crt": ca, "renewed-ca.crt": renewedCA, "renewed.pem": append(renewed.Cert, renewed.Key...)} {
+	renewedCA, chain, key := testkit.Certificate(t, "www.example.com", end)
+	for name, data := range map[string][]byte{"ca.crt": ca, "renewed-ca.crt": renewedCA, "renewed.pem": append(chain, key...)} {
 		files = append(files, RenderedFile{Path: "/etc/test/" + name, Mode: 0o600, Owner: "root:root", Content: data})
 	}
 	out, err := inSandbox(t, n, files, `

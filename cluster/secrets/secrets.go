@@ -132,6 +132,14 @@ func (v *store) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 		return nil, fmt.Errorf("lock %s: %w", v.dir, err)
 	}
 	s := &Secrets{Nodes: map[string]KeyPair{}}
+	// First, because this may refuse what the user gives, and nothing has been issued yet.
+	rendered, err := v.renderedSite(spec)
+	if err != nil {
+		return nil, err
+	}
+	if s.Site, err = v.site(spec, rendered); err != nil {
+		return nil, err
+	}
 	if err := v.ignored(); err != nil {
 		return nil, err
 	}
@@ -186,7 +194,7 @@ func (v *store) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 	if s.Generation, err = v.issue(ca, generationItem); err != nil {
 		return nil, err
 	}
-	if s.Site, err = v.site(ca, spec); err != nil {
+	if s.Site, err = v.keepSite(ca, spec, s.Site, rendered); err != nil {
 		return nil, err
 	}
 	slices.Sort(v.renewed)

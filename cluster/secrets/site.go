@@ -93,41 +93,49 @@ func relative(spec *cluster.Spec, path string) string {
 	return filepath.Join(filepath.Dir(spec.File), path)
 }
 
-// site returns the site's certificate: the current one, or when reading the one that was rendered last.
-func (v *store) site(ca authority, spec *cluster.Spec) (KeyPair, error) {
-	t := spec.Site.TLS
-	if t == nil {
+// renderedSite returns the certificate that was rendered last; nothing without site.tls, or if the file is damaged: it can be
+// written again.
+func (v *store) renderedSite(spec *cluster.Spec) (KeyPair, error) {
+	if spec.Site.TLS == nil {
 		return KeyPair{}, nil
 	}
-	data, err := os.ReadFile(filepath.Join(v.dir, siteFile))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	path := filepath.Join(v.dir, siteFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return KeyPair{}, nil
+	}
+	if err != nil {
 		return KeyPair{}, fmt.Errorf("read the secrets: %w", err)
 	}
-	if err == nil {
-		if err := private(filepath.Join(v.dir, siteFile)); err != nil {
+	return splitPEM(data), private(path)
+}
+
+// site returns the site's certificate from the user: the current one, or when reading the one that was rendered last.
+func (v *store) site(spec *cluster.Spec, rendered KeyPair) (KeyPair, error) {
+	switch t := spec.Site.TLS; {
+	case t == nil || t.SelfSigned || !v.issues:
+		return rendered, nil
+	case t.Command != nil:
+		return runSite(spec, rendered, time.Now())
+	}
+	return SiteFiles(spec, rendered, time.Now())
+}
+
+// keepSite remembers a certificate that will be rendered, and issues it if the authority does that.
+func (v *store) keepSite(ca authority, spec *cluster.Spec, pair, rendered KeyPair) (KeyPair, error) {
+	if spec.Site.TLS == nil || !v.issues {
+		return pair, nil
+	}
+	if spec.Site.TLS.SelfSigned {
+		var err error
+		if pair, err = v.selfSigned(ca, spec, rendered, time.Now()); err != nil {
 			return KeyPair{}, err
 		}
 	}
-	known := splitPEM(data) // nothing, if the file is damaged: it is written again
-	if !v.issues {
-		return known, nil
+	if bytes.Equal(pair.Cert, rendered.Cert) && bytes.Equal(pair.Key, rendered.Key) {
+		return pair, nil
 	}
-	var pair KeyPair
-	switch now := time.Now(); {
-	case t.SelfSigned:
-		pair, err = v.selfSigned(ca, spec, known, now)
-	case t.Command != nil:
-		pair, err = runSite(spec, known, now)
-	default:
-		pair, err = SiteFiles(spec, known, now)
-	}
-	if err != nil {
-		return KeyPair{}, err
-	}
-	if content := slices.Concat(pair.Cert, pair.Key); !bytes.Equal(content, data) {
-		err = v.write(siteFile, content)
-	}
-	return pair, err
+	return pair, v.write(siteFile, slices.Concat(pair.Cert, pair.Key))
 }
 
 // selfSigned returns a certificate from the cluster's authority: the known one, unless it must be renewed. Clients and servers of
