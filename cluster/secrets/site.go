@@ -7,6 +7,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -157,7 +158,8 @@ func (v *store) selfSigned(ca authority, spec *cluster.Spec, known KeyPair, now 
 			tmpl.DNSNames = append(tmpl.DNSNames, host)
 		}
 	}
-	if cert := known.parse(); cert != nil && cert.CheckSignatureFrom(ca.cert) == nil && bytes.Equal(cert.AuthorityKeyId, ca.cert.SubjectKeyId) &&
+	_, damaged := tls.X509KeyPair(known.Cert, known.Key)
+	if cert := known.parse(); damaged == nil && cert.CheckSignatureFrom(ca.cert) == nil && bytes.Equal(cert.AuthorityKeyId, ca.cert.SubjectKeyId) &&
 		slices.Equal(cert.DNSNames, tmpl.DNSNames) && slices.EqualFunc(cert.IPAddresses, tmpl.IPAddresses, net.IP.Equal) {
 		if !lastThird(cert, nodeYears, now) || !cert.NotAfter.Before(tmpl.NotAfter) {
 			return known, nil

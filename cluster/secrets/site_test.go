@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -325,10 +326,11 @@ func TestSelfSigned(t *testing.T) {
 		t.Error(err)
 	}
 	// A damaged or lost copy is replaced: nobody relies on it.
-	for _, damage := range []string{"", "x", string(named.Site.Cert)[:200]} {
+	for _, damage := range []string{"", "x", string(named.Site.Cert)[:200], string(s.Site.Cert), string(s.Site.Cert) + string(named.Site.Key)} {
 		write(t, filepath.Join(dir, siteFile), damage)
-		if s := load(t, dir, spec, nil); good(s, "10.0.0.9") != nil {
-			t.Errorf("not replaced: %q", damage)
+		s := load(t, dir, spec, nil)
+		if _, err := tls.X509KeyPair(s.Site.Cert, s.Site.Key); err != nil || good(s, "10.0.0.9") != nil {
+			t.Errorf("not replaced: %.100q: %v", damage, err)
 		}
 	}
 	// Renewed with the others: the authority first.
