@@ -40,6 +40,9 @@ func (v *store) revision(s *Secrets) (int, error) {
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		pair("nodes/"+name, s.Nodes[name])
 	}
+	if s.Site.Cert != nil {
+		pair("site", s.Site)
+	}
 	now := fmt.Sprintf("%x", h.Sum(nil))
 
 	data, err := v.read(revisionFile)

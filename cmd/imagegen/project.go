@@ -198,12 +198,27 @@ func (p *project) standIns(s *secrets.Secrets) {
 			s.Nodes[n.Name] = stand
 		}
 	}
+	if p.spec.Site.TLS != nil && s.Site.Cert == nil {
+		s.Site = stand
+	}
+}
+
+// currentCertificate replaces the site's certificate that was rendered last by the one in the files that the spec names. The output
+// of a command is known only after seed, build or apply has run it.
+func (p *project) currentCertificate(s *secrets.Secrets) (err error) {
+	if t := p.spec.Site.TLS; t != nil && t.Certificate != "" {
+		s.Site, err = secrets.SiteFiles(p.spec, s.Site, time.Now())
+	}
+	return err
 }
 
 // warnOfExpiry warns on w about certificates in the last third of their life, in commands that do not renew them.
 func warnOfExpiry(w io.Writer, s *secrets.Secrets) {
 	for _, said := range s.Expiring(time.Now()) {
 		fmt.Fprintf(w, "imagegen: %s; imagegen seed renews it, and nodes use it once they run from their new seeds (imagegen roll)\n", said)
+	}
+	if said := s.SiteExpiring(time.Now()); said != "" {
+		fmt.Fprintf(w, "imagegen: %s; once it has been renewed, imagegen apply brings it to the nodes\n", said)
 	}
 }
 

@@ -21,13 +21,13 @@ $table_prefix = 'wp_';
 define( 'WP_HOME', '{{.}}' );
 define( 'WP_SITEURL', '{{.}}' );
 {{- if eq (slice . 0 6) "https:"}}
-$_SERVER['HTTPS'] = 'on'; // TLS is terminated before the balancers
+$_SERVER['HTTPS'] = 'on'; // TLS is terminated {{if $.Cluster.Site.TLS}}at{{else}}before{{end}} the balancers
 {{- end}}
 {{- else}}
 
 // The site answers under any host name.
 if ( isset( $_SERVER['HTTP_HOST'] ) && preg_match( '/^[A-Za-z0-9.\[\]:-]+$/', $_SERVER['HTTP_HOST'] ) ) {
-	define( 'WP_HOME', 'http://' . $_SERVER['HTTP_HOST'] );
+	define( 'WP_HOME', {{if .Cluster.Site.TLS}}( empty( $_SERVER['HTTPS'] ) ? 'http://' : 'https://' ){{else}}'http://'{{end}} . $_SERVER['HTTP_HOST'] );
 	define( 'WP_SITEURL', WP_HOME );
 }
 {{- end}}
