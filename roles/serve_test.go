@@ -1,6 +1,7 @@
 package roles
 
 import (
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -137,6 +138,125 @@ is 403 --interface 10.1.1.1 -u "admin:$pw" "$vip/haproxy?stats"
 is 200 http://127.0.0.1:8404/alive
 not ask http://192.168.10.40/
 for i in $(seq 20); do is 200 $vip/; done # half of them meet the dead backend first
+`)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestPagesAreCached: nginx keeps pages for visitors whom the site does not know, for two seconds at most, and shows them for
+// longer only while no backend or no database answers. Nobody gets what was made for somebody else.
+func TestPagesAreCached(t *testing.T) {
+	t.Parallel()
+	needSandbox(t)
+	for _, p := range []string{"nginx", "php-fpm8.2", "php8.2", "curl"} {
+		testkit.Program(t, p, "")
+	}
+	c := mustLoad(t, "")
+	s := reference(t, c, "debian12")
+	n, _ := s.Node("web1")
+	files := together(t, c, s, testSecrets(c, s), "web1", "backend1")
+	off := parse(t, c, strings.Replace(string(cluster.Reference("debian12")), "  web:\n", "  web:\n    options: {page_cache: off}\n", 1))
+	without := content(t, c, off, "web1", "/etc/nginx/nginx.conf")
+	if strings.Contains(without, "fastcgi_cache") || strings.Contains(without, "HTTP_COOKIE") {
+		t.Errorf("page_cache: off leaves\n%s", without)
+	}
+	files = append(files, RenderedFile{Path: "/etc/nginx/off.conf", Mode: 0o644, Owner: "root:root", Content: []byte(without)})
+	out, err := inSandbox(t, n, files, `
+for a in 47 53; do ip addr add 192.168.10.$a/32 dev eth0; done
+ip route replace local 192.168.10.47 dev eth0 src $IP table local # PHP-FPM is asked by nginx's address
+core=/usr/share/wordpress
+cp -p $core/wp-config.php .
+mount -t tmpfs core $core # instead of this machine's
+mkdir -p /var/log /var/lib/nginx /run/php /mnt/gluster/wordpress/wp-content
+cp -p wp-config.php $core
+echo '<?php require __DIR__ . "/wp-config.php";' >$core/index.php
+cp $core/index.php $core/wp-login.php
+# Every page says which rendering it is, what PHP was asked, and, after the headers are gone, when that was.
+cat >$core/wp-settings.php <<'END'
+<?php
+file_put_contents('/tmp/renderings', '.', FILE_APPEND);
+$path = strtok($_SERVER['REQUEST_URI'], '?');
+switch ($path) {
+	case '/cookie': setcookie('visitor', 'secret'); break;
+	case '/private': header('Cache-Control: private, max-age=600'); break;
+	case '/long': header('Cache-Control: max-age=600, stale-while-revalidate=600'); break;
+	case '/expires': header('Expires: Thu, 31 Dec 2099 00:00:00 GMT'); break;
+	case '/never': define('DONOTCACHEPAGE', true); break;
+	case '/missing': http_response_code(404); break;
+	case '/moved': header('Location: /'); break;
+}
+if (file_exists('/tmp/down')) {
+	http_response_code(500);
+}
+while (ob_get_level()) {
+	ob_end_flush();
+}
+flush();
+printf("rendering %d of %s with %s for [%s] at %.6f\n", filesize('/tmp/renderings'), $_SERVER['HTTP_HOST'] . $_SERVER['REQUEST_URI'],
+	$_SERVER['REQUEST_METHOD'], $_SERVER['HTTP_COOKIE'] ?? '', microtime(true));
+END
+nginx -t -q -c /etc/nginx/off.conf
+nginx 2>nginx.log # there is no journal here
+php-fpm8.2 --daemonize --fpm-config /etc/php/8.2/fpm/php-fpm.conf
+site=http://$IP
+get() { curl -s -D head -o body -w '%{http_code}' "$@" >code || true; tr -d '\r' <head >headers; }
+state() { sed -n 's/^X-Page-Cache: //p' headers; }
+failed() { echo "$*"; cat code headers body nginx.log; exit 1; }
+for i in $(seq 600); do get $site/; [ "$(cat code)" = 200 ] && break; sleep 0.1; done
+[ "$(cat code)" = 200 ] || failed 'no page'
+
+# kept URL...: it comes from the cache, if it is asked for often enough in a short time.
+kept() { for i in $(seq 200); do get "$@"; [ "$(state)" = HIT ] && return; done; failed "$*: never kept"; }
+# fresh URL...: every answer is a new rendering.
+fresh() { for i in 1 2 3; do get "$@"; grep '^rendering' body >now || failed "$*: no page"; case $(state) in ''|MISS|EXPIRED);; *) failed "$*: from the cache";; esac
+  not cmp -s now before; cp now before; done; }
+kept $site/; grep -F "of $IP/ with GET for []" body || failed 'another page'
+not grep -i '^cache-control' headers
+kept $site/some/post/?p=1; grep -F '/some/post/?p=1 with' body || failed 'another page'
+kept -H 'Host: www.example.com' $site/; grep -F 'of www.example.com/ ' body || failed 'another host'
+kept -H 'Host: www.example.com:8080' $site/; grep -F 'of www.example.com:8080/ ' body || failed 'another port'
+kept -H 'X-Forwarded-Proto: https' $site/secure; cp body https
+get $site/secure; not cmp -s body https
+# Without its body, what is kept for HEAD is what GET gets.
+kept --head $site/head; kept $site/head; grep -F '/head with GET' body || failed 'no body'
+kept -b '_ga=GA1.2.3; _pk_id.1.2=x; wordpress_test_cookie=WP+Cookie+check' $site/; grep -F 'for []' body || failed 'PHP sees cookies'
+
+for cookie in wordpress_logged_in_1=jane 'wp-postpass_1=x' comment_author_1=jane woocommerce_cart_hash=1 PHPSESSID=1 unknown=1 '_ga=1; unknown=1' 'x_ga=1'; do
+  fresh -b "$cookie" $site/; grep -F "for [$cookie]" body || failed "PHP does not see $cookie"
+done
+fresh -H 'Cookie: _ga=1' -H 'Cookie: unknown=1' $site/
+for header in 'Authorization: Basic amFuZTpw' 'X-WP-Nonce: 1' 'X-Forwarded-Host: evil.example' 'X-HTTP-Method-Override: DELETE'; do fresh -H "$header" $site/; done
+fresh -X GET -d body=1 $site/
+fresh -d post=1 $site/
+for path in /cookie /private /long /expires /never /missing /moved /wp-login.php /wp-json/wp/v2/users /index.php/wp-json/x '/?rest_route=/x' '/?p=1&preview=true' '/?p=1&_wpnonce=1' '/?%70review=true' '/?x[%70]=1' '/?customize_changeset_uuid=1'; do
+  fresh -g "$site$path"
+done
+get $site/private; grep -xi 'cache-control: private, max-age=600' headers || failed 'the header is lost'
+get $site/cookie; grep -i '^set-cookie: visitor=secret' headers || failed 'the cookie is lost'
+get --head -b unknown=1 $site/; [ "$(cat code) $(state)" = '200 ' ] || failed 'no HEAD'
+
+# Whoever asks, the page is at most two seconds old then: often, and after pauses.
+for pause in 0.2 0.6 1 1.4 1.8 2.2; do
+  asked=$(date +%s.%N); get $site/age; made=$(sed -n 's/.* at //p' body)
+  awk "BEGIN { exit !($asked - $made > 2) }" && failed "asked at $asked, made at $made"
+  sleep $pause
+done
+
+# Without a database, and without any PHP, there is the last page. Other pages fail as before.
+get $site/; touch down
+for i in $(seq 600); do get $site/; [ "$(state)" = STALE ] && break; sleep 0.1; done
+[ "$(cat code) $(state)" = '200 STALE' ] && grep '^rendering' body || failed 'no page without a database'
+get $site/unheard-of; [ "$(cat code)" = 500 ] || failed 'a page from nowhere'
+get -b wordpress_logged_in_1=jane $site/; [ "$(cat code)" = 500 ] || failed 'a page for somebody else'
+rm down
+fresh -b unknown=1 $site/
+kill $(cat /run/php/php8.2-fpm.pid)
+for i in $(seq 600); do get $site/unheard-of; [ "$(cat code)" = 502 ] && break; sleep 0.1; done
+get $site/; [ "$(cat code) $(state)" = '200 STALE' ] && grep -F "of $IP/ with" body || failed 'no page without PHP'
+get --head $site/; [ "$(cat code)" = 200 ] || failed 'no HEAD without PHP'
+get -b wordpress_logged_in_1=jane $site/; [ "$(cat code)" = 502 ] || failed 'a page for somebody else'
+not grep -rq secret /var/lib/nginx/pages
 `)
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
@@ -313,6 +433,135 @@ visit
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
+}
+
+// TestObjectCache runs WordPress' object cache in Redis behind the data balancer. Each run of PHP is a page.
+func TestObjectCache(t *testing.T) {
+	t.Parallel()
+	needSandbox(t)
+	for _, p := range []string{"haproxy", "redis-server", "php8.2"} {
+		testkit.Program(t, p, "")
+	}
+	if out, err := exec.Command("php8.2", "--ri", "redis").CombinedOutput(); err != nil {
+		t.Skipf("NOT TESTED: no php8.2-redis on this machine (make checkers installs it): %s", out)
+	}
+	if _, err := os.Stat("/usr/share/wordpress/wp-includes/class-wp-object-cache.php"); err != nil {
+		t.Skip("NOT TESTED: no WordPress on this machine (make checkers installs it)")
+	}
+	c := mustLoad(t, "")
+	s := reference(t, c, "debian12")
+	sec := realSecrets(t, c, s)
+	n, _ := s.Node("backend1")
+	files := append(together(t, c, s, sec, "backend1"), redisOf(t, c, s, sec, "redis1")...)
+	balancer, err := c.Render(s, sec, "balancer3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	move := strings.NewReplacer("/etc/imagegen/", "/etc/balancer3/", "bind *:80", "bind 127.0.0.1:80")
+	for _, f := range balancer.Files {
+		if strings.HasPrefix(f.Path, "/etc/imagegen/pki/") || f.Check == "haproxy" {
+			f.Path, f.Content = move.Replace(f.Path), []byte(move.Replace(string(f.Content)))
+			files = append(files, f)
+		}
+	}
+	out, err := inSandbox(t, n, files, redisShell+`
+for a in 49 53; do ip addr add 192.168.10.$a/32 dev eth0; done
+mkdir -p /var/lib/haproxy
+{ echo '<?php'; sed -n '/^define($/,/^);$/p' /usr/share/wordpress/wp-config.php; } >real.php
+grep -q "'patience' => 0.05" real.php
+sed "s/'patience' => .*/'patience' => 60,/; s/'limit' .*/'limit' => 100000,/" real.php >config.php
+cat >page.php <<'END'
+<?php
+define('ABSPATH', '/usr/share/wordpress/');
+define('WPINC', 'wp-includes');
+require getenv('CONFIG') ?: '/tmp/config.php';
+function is_multisite() { return false; }
+function wp_suspend_cache_addition() { return false; }
+$_SERVER['REQUEST_METHOD'] = getenv('METHOD') ?: 'GET';
+$start = microtime(true);
+require '/etc/imagegen/object-cache.php';
+if (!function_exists('wp_cache_init')) {
+	printf("without %.4f\n", microtime(true) - $start);
+	exit;
+}
+wp_cache_init();
+wp_cache_add_global_groups(['users', 'site-transient']);
+wp_cache_add_non_persistent_groups(['counts', 'plugins']);
+function seen($key, $group) { $v = wp_cache_get($key, $group, false, $found); echo $found ? json_encode($v) : 'nothing', ' '; }
+eval($argv[1]);
+END
+page() { php8.2 page.php "$1"; }
+shows() { got=$(page "$1"); [ "$got" = "$2" ] || { echo "$1: $got, want $2"; cat redis1.log; exit 1; }; }
+direct() { as redis1 -h 192.168.10.49 "$@"; }
+serve redis1
+haproxy -D -p pid -f /etc/haproxy/haproxy.cfg
+with() { for i in $(seq 600); do rm -f imagegen-object-cache; [ "$(page 'echo "with";')" = with ] && return; sleep 0.1; done; page 'echo "with";'; cat redis1.log; exit 1; }
+with
+
+# What one page keeps another one gets, of its kind; options and users are read from the database.
+direct set session kept
+page 'wp_cache_set("a", ["x" => 1.5], "posts"); wp_cache_add("b", "text", "mine"); wp_cache_set("n", 7, "mine"); wp_cache_set("none", false, "mine"); wp_cache_set("alloptions", 1, "options"); wp_cache_set(1, 1, "users"); wp_cache_set(1, 1, "counts");'
+shows 'seen("a", "posts"); seen("b", "mine"); seen("n", "mine"); seen("none", "mine"); seen("b", "other"); seen("alloptions", "options"); seen(1, "users"); seen(1, "counts");' \
+  '{"x":1.5} "text" 7 false nothing nothing nothing nothing '
+shows 'echo json_encode(wp_cache_get_multiple(["b", "n", "z"], "mine"));' '{"b":"text","n":7,"z":false}'
+shows 'echo json_encode([wp_cache_add("b", "other", "mine"), wp_cache_replace("z", 1, "mine"), wp_cache_incr("n", 3, "mine"), wp_cache_decr("n", 99, "mine"), wp_cache_incr("z", 1, "mine")]); seen("b", "mine");' '[false,false,10,0,false]"text" '
+shows 'seen("n", "mine"); wp_cache_delete("b", "mine"); seen("b", "mine");' '0 nothing '
+shows 'seen("b", "mine"); wp_cache_add("b", 2, "mine"); seen("b", "mine");' 'nothing 2 '
+# Nothing is there for ever, and sessions have their own database.
+[ "$(direct --scan | tr '\n' ' ')" = 'session ' ]
+direct -n 1 --scan | grep ':' >keys
+while read -r key; do [ "$(direct -n 1 ttl "$key")" -gt 0 ] && [ "$(direct -n 1 ttl "$key")" -le 600 ] || { echo "$key stays"; exit 1; }; done <keys
+# A page that has read a post before it was changed does not bring it back.
+page 'wp_cache_set(1, "old", "posts"); wp_cache_delete(1, "posts");'
+if [ "$(direct -n 1 strlen "$(direct -n 1 --scan --pattern '*:posts:1')")" = 0 ] && direct -n 1 --scan | grep -q ':posts:1$'; then
+  page 'wp_cache_add(1, "old", "posts"); seen(1, "posts");' | grep -x '"old" '
+  [ -z "$(direct -n 1 get "$(direct -n 1 --scan --pattern '*:posts:1')")" ]
+fi
+# However much is written, a limit is kept, and sessions stay.
+page 'for ($i = 0; $i < 200; $i++) { wp_cache_set("big$i", str_repeat("x", 5000), "mine"); } wp_cache_set("huge", str_repeat("x", 300000), "mine");'
+[ "$(direct -n 1 dbsize)" -le 20 ] && [ "$(direct -n 1 dbsize)" -ge 2 ]
+shows 'seen("huge", "mine");' 'nothing '
+[ "$(direct get session)" = kept ]
+page 'wp_cache_set("c", 1, "mine"); wp_cache_flush();'
+shows 'seen("c", "mine");' 'nothing '
+[ "$(direct get session)" = kept ]
+
+# A new master may have lost changes: what was there counts no more.
+page 'wp_cache_set("c", 1, "mine");'
+shows 'seen("c", "mine");' '1 '
+direct replicaof 192.168.10.49 1; direct replicaof no one
+with
+shows 'seen("c", "mine");' 'nothing '
+# Nor does what a page may have changed while it had no Redis.
+page 'wp_cache_set("c", 1, "mine");'
+kill -STOP $(cat pid)
+rm -f imagegen-object-cache
+CONFIG=/tmp/real.php METHOD=POST page 'echo "with";' | grep without
+[ -e imagegen-object-cache ]
+page 'echo "with";' | grep without || [ $(($(date +%s) - $(stat -c %Y imagegen-object-cache))) -ge 2 ] # nobody else tries for a moment
+# It has not cost more than its patience, on a machine that is not busy for one of these.
+for i in $(seq 30); do rm -f imagegen-object-cache; CONFIG=/tmp/real.php page 'echo "with";'; done | sort -k 2 >tries
+head -n 1 tries
+awk 'NR == 1 { exit !($1 == "without" && $2 <= 0.055) }' tries || { cat tries; exit 1; }
+kill -CONT $(cat pid)
+for i in $(seq 600); do got=$(page 'seen("c", "mine");'); case $got in without*) sleep 0.1;; *) break;; esac; done # it comes back by itself
+[ "$got" = 'nothing ' ] || { echo "after an outage: $got"; exit 1; }
+[ ! -e imagegen-object-cache ]
+# A Redis that stops in the middle of a page costs no more, and what it has missed is not believed afterwards.
+page 'wp_cache_set("c", 1, "mine");'
+redis=$(pgrep -x redis-server)
+export redis
+page 'posix_kill((int) getenv("redis"), 9); wp_cache_set("c", 2, "mine"); seen("c", "mine"); wp_cache_set("c", 3, "mine"); seen("c", "mine");' >middle
+grep -x '2 3 ' middle || { cat middle; exit 1; }
+[ -e imagegen-object-cache ]
+serve redis1
+for i in $(seq 600); do got=$(page 'seen("c", "mine");'); case $got in without*) sleep 0.1;; *) break;; esac; done
+[ "$got" = 'nothing ' ] || { echo "after a death: $got"; exit 1; }
+`)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Log(out)
 }
 
 // TestDatabaseConnectionMoves: a node that refuses connections, or has vanished, fails only connections that are being
