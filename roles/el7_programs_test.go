@@ -364,8 +364,8 @@ func nginxFaults(path, text string) []string {
 		}
 		for _, w := range words[1:] {
 			for _, m := range variable.FindAllStringSubmatch(w, -1) {
-				prefix, _, _ := strings.Cut(m[1], "_")
-				if !set[m[1]] && !nginx120.has("variables", m[1]) && !nginx120.has("variables", prefix+"_") {
+				known := func(v string) bool { return v == m[1] || strings.HasSuffix(v, "_") && strings.HasPrefix(m[1], v) }
+				if !set[m[1]] && !slices.ContainsFunc(strings.Fields(nginx120["variables"]), known) {
 					fault("$"+m[1], "")
 				}
 			}

@@ -210,7 +210,10 @@ func haproxyFaults(path, text string) []string {
 			}
 		case "server", "bind":
 			from := map[string]int{"server": 3, "bind": 2}[f[0]]
-			for _, w := range f[from:] {
+			for j, w := range f[from:] {
+				if f[from+j-1] == "track" {
+					continue // a server's name
+				}
 				if _, err := strconv.Atoi(strings.TrimRight(w, "ms%")); err != nil && !haproxy15.has(f[0], w) {
 					fault(f[0]+" option", w)
 				}

@@ -96,6 +96,8 @@ LUA;
 			$redis    = new Redis();
 			$patience = IMAGEGEN_CACHE['patience'];
 			$tls      = array( 'stream' => array( 'cafile' => '/etc/imagegen/pki/ca.crt', 'verify_peer' => true, 'verify_peer_name' => true ) );
+			// The connection stays for the process' next page. phpredis has Redis echo something before it is used again, so a page
+			// that ended in the middle of an answer leaves nothing to the next one.
 			if ( ! @$redis->pconnect( IMAGEGEN_CACHE['host'], 6379, self::CONNECT * $patience, 'object-cache', 0, self::READ * $patience, IMAGEGEN_CACHE['tls'] ? $tls : array() ) ) {
 				throw new RedisException( 'no connection' );
 			}
