@@ -30,8 +30,9 @@ const (
 	// Each operation on a replicated volume takes milliseconds: copying many small files needs concurrency.
 	copyWorkers  = 24
 	contentName  = "wp-content"
-	imageContent = "wp-content.image"  // the image's wp-content in WordPress' folder, once wp-content leads to the volume
-	dropInName   = "wp-content/db.php" // WordPress' name for a database connection that is not its own
+	imageContent = "wp-content.image"            // the image's wp-content in WordPress' folder, once wp-content leads to the volume
+	dropInName   = "wp-content/db.php"           // WordPress' name for a database connection that is not its own
+	cacheName    = "wp-content/object-cache.php" // and for a cache that outlives a request
 	loaderName   = "wp-load.php"
 
 	lookLimit     = 8 * time.Second // one look at the database
@@ -221,12 +222,15 @@ func (s *site) seedFiles(old bool) (map[string][]byte, error) {
 		// Plug-ins that PHP starts by themselves look for this file beside the wp-content that they are in.
 		files[loaderName] = fmt.Appendf(nil, "<?php require '%s/%s';\n", s.params.Core, loaderName)
 	}
-	if s.params.DropIn != "" {
-		data, err := os.ReadFile(s.params.DropIn)
+	for name, path := range map[string]string{dropInName: s.params.DropIn, cacheName: s.params.ObjectCache} {
+		if path == "" {
+			continue
+		}
+		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, err
 		}
-		files[dropInName] = data
+		files[name] = data
 	}
 	return files, nil
 }

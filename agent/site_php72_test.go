@@ -21,7 +21,7 @@ func TestSiteOnPHP72(t *testing.T) {
 	addr, sql := mariadb(t)
 	volume := sharedVolume(t)
 	s := testSite(t, "backend1", realCore(t), volume, addr)
-	s.params.DropIn = "../roles/backend/db.php"
+	s.params.DropIn, s.params.ObjectCache = "../roles/backend/db.php", "../roles/backend/object-cache.php"
 	s.params.PHP = []string{php72.Program(t)}
 	w := World{Self: s.node.Facts.Node}
 

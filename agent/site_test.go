@@ -274,6 +274,8 @@ func TestSiteFilesAreCopiedWhole(t *testing.T) {
 	s := testSite(t, "backend1", image, volume, "127.0.0.1:1")
 	s.params.DropIn = filepath.Join(t.TempDir(), "db.php")
 	os.WriteFile(s.params.DropIn, []byte("<?php // ours"), 0o644)
+	s.params.ObjectCache = filepath.Join(t.TempDir(), "cache.php")
+	os.WriteFile(s.params.ObjectCache, []byte("<?php // cache"), 0o644)
 
 	// A copy that was interrupted.
 	writeTree(t, s.staging(), map[string]string{"old/left.php": "half"})
@@ -284,6 +286,7 @@ func TestSiteFilesAreCopiedWhole(t *testing.T) {
 	want := map[string]string{
 		"wordpress/wp-load.php":                    "-rw-r----- <?php require '" + image + "/wp-load.php';\n",
 		"wordpress/wp-content/db.php":              "-rw-r----- <?php // ours",
+		"wordpress/wp-content/object-cache.php":    "-rw-r----- <?php // cache",
 		"wordpress/wp-content/a/b/c.php":           "-rw-r--r-- c",
 		"wordpress/wp-content/a/lib/x.js":          "-rw-r--r-- x",
 		"wordpress/wp-content/themes/tt/style.css": "-rw-r--r-- tt",
@@ -499,7 +502,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 	volume := sharedVolume(t)
 	image := realCore(t)
 	s := testSite(t, "backend1", image, volume, addr)
-	s.params.DropIn = "../roles/backend/db.php"
+	s.params.DropIn, s.params.ObjectCache = "../roles/backend/db.php", "../roles/backend/object-cache.php"
 	w := World{Self: s.node.Facts.Node}
 
 	// Before the database has its user, the reason is shown.

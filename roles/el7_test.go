@@ -212,7 +212,7 @@ func haproxyFaults(path, text string) []string {
 		case "server", "bind":
 			from := map[string]int{"server": 3, "bind": 2}[f[0]]
 			for i, w := range f[from:] {
-				if slices.Contains([]string{"crt", "ca-file", "ciphers"}, f[from+i-1]) {
+				if slices.Contains([]string{"crt", "ca-file", "ciphers", "track"}, f[from+i-1]) {
 					continue // its value
 				}
 				if _, err := strconv.Atoi(strings.TrimRight(w, "ms%")); err != nil && !haproxy15.has(f[0], w) {

@@ -55,6 +55,8 @@ func (v *view) funcs() template.FuncMap {
 		"add":             func(a, b int) int { return a + b },
 		"sub":             func(a, b int) int { return a - b },
 		"max":             func(a, b int) int { return max(a, b) },
+		"min":             func(a, b int) int { return min(a, b) },
+		"number":          strconv.Atoi,
 		"mul":             func(a, b int) int { return a * b },
 		"div":             div,
 		"percent":         percent,
