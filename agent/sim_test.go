@@ -187,9 +187,11 @@ func newHistory(k *simKind, seed uint64) history {
 
 // event is scheduled to happen at a time.
 type event struct {
-	at  time.Duration
-	seq int
-	do  func()
+	at    time.Duration
+	seq   int
+	do    func()
+	n     *machine    // see machine.after; nil: an event of the world
+	alive func() bool // with n
 }
 
 // simWorld is a simulated cluster.
@@ -231,9 +233,13 @@ func newSimWorld(k *simKind, h history) *simWorld {
 }
 
 // in schedules an event after d.
-func (w *simWorld) in(d time.Duration, do func()) {
+func (w *simWorld) in(d time.Duration, do func()) { w.add(d, event{do: do}) }
+
+// add puts an event into the queue.
+func (w *simWorld) add(d time.Duration, e event) {
 	w.seq++
-	q := append(w.queue, event{w.now + d, w.seq, do})
+	e.at, e.seq = w.now+d, w.seq
+	q := append(w.queue, e)
 	for i := len(q) - 1; i > 0; {
 		up := (i - 1) / 2
 		if !before(q[i], q[up]) {
@@ -270,7 +276,15 @@ func (w *simWorld) next() {
 	}
 	w.queue = q
 	w.now = e.at
-	e.do()
+	switch {
+	case e.n == nil:
+		e.do()
+	case !e.alive():
+	case e.n.suspended():
+		w.add(e.n.until-w.now, e)
+	default:
+		e.do()
+	}
 	if w.err == nil {
 		w.err = w.model.check()
 	}
@@ -337,15 +351,7 @@ func (n *machine) pace(low, high time.Duration) time.Duration {
 // after schedules an event on the node after d. It is dropped if the process has died by then, and delayed while the
 // node is suspended.
 func (n *machine) after(d time.Duration, alive func() bool, do func()) {
-	n.w.in(d, func() {
-		switch {
-		case !alive():
-		case n.suspended():
-			n.after(n.until-n.w.now, alive, do)
-		default:
-			do()
-		}
-	})
+	n.w.add(d, event{do: do, n: n, alive: alive})
 }
 
 func (n *machine) powerOff(clean bool) {
@@ -543,6 +549,7 @@ type simAgent struct {
 	*Agent
 	n     *machine
 	tasks []*simTask
+	runs  func() bool // alive, made once
 }
 
 // simTask is one of the agent's loops.
@@ -553,6 +560,7 @@ type simTask struct {
 	next  func() (time.Duration, bool)
 	stop  func()
 	yield func(time.Duration) bool
+	run   func() // resume, made once
 }
 
 // errKilled unwinds the loops of a killed agent.
@@ -563,6 +571,7 @@ var simEpoch = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newSimAgent(n *machine) {
 	a := &simAgent{n: n}
+	a.runs = a.alive
 	known := facts.Facts{Cluster: "sim", ClusterID: simCluster, Node: n.peer, Peers: n.peers}
 	known.Components = []facts.Component{{Name: "disk", Kind: "disk"}}
 	for _, name := range n.w.model.components() {
@@ -594,7 +603,8 @@ func newSimAgent(n *machine) {
 			loop(context.Background())
 		})
 		a.tasks = append(a.tasks, t)
-		a.after(n.w.between(0, pollUnready), t.resume)
+		t.run = t.resume
+		a.after(n.w.between(0, pollUnready), t.run)
 	}
 }
 
@@ -602,14 +612,14 @@ func newSimAgent(n *machine) {
 func (t *simTask) resume() {
 	w := t.a.n.w
 	if t.looks && t.a.n.stuck > 0 {
-		t.a.after(pollUnready, t.resume)
+		t.a.after(pollUnready, t.run)
 		return
 	}
 	w.running = t
 	d, sleeps := t.next()
 	w.running = nil
 	if sleeps {
-		t.a.after(d, t.resume)
+		t.a.after(d, t.run)
 	}
 }
 
@@ -627,7 +637,7 @@ func (d simDisk) Step(context.Context, World) (facts.Status, error) {
 
 func (a *simAgent) alive() bool { return a.n.agent == a }
 
-func (a *simAgent) after(d time.Duration, do func()) { a.n.after(d, a.alive, do) }
+func (a *simAgent) after(d time.Duration, do func()) { a.n.after(d, a.runs, do) }
 
 // Now is clock.Now.
 func (a *simAgent) Now() time.Time { return simEpoch.Add(a.n.clock()) }
