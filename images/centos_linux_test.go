@@ -467,6 +467,7 @@ func TestCentOSBake(t *testing.T) {
 			t.Skipf("NOT TESTED: %v", err)
 		}
 	}
+	t.Parallel()
 	dir := t.TempDir()
 	key := testkit.NewKeys(t, dir)
 	for name, all := range fixtures() {
