@@ -928,8 +928,9 @@ func shrink(k *simKind, h history, change func(*simWorld)) history {
 	return h
 }
 
-// search runs the histories of the seeds from first on, and returns one that fails.
-func search(k *simKind, first uint64, count int, change func(*simWorld)) (failing history, err error) {
+// search runs the histories of the seeds from first on, and returns one that fails. It passes over those that have none of
+// the needed faults, if there are such.
+func search(k *simKind, first uint64, count int, change func(*simWorld), needs ...faultKind) (failing history, err error) {
 	var next atomic.Int64
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -937,6 +938,9 @@ func search(k *simKind, first uint64, count int, change func(*simWorld)) (failin
 		wg.Go(func() {
 			for i := next.Add(1) - 1; i < int64(count); i = next.Add(1) - 1 {
 				h := newHistory(k, first+uint64(i))
+				if needs != nil && !slices.ContainsFunc(h.faults, func(f fault) bool { return slices.Contains(needs, f.kind) }) {
+					continue
+				}
 				if e := simulate(k, h, change, nil); e != nil {
 					mu.Lock()
 					if err == nil || h.seed < failing.seed {
@@ -1009,6 +1013,14 @@ type mutant struct {
 	apply func(w *simWorld)
 	// faults are those that make the bug matter, if it matters rarely among all; nil: all.
 	faults []faultKind
+	// needs are faults without any of which the bug changes nothing: histories without them need not run. nil: all run.
+	needs []faultKind
+}
+
+// within says which faults the bug needs.
+func (m mutant) within(faults ...faultKind) mutant {
+	m.needs = faults
+	return m
 }
 
 // among limits the history's faults.
@@ -1028,7 +1040,7 @@ func killAll(t *testing.T, k *simKind, mutants []mutant) {
 			if m.faults != nil {
 				k.faults = m.faults
 			}
-			h, err := search(&k, 1, max(10000, *simHistories)*k.share/100, m.apply)
+			h, err := search(&k, 1, max(10000, *simHistories)*k.share/100, m.apply, m.needs...)
 			if err == nil {
 				t.Fatal("the simulator does not notice")
 			}
