@@ -81,6 +81,9 @@ require_once ABSPATH . 'wp-settings.php';
 	}).(*site)
 }
 
+// driveLimit ends a test that hangs: installing the site takes minutes where all else comes first.
+const driveLimit = 10 * time.Minute
+
 // drive lets c take steps until its status is one that it stays in; fails when it takes longer than limit.
 func drive(t *testing.T, c Component, w World, limit time.Duration) facts.Status {
 	t.Helper()
@@ -143,7 +146,7 @@ func TestSiteFilesAreCopiedWhole(t *testing.T) {
 	// A copy that was interrupted.
 	writeTree(t, s.staging(), map[string]string{"old/left.php": "half"})
 	w := World{Self: s.node.Facts.Node}
-	if got := drive(t, s, w, 2*time.Minute); got.State != facts.Waiting || !strings.Contains(got.Detail, "connection refused") {
+	if got := drive(t, s, w, driveLimit); got.State != facts.Waiting || !strings.Contains(got.Detail, "connection refused") {
 		t.Errorf("files in place, no database: %+v", got)
 	}
 	have := map[string]string{}
@@ -178,7 +181,7 @@ func TestSiteFilesAreCopiedWhole(t *testing.T) {
 	for name, path := range map[string]string{"wp-config.php": s.params.Config, "wp-content/db.php": s.params.DropIn} {
 		os.WriteFile(path, []byte("<?php // new"), 0o600)
 		again := newSite(s.node, "site", s.params)
-		drive(t, again, w, 2*time.Minute)
+		drive(t, again, w, driveLimit)
 		if data, _ := os.ReadFile(filepath.Join(s.params.Target, name)); string(data) != "<?php // new" {
 			t.Errorf("%s: %q", name, data)
 		}
@@ -232,7 +235,7 @@ func TestSiteFromAnArchive(t *testing.T) {
 	s := testSite(t, "backend1", path, volume, "127.0.0.1:1")
 	w := World{Self: s.node.Facts.Node}
 	write("wordpress/wp-load.php", "wordpress/../../escape.php")
-	if got := drive(t, s, w, 2*time.Minute); got.State != facts.Failed || !strings.Contains(got.Detail, "archive") && !strings.Contains(got.Detail, "no WordPress") {
+	if got := drive(t, s, w, driveLimit); got.State != facts.Failed || !strings.Contains(got.Detail, "archive") && !strings.Contains(got.Detail, "no WordPress") {
 		t.Errorf("hostile archive: %+v", got)
 	}
 	if _, err := os.Stat(s.params.Target); err == nil {
@@ -240,7 +243,7 @@ func TestSiteFromAnArchive(t *testing.T) {
 	}
 	write("wordpress/wp-load.php", "wordpress/deep/er/x.php")
 	s.retry.Reset()
-	drive(t, s, w, 2*time.Minute)
+	drive(t, s, w, driveLimit)
 	if data, _ := os.ReadFile(filepath.Join(s.params.Target, "deep/er/x.php")); string(data) != "x" {
 		t.Errorf("deep/er/x.php: %q", data)
 	}
@@ -255,7 +258,7 @@ func TestTwoCopiesOneSite(t *testing.T) {
 	for _, node := range []string{"backend1", "backend2"} { // neither hears the other, so both think that they are the lowest
 		s := testSite(t, node, source, volume, "127.0.0.1:1")
 		sites = append(sites, s)
-		wg.Go(func() { drive(t, s, World{Self: s.node.Facts.Node}, 2*time.Minute) })
+		wg.Go(func() { drive(t, s, World{Self: s.node.Facts.Node}, driveLimit) })
 	}
 	wg.Wait()
 	entries, _ := os.ReadDir(volume)
@@ -316,7 +319,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 	w := World{Self: s.node.Facts.Node}
 
 	// Before the database has its user, the reason is shown.
-	if got := drive(t, s, w, 2*time.Minute); got.State != facts.Failed || !strings.Contains(got.Detail, "Access denied for user 'wordpress'") {
+	if got := drive(t, s, w, driveLimit); got.State != facts.Failed || !strings.Contains(got.Detail, "Access denied for user 'wordpress'") {
 		t.Fatalf("no user: %+v", got)
 	}
 	sql("CREATE DATABASE wordpress; CREATE USER wordpress@'127.0.0.1' IDENTIFIED BY 'pw'; CREATE USER wordpress@localhost IDENTIFIED BY 'pw'; GRANT ALL ON wordpress.* TO wordpress@'127.0.0.1'; GRANT ALL ON wordpress.* TO wordpress@localhost")
@@ -363,7 +366,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 	}
 	for _, c := range []*site{s, other} {
 		c.retry.Reset()
-		if got := drive(t, c, w, 2*time.Minute); got.State != facts.Ready {
+		if got := drive(t, c, w, driveLimit); got.State != facts.Ready {
 			t.Errorf("%s: %+v", c.node.Facts.Node.Name, got)
 		}
 	}
@@ -392,7 +395,7 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 	}
 	foreign := testSite(t, "backend1", "/usr/share/wordpress", volume, addr)
 	foreign.node.Facts.ClusterID = "99999999-2222-4333-8444-555555555555"
-	if got := drive(t, foreign, w, 2*time.Minute); got.State != facts.Stopped {
+	if got := drive(t, foreign, w, driveLimit); got.State != facts.Stopped {
 		t.Errorf("another cluster's database: %+v", got)
 	}
 	if err := foreign.take(t.Context(), siteInstall); err != nil || foreign.seen.Database != dbForeign {
