@@ -30,12 +30,14 @@ const (
 	configName  = "wp-config.php"
 	dropInName  = "wp-content/db.php" // WordPress's name for a database connection that is not its own
 
-	lookLimit     = 8 * time.Second // one look at the database
 	installLimit  = 3 * time.Minute
 	siteHeadStart = 10 * time.Second // for a lower node that is not able to copy yet
 	siteCalm      = 30 * time.Second // between two looks at an installed site's files
 	databaseCalm  = 5 * time.Minute  // between two looks at its marker in the database
 )
+
+// lookLimit limits one look at the database.
+var lookLimit = 8 * time.Second
 
 //go:embed site.php
 var sitePHP []byte
@@ -140,7 +142,10 @@ func (s *site) askDatabase(ctx context.Context) (state, detail string) {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	a, err := s.php(ctx, "look")
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() == context.DeadlineExceeded:
+		return dbError, fmt.Sprintf("PHP, which asks it, has not ended within %v", lookLimit)
+	case err != nil:
 		return dbError, err.Error()
 	}
 	s.greeted = a.State != dbError
