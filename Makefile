@@ -98,8 +98,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 e2e: tools build ## the reference cluster in the lab: bakes, boots in three orders, faults, five minutes of random faults, three VMs (root)
 	$(call install,$(VM_TOOLS) $(GLUSTER) $(FAULT_TOOLS) $(BROWSER))
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 75m -v ./e2e ./lab
-	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run TestGlusterForReal -v ./agent
-	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestCentOSBake|TestReproducible' -v ./images
+	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestGlusterForReal|TestCentOSBake|TestReproducible' -v ./agent ./images
 
 .PHONY: e2e-soak
 e2e-soak: tools build ## random faults under load for TIME (default 1h); SEED replays a run (root)

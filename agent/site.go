@@ -35,7 +35,6 @@ const (
 	cacheName    = "wp-content/object-cache.php" // and for a cache that outlives a request
 	loaderName   = "wp-load.php"
 
-	lookLimit     = 8 * time.Second // one look at the database
 	installLimit  = 3 * time.Minute
 	upgradeLimit  = 10 * time.Minute // shorter than the lease in site.php
 	siteHeadStart = 10 * time.Second // for a lower node that is not able to copy yet
@@ -43,6 +42,9 @@ const (
 	databaseCalm  = 5 * time.Minute  // between two looks at its marker in the database
 	upgradeCalm   = 10 * time.Second // the same, while the database is not the image's
 )
+
+// lookLimit limits one look at the database.
+var lookLimit = 8 * time.Second
 
 //go:embed site.php
 var sitePHP []byte
@@ -254,7 +256,10 @@ func (s *site) askDatabase(ctx context.Context) phpAnswer {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	a, err := s.php(ctx, "look")
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() == context.DeadlineExceeded:
+		return phpAnswer{State: dbError, Detail: fmt.Sprintf("PHP, which asks it, has not ended within %v", lookLimit)}
+	case err != nil:
 		return phpAnswer{State: dbError, Detail: err.Error()}
 	}
 	s.greeted = a.State != dbError

@@ -225,7 +225,7 @@ func (o overlayBuilder) Install(ctx context.Context, b *builder.Job) error {
 	}
 	cmd := exec.CommandContext(ctx, "unshare", append(args, "sh", "-c", centosBakeRoot)...)
 	cmd.Env = append(os.Environ(), "DIR="+o.dir, "BAKE="+b.Input(""), "CHECK="+o.check)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Minute
 	out, err := cmd.CombinedOutput()
 	*o.out = string(out)
 	return err
@@ -297,7 +297,7 @@ func TestCentOSScript(t *testing.T) {
 	// ask resolves packages with yum.
 	ask := func(t *testing.T, c *Config, requests map[string]distro.Inputs) (*bake, *packages.Lock, string, error) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 		t.Cleanup(cancel)
 		if err := os.MkdirAll(string(c.cache().store()), 0o755); err != nil {
 			t.Fatal(err)
@@ -467,6 +467,7 @@ func TestCentOSBake(t *testing.T) {
 			t.Skipf("NOT TESTED: %v", err)
 		}
 	}
+	t.Parallel()
 	dir := t.TempDir()
 	key := testkit.NewKeys(t, dir)
 	for name, all := range fixtures() {
