@@ -675,7 +675,7 @@ func centosLocked(t *testing.T, c Config, project string, epel func([]rpmFixture
 	c.Locked = true
 	wantError(t, Fetch(t.Context(), c), "does not match", "  tiny: package list: + socat\n", "without --locked")
 	c.Locked, c.Offline = false, true
-	wantError(t, Fetch(t.Context(), c), c.LockPath()+" does not pin all that", "Only yum can find it", "imagegen fetch")
+	wantError(t, Fetch(t.Context(), c), c.LockPath()+" does not pin all packages that", "run imagegen fetch")
 	// A missing package is reported at the place where it is named.
 	testkit.Write(t, filepath.Join(project, "roles/tiny/role.yaml"), "description: x\ndistros: {centos7: {packages: [nginx, nosuchpkg]}}\n")
 	c = mustConfig(t, project, c.CacheDir)
