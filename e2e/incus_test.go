@@ -295,7 +295,8 @@ func (o *onHosts) nothingElseFails(t *testing.T) {
 		}
 		for line := range strings.Lines(out) {
 			if unit, _, _ := strings.Cut(line, " "); notInContainers[unit] == "" {
-				t.Errorf("%s: %s failed", n.Node, unit)
+				why, _ := o.in(n.Node, "systemctl show -p Result,ExecMainStatus "+unit+"; journalctl -q --no-pager -b -u "+unit)
+				t.Errorf("%s: %s failed:\n%s", n.Node, unit, why)
 			}
 		}
 	}
