@@ -45,6 +45,7 @@ const (
 var notInContainers = map[string]string{
 	"systemd-remount-fs.service": "Incus mounts the root file system, which the container may not remount",
 	"systemd-binfmt.service":     "binary formats belong to the host's kernel; privileged containers try to register theirs",
+	"dev-mqueue.mount":           "message queues may not be mounted in some unprivileged containers; for LXC they are optional, and nothing uses them",
 }
 
 // onHosts is a cluster on three Incus hosts. It is driven by the imagegen command on a computer that is none of them.
