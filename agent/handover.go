@@ -249,7 +249,7 @@ func (h redisHandover) current(ctx context.Context) (address string, err error) 
 	}
 	pair, _ := answer.([]any)
 	if len(pair) != 2 {
-		return "", errors.New("Sentinel has no master")
+		return "", errors.New("no master is known to Sentinel")
 	}
 	return net.JoinHostPort(fmt.Sprint(pair[0]), fmt.Sprint(pair[1])), nil
 }
