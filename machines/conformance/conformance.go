@@ -269,7 +269,7 @@ func nothingIsLeft(t *testing.T, b Backend) {
 	}
 }
 
-// A cancelled operation ends, and does no harm. It should take no more than two seconds, on a machine that is not busy.
+// A cancelled operation ends within two seconds, and does no harm.
 func cancelled(t *testing.T, b Backend) {
 	m := b.Machine("node1", 0)
 	for _, op := range []struct {
@@ -300,8 +300,8 @@ func cancelled(t *testing.T, b Backend) {
 		select {
 		case <-done:
 			t.Logf("%s ended %s after its cancellation", name, time.Since(cancelled).Round(time.Millisecond))
-		case <-time.After(time.Minute):
-			t.Fatalf("%s did not end within a minute of its cancellation", name)
+		case <-time.After(2 * time.Second): // it takes milliseconds, on a busy machine too
+			t.Fatalf("%s did not end within 2 s of its cancellation", name)
 		}
 		testkit.OK(t, do(t.Context(), b.Provider(t, forever)))
 	}
