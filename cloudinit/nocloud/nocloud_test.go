@@ -83,7 +83,11 @@ func TestChoose(t *testing.T) {
 	} {
 		var all []Found
 		for i, s := range c.found {
-			all = append(all, found(fmt.Sprint(i), s))
+			f := found(fmt.Sprint(i), s)
+			if f.ID.Cluster == "c2" {
+				f.Err = errors.New("its generation is not signed by the authority of this cluster")
+			}
+			all = append(all, f)
 		}
 		take, notes := Choose(c.kept, all)
 		where := ""

@@ -134,11 +134,11 @@ func Choose(kept *Identity, found []Found) (take *Found, notes []string) {
 	for i := range found {
 		f := &found[i]
 		switch {
-		case f.Err != nil:
-			note("cannot use the seed on %s: %v", f.Where, f.Err)
-		case kept != nil && (f.ID.Cluster != kept.Cluster || f.ID.Node != kept.Node):
+		case kept != nil && f.ID.Node != "" && (f.ID.Cluster != kept.Cluster || f.ID.Node != kept.Node): // whatever else is wrong with it
 			note("refused the seed on %s: it is for node %s of cluster %s, but this disk belongs to node %s of cluster %s. Attach the right seed, or start from a new root disk",
 				f.Where, f.ID.Node, f.ID.Cluster, kept.Node, kept.Cluster)
+		case f.Err != nil:
+			note("cannot use the seed on %s: %v", f.Where, f.Err)
 		case kept != nil && f.ID.Number < kept.Number && f.ID.Digest == kept.Digest: // the same for this node
 		case kept != nil && f.ID.Number == 0 && kept.Number > 0:
 			note("refused the seed on %s: it belongs to no generation, and this node runs generation %d. Make it anew with imagegen seed", f.Where, kept.Number)

@@ -343,8 +343,9 @@ LUA;
 	}
 }
 
-$imagegen_object_cache = new Imagegen_Object_Cache();
-if ( ! $imagegen_object_cache->open() ) {
+// WordPress includes this file from a function.
+$GLOBALS['imagegen_object_cache'] = new Imagegen_Object_Cache();
+if ( ! $GLOBALS['imagegen_object_cache']->open() ) {
 	return;
 }
 
