@@ -472,14 +472,48 @@ func (p *Provider) Stop(ctx context.Context, node string) error {
 	return p.stop(ctx, i)
 }
 
+// How long a container that ends itself may take before it is stopped by force, and how often to look.
+const (
+	endsWithin = 5 * time.Second
+	endedPoll  = 50 * time.Millisecond
+)
+
+// powerKey is where Incus keeps whether an instance runs. It sets it after the status: until then it is still busy with the stop.
+const powerKey = "volatile.last_state.power"
+
+// end ends a running container from the inside, at once and without notice to its processes: reboot(2) kills all of a PID
+// namespace. A forced stop alone may never return: before LXC kills a container, it waits until all processes are frozen, and a
+// process that waits for a file system whose FUSE server has been frozen before it does not freeze. Whatever prevents this is left
+// to the forced stop.
+func (p *Provider) end(ctx context.Context, i *instance) (stopped bool) {
+	ctx, cancel := context.WithTimeout(ctx, endsWithin)
+	defer cancel()
+	p.do(ctx, "POST", p.client.path(nil, "instances", i.Name, "exec"), object{"command": []string{"poweroff", "-n", "-ff"}})
+	for ctx.Err() == nil {
+		now, err := p.find(ctx, i.Name)
+		if err == nil && (now == nil || now.Status == "Stopped" && now.Config[powerKey] == "STOPPED") {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(endedPoll):
+		}
+	}
+	return false
+}
+
 func (p *Provider) stop(ctx context.Context, i *instance) error {
-	if i.Status == "Stopped" {
+	if i.Status == "Stopped" || i.Status == "Running" && p.end(ctx, i) {
 		return nil
 	}
-	if err := p.power(ctx, i, "stop", true); err != nil {
-		return fmt.Errorf("stop %s: %w", on(i.Name, p.host(i.Location)), err)
+	err := p.power(ctx, i, "stop", true)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if now, again := p.find(ctx, i.Name); again == nil && (now == nil || now.Status == "Stopped") {
+		return nil // it ended by itself meanwhile
+	}
+	return fmt.Errorf("stop %s: %w", on(i.Name, p.host(i.Location)), err)
 }
 
 // delete removes an instance. It clears the finished state first: Incus may remove the files before the entry.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"imagegen/cloudinit"
 	"imagegen/internal/incushosts"
@@ -33,6 +34,12 @@ const testID = "5c9a9b0e-6e0c-4ea5-9d26-3a1f0c7a2b11"
 // tiny makes a bootable image that contains only busybox, and a seed.
 func tiny(t *testing.T, c *incushosts.Cluster, text string) (image, seed machines.File) {
 	t.Helper()
+	return tinyWith(t, c, text, nil)
+}
+
+// tinyWith adds programs to the image, by name.
+func tinyWith(t *testing.T, c *incushosts.Cluster, text string, programs map[string][]byte) (image, seed machines.File) {
+	t.Helper()
 	dir := t.TempDir()
 	tree := filepath.Join(dir, "root")
 	for _, d := range []string{"bin", "sbin", "dev", "proc", "sys", "run", "tmp", "etc", "var/lib", "data"} {
@@ -41,11 +48,16 @@ func tiny(t *testing.T, c *incushosts.Cluster, text string) (image, seed machine
 	busybox, err := os.ReadFile(filepath.Join(c.Root(), "usr/bin/busybox"))
 	testkit.OK(t, err)
 	testkit.OK(t, os.WriteFile(filepath.Join(tree, "bin/busybox"), busybox, 0o755))
-	testkit.OK(t, os.Symlink("busybox", filepath.Join(tree, "bin/sh")))
+	for _, name := range []string{"sh", "poweroff"} {
+		testkit.OK(t, os.Symlink("busybox", filepath.Join(tree, "bin", name)))
+	}
+	for name, program := range programs {
+		testkit.OK(t, os.WriteFile(filepath.Join(tree, "bin", name), program, 0o755))
+	}
 	testkit.OK(t, os.WriteFile(filepath.Join(tree, "sbin/init"), []byte("#!/bin/sh\necho this is "+text+" >/dev/console\nwhile :; do busybox sleep 1000; done\n"), 0o755))
 	testkit.OK(t, os.WriteFile(filepath.Join(tree, "etc/version"), []byte(text), 0o644))
 	disk := filepath.Join(dir, "disk.raw")
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-d", tree, disk, "16M").CombinedOutput(); err != nil {
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-d", tree, disk, "64M").CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
 	iso := filepath.Join(dir, "seed.iso")
@@ -125,6 +137,7 @@ func TestIncus(t *testing.T) {
 		b.images[i], b.seeds[i] = tiny(t, c, fmt.Sprint("version", i))
 	}
 	t.Run("OldImagesGo", b.oldImagesGo)
+	t.Run("StopsWhatCannotFreeze", b.stopsWhatCannotFreeze)
 	conformance.Run(t, func(*testing.T) conformance.Backend { return b })
 }
 
@@ -151,6 +164,36 @@ func (b backend) oldImagesGo(t *testing.T) {
 	testkit.OK(t, machines.Replace(t.Context(), p, b.Machine("node2", 1), false))
 	if got := images(); len(got) != 1 || got[0] != b.images[1].Identity {
 		t.Errorf("after both were replaced: %q", got)
+	}
+}
+
+// Incus freezes a container before it kills it. A process that waits for a FUSE server in the same container does not freeze, so
+// that a forced stop alone never returns.
+func (b backend) stopsWhatCannotFreeze(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "stuck")
+	build := exec.Command("go", "build", "-o", path, "./testdata/stuck")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // the container has no C library
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	program, err := os.ReadFile(path)
+	testkit.OK(t, err)
+	b.images[0], b.seeds[0] = tinyWith(t, b.Cluster, "stuck", map[string][]byte{"stuck": program})
+	p := b.Provider(t, func() error { return nil })
+	t.Cleanup(func() { testkit.OK(t, machines.RemoveAll(context.Background(), p, nil)) })
+	testkit.OK(t, errors.Join(p.Create(t.Context(), b.Machine("node1", 0)), p.Start(t.Context(), "node1")))
+	b.Run("h1", "exec", "--project", projectName, "node1", "--", "sh", "-c", "stuck >/run/stuck 2>&1 &")
+	testkit.Eventually(t, 30*time.Second, "a process waits for a file system", func() error {
+		if said := b.Run("h1", "exec", "--project", projectName, "node1", "--", "busybox", "cat", "/run/stuck"); !strings.Contains(said, "a request waits") {
+			return errors.New(said)
+		}
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	testkit.OK(t, p.Stop(ctx, "node1"))
+	if list, err := p.List(t.Context()); err != nil || len(list) != 1 || list[0].Power != machines.Off {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 
