@@ -312,6 +312,50 @@ for i in $(seq $slots); do eval "wait \$p$i"; [ "$(cat code$i) $(cat slow$i)" = 
 	}
 }
 
+// TestPHPReloads: a reload of PHP-FPM takes over a changed file, and no visitor notices: not one whose page takes longer, and not
+// one who comes meanwhile.
+func TestPHPReloads(t *testing.T) {
+	t.Parallel()
+	needSandbox(t)
+	for _, p := range []string{"nginx", "php-fpm8.2", "curl"} {
+		testkit.Program(t, p, "")
+	}
+	c := mustLoad(t, "")
+	s := reference(t, c, "debian12")
+	n, _ := s.Node("web1")
+	out, err := inSandbox(t, n, together(t, c, s, testSecrets(c, s), "web1", "backend1"), `
+ip addr add 192.168.10.47/32 dev eth0
+ip route replace local 192.168.10.47 dev eth0 src $IP table local # PHP-FPM is asked by nginx's address
+core=/usr/share/wordpress
+mount -t tmpfs core $core # instead of this machine's
+mkdir -p $core /var/log /var/lib/nginx /run/php /mnt/gluster/wordpress/wp-content
+echo '<?php if (isset($_GET["slow"])) { touch("/tmp/begun"); while (!file_exists("/tmp/go")) { usleep(50000); clearstatcache(); } } echo ini_get("error_prepend_string"), "page";' >$core/index.php
+chmod 1777 /tmp
+nginx 2>nginx.log
+sed -i 's/^process_control_timeout = .*/process_control_timeout = 1m/' /etc/php/8.2/fpm/pool.d/www.conf # a busy machine is slow to see the end
+php-fpm8.2 --nodaemonize --fpm-config /etc/php/8.2/fpm/php-fpm.conf & pid=$! # as systemd runs it
+ask() { curl -s -H 'Cookie: wordpress_logged_in_x=1' "http://$IP/${1:-}" || true; }
+for i in $(seq 600); do [ "$(ask)" = page ] && break; sleep 0.1; done
+ask '?slow' >slow & slow=$!
+for i in $(seq 600); do [ -e begun ] && break; sleep 0.1; done
+[ -e begun ]
+echo 'php_value[error_prepend_string] = new' >>/etc/php/8.2/fpm/pool.d/www.conf
+kill -USR2 $pid
+for i in 1 2 3 4; do ask >during$i & eval "p$i=$!"; done
+sleep 1 # however long it is, the outcome is the same
+touch go
+wait $slow
+[ "$(cat slow)" = page ] || { echo "the slow page: $(cat slow)"; exit 1; }
+for i in 1 2 3 4; do eval "wait \$p$i"; case $(cat during$i) in page|newpage) ;; *) echo "during the reload: $(cat during$i)"; exit 1;; esac; done
+for i in $(seq 600); do [ "$(ask)" = newpage ] && break; sleep 0.1; done
+[ "$(ask)" = newpage ] || { echo "after the reload: $(ask)"; cat /var/log/php8.2-fpm.log; exit 1; }
+kill -0 $pid
+`)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // redisOf returns the Redis of each node with its certificate, its files in /etc/NODE and its data in /tmp/NODE, so
 // that several fit into one sandbox.
 func redisOf(t *testing.T, c *Catalogue, s *cluster.Spec, sec *secrets.Secrets, nodes ...string) []RenderedFile {
