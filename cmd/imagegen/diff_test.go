@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"imagegen/cloudinit"
 	"imagegen/cluster"
@@ -79,7 +80,8 @@ func runningNodes(t *testing.T, seeds string, images map[string]string, silent .
 	}}
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
-	before := dialNode
+	before, limit := dialNode, answerLimit
+	answerLimit = time.Minute // for a busy machine
 	dialNode = func(ctx context.Context, network, address string) (net.Conn, error) {
 		host, _, _ := net.SplitHostPort(address)
 		for _, ip := range silent {
@@ -89,7 +91,7 @@ func runningNodes(t *testing.T, seeds string, images map[string]string, silent .
 		}
 		return new(net.Dialer).DialContext(ctx, network, server.Listener.Addr().String())
 	}
-	t.Cleanup(func() { dialNode = before; server.Close() })
+	t.Cleanup(func() { dialNode, answerLimit = before, limit; server.Close() })
 }
 
 // TestDiff: what a changed spec would change, shown without any secret.

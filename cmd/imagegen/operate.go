@@ -20,8 +20,11 @@ import (
 // operateCategory groups the commands that talk to the nodes' agents.
 const operateCategory = "Operating (any cluster whose nodes can be reached)"
 
-// dialNode connects to agents directly.
-var dialNode operate.Dial = new(net.Dialer).DialContext
+// How agents are asked directly. Tests have nodes on loopback, and more time.
+var (
+	dialNode    operate.Dial = new(net.Dialer).DialContext
+	answerLimit              = operate.AnswerLimit
+)
 
 func viaFlag() cli.Flag {
 	return &cli.StringFlag{Name: "via", Usage: "reach the nodes through the SSH server `HOST`, with the ssh program"}
@@ -44,7 +47,7 @@ func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 		return nil, err
 	}
 	warnOfExpiry(c.App.ErrWriter, keys)
-	dial, limit, atOnce := dialNode, operate.AnswerLimit, 0
+	dial, limit, atOnce := dialNode, answerLimit, 0
 	if c.IsSet("via") {
 		if dial, err = operate.Via(via); err != nil {
 			return nil, wrongf("--via: %v", err)
