@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -80,14 +81,26 @@ func TestExecOnLibvirt(t *testing.T) {
 		}
 		return all
 	}
+	// An emulated machine is late with an answer now and then.
+	running := func(node string) operate.NodeStatus {
+		t.Helper()
+		var s operate.NodeStatus
+		testkit.Eventually(t, vmReadyIn, node+" is ready", func() error {
+			if s = status()[node]; !s.Ready() {
+				return errors.New(operate.Describe(s))
+			}
+			return nil
+		})
+		if s.Power != operate.PowerOn || s.Build != operate.BuildCurrent {
+			t.Errorf("%+v", s)
+		}
+		return s
+	}
 	timeout := fmt.Sprint(vmReadyIn)
 	command("up", "--wait", "--timeout", timeout, "redis1", "redis2", "redis3")
 	on := map[string]bool{}
 	for _, n := range []string{"redis1", "redis2", "redis3"} {
-		s := status()[n]
-		if on[s.Host] = true; s.Power != operate.PowerOn || s.Build != operate.BuildCurrent || !s.Ready() {
-			t.Errorf("after up: %+v", s)
-		}
+		on[running(n).Host] = true
 	}
 	if len(on) != 3 {
 		t.Errorf("placed on %v", on)
@@ -102,9 +115,7 @@ func TestExecOnLibvirt(t *testing.T) {
 		return nil
 	})
 	command("replace", "--timeout", timeout, "redis1")
-	if s := status()["redis1"]; !s.Ready() || s.Build != operate.BuildCurrent {
-		t.Errorf("after replace: %+v", s)
-	}
+	running("redis1")
 
 	command("down")
 	for _, h := range names {
