@@ -28,7 +28,7 @@ LIBVIRT := libvirt-daemon-system libvirt-clients
 # The browser that looks at the site.
 BROWSER := chromium chromium-driver
 # For make bench to compare with.
-BENCHERS := cloud-image-utils genisoimage qemu-utils mkosi debootstrap apt-utils xz-utils
+BENCHERS := cloud-image-utils genisoimage qemu-utils mkosi debootstrap apt-utils xz-utils apache2-utils
 
 .PHONY: help
 help: ## this list
@@ -132,6 +132,6 @@ e2e-incus-tier: tools build ## the part of e2e-incus that .ci/run has time for: 
 	IMAGEGEN_E2E=incus $(GO) test -count=1 -timeout 30m -run 'TestIncus$$' -v ./e2e
 
 .PHONY: bench
-bench: tools build ## beside other tools: BENCH=seeds,scale,vmdk,bake,builders,page; see docs/bench.md for its variables (root)
+bench: tools build ## beside other tools: BENCH=seeds,scale,vmdk,bake,builders,page,site; see docs/bench.md for its variables (root)
 	$(call install,$(BENCHERS))
-	BENCH=$${BENCH:-seeds,scale,vmdk,bake,builders,page} BENCH_DISK='$(abspath $(BENCH_DISK))' $(GO) test -count=1 -timeout 180m -v ./bench
+	BENCH=$${BENCH:-seeds,scale,vmdk,bake,builders,page,site} BENCH_DISK='$(abspath $(BENCH_DISK))' $(GO) test -count=1 -timeout 180m -v ./bench

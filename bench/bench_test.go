@@ -7,6 +7,7 @@
 //	bake      seven roles with only packages cached, again without a change, and with one more package
 //	builders  roles with only packages cached, compared with mmdebstrap by hand and mkosi
 //	page      the reference cluster in the lab, from up to WordPress's front page
+//	site      what visitors of it get, compared with the same site on one backend's disk, and what it costs while nobody visits
 //
 // The tools in a section take turns, BENCH_REPEAT times, and medians are compared, so that other load on the machine
 // affects all of them.
@@ -126,7 +127,7 @@ func TestBench(t *testing.T) {
 		}
 	}
 	sections := map[string]func(t *testing.T, repeat int){
-		"seeds": seeds, "vmdk": vmdk, "scale": scale, "bake": bake, "builders": builders, "page": page,
+		"seeds": seeds, "vmdk": vmdk, "scale": scale, "bake": bake, "builders": builders, "page": page, "site": site,
 	}
 	for _, name := range strings.Split(names, ",") {
 		section, ok := sections[name]
@@ -183,6 +184,10 @@ func median[T int64 | time.Duration](costs []cost, of func(cost) T) T {
 	for _, c := range costs {
 		values = append(values, of(c))
 	}
+	return middle(values)
+}
+
+func middle[T int64 | float64 | time.Duration](values []T) T {
 	slices.Sort(values)
 	return values[len(values)/2]
 }
