@@ -490,7 +490,7 @@ func phpFaults(path, text string) []string {
 // phpSettings72 are settings of a pool (php-fpm.d/www.conf of PHP 7.2) and of PHP 7.2 with opcache and the redis
 // extension 5 (their lists of php.ini directives), as far as we use them.
 var phpSettings72 = vocabulary{
-	"php-fpm": `user group listen listen.owner listen.group listen.mode listen.backlog listen.allowed_clients pm pm.max_children
+	"php-fpm": `process_control_timeout user group listen listen.owner listen.group listen.mode listen.backlog listen.allowed_clients pm pm.max_children
 		pm.start_servers pm.min_spare_servers pm.max_spare_servers pm.process_idle_timeout pm.max_requests pm.status_path ping.path
 		ping.response access.log access.format slowlog request_slowlog_timeout request_slowlog_trace_depth request_terminate_timeout rlimit_files rlimit_core chroot chdir
 		catch_workers_output clear_env security.limit_extensions process.priority`,
