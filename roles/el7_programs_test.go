@@ -487,7 +487,7 @@ func phpFaults(path, text string) []string {
 	return faults
 }
 
-// phpSettings72 are settings of a pool (php-fpm.d/www.conf of PHP 7.2) and of PHP 7.2 with opcache and the redis
+// phpSettings72 are settings of a pool and of [global] (php-fpm.d/www.conf of PHP 7.2) and of PHP 7.2 with opcache and the redis
 // extension 5 (their lists of php.ini directives), as far as we use them.
 var phpSettings72 = vocabulary{
 	"php-fpm": `process_control_timeout user group listen listen.owner listen.group listen.mode listen.backlog listen.allowed_clients pm pm.max_children
