@@ -58,7 +58,9 @@ func site(t *testing.T, repeat int) {
 		x, y := medianOf(a, value), medianOf(b, value)
 		fmt.Fprintf(w, "%s\t"+format+"\t"+format+"\t%.2f\n", name, x, y, y/x)
 	}
-	one := func(name string, format string, values ...any) { fmt.Fprintf(w, "%s\t\t"+format+"\t\n", append([]any{name}, values...)...) }
+	one := func(name string, format string, values ...any) {
+		fmt.Fprintf(w, "%s\t\t"+format+"\t\n", append([]any{name}, values...)...)
+	}
 
 	apacheBench(t, local+"/", "-n", "20", "-c", "4", "-C", knownVisitor) // fills the caches of PHP
 	apacheBench(t, cluster+"/", "-n", "40", "-c", "4", "-C", knownVisitor)
