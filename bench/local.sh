@@ -8,4 +8,4 @@ nft insert rule inet imagegen input tcp dport 8080 accept
 unshare --mount sh -ec '
 mount --bind /var/local-site /mnt/gluster/wordpress
 php-fpm8.2 --daemonize --fpm-config /run/local-fpm.conf
-nginx -c /run/local-nginx.conf'
+nginx -c /run/local-nginx.conf' >/var/log/local-site.log 2>&1 </dev/null # they stay

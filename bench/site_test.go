@@ -42,7 +42,10 @@ func site(t *testing.T, repeat int) {
 		return string(out)
 	}
 	idle, memory := idleCost(t)
-	inNode("backend1", "cat >/run/local-nginx.conf <<'END'\n"+inNode("web1", "cat /etc/nginx/nginx.conf")+"END\n"+localSite)
+	for to, from := range map[string]string{"/run/local-nginx.conf": "/etc/nginx/nginx.conf", "/etc/nginx/imagegen-mime.types": "/etc/nginx/imagegen-mime.types"} {
+		inNode("backend1", "cat >"+to+" <<'END'\n"+inNode("web1", "cat "+from)+"END\n")
+	}
+	inNode("backend1", localSite)
 	const local, cluster = "http://192.168.10.47:8080", "http://192.168.10.39"
 	style := "/wp-includes/css/dashicons.min.css"
 
