@@ -107,10 +107,11 @@ func TestExecOnLibvirt(t *testing.T) {
 	}
 
 	command("kill", "redis1")
-	testkit.Eventually(t, vmReadyIn, "the other two are ready without redis1", func() error {
+	testkit.Eventually(t, vmReadyIn, "the other two are ready without redis1, with one of them as the master", func() error {
 		s := status()
-		if s["redis1"].State != operate.Off || !s["redis2"].Ready() || !s["redis3"].Ready() {
-			return fmt.Errorf("%s; %s; %s", operate.Describe(s["redis1"]), operate.Describe(s["redis2"]), operate.Describe(s["redis3"]))
+		master := strings.Contains(s["redis2"].Is+s["redis3"].Is, "redis: master")
+		if s["redis1"].State != operate.Off || !s["redis2"].Ready() || !s["redis3"].Ready() || !master {
+			return fmt.Errorf("%s; %s; %s; a master: %t", operate.Describe(s["redis1"]), operate.Describe(s["redis2"]), operate.Describe(s["redis3"]), master)
 		}
 		return nil
 	})
