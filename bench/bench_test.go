@@ -349,12 +349,7 @@ func page(t *testing.T, repeat int) {
 	if os.Geteuid() != 0 {
 		t.Skip("the lab needs root: NOT measured")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	site := l.Addr().String()
-	l.Close()
+	site := freeAddress(t)
 	dir := t.TempDir()
 	must(t, imagegen(t, "init", "--distro", "debian12", dir+"/c"))
 	spec := dir + "/c/cluster.yaml"
@@ -374,6 +369,17 @@ func page(t *testing.T, repeat int) {
 		return exec.Command("timeout", append([]string{"600", "sh", "-ec",
 			`"$@"; until curl -s -m 20 "http://$0/" | grep -q "<title>A site that stays up"; do sleep 0.1; done`, site}, up.Args...)...)
 	}}})
+}
+
+// freeAddress is where a lab's site can be forwarded to beside another lab.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // specOf returns a spec of n nodes, most of them web nodes.

@@ -32,7 +32,7 @@ func site(t *testing.T, repeat int) {
 	must(t, in(dir, "sed -i 's/^cluster: otus/cluster: bench/' c/cluster.yaml"))
 	must(t, imagegen(t, "build", "-f", spec))
 	defer imagegen(t, "down", "-f", spec).Run()
-	must(t, imagegen(t, "up", "-f", spec, "--wait"))
+	must(t, imagegen(t, "up", "-f", spec, "--site", freeAddress(t), "--wait"))
 	inNode := func(node, script string) string {
 		t.Helper()
 		out, err := imagegen(t, "exec", "-f", spec, node, "--", "sh", "-ec", script).CombinedOutput()
