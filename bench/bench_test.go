@@ -350,12 +350,7 @@ func page(t *testing.T, repeat int) {
 		t.Skip("the lab needs root: NOT measured")
 	}
 	site := freeAddress(t)
-	dir := t.TempDir()
-	must(t, imagegen(t, "init", "--distro", "debian12", dir+"/c"))
-	spec := dir + "/c/cluster.yaml"
-	// With its own name it can run beside a demo.
-	must(t, in(dir, "sed -i 's/^cluster: otus/cluster: bench/' c/cluster.yaml"))
-	must(t, imagegen(t, "build", "-f", spec))
+	spec := baked(t)
 	down := func() error {
 		out, err := imagegen(t, "down", "-f", spec).CombinedOutput()
 		if err != nil {
@@ -369,6 +364,17 @@ func page(t *testing.T, repeat int) {
 		return exec.Command("timeout", append([]string{"600", "sh", "-ec",
 			`"$@"; until curl -s -m 20 "http://$0/" | grep -q "<title>A site that stays up"; do sleep 0.1; done`, site}, up.Args...)...)
 	}}})
+}
+
+// baked returns the spec of the reference cluster, whose images and seeds are there. With its own name it can run beside a demo.
+func baked(t *testing.T) (spec string) {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, imagegen(t, "init", "--distro", "debian12", dir+"/c"))
+	must(t, in(dir, "sed -i 's/^cluster: otus/cluster: bench/' c/cluster.yaml"))
+	spec = dir + "/c/cluster.yaml"
+	must(t, imagegen(t, "build", "-f", spec))
+	return spec
 }
 
 // freeAddress is where a lab's site can be forwarded to beside another lab.
