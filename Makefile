@@ -12,7 +12,7 @@ TOOLS := mmdebstrap extlinux syslinux-common fdisk e2fsprogs systemd-container i
 # php and a web server come before wordpress, which would otherwise install Apache.
 CHECKERS := fish zsh genisoimage haproxy keepalived nginx-light php8.2-fpm php8.2-cli php8.2-mysql php8.2-redis php wordpress redis-server redis-sentinel \
 	mariadb-server galera-4 mariadb-backup cloud-init nftables iptables shellcheck qemu-system-x86 qemu-utils curl faketime \
-	dnf rpm createrepo-c gnupg ruby xz-utils xfsprogs vagrant attr lvm2
+	dnf rpm createrepo-c gnupg ruby xz-utils xfsprogs vagrant attr lvm2 patch
 # Installs and runs PHP 7.2, centos7's version.
 ifeq ($(shell command -v npm),)
 CHECKERS += nodejs npm
