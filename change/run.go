@@ -26,8 +26,6 @@ const (
 	trialLimit = 15 * time.Minute
 	// hearLimit is how long a node may take to hear from its peers which generation is in use.
 	hearLimit = 30 * time.Second
-	// followLimit is how long load balancers may take to send to another node: some checks, and then the agents that report it.
-	followLimit = 20 * time.Second
 )
 
 // Power turns machines off.
@@ -44,7 +42,6 @@ type Run struct {
 	Alone     bool     // nobody else changes this cluster, so nodes that may have forgotten a vote may vote
 	Wait      operate.Wait
 	Calm      time.Duration // the first node that is replaced must be ready for so long before the next
-	Say       func(format string, args ...any)
 	// Write puts seeds where new machines are made from.
 	Write func(Target) error
 	// Number makes the generation after the one in use, signed, from a manifest's content.
@@ -116,7 +113,7 @@ func (r *Run) use(ctx context.Context, s *seen, t Target) error {
 	case err != nil:
 		return fmt.Errorf("generation %d is not in use: %w", t.Number, err)
 	}
-	r.Say("generation %d is in use", t.Number)
+	r.Wait.Say("generation %d is in use", t.Number)
 	return nil
 }
 
@@ -217,11 +214,11 @@ func (r *Run) do(ctx context.Context, s *seen, t Target, step Step, canary bool)
 		if err := r.takeOver(ctx, s, t, node); err != nil {
 			return err
 		}
-		r.Say("%s: takes over its new seed", node)
+		r.Wait.Say("%s: takes over its new seed", node)
 	case Stop, Remove:
 		return r.turnOff(ctx, s, step)
 	case Replace, Add:
-		r.Say("%s: gets a new machine", node)
+		r.Wait.Say("%s: gets a new machine", node)
 		if err := r.Cluster.ReplaceMachine(ctx, r.Wait, node); err != nil {
 			return err
 		}
@@ -238,7 +235,7 @@ func (r *Run) do(ctx context.Context, s *seen, t Target, step Step, canary bool)
 		if err != nil {
 			return &notReady{node, err}
 		}
-		r.Say("%s: ready", node)
+		r.Wait.Say("%s: ready", node)
 	}
 	return nil
 }
@@ -270,10 +267,10 @@ func (r *Run) turnOff(ctx context.Context, s *seen, step Step) error {
 		if err := r.Power.Kill(ctx, step.Node); err != nil {
 			return err
 		}
-		r.Say("%s: off", step.Node)
+		r.Wait.Say("%s: off", step.Node)
 		return nil
 	}
-	r.Say("%s: turn its machine off now (%s)", step.Node, strings.Join(step.Why, "; "))
+	r.Wait.Say("%s: turn its machine off now (%s)", step.Node, strings.Join(step.Why, "; "))
 	ip := s.addresses[step.Node]
 	limit := time.Now().Add(r.Wait.Timeout)
 	for {
@@ -313,7 +310,7 @@ func (r *Run) await(ctx context.Context, s *seen, node, what string, wanted func
 		}
 		if waits != said {
 			said = waits
-			r.Say("%s yet: it waits for %s: %s", what, node, waits)
+			r.Wait.Say("%s yet: it waits for %s: %s", what, node, waits)
 		}
 		if err := pause(ctx); err != nil {
 			return err
@@ -333,40 +330,13 @@ func (r *Run) needs(ctx context.Context, s *seen, step Step) error {
 
 // handOver has the node of a step hand over what it leads, before its daemons stop. Where no other node works, nobody could take over.
 func (r *Run) handOver(ctx context.Context, s *seen, step Step) error {
-	limit := time.Now().Add(r.Wait.Timeout)
-	for said := ""; len(step.Needs) > 0 && s.stops(step); {
-		ip := s.addresses[step.Node]
-		moved, err := r.Cluster.Agents.HandOver(ctx, step.Node, ip)
-		var refused *operate.HandoverRefused
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err == nil:
-			if len(moved) > 0 {
-				r.Say("%s: has handed over %s", step.Node, words.List(moved, "and"))
-			}
-			if err := r.follow(ctx, s, step.Node, limit); err != nil {
-				return err
-			}
-			return r.needs(ctx, s, step) // others may have to follow a new master first
-		case !errors.As(err, &refused):
-			// It may have done it, or be silent by now; the next answer tells.
-			if _, asked := r.Cluster.Agents.Ask(ctx, step.Node, ip); asked != nil {
-				return ctx.Err() // nothing is left that it could lead
-			}
-		}
-		if time.Now().After(limit) {
-			return fmt.Errorf("%s is not changed: within %s, nobody takes over what it leads: %w; run again, this goes on", step.Node, r.Wait.Timeout, err)
-		}
-		if waits := err.Error(); waits != said {
-			said = waits
-			r.Say("%s is not changed yet: %s", step.Node, waits)
-		}
-		if err := pause(ctx); err != nil {
-			return err
-		}
+	if len(step.Needs) == 0 || !s.stops(step) {
+		return nil
 	}
-	return nil
+	if err := r.Cluster.HandOver(ctx, r.Wait, step.Node, step.Node+" is not changed", s.addresses); err != nil {
+		return err
+	}
+	return r.needs(ctx, s, step) // others may have to follow a new master first
 }
 
 // stops tells whether a step stops daemons of a node that leads.
@@ -376,35 +346,6 @@ func (s *seen) stops(step Step) bool {
 		return false
 	}
 	return step.Action != TakeOver || len(s.Nodes[i].Takeover.Stop) > 0
-}
-
-// follow waits until all nodes say that another one leads: load balancers take some checks to find out. It does not wait for ever,
-// because one may have no other server left that works for all it sends.
-func (r *Run) follow(ctx context.Context, s *seen, node string, limit time.Time) error {
-	if soon := time.Now().Add(followLimit); soon.Before(limit) {
-		limit = soon
-	}
-	for {
-		now := &seen{reports: map[string]facts.NodeReport{}}
-		var mu sync.Mutex
-		var asking sync.WaitGroup
-		for name, ip := range s.addresses {
-			asking.Go(func() {
-				if report, err := r.Cluster.Agents.Ask(ctx, name, ip); err == nil {
-					mu.Lock()
-					now.reports[name] = report
-					mu.Unlock()
-				}
-			})
-		}
-		asking.Wait()
-		if ctx.Err() != nil || now.leads(node) == "" || time.Now().After(limit) {
-			return ctx.Err()
-		}
-		if err := pause(ctx); err != nil {
-			return err
-		}
-	}
 }
 
 // agree waits until the nodes that a step names count the members that it needs, and says what for.
@@ -422,7 +363,7 @@ func (r *Run) agree(ctx context.Context, s *seen, t Target, step Step) error {
 				if n.Role != step.Role || !n.leaves() || !answered {
 					continue
 				}
-				if report, err := r.Cluster.Agents.Ask(ctx, n.Name, ip); err == nil && isMaster(report) {
+				if report, err := r.Cluster.Agents.Ask(ctx, n.Name, ip); err == nil && operate.IsMaster(report) {
 					r.Cluster.Agents.HandOver(ctx, n.Name, ip) // a refusal also keeps the others from agreeing, which is said then
 				}
 			}
@@ -445,7 +386,7 @@ func (r *Run) agree(ctx context.Context, s *seen, t Target, step Step) error {
 		}
 		if waits != said {
 			said = waits
-			r.Say("%s is not changed yet: %s", step.Node, waits)
+			r.Wait.Say("%s is not changed yet: %s", step.Node, waits)
 		}
 		if err := pause(ctx); err != nil {
 			return err
@@ -541,7 +482,7 @@ func (r *Run) settle(ctx context.Context, t Target) error {
 			}
 			if err == nil && trial.State == facts.TrialPassed {
 				if err = r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err == nil {
-					r.Say("%s: ready with its new seed", name)
+					r.Wait.Say("%s: ready with its new seed", name)
 					break
 				}
 			}
@@ -553,7 +494,7 @@ func (r *Run) settle(ctx context.Context, t Target) error {
 			}
 			if !said && err == nil {
 				said = true
-				r.Say("%s: on trial with its new seed", name)
+				r.Wait.Say("%s: on trial with its new seed", name)
 			}
 			if time.Now().After(limit) {
 				return &notReady{name, fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))}
@@ -617,7 +558,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 		seed.Generation = g.Signed
 		back.Seeds[name] = seed
 	}
-	r.Say("%v; the change is being undone", broken)
+	r.Wait.Say("%v; the change is being undone", broken)
 	r.lost = map[string]bool{broken.node: true}
 	r.before = &t.Generation
 	if s, err = r.look(ctx, back); err == nil {

@@ -101,7 +101,7 @@ func apply(c *cli.Context) error {
 		return err
 	}
 	r := &change.Run{
-		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Wait: waiting(c, b), Calm: canaryReady, Say: b.say,
+		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Wait: waiting(c, b), Calm: canaryReady,
 		Write: func(t change.Target) error { return p.writeTarget(cl, want, found.InUse, t) },
 		Number: func(m facts.Manifest, inUse facts.Generation) (facts.Generation, error) {
 			m, err := secrets.Render(p.secretsDir(), m, &inUse)
