@@ -22,6 +22,8 @@ import (
 
 const (
 	askEvery = time.Second
+	// silentLimit is how long nodes that do not answer are asked again, all at once, before that counts. One that is busy misses a request.
+	silentLimit = 10 * time.Second
 	// trialLimit is longer than any trial of a seed that goes back by itself.
 	trialLimit = 15 * time.Minute
 	// hearLimit is how long a node may take to hear from its peers which generation is in use.
@@ -51,11 +53,73 @@ type Run struct {
 	before  *facts.Generation // what the cluster leaves; nil: not known yet
 	lost    map[string]bool   // nodes whose new machine may be unable to answer
 	stale   map[string]bool   // nodes that went back from a seed before this change
+	silent  map[string]bool   // nodes that were asked again for silentLimit, in vain
+}
+
+// Generation finds out which generation is in use.
+func (r *Run) Generation(ctx context.Context) (g operate.Generations, err error) {
+	err = r.insist(ctx, func() (silent []string, err error) {
+		if g, err = r.Cluster.Generation(ctx, r.Without); err != nil || g.Uncertain == nil {
+			return nil, err
+		}
+		for _, n := range g.Nodes {
+			if n.Status == nil && !slices.Contains(r.Without, n.Node) {
+				silent = append(silent, n.Node)
+			}
+		}
+		return silent, nil
+	})
+	return g, err
+}
+
+// firstLook is look that asks again while nodes that should answer do not.
+func (r *Run) firstLook(ctx context.Context, t Target) (s *seen, err error) {
+	err = r.insist(ctx, func() (silent []string, err error) {
+		var few *agree.Silent
+		if s, err = r.look(ctx, t); errors.As(err, &few) {
+			return few.Nodes, err
+		} else if err != nil {
+			return nil, err
+		}
+		for _, n := range s.Nodes {
+			if n.Silent && !n.Off && !slices.Contains(r.Without, n.Name) {
+				silent = append(silent, n.Name)
+			}
+		}
+		return silent, nil
+	})
+	return s, err
+}
+
+// insist repeats a question until no node is silent, for silentLimit at most, and once for each silent node.
+func (r *Run) insist(ctx context.Context, ask func() (silent []string, err error)) error {
+	for limit := (time.Time{}); ; {
+		silent, err := ask()
+		silent = slices.DeleteFunc(silent, func(name string) bool { return r.silent[name] })
+		if len(silent) == 0 || ctx.Err() != nil {
+			return err
+		}
+		if limit.IsZero() {
+			limit = time.Now().Add(silentLimit)
+			r.Wait.Say("%s: no answer yet, asking again for %s", words.List(silent, "and"), silentLimit)
+		} else if time.Now().After(limit) {
+			if r.silent == nil {
+				r.silent = map[string]bool{}
+			}
+			for _, name := range silent {
+				r.silent[name] = true
+			}
+			return err
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 // Plan returns what is left to do for the cluster to run the target. It changes nothing.
 func (r *Run) Plan(ctx context.Context, t Target) ([]Step, error) {
-	s, err := r.look(ctx, t)
+	s, err := r.firstLook(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +130,7 @@ func (r *Run) Plan(ctx context.Context, t Target) ([]Step, error) {
 // ready, all that have changed go back to what they were, and the error says so. Interrupted anywhere, it is continued by the next
 // Apply with the same content.
 func (r *Run) Apply(ctx context.Context, t Target) error {
-	s, err := r.look(ctx, t)
+	s, err := r.firstLook(ctx, t)
 	if err != nil {
 		return err
 	}

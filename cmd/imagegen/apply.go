@@ -35,7 +35,8 @@ func applyCommand() *cli.Command {
 			"made last; its data disk stays. The nodes of a role change one at a time, while the others are ready, and the one that has the\n" +
 			"virtual address or is the master comes last. New nodes start once all others know them; removed ones are turned off in the end.\n\n" +
 			"A node that is not ready in time goes back to its previous seed; then so do all that had changed, and apply ends with 1.\n" +
-			"Interrupted anywhere, apply goes on when it is run again. Of two that change the cluster at the same time one is told.\n\n" +
+			"Interrupted anywhere, apply goes on when it is run again. Of two that change the cluster at the same time one is told.\n" +
+			"Nodes that do not answer are asked again for 10 seconds before they count as silent.\n\n" +
 			"Asks before it begins; where there is no terminal, --yes is needed. Adding, removing or moving nodes of glusterfs is\n" +
 			"refused. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
 			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"steps\": [{\"node\", \"role\", \"action\", \"why\", \"notes\", \"needs\", \"agree\"}]}: the steps that\n" +
@@ -86,20 +87,8 @@ func apply(c *cli.Context) error {
 		return err
 	}
 	without := c.StringSlice("without")
-	found, err := cl.Generation(c.Context, without)
-	if err == nil {
-		err = found.Uncertain
-	}
-	if errors.Is(err, context.Canceled) {
-		return err
-	}
-	if err != nil {
-		return fmt.Errorf("it is not known what runs: %w", err)
-	}
-	want, err := p.want(keys, found.InUse, secrets.Number)
-	if err != nil {
-		return err
-	}
+	var found operate.Generations
+	var want wanted
 	r := &change.Run{
 		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Wait: waiting(c, b), Calm: canaryReady,
 		Write: func(t change.Target) error { return p.writeTarget(cl, want, found.InUse, t) },
@@ -110,6 +99,19 @@ func apply(c *cli.Context) error {
 			}
 			return signed(want.keys, m)
 		},
+	}
+	found, err = r.Generation(c.Context)
+	if err == nil {
+		err = found.Uncertain
+	}
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("it is not known what runs: %w", err)
+	}
+	if want, err = p.want(keys, found.InUse, secrets.Number); err != nil {
+		return err
 	}
 	if cl.Machines != nil {
 		if r.Power, err = p.power(c, b); err != nil {
