@@ -224,15 +224,18 @@ func (r *Run) remember(ctx context.Context, s *seen, t, before Target) error {
 	return ctx.Err()
 }
 
-// notReady says that a node does not work with its new seed.
-type notReady struct {
-	node string
-	why  error
+// notReady says that nodes do not work with their new seeds, and why.
+type notReady struct{ why map[string]error }
+
+func (e *notReady) Error() string {
+	var said []string
+	for _, name := range slices.Sorted(maps.Keys(e.why)) {
+		said = append(said, fmt.Sprintf("%s does not become ready: %v", name, e.why[name]))
+	}
+	return strings.Join(said, "; ")
 }
 
-func (e *notReady) Error() string { return fmt.Sprintf("%s does not become ready: %v", e.node, e.why) }
-
-// carryOut takes the nodes to the target, which is in use, one step after the other. With canary, if the first node to change gets a
+// carryOut takes the nodes to the target, which is in use, one round after the other. With canary, if the first node to change gets a
 // new machine, it must be ready for a while before the next changes; a node that takes over its seed must in any case.
 func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 	for {
@@ -247,27 +250,41 @@ func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 		if err != nil || len(steps) == 0 {
 			return err
 		}
-		step := steps[0]
-		if step.Action == Await {
+		if step := steps[0]; step.Action == Await {
 			if err := r.await(ctx, s, step.Node, step.Node+" is not changed", func(facts.NodeReport) bool { return true }); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := r.needs(ctx, s, step); err != nil {
-			return err
+		for i, step := range steps {
+			if step.Round != steps[0].Round {
+				break
+			}
+			if err := r.step(ctx, s, t, step, canary); err != nil {
+				// What others of the round have begun must have ended before anything else is done.
+				var broken *notReady
+				if i > 0 && ctx.Err() == nil && errors.As(r.settle(ctx, t), &broken) {
+					return broken
+				}
+				return err
+			}
 		}
-		if err := r.handOver(ctx, s, step); err != nil {
-			return err
-		}
-		if err := r.agree(ctx, s, t, step); err != nil {
-			return err
-		}
-		if err := r.do(ctx, s, t, step, canary); err != nil {
-			return err
-		}
-		canary = canary && (step.Action == Stop || step.Action == Remove)
+		canary = canary && (steps[0].Action == Stop || steps[0].Action == Remove)
 	}
+}
+
+// step carries out a step once it may begin.
+func (r *Run) step(ctx context.Context, s *seen, t Target, step Step, canary bool) error {
+	if err := r.needs(ctx, s, step); err != nil {
+		return err
+	}
+	if err := r.handOver(ctx, s, step); err != nil {
+		return err
+	}
+	if err := r.agree(ctx, s, t, step); err != nil {
+		return err
+	}
+	return r.do(ctx, s, t, step, canary)
 }
 
 // do carries out a step.
@@ -297,7 +314,7 @@ func (r *Run) do(ctx context.Context, s *seen, t Target, step Step, canary bool)
 			return ctx.Err()
 		}
 		if err != nil {
-			return &notReady{node, err}
+			return &notReady{map[string]error{node: err}}
 		}
 		r.Wait.Say("%s: ready", node)
 	}
@@ -394,22 +411,13 @@ func (r *Run) needs(ctx context.Context, s *seen, step Step) error {
 
 // handOver has the node of a step hand over what it leads, before its daemons stop. Where no other node works, nobody could take over.
 func (r *Run) handOver(ctx context.Context, s *seen, step Step) error {
-	if len(step.Needs) == 0 || !s.stops(step) {
+	if len(step.Needs) == 0 || s.node(step.Node).Leads == "" || !s.stops(step) {
 		return nil
 	}
 	if err := r.Cluster.HandOver(ctx, r.Wait, step.Node, step.Node+" is not changed", s.addresses); err != nil {
 		return err
 	}
 	return r.needs(ctx, s, step) // others may have to follow a new master first
-}
-
-// stops tells whether a step stops daemons of a node that leads.
-func (s *seen) stops(step Step) bool {
-	i := slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })
-	if i < 0 || s.Nodes[i].Leads == "" {
-		return false
-	}
-	return step.Action != TakeOver || len(s.Nodes[i].Takeover.Stop) > 0
 }
 
 // agree waits until the nodes that a step names count the members that it needs, and says what for.
@@ -530,49 +538,63 @@ func (r *Run) calm(ctx context.Context, ip netip.Addr, node string) error {
 	return nil
 }
 
-// settle waits until no node is on trial with its new seed, and has those that have passed erase the one before.
+// settle waits until no node is on trial with its new seed, and has those that have passed erase the one before. If some have failed, it
+// still waits for the others, which can change again only after that.
 func (r *Run) settle(ctx context.Context, t Target) error {
 	s, err := r.look(ctx, t)
 	if err != nil {
 		return err
 	}
+	failed := map[string]error{}
 	limit := time.Now().Add(trialLimit)
 	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
-		report, err := s.reports[name], error(nil)
-		for said := false; ; {
-			trial := report.Trial
-			if err == nil && (trial == nil || trial.Seed != t.seedOf(name)) {
-				break
-			}
-			if err == nil && trial.State == facts.TrialPassed {
-				if err = r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err == nil {
-					r.Wait.Say("%s: ready with its new seed", name)
-					break
-				}
-			}
-			if err == nil && trial.State == facts.TrialReturned {
-				if r.stale[name] {
-					break
-				}
-				return &notReady{name, errors.New("it has gone back to its previous seed: " + cmp.Or(trial.Detail, "it did not say why"))}
-			}
-			if !said && err == nil {
-				said = true
-				r.Wait.Say("%s: on trial with its new seed", name)
-			}
-			if time.Now().After(limit) {
-				return &notReady{name, fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))}
-			}
-			if err := pause(ctx); err != nil {
-				return err
-			}
-			report, err = r.Cluster.Agents.Ask(ctx, name, s.addresses[name])
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
+		if err := r.trial(ctx, s, t, name, limit); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
+			failed[name] = err
 		}
 	}
+	if len(failed) > 0 {
+		return &notReady{failed}
+	}
 	return nil
+}
+
+// trial waits until a node is not on trial with its new seed; an error says why it does not work with it.
+func (r *Run) trial(ctx context.Context, s *seen, t Target, name string, limit time.Time) error {
+	report, err := s.reports[name], error(nil)
+	for said := false; ; {
+		trial := report.Trial
+		if err == nil && (trial == nil || trial.Seed != t.seedOf(name)) {
+			return nil
+		}
+		if err == nil && trial.State == facts.TrialPassed {
+			if err = r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err == nil {
+				r.Wait.Say("%s: ready with its new seed", name)
+				return nil
+			}
+		}
+		if err == nil && trial.State == facts.TrialReturned {
+			if r.stale[name] {
+				return nil
+			}
+			return errors.New("it has gone back to its previous seed: " + cmp.Or(trial.Detail, "it did not say why"))
+		}
+		if !said && err == nil {
+			said = true
+			r.Wait.Say("%s: on trial with its new seed", name)
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+		report, err = r.Cluster.Agents.Ask(ctx, name, s.addresses[name])
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 }
 
 // seedOf returns the digest of a node's seed; empty: the target has no such node.
@@ -594,7 +616,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 	for _, n := range s.Nodes {
 		was, had := before.Member(n.Name)
 		is, has := t.Member(n.Name)
-		if !had || !has || was == is || !n.done() && n.Name != broken.node || n.Seed == was.Seed && was.Image == is.Image {
+		if !had || !has || was == is || !n.done() && broken.why[n.Name] == nil || n.Seed == was.Seed && was.Image == is.Image {
 			continue
 		}
 		moved = append(moved, n.Name)
@@ -623,7 +645,10 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 		back.Seeds[name] = seed
 	}
 	r.Wait.Say("%v; the change is being undone", broken)
-	r.lost = map[string]bool{broken.node: true}
+	r.lost = map[string]bool{}
+	for name := range broken.why {
+		r.lost[name] = true
+	}
 	r.before = &t.Generation
 	if s, err = r.look(ctx, back); err == nil {
 		err = r.write(back)
@@ -641,7 +666,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 		return stopped("%v", err)
 	}
 	what := "no other node had changed"
-	if moved = slices.DeleteFunc(moved, func(name string) bool { return name == broken.node }); len(moved) > 0 {
+	if moved = slices.DeleteFunc(moved, func(name string) bool { return broken.why[name] != nil }); len(moved) > 0 {
 		what = words.List(moved, "and") + " went back as well"
 	}
 	return fmt.Errorf("%w; the change is undone: generation %d has the earlier configuration again, and %s", broken, g.Number, what)

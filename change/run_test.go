@@ -40,13 +40,17 @@ type agents struct {
 	deaf   map[string]int // so many connections to a node fail; negative: all
 	agreed bool           // the cluster has agreed on generation two
 	seeds  map[string]string
+	trials map[string]*facts.Trial
+	fails  string         // a node that goes back
+	asked  map[string]int // how often a node on trial was asked
+	events []string
 	said   []string
 }
 
 // newAgents starts the agents of nodes that all run generation one, and makes a change to generation two.
 func newAgents(t *testing.T, names ...string) *agents {
 	t.Helper()
-	a := &agents{spec: &cluster.Spec{Cluster: "otus"}, deaf: map[string]int{}, seeds: map[string]string{}}
+	a := &agents{spec: &cluster.Spec{Cluster: "otus"}, deaf: map[string]int{}, seeds: map[string]string{}, trials: map[string]*facts.Trial{}, asked: map[string]int{}}
 	byIP := map[string]string{}
 	for i, name := range names {
 		role := strings.TrimRight(name, "0123456789")
@@ -107,9 +111,19 @@ func newAgents(t *testing.T, names ...string) *agents {
 		})
 	}
 	handle("GET "+facts.StatePath, func(node string, _ *http.Request) any {
+		// A trial lasts for some looks; that of the node that fails ends at once.
+		if trial := a.trials[node]; trial != nil && trial.State == facts.TrialRunning {
+			switch a.asked[node]++; {
+			case node == a.fails:
+				trial.State, trial.Detail, a.seeds[node] = facts.TrialReturned, "its daemon failed", trial.Previous
+				a.events = append(a.events, node+" goes back")
+			case a.asked[node] > 2:
+				trial.State = facts.TrialPassed
+			}
+		}
 		return facts.NodeReport{
 			Cluster: "otus", ClusterID: keys.ClusterID, Node: facts.Peer{Name: node, Role: strings.TrimRight(node, "0123456789")},
-			Ready: true, Made: facts.Made{Seed: a.seeds[node]},
+			Ready: true, Made: facts.Made{Seed: a.seeds[node]}, Trial: a.trials[node],
 		}
 	})
 	handle("GET "+facts.GenerationPath, func(node string, r *http.Request) any {
@@ -127,7 +141,17 @@ func newAgents(t *testing.T, names ...string) *agents {
 	})
 	handle("POST "+facts.TakeoverPath, func(node string, r *http.Request) any {
 		m, _ := a.two.Member(node)
+		if r.FormValue("plan") == "" {
+			a.trials[node] = &facts.Trial{State: facts.TrialRunning, Seed: m.Seed, Previous: a.seeds[node]}
+			a.seeds[node] = m.Seed
+			a.events = append(a.events, node+" takes over")
+		}
 		return facts.Plan{Seed: m.Seed, Files: []facts.FileChange{{Path: "/etc/f", What: "changed"}}, Stop: []string{"x.service"}}
+	})
+	handle("POST "+facts.ConfirmPath, func(node string, _ *http.Request) any {
+		a.trials[node] = nil
+		a.events = append(a.events, node+" has passed")
+		return []byte(nil)
 	})
 	ca := x509.NewCertPool()
 	ca.AppendCertsFromPEM(keys.CA.Cert)
@@ -202,5 +226,36 @@ func TestSilentForAMoment(t *testing.T) {
 	var refused *Refused
 	if _, err := a.run.Plan(t.Context(), a.target); !errors.As(err, &refused) || len(a.said) > 0 {
 		t.Errorf("without it, there is no majority: %v, said %q", err, a.said)
+	}
+}
+
+// Nodes of one round are on trial at the same time, and the next round begins when all have passed. If one fails, the others' trials end
+// before that is said.
+func TestRounds(t *testing.T) {
+	names := []string{"redis1", "redis2", "percona1", "percona2"}
+	a := newAgents(t, append(names, "glusterfs1", "glusterfs2", "glusterfs3")...)
+	for _, m := range a.two.Members[4:] {
+		a.seeds[m.Name] = m.Seed // they have it
+	}
+	a.agreed, a.run.stale = true, map[string]bool{}
+	if err := a.run.carryOut(t.Context(), a.target, true); err != nil {
+		t.Fatal(err)
+	}
+	order := strings.Join(a.events, ", ")
+	if want := "redis1 takes over, percona1 takes over, percona1 has passed, redis1 has passed, redis2 takes over, percona2 takes over, percona2 has passed, redis2 has passed"; order != want {
+		t.Errorf("%s\nwant %s", order, want)
+	}
+
+	a.fails, a.events = "percona1", nil
+	for _, m := range a.one.Members[:4] {
+		a.seeds[m.Name], a.asked[m.Name] = m.Seed, 0
+	}
+	var broken *notReady
+	err := a.run.carryOut(t.Context(), a.target, true)
+	if !errors.As(err, &broken) || err.Error() != "percona1 does not become ready: it has gone back to its previous seed: its daemon failed" {
+		t.Errorf("a round of which one fails: %v", err)
+	}
+	if got := strings.Join(a.events, ", "); got != "redis1 takes over, percona1 takes over, percona1 goes back, redis1 has passed" {
+		t.Errorf("a round of which one fails: %s", got)
 	}
 }
