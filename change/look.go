@@ -3,7 +3,6 @@ package change
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -145,7 +144,7 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 	}
 	for _, n := range g.Nodes {
 		report, answers := s.reports[n.Node]
-		node := Node{Name: n.Node, Silent: !answers, Seed: report.Seed, Image: report.Image, Ready: report.Ready, Joint: report.Joint != nil, Leads: s.leads(n.Node), Takeover: plans[n.Node]}
+		node := Node{Name: n.Node, Silent: !answers, Seed: report.Seed, Image: report.Image, Ready: report.Ready, Joint: report.Joint != nil, Leads: operate.Leads(n.Node, s.reports), Takeover: plans[n.Node]}
 		if m, ok := t.Member(n.Node); ok {
 			node.Is, node.Role = &m, m.Role
 		}
@@ -232,38 +231,4 @@ func previous(g operate.Generations, t Target) facts.Generation {
 		}
 	}
 	return *g.InUse // nobody runs an earlier one
-}
-
-// isMaster tells whether a node has the master of its role.
-func isMaster(r facts.NodeReport) bool {
-	return slices.ContainsFunc(r.Order, func(name string) bool { return r.Components[name].Is == "master" })
-}
-
-// leads says why a node should be the last of its role.
-func (s *seen) leads(node string) string {
-	r, ok := s.reports[node]
-	if !ok {
-		return ""
-	}
-	if len(r.Holds) > 0 {
-		return "holds " + strings.Join(r.Holds, " and ")
-	}
-	if isMaster(r) {
-		return fmt.Sprintf("is the master of %s", r.Node.Role)
-	}
-	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
-		other := s.reports[name]
-		for _, c := range other.Components {
-			sends, ok := strings.CutPrefix(c.Is, "sending ")
-			if !ok || len(other.Holds) == 0 {
-				continue
-			}
-			for to := range strings.SplitSeq(sends, ", ") {
-				if what, server, _ := strings.Cut(to, " to "); server == node {
-					return fmt.Sprintf("gets what %s sends to %s", name, what)
-				}
-			}
-		}
-	}
-	return ""
 }

@@ -43,32 +43,6 @@ func TestBuiltInRoles(t *testing.T) {
 	}
 }
 
-func TestLeads(t *testing.T) {
-	report := func(holds, component, is string) facts.NodeReport {
-		r := facts.NodeReport{Order: []string{"x"}, Components: map[string]facts.ComponentReport{"x": {Is: is}}, Node: facts.Peer{Role: component}}
-		if holds != "" {
-			r.Holds = []string{holds}
-		}
-		return r
-	}
-	s := &seen{reports: map[string]facts.NodeReport{
-		"databalancer1": report("10.0.0.9", "databalancer", "sending mysql to percona2, redis to redis1, http to web1 and web2"),
-		"databalancer2": report("", "databalancer", "sending mysql to percona1"),
-		"redis1":        report("", "redis", "master"),
-		"percona1":      report("", "percona", "3 of 3 members"),
-		"percona2":      report("", "percona", "3 of 3 members"),
-		"web1":          report("", "web", ""),
-	}}
-	for node, want := range map[string]string{
-		"databalancer1": "holds 10.0.0.9", "databalancer2": "", "redis1": "is the master of redis", "percona1": "",
-		"percona2": "gets what databalancer1 sends to mysql", "web1": "", "silent": "",
-	} {
-		if got := s.leads(node); got != want {
-			t.Errorf("%s: %q, want %q", node, got, want)
-		}
-	}
-}
-
 // previous is what the cluster leaves: the generation in use or, once the target is in use, the one before it, if a node still runs it.
 func TestPrevious(t *testing.T) {
 	generation := func(number int, parent string) facts.Generation {

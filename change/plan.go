@@ -1,7 +1,18 @@
 // Package change takes a running cluster from one generation of its configuration to the next.
 //
-// The plan is a pure function of what the nodes report, and only its first step is ever carried out before the next one is made. So
+// The plan is a pure function of what the nodes report, and only its first round is ever carried out before the next one is made. So
 // whoever has the spec and the secrets can go on after an interruption: nothing is remembered anywhere else.
+//
+// A round is one step, or several on nodes of different roles whose trials may overlap. All of them must have passed before the next round
+// begins, so the first node of each role is a canary for its others. Steps share a round only if
+//
+//   - all are takeovers: machines are made and turned off one at a time;
+//   - none of their roles uses another, directly or through others, and no role that has steps left before them is so related to theirs.
+//     So roles change in their order, and a balancer never together with what is behind it;
+//   - none restarts a node that leads: visitors meet one failover at a time;
+//   - the others of their roles are ready, and there are some where daemons stop. So if all nodes of a round are lost, each role has
+//     what it has when it loses that one;
+//   - most of those who vote on generations answer and are not in the round, so that it can be undone.
 package change
 
 import (
@@ -63,6 +74,7 @@ const (
 
 // Step is one step of a plan, on one node.
 type Step struct {
+	Round  int      `json:"round"` // from 1; steps of one round are carried out at the same time
 	Node   string   `json:"node"`
 	Role   string   `json:"role"`
 	Action Action   `json:"action"`
@@ -82,7 +94,7 @@ func (e *Refused) Error() string {
 	return "this change is refused: " + strings.Join(e.Reasons, "; ")
 }
 
-// Plan returns the steps that are left, in order; none: the cluster runs what it should. Existing nodes come first, those that connect
+// Plan returns the steps that are left, in order of their rounds; none: the cluster runs what it should. Existing nodes come first, those that connect
 // to others before those: so nobody is sent to a node that is about to leave, and all know a new node before it starts. Then come new
 // nodes and those that move to another address, and removed nodes last.
 //
@@ -109,7 +121,87 @@ func Plan(s State) ([]Step, error) {
 		}
 		newcomers = append(arrive, newcomers...) // those that others connect to come first
 	}
-	return slices.Concat(existing, newcomers, removals), nil
+	return s.rounds(slices.Concat(existing, newcomers, removals)), nil
+}
+
+// rounds numbers the steps that are left by rounds (see the package's comment), and orders them so.
+func (s State) rounds(left []Step) (steps []Step) {
+	uses := s.uses()
+	ready := map[string]bool{} // now, or once earlier rounds are done
+	for _, n := range s.Nodes {
+		ready[n.Name] = n.Ready
+	}
+	for round := 1; len(left) > 0; round++ {
+		var now, later []Step
+		for _, step := range left {
+			related := func(o Step) bool { return o.Role == step.Role || uses[o.Role][step.Role] || uses[step.Role][o.Role] }
+			unready := func(name string) bool { return !ready[name] }
+			if len(now) > 0 && (!s.overlaps(now[0]) || !s.overlaps(step) || slices.ContainsFunc(step.Needs, unready) ||
+				slices.ContainsFunc(now, related) || slices.ContainsFunc(later, related) || !s.undoable(now, step)) {
+				later = append(later, step)
+				continue
+			}
+			step.Round = round
+			now = append(now, step)
+		}
+		for _, step := range now {
+			ready[step.Node] = step.Action != Stop && step.Action != Remove
+		}
+		steps, left = append(steps, now...), later
+	}
+	return steps
+}
+
+// overlaps tells whether a step may share its round.
+func (s State) overlaps(step Step) bool {
+	return step.Action == TakeOver && (!s.stops(step) || s.node(step.Node).Leads == "" && len(step.Needs) > 0)
+}
+
+// stops tells whether a step stops daemons.
+func (s State) stops(step Step) bool {
+	return step.Action != TakeOver || len(s.node(step.Node).Takeover.Stop) > 0
+}
+
+// undoable tells whether the cluster could still agree on a generation if all nodes of these steps were lost.
+func (s State) undoable(now []Step, step Step) bool {
+	var target facts.Manifest
+	for _, n := range s.Nodes {
+		if n.Is != nil {
+			target.Members = append(target.Members, *n.Is)
+		}
+	}
+	electorate, vote := target.Electorate(), 0
+	for _, m := range electorate {
+		n := s.node(m.Name)
+		if !n.Silent && !n.Off && n.Name != step.Node && !slices.ContainsFunc(now, func(o Step) bool { return o.Node == n.Name }) {
+			vote++
+		}
+	}
+	return 2*vote > len(electorate)
+}
+
+// node returns a node of the plan.
+func (s State) node(name string) Node {
+	return s.Nodes[slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == name })]
+}
+
+// uses returns which roles each role uses, directly or through others.
+func (s State) uses() map[string]map[string]bool {
+	direct, all := map[string][]string{}, map[string]map[string]bool{}
+	for _, r := range s.Roles {
+		direct[r.Name] = r.Uses
+	}
+	for _, r := range s.Roles {
+		reached := map[string]bool{}
+		for next := slices.Clone(r.Uses); len(next) > 0; next = next[1:] {
+			if !reached[next[0]] {
+				reached[next[0]] = true
+				next = append(next, direct[next[0]]...)
+			}
+		}
+		all[r.Name] = reached
+	}
+	return all
 }
 
 // steps returns the changes of the nodes of a role that are there already.

@@ -63,12 +63,29 @@ func running(n *Node) {
 }
 func noTakeover(n *Node) { n.Takeover = nil }
 func swapped(n *Node)    { n.Is.Index++ }
+func restarts(n *Node)   { n.Takeover.Stop = []string{"x.service"} }
+func data(n *Node)       { n.Is.Data = true }
+
+// storage returns the nodes of three roles that do not use each other, and restart.
+func storage(edits map[string]func(*Node)) (nodes []Node) {
+	for _, name := range []string{"glusterfs1", "glusterfs2", "glusterfs3", "redis1", "redis2", "redis3", "percona1", "percona2", "percona3"} {
+		n := node(name, restarts, data)
+		if edit := edits[name]; edit != nil {
+			edit(&n)
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
 
 // brief describes a plan in short: each step's action, node, and needs.
 func brief(steps []Step) string {
 	var all []string
-	for _, s := range steps {
+	for i, s := range steps {
 		said := string(s.Action) + " " + s.Node
+		if i > 0 && s.Round == steps[i-1].Round {
+			said = "with that " + said
+		}
 		if len(s.Needs) > 0 {
 			said += " (" + strings.Join(s.Needs, " ") + ")"
 		}
@@ -149,6 +166,51 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// Nodes of roles that do not use each other change at the same time, and those that lead alone.
+func TestPlanRounds(t *testing.T) {
+	edit := func(pairs ...any) map[string]func(*Node) {
+		all := map[string]func(*Node){}
+		for i := 0; i < len(pairs); i += 2 {
+			all[pairs[i].(string)] = pairs[i+1].(func(*Node))
+		}
+		return all
+	}
+	clients := []Node{node("web1", restarts), node("web2", restarts), node("backend1", restarts), node("backend2", restarts)}
+	for name, c := range map[string]struct {
+		nodes []Node
+		want  string // the nodes of each round
+	}{
+		"all":                     {storage(nil), "glusterfs1 redis1 percona1, glusterfs2 redis2 percona2, glusterfs3 redis3 percona3"},
+		"some lead":               {storage(edit("redis1", leads, "percona3", leads)), "glusterfs1 redis2 percona1, glusterfs2 redis3 percona2, glusterfs3, redis1, percona3"},
+		"one is done":             {storage(edit("glusterfs1", done, "glusterfs2", done, "glusterfs3", done)), "redis1 percona1, redis2 percona2, redis3 percona3"},
+		"one is not ready":        {storage(edit("percona2", unready)), "glusterfs1 redis1 percona2, glusterfs2 redis2 percona1, glusterfs3 redis3 percona3"},
+		"another is not ready":    {storage(edit("percona1", func(n *Node) { done(n); unready(n) })), "glusterfs1 redis1, glusterfs2 redis2, glusterfs3 redis3, percona2, percona3"},
+		"one is replaced":         {storage(edit("redis1", mustReplace)), "glusterfs1 percona1, glusterfs2 percona2, glusterfs3 percona3, redis1, redis2, redis3"},
+		"the clients come first":  {append(clients, storage(nil)...), "web1, web2, backend1, backend2, glusterfs1 redis1 percona1, glusterfs2 redis2 percona2, glusterfs3 redis3 percona3"},
+		"a role through another":  {[]Node{node("backend1"), node("backend2"), node("redis1"), node("redis2"), node("redis3")}, "backend1, backend2, redis1, redis2, redis3"},
+		"a majority must be left": {[]Node{node("glusterfs1", data, restarts), node("glusterfs2", data, same), node("percona1", data, restarts), node("percona2", data, same)}, "glusterfs1, percona1"},
+	} {
+		steps, err := Plan(State{Roles: reference, Nodes: c.nodes})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got := ""
+		for i, s := range steps {
+			switch {
+			case i > 0 && s.Round == steps[i-1].Round:
+				got += " "
+			case i > 0:
+				got += ", "
+			}
+			got += s.Node
+		}
+		if got != c.want {
+			t.Errorf("%s:\n got %s\nwant %s", name, got, c.want)
+		}
+	}
+}
+
 // What a plan says is what an operator agrees to.
 func TestPlanSays(t *testing.T) {
 	restarts := func(n *Node) { n.Takeover.Stop, n.Takeover.Reload = []string{"nginx.service"}, []string{"x.service"} }
@@ -221,11 +283,12 @@ func randomState(r *rand.Rand) State {
 			for _, e := range []struct {
 				edit func(*Node)
 				one  int // in so many
-			}{{same, 3}, {image, 6}, {mustReplace, 4}, {noTakeover, 8}, {unready, 8}} {
+			}{{restarts, 2}, {same, 3}, {image, 6}, {mustReplace, 4}, {noTakeover, 8}, {unready, 8}} {
 				if r.IntN(e.one) == 0 {
 					e.edit(&n)
 				}
 			}
+			n.Is.Data = role.Quorum
 			if i == leader && n.Ready {
 				leads(&n)
 			}
@@ -254,7 +317,7 @@ func randomState(r *rand.Rand) State {
 		}
 		if role.Joint && r.IntN(3) == 0 {
 			for i := range 1 + r.IntN(2) {
-				s.Nodes = append(s.Nodes, node(fmt.Sprint(role.Name, count+1+i), added))
+				s.Nodes = append(s.Nodes, node(fmt.Sprint(role.Name, count+1+i), added, data))
 			}
 		}
 	}
@@ -285,14 +348,68 @@ func carryOut(s *State, step Step) {
 	}
 }
 
-// Whatever the cluster and the change: steps one at a time end with every node running its new seed, never take a role below its
-// majority or below one node that works, where there is another, and newcomers come when all others know them. After each step
-// one less is left, so whoever goes on after an interruption comes to the same end.
+// inFront are the roles through which visitors come to each role that may share a round.
+var inFront = map[string][]string{
+	"glusterfs": {"balancer", "web", "backend"}, "databalancer": {"balancer", "web", "backend"},
+	"redis": {"balancer", "web", "backend", "databalancer"}, "percona": {"balancer", "web", "backend", "databalancer"},
+}
+
+// together says why the steps of a round must not be carried out at the same time; empty: they may.
+func together(s State, round []Step) string {
+	roles := map[string]bool{}
+	lost := map[string]bool{}
+	for i, step := range round {
+		n := s.Nodes[slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })]
+		lost[n.Name] = true
+		ready := 0
+		for _, o := range s.Nodes {
+			if slices.Contains(inFront[n.Role], o.Role) && o.stays() && !o.done() {
+				return fmt.Sprintf("%s changes before %s, which comes before it", n.Name, o.Name)
+			}
+			if o.Role == n.Role && o.Name != n.Name && o.Ready {
+				ready++
+			}
+			if i > 0 && slices.Contains(step.Needs, o.Name) && !o.Ready {
+				return fmt.Sprintf("%s would wait for %s while others change", n.Name, o.Name)
+			}
+		}
+		switch {
+		case step.Action != TakeOver:
+			return fmt.Sprintf("%s of %s beside others", step.Action, n.Name)
+		case roles[n.Role]:
+			return "two nodes of " + n.Role
+		case inFront[n.Role] == nil || slices.ContainsFunc(round, func(o Step) bool { return slices.Contains(inFront[n.Role], o.Role) }):
+			return n.Role + " uses, or is used by, another of the round"
+		case len(n.Takeover.Stop) > 0 && n.Leads != "":
+			return n.Name + " leads"
+		case len(n.Takeover.Stop) > 0 && ready == 0 && i > 0:
+			return "no node of " + n.Role + " would be left"
+		}
+		roles[n.Role] = true
+	}
+	voters, left := 0, 0
+	for _, n := range s.Nodes {
+		if n.Is != nil && n.Is.Data {
+			if voters++; !n.Off && !n.Silent && !lost[n.Name] {
+				left++
+			}
+		}
+	}
+	if 2*left <= voters {
+		return fmt.Sprintf("%d of %d voters would be left", left, voters)
+	}
+	return ""
+}
+
+// Whatever the cluster and the change: rounds one at a time end with every node running its new seed, never take a role below its
+// majority or below one node that works, where there is another, and newcomers come when all others know them. After each round
+// so many steps less are left as were carried out, so whoever goes on after an interruption comes to the same end.
 func TestPlansOfAnyCluster(t *testing.T) {
 	const histories = 5_000
-	planned, refused, joint := 0, 0, 0
+	planned, refused, joint, shared := 0, 0, 0, 0
 	for seed := range uint64(histories) {
-		s := randomState(rand.New(rand.NewPCG(seed, 15)))
+		random := rand.New(rand.NewPCG(seed, 15))
+		s := randomState(random)
 		steps, err := Plan(s)
 		if err != nil {
 			refused++
@@ -310,103 +427,117 @@ func TestPlansOfAnyCluster(t *testing.T) {
 		}
 		arrived, removal := false, false
 		for len(steps) > 0 {
-			step := steps[0]
-			i := slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })
-			n := s.Nodes[i]
-			role := reference[slices.IndexFunc(reference, func(r Role) bool { return r.Name == n.Role })]
-			if step.Action == Await {
-				fail("it waits for a node that is known")
+			round := slices.Clone(steps)
+			if next := slices.IndexFunc(steps, func(s Step) bool { return s.Round > 1 }); next >= 0 {
+				round = round[:next]
 			}
-			// The step begins only when these are ready.
-			for j := range s.Nodes {
-				if slices.Contains(step.Needs, s.Nodes[j].Name) {
-					if s.Nodes[j].Off {
-						fail("%s waits for %s, which is off", step.Node, s.Nodes[j].Name)
-					}
-					s.Nodes[j].Ready = true
+			if len(round) > 1 {
+				shared++
+				if why := together(s, round); why != "" {
+					fail("in one round: %s", why)
 				}
 			}
-			ready, others := 0, 0
-			// Of the members before the change, and of all that count now, which are newcomers as well once they are there and no
-			// removed ones that are off: how many there are, and how many others are ready.
-			var members, work [2]int
-			complete := true // all that stay are what they should be, and ready
-			for _, o := range s.Nodes {
-				if o.Role != n.Role {
-					continue
+			// An interruption may leave any of them out.
+			random.Shuffle(len(round), func(i, j int) { round[i], round[j] = round[j], round[i] })
+			round = round[:1+random.IntN(len(round))]
+			for _, step := range round {
+				i := slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })
+				n := s.Nodes[i]
+				role := reference[slices.IndexFunc(reference, func(r Role) bool { return r.Name == n.Role })]
+				if step.Action == Await {
+					fail("it waits for a node that is known")
 				}
-				in := [2]bool{o.Was != nil, o.Was != nil && !(o.Is == nil && o.Off) || o.done()}
-				for g := range in {
-					if in[g] {
-						members[g]++
-					}
-					if in[g] && o.Ready && o.Name != n.Name {
-						work[g]++
+				// The step begins only when these are ready.
+				for j := range s.Nodes {
+					if slices.Contains(step.Needs, s.Nodes[j].Name) {
+						if s.Nodes[j].Off {
+							fail("%s waits for %s, which is off", step.Node, s.Nodes[j].Name)
+						}
+						s.Nodes[j].Ready = true
 					}
 				}
-				complete = complete && (o.Is == nil || o.done() && o.Ready)
-				if o.Name != n.Name && o.stays() {
-					others++
-					if o.Ready {
-						ready++
-					}
-				}
-			}
-			if leaves := n.Is == nil; role.Quorum && leaves && work[1] > 0 {
-				// The agents wait until all others work without it, and forget who were members before.
-				if !complete || !slices.Equal(step.Agree, present(n, s.of(n.Role))) {
-					fail("%s leaves before the others work without it", n.Name)
-				}
-			} else if role.Quorum && !leaves && (n.Ready || n.arrives()) {
-				for g := range members {
-					if work[g] < members[g]/2+1 {
-						fail("%s %s leaves %d of %d members of %s", step.Action, n.Name, work[g], members[g], n.Role)
-					}
-				}
-			}
-			if role.Joint && n.arrives() && !slices.Equal(step.Agree, present(n, s.of(n.Role))) {
-				fail("%s comes before the others agree that it is a member", n.Name)
-			}
-			if n.Ready && n.stays() && others > 0 && ready == 0 && n.Apart == "" {
-				fail("%s %s leaves no node of %s", step.Action, n.Name, n.Role)
-			}
-			switch {
-			case n.Is == nil:
-				removal = removal || !role.VIP
-			case n.arrives() && step.Action != Stop:
-				arrived = true
+				ready, others := 0, 0
+				// Of the members before the change, and of all that count now, which are newcomers as well once they are there and no
+				// removed ones that are off: how many there are, and how many others are ready.
+				var members, work [2]int
+				complete := true // all that stay are what they should be, and ready
 				for _, o := range s.Nodes {
-					if o.stays() && !o.done() {
-						fail("%s comes before %s knows it", n.Name, o.Name)
-					}
-				}
-				if removal {
-					fail("%s comes after a removal", n.Name)
-				}
-			case arrived || removal:
-				fail("%s changes after newcomers or removals", n.Name)
-			}
-			// Two that do not know each other, or whose settings differ, would both hold the virtual address.
-			if role.VIP {
-				for _, o := range s.Nodes {
-					if o.Role != n.Role || o.Name == n.Name || o.Off || step.Action == Stop || step.Action == Remove {
+					if o.Role != n.Role {
 						continue
 					}
-					if n.Apart != "" && n.stays() && o.stays() && !o.done() {
-						fail("%s of %s beside %s with other settings", step.Action, n.Name, o.Name)
+					in := [2]bool{o.Was != nil, o.Was != nil && !(o.Is == nil && o.Off) || o.done()}
+					for g := range in {
+						if in[g] {
+							members[g]++
+						}
+						if in[g] && o.Ready && o.Name != n.Name {
+							work[g]++
+						}
 					}
-					if n.stays() && o.Was != nil && !o.stays() && !(o.Is != nil && o.done()) {
-						fail("%s of %s, which would no longer know %s", step.Action, n.Name, o.Name)
+					complete = complete && (o.Is == nil || o.done() && o.Ready)
+					if o.Name != n.Name && o.stays() {
+						others++
+						if o.Ready {
+							ready++
+						}
 					}
 				}
+				if leaves := n.Is == nil; role.Quorum && leaves && work[1] > 0 {
+					// The agents wait until all others work without it, and forget who were members before.
+					if !complete || !slices.Equal(step.Agree, present(n, s.of(n.Role))) {
+						fail("%s leaves before the others work without it", n.Name)
+					}
+				} else if role.Quorum && !leaves && (n.Ready || n.arrives()) {
+					for g := range members {
+						if work[g] < members[g]/2+1 {
+							fail("%s %s leaves %d of %d members of %s", step.Action, n.Name, work[g], members[g], n.Role)
+						}
+					}
+				}
+				if role.Joint && n.arrives() && !slices.Equal(step.Agree, present(n, s.of(n.Role))) {
+					fail("%s comes before the others agree that it is a member", n.Name)
+				}
+				if n.Ready && n.stays() && others > 0 && ready == 0 && n.Apart == "" {
+					fail("%s %s leaves no node of %s", step.Action, n.Name, n.Role)
+				}
+				switch {
+				case n.Is == nil:
+					removal = removal || !role.VIP
+				case n.arrives() && step.Action != Stop:
+					arrived = true
+					for _, o := range s.Nodes {
+						if o.stays() && !o.done() {
+							fail("%s comes before %s knows it", n.Name, o.Name)
+						}
+					}
+					if removal {
+						fail("%s comes after a removal", n.Name)
+					}
+				case arrived || removal:
+					fail("%s changes after newcomers or removals", n.Name)
+				}
+				// Two that do not know each other, or whose settings differ, would both hold the virtual address.
+				if role.VIP {
+					for _, o := range s.Nodes {
+						if o.Role != n.Role || o.Name == n.Name || o.Off || step.Action == Stop || step.Action == Remove {
+							continue
+						}
+						if n.Apart != "" && n.stays() && o.stays() && !o.done() {
+							fail("%s of %s beside %s with other settings", step.Action, n.Name, o.Name)
+						}
+						if n.stays() && o.Was != nil && !o.stays() && !(o.Is != nil && o.done()) {
+							fail("%s of %s, which would no longer know %s", step.Action, n.Name, o.Name)
+						}
+					}
+				}
+				carryOut(&s, step)
 			}
-			carryOut(&s, step)
 			rest, err := Plan(s)
 			if err != nil {
-				fail("after %s %s: %v", step.Action, step.Node, err)
+				fail("after %s: %v", brief(round), err)
 			}
-			if len(rest) != len(steps)-1 { // the order may be another, because others are ready or lead now
-				fail("after %s %s the plan is %s", step.Action, step.Node, brief(rest))
+			if len(rest) != len(steps)-len(round) { // the order may be another, because others are ready or lead now
+				fail("after %s the plan is %s", brief(round), brief(rest))
 			}
 			steps = rest
 		}
@@ -416,8 +547,8 @@ func TestPlansOfAnyCluster(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d plans, %d of them with other members where a majority decides, and %d refused, of %d", planned, joint, refused, histories)
-	if planned < histories/4 || joint < histories/10 || refused < histories/100 {
-		t.Errorf("%d plans, %d with other members, %d refused: too few of one kind to mean anything", planned, joint, refused)
+	t.Logf("%d plans, %d of them with other members where a majority decides, %d refused, of %d, and %d rounds of several steps", planned, joint, refused, histories, shared)
+	if planned < histories/4 || joint < histories/10 || refused < histories/100 || shared < histories/10 {
+		t.Errorf("%d plans, %d with other members, %d refused, %d rounds of several steps: too few of one kind to mean anything", planned, joint, refused, shared)
 	}
 }

@@ -22,12 +22,12 @@ import (
 
 const (
 	askEvery = time.Second
+	// silentLimit is how long nodes that do not answer are asked again, all at once, before that counts. One that is busy misses a request.
+	silentLimit = 10 * time.Second
 	// trialLimit is longer than any trial of a seed that goes back by itself.
 	trialLimit = 15 * time.Minute
 	// hearLimit is how long a node may take to hear from its peers which generation is in use.
 	hearLimit = 30 * time.Second
-	// followLimit is how long load balancers may take to send to another node: some checks, and then the agents that report it.
-	followLimit = 20 * time.Second
 )
 
 // Power turns machines off.
@@ -44,7 +44,6 @@ type Run struct {
 	Alone     bool     // nobody else changes this cluster, so nodes that may have forgotten a vote may vote
 	Wait      operate.Wait
 	Calm      time.Duration // the first node that is replaced must be ready for so long before the next
-	Say       func(format string, args ...any)
 	// Write puts seeds where new machines are made from.
 	Write func(Target) error
 	// Number makes the generation after the one in use, signed, from a manifest's content.
@@ -54,11 +53,73 @@ type Run struct {
 	before  *facts.Generation // what the cluster leaves; nil: not known yet
 	lost    map[string]bool   // nodes whose new machine may be unable to answer
 	stale   map[string]bool   // nodes that went back from a seed before this change
+	silent  map[string]bool   // nodes that were asked again for silentLimit, in vain
+}
+
+// Generation finds out which generation is in use.
+func (r *Run) Generation(ctx context.Context) (g operate.Generations, err error) {
+	err = r.insist(ctx, func() (silent []string, err error) {
+		if g, err = r.Cluster.Generation(ctx, r.Without); err != nil || g.Uncertain == nil {
+			return nil, err
+		}
+		for _, n := range g.Nodes {
+			if n.Status == nil && !slices.Contains(r.Without, n.Node) {
+				silent = append(silent, n.Node)
+			}
+		}
+		return silent, nil
+	})
+	return g, err
+}
+
+// firstLook is look that asks again while nodes that should answer do not.
+func (r *Run) firstLook(ctx context.Context, t Target) (s *seen, err error) {
+	err = r.insist(ctx, func() (silent []string, err error) {
+		var few *agree.Silent
+		if s, err = r.look(ctx, t); errors.As(err, &few) {
+			return few.Nodes, err
+		} else if err != nil {
+			return nil, err
+		}
+		for _, n := range s.Nodes {
+			if n.Silent && !n.Off && !slices.Contains(r.Without, n.Name) {
+				silent = append(silent, n.Name)
+			}
+		}
+		return silent, nil
+	})
+	return s, err
+}
+
+// insist repeats a question until no node is silent, for silentLimit at most, and once for each silent node.
+func (r *Run) insist(ctx context.Context, ask func() (silent []string, err error)) error {
+	for limit := (time.Time{}); ; {
+		silent, err := ask()
+		silent = slices.DeleteFunc(silent, func(name string) bool { return r.silent[name] })
+		if len(silent) == 0 || ctx.Err() != nil {
+			return err
+		}
+		if limit.IsZero() {
+			limit = time.Now().Add(silentLimit)
+			r.Wait.Say("%s: no answer yet, asking again for %s", words.List(silent, "and"), silentLimit)
+		} else if time.Now().After(limit) {
+			if r.silent == nil {
+				r.silent = map[string]bool{}
+			}
+			for _, name := range silent {
+				r.silent[name] = true
+			}
+			return err
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 // Plan returns what is left to do for the cluster to run the target. It changes nothing.
 func (r *Run) Plan(ctx context.Context, t Target) ([]Step, error) {
-	s, err := r.look(ctx, t)
+	s, err := r.firstLook(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +130,7 @@ func (r *Run) Plan(ctx context.Context, t Target) ([]Step, error) {
 // ready, all that have changed go back to what they were, and the error says so. Interrupted anywhere, it is continued by the next
 // Apply with the same content.
 func (r *Run) Apply(ctx context.Context, t Target) error {
-	s, err := r.look(ctx, t)
+	s, err := r.firstLook(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -116,7 +177,7 @@ func (r *Run) use(ctx context.Context, s *seen, t Target) error {
 	case err != nil:
 		return fmt.Errorf("generation %d is not in use: %w", t.Number, err)
 	}
-	r.Say("generation %d is in use", t.Number)
+	r.Wait.Say("generation %d is in use", t.Number)
 	return nil
 }
 
@@ -163,15 +224,18 @@ func (r *Run) remember(ctx context.Context, s *seen, t, before Target) error {
 	return ctx.Err()
 }
 
-// notReady says that a node does not work with its new seed.
-type notReady struct {
-	node string
-	why  error
+// notReady says that nodes do not work with their new seeds, and why.
+type notReady struct{ why map[string]error }
+
+func (e *notReady) Error() string {
+	var said []string
+	for _, name := range slices.Sorted(maps.Keys(e.why)) {
+		said = append(said, fmt.Sprintf("%s does not become ready: %v", name, e.why[name]))
+	}
+	return strings.Join(said, "; ")
 }
 
-func (e *notReady) Error() string { return fmt.Sprintf("%s does not become ready: %v", e.node, e.why) }
-
-// carryOut takes the nodes to the target, which is in use, one step after the other. With canary, if the first node to change gets a
+// carryOut takes the nodes to the target, which is in use, one round after the other. With canary, if the first node to change gets a
 // new machine, it must be ready for a while before the next changes; a node that takes over its seed must in any case.
 func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 	for {
@@ -186,27 +250,41 @@ func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 		if err != nil || len(steps) == 0 {
 			return err
 		}
-		step := steps[0]
-		if step.Action == Await {
+		if step := steps[0]; step.Action == Await {
 			if err := r.await(ctx, s, step.Node, step.Node+" is not changed", func(facts.NodeReport) bool { return true }); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := r.needs(ctx, s, step); err != nil {
-			return err
+		for i, step := range steps {
+			if step.Round != steps[0].Round {
+				break
+			}
+			if err := r.step(ctx, s, t, step, canary); err != nil {
+				// What others of the round have begun must have ended before anything else is done.
+				var broken *notReady
+				if i > 0 && ctx.Err() == nil && errors.As(r.settle(ctx, t), &broken) {
+					return broken
+				}
+				return err
+			}
 		}
-		if err := r.handOver(ctx, s, step); err != nil {
-			return err
-		}
-		if err := r.agree(ctx, s, t, step); err != nil {
-			return err
-		}
-		if err := r.do(ctx, s, t, step, canary); err != nil {
-			return err
-		}
-		canary = canary && (step.Action == Stop || step.Action == Remove)
+		canary = canary && (steps[0].Action == Stop || steps[0].Action == Remove)
 	}
+}
+
+// step carries out a step once it may begin.
+func (r *Run) step(ctx context.Context, s *seen, t Target, step Step, canary bool) error {
+	if err := r.needs(ctx, s, step); err != nil {
+		return err
+	}
+	if err := r.handOver(ctx, s, step); err != nil {
+		return err
+	}
+	if err := r.agree(ctx, s, t, step); err != nil {
+		return err
+	}
+	return r.do(ctx, s, t, step, canary)
 }
 
 // do carries out a step.
@@ -217,11 +295,11 @@ func (r *Run) do(ctx context.Context, s *seen, t Target, step Step, canary bool)
 		if err := r.takeOver(ctx, s, t, node); err != nil {
 			return err
 		}
-		r.Say("%s: takes over its new seed", node)
+		r.Wait.Say("%s: takes over its new seed", node)
 	case Stop, Remove:
 		return r.turnOff(ctx, s, step)
 	case Replace, Add:
-		r.Say("%s: gets a new machine", node)
+		r.Wait.Say("%s: gets a new machine", node)
 		if err := r.Cluster.ReplaceMachine(ctx, r.Wait, node); err != nil {
 			return err
 		}
@@ -236,9 +314,9 @@ func (r *Run) do(ctx context.Context, s *seen, t Target, step Step, canary bool)
 			return ctx.Err()
 		}
 		if err != nil {
-			return &notReady{node, err}
+			return &notReady{map[string]error{node: err}}
 		}
-		r.Say("%s: ready", node)
+		r.Wait.Say("%s: ready", node)
 	}
 	return nil
 }
@@ -270,10 +348,10 @@ func (r *Run) turnOff(ctx context.Context, s *seen, step Step) error {
 		if err := r.Power.Kill(ctx, step.Node); err != nil {
 			return err
 		}
-		r.Say("%s: off", step.Node)
+		r.Wait.Say("%s: off", step.Node)
 		return nil
 	}
-	r.Say("%s: turn its machine off now (%s)", step.Node, strings.Join(step.Why, "; "))
+	r.Wait.Say("%s: turn its machine off now (%s)", step.Node, strings.Join(step.Why, "; "))
 	ip := s.addresses[step.Node]
 	limit := time.Now().Add(r.Wait.Timeout)
 	for {
@@ -313,7 +391,7 @@ func (r *Run) await(ctx context.Context, s *seen, node, what string, wanted func
 		}
 		if waits != said {
 			said = waits
-			r.Say("%s yet: it waits for %s: %s", what, node, waits)
+			r.Wait.Say("%s yet: it waits for %s: %s", what, node, waits)
 		}
 		if err := pause(ctx); err != nil {
 			return err
@@ -333,78 +411,13 @@ func (r *Run) needs(ctx context.Context, s *seen, step Step) error {
 
 // handOver has the node of a step hand over what it leads, before its daemons stop. Where no other node works, nobody could take over.
 func (r *Run) handOver(ctx context.Context, s *seen, step Step) error {
-	limit := time.Now().Add(r.Wait.Timeout)
-	for said := ""; len(step.Needs) > 0 && s.stops(step); {
-		ip := s.addresses[step.Node]
-		moved, err := r.Cluster.Agents.HandOver(ctx, step.Node, ip)
-		var refused *operate.HandoverRefused
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err == nil:
-			if len(moved) > 0 {
-				r.Say("%s: has handed over %s", step.Node, words.List(moved, "and"))
-			}
-			if err := r.follow(ctx, s, step.Node, limit); err != nil {
-				return err
-			}
-			return r.needs(ctx, s, step) // others may have to follow a new master first
-		case !errors.As(err, &refused):
-			// It may have done it, or be silent by now; the next answer tells.
-			if _, asked := r.Cluster.Agents.Ask(ctx, step.Node, ip); asked != nil {
-				return ctx.Err() // nothing is left that it could lead
-			}
-		}
-		if time.Now().After(limit) {
-			return fmt.Errorf("%s is not changed: within %s, nobody takes over what it leads: %w; run again, this goes on", step.Node, r.Wait.Timeout, err)
-		}
-		if waits := err.Error(); waits != said {
-			said = waits
-			r.Say("%s is not changed yet: %s", step.Node, waits)
-		}
-		if err := pause(ctx); err != nil {
-			return err
-		}
+	if len(step.Needs) == 0 || s.node(step.Node).Leads == "" || !s.stops(step) {
+		return nil
 	}
-	return nil
-}
-
-// stops tells whether a step stops daemons of a node that leads.
-func (s *seen) stops(step Step) bool {
-	i := slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })
-	if i < 0 || s.Nodes[i].Leads == "" {
-		return false
+	if err := r.Cluster.HandOver(ctx, r.Wait, step.Node, step.Node+" is not changed", s.addresses); err != nil {
+		return err
 	}
-	return step.Action != TakeOver || len(s.Nodes[i].Takeover.Stop) > 0
-}
-
-// follow waits until all nodes say that another one leads: load balancers take some checks to find out. It does not wait for ever,
-// because one may have no other server left that works for all it sends.
-func (r *Run) follow(ctx context.Context, s *seen, node string, limit time.Time) error {
-	if soon := time.Now().Add(followLimit); soon.Before(limit) {
-		limit = soon
-	}
-	for {
-		now := &seen{reports: map[string]facts.NodeReport{}}
-		var mu sync.Mutex
-		var asking sync.WaitGroup
-		for name, ip := range s.addresses {
-			asking.Go(func() {
-				if report, err := r.Cluster.Agents.Ask(ctx, name, ip); err == nil {
-					mu.Lock()
-					now.reports[name] = report
-					mu.Unlock()
-				}
-			})
-		}
-		asking.Wait()
-		if ctx.Err() != nil || now.leads(node) == "" || time.Now().After(limit) {
-			return ctx.Err()
-		}
-		if err := pause(ctx); err != nil {
-			return err
-		}
-	}
+	return r.needs(ctx, s, step) // others may have to follow a new master first
 }
 
 // agree waits until the nodes that a step names count the members that it needs, and says what for.
@@ -422,7 +435,7 @@ func (r *Run) agree(ctx context.Context, s *seen, t Target, step Step) error {
 				if n.Role != step.Role || !n.leaves() || !answered {
 					continue
 				}
-				if report, err := r.Cluster.Agents.Ask(ctx, n.Name, ip); err == nil && isMaster(report) {
+				if report, err := r.Cluster.Agents.Ask(ctx, n.Name, ip); err == nil && operate.IsMaster(report) {
 					r.Cluster.Agents.HandOver(ctx, n.Name, ip) // a refusal also keeps the others from agreeing, which is said then
 				}
 			}
@@ -445,7 +458,7 @@ func (r *Run) agree(ctx context.Context, s *seen, t Target, step Step) error {
 		}
 		if waits != said {
 			said = waits
-			r.Say("%s is not changed yet: %s", step.Node, waits)
+			r.Wait.Say("%s is not changed yet: %s", step.Node, waits)
 		}
 		if err := pause(ctx); err != nil {
 			return err
@@ -525,49 +538,63 @@ func (r *Run) calm(ctx context.Context, ip netip.Addr, node string) error {
 	return nil
 }
 
-// settle waits until no node is on trial with its new seed, and has those that have passed erase the one before.
+// settle waits until no node is on trial with its new seed, and has those that have passed erase the one before. If some have failed, it
+// still waits for the others, which can change again only after that.
 func (r *Run) settle(ctx context.Context, t Target) error {
 	s, err := r.look(ctx, t)
 	if err != nil {
 		return err
 	}
+	failed := map[string]error{}
 	limit := time.Now().Add(trialLimit)
 	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
-		report, err := s.reports[name], error(nil)
-		for said := false; ; {
-			trial := report.Trial
-			if err == nil && (trial == nil || trial.Seed != t.seedOf(name)) {
-				break
-			}
-			if err == nil && trial.State == facts.TrialPassed {
-				if err = r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err == nil {
-					r.Say("%s: ready with its new seed", name)
-					break
-				}
-			}
-			if err == nil && trial.State == facts.TrialReturned {
-				if r.stale[name] {
-					break
-				}
-				return &notReady{name, errors.New("it has gone back to its previous seed: " + cmp.Or(trial.Detail, "it did not say why"))}
-			}
-			if !said && err == nil {
-				said = true
-				r.Say("%s: on trial with its new seed", name)
-			}
-			if time.Now().After(limit) {
-				return &notReady{name, fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))}
-			}
-			if err := pause(ctx); err != nil {
-				return err
-			}
-			report, err = r.Cluster.Agents.Ask(ctx, name, s.addresses[name])
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
+		if err := r.trial(ctx, s, t, name, limit); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
+			failed[name] = err
 		}
 	}
+	if len(failed) > 0 {
+		return &notReady{failed}
+	}
 	return nil
+}
+
+// trial waits until a node is not on trial with its new seed; an error says why it does not work with it.
+func (r *Run) trial(ctx context.Context, s *seen, t Target, name string, limit time.Time) error {
+	report, err := s.reports[name], error(nil)
+	for said := false; ; {
+		trial := report.Trial
+		if err == nil && (trial == nil || trial.Seed != t.seedOf(name)) {
+			return nil
+		}
+		if err == nil && trial.State == facts.TrialPassed {
+			if err = r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err == nil {
+				r.Wait.Say("%s: ready with its new seed", name)
+				return nil
+			}
+		}
+		if err == nil && trial.State == facts.TrialReturned {
+			if r.stale[name] {
+				return nil
+			}
+			return errors.New("it has gone back to its previous seed: " + cmp.Or(trial.Detail, "it did not say why"))
+		}
+		if !said && err == nil {
+			said = true
+			r.Wait.Say("%s: on trial with its new seed", name)
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+		report, err = r.Cluster.Agents.Ask(ctx, name, s.addresses[name])
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 }
 
 // seedOf returns the digest of a node's seed; empty: the target has no such node.
@@ -589,7 +616,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 	for _, n := range s.Nodes {
 		was, had := before.Member(n.Name)
 		is, has := t.Member(n.Name)
-		if !had || !has || was == is || !n.done() && n.Name != broken.node || n.Seed == was.Seed && was.Image == is.Image {
+		if !had || !has || was == is || !n.done() && broken.why[n.Name] == nil || n.Seed == was.Seed && was.Image == is.Image {
 			continue
 		}
 		moved = append(moved, n.Name)
@@ -617,8 +644,11 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 		seed.Generation = g.Signed
 		back.Seeds[name] = seed
 	}
-	r.Say("%v; the change is being undone", broken)
-	r.lost = map[string]bool{broken.node: true}
+	r.Wait.Say("%v; the change is being undone", broken)
+	r.lost = map[string]bool{}
+	for name := range broken.why {
+		r.lost[name] = true
+	}
 	r.before = &t.Generation
 	if s, err = r.look(ctx, back); err == nil {
 		err = r.write(back)
@@ -636,7 +666,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 		return stopped("%v", err)
 	}
 	what := "no other node had changed"
-	if moved = slices.DeleteFunc(moved, func(name string) bool { return name == broken.node }); len(moved) > 0 {
+	if moved = slices.DeleteFunc(moved, func(name string) bool { return broken.why[name] != nil }); len(moved) > 0 {
 		what = words.List(moved, "and") + " went back as well"
 	}
 	return fmt.Errorf("%w; the change is undone: generation %d has the earlier configuration again, and %s", broken, g.Number, what)

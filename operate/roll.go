@@ -3,6 +3,7 @@ package operate
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -10,21 +11,31 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// Replace replaces a node's machine and waits until the node is ready. It fails while another node of the role is not ready, unless force
-// says that data which only this node has may be lost.
+// Replace replaces a node's machine and waits until the node is ready. What the node leads is handed over first. Replace fails while
+// another node of the role is not ready, or nobody takes over, unless force says that data which only this node has may be lost.
 func (c *Cluster) Replace(ctx context.Context, w Wait, name string, blank, force bool) error {
 	if err := c.canReplace(name); err != nil {
 		return err
 	}
-	if !force {
-		if err := c.othersReady(ctx, name); err != nil {
-			return fmt.Errorf("%w; --force replaces %s all the same", err, name)
+	nodes, err := c.status(ctx)
+	if err == nil && !force {
+		if err = c.unreachable(nodes); err == nil {
+			err = othersReady(nodes, name)
+		}
+		if err != nil {
+			err = fmt.Errorf("%w; --force replaces %s all the same", err, name)
 		}
 	}
-	if err := c.replaceMachine(ctx, w, name, blank); err != nil {
+	if err == nil {
+		err = c.yield(ctx, w, nodes, name, force)
+	}
+	if err == nil {
+		err = c.replaceMachine(ctx, w, name, blank)
+	}
+	if err != nil {
 		return err
 	}
-	_, err := c.WaitReady(ctx, w, []string{name})
+	_, err = c.WaitReady(ctx, w, []string{name})
 	return err
 }
 
@@ -38,15 +49,10 @@ func (c *Cluster) ReplaceMachine(ctx context.Context, w Wait, name string) error
 }
 
 // othersReady fails if another node of the role is not ready.
-func (c *Cluster) othersReady(ctx context.Context, name string) error {
-	nodes, err := c.Status(ctx)
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(nodes, func(n NodeStatus) bool { return n.Node == name })
+func othersReady(nodes []NodeStatus, name string) error {
 	var missing []string
-	for _, n := range nodes {
-		if n.Role == nodes[i].Role && n.Build != BuildRemoved && n.Node != name && !n.Ready() {
+	for _, n := range others(nodes, name) {
+		if !n.Ready() {
 			missing = append(missing, Describe(n))
 		}
 	}
@@ -54,6 +60,68 @@ func (c *Cluster) othersReady(ctx context.Context, name string) error {
 		return fmt.Errorf("not replaced: %s", strings.Join(missing, "; "))
 	}
 	return nil
+}
+
+// others returns the other nodes of a node's role that the spec has.
+func others(nodes []NodeStatus, name string) (others []NodeStatus) {
+	i := slices.IndexFunc(nodes, func(n NodeStatus) bool { return n.Node == name })
+	for _, n := range nodes {
+		if n.Role == nodes[i].Role && n.Build != BuildRemoved && n.Node != name {
+			others = append(others, n)
+		}
+	}
+	return others
+}
+
+// leads returns what nodes lead, by their names.
+func leads(nodes []NodeStatus) map[string]string {
+	reports, all := map[string]facts.NodeReport{}, map[string]string{}
+	for _, n := range nodes {
+		if n.report != nil {
+			reports[n.Node] = *n.report
+		}
+	}
+	for name := range reports {
+		if what := Leads(name, reports); what != "" {
+			all[name] = what
+		}
+	}
+	return all
+}
+
+// yield has a node that leads hand that over before it is replaced. Then it waits for the others that were ready, because they may have to
+// follow a new master first. Where no other node works, nobody could take over. With force, it does not insist.
+func (c *Cluster) yield(ctx context.Context, w Wait, nodes []NodeStatus, name string, force bool) error {
+	var work []string
+	for _, n := range others(nodes, name) {
+		if n.Ready() {
+			work = append(work, n.Node)
+		}
+	}
+	if len(work) == 0 || leads(nodes)[name] == "" {
+		return nil
+	}
+	if force {
+		w.Timeout = min(w.Timeout, followLimit)
+	}
+	at := map[string]netip.Addr{}
+	for _, n := range nodes {
+		if ip, err := netip.ParseAddr(n.Address); err == nil && n.report != nil {
+			at[n.Node] = ip
+		}
+	}
+	undone := name + " is not replaced"
+	err := c.HandOver(ctx, w, name, undone, at)
+	if err == nil {
+		if _, err = c.WaitReady(ctx, w, work); err != nil {
+			err = fmt.Errorf("%s: %w", undone, err)
+		}
+	}
+	if err != nil && force && ctx.Err() == nil {
+		w.say("%s: --force waits no longer for others to take over", name)
+		return nil
+	}
+	return err
 }
 
 // Roll replaces the outdated ones of the named nodes, one at a time, role by role in the spec's order. It calls replaced after each.
@@ -89,7 +157,7 @@ func (c *Cluster) rollRole(ctx context.Context, w Wait, names []string, replaced
 		if err != nil {
 			return err
 		}
-		next, more := nextToRoll(among(all, names))
+		next, more := nextToRoll(among(all, names), leads(all))
 		if !more {
 			if some { // also wait for the last one
 				_, err = c.WaitReady(ctx, w, names)
@@ -105,11 +173,14 @@ func (c *Cluster) rollRole(ctx context.Context, w Wait, names []string, replaced
 		if err := unasked(nodes); err != nil {
 			return err
 		}
-		next, _ = nextToRoll(nodes)
+		next, _ = nextToRoll(nodes, leads(all))
 		for _, n := range nodes {
 			if n.Node != next && n.Power == PowerOff {
 				return fmt.Errorf("%s is not replaced: %s is off: imagegen start %[2]s", next, n.Node)
 			}
+		}
+		if err := c.yield(ctx, w, all, next, false); err != nil {
+			return err
 		}
 		if err := c.replaceMachine(ctx, w, next, false); err != nil {
 			return err
@@ -130,8 +201,8 @@ func unasked(nodes []NodeStatus) error {
 }
 
 // nextToRoll returns which node of a role to replace next; false if none is outdated. Nodes that are on but not ready come first, because
-// they serve nobody.
-func nextToRoll(nodes []NodeStatus) (name string, more bool) {
+// they serve nobody, and those that lead last, so that they hand over once, to one that stays.
+func nextToRoll(nodes []NodeStatus, leads map[string]string) (name string, more bool) {
 	for _, n := range nodes {
 		if n.Build == BuildCurrent {
 			continue
@@ -139,7 +210,7 @@ func nextToRoll(nodes []NodeStatus) (name string, more bool) {
 		if !n.Ready() && n.Power != PowerOff {
 			return n.Node, true
 		}
-		if !more {
+		if !more || leads[name] != "" && leads[n.Node] == "" {
 			name, more = n.Node, true
 		}
 	}

@@ -48,11 +48,23 @@ func TestRollOrder(t *testing.T) {
 		for i, build := range strings.Fields(c.builds) {
 			nodes = append(nodes, node(fmt.Sprint(i+1), build, states[i]))
 		}
-		if next, more := nextToRoll(nodes); next != c.next || more != (c.next != "") {
+		if next, more := nextToRoll(nodes, nil); next != c.next || more != (c.next != "") {
 			t.Errorf("%s: next is %q, %t; want %q", name, next, more, c.next)
 		}
 		if got := settled(nodes, c.watched); got != c.settled {
 			t.Errorf("%s: settled: %t", name, got)
+		}
+	}
+
+	// Those that lead come last, unless they serve nobody.
+	leads := map[string]string{"1": "is the master", "2": "gets writes"}
+	for states, want := range map[string]string{"ready ready ready": "3", "ready failed ready": "2", "ready ready off": "3"} {
+		var nodes []NodeStatus
+		for i, state := range strings.Fields(states) {
+			nodes = append(nodes, node(fmt.Sprint(i+1), "older", state))
+		}
+		if next, _ := nextToRoll(nodes, leads); next != want {
+			t.Errorf("%s: next is %q, want %q", states, next, want)
 		}
 	}
 }

@@ -98,7 +98,8 @@ type NodeStatus struct {
 	// Build compares the node with the spec and the last build: one of the constants above, or empty if it has no machine.
 	Build string `json:"build,omitempty"`
 
-	unasked bool // see Machine
+	unasked bool              // see Machine
+	report  *facts.NodeReport // of its agent; nil: it does not answer
 }
 
 // Ready reports whether all of the node's components are ready.
@@ -204,6 +205,7 @@ func (c *Cluster) ask(ctx context.Context, machines []Machine) ([]NodeStatus, er
 				return
 			}
 			s.add(r)
+			s.report = &r
 			if s.Build == BuildUnknown {
 				s.Build = c.compare(s.Node, r.Made)
 			}

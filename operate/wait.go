@@ -23,6 +23,14 @@ type Wait struct {
 	Timeout time.Duration
 	// Progress, if set, is called with each status of the awaited nodes.
 	Progress func(nodes []NodeStatus)
+	// Say, if set, is called with what else an operator should know.
+	Say func(format string, args ...any)
+}
+
+func (w Wait) say(format string, args ...any) {
+	if w.Say != nil {
+		w.Say(format, args...)
+	}
 }
 
 // WaitReady waits until the named nodes are ready. It returns the last status of all nodes, also after a timeout.

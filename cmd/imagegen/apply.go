@@ -33,12 +33,14 @@ func applyCommand() *cli.Command {
 		Description: "Renders the next generation (see imagegen seed), compares it with what runs, shows what will happen, and does it. A node takes over\n" +
 			"its new seed in place if its agent says that this is safe, and otherwise gets a new machine from the image that imagegen build\n" +
 			"made last; its data disk stays. The nodes of a role change one at a time, while the others are ready, and the one that has the\n" +
-			"virtual address or is the master comes last. New nodes start once all others know them; removed ones are turned off in the end.\n\n" +
+			"virtual address or is the master comes last. New nodes start once all others know them; removed ones are turned off in the end.\n" +
+			"Nodes of roles that do not use each other may take over their seeds at the same time.\n\n" +
 			"A node that is not ready in time goes back to its previous seed; then so do all that had changed, and apply ends with 1.\n" +
-			"Interrupted anywhere, apply goes on when it is run again. Of two that change the cluster at the same time one is told.\n\n" +
+			"Interrupted anywhere, apply goes on when it is run again. Of two that change the cluster at the same time one is told.\n" +
+			"Nodes that do not answer are asked again for 10 seconds before they count as silent.\n\n" +
 			"Asks before it begins; where there is no terminal, --yes is needed. Adding, removing or moving nodes of glusterfs is\n" +
 			"refused. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
-			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"steps\": [{\"node\", \"role\", \"action\", \"why\", \"notes\", \"needs\", \"agree\"}]}: the steps that\n" +
+			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"steps\": [{\"round\", \"node\", \"role\", \"action\", \"why\", \"notes\", \"needs\", \"agree\"}]}: the steps that\n" +
 			"are left with --dry-run, and otherwise those that were left at the start. action is take over, replace, add, stop, remove or wait.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(), providerFlag(),
@@ -86,7 +88,20 @@ func apply(c *cli.Context) error {
 		return err
 	}
 	without := c.StringSlice("without")
-	found, err := cl.Generation(c.Context, without)
+	var found operate.Generations
+	var want wanted
+	r := &change.Run{
+		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Wait: waiting(c, b), Calm: canaryReady,
+		Write: func(t change.Target) error { return p.writeTarget(cl, want, found.InUse, t) },
+		Number: func(m facts.Manifest, inUse facts.Generation) (facts.Generation, error) {
+			m, err := secrets.Render(p.secretsDir(), m, &inUse)
+			if err != nil {
+				return facts.Generation{}, err
+			}
+			return signed(want.keys, m)
+		},
+	}
+	found, err = r.Generation(c.Context)
 	if err == nil {
 		err = found.Uncertain
 	}
@@ -96,20 +111,8 @@ func apply(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("it is not known what runs: %w", err)
 	}
-	want, err := p.want(keys, found.InUse, secrets.Number)
-	if err != nil {
+	if want, err = p.want(keys, found.InUse, secrets.Number); err != nil {
 		return err
-	}
-	r := &change.Run{
-		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Wait: waiting(c, b), Calm: canaryReady, Say: b.say,
-		Write: func(t change.Target) error { return p.writeTarget(cl, want, found.InUse, t) },
-		Number: func(m facts.Manifest, inUse facts.Generation) (facts.Generation, error) {
-			m, err := secrets.Render(p.secretsDir(), m, &inUse)
-			if err != nil {
-				return facts.Generation{}, err
-			}
-			return signed(want.keys, m)
-		},
 	}
 	if cl.Machines != nil {
 		if r.Power, err = p.power(c, b); err != nil {
@@ -233,12 +236,15 @@ func stepsText(generation int, steps []change.Step) string {
 	}
 	var s strings.Builder
 	fmt.Fprintf(&s, "generation %d, in %s:\n", generation, count(len(steps), "step"))
-	for _, step := range steps {
+	for i, step := range steps {
 		fmt.Fprintf(&s, "  %s: %s", step.Node, step.Action)
 		if len(step.Why) > 0 {
 			fmt.Fprintf(&s, ": %s", strings.Join(step.Why, "; "))
 		}
 		s.WriteByte('\n')
+		if i > 0 && step.Round == steps[i-1].Round {
+			fmt.Fprintf(&s, "    at the same time as %s\n", steps[i-1].Node)
+		}
 		for _, note := range step.Notes {
 			fmt.Fprintf(&s, "    %s\n", note)
 		}

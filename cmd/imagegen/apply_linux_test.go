@@ -3,10 +3,12 @@ package main
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
 const applySpec = `cluster: program
@@ -72,20 +74,11 @@ func TestApply(t *testing.T) {
 
 	// In place, one after the other, with the machines that they have; then a third.
 	writeApplySpec(t, "two", "one", ", front3: 10.77.0.3")
-	plan := `generation 2, in 4 steps:
-  front1: take over: /etc/hosts changed; /etc/imagegen/text.conf changed; /etc/nftables.conf changed
-    restarts front.service
-    reloads nftables.service
-  front2: take over: /etc/hosts changed; /etc/imagegen/text.conf changed; /etc/nftables.conf changed
-    restarts front.service
-    reloads nftables.service
-  back1: take over: /etc/hosts changed; /etc/nftables.conf changed
-    reloads nftables.service
-  front3: add: the spec has added it
-`
 	before, rendered := everything(t, "secrets"), everything(t, "dist")
-	if r := o.run(t, ".", "apply", "--dry-run"); r.code != exitDone || r.stdout != plan || file("front1", "text.conf") != "text one" || generation() != 1 {
+	if r := o.run(t, ".", "apply", "--dry-run"); r.code != exitDone || file("front1", "text.conf") != "text one" || generation() != 1 {
 		t.Fatalf("dry run: %+v", r)
+	} else {
+		testkit.Golden(t, filepath.Join(testDir, "testdata/apply.txt"), []byte(r.stdout))
 	}
 	untouched(t, "secrets", "a dry run", before)
 	untouched(t, "dist", "a dry run", rendered)

@@ -10,7 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	"imagegen/change"
+	"imagegen/cluster/facts"
 	"imagegen/internal/testkit"
+	"imagegen/roles"
 )
 
 // everything returns the content, mode and time of all files and folders below a folder.
@@ -91,5 +94,80 @@ func TestAskingChangesNothing(t *testing.T) {
 	done(t, "seed")
 	if made, err := os.ReadFile("dist/generation.json"); err != nil || !strings.Contains(string(made), `"number": 2`) {
 		t.Errorf("the generation that is rendered now: %s, %v", made, err)
+	}
+}
+
+// An operator sees which nodes change at the same time.
+func TestStepsTogether(t *testing.T) {
+	catalogue, err := roles.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := change.State{Roles: change.RolesOf(catalogue, []string{"redis", "percona"})}
+	for _, r := range []struct{ role, file, unit string }{
+		{"redis", "/etc/redis/imagegen-redis.conf", "imagegen-redis.service"},
+		{"percona", "/etc/mysql/mariadb.conf.d/90-imagegen.cnf", "mariadb.service"},
+	} {
+		for i := range 3 {
+			m := facts.Member{Name: fmt.Sprint(r.role, i+1), Role: r.role, IP: "192.168.10.1", Index: i, Data: true, Seed: "old"}
+			is := m
+			is.Seed = "new"
+			s.Nodes = append(s.Nodes, change.Node{
+				Name: m.Name, Role: m.Role, Was: &m, Is: &is, Seed: m.Seed, Ready: true, Joint: true,
+				Leads:    map[string]string{"redis1": "is the master of redis", "percona3": "gets what balancer3 sends to mysql"}[m.Name],
+				Takeover: &facts.Plan{Files: []facts.FileChange{{Path: r.file, What: "changed"}}, Stop: []string{r.unit}},
+			})
+		}
+	}
+	steps, err := change.Plan(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testkit.Golden(t, "testdata/apply-rounds.txt", []byte(stepsText(3, steps)))
+}
+
+// What docs/changes.md shows as the output of diff and apply is in the golden files of their tests, if not all of it.
+func TestChangesPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/changes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden := map[string][]string{}
+	for _, name := range []string{"diff.txt", "apply.txt", "apply-rounds.txt"} {
+		text, err := os.ReadFile("testdata/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden[name] = strings.Split(string(text), "\n")
+	}
+	shown := 0
+	for i, block := range strings.Split(string(page), "\n```\n") {
+		if i%2 == 0 || !strings.HasPrefix(block, "generation ") {
+			continue
+		}
+		shown++
+		missed := "" // the first line that no golden file has after those before it
+		for _, lines := range golden {
+			missing := ""
+			for line := range strings.SplitSeq(block, "\n") {
+				at := slices.Index(lines, line)
+				if at < 0 {
+					missing = line
+					break
+				}
+				lines = lines[at+1:]
+			}
+			if missing == "" {
+				missed = ""
+				break
+			}
+			missed = missing
+		}
+		if missed != "" {
+			t.Errorf("docs/changes.md shows what no test has seen: %q in\n%s", missed, block)
+		}
+	}
+	if shown < len(golden) {
+		t.Errorf("docs/changes.md shows %d outputs of %d", shown, len(golden))
 	}
 }

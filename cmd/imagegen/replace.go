@@ -27,13 +27,14 @@ func replaceCommand() *cli.Command {
 		Usage:     "replace a node by a new one, and wait until it is ready",
 		ArgsUsage: "NODE",
 		Description: "The new node has the old one's name, address and data disk, and the image and seed that imagegen build made last.\n" +
-			"With --blank it has an empty data disk, as after the loss of a disk. Refused while another node of the\n" +
-			"role is not ready, unless --force accepts that data which only this node has is lost.\n\n" +
+			"With --blank it has an empty data disk, as after the loss of a disk. What the node leads is handed over first: the virtual\n" +
+			"address, the master of Redis, the database's writes. Refused while another node of the role is not ready, or nobody takes over,\n" +
+			"unless --force accepts that data which only this node has is lost.\n\n" +
 			"Without a provider, it prints which machine to recreate from which files, and waits until the new machine answers.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(), providerFlag(),
 			&cli.BoolFlag{Name: "blank", Usage: "with an empty data disk"},
-			&cli.BoolFlag{Name: "force", Usage: "even while other nodes of the role are not ready"},
+			&cli.BoolFlag{Name: "force", Usage: "even while other nodes of the role are not ready, or nobody takes over what it leads"},
 			timeoutFlag("give up waiting"),
 		},
 		Action: func(c *cli.Context) error {
@@ -77,7 +78,8 @@ func rollCommand() *cli.Command {
 		Description: "Nodes keep their data disks. A node is replaced only while all others of its role are ready, and the next one only once\n" +
 			"it is ready itself. roll stops at the first node that does not become ready in time. Run again, it continues there,\n" +
 			"because nodes with the latest image and seed are skipped. Nodes that an earlier build broke come first:\n" +
-			"those that have failed, or are not ready after a minute.\n\n" +
+			"those that have failed, or are not ready after a minute. One that has the virtual address, is the master of Redis or gets the\n" +
+			"database's writes comes last, and hands that over first.\n\n" +
 			"Without a provider, it prints for each node which machine to recreate from which files, waits until a new machine answers\n" +
 			"with the latest image and seed, and continues. DIR/expected.json says which these are. Images of older\n" +
 			"imagegen versions do not contain their identity and are not compared: use imagegen replace for those.\n\n" +

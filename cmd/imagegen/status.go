@@ -194,7 +194,7 @@ func age(t, now time.Time) string {
 func waiting(c *cli.Context, b *block) operate.Wait {
 	start := time.Now()
 	said := news{}
-	return operate.Wait{Timeout: c.Duration("timeout"), Progress: func(nodes []operate.NodeStatus) {
+	return operate.Wait{Timeout: c.Duration("timeout"), Say: b.say, Progress: func(nodes []operate.NodeStatus) {
 		var missing []string
 		for _, n := range nodes {
 			if !n.Ready() {
