@@ -35,6 +35,21 @@ type Power interface {
 	Kill(ctx context.Context, nodes ...string) error
 }
 
+// Earlier keeps what undoing a change takes, for as long as a node may need it: a machine that is made anew has no earlier seed to go back
+// to, and an operator may be interrupted.
+type Earlier interface {
+	// Generation returns the generation that Keep was called with last; nil: nothing is kept.
+	Generation() *facts.Generation
+	// Seed returns a node's seed with this digest, if it is kept.
+	Seed(node, digest string) (cloudinit.Seed, bool)
+	// Image tells whether an earlier image of a role is kept. Write puts it back.
+	Image(role, identity string) bool
+	// Keep keeps a generation and the seeds of its members that are known. Others with the same digest stay.
+	Keep(Target) error
+	// Erase erases all that is kept.
+	Erase() error
+}
+
 // Run changes a cluster.
 type Run struct {
 	Cluster   *operate.Cluster
@@ -45,6 +60,7 @@ type Run struct {
 	Wait      operate.Wait
 	Calm      time.Duration // the first node that is replaced must be ready for so long before the next
 	Say       func(format string, args ...any)
+	Earlier   Earlier
 	// Write puts seeds where new machines are made from.
 	Write func(Target) error
 	// Number makes the generation after the one in use, signed, from a manifest's content.
@@ -54,6 +70,7 @@ type Run struct {
 	before  *facts.Generation // what the cluster leaves; nil: not known yet
 	lost    map[string]bool   // nodes whose new machine may be unable to answer
 	stale   map[string]bool   // nodes that went back from a seed before this change
+	passed  map[string]bool   // digests of seeds whose trial has passed, which has been said
 }
 
 // Plan returns what is left to do for the cluster to run the target. It changes nothing.
@@ -77,7 +94,8 @@ func (r *Run) Apply(ctx context.Context, t Target) error {
 	if err != nil {
 		return err
 	}
-	before := Target{Generation: previous(s.generations, t), Seeds: map[string]cloudinit.Seed{}}
+	r.passed = map[string]bool{}
+	before := Target{Generation: r.previous(s.generations, t), Seeds: map[string]cloudinit.Seed{}}
 	r.before = &before.Generation
 	if err := r.remember(ctx, s, t, before); err != nil {
 		return err
@@ -140,27 +158,75 @@ func (r *Run) write(t Target) error {
 	return err
 }
 
-// remember gets the seeds of the nodes that will change.
+// remember gets the earlier seeds of the nodes that change or have changed, and keeps them until all run the target. Nothing has changed
+// yet, or they were kept before it did.
 func (r *Run) remember(ctx context.Context, s *seen, t, before Target) error {
+	if before.Digest == t.Digest {
+		return nil
+	}
 	var mu sync.Mutex
 	var asking sync.WaitGroup
-	for name, report := range s.reports {
-		was, had := before.Member(name)
-		if is, ok := t.Member(name); !had || report.Seed != was.Seed || ok && is == was {
+	for _, was := range before.Members {
+		name := was.Name
+		if is, ok := t.Member(name); ok && is == was {
+			continue
+		}
+		if seed, ok := r.Earlier.Seed(name, was.Seed); ok {
+			before.Seeds[name] = seed
+			continue
+		}
+		report, answers := s.reports[name]
+		if !answers || report.Seed != was.Seed && (report.Trial == nil || report.Trial.Previous != was.Seed) {
 			continue
 		}
 		asking.Go(func() {
-			kept, err := r.Cluster.KeptSeed(ctx, name, s.addresses[name])
+			kept, err := r.Cluster.KeptSeed(ctx, name, s.addresses[name], was.Seed)
 			if err != nil {
 				return // what is missing is said when it is needed
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			before.Seeds[name] = cloudinit.Seed{MetaData: kept.MetaData, NetworkConfig: kept.NetworkConfig, UserData: kept.UserData}
+			before.Seeds[name] = cloudinit.Seed{MetaData: kept.MetaData, NetworkConfig: kept.NetworkConfig, UserData: kept.UserData, Generation: kept.Generation}
 		})
 	}
 	asking.Wait()
-	return ctx.Err()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err := r.Earlier.Keep(before); err != nil {
+		return fmt.Errorf("keep generation %d, in case the change must be undone: %w", before.Number, err)
+	}
+	return nil
+}
+
+// finish erases what undoing the change would have taken, on the nodes and here: all nodes run the target, and one that was given up
+// needs only its part of that when it comes back. A crash leaves it to the next Apply with nothing to do.
+func (r *Run) finish(ctx context.Context, s *seen, t Target) error {
+	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
+		trial := s.reports[name].Trial
+		if trial == nil || trial.State != facts.TrialPassed || trial.Seed != t.seedOf(name) {
+			continue
+		}
+		for limit := time.Now().Add(hearLimit); ; {
+			err := r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed)
+			if err == nil {
+				break
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if time.Now().After(limit) {
+				return fmt.Errorf("all nodes run generation %d, but %s has not erased its earlier seed: %w; run again, this goes on", t.Number, name, err)
+			}
+			if err := pause(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	if err := r.Earlier.Erase(); err != nil {
+		return fmt.Errorf("all nodes run generation %d, but the earlier one was not erased here: %w", t.Number, err)
+	}
+	return nil
 }
 
 // notReady says that a node does not work with its new seed.
@@ -183,8 +249,11 @@ func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 			return err
 		}
 		steps, err := Plan(s.State)
-		if err != nil || len(steps) == 0 {
+		if err != nil {
 			return err
+		}
+		if len(steps) == 0 {
+			return r.finish(ctx, s, t)
 		}
 		step := steps[0]
 		if step.Action == Await {
@@ -525,7 +594,7 @@ func (r *Run) calm(ctx context.Context, ip netip.Addr, node string) error {
 	return nil
 }
 
-// settle waits until no node is on trial with its new seed, and has those that have passed erase the one before.
+// settle waits until no node is on trial with its new seed. Those that have passed keep the one before until all nodes have changed.
 func (r *Run) settle(ctx context.Context, t Target) error {
 	s, err := r.look(ctx, t)
 	if err != nil {
@@ -540,10 +609,11 @@ func (r *Run) settle(ctx context.Context, t Target) error {
 				break
 			}
 			if err == nil && trial.State == facts.TrialPassed {
-				if err = r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err == nil {
+				if !r.passed[trial.Seed] {
+					r.passed[trial.Seed] = true
 					r.Say("%s: ready with its new seed", name)
-					break
 				}
+				break
 			}
 			if err == nil && trial.State == facts.TrialReturned {
 				if r.stale[name] {
@@ -596,7 +666,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 		if _, ok := before.Seeds[n.Name]; !ok && was.Seed != is.Seed {
 			missing = append(missing, n.Name)
 		}
-		if was.Image != "" && was.Image != is.Image {
+		if was.Image != "" && was.Image != is.Image && !r.Earlier.Image(was.Role, was.Image) {
 			images = append(images, n.Name)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"imagegen/cluster/expected"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/images"
 	"imagegen/internal/words"
 	"imagegen/operate"
 )
@@ -102,7 +103,8 @@ func apply(c *cli.Context) error {
 	}
 	r := &change.Run{
 		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Wait: waiting(c, b), Calm: canaryReady, Say: b.say,
-		Write: func(t change.Target) error { return p.writeTarget(cl, want, found.InUse, t) },
+		Earlier: kept{p.earlier(), cl.Agents},
+		Write:   func(t change.Target) error { return p.writeTarget(c.Context, cl, want, found.InUse, t) },
 		Number: func(m facts.Manifest, inUse facts.Generation) (facts.Generation, error) {
 			m, err := secrets.Render(p.secretsDir(), m, &inUse)
 			if err != nil {
@@ -195,13 +197,20 @@ func signed(keys *secrets.Secrets, m facts.Manifest) (facts.Generation, error) {
 }
 
 // writeTarget writes the seeds from which machines are made: the spec's or, when a change is undone, the earlier ones.
-func (p *project) writeTarget(cl *operate.Cluster, spec wanted, inUse *facts.Generation, t change.Target) error {
+func (p *project) writeTarget(ctx context.Context, cl *operate.Cluster, spec wanted, inUse *facts.Generation, t change.Target) error {
 	if t.Digest == spec.target.Digest {
 		if _, err := p.writeSeeds(spec.keys, spec.all, p.spec.Nodes(), inUse); err != nil {
 			return err
 		}
 	} else {
-		p.earlier = t.Seeds
+		p.undone = t.Seeds
+		for _, m := range t.Members {
+			if images.HasEarlier(p.out, m.Role, m.Image) {
+				if err := images.PutBack(ctx, p.out, m.Role, m.Image); err != nil {
+					return fmt.Errorf("put the earlier image of %s back: %w", m.Role, err)
+				}
+			}
+		}
 		for _, n := range p.spec.Nodes() {
 			if seed, ok := t.Seeds[n.Name]; ok {
 				if err := seed.WriteISO(p.seedPath(n.Name)); err != nil {

@@ -106,7 +106,7 @@ func build(c *cli.Context) error {
 		Spec: p.spec, Catalogue: p.catalogue, Roles: names, Formats: formats,
 		CacheDir: cache, OutDir: p.out, Agent: agent, Jobs: c.Int("jobs"),
 		Builder: c.String("builder"), Limit: c.Duration("time-limit"),
-		Locked: c.Bool("locked"), Offline: c.Bool("offline"), UI: &bakes{block: b, now: time.Now},
+		Underway: p.earlier().exists(), Locked: c.Bool("locked"), Offline: c.Bool("offline"), UI: &bakes{block: b, now: time.Now},
 	}
 	results, err := images.Build(c.Context, config)
 	var seeds string
