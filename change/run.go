@@ -114,7 +114,10 @@ func (r *Run) Apply(ctx context.Context, t Target) error {
 	if errors.As(err, &broken) {
 		return r.undo(ctx, broken, t, before)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return r.finish(ctx, t)
 }
 
 // use makes the target the generation in use.
@@ -201,7 +204,11 @@ func (r *Run) remember(ctx context.Context, s *seen, t, before Target) error {
 
 // finish erases what undoing the change would have taken, on the nodes and here: all nodes run the target, and one that was given up
 // needs only its part of that when it comes back. A crash leaves it to the next Apply with nothing to do.
-func (r *Run) finish(ctx context.Context, s *seen, t Target) error {
+func (r *Run) finish(ctx context.Context, t Target) error {
+	s, err := r.look(ctx, t)
+	if err != nil {
+		return fmt.Errorf("all nodes run generation %d, but the earlier one was not erased: %w; run again, this goes on", t.Number, err)
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
 		trial := s.reports[name].Trial
 		if trial == nil || trial.State != facts.TrialPassed || trial.Seed != t.seedOf(name) {
@@ -241,19 +248,18 @@ func (e *notReady) Error() string { return fmt.Sprintf("%s does not become ready
 // new machine, it must be ready for a while before the next changes; a node that takes over its seed must in any case.
 func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 	for {
-		if err := r.settle(ctx, t); err != nil {
-			return err
-		}
 		s, err := r.look(ctx, t)
 		if err != nil {
 			return err
 		}
-		steps, err := Plan(s.State)
-		if err != nil {
+		if waited, err := r.settle(ctx, s, t); err != nil {
 			return err
+		} else if waited {
+			continue // what was seen is not what is
 		}
-		if len(steps) == 0 {
-			return r.finish(ctx, s, t)
+		steps, err := Plan(s.State)
+		if err != nil || len(steps) == 0 {
+			return err
 		}
 		step := steps[0]
 		if step.Action == Await {
@@ -594,12 +600,9 @@ func (r *Run) calm(ctx context.Context, ip netip.Addr, node string) error {
 	return nil
 }
 
-// settle waits until no node is on trial with its new seed. Those that have passed keep the one before until all nodes have changed.
-func (r *Run) settle(ctx context.Context, t Target) error {
-	s, err := r.look(ctx, t)
-	if err != nil {
-		return err
-	}
+// settle waits until no node is on trial with its new seed, and tells whether it had to wait. Those that have passed keep the one before
+// until all nodes have changed.
+func (r *Run) settle(ctx context.Context, s *seen, t Target) (waited bool, err error) {
 	limit := time.Now().Add(trialLimit)
 	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
 		report, err := s.reports[name], error(nil)
@@ -619,25 +622,26 @@ func (r *Run) settle(ctx context.Context, t Target) error {
 				if r.stale[name] {
 					break
 				}
-				return &notReady{name, errors.New("it has gone back to its previous seed: " + cmp.Or(trial.Detail, "it did not say why"))}
+				return waited, &notReady{name, errors.New("it has gone back to its previous seed: " + cmp.Or(trial.Detail, "it did not say why"))}
 			}
 			if !said && err == nil {
 				said = true
 				r.Say("%s: on trial with its new seed", name)
 			}
 			if time.Now().After(limit) {
-				return &notReady{name, fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))}
+				return waited, &notReady{name, fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))}
 			}
+			waited = true
 			if err := pause(ctx); err != nil {
-				return err
+				return waited, err
 			}
 			report, err = r.Cluster.Agents.Ask(ctx, name, s.addresses[name])
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return waited, ctx.Err()
 			}
 		}
 	}
-	return nil
+	return waited, nil
 }
 
 // seedOf returns the digest of a node's seed; empty: the target has no such node.
@@ -708,6 +712,9 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 	what := "no other node had changed"
 	if moved = slices.DeleteFunc(moved, func(name string) bool { return name == broken.node }); len(moved) > 0 {
 		what = words.List(moved, "and") + " went back as well"
+	}
+	if err := r.finish(ctx, back); err != nil {
+		what += "; " + err.Error()
 	}
 	return fmt.Errorf("%w; the change is undone: generation %d has the earlier configuration again, and %s", broken, g.Number, what)
 }
