@@ -36,6 +36,7 @@ func applyCommand() *cli.Command {
 			"made last; its data disk stays. The nodes of a role change one at a time, while the others are ready, and the one that has the\n" +
 			"virtual address or is the master comes last. New nodes start once all others know them; removed ones are turned off in the end.\n\n" +
 			"A node that is not ready in time goes back to its previous seed; then so do all that had changed, and apply ends with 1.\n" +
+			"What that takes (DIR/earlier, DIR/images/earlier) is kept until all nodes have changed, and then erased, on the nodes as well.\n" +
 			"Interrupted anywhere, apply goes on when it is run again. Of two that change the cluster at the same time one is told.\n\n" +
 			"Asks before it begins; where there is no terminal, --yes is needed. Adding, removing or moving nodes of glusterfs is\n" +
 			"refused. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
