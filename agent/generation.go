@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/facts/agree"
 	"imagegen/internal/atomicfile"
@@ -41,8 +42,9 @@ const (
 // promised and accepted. Package agree has the rules.
 type generations struct {
 	node   string
-	seed   func() string // digest of the seed that the node runs
-	dir    string        // the kept seed
+	seed   func() string                       // digest of the seed that the node runs
+	dir    string                              // the kept seed
+	before func() (seed nocloud.Seed, ok bool) // to which the node can still go back
 	verify func(envelope []byte) (facts.Generation, error)
 	ask    func(ctx context.Context, m facts.Member, query string) ([]byte, error)
 	said   func(format string, args ...any)
@@ -71,9 +73,10 @@ func openGenerations(root string, known facts.Facts, id identity, a *Agent) (*ge
 		return nil, err
 	}
 	g := &generations{
-		node: known.Node.Name,
-		seed: func() string { return a.made.Seed },
-		dir:  filepath.Join(root, facts.SeedDir),
+		node:   known.Node.Name,
+		seed:   func() string { return a.made.Seed },
+		dir:    filepath.Join(root, facts.SeedDir),
+		before: a.takeover.previous,
 		verify: func(envelope []byte) (facts.Generation, error) {
 			return facts.Verify(envelope, authority, known.ClusterID)
 		},
@@ -256,18 +259,33 @@ func (g *generations) status() (agree.Status, error) {
 	if err := g.load(); err != nil {
 		return agree.Status{}, err
 	}
+	previous := agree.Name(g.previous())
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := g.state.Status()
-	s.Node, s.Seed, s.Running = g.node, g.seed(), agree.Name(g.running)
+	s.Node, s.Seed, s.Running, s.Previous = g.node, g.seed(), agree.Name(g.running), previous
 	return s, nil
+}
+
+// previous returns the generation of the seed to which the node can still go back, or nil.
+func (g *generations) previous() *facts.Generation {
+	seed, ok := g.before()
+	if !ok || len(seed.Generation) == 0 {
+		return nil
+	}
+	previous, err := g.verify(seed.Generation)
+	if err != nil {
+		return nil // the node can go back, but not the others with it
+	}
+	return &previous
 }
 
 // signed returns the envelope of a generation that the node has named.
 func (g *generations) signed(digest string) []byte {
+	previous := g.previous()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	all := []*facts.Generation{g.running, g.state.Known}
+	all := []*facts.Generation{g.running, g.state.Known, previous}
 	if v := g.state.Accepted; v != nil {
 		all = append(all, &v.Generation)
 	}
@@ -583,25 +601,25 @@ func (g *generations) serveRequest(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(reply)
 }
 
-// serveSeed answers with the kept seed.
-func (g *generations) serveSeed(w http.ResponseWriter, _ *http.Request) {
-	var kept facts.KeptSeed
+// serveSeed answers with the seed that the node runs or, if that is asked for by its digest, the one to which it can still go back.
+func (g *generations) serveSeed(w http.ResponseWriter, r *http.Request) {
 	dir, err := filepath.EvalSymlinks(g.dir) // once: the node may change to another seed meanwhile
 	if err != nil {
 		http.Error(w, "this node has no copy of its seed", http.StatusServiceUnavailable)
 		return
 	}
-	for _, f := range []struct {
-		name string
-		into *[]byte
-	}{{"meta-data", &kept.MetaData}, {"network-config", &kept.NetworkConfig}, {"user-data", &kept.UserData}, {"generation", &kept.Generation}} {
-		data, err := os.ReadFile(filepath.Join(dir, f.name))
-		if err != nil && !(f.name == "generation" && errors.Is(err, fs.ErrNotExist)) {
-			http.Error(w, "this node's copy of its seed cannot be read", http.StatusServiceUnavailable)
+	kept, err := nocloud.Load(dir)
+	if err != nil {
+		http.Error(w, "this node's copy of its seed cannot be read", http.StatusServiceUnavailable)
+		return
+	}
+	if digest := r.FormValue("digest"); digest != "" && nocloud.Digest(kept.UserData, kept.NetworkConfig) != digest {
+		var ok bool
+		if kept, ok = g.before(); !ok || nocloud.Digest(kept.UserData, kept.NetworkConfig) != digest {
+			http.Error(w, "this node has no such seed", http.StatusGone)
 			return
 		}
-		*f.into = data
 	}
 	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(kept)
+	json.NewEncoder(w).Encode(facts.KeptSeed{MetaData: kept.MetaData, NetworkConfig: kept.NetworkConfig, UserData: kept.UserData, Generation: kept.Generation})
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/facts/agree"
 	"imagegen/internal/generationtest"
@@ -59,7 +60,7 @@ func (w *town) start(t *testing.T, name string, number int) *generations {
 	g := &generations{
 		node: name, seed: func() string { return m.Seed }, dir: filepath.Join(w.dir, name, "seed"), verify: w.authority.Verify,
 		ask: w.ask, said: w.said.say, onRoot: filepath.Join(w.dir, name, "root.json"), asked: map[string]agree.Status{},
-		onData: func() (string, bool) { return "", true },
+		onData: func() (string, bool) { return "", true }, before: func() (nocloud.Seed, bool) { return nocloud.Seed{}, false },
 	}
 	if m.Data {
 		g.onData = func() (string, bool) { return filepath.Join(w.dir, name, "data.json"), true }
@@ -360,6 +361,27 @@ func TestGenerationAPI(t *testing.T) {
 	var kept facts.KeptSeed
 	if code, answer := call("operator", "GET", facts.SeedPath, nil); code != http.StatusOK || json.Unmarshal(answer, &kept) != nil || string(kept.UserData) != "the user-data" || !bytes.Equal(kept.Generation, one.Signed) {
 		t.Errorf("%d, %s", code, answer)
+	}
+	// The seed to which it can still go back, with its generation, for whoever undoes the change.
+	before := w.authority.Sign(t, 7, one.Digest, w.members...)
+	earlier := nocloud.Seed{MetaData: []byte("m"), NetworkConfig: []byte("n"), UserData: []byte("earlier"), Generation: before.Signed}
+	digest := nocloud.Digest(earlier.UserData, earlier.NetworkConfig)
+	if code, _ := call("operator", "GET", facts.SeedPath+"?digest="+digest, nil); code != http.StatusGone {
+		t.Errorf("a seed that it does not have: %d", code)
+	}
+	w.nodes["db1"].before = func() (nocloud.Seed, bool) { return earlier, true }
+	if code, answer := call("operator", "GET", facts.SeedPath+"?digest="+digest, nil); code != http.StatusOK || json.Unmarshal(answer, &kept) != nil || string(kept.UserData) != "earlier" {
+		t.Errorf("the earlier seed: %d, %s", code, answer)
+	}
+	own := nocloud.Digest([]byte("the user-data"), []byte("the network-config"))
+	if code, answer := call("operator", "GET", facts.SeedPath+"?digest="+own, nil); code != http.StatusOK || json.Unmarshal(answer, &kept) != nil || string(kept.UserData) != "the user-data" {
+		t.Errorf("the seed that it runs: %d, %s", code, answer)
+	}
+	if code, answer := call("web2", "GET", facts.GenerationPath, nil); code != http.StatusOK || json.Unmarshal(answer, &s) != nil || s.Previous == nil || s.Previous.Digest != before.Digest {
+		t.Errorf("%d, %s", code, answer)
+	}
+	if code, answer := call("web2", "GET", facts.GenerationPath+"?digest="+before.Digest, nil); code != http.StatusOK || !bytes.Equal(answer, before.Signed) {
+		t.Errorf("the earlier generation: %d, %s", code, answer)
 	}
 	w.nodes["db1"].step.Lock() // a write to a disk that hangs keeps no report from peers
 	defer w.nodes["db1"].step.Unlock()

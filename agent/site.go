@@ -40,7 +40,7 @@ const (
 	siteHeadStart = 10 * time.Second // for a lower node that is not able to copy yet
 	siteCalm      = 30 * time.Second // between two looks at an installed site's files
 	databaseCalm  = 5 * time.Minute  // between two looks at its marker in the database
-	upgradeCalm   = 10 * time.Second // the same, while the database is not the image's
+	upgradeCalm   = 10 * time.Second // the same, while the database is not as image and seed say
 )
 
 // lookLimit limits one look at the database.
@@ -65,6 +65,7 @@ type site struct {
 	retry   ensemble.Backoff // of what failed
 	able    time.Time        // since when this node could work on the site
 	greeted bool             // the database has answered; it counts each greeting without a login as an attack
+	taken   string           // the settings that the site has from the spec, as the database knows
 	reports ensemble.Reader[siteSeen]
 }
 
@@ -102,6 +103,7 @@ func readCore(dir string) (core, error) {
 // siteSeen is what a backend tells the others. Agents that copied all of WordPress to the volume report no Core.
 type siteSeen struct {
 	Core      int    `json:"core"`            // version of the tables that the image's WordPress needs
+	Settings  string `json:"settings"`        // digest of what the seed says of the site's settings
 	Linked    bool   `json:"linked"`          // wp-content of the image's WordPress leads to the volume
 	Files     bool   `json:"files"`           // wp-content is on the volume
 	Config    bool   `json:"config"`          // and the seed's files on the volume are what they should be
@@ -153,7 +155,7 @@ func (s *site) Observe(ctx context.Context) (any, error) {
 		s.seen, s.looked = seen, time.Now()
 	}
 	calm := databaseCalm
-	if s.seen.DBVersion != s.core.Database {
+	if s.seen.DBVersion != s.core.Database || s.taken != s.settings() {
 		calm = upgradeCalm
 	}
 	if s.seen.Files && (s.seen.Database != dbInstalled || time.Since(s.asked) > calm) && s.retry.Left(s.node.now()) == 0 {
@@ -164,7 +166,7 @@ func (s *site) Observe(ctx context.Context) (any, error) {
 
 // look looks at the files.
 func (s *site) look() (siteSeen, error) {
-	seen := siteSeen{Core: s.core.Database}
+	seen := siteSeen{Core: s.core.Database, Settings: facts.Digest([]byte(s.settings()))}
 	if to, err := os.Readlink(filepath.Join(s.params.Core, contentName)); err == nil {
 		seen.Linked = to == s.content("")
 	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EINVAL) {
@@ -241,8 +243,16 @@ func (s *site) seedFiles(old bool) (map[string][]byte, error) {
 func (s *site) note(a phpAnswer) {
 	s.seen.Database, s.seen.Detail, s.asked = a.State, a.Detail, time.Now()
 	if a.State == dbInstalled {
-		s.seen.DBVersion, s.seen.Release = a.DBVersion, a.Release
+		s.seen.DBVersion, s.seen.Release, s.taken = a.DBVersion, a.Release, a.Settings
 	}
+}
+
+// settings are what the spec says of the site itself. They can also be changed in WordPress, so what counts is a change of the spec: the
+// database knows what the site has taken from it last.
+func (s *site) settings() string {
+	all := map[string]string{"title": s.params.Title, "url": s.params.URL, "admin_email": s.params.AdminEmail, "timezone": s.params.Timezone}
+	text, _ := json.Marshal(all) // sorted, and strings can be marshalled
+	return string(text)
 }
 
 // askDatabase looks whether the site is installed, and for which WordPress.
@@ -304,6 +314,7 @@ type phpAnswer struct {
 	Detail    string `json:"detail"`
 	DBVersion int    `json:"db_version"`
 	Release   string `json:"release"`
+	Settings  string `json:"settings"`
 }
 
 // php runs site.php as the owner of the site's files: plug-ins and the drop-in that it loads from the volume are that user's.
@@ -319,7 +330,7 @@ func (s *site) php(ctx context.Context, do string) (phpAnswer, error) {
 		return a, fmt.Errorf("the seed has no secret %q", s.params.AdminSecret)
 	}
 	params, err := json.Marshal(map[string]string{
-		"do": do, "core": s.params.Core, "node": s.node.Facts.Node.Name, "cluster_id": s.node.Facts.ClusterID, "title": s.params.Title, "url": s.params.URL, "timezone": s.params.Timezone,
+		"do": do, "core": s.params.Core, "node": s.node.Facts.Node.Name, "cluster_id": s.node.Facts.ClusterID, "title": s.params.Title, "url": s.params.URL, "timezone": s.params.Timezone, "settings": s.settings(),
 		"admin_user": s.params.AdminUser, "admin_email": s.params.AdminEmail, "admin_password": password,
 	})
 	if err != nil {
@@ -366,6 +377,7 @@ const (
 	siteTheme   siteDo = "theme"     // add WordPress' default theme
 	siteInstall siteDo = "install"   // the tables
 	siteUpgrade siteDo = "upgrade"   // the tables
+	siteChange  siteDo = "change"    // the site's settings
 )
 
 // decideSite chooses the next step. first is the lowest node that takes part; it alone works. hold says what an upgrade of the
@@ -435,11 +447,26 @@ func decideUpgrade(mine bool, first string, c core, seen siteSeen, hold facts.St
 	return siteUpgrade, workf("upgrading the database to WordPress %s", c.Release)
 }
 
-// hold says what an upgrade of the database waits for; no detail: for nothing. An old WordPress must not write to upgraded
-// tables, so every other backend must have said that its own is not older. One that is silent may serve.
-func (s *site) hold(w World) facts.Status {
+// decideChange is decideSite for a site that is ready, but whose settings are not those of this node's seed.
+func decideChange(mine bool, first string, hold facts.Status, held time.Duration) (siteDo, facts.Status) {
+	const what = "the site's settings to those of the spec"
+	switch {
+	case hold.Detail != "":
+		hold.State, hold.Detail = facts.Ready, "changing "+what+" waits for "+hold.Detail
+		return siteNothing, hold
+	case !mine:
+		return siteNothing, ready(first + " changes " + what)
+	case held > 0:
+		return siteNothing, facts.Status{State: facts.Failed, Detail: fmt.Sprintf("changing %s again in %d s", what, ensemble.Seconds(held))}
+	}
+	return siteChange, workf("changing %s", what)
+}
+
+// await says which other backends a change of the database waits for; no detail: for none. fits tells whether one's report allows the
+// change, and unfit is what it has if not. A silent one may have that as well.
+func (s *site) await(w World, fits func(siteSeen) bool, unfit string) facts.Status {
 	members, self := ensemble.Members(w)
-	var older, silent []string
+	var not, silent []string
 	for i := range members {
 		m := &members[i]
 		if i == self || m.GivenUp {
@@ -448,21 +475,34 @@ func (s *site) hold(w World) facts.Status {
 		switch seen, heard := s.reports.From(w, m.Name, "site"); {
 		case !heard:
 			silent = append(silent, m.Name)
-		case seen.Core < s.core.Database:
-			older = append(older, m.Name)
+		case !fits(seen):
+			not = append(not, m.Name)
 		}
 	}
 	switch {
-	case len(older) > 0:
-		return ready(strings.Join(older, ", ") + ", with an older WordPress")
+	case len(not) > 0:
+		return ready(strings.Join(not, ", ") + ", with " + unfit)
 	case len(silent) > 0:
 		held := ensemble.Await(members, silent, "")
-		held.Detail = strings.Join(silent, ", ") + ", silent and perhaps with an older WordPress"
+		held.Detail = strings.Join(silent, ", ") + ", silent and perhaps with " + unfit
 		return held
-	case s.seen.Old:
-		return ready("the WordPress on the volume to be moved away, which older web nodes use: see Changing a cluster")
 	}
 	return facts.Status{}
+}
+
+// hold says what an upgrade of the database waits for; no detail: for nothing. An old WordPress must not write to upgraded
+// tables, so every other backend must have said that its own is not older. One that is silent may serve.
+func (s *site) hold(w World) facts.Status {
+	held := s.await(w, func(o siteSeen) bool { return o.Core >= s.core.Database }, "an older WordPress")
+	if held.Detail == "" && s.seen.Old {
+		return ready("the WordPress on the volume to be moved away, which older web nodes use: see Changing a cluster")
+	}
+	return held
+}
+
+// holdChange is hold for a change of the settings. Backends with two seeds would undo each other's.
+func (s *site) holdChange(w World) facts.Status {
+	return s.await(w, func(o siteSeen) bool { return o.Settings == s.seen.Settings }, "another seed")
 }
 
 func (s *site) Step(ctx context.Context, w World) (facts.Status, error) {
@@ -471,6 +511,9 @@ func (s *site) Step(ctx context.Context, w World) (facts.Status, error) {
 	}
 	first := s.first(w, time.Since(s.able))
 	do, status := decideSite(w.Self.Name, first.Name, s.params.Database, s.core, s.seen, s.hold(w), s.retry.Left(s.node.now()))
+	if do == siteNothing && status.State == facts.Ready && s.seen.DBVersion == s.core.Database && s.taken != s.settings() {
+		do, status = decideChange(w.Self.Name == first.Name, first.Name, s.holdChange(w), s.retry.Left(s.node.now()))
+	}
 	if do == siteNothing {
 		return status, nil
 	}
@@ -536,11 +579,13 @@ func (s *site) take(ctx context.Context, do siteDo) error {
 		return s.configure()
 	case siteUpgrade:
 		return s.tables(ctx, do, upgradeLimit)
+	case siteChange:
+		return s.tables(ctx, do, installLimit)
 	}
 	return s.tables(ctx, siteInstall, installLimit)
 }
 
-// tables installs or upgrades the database.
+// tables installs or upgrades the database, or changes the site's settings in it.
 func (s *site) tables(ctx context.Context, do siteDo, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

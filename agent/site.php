@@ -1,5 +1,5 @@
 <?php
-// Looks at a WordPress site's database, installs the site in it, or upgrades it for a newer WordPress. The agent puts $params
+// Looks at a WordPress site's database, installs the site in it, changes its settings, or upgrades it for a newer WordPress. The agent puts $params
 // in front of this script and runs it as the owner of the site's files; the answer is one line of JSON, the last of the
 // output.
 //
@@ -54,6 +54,7 @@ if ($url['scheme'] === 'https') {
 
 const MARKER = 'imagegen_site'; // the cluster's ID
 const RELEASE = 'imagegen_release'; // the WordPress that installed or last upgraded the database
+const SETTINGS = 'imagegen_settings'; // what the site has taken from the spec last, as JSON
 const LOCK = 'imagegen_upgrade'; // "NODE TOKEN UNTIL"
 const LEASE = 900; // seconds; the agent ends an upgrade before
 
@@ -79,7 +80,7 @@ function known(): array
 {
     global $wpdb;
     // SHORTINIT has not named the tables. Nothing is cached here.
-    $rows = $wpdb->get_results($wpdb->prepare("SELECT option_name, option_value FROM `{$wpdb->base_prefix}options` WHERE option_name IN (%s, %s, 'db_version')", MARKER, RELEASE));
+    $rows = $wpdb->get_results($wpdb->prepare("SELECT option_name, option_value FROM `{$wpdb->base_prefix}options` WHERE option_name IN (%s, %s, %s, 'db_version')", MARKER, RELEASE, SETTINGS));
     if ($wpdb->last_error !== '' && strpos($wpdb->last_error, "doesn't exist") === false) {
         answer('error', $wpdb->last_error);
     }
@@ -100,8 +101,9 @@ function judge(array $known): void
     if ($version === 0) {
         answer('error', 'the option db_version is missing, so that the version of the tables is not known');
     }
-    if ($params['do'] !== 'upgrade' || $version >= $wp_db_version) {
-        answer('installed', '', ['db_version' => $version, 'release' => $known[RELEASE] ?? '']);
+    $settings = $known[SETTINGS] ?? '';
+    if ($params['do'] === 'upgrade' ? $version >= $wp_db_version : $params['do'] !== 'change' || $settings === $params['settings']) {
+        answer('installed', '', ['db_version' => $version, 'release' => $known[RELEASE] ?? '', 'settings' => $settings]);
     }
 }
 
@@ -128,6 +130,89 @@ add_filter('pre_http_request', function () {
 
 if ($params['do'] === 'upgrade') {
     upgrade_tables();
+}
+
+if ($params['do'] === 'change') {
+    change_settings();
+}
+
+/**
+ * Gives the site those settings that have changed in the spec; what was changed in WordPress itself stays. The note of what the spec says
+ * is part of the same transaction: of two nodes one finds that it is not the first.
+ */
+function change_settings(): void
+{
+    global $wpdb, $params, $EZSQL_ERROR;
+    $known = known();
+    if (!isset($known[MARKER])) {
+        answer('error', 'there is no site to change');
+    }
+    if (!isset($known[SETTINGS])) { // what a site from before was installed with is not known: changes count from now on
+        if (!$wpdb->insert($wpdb->options, ['option_name' => SETTINGS, 'option_value' => $params['settings'], 'autoload' => 'no'])) {
+            answer('error', $wpdb->last_error);
+        }
+        judge(known());
+    }
+    $old = json_decode($known[SETTINGS], true) ?: [];
+    $new = json_decode($params['settings'], true);
+    wp_installing(false); // or what WordPress keeps in its cache would stay as it was
+    foreach (['home', 'siteurl'] as $name) {
+        remove_all_filters("option_$name"); // of the constants in wp-config.php, which say it already
+    }
+    $connection = $wpdb->get_var('SELECT CONNECTION_ID()');
+    $errors = count($EZSQL_ERROR ?? []);
+    if ($wpdb->query('START TRANSACTION') === false) {
+        answer('error', $wpdb->last_error);
+    }
+    if ($wpdb->update($wpdb->options, ['option_value' => $params['settings']], ['option_name' => SETTINGS, 'option_value' => $known[SETTINGS]]) !== 1) {
+        $wpdb->query('ROLLBACK');
+        answer('busy', 'another node was faster');
+    }
+    $changed = function (string $name) use ($old, $new): bool {
+        return isset($old[$name]) && $old[$name] !== $new[$name];
+    };
+    if ($changed('title')) {
+        update_option('blogname', $new['title']);
+    }
+    if ($changed('url')) {
+        update_option('siteurl', rtrim($new['url'], '/'));
+        update_option('home', rtrim($new['url'], '/'));
+    }
+    if ($changed('timezone')) {
+        update_option('timezone_string', zone($new['timezone']));
+    }
+    $user = get_user_by('login', $params['admin_user']);
+    if ($changed('admin_email')) {
+        update_option('admin_email', $new['admin_email']);
+        if ($user && $user->user_email === $old['admin_email']) {
+            $wpdb->update($wpdb->users, ['user_email' => $new['admin_email']], ['ID' => $user->ID]);
+        }
+    }
+    $fault = count($EZSQL_ERROR ?? []) > $errors ? $wpdb->last_error . ' ' . end($EZSQL_ERROR)['error_str'] : '';
+    if ($fault === '' && $wpdb->get_var('SELECT CONNECTION_ID()') !== $connection) {
+        $fault = 'the connection to the database was lost while changing the settings';
+    }
+    if ($fault === '' && $wpdb->query('COMMIT') === false) {
+        $fault = $wpdb->last_error;
+    }
+    if ($fault !== '') {
+        $wpdb->query('ROLLBACK');
+    }
+    wp_cache_delete('alloptions', 'options');
+    if ($user) {
+        clean_user_cache($user);
+    }
+    if ($fault !== '') {
+        answer('error', $fault);
+    }
+    judge(known());
+    answer('error', 'the settings are not there after they were changed');
+}
+
+/** A time zone that PHP knows. */
+function zone(string $name): string
+{
+    return in_array($name, timezone_identifiers_list(DateTimeZone::ALL_WITH_BC), true) ? $name : 'UTC';
 }
 
 /** Upgrades the tables, unless another node has or does. */
@@ -204,8 +289,13 @@ $found = $wpdb->get_var("SELECT option_value FROM {$wpdb->options} WHERE option_
 if (!$wpdb->insert($wpdb->options, ['option_name' => MARKER, 'option_value' => $params['cluster_id'], 'autoload' => 'no'])) {
     answer('error', 'another node is installing: ' . $wpdb->last_error);
 }
+// A restored dump may have one.
+if ($wpdb->delete($wpdb->options, ['option_name' => SETTINGS]) === false
+    || !$wpdb->insert($wpdb->options, ['option_name' => SETTINGS, 'option_value' => $params['settings'], 'autoload' => 'no'])) {
+    answer('error', $wpdb->last_error);
+}
 if (!$found) { // else an operator has brought the tables back: they are taken as they are
-    $zone = in_array($params['timezone'], timezone_identifiers_list(DateTimeZone::ALL_WITH_BC), true) ? $params['timezone'] : 'UTC';
+    $zone = zone($params['timezone']);
     $in_zone = function () use ($zone) {
         return $zone; // the first post has a date, too
     };

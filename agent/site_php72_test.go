@@ -46,6 +46,10 @@ func TestSiteOnPHP72(t *testing.T) {
 	if err := s.take(t.Context(), siteInstall); err != nil {
 		t.Errorf("again: %v", err)
 	}
+	s.params.Title = "Another"
+	if err := s.take(t.Context(), siteChange); err != nil || sql("SELECT option_value FROM wordpress.wp_options WHERE option_name='blogname'") != "Another" {
+		t.Errorf("another title: %v", err)
+	}
 	s.node.Facts.ClusterID = "99999999-2222-4333-8444-555555555555"
 	if err := s.take(t.Context(), siteInstall); err != nil || s.seen.Database != dbForeign {
 		t.Errorf("installing over another cluster's site: %v, %q", err, s.seen.Database)

@@ -598,6 +598,129 @@ func TestSiteIsInstalledForReal(t *testing.T) {
 	}
 }
 
+// The settings are changed by one, once all have the same seed.
+func TestSettingsWaitForOtherSeeds(t *testing.T) {
+	open := facts.Status{}
+	for name, c := range map[string]struct {
+		mine bool
+		hold facts.Status
+		held time.Duration
+		do   siteDo
+		want facts.Status
+	}{
+		"first":        {true, open, 0, siteChange, workf("changing the site's settings to those of the spec")},
+		"second":       {false, open, 0, siteNothing, ready("backend1 changes the site's settings to those of the spec")},
+		"first, again": {true, open, 1500 * time.Millisecond, siteNothing, facts.Status{State: facts.Failed, Detail: "changing the site's settings to those of the spec again in 2 s"}},
+		"held": {true, facts.Status{State: facts.Waiting, Detail: "backend2", Missing: "backend2"}, 0, siteNothing,
+			facts.Status{State: facts.Ready, Detail: "changing the site's settings to those of the spec waits for backend2", Missing: "backend2"}},
+	} {
+		if do, got := decideChange(c.mine, "backend1", c.hold, c.held); do != c.do || got != c.want {
+			t.Errorf("%s: %q, %+v", name, do, got)
+		}
+	}
+	for report, want := range map[string]string{
+		`{"core":60,"settings":"same"}`:  "",
+		`{"core":60,"settings":"other"}`: "backend1, with another seed",
+		`{"core":60}`:                    "backend1, with another seed", // an earlier agent
+		"":                               "backend1, silent and perhaps with another seed",
+	} {
+		s := &site{seen: siteSeen{Settings: "same"}}
+		w := World{Self: facts.Peer{Name: "backend2", Role: "backend", Index: 1}, Peers: []facts.Peer{{Name: "backend1", Role: "backend"}}, Reports: map[string]PeerReport{}}
+		if report != "" {
+			w.Reports["backend1"] = PeerReport{NodeReport: facts.NodeReport{Components: map[string]facts.ComponentReport{"site": {Kind: "site", Report: json.RawMessage(report)}}}}
+		}
+		if got := s.holdChange(w); got.Detail != want {
+			t.Errorf("%s: %q, want %q", report, got.Detail, want)
+		}
+	}
+}
+
+// TestSettingsFollowTheSpec: a setting that changes in the spec changes in WordPress, once and whole; what was changed in WordPress stays.
+func TestSettingsFollowTheSpec(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: starts a MariaDB; run it without -short")
+	}
+	addr, sql := mariadb(t)
+	sql("CREATE DATABASE wordpress; CREATE USER wordpress@'127.0.0.1' IDENTIFIED BY 'pw'; CREATE USER wordpress@localhost IDENTIFIED BY 'pw'; GRANT ALL ON wordpress.* TO wordpress@'127.0.0.1'; GRANT ALL ON wordpress.* TO wordpress@localhost")
+	volume, image := sharedVolume(t), realCore(t)
+	one, two := testSite(t, "backend1", image, volume, addr), testSite(t, "backend2", image, volume, addr)
+	w := World{Self: one.node.Facts.Node}
+	if got := drive(t, one, w, driveLimit); got != ready("") {
+		t.Fatalf("installing: %+v", got)
+	}
+	option := func(name string) string {
+		return sql("SELECT option_value FROM wordpress.wp_options WHERE option_name = '" + name + "'")
+	}
+	want := map[string]string{"blogname": "Mine", "siteurl": "http://192.168.10.39:8080", "home": "http://192.168.10.39:8080", "timezone_string": "Asia/Kolkata", "admin_email": "admin@example.org"}
+	check := func(when string) {
+		t.Helper()
+		for name, value := range want {
+			if got := option(name); got != value {
+				t.Errorf("%s: %s is %q, want %q", when, name, got, value)
+			}
+		}
+	}
+	sql("UPDATE wordpress.wp_options SET option_value = 'Mine' WHERE option_name = 'blogname'")
+
+	// The constants of wp-config.php do not keep the database from following.
+	config := filepath.Join(image, "wp-config.php")
+	text := readFile(t, config)
+	writeTree(t, image, map[string]string{"wp-config.php": strings.Replace(text, "<?php", "<?php define('WP_HOME', 'https://www.example.org'); define('WP_SITEURL', WP_HOME);", 1)})
+	one.params.URL, one.params.AdminEmail, one.params.Timezone = "https://www.example.org", "new@example.org", "Europe/Berlin"
+	if got := drive(t, one, w, driveLimit); got != ready("") {
+		t.Fatalf("another address: %+v", got)
+	}
+	want["siteurl"], want["home"], want["admin_email"], want["timezone_string"] = "https://www.example.org", "https://www.example.org", "new@example.org", "Europe/Berlin"
+	check("another address")
+	if got := sql("SELECT user_email FROM wordpress.wp_users"); got != "new@example.org" {
+		t.Errorf("the first user's address is %s", got)
+	}
+
+	// Killed in the middle, and then two at once.
+	*two.params = *one.params
+	one.params.Title, two.params.Title = `A "100%" \ <new> title`, `A "100%" \ <new> title`
+	wrapper := filepath.Join(t.TempDir(), "php")
+	os.Chmod(filepath.Dir(wrapper), 0o755)
+	os.WriteFile(wrapper, []byte("#!/bin/sh\nsed \"s/^ *update_option('blogname'.*/& posix_kill(getmypid(), 9);/\" | php\n"), 0o755)
+	os.Chmod(filepath.Dir(filepath.Dir(wrapper)), 0o755)
+	one.params.PHP = []string{wrapper}
+	if err := one.take(t.Context(), siteChange); err == nil {
+		t.Fatal("a change that was killed was taken for a success")
+	}
+	check("killed")
+	one.params.PHP = two.params.PHP
+	var wg sync.WaitGroup
+	errs := make([]error, 2)
+	for i, c := range []*site{one, two} {
+		wg.Go(func() { errs[i] = c.take(t.Context(), siteChange) })
+	}
+	wg.Wait()
+	if errs[0] != nil && errs[1] != nil {
+		t.Fatalf("neither has changed it: %v; %v", errs[0], errs[1])
+	}
+	if got := option("blogname"); !strings.Contains(got, "100%") || !strings.Contains(got, "&lt;new&gt;") {
+		t.Errorf("the title is %q", got)
+	}
+
+	// Again is nothing, whatever the title is by now.
+	want["blogname"] = "Mine again"
+	sql("UPDATE wordpress.wp_options SET option_value = 'Mine again' WHERE option_name = 'blogname'")
+	for _, c := range []*site{one, two} {
+		if err := c.take(t.Context(), siteChange); err != nil {
+			t.Errorf("again: %v", err)
+		}
+	}
+	check("again")
+
+	// A site of an earlier imagegen: what it was installed with is not known.
+	sql("DELETE FROM wordpress.wp_options WHERE option_name = 'imagegen_settings'")
+	one.params.Title, one.asked = "Not known", time.Time{}
+	if got := drive(t, one, w, driveLimit); got != ready("") || option("imagegen_settings") == "" {
+		t.Errorf("a site of an earlier imagegen: %+v", got)
+	}
+	check("a site of an earlier imagegen")
+}
+
 // TestDatabaseIsUpgradedOnce rolls out a newer WordPress: whatever happens to those who upgrade, it is done once.
 func TestDatabaseIsUpgradedOnce(t *testing.T) {
 	if testing.Short() {

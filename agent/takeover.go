@@ -44,7 +44,28 @@ func planTakeover(old, new facts.Facts) facts.Plan {
 		replace("%s", why)
 	}
 	p.Stop, p.Reload = touchedUnits(old, new, p.Files)
+	p.Refuse = ineffective(old, new)
 	return p
+}
+
+// ineffective says which changes would have no effect, whatever the node does.
+func ineffective(old, new facts.Facts) (why []string) {
+	user := map[string]string{} // by component
+	for _, c := range old.Components {
+		if params, err := facts.DecodeParams(c.Kind, c.Params); err == nil {
+			if p, ok := params.(*facts.SiteParams); ok {
+				user[c.Name] = p.AdminUser
+			}
+		}
+	}
+	for _, c := range new.Components {
+		if params, err := facts.DecodeParams(c.Kind, c.Params); err == nil {
+			if p, ok := params.(*facts.SiteParams); ok && user[c.Name] != "" && user[c.Name] != p.AdminUser {
+				why = append(why, fmt.Sprintf("site.admin_user cannot become %s: WordPress does not rename accounts; make that account in WordPress, and leave %s in the spec", p.AdminUser, user[c.Name]))
+			}
+		}
+	}
+	return why
 }
 
 // The values of facts.FileChange.What.

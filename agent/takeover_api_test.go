@@ -122,7 +122,7 @@ func TestTakeoverAPI(t *testing.T) {
 	if err := a.takeover.write(j); err != nil {
 		t.Fatal(err)
 	}
-	if !m.contains("old secret") {
+	if before, ok := a.takeover.previous(); !ok || !m.contains("old secret") || nocloud.Digest(before.UserData, before.NetworkConfig) != trial.Previous {
 		t.Error("nothing is left to go back to")
 	}
 	if code, text := ask(facts.OperatorName, "POST", facts.ConfirmPath+"?seed="+trial.Previous, nil); code != http.StatusConflict {
@@ -133,7 +133,7 @@ func TestTakeoverAPI(t *testing.T) {
 			t.Errorf("confirmed: %d %s", code, text)
 		}
 	}
-	if m.contains("old secret") {
+	if _, ok := a.takeover.previous(); ok || m.contains("old secret") {
 		t.Error("the secrets of the previous seed are still on the node")
 	}
 	fresh := newSeeded(t, seed)

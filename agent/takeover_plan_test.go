@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -187,5 +188,23 @@ func TestPlanSaysWhyNot(t *testing.T) {
 	v1.Version = 1
 	if p := planTakeover(v1, facts.Facts{Version: facts.FactsVersion}); !slices.Equal(p.Replace, []string{"its seed is of an earlier imagegen, and does not list its files"}) {
 		t.Errorf("facts of the version before: %q", p.Replace)
+	}
+}
+
+// A change that no node could make true is refused, and not taken over as if it had an effect.
+func TestAdministratorIsNotRenamed(t *testing.T) {
+	with := func(user, mail string) facts.Facts {
+		params, err := json.Marshal(facts.SiteParams{Core: "/core", Target: "/target", Owner: "a:b", PHP: []string{"php"}, Database: "db:3306",
+			Title: "title", URL: "http://site", AdminUser: user, AdminEmail: mail, AdminSecret: "secret"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return facts.Facts{Version: facts.FactsVersion, Components: []facts.Component{{Name: "site", Kind: "site", Params: params}}}
+	}
+	if p := planTakeover(with("admin", "a@example.org"), with("jane", "a@example.org")); len(p.Refuse) != 1 || !strings.Contains(p.Refuse[0], "site.admin_user cannot become jane") || !strings.Contains(p.Refuse[0], "leave admin in the spec") {
+		t.Errorf("another administrator: %q", p.Refuse)
+	}
+	if p := planTakeover(with("admin", "a@example.org"), with("admin", "b@example.org")); p.Refuse != nil || p.Replace != nil {
+		t.Errorf("another address: %+v", p)
 	}
 }

@@ -650,6 +650,17 @@ func (t *takeover) forget() error {
 	return t.erase()
 }
 
+// previous returns the seed to which the node can still go back: until its new one is confirmed, an operator may need it to undo the
+// change on all nodes. ok is false if there is none.
+func (t *takeover) previous() (seed nocloud.Seed, ok bool) {
+	j, err := t.read()
+	if err != nil || j.Phase != facts.TrialRunning && j.Phase != facts.TrialPassed {
+		return seed, false
+	}
+	seed, err = nocloud.Load(t.state(oldSide, sideSeed))
+	return seed, err == nil
+}
+
 // describe says in a few words how far a takeover is.
 func (j takeoverJournal) describe() string {
 	switch j.Phase {

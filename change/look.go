@@ -99,7 +99,7 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 			machines[m.Node.Name] = m
 		}
 	}
-	before := previous(g, t)
+	before := r.previous(g, t)
 	if r.before != nil {
 		before = *r.before
 	}
@@ -218,12 +218,15 @@ func (r *Run) ask(ctx context.Context, t Target, n operate.NodeGeneration, repor
 }
 
 // previous returns the generation that the cluster leaves for the target.
-func previous(g operate.Generations, t Target) facts.Generation {
+func (r *Run) previous(g operate.Generations, t Target) facts.Generation {
 	if g.InUse.Digest != t.Digest {
 		return *g.InUse
 	}
 	if parent := g.Find(t.Parent); parent != nil {
 		return *parent
+	}
+	if kept := r.Earlier.Generation(); kept != nil && kept.Digest == t.Parent {
+		return *kept
 	}
 	for _, known := range slices.Backward(g.Known) {
 		if known.Number < t.Number {

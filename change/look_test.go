@@ -43,6 +43,14 @@ func TestBuiltInRoles(t *testing.T) {
 	}
 }
 
+// keptGeneration keeps nothing else.
+type keptGeneration struct {
+	Earlier
+	generation *facts.Generation
+}
+
+func (k keptGeneration) Generation() *facts.Generation { return k.generation }
+
 // previous is what the cluster leaves: the generation in use or, once the target is in use, the one before it, if a node still runs it.
 func TestPrevious(t *testing.T) {
 	generation := func(number int, parent string) facts.Generation {
@@ -55,15 +63,19 @@ func TestPrevious(t *testing.T) {
 	for name, c := range map[string]struct {
 		found  operate.Generations
 		target facts.Generation
+		kept   *facts.Generation
 		want   int
 	}{
-		"not in use yet":            {found(three, one, three), four, 3},
-		"in use":                    {found(four, one, three, four), four, 3},
-		"nobody runs its parent":    {found(four, one, four), four, 1},
-		"nobody runs an older one":  {found(four, four), four, 4},
-		"what was only ever signed": {found(three, one, three, four), generation(5, "digest3"), 3},
+		"not in use yet":            {found(three, one, three), four, nil, 3},
+		"in use":                    {found(four, one, three, four), four, nil, 3},
+		"nobody runs its parent":    {found(four, one, four), four, nil, 1},
+		"its parent is kept here":   {found(four, one, four), four, &three, 3},
+		"another is kept here":      {found(four, four), four, &one, 4},
+		"nobody runs an older one":  {found(four, four), four, nil, 4},
+		"what was only ever signed": {found(three, one, three, four), generation(5, "digest3"), &one, 3},
 	} {
-		if got := previous(c.found, Target{Generation: c.target}); got.Number != c.want {
+		r := &Run{Earlier: keptGeneration{generation: c.kept}}
+		if got := r.previous(c.found, Target{Generation: c.target}); got.Number != c.want {
 			t.Errorf("%s: %d, want %d", name, got.Number, c.want)
 		}
 	}

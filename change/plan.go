@@ -437,6 +437,13 @@ func (s State) refused() (reasons []string) {
 		if n.Was != nil && n.Is != nil && n.Was.Role != n.Is.Role {
 			refuse("%s was a %s and would become a %s: give the new node another name", n.Name, n.Was.Role, n.Is.Role)
 		}
+		if n.Takeover != nil {
+			for _, why := range n.Takeover.Refuse {
+				if !slices.Contains(reasons, why) { // once for all nodes of a role
+					reasons = append(reasons, why)
+				}
+			}
+		}
 		if slices.Contains(s.Without, n.Name) && !n.Silent {
 			refuse("%s answers, so it cannot be given up: leave out --without %[1]s", n.Name)
 		}

@@ -61,6 +61,7 @@ func mustReplace(n *Node) { n.Takeover.Replace = []string{"its time zone is anot
 func running(n *Node) {
 	n.Off, n.Silent, n.Ready, n.Joint, n.Seed, n.Image = false, false, true, true, "new", "image"
 }
+func useless(n *Node)    { n.Takeover.Refuse = []string{"accounts are not renamed"} }
 func noTakeover(n *Node) { n.Takeover = nil }
 func swapped(n *Node)    { n.Is.Index++ }
 func restarts(n *Node)   { n.Takeover.Stop = []string{"x.service"} }
@@ -257,6 +258,7 @@ func TestPlanRefuses(t *testing.T) {
 		"another role":           {[]Node{node("web1", other)}, nil, false, "web1 was a web and would become a backend: give the new node another name"},
 		"given up, and answers":  {[]Node{node("web1"), node("web2")}, []string{"web2"}, false, "web2 answers, so it cannot be given up: leave out --without web2"},
 		"given up, and unknown":  {[]Node{node("web1")}, []string{"web9"}, false, "there is no node web9 that could be given up"},
+		"no effect":              {[]Node{node("web1", useless), node("web2", useless)}, nil, false, "accounts are not renamed"},
 		"no majority":            {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
 		"apart, by hand":         {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
 	} {

@@ -35,6 +35,21 @@ type Power interface {
 	Kill(ctx context.Context, nodes ...string) error
 }
 
+// Earlier keeps what undoing a change takes, for as long as a node may need it: a machine that is made anew has no earlier seed to go back
+// to, and an operator may be interrupted.
+type Earlier interface {
+	// Generation returns the generation that Keep was called with last; nil: nothing is kept.
+	Generation() *facts.Generation
+	// Seed returns a node's seed with this digest, if it is kept.
+	Seed(node, digest string) (cloudinit.Seed, bool)
+	// Image tells whether an earlier image of a role is kept. Write puts it back.
+	Image(role, identity string) bool
+	// Keep keeps a generation and the seeds of its members that are known. Others with the same digest stay.
+	Keep(Target) error
+	// Erase erases all that is kept.
+	Erase() error
+}
+
 // Run changes a cluster.
 type Run struct {
 	Cluster   *operate.Cluster
@@ -44,6 +59,7 @@ type Run struct {
 	Alone     bool     // nobody else changes this cluster, so nodes that may have forgotten a vote may vote
 	Wait      operate.Wait
 	Calm      time.Duration // the first node that is replaced must be ready for so long before the next
+	Earlier   Earlier
 	// Write puts seeds where new machines are made from.
 	Write func(Target) error
 	// Number makes the generation after the one in use, signed, from a manifest's content.
@@ -54,6 +70,7 @@ type Run struct {
 	lost    map[string]bool   // nodes whose new machine may be unable to answer
 	stale   map[string]bool   // nodes that went back from a seed before this change
 	silent  map[string]bool   // nodes that were asked again for silentLimit, in vain
+	passed  map[string]bool   // digests of seeds whose trial has passed, which has been said
 }
 
 // Generation finds out which generation is in use.
@@ -138,7 +155,8 @@ func (r *Run) Apply(ctx context.Context, t Target) error {
 	if err != nil {
 		return err
 	}
-	before := Target{Generation: previous(s.generations, t), Seeds: map[string]cloudinit.Seed{}}
+	r.passed = map[string]bool{}
+	before := Target{Generation: r.previous(s.generations, t), Seeds: map[string]cloudinit.Seed{}}
 	r.before = &before.Generation
 	if err := r.remember(ctx, s, t, before); err != nil {
 		return err
@@ -157,7 +175,10 @@ func (r *Run) Apply(ctx context.Context, t Target) error {
 	if errors.As(err, &broken) {
 		return r.undo(ctx, broken, t, before)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return r.finish(ctx, t)
 }
 
 // use makes the target the generation in use.
@@ -201,27 +222,79 @@ func (r *Run) write(t Target) error {
 	return err
 }
 
-// remember gets the seeds of the nodes that will change.
+// remember gets the earlier seeds of the nodes that change or have changed, and keeps them until all run the target. Nothing has changed
+// yet, or they were kept before it did.
 func (r *Run) remember(ctx context.Context, s *seen, t, before Target) error {
+	if before.Digest == t.Digest {
+		return nil
+	}
 	var mu sync.Mutex
 	var asking sync.WaitGroup
-	for name, report := range s.reports {
-		was, had := before.Member(name)
-		if is, ok := t.Member(name); !had || report.Seed != was.Seed || ok && is == was {
+	for _, was := range before.Members {
+		name := was.Name
+		if is, ok := t.Member(name); ok && is == was {
+			continue
+		}
+		if seed, ok := r.Earlier.Seed(name, was.Seed); ok {
+			before.Seeds[name] = seed
+			continue
+		}
+		report, answers := s.reports[name]
+		if !answers || report.Seed != was.Seed && (report.Trial == nil || report.Trial.Previous != was.Seed) {
 			continue
 		}
 		asking.Go(func() {
-			kept, err := r.Cluster.KeptSeed(ctx, name, s.addresses[name])
+			kept, err := r.Cluster.KeptSeed(ctx, name, s.addresses[name], was.Seed)
 			if err != nil {
 				return // what is missing is said when it is needed
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			before.Seeds[name] = cloudinit.Seed{MetaData: kept.MetaData, NetworkConfig: kept.NetworkConfig, UserData: kept.UserData}
+			before.Seeds[name] = cloudinit.Seed{MetaData: kept.MetaData, NetworkConfig: kept.NetworkConfig, UserData: kept.UserData, Generation: kept.Generation}
 		})
 	}
 	asking.Wait()
-	return ctx.Err()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err := r.Earlier.Keep(before); err != nil {
+		return fmt.Errorf("keep generation %d, in case the change must be undone: %w", before.Number, err)
+	}
+	return nil
+}
+
+// finish erases what undoing the change would have taken, on the nodes and here: all nodes run the target, and one that was given up
+// needs only its part of that when it comes back. A crash leaves it to the next Apply with nothing to do.
+func (r *Run) finish(ctx context.Context, t Target) error {
+	s, err := r.look(ctx, t)
+	if err != nil {
+		return fmt.Errorf("all nodes run generation %d, but the earlier one was not erased: %w; run again, this goes on", t.Number, err)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
+		trial := s.reports[name].Trial
+		if trial == nil || trial.State != facts.TrialPassed || trial.Seed != t.seedOf(name) {
+			continue
+		}
+		for limit := time.Now().Add(hearLimit); ; {
+			err := r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed)
+			if err == nil {
+				break
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if time.Now().After(limit) {
+				return fmt.Errorf("all nodes run generation %d, but %s has not erased its earlier seed: %w; run again, this goes on", t.Number, name, err)
+			}
+			if err := pause(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	if err := r.Earlier.Erase(); err != nil {
+		return fmt.Errorf("all nodes run generation %d, but the earlier one was not erased here: %w", t.Number, err)
+	}
+	return nil
 }
 
 // notReady says that nodes do not work with their new seeds, and why.
@@ -239,12 +312,14 @@ func (e *notReady) Error() string {
 // new machine, it must be ready for a while before the next changes; a node that takes over its seed must in any case.
 func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 	for {
-		if err := r.settle(ctx, t); err != nil {
-			return err
-		}
 		s, err := r.look(ctx, t)
 		if err != nil {
 			return err
+		}
+		if waited, err := r.settle(ctx, s, t); err != nil {
+			return err
+		} else if waited {
+			continue // what was seen is not what is
 		}
 		steps, err := Plan(s.State)
 		if err != nil || len(steps) == 0 {
@@ -262,15 +337,25 @@ func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 			}
 			if err := r.step(ctx, s, t, step, canary); err != nil {
 				// What others of the round have begun must have ended before anything else is done.
-				var broken *notReady
-				if i > 0 && ctx.Err() == nil && errors.As(r.settle(ctx, t), &broken) {
-					return broken
+				if i > 0 && ctx.Err() == nil {
+					if broken := r.others(ctx, t); broken != nil {
+						return broken
+					}
 				}
 				return err
 			}
 		}
 		canary = canary && (steps[0].Action == Stop || steps[0].Action == Remove)
 	}
+}
+
+// others waits until no node is on trial; not nil: some have failed.
+func (r *Run) others(ctx context.Context, t Target) (broken *notReady) {
+	if s, err := r.look(ctx, t); err == nil {
+		_, err = r.settle(ctx, s, t)
+		errors.As(err, &broken)
+	}
+	return broken
 }
 
 // step carries out a step once it may begin.
@@ -538,62 +623,61 @@ func (r *Run) calm(ctx context.Context, ip netip.Addr, node string) error {
 	return nil
 }
 
-// settle waits until no node is on trial with its new seed, and has those that have passed erase the one before. If some have failed, it
-// still waits for the others, which can change again only after that.
-func (r *Run) settle(ctx context.Context, t Target) error {
-	s, err := r.look(ctx, t)
-	if err != nil {
-		return err
-	}
+// settle waits until no node is on trial with its new seed, and tells whether it had to wait. Those that have passed keep the one before
+// until all nodes have changed. If some have failed, it still waits for the others, which can change again only after that.
+func (r *Run) settle(ctx context.Context, s *seen, t Target) (waited bool, err error) {
 	failed := map[string]error{}
 	limit := time.Now().Add(trialLimit)
 	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
-		if err := r.trial(ctx, s, t, name, limit); ctx.Err() != nil {
-			return ctx.Err()
-		} else if err != nil {
+		took, err := r.trial(ctx, s, t, name, limit)
+		if ctx.Err() != nil {
+			return waited, ctx.Err()
+		}
+		if err != nil {
 			failed[name] = err
 		}
+		waited = waited || took
 	}
 	if len(failed) > 0 {
-		return &notReady{failed}
+		return waited, &notReady{failed}
 	}
-	return nil
+	return waited, nil
 }
 
-// trial waits until a node is not on trial with its new seed; an error says why it does not work with it.
-func (r *Run) trial(ctx context.Context, s *seen, t Target, name string, limit time.Time) error {
-	report, err := s.reports[name], error(nil)
+// trial waits until a node is not on trial with its new seed, and tells whether it had to wait; an error says why the node does not work
+// with it.
+func (r *Run) trial(ctx context.Context, s *seen, t Target, name string, limit time.Time) (waited bool, err error) {
+	report := s.reports[name]
 	for said := false; ; {
 		trial := report.Trial
 		if err == nil && (trial == nil || trial.Seed != t.seedOf(name)) {
-			return nil
+			return waited, nil
 		}
 		if err == nil && trial.State == facts.TrialPassed {
-			if err = r.Cluster.Agents.Confirm(ctx, name, s.addresses[name], trial.Seed); err == nil {
+			if !r.passed[trial.Seed] {
+				r.passed[trial.Seed] = true
 				r.Wait.Say("%s: ready with its new seed", name)
-				return nil
 			}
+			return waited, nil
 		}
 		if err == nil && trial.State == facts.TrialReturned {
 			if r.stale[name] {
-				return nil
+				return waited, nil
 			}
-			return errors.New("it has gone back to its previous seed: " + cmp.Or(trial.Detail, "it did not say why"))
+			return waited, errors.New("it has gone back to its previous seed: " + cmp.Or(trial.Detail, "it did not say why"))
 		}
 		if !said && err == nil {
 			said = true
 			r.Wait.Say("%s: on trial with its new seed", name)
 		}
 		if time.Now().After(limit) {
-			return fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))
+			return waited, fmt.Errorf("its trial has not ended within %s: %s", trialLimit, whyNot(report, err))
 		}
+		waited = true
 		if err := pause(ctx); err != nil {
-			return err
+			return waited, err
 		}
 		report, err = r.Cluster.Agents.Ask(ctx, name, s.addresses[name])
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 	}
 }
 
@@ -623,7 +707,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 		if _, ok := before.Seeds[n.Name]; !ok && was.Seed != is.Seed {
 			missing = append(missing, n.Name)
 		}
-		if was.Image != "" && was.Image != is.Image {
+		if was.Image != "" && was.Image != is.Image && !r.Earlier.Image(was.Role, was.Image) {
 			images = append(images, n.Name)
 		}
 	}
@@ -668,6 +752,9 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 	what := "no other node had changed"
 	if moved = slices.DeleteFunc(moved, func(name string) bool { return broken.why[name] != nil }); len(moved) > 0 {
 		what = words.List(moved, "and") + " went back as well"
+	}
+	if err := r.finish(ctx, back); err != nil {
+		what += "; " + err.Error()
 	}
 	return fmt.Errorf("%w; the change is undone: generation %d has the earlier configuration again, and %s", broken, g.Number, what)
 }

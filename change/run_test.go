@@ -119,6 +119,7 @@ func newAgents(t *testing.T, names ...string) *agents {
 				a.events = append(a.events, node+" goes back")
 			case a.asked[node] > 2:
 				trial.State = facts.TrialPassed
+				a.events = append(a.events, node+" has passed")
 			}
 		}
 		return facts.NodeReport{
@@ -147,11 +148,6 @@ func newAgents(t *testing.T, names ...string) *agents {
 			a.events = append(a.events, node+" takes over")
 		}
 		return facts.Plan{Seed: m.Seed, Files: []facts.FileChange{{Path: "/etc/f", What: "changed"}}, Stop: []string{"x.service"}}
-	})
-	handle("POST "+facts.ConfirmPath, func(node string, _ *http.Request) any {
-		a.trials[node] = nil
-		a.events = append(a.events, node+" has passed")
-		return []byte(nil)
 	})
 	ca := x509.NewCertPool()
 	ca.AppendCertsFromPEM(keys.CA.Cert)
@@ -237,7 +233,7 @@ func TestRounds(t *testing.T) {
 	for _, m := range a.two.Members[4:] {
 		a.seeds[m.Name] = m.Seed // they have it
 	}
-	a.agreed, a.run.stale = true, map[string]bool{}
+	a.agreed, a.run.stale, a.run.passed = true, map[string]bool{}, map[string]bool{}
 	if err := a.run.carryOut(t.Context(), a.target, true); err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +244,7 @@ func TestRounds(t *testing.T) {
 
 	a.fails, a.events = "percona1", nil
 	for _, m := range a.one.Members[:4] {
-		a.seeds[m.Name], a.asked[m.Name] = m.Seed, 0
+		a.seeds[m.Name], a.asked[m.Name], a.trials[m.Name] = m.Seed, 0, nil
 	}
 	var broken *notReady
 	err := a.run.carryOut(t.Context(), a.target, true)

@@ -39,6 +39,7 @@ type Config struct {
 	Builder   string        // one of builder.Names; empty: the first that works on this machine
 	Limit     time.Duration // for a bake in a VM; 0: builder.Limit
 	Formats   []string      // of format.Names, in addition to raw
+	Underway  bool          // a change of the cluster is under way: a node may run any image that OutDir has had
 	Locked    bool          // the lock must not change: a mismatch is an error
 	Offline   bool          // use only what is in the cache
 	UI        Progress

@@ -21,14 +21,17 @@ import (
 
 // output is the folder that receives the images.
 type output struct {
-	dir     string
-	cache   cache
-	spec    *cluster.Spec
-	formats []string // in addition to raw
-	ui      Progress
+	dir      string
+	cache    cache
+	spec     *cluster.Spec
+	formats  []string // in addition to raw
+	underway bool     // see Config
+	ui       Progress
 }
 
-func (c *Config) output() output { return output{c.OutDir, c.cache(), c.Spec, c.Formats, c.UI} }
+func (c *Config) output() output {
+	return output{c.OutDir, c.cache(), c.Spec, c.Formats, c.Underway, c.UI}
+}
 
 // export puts an image into the output folder. On the same file system, the file is a hard link to the cache's and
 // therefore read-only: machines use copies of it or overlays on it.
@@ -37,10 +40,6 @@ func (o output) export(ctx context.Context, role string, p *plan) (Result, error
 		return Result{}, err
 	}
 	r := Result{Role: role, Identity: p.identity, Cached: p.cached, Path: o.file(role, "raw"), Manifest: o.file(role, "json")}
-	from := filepath.Join(o.cache.imageDir(p.identity), diskName)
-	if err := place(ctx, from, r.Path); err != nil {
-		return r, err
-	}
 	data, err := os.ReadFile(filepath.Join(o.cache.imageDir(p.identity), manifestName))
 	if err != nil {
 		return r, err
@@ -50,13 +49,16 @@ func (o output) export(ctx context.Context, role string, p *plan) (Result, error
 		return r, fmt.Errorf("%s: %w; remove that folder and build again", o.cache.imageDir(p.identity), err)
 	}
 	m.Role = role
-	before, err := os.ReadFile(r.Manifest)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	old, _, err := o.present(role)
+	if err != nil {
 		return r, err
 	}
-	var old Manifest
-	json.Unmarshal(before, &old) // nothing there, or not written by imagegen: treated as no earlier image
-	if m.Outputs, err = o.dropStale(role, old, m); err != nil {
+	if old.Identity == m.Identity {
+		m.Outputs = old.Outputs
+	} else if err := o.retire(ctx, role, old, o.underway); err != nil {
+		return r, fmt.Errorf("keep the earlier image: %w", err)
+	}
+	if err := place(ctx, filepath.Join(o.cache.imageDir(p.identity), diskName), r.Path); err != nil {
 		return r, err
 	}
 	for _, kind := range o.formats {
@@ -187,17 +189,4 @@ func (o output) convert(ctx context.Context, role string, p *plan, kind string) 
 		return out, err
 	}
 	return out, place(ctx, made, path)
-}
-
-// dropStale removes files of an earlier image of the role, in all formats.
-func (o output) dropStale(role string, old, now Manifest) ([]Output, error) {
-	if old.Identity == now.Identity {
-		return old.Outputs, nil
-	}
-	for _, stale := range old.Outputs {
-		if err := os.Remove(o.file(role, stale.Format)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
-	return nil, nil
 }

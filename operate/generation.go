@@ -11,11 +11,13 @@ import (
 	mathrand "math/rand/v2"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"imagegen/cloudinit/nocloud"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/facts/agree"
 	"imagegen/internal/words"
@@ -53,8 +55,8 @@ type NodeGeneration struct {
 	Behind string
 }
 
-// verify checks who has signed a generation.
-func (a *Agents) verify(envelope []byte) (facts.Generation, error) {
+// Verify checks who has signed a generation.
+func (a *Agents) Verify(envelope []byte) (facts.Generation, error) {
 	id := a.clusterID
 	if id == "" { // not on this computer; the authority identifies the cluster as well
 		g, err := facts.OpenGeneration(envelope)
@@ -157,7 +159,7 @@ func (s *survey) generations() []facts.Generation {
 		if n.Status == nil {
 			continue
 		}
-		named := []*agree.Named{n.Status.Running, n.Status.Known}
+		named := []*agree.Named{n.Status.Running, n.Status.Known, n.Status.Previous}
 		if v := n.Status.Accepted; v != nil {
 			named = append(named, &v.Named)
 		}
@@ -188,7 +190,7 @@ func (s *survey) fetch(n agree.Named) (facts.Generation, error) {
 			continue
 		}
 		var g facts.Generation
-		if g, err = s.agents.verify(body); err == nil && g.Digest == n.Digest {
+		if g, err = s.agents.Verify(body); err == nil && g.Digest == n.Digest {
 			s.known[n.Digest] = g
 			return g, nil
 		}
@@ -197,7 +199,7 @@ func (s *survey) fetch(n agree.Named) (facts.Generation, error) {
 }
 
 func names(s agree.Status, n agree.Named) bool {
-	return s.Running != nil && *s.Running == n || s.Known != nil && *s.Known == n || s.Accepted != nil && s.Accepted.Named == n
+	return s.Running != nil && *s.Running == n || s.Known != nil && *s.Known == n || s.Previous != nil && *s.Previous == n || s.Accepted != nil && s.Accepted.Named == n
 }
 
 // result says which generation is in use, and who runs another.
@@ -324,7 +326,7 @@ func (c *council) ask(ctx context.Context, m facts.Member, body []byte) (agree.R
 		return reply, errors.New(refused.text)
 	}
 	if err == nil {
-		err = agree.Decode(answer, &reply, c.agents.verify)
+		err = agree.Decode(answer, &reply, c.agents.Verify)
 	}
 	return reply, err
 }
@@ -351,10 +353,15 @@ func (c *council) explain(few *agree.NoMajority) error {
 	return fmt.Errorf("%w (%s)", few, strings.Join(why, "; "))
 }
 
-// KeptSeed returns the seed that a node runs, with its secrets.
-func (c *Cluster) KeptSeed(ctx context.Context, node string, ip netip.Addr) (facts.KeptSeed, error) {
+// KeptSeed returns a seed that a node has, with its secrets: the one that it runs or, if that has another digest, the one to which it can
+// still go back. Without a digest, it is the one that it runs.
+func (c *Cluster) KeptSeed(ctx context.Context, node string, ip netip.Addr, digest string) (facts.KeptSeed, error) {
 	var kept facts.KeptSeed
-	body, _, err := c.Agents.request(ctx, node, ip, http.MethodGet, facts.SeedPath, nil)
+	path := facts.SeedPath
+	if digest != "" {
+		path += "?digest=" + url.QueryEscape(digest)
+	}
+	body, _, err := c.Agents.request(ctx, node, ip, http.MethodGet, path, nil)
 	var refused refusal
 	switch {
 	case errors.As(err, &refused) && refused.code == http.StatusNotFound:
@@ -366,6 +373,10 @@ func (c *Cluster) KeptSeed(ctx context.Context, node string, ip netip.Addr) (fac
 	}
 	if err := json.Unmarshal(body, &kept); err != nil {
 		return kept, fmt.Errorf("the answer of %s is no seed", words.Quote(node))
+	}
+	// An earlier imagegen's agent answers with the one that it runs.
+	if have := nocloud.Digest(kept.UserData, kept.NetworkConfig); digest != "" && have != digest {
+		return kept, fmt.Errorf("%s has the seed %s, and not %s", node, have, digest)
 	}
 	return kept, nil
 }

@@ -67,6 +67,9 @@ func (d Disk) Check(ctx context.Context, say func(string)) error {
 	if damaged {
 		return errors.New("no seed to apply")
 	}
+	if err := d.removeOthers(); err != nil { // left where power failed after the next seed was kept
+		say(fmt.Sprintf("cannot erase an earlier seed: %v", err))
+	}
 	if err := d.Prepare(*kept); err != nil {
 		return err
 	}

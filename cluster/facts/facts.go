@@ -199,7 +199,7 @@ type SiteParams struct {
 	Database    string   `json:"database"`               // host:port
 	Title       string   `json:"title"`
 	URL         string   `json:"url"`
-	Timezone    string   `json:"timezone,omitempty"` // initial time zone of the site; empty: UTC
+	Timezone    string   `json:"timezone,omitempty"` // of the site; empty: UTC
 	AdminUser   string   `json:"admin_user"`
 	AdminEmail  string   `json:"admin_email"`
 	AdminSecret string   `json:"admin_secret"` // name of the generated password

@@ -34,7 +34,8 @@ type Handover struct {
 	Moved []string `json:"moved"` // in words; empty: the node leads nothing
 }
 
-// SeedPath returns the KeptSeed to the operator, as JSON: GET. It contains the node's secrets.
+// SeedPath returns the KeptSeed to the operator, as JSON: GET. It contains the node's secrets. With ?digest=DIGEST it may also be the one
+// to which the node can still go back.
 const SeedPath = "/v1/seed"
 
 // KeptSeed is the seed that the node runs, one field per file.

@@ -28,6 +28,8 @@ type Plan struct {
 	// Fixed are those of the reasons to replace the node which say that what its files declare as fixed has changed: nodes with the old
 	// text and with the new one may not work side by side.
 	Fixed []string `json:"fixed,omitempty"`
+	// Refuse says what the seed changes that would have no effect, on a new node either.
+	Refuse []string `json:"refuse,omitempty"`
 }
 
 // FileChange is a file that differs between two seeds.

@@ -18,6 +18,7 @@ import (
 	"imagegen/cluster/expected"
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
+	"imagegen/images"
 	"imagegen/internal/words"
 	"imagegen/operate"
 )
@@ -36,6 +37,7 @@ func applyCommand() *cli.Command {
 			"virtual address or is the master comes last. New nodes start once all others know them; removed ones are turned off in the end.\n" +
 			"Nodes of roles that do not use each other may take over their seeds at the same time.\n\n" +
 			"A node that is not ready in time goes back to its previous seed; then so do all that had changed, and apply ends with 1.\n" +
+			"What that takes (DIR/earlier, DIR/images/earlier) is kept until all nodes have changed, and then erased, on the nodes as well.\n" +
 			"Interrupted anywhere, apply goes on when it is run again. Of two that change the cluster at the same time one is told.\n" +
 			"Nodes that do not answer are asked again for 10 seconds before they count as silent.\n\n" +
 			"Asks before it begins; where there is no terminal, --yes is needed. Adding, removing or moving nodes of glusterfs is\n" +
@@ -92,7 +94,8 @@ func apply(c *cli.Context) error {
 	var want wanted
 	r := &change.Run{
 		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Wait: waiting(c, b), Calm: canaryReady,
-		Write: func(t change.Target) error { return p.writeTarget(cl, want, found.InUse, t) },
+		Earlier: kept{p.earlier(), cl.Agents},
+		Write:   func(t change.Target) error { return p.writeTarget(c.Context, cl, want, found.InUse, t) },
 		Number: func(m facts.Manifest, inUse facts.Generation) (facts.Generation, error) {
 			m, err := secrets.Render(p.secretsDir(), m, &inUse)
 			if err != nil {
@@ -198,13 +201,20 @@ func signed(keys *secrets.Secrets, m facts.Manifest) (facts.Generation, error) {
 }
 
 // writeTarget writes the seeds from which machines are made: the spec's or, when a change is undone, the earlier ones.
-func (p *project) writeTarget(cl *operate.Cluster, spec wanted, inUse *facts.Generation, t change.Target) error {
+func (p *project) writeTarget(ctx context.Context, cl *operate.Cluster, spec wanted, inUse *facts.Generation, t change.Target) error {
 	if t.Digest == spec.target.Digest {
 		if _, err := p.writeSeeds(spec.keys, spec.all, p.spec.Nodes(), inUse); err != nil {
 			return err
 		}
 	} else {
-		p.earlier = t.Seeds
+		p.undone = t.Seeds
+		for _, m := range t.Members {
+			if images.HasEarlier(p.out, m.Role, m.Image) {
+				if err := images.PutBack(ctx, p.out, m.Role, m.Image); err != nil {
+					return fmt.Errorf("put the earlier image of %s back: %w", m.Role, err)
+				}
+			}
+		}
 		for _, n := range p.spec.Nodes() {
 			if seed, ok := t.Seeds[n.Name]; ok {
 				if err := seed.WriteISO(p.seedPath(n.Name)); err != nil {

@@ -29,6 +29,7 @@ func buildCommand() *cli.Command {
 		Description: "Writes DIR/images/ROLE.raw with a manifest ROLE.json and an SBOM ROLE.spdx.json, and the seeds of the roles' nodes\n" +
 			"(see imagegen seed). DIR/expected.json says which image and seed each node should have.\n" +
 			"An image is baked if its inputs have changed, and otherwise comes from the cache; roles with the same inputs share one.\n" +
+			"The image that it replaces is kept in DIR/images/earlier until no node runs it (see imagegen apply).\n" +
 			"Baking needs Linux. The builder chroot installs into a folder on this machine and needs root; qemu and virtualbox boot\n" +
 			"the base in a VM and install there. If the base is made on this machine, which needs root, all builders make the same image.\n\n" +
 			"Every package is pinned in imagegen.lock beside the spec, by version and SHA-256, and images are baked from these pins.\n" +
@@ -106,7 +107,7 @@ func build(c *cli.Context) error {
 		Spec: p.spec, Catalogue: p.catalogue, Roles: names, Formats: formats,
 		CacheDir: cache, OutDir: p.out, Agent: agent, Jobs: c.Int("jobs"),
 		Builder: c.String("builder"), Limit: c.Duration("time-limit"),
-		Locked: c.Bool("locked"), Offline: c.Bool("offline"), UI: &bakes{block: b, now: time.Now},
+		Underway: p.earlier().exists(), Locked: c.Bool("locked"), Offline: c.Bool("offline"), UI: &bakes{block: b, now: time.Now},
 	}
 	results, err := images.Build(c.Context, config)
 	var seeds string

@@ -171,7 +171,7 @@ func (p *project) diffNode(ctx context.Context, cl *operate.Cluster, keys *secre
 			ip = known.Address
 		}
 	}
-	kept, err := cl.KeptSeed(ctx, n.Name, ip)
+	kept, err := cl.KeptSeed(ctx, n.Name, ip, "")
 	if err != nil {
 		d.Change, d.Error = diffSilent, err.Error()
 		if g.InUse != nil {

@@ -40,6 +40,9 @@ func downCommand() *cli.Command {
 			if err := m.Down(c.Context); err != nil {
 				return err
 			}
+			if err := p.earlier().Erase(); err != nil {
+				return err
+			}
 			fmt.Fprintln(c.App.Writer, "the cluster is down; nothing of it is left running")
 			return nil
 		},
@@ -78,6 +81,9 @@ func downRemoved(c *cli.Context, names []string) error {
 	}
 	for _, name := range names {
 		if err := os.Remove(p.seedPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.Remove(p.earlier().seedPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		if err := secrets.RemoveNode(p.secretsDir(), name); err != nil {

@@ -99,7 +99,7 @@ func (p *project) seeds() func(cluster.Node) (cloudinit.Seed, error) {
 		return s, err
 	})
 	return func(n cluster.Node) (cloudinit.Seed, error) {
-		if seed, ok := p.earlier[n.Name]; ok {
+		if seed, ok := p.undone[n.Name]; ok {
 			return seed, nil
 		}
 		s, err := keys()

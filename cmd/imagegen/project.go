@@ -24,8 +24,8 @@ type project struct {
 	catalogue *roles.Catalogue
 	out       string
 	provider  string // from --provider or the spec; empty if neither sets it
-	// earlier are seeds that machines are made from instead of the spec's, while a change is undone.
-	earlier map[string]cloudinit.Seed
+	// undone are seeds that machines are made from instead of the spec's, while a change is undone.
+	undone map[string]cloudinit.Seed
 }
 
 func specFlag() cli.Flag {

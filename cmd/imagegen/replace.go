@@ -113,6 +113,11 @@ func rollCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			if !c.Args().Present() { // no node has an earlier image or seed any more
+				if err := p.earlier().Erase(); err != nil {
+					return err
+				}
+			}
 			fmt.Fprintf(c.App.Writer, "replaced %s; %d already up to date\n", count(replaced, "node"), len(nodes)-replaced)
 			return nil
 		},

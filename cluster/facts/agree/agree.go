@@ -160,8 +160,9 @@ func Merge(a, b State) State {
 // Status is what an agent tells of its acceptor. Generations are named only: see facts.GenerationPath.
 type Status struct {
 	Node     string     `json:"node"`
-	Seed     string     `json:"seed,omitempty"`    // digest of the seed that the node runs
-	Running  *Named     `json:"running,omitempty"` // the generation that the node's seed came with; nil: it came with none
+	Seed     string     `json:"seed,omitempty"`     // digest of the seed that the node runs
+	Running  *Named     `json:"running,omitempty"`  // the generation that the node's seed came with; nil: it came with none
+	Previous *Named     `json:"previous,omitempty"` // the generation of the seed to which the node can still go back; nil: it cannot
 	Fence    *int       `json:"fence,omitempty"`
 	Known    *Named     `json:"known,omitempty"`
 	Accepted *NamedVote `json:"accepted,omitempty"`
