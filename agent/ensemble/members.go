@@ -140,6 +140,31 @@ func Complete(w World, members []Member, well func(i, size int) bool) (number in
 	return 0, false
 }
 
+// Target returns the newest membership in use. ok is false unless all of its members conform to it, and none other has its number:
+// of several that were proposed, one is chosen.
+func Target(w World, members []Member) (target facts.Membership, ok bool) {
+	inUse := w.inUse()
+	last := len(inUse) - 1
+	if last > 0 && inUse[last-1].Number == inUse[last].Number {
+		return facts.Membership{}, false
+	}
+	return inUse[last], !slices.ContainsFunc(members, func(m Member) bool {
+		return m.In>>last&1 == 1 && (!m.Answers || m.Number < inUse[last].Number)
+	})
+}
+
+// Agreed tells whether all members count the same memberships, as far as they have not been given up. A node whose agent counts
+// none, as earlier versions do, does not agree.
+func Agreed(w World, members []Member) bool {
+	return !slices.ContainsFunc(members, func(m Member) bool {
+		if m.Name == w.Self.Name || m.GivenUp {
+			return false
+		}
+		j := w.Reports[m.Name].Joint
+		return j == nil || !slices.EqualFunc(j.InUse, w.Joint.InUse, same)
+	})
+}
+
 // Leaves tells whether a node is to leave: it is not in the membership with this number or, if that is 0, in any.
 func Leaves(w World, number int) bool {
 	inUse := w.inUse()
