@@ -41,10 +41,11 @@ func TestGlusterUUID(t *testing.T) {
 
 // glusterCase returns the view of one of three servers, after change.
 func glusterCase(self string, change func(all map[string]*glusterReport)) glusterView {
-	v := glusterView{self: self, nodes: glusterNodes, uuids: map[string]string{}, params: glusterParams(), heard: map[string]glusterReport{}, unit: "active", applied: map[string]string{}}
+	v := glusterView{self: self, nodes: glusterNodes, target: glusterNodes, uuids: map[string]string{}, params: glusterParams(), heard: map[string]glusterReport{}, unit: "active", applied: map[string]string{}}
 	all := map[string]*glusterReport{}
 	for _, n := range glusterNodes {
 		v.uuids[n] = glusterUUID(testClusterID, n)
+		v.members = append(v.members, ensemble.Member{Peer: facts.Peer{Name: n}, In: 1})
 	}
 	for _, n := range glusterNodes {
 		r := &glusterReport{UUID: v.uuids[n], OpVersion: 100000, Used: true, Running: true, Brick: brickEmpty}
@@ -123,6 +124,7 @@ func TestGlusterDecisions(t *testing.T) {
 		"two volumes of one name":            {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Volume.ID = "v2" }, glusterNothing, facts.Stopped, "exists twice"},
 		"brick of another volume":            {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].BrickID = "v0" }, glusterNothing, facts.Stopped, "another volume (v0"},
 		"blank brick: the others note it":    {"glusterfs1", func(a map[string]*glusterReport) { replaced(a) }, glusterBlame, facts.Working, "glusterfs3's brick is blank"},
+		"noted, and not in the index":        {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Blames = []int{2} }, glusterBlame, facts.Working, ""},
 		"blank brick: it waits for that":     {"glusterfs3", func(a map[string]*glusterReport) { replaced(a) }, glusterNothing, facts.Waiting, "for glusterfs1, glusterfs2 to note"},
 		"blank brick: one has noted it":      {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1") }, glusterNothing, facts.Waiting, "for glusterfs2 to note"},
 		"blank brick: all have":              {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1", "glusterfs2") }, glusterRestore, facts.Working, ""},
@@ -173,6 +175,130 @@ func replaced(all map[string]*glusterReport, noted ...string) {
 	all["glusterfs3"].Brick, all["glusterfs3"].BrickID, all["glusterfs3"].Online = brickNone, "", false
 	for _, n := range noted {
 		all[n].Blames = []int{2}
+	}
+}
+
+// fourth returns the view of one of three servers, with glusterfs4 as another member, which has joined the pool.
+func fourth(self string) glusterView {
+	v := glusterCase(self, withVolume)
+	v.nodes = append(slices.Clone(glusterNodes), "glusterfs4")
+	v.target, v.joint, v.agreed = v.nodes, true, true
+	v.uuids["glusterfs4"] = glusterUUID(testClusterID, "glusterfs4")
+	v.members = append(v.members, ensemble.Member{Peer: facts.Peer{Name: "glusterfs4"}, In: 2})
+	v.heard["glusterfs4"] = glusterReport{UUID: v.uuids["glusterfs4"], Running: true, Volume: v.own.Volume, Brick: brickBare, Pool: []string{v.uuids["glusterfs1"], v.uuids["glusterfs2"], v.uuids["glusterfs3"]}}
+	v.alter(func(n string, r *glusterReport) {
+		if n != "glusterfs4" {
+			r.Pool = append(r.Pool, v.uuids["glusterfs4"])
+		}
+	})
+	return v
+}
+
+// alter changes all reports of a view.
+func (v *glusterView) alter(change func(name string, r *glusterReport)) {
+	change(v.self, &v.own)
+	for n, r := range v.heard {
+		change(n, &r)
+		v.heard[n] = r
+	}
+}
+
+func TestGlusterChanges(t *testing.T) {
+	of := func(name string, change func(r *glusterReport)) func(v *glusterView) {
+		return func(v *glusterView) {
+			v.alter(func(n string, r *glusterReport) {
+				if n == name {
+					change(r)
+				}
+			})
+		}
+	}
+	noted := func(v *glusterView) { v.alter(func(_ string, r *glusterReport) { r.Blames = []int{3} }) }
+	leaves := func(v *glusterView) {
+		delete(v.heard, "glusterfs4")
+		v.nodes, v.target = glusterNodes, []string{"glusterfs1", "glusterfs3"}
+		v.alter(func(_ string, r *glusterReport) { r.Pool = r.Pool[:len(r.Pool)-1] })
+	}
+	gone := func(v *glusterView) {
+		leaves(v)
+		v.alter(func(_ string, r *glusterReport) {
+			r.Volume.Bricks, r.Volume.IDs = []string{"glusterfs1:/data/brick/gv0", "glusterfs3:/data/brick/gv0"}, []int{0, 2}
+		})
+	}
+	for name, c := range map[string]struct {
+		change []func(v *glusterView)
+		do     glusterDo
+		detail string
+	}{
+		"a new server is not known": {[]func(v *glusterView){of("glusterfs1", func(r *glusterReport) { r.Pool = r.Pool[:2] })}, glusterProbe, ""},
+		"one that does not know this one would refuse": {[]func(v *glusterView){of("glusterfs1", func(r *glusterReport) { r.Pool = r.Pool[:2] }),
+			of("glusterfs4", func(r *glusterReport) { r.Pool = nil })}, glusterBlame, ""},
+		"its brick is noted to lack everything":         {nil, glusterBlame, "glusterfs4 is to have is blank"},
+		"all have noted it":                             {[]func(v *glusterView){noted}, glusterAdd, ""},
+		"one has not noted it":                          {[]func(v *glusterView){noted, of("glusterfs3", func(r *glusterReport) { r.Blames = nil })}, glusterNothing, "for glusterfs3 to note"},
+		"something to heal":                             {[]func(v *glusterView){noted, of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterNothing, "for all copies to be equal (glusterfs3 has"},
+		"a brick is down":                               {[]func(v *glusterView){noted, of("glusterfs3", func(r *glusterReport) { r.Online = false })}, glusterNothing, "for glusterfs3 to serve"},
+		"the new brick has files":                       {[]func(v *glusterView){noted, of("glusterfs4", func(r *glusterReport) { r.Brick = brickData })}, glusterNothing, "for glusterfs4 to have an empty brick"},
+		"members disagree":                              {[]func(v *glusterView){noted, func(v *glusterView) { v.agreed = false }}, glusterNothing, "for all servers to know the same"},
+		"not all conform":                               {[]func(v *glusterView){noted, func(v *glusterView) { v.target = nil }}, glusterNothing, "3 of 3 bricks online"},
+		"one leaves":                                    {[]func(v *glusterView){leaves}, glusterRemove, "removing the brick of glusterfs2"},
+		"one leaves and knows of something to heal":     {[]func(v *glusterView){leaves, of("glusterfs2", func(r *glusterReport) { r.Lacks = []int{2} })}, glusterNothing, "for all copies to be equal"},
+		"one leaves, and only that one lacks something": {[]func(v *glusterView){leaves, of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterRemove, ""},
+		"one leaves, out of reach":                      {[]func(v *glusterView){leaves, of("glusterfs2", func(r *glusterReport) { r.Online, r.Lacks = false, []int{2} })}, glusterRemove, ""},
+		"one leaves, unclear who lacks something":       {[]func(v *glusterView){leaves, of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{anyBrick} })}, glusterNothing, "equal"},
+		"one has left, and is in the pool":              {[]func(v *glusterView){gone}, glusterDetach, "removing glusterfs2 from the pool"},
+	} {
+		v := fourth("glusterfs1")
+		for _, change := range c.change {
+			change(&v)
+		}
+		step, status := decideGluster(v)
+		if step.do != c.do || !strings.Contains(status.Detail, c.detail) {
+			t.Errorf("%s: %q, %s: %s", name, step.do, status.State, status.Detail)
+		}
+		if step.do == glusterBlame && step.brick != 3 || step.do == glusterAdd && (step.server != "glusterfs4" || step.replicas != 4) || step.do == glusterRemove && (step.server != "glusterfs2" || step.replicas != 2) {
+			t.Errorf("%s: %+v", name, step)
+		}
+	}
+	// A silent server that leaves is waited for until an operator gives it up.
+	v := fourth("glusterfs1")
+	leaves(&v)
+	delete(v.heard, "glusterfs2")
+	v.agreed = false
+	if step, status := decideGluster(v); step.do != glusterNothing || status.State != facts.Ready || status.Missing != "glusterfs2" {
+		t.Errorf("%+v, %+v", step, status)
+	}
+	v.members, v.agreed = []ensemble.Member{{Peer: facts.Peer{Name: "glusterfs2"}, GivenUp: true}}, true
+	if step, status := decideGluster(v); step.do != glusterRemove {
+		t.Errorf("%+v, %+v", step, status)
+	}
+	// A disk that has been part of the volume before is not taken for an empty one.
+	v = fourth("glusterfs1")
+	v.self, v.own = "glusterfs4", v.heard["glusterfs4"]
+	v.own.Brick, v.own.BrickID = brickData, "v1"
+	if step, status := decideGluster(v); step.do != glusterNothing || status.State != facts.Stopped {
+		t.Errorf("%+v, %+v", step, status)
+	}
+}
+
+// What a brick lacks is noted under the brick's id, which is not its place in the volume once another brick has been removed.
+func TestBricksAreKnownByTheirIDs(t *testing.T) {
+	v := glusterCase("glusterfs1", func(a map[string]*glusterReport) { replaced(a) })
+	v.alter(func(_ string, r *glusterReport) { r.Volume.IDs = []int{0, 4, 3} })
+	if step, _ := decideGluster(v); step.do != glusterBlame || step.brick != 3 || v.own.Volume.nextID() != 5 {
+		t.Errorf("%+v, next %d", step, v.own.Volume.nextID())
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{"glusterfs1:-b": "uuid=u\nhostname=glusterfs1\npath=/b\nbrick-id=gv0-client-0\n", "glusterfs3:-b": "hostname=glusterfs3\npath=/b\nbrick-id=gv0-client-12\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ids, err := brickIDs(dir, "gv0", []string{"glusterfs3:/b", "glusterfs1:/b"}); err != nil || !slices.Equal(ids, []int{12, 0}) {
+		t.Errorf("%v, %v", ids, err)
+	}
+	if ids, err := brickIDs(dir, "gv0", []string{"glusterfs2:/b"}); err == nil {
+		t.Errorf("%v for a brick without an id", ids)
 	}
 }
 
@@ -481,7 +607,7 @@ func (l *glusterLab) until(what string, limit time.Duration, fresh bool, done fu
 // Once all copies were equal, pending heals on a busy volume do not make a server unready.
 func TestGlusterOnceSettledStaysReady(t *testing.T) {
 	v := glusterCase("glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Pending = 7 })
-	v.settled = true
+	v.whole = true
 	if _, status := decideGluster(v); status.State != facts.Ready {
 		t.Errorf("%+v", status)
 	}
