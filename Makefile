@@ -98,8 +98,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 e2e: tools build ## the reference cluster in the lab: bakes, boots in three orders, faults, five minutes of random faults, three VMs (root)
 	$(call install,$(VM_TOOLS) $(GLUSTER) $(FAULT_TOOLS) $(BROWSER))
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 75m -v ./e2e ./lab
-	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run TestGlusterForReal -v ./agent
-	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestCentOSBake|TestReproducible' -v ./images
+	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestGlusterForReal|TestCentOSBake|TestReproducible' -v ./agent ./images
 
 .PHONY: e2e-soak
 e2e-soak: tools build ## random faults under load for TIME (default 1h); SEED replays a run (root)
@@ -110,6 +109,10 @@ e2e-soak: tools build ## random faults under load for TIME (default 1h); SEED re
 e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under load; IMAGEGEN_FAULTS=REGEXP picks some (root)
 	$(call install,$(FAULT_TOOLS))
 	IMAGEGEN_E2E=faults $(GO) test -count=1 -timeout 90m -run TestFaults -v ./e2e
+
+.PHONY: e2e-changes
+e2e-changes: tools build ## every change of the table in docs/changes.md, under load; IMAGEGEN_CHANGES=REGEXP picks some (root)
+	IMAGEGEN_E2E=changes $(GO) test -count=1 -timeout 120m -run TestChanges -v ./e2e
 
 .PHONY: e2e-vm
 e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; hours on two cores (root)

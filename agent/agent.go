@@ -59,6 +59,9 @@ type Agent struct {
 	ready   bool                 // every component is
 	holds   []string             // virtual addresses
 	trial   *facts.Trial         // of the last takeover; nil: none
+	yields  map[string]time.Time // until when load balancers are to prefer another node, by component
+
+	handing sync.Mutex // held while the node hands over what it leads
 }
 
 // runner drives one component.

@@ -344,7 +344,7 @@ func TestPeerAPIAnswersTheClusterAlone(t *testing.T) {
 	addr := serveAPI(t, a.apiHandler(), web1)
 
 	ask := func(id identity, server string) error {
-		c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: id.client(server)}}
+		c := http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: id.client(server)}}
 		defer c.CloseIdleConnections()
 		resp, err := c.Get("https://" + addr + facts.StatePath)
 		if err != nil {
@@ -400,6 +400,7 @@ func TestCertificatesExpire(t *testing.T) {
 	} {
 		addr := serveAPI(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(report) }), c.server)
 		p := newHTTPNetwork(c.client)
+		p.client(name).Timeout = time.Minute // a busy machine answers late
 		p.client(name).Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 		}
@@ -450,6 +451,7 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	addr := serveAPI(t, handler, ca.issue(t, "web2", later))
 	n := newHTTPNetwork(ca.issue(t, "web1", later))
 	// All agents use the same port; the test's listens on another one.
+	n.client("web2").Timeout = time.Minute // a busy machine answers late
 	n.client("web2").Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	}
@@ -568,7 +570,7 @@ func TestDecision(t *testing.T) {
 	addr := serveAPI(t, a.apiHandler(), ca.issue(t, "web1", later))
 	decide := func(as, body string) (int, string) {
 		t.Helper()
-		c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: ca.issue(t, as, later).client("web1")}}
+		c := http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: ca.issue(t, as, later).client("web1")}}
 		defer c.CloseIdleConnections()
 		resp, err := c.Post("https://"+addr+facts.DecidePath, "application/json", strings.NewReader(body))
 		if err != nil {

@@ -89,13 +89,15 @@ func (a *Agent) apiHandler() http.Handler {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	}))
+	mux.HandleFunc("POST "+facts.HandoverPath, operatorOnly(a.serveHandover))
 	mux.HandleFunc("GET "+facts.TakeoverPath, operatorOnly(a.serveTrial))
 	mux.HandleFunc("POST "+facts.TakeoverPath, operatorOnly(a.serveTakeover))
 	mux.HandleFunc("POST "+facts.ConfirmPath, operatorOnly(a.serveConfirm))
 	return mux
 }
 
-// healthHandler answers GET / for the whole node and GET /COMPONENT for one component: 200 when it is ready, else 503.
+// healthHandler answers GET / for the whole node and GET /COMPONENT for one component: 200 when it is ready, else 503, also
+// while it is being handed over.
 func (a *Agent) healthHandler() http.Handler {
 	answer := func(w http.ResponseWriter, ready bool) {
 		if !ready {
@@ -110,12 +112,13 @@ func (a *Agent) healthHandler() http.Handler {
 		name := r.PathValue("component")
 		a.mu.Lock()
 		c, ok := a.reports[name]
+		yields := a.yielding(name)
 		a.mu.Unlock()
 		if !ok {
 			http.NotFound(w, r)
 			return
 		}
-		answer(w, c.Status.State == facts.Ready)
+		answer(w, c.Status.State == facts.Ready && !yields)
 	})
 	return mux
 }

@@ -236,7 +236,7 @@ func TestNodesLearn(t *testing.T) {
 		t.Error("a node that does not know that a generation is in use changes to it")
 	}
 	// A plan can be had before.
-	if m, err := w.nodes["web1"].member(three.Signed, true); err != nil || m.Name != "web1" {
+	if m, err := w.nodes["web1"].member(two.Signed, true); err != nil || m.Name != "web1" {
 		t.Errorf("%+v, %v", m, err)
 	}
 	// With a new root disk, made from an old seed, the data disk tells.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -386,6 +387,7 @@ func TestMain(m *testing.M) {
 		serveGluster(name)
 		os.Exit(0)
 	}
+	debug.SetGCPercent(400) // the simulator makes much garbage and keeps little
 	os.Exit(m.Run())
 }
 

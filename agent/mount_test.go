@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
 func TestMountDecisions(t *testing.T) {
@@ -98,14 +99,8 @@ func TestHungMountIsSeen(t *testing.T) {
 		}
 	}
 	go func() { hung <- nil }()
-	for end := time.Now().Add(5 * time.Second); m.ask() != nil; {
-		if time.Now().After(end) {
-			t.Fatal("the answer was not seen")
-		}
-	}
-	if err := m.ask(); err != nil {
-		t.Errorf("a fresh question: %v", err)
-	}
+	testkit.Eventually(t, time.Minute, "the answer", m.ask)
+	testkit.Eventually(t, time.Minute, "the answer to a fresh question", m.ask)
 }
 
 func TestMountFollowsItsUnit(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,7 +110,7 @@ func TestAskRedis(t *testing.T) {
 	plainPort := serveRedis(t, program, dir, "port %d\n")
 	tlsPort := serveRedis(t, program, dir, encrypted)
 	ask := func(n Node, port int, encrypted bool) ([]any, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		return n.respServer(port, encrypted, "redis").ask(ctx, []string{"PING"}, []string{"INFO"}, []string{"NONSENSE"})
 	}
@@ -164,12 +163,7 @@ func TestAskRedis(t *testing.T) {
 // serveRedis starts a Redis in dir and returns its port, which replaces the verb in directives.
 func serveRedis(t *testing.T, program, dir, directives string) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
+	port := testkit.FreePort(t)
 	server := exec.Command(program, "-")
 	server.Dir = dir
 	server.Stdin = strings.NewReader(fmt.Sprintf(directives, port) + "bind 127.0.0.1\nrequirepass secret\nsave \"\"\n")
@@ -293,12 +287,7 @@ func TestSentinelFailsOverAlone(t *testing.T) {
 	node := Node{Secrets: map[string]string{"redis": "secret"}}
 	master := serveRedis(t, server, dir, "port %d\n")
 	replica := serveRedis(t, server, dir, fmt.Sprintf("port %%d\nmasterauth secret\nreplicaof 127.0.0.1 %d\n", master))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
+	port := testkit.FreePort(t)
 	config := filepath.Join(dir, "sentinel.conf")
 	text := fmt.Sprintf("port %d\nbind 127.0.0.1\nrequirepass secret\ndir %s\nsentinel monitor m 127.0.0.1 %d 2\nsentinel auth-pass m secret\n"+
 		"sentinel down-after-milliseconds m 500\nsentinel failover-timeout m 4000\nsentinel known-replica m 127.0.0.1 %d\n", port, dir, master, replica)

@@ -230,7 +230,7 @@ func check(ctx context.Context, c *facts.Check) error {
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", strings.Join(c.Exec, " "), errSilent)
-	case err != nil:
+	case err != nil && !errors.Is(err, exec.ErrWaitDelay): // that is only returned for exit status 0
 		return fmt.Errorf("%s: %w: %s", strings.Join(c.Exec, " "), err, bytes.TrimSpace(out))
 	}
 	return nil

@@ -840,7 +840,7 @@ func TestSimGaleraMutants(t *testing.T) {
 			if slices.ContainsFunc(v.members, func(m galeraMember) bool { return m.GivenUp }) {
 				each(func(m *galeraMember) { m.GivenUp = true })(v)
 			}
-		}, nil),
+		}, nil).within(givenUp, gone), // only these make the operator decide
 		galeraMutant("an unknown position wins", each(func(m *galeraMember) {
 			if m.State == galeraUnread && m.Position.UUID != nullUUID {
 				m.State, m.Position.Seqno = galeraHolds, 1<<40

@@ -195,9 +195,11 @@ func newHistory(k *simKind, seed uint64) history {
 
 // event is scheduled to happen at a time.
 type event struct {
-	at  time.Duration
-	seq int
-	do  func()
+	at    time.Duration
+	seq   int
+	do    func()
+	n     *machine    // see machine.after; nil: an event of the world
+	alive func() bool // with n
 }
 
 // simWorld is a simulated cluster.
@@ -242,9 +244,13 @@ func newSimWorld(k *simKind, h history) *simWorld {
 }
 
 // in schedules an event after d.
-func (w *simWorld) in(d time.Duration, do func()) {
+func (w *simWorld) in(d time.Duration, do func()) { w.add(d, event{do: do}) }
+
+// add puts an event into the queue.
+func (w *simWorld) add(d time.Duration, e event) {
 	w.seq++
-	q := append(w.queue, event{w.now + d, w.seq, do})
+	e.at, e.seq = w.now+d, w.seq
+	q := append(w.queue, e)
 	for i := len(q) - 1; i > 0; {
 		up := (i - 1) / 2
 		if !before(q[i], q[up]) {
@@ -281,7 +287,15 @@ func (w *simWorld) next() {
 	}
 	w.queue = q
 	w.now = e.at
-	e.do()
+	switch {
+	case e.n == nil:
+		e.do()
+	case !e.alive():
+	case e.n.suspended():
+		w.add(e.n.until-w.now, e)
+	default:
+		e.do()
+	}
 	if w.err == nil {
 		w.err = w.model.check()
 	}
@@ -351,15 +365,7 @@ func (n *machine) pace(low, high time.Duration) time.Duration {
 // after schedules an event on the node after d. It is dropped if the process has died by then, and delayed while the
 // node is suspended.
 func (n *machine) after(d time.Duration, alive func() bool, do func()) {
-	n.w.in(d, func() {
-		switch {
-		case !alive():
-		case n.suspended():
-			n.after(n.until-n.w.now, alive, do)
-		default:
-			do()
-		}
-	})
+	n.w.add(d, event{do: do, n: n, alive: alive})
 }
 
 func (n *machine) powerOff(clean bool) {
@@ -560,6 +566,7 @@ type simAgent struct {
 	*Agent
 	n     *machine
 	tasks []*simTask
+	runs  func() bool // alive, made once
 }
 
 // simTask is one of the agent's loops.
@@ -570,6 +577,7 @@ type simTask struct {
 	next  func() (time.Duration, bool)
 	stop  func()
 	yield func(time.Duration) bool
+	run   func() // resume, made once
 }
 
 // errKilled unwinds the loops of a killed agent.
@@ -580,6 +588,7 @@ var simEpoch = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newSimAgent(n *machine) {
 	a := &simAgent{n: n}
+	a.runs = a.alive
 	known := facts.Facts{Cluster: "sim", ClusterID: simCluster, Node: n.peer, Peers: n.peers}
 	known.Components = []facts.Component{{Name: "disk", Kind: "disk"}}
 	for _, name := range n.w.model.components() {
@@ -622,21 +631,22 @@ func (a *simAgent) run(loop func(context.Context), looks bool) {
 		loop(context.Background())
 	})
 	a.tasks = append(a.tasks, t)
-	a.after(a.n.w.between(0, pollUnready), t.resume)
+	t.run = t.resume
+	a.after(a.n.w.between(0, pollUnready), t.run)
 }
 
 // resume lets the loop run until it sleeps.
 func (t *simTask) resume() {
 	w := t.a.n.w
 	if t.looks && t.a.n.stuck > 0 {
-		t.a.after(pollUnready, t.resume)
+		t.a.after(pollUnready, t.run)
 		return
 	}
 	w.running = t
 	d, sleeps := t.next()
 	w.running = nil
 	if sleeps {
-		t.a.after(d, t.resume)
+		t.a.after(d, t.run)
 	}
 }
 
@@ -654,7 +664,7 @@ func (d simDisk) Step(context.Context, World) (facts.Status, error) {
 
 func (a *simAgent) alive() bool { return a.n.agent == a }
 
-func (a *simAgent) after(d time.Duration, do func()) { a.n.after(d, a.alive, do) }
+func (a *simAgent) after(d time.Duration, do func()) { a.n.after(d, a.runs, do) }
 
 // Now is clock.Now.
 func (a *simAgent) Now() time.Time { return simEpoch.Add(a.n.clock()) }
@@ -953,8 +963,9 @@ func shrink(k *simKind, h history, change func(*simWorld)) history {
 	return h
 }
 
-// search runs the histories of the seeds from first on, and returns one that fails.
-func search(k *simKind, first uint64, count int, change func(*simWorld)) (failing history, err error) {
+// search runs the histories of the seeds from first on, and returns one that fails. It passes over those that have none of
+// the needed faults, if there are such.
+func search(k *simKind, first uint64, count int, change func(*simWorld), needs ...faultKind) (failing history, err error) {
 	var next atomic.Int64
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -962,6 +973,9 @@ func search(k *simKind, first uint64, count int, change func(*simWorld)) (failin
 		wg.Go(func() {
 			for i := next.Add(1) - 1; i < int64(count); i = next.Add(1) - 1 {
 				h := newHistory(k, first+uint64(i))
+				if needs != nil && !slices.ContainsFunc(h.faults, func(f fault) bool { return slices.Contains(needs, f.kind) }) {
+					continue
+				}
 				if e := simulate(k, h, change, nil); e != nil {
 					mu.Lock()
 					if err == nil || h.seed < failing.seed {
@@ -1034,6 +1048,14 @@ type mutant struct {
 	apply func(w *simWorld)
 	// faults are those that make the bug matter, if it matters rarely among all; nil: all.
 	faults []faultKind
+	// needs are faults without any of which the bug changes nothing: histories without them need not run. nil: all run.
+	needs []faultKind
+}
+
+// within says which faults the bug needs.
+func (m mutant) within(faults ...faultKind) mutant {
+	m.needs = faults
+	return m
 }
 
 // among limits the history's faults.
@@ -1053,7 +1075,7 @@ func killAll(t *testing.T, k *simKind, mutants []mutant) {
 			if m.faults != nil {
 				k.faults = m.faults
 			}
-			h, err := search(&k, 1, max(10000, *simHistories)*k.share/100, m.apply)
+			h, err := search(&k, 1, max(10000, *simHistories)*k.share/100, m.apply, m.needs...)
 			if err == nil {
 				t.Fatal("the simulator does not notice")
 			}

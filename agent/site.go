@@ -30,11 +30,11 @@ const (
 	// Each operation on a replicated volume takes milliseconds: copying many small files needs concurrency.
 	copyWorkers  = 24
 	contentName  = "wp-content"
-	imageContent = "wp-content.image"  // the image's wp-content in WordPress' folder, once wp-content leads to the volume
-	dropInName   = "wp-content/db.php" // WordPress' name for a database connection that is not its own
+	imageContent = "wp-content.image"            // the image's wp-content in WordPress' folder, once wp-content leads to the volume
+	dropInName   = "wp-content/db.php"           // WordPress' name for a database connection that is not its own
+	cacheName    = "wp-content/object-cache.php" // and for a cache that outlives a request
 	loaderName   = "wp-load.php"
 
-	lookLimit     = 8 * time.Second // one look at the database
 	installLimit  = 3 * time.Minute
 	upgradeLimit  = 10 * time.Minute // shorter than the lease in site.php
 	siteHeadStart = 10 * time.Second // for a lower node that is not able to copy yet
@@ -42,6 +42,9 @@ const (
 	databaseCalm  = 5 * time.Minute  // between two looks at its marker in the database
 	upgradeCalm   = 10 * time.Second // the same, while the database is not the image's
 )
+
+// lookLimit limits one look at the database.
+var lookLimit = 8 * time.Second
 
 //go:embed site.php
 var sitePHP []byte
@@ -221,12 +224,15 @@ func (s *site) seedFiles(old bool) (map[string][]byte, error) {
 		// Plug-ins that PHP starts by themselves look for this file beside the wp-content that they are in.
 		files[loaderName] = fmt.Appendf(nil, "<?php require '%s/%s';\n", s.params.Core, loaderName)
 	}
-	if s.params.DropIn != "" {
-		data, err := os.ReadFile(s.params.DropIn)
+	for name, path := range map[string]string{dropInName: s.params.DropIn, cacheName: s.params.ObjectCache} {
+		if path == "" {
+			continue
+		}
+		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, err
 		}
-		files[dropInName] = data
+		files[name] = data
 	}
 	return files, nil
 }
@@ -250,7 +256,10 @@ func (s *site) askDatabase(ctx context.Context) phpAnswer {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	a, err := s.php(ctx, "look")
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() == context.DeadlineExceeded:
+		return phpAnswer{State: dbError, Detail: fmt.Sprintf("PHP, which asks it, has not ended within %v", lookLimit)}
+	case err != nil:
 		return phpAnswer{State: dbError, Detail: err.Error()}
 	}
 	s.greeted = a.State != dbError

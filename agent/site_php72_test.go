@@ -5,7 +5,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"imagegen/cluster/facts"
 	"imagegen/internal/php72"
@@ -21,15 +20,15 @@ func TestSiteOnPHP72(t *testing.T) {
 	addr, sql := mariadb(t)
 	volume := sharedVolume(t)
 	s := testSite(t, "backend1", realCore(t), volume, addr)
-	s.params.DropIn = "../roles/backend/db.php"
+	s.params.DropIn, s.params.ObjectCache = "../roles/backend/db.php", "../roles/backend/object-cache.php"
 	s.params.PHP = []string{php72.Program(t)}
 	w := World{Self: s.node.Facts.Node}
 
-	if got := drive(t, s, w, 2*time.Minute); got.State != facts.Failed || !strings.Contains(got.Detail, "Access denied for user 'wordpress'") {
+	if got := drive(t, s, w, driveLimit); got.State != facts.Failed || !strings.Contains(got.Detail, "Access denied for user 'wordpress'") {
 		t.Fatalf("no user: %+v", got)
 	}
 	sql("CREATE DATABASE wordpress; CREATE USER wordpress@'127.0.0.1' IDENTIFIED BY 'pw'; CREATE USER wordpress@localhost IDENTIFIED BY 'pw'; GRANT ALL ON wordpress.* TO wordpress@'127.0.0.1'; GRANT ALL ON wordpress.* TO wordpress@localhost")
-	if got := drive(t, s, w, 2*time.Minute); got.State != facts.Ready {
+	if got := drive(t, s, w, driveLimit); got.State != facts.Ready {
 		t.Fatalf("installing: %+v", got)
 	}
 	for q, want := range map[string]string{

@@ -58,7 +58,7 @@ func TestTakeoverAPI(t *testing.T) {
 	}
 	told := func() bool { return len(a.switching) > 0 }
 	b := sign(t, bundle(t, seed), "")
-	for _, r := range []struct{ method, path string }{{"GET", facts.TakeoverPath}, {"POST", facts.TakeoverPath}, {"POST", facts.TakeoverPath + "?plan=1"}, {"POST", facts.ConfirmPath}} {
+	for _, r := range []struct{ method, path string }{{"GET", facts.TakeoverPath}, {"POST", facts.TakeoverPath}, {"POST", facts.TakeoverPath + "?plan=1"}, {"POST", facts.ConfirmPath}, {"POST", facts.HandoverPath}} {
 		if code, text := ask("gadget2", r.method, r.path, b); code != http.StatusForbidden {
 			t.Errorf("%s %s from a node: %d %s", r.method, r.path, code, text)
 		}

@@ -34,7 +34,7 @@ var referenceChanges = []struct {
 	{"options", []edit{
 		{"  redis:\n", "  redis:\n    options: {maxmemory: \"40\"}\n"},
 		{"  percona:\n", "  percona:\n    options: {threads: \"4\"}\n"},
-		{"  backend:\n", "  backend:\n    options: {children: \"5\"}\n"},
+		{"  backend:\n", "  backend:\n    options: {children: \"6\"}\n"},
 		{"  glusterfs:\n", "  glusterfs:\n    options: {quorum: fixed}\n"},
 	}},
 	{"operators elsewhere", []edit{{"network: {cidr: 192.168.10.0/24}\n", "network: {cidr: 192.168.10.0/24, gateway: 192.168.10.1}\noperators: [10.1.0.0/16]\n"}}},

@@ -63,10 +63,11 @@ esac
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		exec.Command("sh", "-c", `kill -9 $(cat "$1/cgroup.procs")`, "sh", u.group).Run()
+		kill := func() { exec.Command("sh", "-c", `kill -9 $(cat "$1/cgroup.procs")`, "sh", u.group).Run() }
+		kill()
 		u.started.Wait()
-		for end := time.Now().Add(5 * time.Second); os.Remove(u.group) != nil && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		}
+		// A process that was just being forked is not killed with the others.
+		testkit.Until(t, time.Minute, "the unit's processes end", func() bool { kill(); return os.Remove(u.group) == nil })
 	})
 	if _, err := ready.Read(make([]byte, 1)); err != nil { // the script says when it is set up
 		t.Fatalf("the unit's process: %v", err)
@@ -96,6 +97,20 @@ func (u *realUnit) processes() int {
 	return n
 }
 
+// awaitIO waits until the unit's processes have read or written as much as counts as progress: on a busy machine, they may get no CPU for
+// seconds.
+func (u *realUnit) awaitIO(t *testing.T) {
+	t.Helper()
+	total := func() (bytes int64) {
+		for _, w := range processWork("/" + u.name) {
+			bytes += w.bytes
+		}
+		return bytes
+	}
+	before := total()
+	testkit.Until(t, time.Minute, "the unit's processes read or write", func() bool { return total() >= before+windowIO })
+}
+
 // unitFor returns components of every kind that runs a unit.
 func unitFor(name string) map[string]Component {
 	return map[string]Component{
@@ -119,13 +134,17 @@ func limits(t *testing.T, stop, start changeLimits) {
 // deaf and its child ignore SIGTERM.
 const deaf = `trap "" TERM; sleep 1000 & echo; wait`
 
-// untilKilled drives a component until only left of the unit's processes remain, and returns the time that this took.
-func untilKilled(t *testing.T, u *realUnit, c Component, left int, limit time.Duration) (took time.Duration, said string) {
+// untilKilled drives a component until only left of the unit's processes remain, and returns the time that this took. If working is set,
+// the unit's processes have done something between any two turns.
+func untilKilled(t *testing.T, u *realUnit, c Component, left int, working bool, limit time.Duration) (took time.Duration, said string) {
 	t.Helper()
 	start := time.Now()
 	for u.processes() > left {
 		if time.Since(start) > limit {
 			return 0, said
+		}
+		if working && said == "" {
+			u.awaitIO(t)
 		}
 		if _, err := unitState(t.Context(), u.name); err != nil {
 			t.Fatal(err)
@@ -157,7 +176,7 @@ func TestServerThatIgnoresSIGTERM(t *testing.T) {
 				t.Fatal(err)
 			}
 			u.is(t, "deactivating", "stop-sigterm", "control-group")
-			took, said := untilKilled(t, u, unitFor(u.name)[kind], 0, time.Minute)
+			took, said := untilKilled(t, u, unitFor(u.name)[kind], 0, false, time.Minute)
 			if took < stopLimits.idle || !strings.Contains(said, "has not stopped, and done nothing") {
 				t.Errorf("killed after %s: %q", took, said)
 			}
@@ -171,10 +190,10 @@ func TestStopThatWorksOnIsEnded(t *testing.T) {
 	if total := stopLimits.total; total == 0 || total > 3*time.Minute {
 		t.Errorf("a stop may take %s: longer than a cluster should be without its node", total)
 	}
-	limits(t, changeLimits{idle: 4 * time.Second, silent: 4 * time.Second, total: 6 * time.Second}, startLimits)
+	limits(t, changeLimits{idle: time.Second, silent: time.Second, total: 2 * time.Second}, startLimits)
 	u := newRealUnit(t, `trap '' TERM; echo; exec dd if=/dev/zero of=/dev/null bs=64k 2>/dev/null`)
 	u.is(t, "deactivating", "stop-sigterm", "control-group")
-	took, said := untilKilled(t, u, unitFor(u.name)["galera"], 0, time.Minute)
+	took, said := untilKilled(t, u, unitFor(u.name)["galera"], 0, true, time.Minute)
 	if took < stopLimits.total || !strings.Contains(said, "has not stopped within") {
 		t.Errorf("killed after %s: %q", took, said)
 	}
@@ -186,7 +205,7 @@ func TestKillSparesWhatTheUnitLeavesRunning(t *testing.T) {
 	limits(t, changeLimits{idle: 300 * time.Millisecond, silent: time.Hour}, startLimits)
 	u := newRealUnit(t, deaf)
 	u.is(t, "deactivating", "stop-sigterm", "process")
-	if took, _ := untilKilled(t, u, unitFor(u.name)["gluster"], 1, time.Minute); took == 0 || u.processes() != 1 {
+	if took, _ := untilKilled(t, u, unitFor(u.name)["gluster"], 1, false, time.Minute); took == 0 || u.processes() != 1 {
 		t.Errorf("%d processes left", u.processes())
 	}
 }
@@ -200,7 +219,7 @@ func TestStartThatNeverEnds(t *testing.T) {
 		limits changeLimits
 	}{
 		"does nothing":     {`echo; sleep 1000`, "done nothing", changeLimits{idle: time.Second, silent: time.Hour}},
-		"reads and writes": {`echo; exec dd if=/dev/zero of=/dev/null bs=64k 2>/dev/null`, "", changeLimits{idle: 4 * time.Second, silent: 4 * time.Second}},
+		"reads and writes": {`echo; exec dd if=/dev/zero of=/dev/null bs=64k 2>/dev/null`, "", changeLimits{idle: time.Second, silent: time.Second}},
 		// On a busy machine, a computing process may get no CPU for seconds, so the idle limit is out of reach.
 		"computes for a while only": {`echo; while :; do :; done`, "read or written nothing", changeLimits{idle: time.Hour, silent: 2 * time.Second}},
 	} {
@@ -210,9 +229,9 @@ func TestStartThatNeverEnds(t *testing.T) {
 			u.is(t, "activating", "start", "control-group")
 			limit := time.Minute
 			if c.killed == "" {
-				limit = 6 * time.Second // longer than all limits above
+				limit = 3 * time.Second // longer than its limits above
 			}
-			took, said := untilKilled(t, u, unitFor(u.name)["galera"], 0, limit)
+			took, said := untilKilled(t, u, unitFor(u.name)["galera"], 0, c.killed == "", limit)
 			if c.killed == "" && said != "" || c.killed != "" && (took == 0 || !strings.Contains(said, c.killed)) {
 				t.Errorf("after %s: %q", took, said)
 			}
@@ -236,19 +255,29 @@ func TestStartingServerThatGetsOnIsNotAlone(t *testing.T) {
 			u := newRealUnit(t, c.script)
 			u.is(t, "activating", "start", "control-group")
 			g := newGalera(Node{}, "x", &facts.GaleraParams{Unit: u.name, BootUnit: u.name}).(*galera)
-			alone := false
-			for end := time.Now().Add(4 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-				if _, err := g.Observe(t.Context()); err != nil || g.seen.State != galeraStarting {
-					t.Fatalf("%+v, %v", g.seen, err)
+			end, seen := time.Now().Add(4*time.Second), false
+			testkit.Until(t, 5*time.Minute, "the server counts as alone, or has had the time for it", func() bool {
+				if !c.want {
+					u.awaitIO(t)
 				}
+				turn := time.Now()
 				if _, killed, err := endHung(t.Context(), g); killed || err != nil {
 					t.Fatal(killed, err)
 				}
-				alone = g.view(World{}).alone > 2*time.Second
-			}
-			if alone != c.want {
-				t.Errorf("alone is %v", alone)
-			}
+				if _, err := g.Observe(t.Context()); err != nil || g.seen.State != galeraStarting {
+					t.Fatalf("%+v, %v", g.seen, err)
+				}
+				alone := g.view(World{}).alone > 2*time.Second
+				seen = seen || g.seen.getsOn
+				if !c.want && (!seen || time.Since(turn) > workWindow) { // it takes two looks to see progress, at least every other second
+					g.alone = time.Time{}
+					return false
+				}
+				if alone && !c.want {
+					t.Fatal("it counts as alone, although it makes progress")
+				}
+				return alone || !c.want && time.Now().After(end)
+			})
 		})
 	}
 }
@@ -334,7 +363,7 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	for kind := range components("") {
 		t.Run(kind, func(t *testing.T) {
 			old := answerLimits
-			answerLimits = changeLimits{idle: 500 * time.Millisecond, silent: time.Hour}
+			answerLimits = changeLimits{idle: 1500 * time.Millisecond, silent: time.Hour} // less than each turn waits for an answer
 			t.Cleanup(func() { answerLimits = old })
 			limits(t, stopLimits, startLimits)
 			u := newRealUnit(t, deaf)
@@ -367,7 +396,7 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 			t.Fatal(err)
 		}
 		noteAnswer(u.name, false)
-		took, said := untilKilled(t, u, unitFor(u.name)["redis"], 0, time.Minute)
+		took, said := untilKilled(t, u, unitFor(u.name)["redis"], 0, false, time.Minute)
 		if took < answerLimits.silent || !strings.Contains(said, "read or written nothing") {
 			t.Errorf("killed after %s: %q", took, said)
 		}
@@ -376,17 +405,24 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 
 // When run gives up on a command, it kills its children too: a shell's child would otherwise block the agent.
 func TestCommandsEndWithTheirChildren(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	mark := filepath.Join(t.TempDir(), "pid")
-	start := time.Now()
-	_, err := run(ctx, nil, "sh", "-c", `sleep 1000 & echo $! >"$0"; wait`, mark)
-	if took := time.Since(start); err == nil || took > time.Minute {
-		t.Errorf("after %s: %v", took, err)
-	}
-	pid, err := os.ReadFile(mark)
-	if err != nil {
-		t.Fatal(err)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := run(ctx, nil, "sh", "-c", `sleep 1000 & echo $! >"$0.new"; mv "$0.new" "$0"; wait`, mark)
+		ended <- err
+	}()
+	var pid []byte
+	testkit.Until(t, time.Minute, "the shell has a child", func() bool { pid, _ = os.ReadFile(mark); return pid != nil })
+	cancel()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("it was killed, and that is no error")
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it does not end")
 	}
 	testkit.Until(t, time.Minute, "the shell's child ends", func() bool { return processStat(strings.TrimSpace(string(pid))) == nil })
 }

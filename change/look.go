@@ -38,6 +38,10 @@ func (t Target) bundle(node string) (facts.Bundle, error) {
 	return b, err
 }
 
+// jointKinds are the kinds of components that decide with the members of two generations while the cluster changes from one to the
+// other.
+var jointKinds = []string{"galera", "redis"}
+
 // RolesOf returns what the catalogue says of these roles. Of one that it no longer has, the worst is assumed.
 func RolesOf(c *roles.Catalogue, names []string) (all []Role) {
 	for _, name := range names {
@@ -51,6 +55,7 @@ func RolesOf(c *roles.Catalogue, names []string) (all []Role) {
 			continue
 		}
 		r := Role{Name: name, Quorum: role.Quorum, VIP: role.VIP == cluster.VIPRequired || role.VIP == cluster.VIPOptional, Uses: slices.Clone(role.Needs)}
+		r.Joint = role.Quorum && slices.ContainsFunc(role.Components, func(c roles.Component) bool { return slices.Contains(jointKinds, c.Kind) })
 		for _, other := range names {
 			o := c.Role(other)
 			if o != nil && other != name && slices.ContainsFunc(o.Ports, func(p roles.Port) bool { return slices.Contains(p.From, name) }) {
@@ -140,7 +145,7 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 	}
 	for _, n := range g.Nodes {
 		report, answers := s.reports[n.Node]
-		node := Node{Name: n.Node, Silent: !answers, Seed: report.Seed, Image: report.Image, Ready: report.Ready, Leads: s.leads(n.Node), Takeover: plans[n.Node]}
+		node := Node{Name: n.Node, Silent: !answers, Seed: report.Seed, Image: report.Image, Ready: report.Ready, Joint: report.Joint != nil, Leads: s.leads(n.Node), Takeover: plans[n.Node]}
 		if m, ok := t.Member(n.Node); ok {
 			node.Is, node.Role = &m, m.Role
 		}
@@ -229,6 +234,11 @@ func previous(g operate.Generations, t Target) facts.Generation {
 	return *g.InUse // nobody runs an earlier one
 }
 
+// isMaster tells whether a node has the master of its role.
+func isMaster(r facts.NodeReport) bool {
+	return slices.ContainsFunc(r.Order, func(name string) bool { return r.Components[name].Is == "master" })
+}
+
 // leads says why a node should be the last of its role.
 func (s *seen) leads(node string) string {
 	r, ok := s.reports[node]
@@ -238,10 +248,8 @@ func (s *seen) leads(node string) string {
 	if len(r.Holds) > 0 {
 		return "holds " + strings.Join(r.Holds, " and ")
 	}
-	for _, name := range r.Order {
-		if r.Components[name].Is == "master" {
-			return fmt.Sprintf("is the master of %s", r.Node.Role)
-		}
+	if isMaster(r) {
+		return fmt.Sprintf("is the master of %s", r.Node.Role)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.reports)) {
 		other := s.reports[name]

@@ -25,6 +25,7 @@ type State struct {
 type Role struct {
 	Name   string
 	Quorum bool     // its daemons keep a list of their members, and decide by majority
+	Joint  bool     // its members may change while they run: those of two generations count at the same time
 	VIP    bool     // its nodes agree by VRRP on who holds an address
 	Uses   []string // roles that its nodes connect to
 }
@@ -39,6 +40,7 @@ type Node struct {
 	Seed       string        // digest of the seed that it runs
 	Image      string        // identity of its image; empty: not known
 	Ready      bool
+	Joint      bool // its agent counts the members of two generations, where the role's may change
 	// Leads says why the node is the last of its role: it holds the virtual address, or is the master; empty: it does not lead.
 	Leads string
 	// Apart says that nodes of its role with the old seed and with the new one must not run at the same time, and why.
@@ -68,6 +70,9 @@ type Step struct {
 	Notes  []string `json:"notes,omitempty"` // what an operator should know before agreeing
 	// Needs are nodes that must be ready before the step begins.
 	Needs []string `json:"needs,omitempty"`
+	// Agree are nodes that must count the same members of the role before the step begins: a node that is added is one of them for
+	// all, and one that is removed for none.
+	Agree []string `json:"agree,omitempty"`
 }
 
 // Refused says why a change cannot be made safely.
@@ -81,7 +86,8 @@ func (e *Refused) Error() string {
 // to others before those: so nobody is sent to a node that is about to leave, and all know a new node before it starts. Then come new
 // nodes and those that move to another address, and removed nodes last.
 //
-// The nodes of a role change one at a time, while all others of the role are ready, and the one that leads comes last.
+// The nodes of a role change one at a time, while all others of the role are ready, and the one that leads comes last. The members of
+// a role with a quorum also become more or fewer one at a time, each once all agree on who the members are.
 func Plan(s State) ([]Step, error) {
 	if reasons := s.refused(); reasons != nil {
 		return nil, &Refused{reasons}
@@ -95,7 +101,7 @@ func Plan(s State) ([]Step, error) {
 			switch {
 			case n.leaves() && !r.leavesFirst(n, nodes):
 				if !n.Off {
-					removals = append(removals, n.step(Remove))
+					removals = append(removals, r.removal(n, nodes))
 				}
 			case n.arrives() && !n.done():
 				arrive = append(arrive, n.arrival(r, nodes))
@@ -157,7 +163,7 @@ func (r Role) steps(nodes []Node) (steps []Step) {
 			continue
 		}
 		s := n.change()
-		s.Needs = slices.DeleteFunc(needs(n, stay), func(name string) bool { return slices.Contains(stopped, name) })
+		s.Needs = slices.DeleteFunc(append(needs(n, stay), r.quorate(n, nodes)...), func(name string) bool { return slices.Contains(stopped, name) })
 		if len(s.Needs) == 0 && n.Ready && (s.Action == Replace || len(n.Takeover.Stop) > 0) {
 			s.Notes = append(s.Notes, fmt.Sprintf("no other node of %s works meanwhile: there is an outage until it is ready again", n.Role))
 		}
@@ -175,6 +181,47 @@ func needs(n Node, stay []Node) (names []string) {
 		}
 	}
 	return names
+}
+
+// quorate returns those that will leave the role, or its address, and must be ready before a member changes, because the ones that
+// stay are no majority of the earlier members without it. One that is off is not waited for.
+func (r Role) quorate(n Node, nodes []Node) (names []string) {
+	before, others := 0, 0
+	for _, o := range nodes {
+		if o.Was == nil {
+			continue
+		}
+		if before++; o.stays() && o.Name != n.Name {
+			others++
+		} else if !o.stays() && !o.Off && !o.done() {
+			names = append(names, o.Name)
+		}
+	}
+	if !r.Joint || !n.Ready || 2*others > before {
+		return nil
+	}
+	return names
+}
+
+// present returns the other nodes of a role that the change leaves in it and that are where they will be.
+func present(n Node, nodes []Node) (names []string) {
+	for _, o := range nodes {
+		if o.Name != n.Name && (o.stays() || o.arrives() && o.done()) {
+			names = append(names, o.Name)
+		}
+	}
+	return names
+}
+
+// removal is the step that turns off a node that the spec no longer has.
+func (r Role) removal(n Node, nodes []Node) Step {
+	s := n.step(Remove)
+	if r.Joint {
+		s.Needs = present(n, nodes)
+		s.Agree = s.Needs
+		s.Notes = append(s.Notes, fmt.Sprintf("%s goes on with %s; this cannot be undone once it is off", n.Role, words.Count(len(s.Needs), "member")))
+	}
+	return s
 }
 
 // change is the step that makes an existing node run the new seed.
@@ -208,6 +255,11 @@ func (n Node) arrival(r Role, nodes []Node) Step {
 	s := n.step(Add, "the spec has added it")
 	if n.Was != nil {
 		s = n.step(Replace, fmt.Sprintf("its address changes from %s to %s", n.Was.IP, n.Is.IP))
+	}
+	if r.Joint { // one after the other
+		s.Needs = present(n, nodes)
+		s.Agree = s.Needs
+		return s
 	}
 	for _, o := range nodes {
 		if o.stays() {
@@ -306,6 +358,7 @@ func (s State) refused() (reasons []string) {
 		var moved []string
 		stay, before, after, lost := 0, 0, 0, 0
 		changes := ""
+		var old []string // their agents count the members of one generation only
 		for _, n := range s.Nodes {
 			if n.Role != r.Name {
 				continue
@@ -330,7 +383,10 @@ func (s State) refused() (reasons []string) {
 			if n.Apart != "" && s.ByHand && n.stays() && !n.done() {
 				refuse("%s; without a provider, turn off the others of %s and make the machines of all anew", n.Apart, r.Name)
 			}
-			if r.Quorum {
+			switch {
+			case r.Joint && n.Was != nil && !n.Silent && !n.Joint:
+				old = append(old, n.Name)
+			case r.Quorum && !r.Joint:
 				switch {
 				case n.Was == nil:
 					refuse("%s cannot be added while the cluster runs: the members of %s do not know how to take in another one", n.Name, r.Name)
@@ -341,6 +397,19 @@ func (s State) refused() (reasons []string) {
 				case n.Was.Index != n.Is.Index:
 					refuse("%s cannot get another place among the nodes of %s while the cluster runs", n.Name, r.Name)
 				}
+			}
+		}
+		if r.Joint && (stay < before || stay < after) {
+			switch {
+			case before == 0:
+				refuse("%s would be a new role: its members start only together, and nodes are added one at a time", r.Name)
+				continue
+			case len(old) > 0 && after > 0:
+				refuse("the agents of %s do not know how the members of %s change: give them the image that imagegen build makes now, in a change of its own", words.List(old, "and"), r.Name)
+				continue
+			case after > 0 && (2*stay <= before || 2*stay <= after):
+				refuse("only %d of %d members of %s would stay where they are, of %d then, and a majority of both is needed: change fewer at a time", stay, before, r.Name, after)
+				continue
 			}
 		}
 		if before > 0 && after > 0 && stay == 0 {

@@ -18,8 +18,8 @@ var reference = []Role{
 	{Name: "glusterfs", Quorum: true},
 	{Name: "backend", Uses: []string{"glusterfs", "databalancer", "percona"}},
 	{Name: "databalancer", VIP: true, Uses: []string{"redis", "percona"}},
-	{Name: "redis", Quorum: true},
-	{Name: "percona", Quorum: true},
+	{Name: "redis", Quorum: true, Joint: true},
+	{Name: "percona", Quorum: true, Joint: true},
 }
 
 // node is a node that is ready with the seed and image "old" and shall get the seed "new", in place.
@@ -27,7 +27,7 @@ func node(name string, edits ...func(*Node)) Node {
 	role := strings.TrimRight(name, "0123456789")
 	index := int(name[len(name)-1] - '1')
 	n := Node{
-		Name: name, Role: role, Seed: "old", Image: "image", Ready: true,
+		Name: name, Role: role, Seed: "old", Image: "image", Ready: true, Joint: true,
 		Was:      &facts.Member{Name: name, Role: role, IP: "ip-" + name, Index: index, Image: "image", Seed: "old"},
 		Is:       &facts.Member{Name: name, Role: role, IP: "ip-" + name, Index: index, Image: "image", Seed: "new"},
 		Takeover: &facts.Plan{Files: []facts.FileChange{{Path: "/etc/f", What: "changed"}}},
@@ -54,11 +54,15 @@ func prepared(n *Node) {
 func silent(n *Node) { n.Silent, n.Ready, n.Seed, n.Image = true, false, "", "" }
 func added(n *Node) {
 	off(n)
-	n.Was, n.Takeover = nil, nil
+	n.Was, n.Takeover, n.Joint = nil, nil, false
 }
+func earlier(n *Node)     { n.Joint = false }
 func mustReplace(n *Node) { n.Takeover.Replace = []string{"its time zone is another one"} }
-func noTakeover(n *Node)  { n.Takeover = nil }
-func swapped(n *Node)     { n.Is.Index++ }
+func running(n *Node) {
+	n.Off, n.Silent, n.Ready, n.Joint, n.Seed, n.Image = false, false, true, true, "new", "image"
+}
+func noTakeover(n *Node) { n.Takeover = nil }
+func swapped(n *Node)    { n.Is.Index++ }
 
 // brief describes a plan in short: each step's action, node, and needs.
 func brief(steps []Step) string {
@@ -67,6 +71,9 @@ func brief(steps []Step) string {
 		said := string(s.Action) + " " + s.Node
 		if len(s.Needs) > 0 {
 			said += " (" + strings.Join(s.Needs, " ") + ")"
+		}
+		if s.Agree != nil && slices.Equal(s.Agree, s.Needs) {
+			said += " who agree"
 		}
 		all = append(all, said)
 	}
@@ -79,34 +86,53 @@ func TestPlan(t *testing.T) {
 		without []string
 		want    string
 	}{
-		"nothing":                             {[]Node{node("web1", same), node("web2", same)}, nil, ""},
-		"another option":                      {[]Node{node("web1"), node("web2")}, nil, "take over web1 (web2), take over web2 (web1)"},
-		"half-way":                            {[]Node{node("web1", done), node("web2")}, nil, "take over web2 (web1)"},
-		"half-way, the first is not ready":    {[]Node{node("web1", done, unready), node("web2")}, nil, "take over web2 (web1)"},
-		"another image":                       {[]Node{node("web1", same, image), node("web2", same, image)}, nil, "replace web1 (web2), replace web2 (web1)"},
-		"the agent refuses":                   {[]Node{node("web1", mustReplace), node("web2")}, nil, "replace web1 (web2), take over web2 (web1)"},
-		"an agent that cannot":                {[]Node{node("web1", noTakeover)}, nil, "replace web1"},
-		"the standby first":                   {[]Node{node("balancer1", leads), node("balancer2")}, nil, "take over balancer2 (balancer1), take over balancer1 (balancer2)"},
-		"one is broken":                       {[]Node{node("redis1"), node("redis2", unready), node("redis3", leads)}, nil, "take over redis2 (redis1 redis3), take over redis1 (redis2 redis3), take over redis3 (redis2 redis1)"},
-		"all are broken":                      {[]Node{node("web1", unready), node("web2", unready)}, nil, "take over web1, take over web2"},
-		"one is broken and needs nothing":     {[]Node{node("web1", same, unready), node("web2")}, nil, "take over web2 (web1)"},
-		"one is silent":                       {[]Node{node("web1"), node("web2", silent)}, nil, "wait web2, take over web1 (web2)"},
-		"one is given up":                     {[]Node{node("web1"), node("web2", silent)}, []string{"web2"}, "take over web1"},
-		"one was being replaced":              {[]Node{node("web1"), node("web2", off)}, nil, "replace web2 (web1), take over web1 (web2)"},
-		"one is off, and needs nothing":       {[]Node{node("web1"), node("web2", prepared)}, nil, "wait web2, take over web1 (web2)"},
-		"clients first":                       {[]Node{node("balancer1"), node("web1"), node("glusterfs1", same), node("backend1"), node("databalancer1"), node("redis1")}, nil, "take over balancer1, take over web1, take over backend1, take over databalancer1, take over redis1"},
-		"a third web":                         {[]Node{node("balancer1"), node("web1"), node("web3", added), node("backend1")}, nil, "take over balancer1, take over web1, take over backend1, add web3 (web1)"},
-		"a new role":                          {[]Node{node("balancer1"), node("web1", added), node("backend1", added)}, nil, "take over balancer1, add backend1, add web1"},
-		"a web less":                          {[]Node{node("balancer1"), node("web1"), node("web2", removed), node("backend1")}, nil, "take over balancer1, take over web1, take over backend1, remove web2"},
-		"a web less, off already":             {[]Node{node("web1"), node("web2", removed, off)}, nil, "take over web1"},
-		"a web less, another more":            {[]Node{node("balancer1"), node("web1"), node("web2", removed), node("web3", added)}, nil, "take over balancer1, take over web1, add web3 (web1), remove web2"},
-		"a role less":                         {[]Node{node("balancer1", removed, leads), node("balancer2", removed), node("web1")}, nil, "take over web1, remove balancer1, remove balancer2"},
-		"another address":                     {[]Node{node("balancer1"), node("web1", moved), node("web2")}, nil, "take over balancer1, take over web2, replace web1 (web2)"},
-		"another address, made already":       {[]Node{node("balancer1", done), node("web1", moved, done), node("web2", done)}, nil, ""},
-		"a third balancer":                    {[]Node{node("balancer1", leads), node("balancer2"), node("balancer3", added)}, nil, "take over balancer2 (balancer1), take over balancer1 (balancer2), add balancer3 (balancer1 balancer2)"},
-		"a balancer less":                     {[]Node{node("balancer1"), node("balancer2"), node("balancer3", removed, leads)}, nil, "remove balancer3 (balancer1 balancer2), take over balancer1 (balancer2), take over balancer2 (balancer1)"},
-		"a balancer's address":                {[]Node{node("balancer1", leads), node("balancer2", moved), node("web1")}, nil, "stop balancer2 (balancer1), take over balancer1, take over web1, replace balancer2 (balancer1)"},
-		"a balancer's address, half-way":      {[]Node{node("balancer1", leads, done), node("balancer2", moved, off), node("web1")}, nil, "take over web1, replace balancer2 (balancer1)"},
+		"nothing":                          {[]Node{node("web1", same), node("web2", same)}, nil, ""},
+		"another option":                   {[]Node{node("web1"), node("web2")}, nil, "take over web1 (web2), take over web2 (web1)"},
+		"half-way":                         {[]Node{node("web1", done), node("web2")}, nil, "take over web2 (web1)"},
+		"half-way, the first is not ready": {[]Node{node("web1", done, unready), node("web2")}, nil, "take over web2 (web1)"},
+		"another image":                    {[]Node{node("web1", same, image), node("web2", same, image)}, nil, "replace web1 (web2), replace web2 (web1)"},
+		"the agent refuses":                {[]Node{node("web1", mustReplace), node("web2")}, nil, "replace web1 (web2), take over web2 (web1)"},
+		"an agent that cannot":             {[]Node{node("web1", noTakeover)}, nil, "replace web1"},
+		"the standby first":                {[]Node{node("balancer1", leads), node("balancer2")}, nil, "take over balancer2 (balancer1), take over balancer1 (balancer2)"},
+		"one is broken":                    {[]Node{node("redis1"), node("redis2", unready), node("redis3", leads)}, nil, "take over redis2 (redis1 redis3), take over redis1 (redis2 redis3), take over redis3 (redis2 redis1)"},
+		"all are broken":                   {[]Node{node("web1", unready), node("web2", unready)}, nil, "take over web1, take over web2"},
+		"one is broken and needs nothing":  {[]Node{node("web1", same, unready), node("web2")}, nil, "take over web2 (web1)"},
+		"one is silent":                    {[]Node{node("web1"), node("web2", silent)}, nil, "wait web2, take over web1 (web2)"},
+		"one is given up":                  {[]Node{node("web1"), node("web2", silent)}, []string{"web2"}, "take over web1"},
+		"one was being replaced":           {[]Node{node("web1"), node("web2", off)}, nil, "replace web2 (web1), take over web1 (web2)"},
+		"one is off, and needs nothing":    {[]Node{node("web1"), node("web2", prepared)}, nil, "wait web2, take over web1 (web2)"},
+		"clients first":                    {[]Node{node("balancer1"), node("web1"), node("glusterfs1", same), node("backend1"), node("databalancer1"), node("redis1")}, nil, "take over balancer1, take over web1, take over backend1, take over databalancer1, take over redis1"},
+		"a third web":                      {[]Node{node("balancer1"), node("web1"), node("web3", added), node("backend1")}, nil, "take over balancer1, take over web1, take over backend1, add web3 (web1)"},
+		"a new role":                       {[]Node{node("balancer1"), node("web1", added), node("backend1", added)}, nil, "take over balancer1, add backend1, add web1"},
+		"a web less":                       {[]Node{node("balancer1"), node("web1"), node("web2", removed), node("backend1")}, nil, "take over balancer1, take over web1, take over backend1, remove web2"},
+		"a web less, off already":          {[]Node{node("web1"), node("web2", removed, off)}, nil, "take over web1"},
+		"a web less, another more":         {[]Node{node("balancer1"), node("web1"), node("web2", removed), node("web3", added)}, nil, "take over balancer1, take over web1, add web3 (web1), remove web2"},
+		"a role less":                      {[]Node{node("balancer1", removed, leads), node("balancer2", removed), node("web1")}, nil, "take over web1, remove balancer1, remove balancer2"},
+		"another address":                  {[]Node{node("balancer1"), node("web1", moved), node("web2")}, nil, "take over balancer1, take over web2, replace web1 (web2)"},
+		"another address, made already":    {[]Node{node("balancer1", done), node("web1", moved, done), node("web2", done)}, nil, ""},
+		"a third balancer":                 {[]Node{node("balancer1", leads), node("balancer2"), node("balancer3", added)}, nil, "take over balancer2 (balancer1), take over balancer1 (balancer2), add balancer3 (balancer1 balancer2)"},
+		"a balancer less":                  {[]Node{node("balancer1"), node("balancer2"), node("balancer3", removed, leads)}, nil, "remove balancer3 (balancer1 balancer2), take over balancer1 (balancer2), take over balancer2 (balancer1)"},
+		"a balancer's address":             {[]Node{node("balancer1", leads), node("balancer2", moved), node("web1")}, nil, "stop balancer2 (balancer1), take over balancer1, take over web1, replace balancer2 (balancer1)"},
+		"a balancer's address, half-way":   {[]Node{node("balancer1", leads, done), node("balancer2", moved, off), node("web1")}, nil, "take over web1, replace balancer2 (balancer1)"},
+		"members more": {[]Node{node("redis1", leads), node("redis2"), node("redis3"), node("redis4", added), node("redis5", added)}, nil,
+			"take over redis2 (redis3 redis1), take over redis3 (redis2 redis1), take over redis1 (redis2 redis3), " +
+				"add redis4 (redis1 redis2 redis3) who agree, add redis5 (redis1 redis2 redis3) who agree"},
+		"members more, half-way": {[]Node{node("redis1", done, leads), node("redis2", done), node("redis3", done), node("redis4", added, running), node("redis5", added)}, nil,
+			"add redis5 (redis1 redis2 redis3 redis4) who agree"},
+		"members less": {[]Node{node("redis1"), node("redis2"), node("redis3"), node("redis4", removed, leads), node("redis5", removed)}, nil,
+			"take over redis1 (redis2 redis3 redis4 redis5), take over redis2 (redis1 redis3 redis4 redis5), take over redis3 (redis1 redis2 redis4 redis5), " +
+				"remove redis4 (redis1 redis2 redis3) who agree, remove redis5 (redis1 redis2 redis3) who agree"},
+		"members less, one is off already": {[]Node{node("redis1", done), node("redis2", done), node("redis3"), node("redis4", removed, off), node("redis5", removed)}, nil,
+			"take over redis3 (redis1 redis2 redis5), remove redis5 (redis1 redis2 redis3) who agree"},
+		"a member for another": {[]Node{node("percona1"), node("percona2"), node("percona3", removed), node("percona4", added)}, nil,
+			"take over percona1 (percona2 percona3), take over percona2 (percona1 percona3), add percona4 (percona1 percona2) who agree, " +
+				"remove percona3 (percona1 percona2) who agree"},
+		"a member's address": {[]Node{node("percona1"), node("percona2", moved), node("percona3")}, nil,
+			"take over percona1 (percona3 percona2), take over percona3 (percona1 percona2), replace percona2 (percona1 percona3) who agree"},
+		"a member's address, before it is there": {[]Node{node("percona1", done), node("percona2", moved, off), node("percona3", done)}, nil,
+			"replace percona2 (percona1 percona3) who agree"},
+		"a member's place":                    {[]Node{node("redis1"), node("redis2", swapped), node("redis3")}, nil, "take over redis1 (redis2 redis3), take over redis2 (redis1 redis3), take over redis3 (redis1 redis2)"},
+		"all members":                         {[]Node{node("web1"), node("redis1", removed), node("redis2", removed), node("redis3", removed)}, nil, "take over web1, remove redis1, remove redis2, remove redis3"},
 		"another virtual address":             {[]Node{node("balancer1", leads, apart, mustReplace), node("balancer2", apart, mustReplace)}, nil, "stop balancer2 (balancer1), replace balancer1, replace balancer2 (balancer1)"},
 		"another virtual address, stopped":    {[]Node{node("balancer1", leads, apart, mustReplace), node("balancer2", off)}, nil, "replace balancer1, replace balancer2 (balancer1)"},
 		"another virtual address, half-way":   {[]Node{node("balancer1", done), node("balancer2", off)}, nil, "replace balancer2 (balancer1)"},
@@ -146,6 +172,7 @@ func TestPlanSays(t *testing.T) {
 
 func TestPlanRefuses(t *testing.T) {
 	redis := []Node{node("redis1"), node("redis2"), node("redis3")}
+	gluster := []Node{node("glusterfs1"), node("glusterfs2")}
 	other := func(n *Node) { n.Is.Role = "backend" }
 	for name, c := range map[string]struct {
 		nodes   []Node
@@ -153,18 +180,23 @@ func TestPlanRefuses(t *testing.T) {
 		byHand  bool
 		want    string
 	}{
-		"a member more":         {append(slices.Clone(redis), node("redis4", added)), nil, false, "redis4 cannot be added while the cluster runs: the members of redis do not know how to take in another one"},
-		"a member less":         {[]Node{node("redis1"), node("redis2"), node("redis3", removed)}, nil, false, "redis3 cannot be removed while the cluster runs: the other members of redis would wait for it"},
-		"a member's address":    {[]Node{node("redis1"), node("redis2"), node("redis3", moved)}, nil, false, "redis3 cannot get another address while the cluster runs: the members of redis have the old one in their data"},
-		"a member's place":      {[]Node{node("redis1"), node("redis2", swapped), node("redis3")}, nil, false, "redis2 cannot get another place among the nodes of redis while the cluster runs"},
-		"all addresses":         {[]Node{node("web1", moved), node("web2", moved)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
-		"two addresses":         {[]Node{node("web1", moved), node("web2", moved), node("web3")}, nil, false, "web1 and web2 would get other addresses at the same time: change one at a time"},
-		"all nodes are new":     {[]Node{node("web1", removed), node("web2", added)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
-		"another role":          {[]Node{node("web1", other)}, nil, false, "web1 was a web and would become a backend: give the new node another name"},
-		"given up, and answers": {[]Node{node("web1"), node("web2")}, []string{"web2"}, false, "web2 answers, so it cannot be given up: leave out --without web2"},
-		"given up, and unknown": {[]Node{node("web1")}, []string{"web9"}, false, "there is no node web9 that could be given up"},
-		"no majority":           {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
-		"apart, by hand":        {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
+		"a server more":          {append(slices.Clone(gluster), node("glusterfs3", added)), nil, false, "glusterfs3 cannot be added while the cluster runs: the members of glusterfs do not know how to take in another one"},
+		"a server less":          {append(slices.Clone(gluster), node("glusterfs3", removed)), nil, false, "glusterfs3 cannot be removed while the cluster runs: the other members of glusterfs would wait for it"},
+		"a server's address":     {append(slices.Clone(gluster), node("glusterfs3", moved)), nil, false, "glusterfs3 cannot get another address while the cluster runs: the members of glusterfs have the old one in their data"},
+		"a server's place":       {append(slices.Clone(gluster), node("glusterfs3", swapped)), nil, false, "glusterfs3 cannot get another place among the nodes of glusterfs while the cluster runs"},
+		"earlier agents":         {[]Node{node("redis1", earlier), node("redis2", earlier), node("redis3"), node("redis4", added), node("redis5", added)}, nil, false, "the agents of redis1 and redis2 do not know how the members of redis change: give them the image that imagegen build makes now, in a change of its own"},
+		"too many members more":  {append(slices.Clone(redis), node("redis4", added), node("redis5", added), node("redis6", added)), nil, false, "only 3 of 3 members of redis would stay where they are, of 6 then, and a majority of both is needed: change fewer at a time"},
+		"too many members less":  {append(slices.Clone(redis), node("redis4", removed), node("redis5", removed), node("redis6", removed)), nil, false, "only 3 of 6 members of redis would stay where they are, of 3 then, and a majority of both is needed: change fewer at a time"},
+		"new members":            {[]Node{node("redis1", added), node("redis2", added), node("redis3", added)}, nil, false, "redis would be a new role: its members start only together, and nodes are added one at a time"},
+		"two members' addresses": {append(slices.Clone(redis), node("redis4", moved), node("redis5", moved)), nil, false, "redis4 and redis5 would get other addresses at the same time: change one at a time"},
+		"all addresses":          {[]Node{node("web1", moved), node("web2", moved)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
+		"two addresses":          {[]Node{node("web1", moved), node("web2", moved), node("web3")}, nil, false, "web1 and web2 would get other addresses at the same time: change one at a time"},
+		"all nodes are new":      {[]Node{node("web1", removed), node("web2", added)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
+		"another role":           {[]Node{node("web1", other)}, nil, false, "web1 was a web and would become a backend: give the new node another name"},
+		"given up, and answers":  {[]Node{node("web1"), node("web2")}, []string{"web2"}, false, "web2 answers, so it cannot be given up: leave out --without web2"},
+		"given up, and unknown":  {[]Node{node("web1")}, []string{"web9"}, false, "there is no node web9 that could be given up"},
+		"no majority":            {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
+		"apart, by hand":         {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
 	} {
 		_, err := Plan(State{Roles: reference, Nodes: c.nodes, Without: c.without, ByHand: c.byHand})
 		var refused *Refused
@@ -201,18 +233,29 @@ func randomState(r *rand.Rand) State {
 				apart(&n)
 				mustReplace2(&n)
 			}
-			if !role.Quorum {
-				switch r.IntN(10) {
+			one := 10
+			if role.Joint && count > 3 && i > 2 {
+				one = 5
+			}
+			if !role.Quorum || role.Joint && i > 1 {
+				switch r.IntN(one) {
 				case 0:
 					moved(&n)
 					n.Is.Seed = "new"
 				case 1:
 					removed(&n)
 				case 2:
-					added(&n)
+					if !role.Quorum { // there were never two members
+						added(&n)
+					}
 				}
 			}
 			s.Nodes = append(s.Nodes, n)
+		}
+		if role.Joint && r.IntN(3) == 0 {
+			for i := range 1 + r.IntN(2) {
+				s.Nodes = append(s.Nodes, node(fmt.Sprint(role.Name, count+1+i), added))
+			}
 		}
 	}
 	return s
@@ -237,7 +280,7 @@ func carryOut(s *State, step Step) {
 			off(n)
 			n.Leads = ""
 		default:
-			n.Off, n.Silent, n.Ready, n.Seed, n.Image = false, false, true, n.Is.Seed, n.Is.Image
+			n.Off, n.Silent, n.Ready, n.Joint, n.Seed, n.Image = false, false, true, true, n.Is.Seed, n.Is.Image
 		}
 	}
 }
@@ -247,7 +290,7 @@ func carryOut(s *State, step Step) {
 // one less is left, so whoever goes on after an interruption comes to the same end.
 func TestPlansOfAnyCluster(t *testing.T) {
 	const histories = 5_000
-	planned, refused := 0, 0
+	planned, refused, joint := 0, 0, 0
 	for seed := range uint64(histories) {
 		s := randomState(rand.New(rand.NewPCG(seed, 15)))
 		steps, err := Plan(s)
@@ -257,6 +300,9 @@ func TestPlansOfAnyCluster(t *testing.T) {
 		}
 		if len(steps) > 0 {
 			planned++
+		}
+		if slices.ContainsFunc(steps, func(s Step) bool { return s.Agree != nil }) {
+			joint++
 		}
 		fail := func(format string, args ...any) {
 			t.Helper()
@@ -280,22 +326,46 @@ func TestPlansOfAnyCluster(t *testing.T) {
 					s.Nodes[j].Ready = true
 				}
 			}
-			ready, others, members := 0, 0, 0
+			ready, others := 0, 0
+			// Of the members before the change, and of all that count now, which are newcomers as well once they are there and no
+			// removed ones that are off: how many there are, and how many others are ready.
+			var members, work [2]int
+			complete := true // all that stay are what they should be, and ready
 			for _, o := range s.Nodes {
-				if o.Role != n.Role || o.Was == nil {
+				if o.Role != n.Role {
 					continue
 				}
-				members++
-				if o.Name == n.Name || !o.stays() {
-					continue
+				in := [2]bool{o.Was != nil, o.Was != nil && !(o.Is == nil && o.Off) || o.done()}
+				for g := range in {
+					if in[g] {
+						members[g]++
+					}
+					if in[g] && o.Ready && o.Name != n.Name {
+						work[g]++
+					}
 				}
-				others++
-				if o.Ready {
-					ready++
+				complete = complete && (o.Is == nil || o.done() && o.Ready)
+				if o.Name != n.Name && o.stays() {
+					others++
+					if o.Ready {
+						ready++
+					}
 				}
 			}
-			if role.Quorum && n.Ready && ready < members/2+1 {
-				fail("%s %s leaves %d of %d members of %s", step.Action, n.Name, ready, members, n.Role)
+			if leaves := n.Is == nil; role.Quorum && leaves && work[1] > 0 {
+				// The agents wait until all others work without it, and forget who were members before.
+				if !complete || !slices.Equal(step.Agree, present(n, s.of(n.Role))) {
+					fail("%s leaves before the others work without it", n.Name)
+				}
+			} else if role.Quorum && !leaves && (n.Ready || n.arrives()) {
+				for g := range members {
+					if work[g] < members[g]/2+1 {
+						fail("%s %s leaves %d of %d members of %s", step.Action, n.Name, work[g], members[g], n.Role)
+					}
+				}
+			}
+			if role.Joint && n.arrives() && !slices.Equal(step.Agree, present(n, s.of(n.Role))) {
+				fail("%s comes before the others agree that it is a member", n.Name)
 			}
 			if n.Ready && n.stays() && others > 0 && ready == 0 && n.Apart == "" {
 				fail("%s %s leaves no node of %s", step.Action, n.Name, n.Role)
@@ -346,8 +416,8 @@ func TestPlansOfAnyCluster(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d plans, %d refused, of %d", planned, refused, histories)
-	if planned < histories/4 || refused < histories/100 {
-		t.Errorf("%d plans, %d refused: too few of one kind to mean anything", planned, refused)
+	t.Logf("%d plans, %d of them with other members where a majority decides, and %d refused, of %d", planned, joint, refused, histories)
+	if planned < histories/4 || joint < histories/10 || refused < histories/100 {
+		t.Errorf("%d plans, %d with other members, %d refused: too few of one kind to mean anything", planned, joint, refused)
 	}
 }

@@ -26,6 +26,8 @@ const (
 	trialLimit = 15 * time.Minute
 	// hearLimit is how long a node may take to hear from its peers which generation is in use.
 	hearLimit = 30 * time.Second
+	// followLimit is how long load balancers may take to send to another node: some checks, and then the agents that report it.
+	followLimit = 20 * time.Second
 )
 
 // Power turns machines off.
@@ -191,10 +193,14 @@ func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 			}
 			continue
 		}
-		for _, name := range step.Needs {
-			if err := r.await(ctx, s, name, step.Node+" is not changed", func(n facts.NodeReport) bool { return n.Ready }); err != nil {
-				return err
-			}
+		if err := r.needs(ctx, s, step); err != nil {
+			return err
+		}
+		if err := r.handOver(ctx, s, step); err != nil {
+			return err
+		}
+		if err := r.agree(ctx, s, t, step); err != nil {
+			return err
 		}
 		if err := r.do(ctx, s, t, step, canary); err != nil {
 			return err
@@ -313,6 +319,179 @@ func (r *Run) await(ctx context.Context, s *seen, node, what string, wanted func
 			return err
 		}
 	}
+}
+
+// needs waits until the nodes that a step needs are ready.
+func (r *Run) needs(ctx context.Context, s *seen, step Step) error {
+	for _, name := range step.Needs {
+		if err := r.await(ctx, s, name, step.Node+" is not changed", func(n facts.NodeReport) bool { return n.Ready }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// handOver has the node of a step hand over what it leads, before its daemons stop. Where no other node works, nobody could take over.
+func (r *Run) handOver(ctx context.Context, s *seen, step Step) error {
+	limit := time.Now().Add(r.Wait.Timeout)
+	for said := ""; len(step.Needs) > 0 && s.stops(step); {
+		ip := s.addresses[step.Node]
+		moved, err := r.Cluster.Agents.HandOver(ctx, step.Node, ip)
+		var refused *operate.HandoverRefused
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil:
+			if len(moved) > 0 {
+				r.Say("%s: has handed over %s", step.Node, words.List(moved, "and"))
+			}
+			if err := r.follow(ctx, s, step.Node, limit); err != nil {
+				return err
+			}
+			return r.needs(ctx, s, step) // others may have to follow a new master first
+		case !errors.As(err, &refused):
+			// It may have done it, or be silent by now; the next answer tells.
+			if _, asked := r.Cluster.Agents.Ask(ctx, step.Node, ip); asked != nil {
+				return ctx.Err() // nothing is left that it could lead
+			}
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("%s is not changed: within %s, nobody takes over what it leads: %w; run again, this goes on", step.Node, r.Wait.Timeout, err)
+		}
+		if waits := err.Error(); waits != said {
+			said = waits
+			r.Say("%s is not changed yet: %s", step.Node, waits)
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stops tells whether a step stops daemons of a node that leads.
+func (s *seen) stops(step Step) bool {
+	i := slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })
+	if i < 0 || s.Nodes[i].Leads == "" {
+		return false
+	}
+	return step.Action != TakeOver || len(s.Nodes[i].Takeover.Stop) > 0
+}
+
+// follow waits until all nodes say that another one leads: load balancers take some checks to find out. It does not wait for ever,
+// because one may have no other server left that works for all it sends.
+func (r *Run) follow(ctx context.Context, s *seen, node string, limit time.Time) error {
+	if soon := time.Now().Add(followLimit); soon.Before(limit) {
+		limit = soon
+	}
+	for {
+		now := &seen{reports: map[string]facts.NodeReport{}}
+		var mu sync.Mutex
+		var asking sync.WaitGroup
+		for name, ip := range s.addresses {
+			asking.Go(func() {
+				if report, err := r.Cluster.Agents.Ask(ctx, name, ip); err == nil {
+					mu.Lock()
+					now.reports[name] = report
+					mu.Unlock()
+				}
+			})
+		}
+		asking.Wait()
+		if ctx.Err() != nil || now.leads(node) == "" || time.Now().After(limit) {
+			return ctx.Err()
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// agree waits until the nodes that a step names count the members that it needs, and says what for.
+func (r *Run) agree(ctx context.Context, s *seen, t Target, step Step) error {
+	var becomes *facts.Member
+	if m, ok := t.Member(step.Node); ok {
+		becomes = &m
+	}
+	limit := time.Now().Add(r.Wait.Timeout)
+	for said := ""; ; {
+		// Sentinel may make another one that leaves the master. It must be one that stays.
+		if step.Action == Remove && len(step.Agree) > 0 {
+			for _, n := range s.Nodes {
+				ip, answered := s.addresses[n.Name]
+				if n.Role != step.Role || !n.leaves() || !answered {
+					continue
+				}
+				if report, err := r.Cluster.Agents.Ask(ctx, n.Name, ip); err == nil && isMaster(report) {
+					r.Cluster.Agents.HandOver(ctx, n.Name, ip) // a refusal also keeps the others from agreeing, which is said then
+				}
+			}
+		}
+		reports := map[string]facts.NodeReport{}
+		for _, name := range step.Agree {
+			if report, err := r.Cluster.Agents.Ask(ctx, name, s.addresses[name]); err == nil {
+				reports[name] = report
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		waits := disagree(step, becomes, reports)
+		if waits == "" {
+			return nil
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("%s is not changed: after %s, %s; run again, this goes on", step.Node, r.Wait.Timeout, waits)
+		}
+		if waits != said {
+			said = waits
+			r.Say("%s is not changed yet: %s", step.Node, waits)
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// disagree says why the members of a role cannot become more or fewer yet; empty: they can. The node of the step shall become a
+// member as is says, or be one no longer (nil).
+//
+// A node that joins must be a member for all, or some would not know that it may have newer data. A node that leaves must be one for
+// nobody: only once the agents find that those who stay have all data, and work without it, they forget the earlier members.
+func disagree(step Step, is *facts.Member, reports map[string]facts.NodeReport) string {
+	var first *facts.NodeReport
+	for _, name := range step.Agree {
+		report, answers := reports[name]
+		switch {
+		case !answers:
+			return name + " does not answer"
+		case report.Joint == nil || len(report.Joint.InUse) == 0:
+			return name + " does not say who the members of " + step.Role + " are"
+		case !report.Ready:
+			return name + " is not ready: " + whyNot(report, nil)
+		}
+		in := report.Joint.InUse
+		if is != nil {
+			in = in[len(in)-1:]
+		}
+		for _, m := range in {
+			at := slices.IndexFunc(m.Members, func(p facts.Peer) bool { return p.Name == step.Node })
+			switch {
+			case is == nil && at >= 0:
+				return fmt.Sprintf("%s still counts %s as a member", name, step.Node)
+			case is != nil && (at < 0 || m.Members[at].IP != is.IP):
+				return fmt.Sprintf("%s does not count %s at %s as a member yet", name, step.Node, is.IP)
+			}
+		}
+		if first == nil {
+			first = &report
+		} else if !slices.EqualFunc(first.Joint.InUse, report.Joint.InUse, func(a, b facts.Membership) bool {
+			return a.Number == b.Number && slices.Equal(a.Members, b.Members)
+		}) {
+			return fmt.Sprintf("%s and %s count different members", first.Node.Name, name)
+		}
+	}
+	return ""
 }
 
 // whyNot says why a node is not ready.

@@ -94,6 +94,8 @@ type parser struct {
 	reader
 	rules map[string]Rules
 	spec  *Spec
+	// whenRead checks what can only be checked when the whole spec has been read; nil: nothing.
+	whenRead func()
 
 	// What must be unique, and where it was used.
 	nodes     map[string]holder
@@ -131,6 +133,9 @@ func (p *parser) root(v value) {
 	p.machines(get("machines"))
 	p.operators(get("operators"))
 	p.roles(p.required(get("roles"), "{"+rolesExample+"}"))
+	if p.whenRead != nil {
+		p.whenRead()
+	}
 }
 
 // required reports that v is missing; example is a valid value.
@@ -235,7 +240,7 @@ func (p *parser) site(v value) {
 	if v.node == nil {
 		return
 	}
-	get, ok := p.object(v, "{title: My site}", "title", "admin_user", "admin_email", "url")
+	get, ok := p.object(v, "{title: My site}", "title", "admin_user", "admin_email", "url", "tls")
 	if !ok {
 		return
 	}
@@ -257,6 +262,8 @@ func (p *parser) site(v value) {
 	if s, ok := p.text(get("url"), "an address such as https://www.example.com"); ok {
 		p.siteURL(get("url"), s)
 	}
+	p.tls(get("tls"))
+	p.whenRead = func() { p.tlsHosts(get("tls"), get("url")) }
 }
 
 func (p *parser) siteURL(v value, s string) {

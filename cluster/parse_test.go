@@ -32,7 +32,7 @@ func testRules() map[string]Rules {
 	}
 	rules := map[string]Rules{}
 	for name, r := range map[string]Rules{
-		"balancer":     {VIP: VIPRequired, VRRPID: 51, Needs: []string{"web"}},
+		"balancer":     {VIP: VIPRequired, VRRPID: 51, Needs: []string{"web"}, TLS: true},
 		"web":          {Needs: []string{"glusterfs"}, Repos: map[string][]string{"centos7": {"epel", "gluster"}}, Downloads: map[string][]string{"centos7": {"wordpress"}}},
 		"glusterfs":    {Quorum: true, Data: 10 * GiB, Options: map[string]Option{"quorum": {Default: "auto", OneOf: []string{"auto", "fixed"}, Help: "who decides"}}},
 		"backend":      {Needs: []string{"glusterfs", "percona"}, Options: map[string]Option{"children": {Default: "10", Pattern: "[1-9][0-9]{0,2}", Help: "PHP processes at most"}}},
@@ -351,4 +351,19 @@ func glob(t testing.TB, pattern string) []string {
 		t.Fatalf("no %s: %v", pattern, err)
 	}
 	return paths
+}
+
+// TestSelfSignedHosts: a self-signed certificate is for the host in the visitor's address bar and for what the balancers answer at.
+func TestSelfSignedHosts(t *testing.T) {
+	const spec = "cluster: c\ndistro: debian12\nnetwork: {cidr: 10.0.0.0/24}\nsite: {SITE}\nroles:\n  balancer: {vip: 10.0.0.9, nodes: {b: 10.0.0.1}}\n" +
+		"  databalancer: {vip: 10.0.0.8, nodes: {d: 10.0.0.7}}\n  web: {nodes: {w: 10.0.0.2}}\n  glusterfs: {nodes: {g1: 10.0.0.3, g2: 10.0.0.4, g3: 10.0.0.5}}\n"
+	for site, want := range map[string]string{
+		"tls: self-signed": "10.0.0.9 localhost 127.0.0.1",
+		"tls: self-signed, url: 'https://www.example.com:8443'": "www.example.com 10.0.0.9 localhost 127.0.0.1",
+	} {
+		s := parse(t, strings.Replace(spec, "SITE", site, 1))
+		if got := strings.Join(s.Site.TLS.Hosts, " "); !s.Site.TLS.SelfSigned || got != want {
+			t.Errorf("%s: %s, want %s", site, got, want)
+		}
+	}
 }

@@ -24,6 +24,7 @@ type Rules struct {
 	Data       Bytes // default size; 0: the role has no data disk and the spec may not give it one
 	MinNodes   int   // at least 1
 	MaxNodes   int   // 0: no limit
+	TLS        bool  // the role serves the site over HTTPS if the spec has site.tls
 	Options    map[string]Option
 }
 

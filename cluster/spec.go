@@ -47,6 +47,7 @@ type Site struct {
 	AdminEmail string
 	// URL is the site's address without a trailing slash. Empty means that the site answers under any host name.
 	URL string
+	TLS *TLS // nil: plain HTTP
 }
 
 // SSH says who may log in to the nodes; without keys, nobody can.

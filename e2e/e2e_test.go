@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -54,16 +53,11 @@ func newBenchOf(t *testing.T, cluster string) *bench {
 	if os.Getenv("IMAGEGEN_E2E") == "" {
 		t.Skip("end-to-end tests run with IMAGEGEN_E2E=1, as root: make e2e")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	dir, err := os.MkdirTemp("", "imagegen-e2e-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{dir: dir, site: l.Addr().String()}
+	b := &bench{dir: dir, site: testkit.FreeAddress(t)}
 	b.run(t, "init", "--distro", "debian12", dir)
 	spec, err := os.ReadFile(b.spec())
 	if err != nil {

@@ -76,10 +76,12 @@ type load struct {
 	next  int
 	acked map[string]map[int]bool // by kind
 	fails map[string]int
-	last  map[string]time.Time // success
-	bad   map[string]time.Time // failure
-	why   map[string]string    // of the last failure
-	older int                  // sessions that lost an acknowledged change
+	last  map[string]time.Time     // success
+	bad   map[string]time.Time     // failure
+	since map[string]time.Time     // start of the first request that failed since the last success
+	down  map[string]time.Duration // from such starts to the next success, in total
+	why   map[string]string        // of the last failure
+	older int                      // sessions that lost an acknowledged change
 }
 
 // every is the interval between requests of a kind. A post loads all of WordPress.
@@ -97,7 +99,7 @@ func (b *bench) newLoad(t *testing.T) (l *load, stop func()) {
 	if _, err := b.in("backend1", "cat >/mnt/gluster/wordpress/wp-content/probe.php <<'PHP'\n"+probePHP+"PHP\n"); err != nil {
 		t.Fatal(err)
 	}
-	l = &load{bench: b, acked: map[string]map[int]bool{}, fails: map[string]int{}, last: map[string]time.Time{}, bad: map[string]time.Time{}, why: map[string]string{}}
+	l = &load{bench: b, acked: map[string]map[int]bool{}, fails: map[string]int{}, last: map[string]time.Time{}, bad: map[string]time.Time{}, since: map[string]time.Time{}, down: map[string]time.Duration{}, why: map[string]string{}}
 	testkit.Eventually(t, time.Minute, "the probe", func() error {
 		_, err := l.request(&http.Client{Timeout: requestLimit}, "prepare", 0, 0)
 		return err
@@ -115,6 +117,7 @@ func (b *bench) newLoad(t *testing.T) (l *load, stop func()) {
 				l.next++
 				n := l.next
 				l.mu.Unlock()
+				start := time.Now()
 				older, err := l.request(client, kind, n, last)
 				l.mu.Lock()
 				if older {
@@ -123,7 +126,14 @@ func (b *bench) newLoad(t *testing.T) (l *load, stop func()) {
 				if err != nil {
 					l.fails[kind]++
 					l.bad[kind], l.why[kind] = time.Now(), err.Error()
+					if l.since[kind].IsZero() {
+						l.since[kind] = start
+					}
 				} else {
+					if since := l.since[kind]; !since.IsZero() {
+						l.down[kind] += time.Since(since)
+						delete(l.since, kind)
+					}
 					last, l.acked[kind][n] = n, true
 					l.last[kind] = time.Now()
 				}
@@ -155,6 +165,8 @@ func (l *load) watch() {
 	defer l.mu.Unlock()
 	clear(l.fails)
 	clear(l.bad)
+	clear(l.since)
+	clear(l.down)
 	l.older = 0
 }
 

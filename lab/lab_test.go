@@ -26,7 +26,6 @@ import (
 	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
 	"imagegen/internal/netns"
-	"imagegen/internal/poll"
 	"imagegen/internal/testkit"
 	"imagegen/machines/local/localtest"
 	"imagegen/machines/nspawn"
@@ -136,12 +135,8 @@ type testLab struct {
 func newTestLab(t *testing.T, name, image string) *testLab {
 	t.Helper()
 	b := &testLab{dir: t.TempDir(), name: name}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.site = l.Addr().String()
-	l.Close()
+	b.site = testkit.FreeAddress(t)
+	var err error
 	if b.Lab, err = openTest(b.dir, name); err != nil {
 		t.Fatal(err)
 	}
@@ -347,29 +342,25 @@ func TestNodes(t *testing.T) {
 		if _, ok := b.in(t, "store1", reach); ok {
 			t.Error("store1 still reaches store2")
 		}
-		if s := b.status(t)["store1"]; s.State != "ready" {
-			t.Errorf("this machine no longer reaches store1: %+v", s)
-		}
+		b.await(t, "this machine still reaches store1", "store1", func(s operate.NodeStatus) bool { return s.State == "ready" })
 		if err := b.Mend(ctx); err != nil {
 			t.Fatal(err)
 		}
 		// An ARP request sent before the network was repaired may still be unanswered.
-		var out string
-		waiting, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
-		if !poll.Until(waiting, func() (ok bool) {
-			out, ok = b.in(t, "store1", reach)
-			return ok
-		}) {
-			t.Errorf("mended, store1 does not reach store2: %s", out)
-		}
+		testkit.Eventually(t, time.Minute, "mended, store1 reaches store2", func() error {
+			out, ok := b.in(t, "store1", reach)
+			if !ok {
+				return errors.New(out)
+			}
+			return nil
+		})
 		if err := b.Mend(ctx); err != nil {
 			t.Errorf("nothing to mend: %v", err)
 		}
 
 		// Cut from everybody, including visitors, who use a virtual address.
 		visit := func() error {
-			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 			defer cancel()
 			conn, err := b.network.Dial(ctx, "tcp", "192.168.10.99:7373")
 			if err == nil {
@@ -380,24 +371,18 @@ func TestNodes(t *testing.T) {
 		if out, ok := b.in(t, "store1", "ip address add 192.168.10.99/32 dev $(ls /sys/class/net | grep -vx lo)"); !ok {
 			t.Fatal(out)
 		}
-		if err := visit(); err != nil {
-			t.Fatalf("before the cut: %v", err)
-		}
+		testkit.Eventually(t, time.Minute, "a visit before the cut", visit)
 		if err := b.Cut(ctx, []string{"store1"}, nil, false); err != nil {
 			t.Fatal(err)
 		}
 		if err := visit(); err == nil {
 			t.Error("a visitor still reaches store1")
 		}
-		if s := b.status(t)["store1"]; s.State != "ready" {
-			t.Errorf("status no longer reaches store1: %+v", s)
-		}
+		b.await(t, "status still reaches store1", "store1", func(s operate.NodeStatus) bool { return s.State == "ready" })
 		if err := b.Mend(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if err := visit(); err != nil {
-			t.Errorf("mended: %v", err)
-		}
+		testkit.Eventually(t, time.Minute, "a visit after the cut is mended", visit)
 	})
 
 	t.Run("replaced", func(t *testing.T) {
@@ -422,12 +407,7 @@ func TestNodes(t *testing.T) {
 
 	t.Run("it ends by itself", func(t *testing.T) {
 		b.in(t, "store2", "systemctl poweroff")
-		testkit.Eventually(t, time.Minute, "power off", func() error {
-			if s := b.status(t)["store2"]; s.Power != "off" || !strings.Contains(s.Detail, "by itself") {
-				return fmt.Errorf("%+v", s)
-			}
-			return nil
-		})
+		b.await(t, "power off", "store2", func(s operate.NodeStatus) bool { return s.Power == "off" && strings.Contains(s.Detail, "by itself") })
 		if err := b.Up(ctx, nil, UpOptions{Site: b.site}); err != nil {
 			t.Fatal(err)
 		}
@@ -435,10 +415,13 @@ func TestNodes(t *testing.T) {
 	})
 
 	t.Run("console", func(t *testing.T) {
-		var log bytes.Buffer
-		if err := b.Console(ctx, &log, "store1", false); err != nil || strings.Count(log.String(), "imagegen: stub ready") != 4 {
-			t.Errorf("four boots are not on the console: %v\n%s", err, &log)
-		}
+		testkit.Eventually(t, time.Minute, "four boots are on the console", func() error { // through the journal, which takes its time
+			var log bytes.Buffer
+			if err := b.Console(ctx, &log, "store1", false); err != nil || strings.Count(log.String(), "imagegen: stub ready") != 4 {
+				return fmt.Errorf("%v\n%s", err, &log)
+			}
+			return nil
+		})
 		following, stop := context.WithCancel(ctx)
 		defer stop()
 		r, w := io.Pipe()
@@ -612,9 +595,7 @@ func TestChangedSpec(t *testing.T) {
 	was := b.dir
 	b.dir = moved
 	reopen()
-	if s := b.status(t)["store1"]; s.State != "ready" {
-		t.Errorf("after the folder was moved: %+v", s)
-	}
+	b.await(t, "ready after the folder was moved", "store1", func(s operate.NodeStatus) bool { return s.State == "ready" })
 	if err := b.Kill(ctx, "store2"); err != nil {
 		t.Fatal(err)
 	}
@@ -630,12 +611,7 @@ func TestChangedSpec(t *testing.T) {
 	if err := b.Up(ctx, []string{"store3"}, UpOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, time.Minute, "store3 in the place of store2", func() error {
-		if s := b.status(t)["store3"]; s.State != "ready" {
-			return fmt.Errorf("%+v", s)
-		}
-		return nil
-	})
+	b.await(t, "store3 in the place of store2", "store3", func(s operate.NodeStatus) bool { return s.State == "ready" })
 
 	before := b.name
 	spec.Cluster, b.name = "labtest7b", "labtest7b"
@@ -726,6 +702,17 @@ func (b *testLab) status(t *testing.T) map[string]operate.NodeStatus {
 		m[s.Node] = s
 	}
 	return m
+}
+
+// await waits until a node's status is as wanted: on a busy machine, agents do not always answer in time.
+func (b *testLab) await(t *testing.T, what, node string, wanted func(operate.NodeStatus) bool) {
+	t.Helper()
+	testkit.Eventually(t, time.Minute, what, func() error {
+		if s := b.status(t)[node]; !wanted(s) {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
 }
 
 func (b *testLab) waitReady(t *testing.T) {

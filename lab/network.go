@@ -58,7 +58,9 @@ func siteRole(spec *cluster.Spec) (role cluster.Role, ok bool) {
 // siteAddress returns where the cluster serves its site, if it has one.
 func siteAddress(spec *cluster.Spec) (netip.AddrPort, bool) {
 	role, ok := siteRole(spec)
-	return netip.AddrPortFrom(role.VIP, sitePort), ok
+	port := uint16(80)
+	if spec.Site.TLS != nil {
+		port = 443
+	}
+	return netip.AddrPortFrom(role.VIP, port), ok
 }
-
-const sitePort = 80

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"imagegen/cluster"
@@ -65,6 +66,10 @@ func TestSiteAddress(t *testing.T) {
 		got, ok := siteAddress(&cluster.Spec{Roles: c.roles})
 		if ok != (c.want != "") || ok && got.String() != c.want {
 			t.Errorf("%v: %s, %t", c.roles, got, ok)
+		}
+		secure, ok := siteAddress(&cluster.Spec{Roles: c.roles, Site: cluster.Site{TLS: &cluster.TLS{}}})
+		if want := strings.TrimSuffix(c.want, "80") + "443"; ok && secure.String() != want {
+			t.Errorf("%v: with HTTPS %s", c.roles, secure)
 		}
 	}
 }

@@ -159,6 +159,7 @@ func TestAsk(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			a.Limit = time.Minute // a busy machine answers late
 			r, err := a.Ask(t.Context(), "web1", spec.Roles[0].Nodes[0].IP)
 			switch {
 			case asked != "192.168.10.42:7373":

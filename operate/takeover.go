@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"time"
 
 	"imagegen/cluster/facts"
 	"imagegen/internal/words"
@@ -49,6 +50,34 @@ func (a *Agents) takeOver(ctx context.Context, node string, ip netip.Addr, b fac
 	}
 	return p, nil
 }
+
+// handoverLimit is longer than an agent takes to hand over.
+const handoverLimit = 45 * time.Second
+
+// HandOver has a node hand over what it leads to others of its role, and returns what has moved. A node whose agent is of an imagegen
+// that cannot do that hands over nothing. A HandoverRefused says why nobody takes over.
+func (a *Agents) HandOver(ctx context.Context, node string, ip netip.Addr) ([]string, error) {
+	answer, _, err := a.requestWithin(ctx, max(handoverLimit, a.Limit), node, ip, http.MethodPost, facts.HandoverPath, nil)
+	var refused refusal
+	switch {
+	case errors.As(err, &refused) && refused.code == http.StatusNotFound:
+		return nil, nil
+	case errors.As(err, &refused):
+		return nil, &HandoverRefused{refused.text}
+	case err != nil:
+		return nil, err
+	}
+	var h facts.Handover
+	if err := json.Unmarshal(answer, &h); err != nil {
+		return nil, fmt.Errorf("the answer of %s does not say what it has handed over", words.Quote(node))
+	}
+	return h.Moved, nil
+}
+
+// HandoverRefused is why a node goes on leading, as opposed to why it could not be asked.
+type HandoverRefused struct{ Why string }
+
+func (e *HandoverRefused) Error() string { return e.Why }
 
 // Confirm has a node erase the seed before the one that has passed its trial.
 func (a *Agents) Confirm(ctx context.Context, node string, ip netip.Addr, seed string) error {

@@ -174,13 +174,13 @@ func inSandbox(t *testing.T, n cluster.Node, files []RenderedFile, script string
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // scripts that wait have limits of their own
 	defer cancel()
 	// The PID namespace ends with its first process.
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child", "sh", "-c", prologue)
 	cmd.Env = append(os.Environ(), "DIR="+t.TempDir(), "IP="+n.IP.String(), "SCRIPT="+script, "LC_ALL=C")
 	cmd.Stdin = &archive
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Minute
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

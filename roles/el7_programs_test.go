@@ -272,7 +272,9 @@ var nginx120 = vocabulary{
 	"http": `absolute_redirect access_log add_header add_trailer aio allow auth_basic auth_basic_user_file client_body_buffer_size
 		client_body_in_file_only client_body_temp_path client_body_timeout client_max_body_size default_type deny directio error_log
 		error_page etag expires fastcgi_bind fastcgi_buffer_size fastcgi_buffering fastcgi_buffers fastcgi_busy_buffers_size
-		fastcgi_cache fastcgi_cache_key fastcgi_cache_valid fastcgi_catch_stderr fastcgi_connect_timeout fastcgi_force_ranges
+		fastcgi_cache fastcgi_cache_background_update fastcgi_cache_bypass fastcgi_cache_key fastcgi_cache_lock fastcgi_cache_lock_age
+		fastcgi_cache_lock_timeout fastcgi_cache_methods fastcgi_cache_min_uses fastcgi_cache_revalidate fastcgi_cache_use_stale
+		fastcgi_cache_valid fastcgi_catch_stderr fastcgi_connect_timeout fastcgi_force_ranges
 		fastcgi_hide_header fastcgi_ignore_client_abort fastcgi_ignore_headers fastcgi_index fastcgi_intercept_errors
 		fastcgi_keep_conn fastcgi_limit_rate fastcgi_max_temp_file_size fastcgi_next_upstream fastcgi_next_upstream_timeout
 		fastcgi_next_upstream_tries fastcgi_no_cache fastcgi_param fastcgi_pass_header fastcgi_pass_request_body
@@ -299,7 +301,7 @@ var nginx120 = vocabulary{
 		is_args limit_rate msec nginx_version pid pipe proxy_protocol_addr proxy_protocol_port query_string realip_remote_addr
 		realip_remote_port realpath_root remote_addr remote_port remote_user request request_body request_completion
 		request_filename request_id request_length request_method request_time request_uri scheme sent_http_ server_addr
-		server_name server_port server_protocol status time_iso8601 time_local uri upstream_addr upstream_response_time
+		server_name server_port server_protocol status time_iso8601 time_local uri upstream_addr upstream_cache_status upstream_response_time
 		upstream_status upstream_http_`,
 }
 
@@ -362,8 +364,8 @@ func nginxFaults(path, text string) []string {
 		}
 		for _, w := range words[1:] {
 			for _, m := range variable.FindAllStringSubmatch(w, -1) {
-				prefix, _, _ := strings.Cut(m[1], "_")
-				if !set[m[1]] && !nginx120.has("variables", m[1]) && !nginx120.has("variables", prefix+"_") {
+				known := func(v string) bool { return v == m[1] || strings.HasSuffix(v, "_") && strings.HasPrefix(m[1], v) }
+				if !set[m[1]] && !slices.ContainsFunc(strings.Fields(nginx120["variables"]), known) {
 					fault("$"+m[1], "")
 				}
 			}

@@ -147,7 +147,7 @@ var haproxy15 = vocabulary{
 	"tcp-check":    `connect expect send send-binary`,
 	"http-check":   `disable-on-404 expect send-state`,
 	"http-request": `allow deny tarpit auth redirect add-header set-header del-header replace-header replace-value set-nice set-log-level set-tos set-mark add-acl del-acl del-map set-map`,
-	"bind":         `accept-proxy alpn backlog ca-file ciphers crl-file crt defer-accept force-sslv3 force-tlsv10 force-tlsv11 force-tlsv12 gid group id interface level maxconn mode mss name nice no-sslv3 no-tlsv10 npn process ssl strict-sni tfo transparent uid user v4v6 v6only verify`,
+	"bind":         `accept-proxy alpn backlog ca-file ciphers crl-file crt defer-accept force-sslv3 force-tlsv10 force-tlsv11 force-tlsv12 gid group id interface level maxconn mode mss name nice no-sslv3 no-tls-tickets no-tlsv10 no-tlsv11 no-tlsv12 npn process ssl strict-sni tfo transparent uid user v4v6 v6only verify`,
 	"server": `addr agent-check agent-inter agent-port backup ca-file check check-send-proxy check-ssl ciphers cookie crl-file crt disabled
 		downinter error-limit fall fastinter id inter maxconn maxqueue minconn non-stick observe on-error on-marked-down
 		on-marked-up port redir rise send-proxy send-proxy-v2 slowstart source ssl track verify verifyhost weight
@@ -161,6 +161,7 @@ var haproxySince = map[string]string{
 	"resolve-prefer": "1.6", "return": "2.2", "send-state": "1.5", "comment": "1.6", "random": "1.9", "http-after-response": "2.2",
 	"load-server-state-from-file": "1.6", "external-check": "1.6", "no-check": "1.6", "proto": "1.9", "http-error": "2.2", "log-stderr": "2.0",
 	"http-reuse": "1.6", "lua-load": "1.6", "set-path": "1.6", "idle-close-on-response": "2.4", "insecure-fork-wanted": "2.2",
+	"ssl-min-ver": "1.8", "ssl-max-ver": "1.8", "ciphersuites": "1.8", "prefer-client-ciphers": "1.6", "curves": "1.8", "ocsp-update": "2.8",
 }
 
 // haproxyFaults lists what HAProxy 1.5 does not support.
@@ -210,7 +211,10 @@ func haproxyFaults(path, text string) []string {
 			}
 		case "server", "bind":
 			from := map[string]int{"server": 3, "bind": 2}[f[0]]
-			for _, w := range f[from:] {
+			for i, w := range f[from:] {
+				if slices.Contains([]string{"crt", "ca-file", "ciphers", "track"}, f[from+i-1]) {
+					continue // its value
+				}
 				if _, err := strconv.Atoi(strings.TrimRight(w, "ms%")); err != nil && !haproxy15.has(f[0], w) {
 					fault(f[0]+" option", w)
 				}
@@ -357,11 +361,13 @@ func TestCentOSKnows(t *testing.T) {
 		"php-fpm": func(path, text string) []string { return phpSettingFaults("php-fpm", path, text) },
 		"php-ini": func(path, text string) []string { return phpSettingFaults("php-ini", path, text) },
 	}
-	for _, sql := range []string{"proxysql", "balancer"} {
-		s := parse(t, c, strings.Replace(string(cluster.Reference("centos7")), "\nsql: proxysql", "\nsql: "+sql, 1))
-		if s.SQL != sql {
-			t.Fatalf("the spec has sql: %s", s.SQL)
+	for _, changes := range [][2]string{{"\nsql: proxysql", "\nsql: proxysql"}, {"\nsql: proxysql", "\nsql: balancer"},
+		{"\nsite:\n", "\nsite:\n  tls: {certificate: a.pem, key: b.pem, hsts: 1}\n  url: https://www.example.com\n"}, {"\nsite:\n", "\nsite:\n  tls: self-signed\n"}} {
+		text := string(cluster.Reference("centos7"))
+		if !strings.Contains(text, changes[0]) {
+			t.Fatalf("the reference spec has no %q", changes[0])
 		}
+		s := parse(t, c, strings.Replace(text, changes[0], changes[1], 1))
 		for _, n := range s.Nodes() {
 			r, err := c.Render(s, testSecrets(c, s), n.Name)
 			if err != nil {
@@ -452,15 +458,16 @@ func TestTablesRefuse(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"resolvers dns\n    nameserver a 1.1.1.1:53\n":         "h:1: section resolvers came with HAProxy 1.6",
-		"backend b\n    server-template s 3 x:80\n":            "h:2: keyword server-template came with HAProxy 1.8",
-		"frontend f\n    http-request return status 200\n":     "h:2: http-request return came with HAProxy 2.2",
-		"backend b\n    server a 1.1.1.1:80 check init-addr 1": "h:2: server option init-addr came with HAProxy 1.7",
-		"global\n    nbthread 2\n":                             "h:2: keyword nbthread came with HAProxy 1.8",
-		"backend b\n    balance random\n":                      "h:2: balance random came with HAProxy 1.9",
-		"backend b\n    option redispatch 1\n":                 "h:2: option redispatch with an interval is not in the table of what 1.5 knows",
-		"backend b\n    tcp-check comment hi\n":                "h:2: tcp-check comment came with HAProxy 1.6",
-		"backend b\n    timeout nonsense 1s\n":                 "h:2: timeout nonsense is not in the table of what 1.5 knows",
+		"resolvers dns\n    nameserver a 1.1.1.1:53\n":                 "h:1: section resolvers came with HAProxy 1.6",
+		"backend b\n    server-template s 3 x:80\n":                    "h:2: keyword server-template came with HAProxy 1.8",
+		"frontend f\n    http-request return status 200\n":             "h:2: http-request return came with HAProxy 2.2",
+		"backend b\n    server a 1.1.1.1:80 check init-addr 1":         "h:2: server option init-addr came with HAProxy 1.7",
+		"global\n    nbthread 2\n":                                     "h:2: keyword nbthread came with HAProxy 1.8",
+		"backend b\n    balance random\n":                              "h:2: balance random came with HAProxy 1.9",
+		"backend b\n    option redispatch 1\n":                         "h:2: option redispatch with an interval is not in the table of what 1.5 knows",
+		"backend b\n    tcp-check comment hi\n":                        "h:2: tcp-check comment came with HAProxy 1.6",
+		"frontend f\n    bind :443 ssl crt /a no-tlsv11 ssl-min-ver 1": "h:2: bind option ssl-min-ver came with HAProxy 1.8",
+		"backend b\n    timeout nonsense 1s\n":                         "h:2: timeout nonsense is not in the table of what 1.5 knows",
 	} {
 		if got, _, _ := strings.Cut(strings.Join(haproxyFaults("h", text), "\n"), "\nh:2: keyword nameserver"); got != want {
 			t.Errorf("%q: got %q, want %q", text, got, want)

@@ -18,13 +18,22 @@ var everyNode = []Port{
 	{Port: fmt.Sprint(facts.HealthPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: health, for load balancers"},
 }
 
-// ports returns the ports of every node, those for the operators' networks, and the role's.
-func (r *renderer) ports() []Port {
+// ports returns the ports of every node, those for the operators' networks, and those of the role that are open.
+func (r *renderer) ports() ([]Port, error) {
 	all := slices.Clone(everyNode)
 	for _, o := range r.spec.Operators {
 		all = append(all, Port{Port: fmt.Sprint(facts.APIPort), Proto: "tcp", From: []string{o.String()}, Why: "agent: operators elsewhere, with certificates"})
 	}
-	return append(all, r.role.Ports...)
+	for i, p := range r.role.Ports {
+		wanted, err := r.wanted(index("ports", i), nil, p.When)
+		if err != nil {
+			return nil, err
+		}
+		if wanted {
+			all = append(all, p)
+		}
+	}
+	return all, nil
 }
 
 // firewalls has, for each syntax of rulesets, the component that loads them and the function that writes them.
@@ -53,7 +62,7 @@ table inet imagegen {
 		iif lo accept
 		meta l4proto { 1, 58 } accept comment "ICMP; images have no /etc/protocols"
 `)
-	for _, p := range r.ports() {
+	for _, p := range r.open {
 		from := r.sources(p)
 		what := "ip protocol 112"
 		if p.Proto != "vrrp" {
@@ -92,7 +101,7 @@ func (r *renderer) iptables(v6 bool) []byte {
 -A INPUT -i lo -j ACCEPT
 -A INPUT -p %s -j ACCEPT
 `, icmp)
-	for _, p := range r.ports() {
+	for _, p := range r.open {
 		what := "-p 112"
 		if p.Proto != "vrrp" {
 			what = "-p " + p.Proto + " --dport " + strings.Replace(p.Port, "-", ":", 1)

@@ -109,6 +109,7 @@ func (c *Catalogue) Rules() map[string]cluster.Rules {
 			Data:       size(r.Data),
 			MinNodes:   r.MinNodes,
 			MaxNodes:   r.MaxNodes,
+			TLS:        r.TLS,
 			Options:    r.Options,
 			Repos:      map[string][]string{}, Downloads: map[string][]string{}, Users: map[string][]string{},
 		}
@@ -271,9 +272,9 @@ func (s *source) load() *Role {
 			r.packages[at] = s.at[at]
 		}
 	}
+	r.templates = template.New("").Option("missingkey=error").Funcs(unbound)
 	s.checkRole()
 	s.checkDistros()
-	r.templates = template.New("").Option("missingkey=error").Funcs(unbound)
 	s.checkFiles()
 	s.checkComponents()
 	return r

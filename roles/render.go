@@ -61,6 +61,7 @@ type renderer struct {
 	*view
 	set  *template.Template
 	data Data
+	open []Port // what the packet filter accepts
 	buf  bytes.Buffer
 }
 
@@ -82,6 +83,10 @@ func (r *renderer) node() (Rendered, error) {
 	if len(r.role.Sysctl) > 0 {
 		// The agent sets them when it starts, and it starts anew with other facts (see facts.Facts.Sysctl).
 		file(RenderedFile{Path: sysctlPath, Mode: 0o644, Content: r.sysctl(), Change: "none"})
+	}
+	var err error
+	if r.open, err = r.ports(); err != nil {
+		return out, err
 	}
 	for _, f := range distro.Named(r.spec.Distro).Firewall {
 		// A reload replaces all rules at once; a restart would remove them first.
@@ -119,7 +124,6 @@ func (r *renderer) node() (Rendered, error) {
 	if taken {
 		return out, fmt.Errorf("%s: two files have the path %s", r.role.file, facts.FactsPath)
 	}
-	var err error
 	if out.Facts, err = r.facts(out.Files); err != nil {
 		return out, err
 	}

@@ -29,6 +29,7 @@ type Role struct {
 	Needs    []string                  `yaml:"needs,omitempty"` // roles without which this one cannot work
 	Options  map[string]cluster.Option `yaml:"options,omitempty"`
 	Secrets  []string                  `yaml:"secrets,omitempty"` // names of the generated passwords that its files or agent use
+	TLS      bool                      `yaml:"tls,omitempty"`     // serves the site over HTTPS; its files may hold the site's certificate and key
 	Ports    []Port                    `yaml:"ports,omitempty"`
 
 	Container Container `yaml:"container,omitempty"`
@@ -58,6 +59,7 @@ type Port struct {
 	// Otherwise, if set, is the source of packets if no other role in From is in the spec: for example, a Redis for
 	// clients on the network.
 	Otherwise string `yaml:"otherwise,omitempty"` // "network" or "any"
+	When      string `yaml:"when,omitempty"`      // T; if it renders to "" or "false", the port stays closed
 	Why       string `yaml:"why"`
 }
 

@@ -40,24 +40,27 @@ var unbound = (&view{}).funcs()
 // funcs are documented in docs/roles.md.
 func (v *view) funcs() template.FuncMap {
 	return template.FuncMap{
-		"nodes":      v.nodes,
-		"others":     v.others,
-		"ips":        v.ips,
-		"has":        func(role string) bool { return len(v.nodes(role)) > 0 },
-		"vip":        v.vip,
-		"secret":     v.secret,
-		"nodeKey":    v.nodeKey,
-		"clusterID":  func() string { return v.secrets.ClusterID }, // also in the facts, so not secret
-		"fail":       func(msg string) (string, error) { return "", refusal(msg) },
-		"healthPort": func() int { return facts.HealthPort },
-		"join":       func(sep string, list []string) string { return strings.Join(list, sep) },
-		"add":        func(a, b int) int { return a + b },
-		"sub":        func(a, b int) int { return a - b },
-		"max":        func(a, b int) int { return max(a, b) },
-		"mul":        func(a, b int) int { return a * b },
-		"div":        div,
-		"percent":    percent,
-		"netmask":    func(p netip.Prefix) string { return net.IP(net.CIDRMask(p.Bits(), p.Addr().BitLen())).String() },
+		"nodes":           v.nodes,
+		"others":          v.others,
+		"ips":             v.ips,
+		"has":             func(role string) bool { return len(v.nodes(role)) > 0 },
+		"vip":             v.vip,
+		"secret":          v.secret,
+		"nodeKey":         v.nodeKey,
+		"siteCertificate": v.siteCertificate,
+		"clusterID":       func() string { return v.secrets.ClusterID }, // also in the facts, so not secret
+		"fail":            func(msg string) (string, error) { return "", refusal(msg) },
+		"healthPort":      func() int { return facts.HealthPort },
+		"join":            func(sep string, list []string) string { return strings.Join(list, sep) },
+		"add":             func(a, b int) int { return a + b },
+		"sub":             func(a, b int) int { return a - b },
+		"max":             func(a, b int) int { return max(a, b) },
+		"min":             func(a, b int) int { return min(a, b) },
+		"number":          strconv.Atoi,
+		"mul":             func(a, b int) int { return a * b },
+		"div":             div,
+		"percent":         percent,
+		"netmask":         func(p netip.Prefix) string { return net.IP(net.CIDRMask(p.Bits(), p.Addr().BitLen())).String() },
 	}
 }
 
@@ -125,6 +128,20 @@ func (v *view) nodeKey() (string, error) {
 	}
 	v.used = true
 	return string(v.secrets.Nodes[v.node.Name].Key), nil
+}
+
+// siteCertificate returns the site's certificate chain and its private key, for the program that serves HTTPS.
+func (v *view) siteCertificate() (string, error) {
+	switch {
+	case v.inFacts:
+		return "", errors.New("facts hold no secrets; only files do")
+	case !v.role.TLS:
+		return "", errors.New("the role does not serve HTTPS; if it does, add tls: true to role.yaml")
+	case v.spec.Site.TLS == nil:
+		return "", errors.New("the spec has no site.tls; leave the file out then, with when")
+	}
+	v.used = true
+	return string(v.secrets.Site.Cert) + string(v.secrets.Site.Key), nil
 }
 
 // refusal is the message of a template that cannot be rendered for the spec.

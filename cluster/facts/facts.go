@@ -190,12 +190,13 @@ type GaleraParams struct {
 // SiteParams install the site once, its wp-content on the volume and its tables in the database, and upgrade the database
 // when the image has a newer WordPress.
 type SiteParams struct {
-	Core        string   `json:"core"`              // folder of WordPress in the image; the seed's wp-config.php is in it
-	Target      string   `json:"target"`            // folder on the volume that holds wp-content
-	DropIn      string   `json:"drop_in,omitempty"` // rendered wp-content/db.php; empty: none
-	Owner       string   `json:"owner"`             // user:group of the files
-	PHP         []string `json:"php"`               // the command-line interpreter
-	Database    string   `json:"database"`          // host:port
+	Core        string   `json:"core"`                   // folder of WordPress in the image; the seed's wp-config.php is in it
+	Target      string   `json:"target"`                 // folder on the volume that holds wp-content
+	DropIn      string   `json:"drop_in,omitempty"`      // rendered wp-content/db.php; empty: none
+	ObjectCache string   `json:"object_cache,omitempty"` // rendered wp-content/object-cache.php; empty: none
+	Owner       string   `json:"owner"`                  // user:group of the files
+	PHP         []string `json:"php"`                    // the command-line interpreter
+	Database    string   `json:"database"`               // host:port
 	Title       string   `json:"title"`
 	URL         string   `json:"url"`
 	Timezone    string   `json:"timezone,omitempty"` // initial time zone of the site; empty: UTC

@@ -25,6 +25,15 @@ const EventsPath = "/v1/events"
 // ?digest=DIGEST, with the signed manifest of that generation. The operator POSTs a request to the acceptor and gets its reply.
 const GenerationPath = "/v1/generation"
 
+// HandoverPath has the node hand over what it leads to others of its role, before it is restarted or replaced: POST, with the
+// operator's certificate. The answer is a Handover, or 409 and why nobody takes over. It may take half a minute.
+const HandoverPath = "/v1/handover"
+
+// Handover says what a node has handed over. A virtual address, the master of Redis and the writes of Galera can be.
+type Handover struct {
+	Moved []string `json:"moved"` // in words; empty: the node leads nothing
+}
+
 // SeedPath returns the KeptSeed to the operator, as JSON: GET. It contains the node's secrets.
 const SeedPath = "/v1/seed"
 

@@ -40,6 +40,9 @@ func (v *store) revision(s *Secrets) (int, error) {
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		pair("nodes/"+name, s.Nodes[name])
 	}
+	if s.Site.Cert != nil {
+		pair("site", s.Site)
+	}
 	now := fmt.Sprintf("%x", h.Sum(nil))
 
 	data, err := v.read(revisionFile)
@@ -95,41 +98,17 @@ func Rendered(dir string) (facts.Manifest, bool, error) {
 	return m, true, nil
 }
 
-// Render gives a manifest its number and its parent, and remembers it in dir. A manifest with the content of the last one gets
-// that one's number, and any other the next.
-//
-// Where it is known which generation is in use, that is the parent, whatever was rendered last; a manifest with its content is that
-// generation. So any copy of dir with all secrets can go on. inUse is nil if it is not known.
+// Render gives a manifest its number and its parent, as Number does, and remembers it in dir, so that the number is taken.
 func Render(dir string, m facts.Manifest, inUse *facts.Generation) (facts.Manifest, error) {
-	lock, err := os.Open(dir)
-	if err != nil {
-		return m, fmt.Errorf("read the secrets: %w", err)
-	}
-	defer lock.Close() // closing releases the lock
-	if err := flock(lock, true); err != nil {
-		return m, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	last, ok, err := Rendered(dir)
+	lock, err := lockRendered(dir, true)
 	if err != nil {
 		return m, err
 	}
-	number, parent := 1, ""
-	if ok && last.ClusterID == m.ClusterID && (inUse == nil || last.Parent == inUse.Digest) {
-		same, digest, err := sameContent(m, last)
-		if same || err != nil {
-			return last, err
-		}
-		number, parent = last.Number+1, digest
-	} else if ok && last.ClusterID == m.ClusterID {
-		number = last.Number + 1
+	defer lock.Close() // closing releases the lock
+	m, isNew, err := number(dir, m, inUse)
+	if err != nil || !isNew {
+		return m, err
 	}
-	if inUse != nil {
-		if same, _, err := sameContent(m, inUse.Manifest); same || err != nil {
-			return inUse.Manifest, err
-		}
-		number, parent = max(number, inUse.Number+1), inUse.Digest
-	}
-	m.Number, m.Parent = number, parent
 	data, err := m.Encode()
 	if err != nil {
 		return m, err
@@ -139,6 +118,60 @@ func Render(dir string, m facts.Manifest, inUse *facts.Generation) (facts.Manife
 	}
 	v := &store{dir: dir}
 	return m, v.write(filepath.Join(generationsDir, renderedFile), data)
+}
+
+// Number returns a manifest with the number and the parent that Render would give it, and writes nothing. A manifest with the content
+// of the last one gets that one's number, and any other the next.
+//
+// Where it is known which generation is in use, that is the parent, whatever was rendered last; a manifest with its content is that
+// generation. So any copy of dir with all secrets can go on. inUse is nil if it is not known.
+func Number(dir string, m facts.Manifest, inUse *facts.Generation) (facts.Manifest, error) {
+	lock, err := lockRendered(dir, false)
+	if err != nil {
+		return m, err
+	}
+	defer lock.Close() // closing releases the lock
+	m, _, err = number(dir, m, inUse)
+	return m, err
+}
+
+// lockRendered waits for others that render manifests from the secrets in dir. Closing the file ends the lock.
+func lockRendered(dir string, exclusive bool) (*os.File, error) {
+	lock, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read the secrets: %w", err)
+	}
+	if err := flock(lock, exclusive); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return lock, nil
+}
+
+// number is Number under the lock. isNew tells whether no manifest had that number before.
+func number(dir string, m facts.Manifest, inUse *facts.Generation) (_ facts.Manifest, isNew bool, err error) {
+	last, ok, err := Rendered(dir)
+	if err != nil {
+		return m, false, err
+	}
+	next, parent := 1, ""
+	if ok && last.ClusterID == m.ClusterID && (inUse == nil || last.Parent == inUse.Digest) {
+		same, digest, err := sameContent(m, last)
+		if same || err != nil {
+			return last, false, err
+		}
+		next, parent = last.Number+1, digest
+	} else if ok && last.ClusterID == m.ClusterID {
+		next = last.Number + 1
+	}
+	if inUse != nil {
+		if same, _, err := sameContent(m, inUse.Manifest); same || err != nil {
+			return inUse.Manifest, false, err
+		}
+		next, parent = max(next, inUse.Number+1), inUse.Digest
+	}
+	m.Number, m.Parent = next, parent
+	return m, true, nil
 }
 
 // sameContent reports whether m says the same as before, but for its number and its parent, and returns before's digest.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,12 +25,23 @@ func manifest(spec *cluster.Spec, s *Secrets) facts.Manifest {
 	return m
 }
 
-// render renders m and fails the test on an error.
+// render renders m and fails the test on an error, or if asking for its number first gives another one or writes anything.
 func render(t *testing.T, dir string, m facts.Manifest) facts.Manifest {
 	t.Helper()
-	m, err := Render(dir, m, nil)
+	before := content(t, dir)
+	asked, err := Number(dir, m, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !maps.Equal(before, content(t, dir)) {
+		t.Error("asking for a number changed files")
+	}
+	m, err = Render(dir, m, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Number != asked.Number || m.Parent != asked.Parent {
+		t.Errorf("number %d on %q, and before it was to be %d on %q", m.Number, m.Parent, asked.Number, asked.Parent)
 	}
 	return m
 }

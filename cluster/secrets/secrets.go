@@ -41,6 +41,7 @@ type Secrets struct {
 	Operator  KeyPair            // client certificate for operating the cluster; its name is "operator"
 	// Generation signs the manifests of generations (Ed25519); neither nodes nor operators have such a certificate.
 	Generation KeyPair
+	Site       KeyPair // of the site's HTTPS: the chain and the key; empty without site.tls
 	// Revision grows when any secret is issued, renewed or replaced; 0: not known.
 	Revision int
 	Renewed  []string // files of certificates that this run renewed because they would expire
@@ -82,6 +83,7 @@ const (
 //	  generation.crt .key    signs generations, Ed25519
 //	  revision               number of the latest change in this folder
 //	  generations/           the manifest that was rendered last (see Render)
+//	  site.pem               the certificate of the site's HTTPS and its key, with site.tls
 //	  nodes/web1.crt .key    server and client certificate for the node's name, its address and its role's virtual address
 func Load(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
 	if err := privateDir(dir); err != nil {
@@ -102,6 +104,16 @@ func Read(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
 	if err != nil {
 		return nil, err
 	}
+	return v.load(spec, names)
+}
+
+// Draft reads the secrets of spec like [Load], and makes those that Load would issue, but keeps none of them and writes nothing: it is
+// for showing what a change would do. Every call makes others.
+func Draft(dir string, spec *cluster.Spec, names []string) (*Secrets, error) {
+	if err := private(dir); err != nil {
+		return nil, fmt.Errorf("read the secrets: %w", err)
+	}
+	v := &store{dir: dir, issues: true, draft: true}
 	return v.load(spec, names)
 }
 
@@ -126,10 +138,18 @@ func (v *store) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 		return nil, fmt.Errorf("read the secrets: %w", err)
 	}
 	defer lock.Close() // closing releases the lock
-	if err := flock(lock, v.issues); err != nil {
+	if err := flock(lock, v.issues && !v.draft); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", v.dir, err)
 	}
 	s := &Secrets{Nodes: map[string]KeyPair{}}
+	// First, because this may refuse what the user gives, and nothing has been issued yet.
+	rendered, err := v.renderedSite(spec)
+	if err != nil {
+		return nil, err
+	}
+	if s.Site, err = v.site(spec, rendered); err != nil {
+		return nil, err
+	}
 	if err := v.ignored(); err != nil {
 		return nil, err
 	}
@@ -150,7 +170,7 @@ func (v *store) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 	if s.Operator, err = v.issue(ca, facts.OperatorName); err != nil {
 		return nil, err
 	}
-	if v.issues {
+	if v.issues && !v.draft {
 		if err := privateDir(filepath.Join(v.dir, "nodes")); err != nil {
 			return nil, err
 		}
@@ -182,6 +202,9 @@ func (v *store) load(spec *cluster.Spec, names []string) (*Secrets, error) {
 	}
 	// Last, because clusters made before generations have everything else (see order).
 	if s.Generation, err = v.issue(ca, generationItem); err != nil {
+		return nil, err
+	}
+	if s.Site, err = v.keepSite(ca, spec, s.Site, rendered); err != nil {
 		return nil, err
 	}
 	slices.Sort(v.renewed)
@@ -232,6 +255,7 @@ func private(path string) error {
 type store struct {
 	dir    string
 	issues bool // issue secrets that were never issued; otherwise write nothing
+	draft  bool // do not write what is issued
 
 	mu      sync.Mutex
 	issued  map[string]bool // items in the file issued; nil: the file does not exist
@@ -256,6 +280,9 @@ func (v *store) read(name string) ([]byte, error) {
 }
 
 func (v *store) write(name string, data []byte) error {
+	if v.draft {
+		return nil
+	}
 	return atomicfile.Write(filepath.Join(v.dir, name), data, 0o600)
 }
 
@@ -507,17 +534,20 @@ func (v *store) key(name string, newKey func() (crypto.Signer, error)) (KeyPair,
 		if err != nil {
 			return pair, nil, err
 		}
-		der, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
+		if pair.Key, err = encodeKey(key); err != nil {
 			return pair, nil, err
 		}
-		pair.Key = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 		v.have(name + ".key")
 		return pair, key, v.write(name+".key", pair.Key)
 	}
 	v.have(name + ".key")
 	signer, err := parseKey(path, pair.Key)
 	return pair, signer, err
+}
+
+func encodeKey(key crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), err
 }
 
 func newP256() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -364,6 +365,45 @@ func TestReadSecretsWritesNothing(t *testing.T) {
 	}
 	if none, err := NoSecrets(dir); none || err != nil {
 		t.Errorf("NoSecrets: %v, %v", none, err)
+	}
+}
+
+// A draft has everything that Load would issue, and leaves no trace.
+func TestDraftWritesNothing(t *testing.T) {
+	spec := testSpec(t)
+	dir := filepath.Join(t.TempDir(), "secrets")
+	if _, err := Draft(dir, spec, testNames); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a folder: %v", err)
+	}
+	issued := load(t, dir, spec, testNames)
+	before := content(t, dir)
+	spec.Roles[0].Nodes = append(spec.Roles[0].Nodes, cluster.Node{Name: "balancer9", Role: "balancer", IP: netip.MustParseAddr("192.168.10.99")})
+	names := append(slices.Clone(testNames), "monitor")
+	draft, err := Draft(dir, spec, names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if draft.Passwords["monitor"] == "" || draft.Nodes["balancer9"].Cert == nil || draft.Revision != issued.Revision+1 {
+		t.Errorf("the draft lacks what is new; its revision is %d after %d", draft.Revision, issued.Revision)
+	}
+	if !maps.Equal(before, content(t, dir)) {
+		t.Error("the draft changed files")
+	}
+	real := load(t, dir, spec, names)
+	if real.Passwords["monitor"] == draft.Passwords["monitor"] || real.Revision != draft.Revision {
+		t.Errorf("what is issued later: the draft's password, or revision %d and not %d", real.Revision, draft.Revision)
+	}
+	delete(draft.Passwords, "monitor")
+	delete(draft.Nodes, "balancer9")
+	draft.Revision = issued.Revision
+	if !reflect.DeepEqual(draft, issued) {
+		t.Error("the draft has other secrets in place of those that were issued")
+	}
+	if err := os.Remove(filepath.Join(dir, "operator.key")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Draft(dir, spec, names); err == nil || !strings.Contains(err.Error(), "operator.key is missing, but was issued") {
+		t.Errorf("a lost secret: %v", err)
 	}
 }
 

@@ -36,9 +36,9 @@ func applyCommand() *cli.Command {
 			"virtual address or is the master comes last. New nodes start once all others know them; removed ones are turned off in the end.\n\n" +
 			"A node that is not ready in time goes back to its previous seed; then so do all that had changed, and apply ends with 1.\n" +
 			"Interrupted anywhere, apply goes on when it is run again. Of two that change the cluster at the same time one is told.\n\n" +
-			"Asks before it begins; where there is no terminal, --yes is needed. Adding, removing or moving nodes of roles with a quorum\n" +
-			"(redis, percona, glusterfs) is refused. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
-			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"steps\": [{\"node\", \"role\", \"action\", \"why\", \"notes\", \"needs\"}]}: the steps that\n" +
+			"Asks before it begins; where there is no terminal, --yes is needed. Adding, removing or moving nodes of glusterfs is\n" +
+			"refused. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
+			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"steps\": [{\"node\", \"role\", \"action\", \"why\", \"notes\", \"needs\", \"agree\"}]}: the steps that\n" +
 			"are left with --dry-run, and otherwise those that were left at the start. action is take over, replace, add, stop, remove or wait.",
 		Flags: []cli.Flag{
 			specFlag(), outFlag(), viaFlag(), providerFlag(),
@@ -81,11 +81,7 @@ func apply(c *cli.Context) error {
 		}
 		defer release()
 	}
-	keys, err := p.issueSecrets(c)
-	if err != nil {
-		return err
-	}
-	all, err := p.render(keys)
+	keys, err := p.draftSecrets()
 	if err != nil {
 		return err
 	}
@@ -100,26 +96,19 @@ func apply(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("it is not known what runs: %w", err)
 	}
-	m, err := p.number(keys, all, found.InUse)
+	want, err := p.want(keys, found.InUse, secrets.Number)
 	if err != nil {
-		return err
-	}
-	target := change.Target{Seeds: map[string]cloudinit.Seed{}}
-	for _, r := range all {
-		target.Seeds[r.node.Name] = r.seed
-	}
-	if target.Generation, err = signed(keys, m); err != nil {
 		return err
 	}
 	r := &change.Run{
 		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Wait: waiting(c, b), Calm: canaryReady, Say: b.say,
-		Write: func(t change.Target) error { return p.writeTarget(cl, keys, all, found.InUse, target, t) },
+		Write: func(t change.Target) error { return p.writeTarget(cl, want, found.InUse, t) },
 		Number: func(m facts.Manifest, inUse facts.Generation) (facts.Generation, error) {
 			m, err := secrets.Render(p.secretsDir(), m, &inUse)
 			if err != nil {
 				return facts.Generation{}, err
 			}
-			return signed(keys, m)
+			return signed(want.keys, m)
 		},
 	}
 	if cl.Machines != nil {
@@ -127,13 +116,14 @@ func apply(c *cli.Context) error {
 			return err
 		}
 	}
-	steps, err := r.Plan(c.Context, target)
+	steps, err := r.Plan(c.Context, want.target)
 	if err != nil {
 		return err
 	}
+	number := want.target.Number
 	b.clear()
 	if !c.Bool("json") {
-		fmt.Fprint(c.App.Writer, printable(stepsText(target.Number, steps)))
+		fmt.Fprint(c.App.Writer, printable(stepsText(number, steps)))
 	}
 	if !c.Bool("dry-run") {
 		if len(steps) > 0 && !c.Bool("yes") {
@@ -141,18 +131,51 @@ func apply(c *cli.Context) error {
 				return err
 			}
 		}
-		if err := r.Apply(c.Context, target); err != nil {
+		// Up to here nothing was written: questions take no number and issue no secrets.
+		if keys, err = p.issueSecrets(c); err != nil {
+			return err
+		}
+		if want, err = p.want(keys, found.InUse, secrets.Render); err != nil {
+			return err
+		}
+		number = want.target.Number
+		if err := r.Apply(c.Context, want.target); err != nil {
 			return err
 		}
 		b.clear()
 		if !c.Bool("json") && len(steps) > 0 {
-			fmt.Fprintf(c.App.Writer, "done: the cluster runs generation %d%s\n", target.Number, givenUp(without))
+			fmt.Fprintf(c.App.Writer, "done: the cluster runs generation %d%s\n", number, givenUp(without))
 		}
 	}
 	if c.Bool("json") {
-		return printJSON(c.App.Writer, applySteps{applyVersion, p.spec.Cluster, target.Number, append([]change.Step{}, steps...)})
+		return printJSON(c.App.Writer, applySteps{applyVersion, p.spec.Cluster, number, append([]change.Step{}, steps...)})
 	}
 	return nil
+}
+
+// wanted is what the spec says, as a generation.
+type wanted struct {
+	keys   *secrets.Secrets
+	all    []rendering
+	target change.Target
+}
+
+// want renders what the spec says as the generation that follows the one in use.
+func (p *project) want(keys *secrets.Secrets, inUse *facts.Generation, give numbering) (w wanted, err error) {
+	w.keys = keys
+	if w.all, err = p.render(keys); err != nil {
+		return w, err
+	}
+	m, err := p.number(keys, w.all, inUse, give)
+	if err != nil {
+		return w, err
+	}
+	w.target.Seeds = map[string]cloudinit.Seed{}
+	for _, r := range w.all {
+		w.target.Seeds[r.node.Name] = r.seed
+	}
+	w.target.Generation, err = signed(keys, m)
+	return w, err
 }
 
 func givenUp(without []string) string {
@@ -172,9 +195,9 @@ func signed(keys *secrets.Secrets, m facts.Manifest) (facts.Generation, error) {
 }
 
 // writeTarget writes the seeds from which machines are made: the spec's or, when a change is undone, the earlier ones.
-func (p *project) writeTarget(cl *operate.Cluster, keys *secrets.Secrets, all []rendering, inUse *facts.Generation, spec, t change.Target) error {
-	if t.Digest == spec.Digest {
-		if _, err := p.writeSeeds(keys, all, p.spec.Nodes(), inUse); err != nil {
+func (p *project) writeTarget(cl *operate.Cluster, spec wanted, inUse *facts.Generation, t change.Target) error {
+	if t.Digest == spec.target.Digest {
+		if _, err := p.writeSeeds(spec.keys, spec.all, p.spec.Nodes(), inUse); err != nil {
 			return err
 		}
 	} else {
@@ -190,7 +213,7 @@ func (p *project) writeTarget(cl *operate.Cluster, keys *secrets.Secrets, all []
 			return err
 		}
 	}
-	if err := p.writeExpected(keys.ClusterID); err != nil {
+	if err := p.writeExpected(spec.keys.ClusterID); err != nil {
 		return err
 	}
 	if cl.Expected != nil {

@@ -83,9 +83,12 @@ func TestApply(t *testing.T) {
     reloads nftables.service
   front3: add: the spec has added it
 `
+	before, rendered := everything(t, "secrets"), everything(t, "dist")
 	if r := o.run(t, ".", "apply", "--dry-run"); r.code != exitDone || r.stdout != plan || file("front1", "text.conf") != "text one" || generation() != 1 {
 		t.Fatalf("dry run: %+v", r)
 	}
+	untouched(t, "secrets", "a dry run", before)
+	untouched(t, "dist", "a dry run", rendered)
 	if r := o.run(t, ".", "apply"); r.code != exitWrong || !strings.Contains(r.stderr, "there is no terminal: --yes") || generation() != 1 {
 		t.Fatalf("without a terminal: %+v", r)
 	}

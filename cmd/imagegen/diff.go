@@ -55,6 +55,9 @@ func diffCommand() *cli.Command {
 			if keys.CA.Key == nil {
 				return fmt.Errorf("diff renders seeds, and %s has only the operator's secrets: run it where the seeds are made", p.secretsDir())
 			}
+			if err := p.currentCertificate(keys); err != nil {
+				return err
+			}
 			p.standIns(keys)
 			d, err := p.diff(c.Context, cl, keys, nodes, !c.Args().Present())
 			b.clear()

@@ -57,9 +57,12 @@ func (p *project) manifest(keys *secrets.Secrets, all []rendering) facts.Manifes
 	return m
 }
 
+// numbering gives a manifest its number: [secrets.Render] takes it, [secrets.Number] only says which it would be.
+type numbering func(dir string, m facts.Manifest, inUse *facts.Generation) (facts.Manifest, error)
+
 // number gives these nodes' manifest its number, signs it, and puts it on their seeds. inUse is the generation in use; nil: not known.
-func (p *project) number(keys *secrets.Secrets, all []rendering, inUse *facts.Generation) (facts.Manifest, error) {
-	m, err := secrets.Render(p.secretsDir(), p.manifest(keys, all), inUse)
+func (p *project) number(keys *secrets.Secrets, all []rendering, inUse *facts.Generation, give numbering) (facts.Manifest, error) {
+	m, err := give(p.secretsDir(), p.manifest(keys, all), inUse)
 	if err != nil {
 		return m, err
 	}

@@ -169,6 +169,21 @@ func (o *nodes) run(t *testing.T, folder string, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
 }
 
+// until runs a command until its result is as wanted, or for some minutes: on a busy machine, an agent may not answer in time for once.
+func (o *nodes) until(t *testing.T, folder string, wanted func(result) bool, args ...string) (r result) {
+	t.Helper()
+	for start := time.Now(); time.Since(start) < patience; {
+		if r = o.run(t, folder, args...); wanted(r) {
+			break
+		}
+		t.Logf("%q: %+v", args, r)
+	}
+	return r
+}
+
+// patience ends tests that would wait for ever.
+const patience = 5 * time.Minute
+
 // folder makes an operator's folder with the three files of some secrets.
 func (o *nodes) folder(t *testing.T, name, secrets string) {
 	t.Helper()
@@ -201,8 +216,8 @@ func (o *nodes) await(t *testing.T, folder, what string, wanted func(map[string]
 				return all
 			}
 		}
-		if time.Since(start) > 2*time.Minute {
-			t.Fatalf("not within 2 minutes: %s: %+v; %+v", what, all, r)
+		if time.Since(start) > patience {
+			t.Fatalf("not within %s: %s: %+v; %+v", patience, what, all, r)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

@@ -90,7 +90,7 @@ func openCluster(c *cli.Context, b *block) (*project, *operate.Cluster, error) {
 }
 
 // operatorSecrets returns what the operator needs to speak with agents and, where all of the cluster's secrets are, the nodes'
-// certificates, whose end is then seen coming.
+// and the site's certificates, whose end is then seen coming.
 func (p *project) operatorSecrets() (*secrets.Secrets, error) {
 	if err := p.refuseLostSecrets(); err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func (p *project) operatorSecrets() (*secrets.Secrets, error) {
 		return nil, err
 	}
 	if all, err := p.readSecrets(); err == nil {
-		keys.Nodes = all.Nodes
+		keys.Nodes, keys.Site = all.Nodes, all.Site
 	}
 	return keys, nil
 }

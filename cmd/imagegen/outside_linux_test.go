@@ -40,7 +40,8 @@ func TestOutside(t *testing.T) {
 	o.byHand(t, "cachy1", "10.77.0.1", "dist/images/cachy.raw", "dist/seeds/cachy1.iso", nil)
 	shell(t, "ip -n "+o.machine("cachy1").name()+" address add 10.77.0.39/24 dev eth0")
 	status := o.awaitState(t, "mine", string(facts.Ready), "", "cachy1")
-	if r := o.run(t, "mine", "status", "--wait", "--timeout", "3s"); r.code != exitFailed || !strings.Contains(r.stderr, "1 of 2 nodes not ready within 3s: cachy2") {
+	one := func(r result) bool { return strings.Contains(r.stderr, "1 of 2 nodes") }
+	if r := o.until(t, "mine", one, "status", "--wait", "--timeout", "3s"); r.code != exitFailed || !strings.Contains(r.stderr, "1 of 2 nodes not ready within 3s: cachy2") {
 		t.Errorf("status --wait: %+v", r)
 	}
 	if n := status["cachy1"]; len(status) != 2 || n.Power != "unknown" || n.Is != "holds 10.77.0.39" || n.Build != "current" {
@@ -49,16 +50,18 @@ func TestOutside(t *testing.T) {
 	if n := status["cachy2"]; n.State != "silent" || n.Power != "unknown" || n.Error == "" {
 		t.Errorf("%+v", n)
 	}
-	if r := o.run(t, "mine", "status"); r.code != exitDone || !strings.Contains(r.stdout, "cachy1  cachy  10.77.0.1  ready") || r.stderr != "" {
+	speaks := func(r result) bool { return r.stdout != "" }
+	if r := o.until(t, "mine", func(r result) bool { return strings.Contains(r.stdout, "  ready") }, "status"); r.code != exitDone || !strings.Contains(r.stdout, "cachy1  cachy  10.77.0.1  ready") || r.stderr != "" {
 		t.Errorf("status: %+v", r)
 	}
-	if r := o.run(t, "mine", "decide", "cachy", "--without", "cachy2"); r.code != exitFailed || !strings.Contains(r.stderr, "cachy on cachy1 does not wait for a decision") {
+	refused := func(r result) bool { return strings.Contains(r.stderr, "does not wait") }
+	if r := o.until(t, "mine", refused, "decide", "cachy", "--without", "cachy2"); r.code != exitFailed || !strings.Contains(r.stderr, "cachy on cachy1 does not wait for a decision") {
 		t.Errorf("decide: %+v", r)
 	}
-	if r := o.run(t, "mine", "events"); r.code != exitDone || !strings.Contains(r.stdout, "cachy1: holds 10.77.0.39\n") || !strings.Contains(r.stdout, "cachy1: cachy: ready\n") || !strings.Contains(r.stderr, "no events of cachy2") {
+	if r := o.until(t, "mine", speaks, "events"); r.code != exitDone || !strings.Contains(r.stdout, "cachy1: holds 10.77.0.39\n") || !strings.Contains(r.stdout, "cachy1: cachy: ready\n") || !strings.Contains(r.stderr, "no events of cachy2") {
 		t.Errorf("events: %+v", r)
 	}
-	if r := o.run(t, "mine", "logs", "cachy1"); r.code != exitDone || r.stdout != "a line of the node's journal\n" {
+	if r := o.until(t, "mine", speaks, "logs", "cachy1"); r.code != exitDone || r.stdout != "a line of the node's journal\n" {
 		t.Errorf("logs: %+v", r)
 	}
 	if r := o.run(t, "mine", "logs", "cachy2"); r.code != exitFailed || r.stdout != "" || !strings.Contains(r.stderr, "logs of cachy2: ") {
@@ -91,8 +94,11 @@ func TestOutside(t *testing.T) {
 			"other": "what answers there is no node of this cluster", "faked": "is not signed by ca.crt",
 		}[name]
 		for _, line := range []string{"status", "status --json", "logs cachy1", "events", "decide cachy --without cachy2"} {
-			r := o.run(t, name, strings.Fields(line)...)
-			if r.code != exitFailed || r.stdout != "" || !strings.Contains(r.stderr, want) && line != "decide cachy --without cachy2" {
+			said := func(r result) bool {
+				return r.code == exitDone || strings.Contains(r.stderr, want) || line == "decide cachy --without cachy2"
+			}
+			r := o.until(t, name, said, strings.Fields(line)...)
+			if r.code != exitFailed || r.stdout != "" || !said(r) {
 				t.Errorf("%s: %s: %+v, want %q", name, line, r, want)
 			}
 			if strings.Contains(r.stderr, "holds") || strings.Contains(r.stderr, "journal\n") {
@@ -113,7 +119,7 @@ func (o *nodes) follow(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	late := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+	late := time.AfterFunc(patience, func() { cmd.Process.Kill() })
 	defer late.Stop()
 	in := bufio.NewReader(out)
 	first, err1 := in.ReadString('\n')
@@ -153,7 +159,7 @@ func (p *person) work(t *testing.T, ips map[string]string, args ...string) (said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer time.AfterFunc(5*time.Minute, func() { cmd.Process.Kill() }).Stop()
+	defer time.AfterFunc(patience, func() { cmd.Process.Kill() }).Stop()
 	var image, seed string
 	for in := bufio.NewScanner(errs); in.Scan(); {
 		line := in.Text()
@@ -200,7 +206,7 @@ func TestReplaceByHandFromOutside(t *testing.T) {
 	}
 
 	// Nobody does what it says.
-	r := o.run(t, "mine", "roll", "--timeout", "3s")
+	r := o.until(t, "mine", func(r result) bool { return strings.Contains(r.stderr, "still answers") }, "roll", "--timeout", "3s")
 	if r.code != exitFailed || strings.Count(r.stderr, "recreate its machine now") != 1 || !strings.Contains(r.stderr, "cachy1 is not replaced: it waited for its new machine: the old one still answers within 3s; run again, this goes on") {
 		t.Errorf("nobody makes a machine: %+v", r)
 	}
@@ -285,24 +291,25 @@ func TestDecideFromOutside(t *testing.T) {
 		})
 	}
 	o.awaitState(t, "mine", string(facts.Waiting), "galera: for db3, who may have newer data than", "db1", "db2")
-	if r := o.run(t, "mine", "decide", "galera", "--without", "db2"); r.code != exitFailed || !strings.Contains(r.stderr, "galera on db1 does not wait for db2, but for db3") {
+	refused := func(r result) bool { return strings.Contains(r.stderr, "does not wait for db2") }
+	if r := o.until(t, "mine", refused, "decide", "galera", "--without", "db2"); r.code != exitFailed || !strings.Contains(r.stderr, "galera on db1 does not wait for db2, but for db3") {
 		t.Errorf("decide without a node that answers: %+v", r)
 	}
 	if r := o.run(t, "mine", "decide", "galera", "--without", "db3"); r.code != exitDone || r.stdout != "galera continues without db3; told db1, db2\n" {
 		t.Fatalf("decide: %+v", r)
 	}
 	o.awaitState(t, "mine", string(facts.Ready), "", "db1", "db2")
-	r := o.run(t, "mine", "events")
 	for _, want := range []string{"db1: galera: an operator has decided to go on without db3", "db2: galera: an operator has decided to go on without db3",
 		"db2: galera: working: starting the cluster without db3: of the others, its data is the newest (12)", "db1: galera: is in a component of 2"} {
-		if !strings.Contains(r.stdout, want) {
+		if r := o.until(t, "mine", func(r result) bool { return strings.Contains(r.stdout, want) }, "events"); !strings.Contains(r.stdout, want) {
 			t.Errorf("events lack %q:\n%s", want, r.stdout)
 		}
 	}
 	if forked, err := os.ReadFile("history"); err != nil || strings.TrimSpace(string(forked)) == history {
 		t.Errorf("the cluster goes on with the history that db3 has: %s, %v", forked, err)
 	}
-	if r := o.run(t, "mine", "decide", "galera", "--without", "db3"); r.code != exitFailed || !strings.Contains(r.stderr, "does not wait for a decision: it is ready") {
+	decided := func(r result) bool { return strings.Contains(r.stderr, "it is ready") }
+	if r := o.until(t, "mine", decided, "decide", "galera", "--without", "db3"); r.code != exitFailed || !strings.Contains(r.stderr, "does not wait for a decision: it is ready") {
 		t.Errorf("decide again: %+v", r)
 	}
 }

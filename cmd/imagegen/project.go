@@ -108,8 +108,8 @@ func readSpec(stdin io.Reader, file, name string, rules map[string]cluster.Rules
 
 func (p *project) secretsDir() string { return filepath.Join(filepath.Dir(p.spec.File), "secrets") }
 
-// issueSecrets returns the cluster's secrets, and issues missing ones that were never issued. Only seed and build call
-// it. It reports renewed certificates.
+// issueSecrets returns the cluster's secrets, and issues missing ones that were never issued. Only seed, build and
+// apply call it. It reports renewed certificates.
 func (p *project) issueSecrets(c *cli.Context) (*secrets.Secrets, error) {
 	if err := p.refuseLostSecrets(); err != nil {
 		return nil, err
@@ -163,6 +163,14 @@ func seedCluster(path string) (string, error) {
 	return "", fmt.Errorf("%s holds no %s", path, facts.FactsPath)
 }
 
+// draftSecrets returns the cluster's secrets, with new ones in place of those that issueSecrets would issue, and writes nothing.
+func (p *project) draftSecrets() (*secrets.Secrets, error) {
+	if err := p.refuseLostSecrets(); err != nil {
+		return nil, err
+	}
+	return secrets.Draft(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
+}
+
 // readSecrets returns the existing secrets and issues none.
 func (p *project) readSecrets() (*secrets.Secrets, error) {
 	return secrets.Read(p.secretsDir(), p.spec, p.catalogue.SecretNames(p.spec))
@@ -190,12 +198,27 @@ func (p *project) standIns(s *secrets.Secrets) {
 			s.Nodes[n.Name] = stand
 		}
 	}
+	if p.spec.Site.TLS != nil && s.Site.Cert == nil {
+		s.Site = stand
+	}
+}
+
+// currentCertificate replaces the site's certificate that was rendered last by the one in the files that the spec names. The output
+// of a command is known only after seed, build or apply has run it.
+func (p *project) currentCertificate(s *secrets.Secrets) (err error) {
+	if t := p.spec.Site.TLS; t != nil && t.Certificate != "" {
+		s.Site, err = secrets.SiteFiles(p.spec, s.Site, time.Now())
+	}
+	return err
 }
 
 // warnOfExpiry warns on w about certificates in the last third of their life, in commands that do not renew them.
 func warnOfExpiry(w io.Writer, s *secrets.Secrets) {
 	for _, said := range s.Expiring(time.Now()) {
 		fmt.Fprintf(w, "imagegen: %s; imagegen seed renews it, and nodes use it once they run from their new seeds (imagegen roll)\n", said)
+	}
+	if said := s.SiteExpiring(time.Now()); said != "" {
+		fmt.Fprintf(w, "imagegen: %s; once it has been renewed, imagegen apply brings it to the nodes\n", said)
 	}
 }
 

@@ -54,7 +54,7 @@ func (o *nodes) interrupted(t *testing.T, step string, meanwhile func(), args ..
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	held := func() bool { _, err := os.Stat("held"); return err == nil }
-	for end := time.Now().Add(2 * time.Minute); !held(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); !held(); time.Sleep(20 * time.Millisecond) {
 		select {
 		case err := <-ended:
 			t.Fatalf("%q never came: %v: %s", step, err, said.String())
@@ -73,7 +73,7 @@ func (o *nodes) interrupted(t *testing.T, step string, meanwhile func(), args ..
 	if err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		line, err := os.ReadFile("/proc/" + string(pid) + "/cmdline")
 		if len(line) == 0 || errors.Is(err, fs.ErrNotExist) { // a zombie has none
 			break
@@ -140,7 +140,8 @@ func TestRollThroughAProgram(t *testing.T) {
 		t.Fatalf("start: %+v", r)
 	}
 	o.awaitState(t, ".", string(facts.Ready), "", "back1")
-	if r := o.run(t, ".", "replace", "back2", "--timeout", "2m"); r.code != exitDone || !strings.Contains(r.stderr, "back2: replaced") || o.disk(t, "back2") == before {
+	replaced := func(r result) bool { return r.code == exitDone }
+	if r := o.until(t, ".", replaced, "replace", "back2", "--timeout", "2m"); r.code != exitDone || !strings.Contains(r.stderr, "back2: replaced") || o.disk(t, "back2") == before {
 		t.Errorf("replace: %+v", r)
 	}
 
@@ -177,10 +178,14 @@ func TestRollThroughAProgram(t *testing.T) {
 	image(t, "back", "broken 2")
 	other := o.disk(t, "back2")
 	asked := o.lists(t)
-	r := o.run(t, ".", "roll", "--timeout", "10s")
-	if asked = o.lists(t) - asked; asked > 12 {
-		t.Errorf("the program was run %d times for a list within 10 s of waiting", asked)
+	stopped := func(r result) bool {
+		before := asked
+		if asked = o.lists(t); asked-before > 12 {
+			t.Errorf("the program was run %d times for a list within 10 s of waiting", asked-before)
+		}
+		return strings.Contains(r.stderr, "1 of 2 nodes not ready")
 	}
+	r := o.until(t, ".", stopped, "roll", "--timeout", "10s")
 	if r.code != exitFailed || !strings.Contains(r.stderr, "imagegen: back2 is not replaced: 1 of 2 nodes not ready within 10s: back1") || o.disk(t, "back2") != other {
 		t.Fatalf("roll to a broken image: %+v", r)
 	}

@@ -50,6 +50,9 @@ func seedCommand() *cli.Command {
 				if err != nil {
 					return err
 				}
+				if err := p.currentCertificate(keys); err != nil {
+					return err
+				}
 				p.standIns(keys)
 				return p.printSeeds(c, keys, nodes)
 			}
@@ -103,7 +106,7 @@ func (p *project) writeSeeds(keys *secrets.Secrets, all []rendering, nodes []clu
 	if err != nil {
 		return "", err
 	}
-	manifest, err := p.number(keys, all, inUse)
+	manifest, err := p.number(keys, all, inUse, secrets.Render)
 	if err != nil {
 		return "", err
 	}
@@ -207,7 +210,7 @@ func newMasker(keys *secrets.Secrets, passwords map[string]string, private ...[]
 			add(value, "(secret "+name+")")
 		}
 	}
-	private = append(private, keys.CA.Key, keys.Operator.Key, keys.Generation.Key)
+	private = append(private, keys.CA.Key, keys.Operator.Key, keys.Generation.Key, keys.Site.Key)
 	for _, k := range keys.Nodes {
 		private = append(private, k.Key)
 	}

@@ -53,7 +53,7 @@ func upCommand() *cli.Command {
 			if err := l.Up(c.Context, names, lab.UpOptions{Site: site, Provider: p.provider}); err != nil {
 				return err
 			}
-			return started(c, b, l.Cluster(), names, func() { printSite(c, l) })
+			return started(c, b, l.Cluster(), names, func() { p.printSite(c, l) })
 		},
 	}
 }
@@ -95,8 +95,12 @@ func (p *project) upMachines(c *cli.Context, b *block, names []string) error {
 	return started(c, b, cl, names, func() {})
 }
 
-func printSite(c *cli.Context, l *lab.Lab) {
+func (p *project) printSite(c *cli.Context, l *lab.Lab) {
+	scheme := "http"
+	if p.spec.Site.TLS != nil {
+		scheme = "https"
+	}
 	if site := l.Site(); site != "" {
-		fmt.Fprintf(c.App.Writer, "the site is at http://%s/\n", site)
+		fmt.Fprintf(c.App.Writer, "the site is at %s://%s/\n", scheme, site)
 	}
 }

@@ -31,7 +31,8 @@ func validateCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "validate",
 		Usage: "check the spec and the roles",
-		Description: "Checks the spec, the roles beside it, and that every file of every node can be rendered. Writes nothing.\n" +
+		Description: "Checks the spec, the roles beside it, the files in site.tls, and that every file of every node can be rendered. Writes nothing\n" +
+			"and runs nothing: what a command in site.tls prints is checked by seed, build and apply, which run it.\n" +
 			"All errors are listed, one per line: FILE:LINE:COLUMN: PATH: what is wrong; how to fix it.\n\n" +
 			"If the spec has machines.hosts, each host whose failure the cluster would not survive as a whole is listed, with what\n" +
 			"would be lost. That is not an error.\n\n" +
@@ -45,6 +46,14 @@ func validateCommand() *cli.Command {
 			if err == nil {
 				err = p.renderAll()
 			}
+			// Secrets are not part of the validation; commands that need them report that they are unreadable.
+			keys, secretsErr := &secrets.Secrets{}, error(nil)
+			if err == nil {
+				if keys, secretsErr = p.readSecrets(); secretsErr != nil {
+					keys = &secrets.Secrets{}
+				}
+				err = p.currentCertificate(keys)
+			}
 			if c.Bool("json") {
 				return printValidation(c, p, err)
 			}
@@ -57,11 +66,13 @@ func validateCommand() *cli.Command {
 			for _, line := range p.hostLosses() {
 				fmt.Fprintf(c.App.Writer, "note: %s\n", line)
 			}
-			// Secrets are not part of the validation; commands that need them report that they are unreadable.
-			keys, err := p.readSecrets()
-			if err != nil {
-				fmt.Fprintf(c.App.ErrWriter, "imagegen: %v\n", err)
-				return nil
+			if t := p.spec.Site.TLS; t != nil && !t.SelfSigned {
+				if note := secrets.SiteNote(keys.Site); note != "" {
+					fmt.Fprintf(c.App.Writer, "note: %s\n", note)
+				}
+			}
+			if secretsErr != nil {
+				fmt.Fprintf(c.App.ErrWriter, "imagegen: %v\n", secretsErr)
 			}
 			warnOfExpiry(c.App.ErrWriter, keys)
 			return nil

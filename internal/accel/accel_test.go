@@ -31,12 +31,15 @@ func TestBootsWith(t *testing.T) {
 	if err := bootsWith(t.Context(), "tcg", boots, "raw", time.Minute); err != nil {
 		t.Errorf("a guest that boots: %v", err)
 	}
-	for what, c := range map[string]struct{ disk, accel, want string }{
-		"a guest that hangs":           {speaker(t, "systemd[2]: nearly\n"), "tcg", "said nothing within 3s"},
-		"an accelerator that is not":   {boots, "warp", "warp"},
-		"a disk that cannot be opened": {boots + "x", "tcg", "No such file"},
+	for what, c := range map[string]struct {
+		disk, accel, want string
+		limit             time.Duration
+	}{
+		"a guest that hangs":           {speaker(t, "systemd[2]: nearly\n"), "tcg", "said nothing within 3s", 3 * time.Second},
+		"an accelerator that is not":   {boots, "warp", "warp", time.Minute},
+		"a disk that cannot be opened": {boots + "x", "tcg", "No such file", time.Minute},
 	} {
-		if err := bootsWith(t.Context(), c.accel, c.disk, "raw", 3*time.Second); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := bootsWith(t.Context(), c.accel, c.disk, "raw", c.limit); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", what, err, c.want)
 		}
 	}

@@ -295,10 +295,12 @@ func cancelled(t *testing.T, b Backend) {
 				t.Fatalf("%s ended before its first step: %v", name, err)
 			}
 		}
+		cancelled := time.Now()
 		cancel()
 		select {
 		case <-done:
-		case <-time.After(2 * time.Second):
+			t.Logf("%s ended %s after its cancellation", name, time.Since(cancelled).Round(time.Millisecond))
+		case <-time.After(2 * time.Second): // it takes milliseconds, on a busy machine too
 			t.Fatalf("%s did not end within 2 s of its cancellation", name)
 		}
 		testkit.OK(t, do(t.Context(), b.Provider(t, forever)))

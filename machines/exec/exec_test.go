@@ -206,11 +206,12 @@ wait; while :; do sleep 0.1; done`, pids))
 		data, _ = os.ReadFile(pids)
 		return len(data) > 0
 	})
-	began := time.Now()
 	cancel()
-	err := <-done
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("it ended after %s", took)
+	var err error
+	select {
+	case err = <-done:
+	case <-time.After(time.Minute): // the program never ends by itself
+		t.Fatal("it does not end")
 	}
 	checkError(t, "interrupted", err, "prog create web1: context canceled")
 	if !errors.Is(err, context.Canceled) {
@@ -264,7 +265,7 @@ func TestDeathOfImagegen(t *testing.T) {
 // Background processes of a program, such as a shared SSH connection, neither delay nor fail a verb.
 func TestBackgroundKeepsOutputOpen(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
-	p := script(t, fmt.Sprintf(`sleep 100 & echo $! >%s; echo '{"protocol": 1}'`, pid))
+	p := script(t, fmt.Sprintf(`sleep 1000 & echo $! >%s; echo '{"protocol": 1}'`, pid))
 	began := time.Now()
 	err := p.Stop(t.Context(), "web1")
 	took := time.Since(began)
@@ -273,7 +274,7 @@ func TestBackgroundKeepsOutputOpen(t *testing.T) {
 	if n <= 0 || syscall.Kill(n, syscall.SIGKILL) != nil {
 		t.Errorf("the program in the background, %q, has not survived", data)
 	}
-	if err != nil || took > 30*time.Second {
+	if err != nil || took > 5*time.Minute {
 		t.Errorf("after %s: %v", took, err)
 	}
 }

@@ -21,13 +21,13 @@ $table_prefix = 'wp_';
 define( 'WP_HOME', '{{.}}' );
 define( 'WP_SITEURL', '{{.}}' );
 {{- if eq (slice . 0 6) "https:"}}
-$_SERVER['HTTPS'] = 'on'; // TLS is terminated before the balancers
+$_SERVER['HTTPS'] = 'on'; // TLS is terminated {{if $.Cluster.Site.TLS}}at{{else}}before{{end}} the balancers
 {{- end}}
 {{- else}}
 
 // The site answers under any host name.
 if ( isset( $_SERVER['HTTP_HOST'] ) && preg_match( '/^[A-Za-z0-9.\[\]:-]+$/', $_SERVER['HTTP_HOST'] ) ) {
-	define( 'WP_HOME', 'http://' . $_SERVER['HTTP_HOST'] );
+	define( 'WP_HOME', {{if .Cluster.Site.TLS}}( empty( $_SERVER['HTTPS'] ) ? 'http://' : 'https://' ){{else}}'http://'{{end}} . $_SERVER['HTTP_HOST'] );
 	define( 'WP_SITEURL', WP_HOME );
 }
 {{- end}}
@@ -35,6 +35,39 @@ if ( isset( $_SERVER['HTTP_HOST'] ) && preg_match( '/^[A-Za-z0-9.\[\]:-]+$/', $_
 // WordPress is part of the image, wp-content is the site's. Not the link to it beside this file: a plug-in's __FILE__ must
 // begin with the folder that WordPress knows.
 define( 'WP_CONTENT_DIR', '/mnt/gluster/wordpress/wp-content' );
+{{- if and (has "redis") (vip "databalancer") (eq .Options.object_cache "on")}}
+{{- with .Cluster.Role "redis"}}
+
+// For wp-content/object-cache.php: a quarter of what Redis may take, and the seconds that a page may lose.
+define(
+	'IMAGEGEN_CACHE',
+	array(
+		'host'     => '{{vip "databalancer"}}',
+		'tls'      => {{if eq $.Vars.redis_tls "yes"}}true{{else}}false{{end}},
+		'password' => '{{secret "redis"}}',
+		'limit'    => {{div (percent .Memory (or (index .Options "maxmemory") "50")) 4}},
+		'patience' => 0.05,
+	)
+);
+{{- end}}
+{{- end}}
+
+// A web node may keep a page that depends on its address alone: it sends its clock when it is ready to. nginx counts whole
+// seconds: the page is fresh to the end of this one, and shown for one more while it is renewed, so it is never older than two.
+// The order of the headers matters to nginx 1.20.
+if ( isset( $_SERVER['IMAGEGEN_CLOCK'] ) ) {
+	$imagegen_lead = $_SERVER['IMAGEGEN_CLOCK'] - $_SERVER['REQUEST_TIME_FLOAT'];
+	header_register_callback(
+		function () use ( $imagegen_lead ) {
+			if ( http_response_code() !== 200 || ( defined( 'DONOTCACHEPAGE' ) && DONOTCACHEPAGE )
+				|| preg_grep( '/^(Cache-Control|Expires|Pragma|Set-Cookie|X-Accel-Expires)\s*:/i', headers_list() ) ) {
+				return;
+			}
+			header( 'Cache-Control: stale-while-revalidate=1' );
+			header( 'X-Accel-Expires: @' . (int) ( $imagegen_lead + microtime( true ) ) );
+		}
+	);
+}
 
 // Nodes are replaced, not changed: no editor, no self-updates, and no outgoing requests.
 define( 'DISALLOW_FILE_EDIT', true );

@@ -1,0 +1,377 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"imagegen/internal/testkit"
+)
+
+// change is a row of the table of changes: an edit of the spec, or of a role's folder beside it, that imagegen apply takes the
+// running cluster to.
+type change struct {
+	name string
+	edit func(t *testing.T)
+	// build: an image changes.
+	build bool
+	// refused or undone say how imagegen apply ends; empty: the cluster runs the change.
+	refused, undone string
+	// check tells whether the change has taken effect; nil: that nothing differs from the spec is enough.
+	check func() error
+	goal  goal // of the time, in total, in which requests failed
+	// killed: imagegen is killed after the first node, and run again.
+	killed bool
+	cutOff string // a node that is cut off meanwhile, and given up
+}
+
+// calm is the goal of a change without a failover, and those with one may cost what the failover does.
+var calmGoal = goal{kinds, 3 * time.Second}
+
+// cost of a change.
+type cost struct {
+	name  string
+	took  time.Duration // imagegen apply
+	down  map[string]time.Duration
+	fails map[string]int
+	older int
+	lost  int
+}
+
+// TestChanges changes the reference cluster in every way of the table in docs/changes.md, one after the other, under the load of
+// the fault matrix. It takes more than an hour, so it runs only with IMAGEGEN_E2E=changes (make e2e-changes);
+// IMAGEGEN_CHANGES, a regular expression, picks some.
+func TestChanges(t *testing.T) {
+	if os.Getenv("IMAGEGEN_E2E") != "changes" {
+		t.Skip("the table of changes runs with IMAGEGEN_E2E=changes, as root: make e2e-changes")
+	}
+	b := newBenchOf(t, "e2e-changes")
+	b.lab(t, "build")
+	b.up(t)
+	b.waitReady(t)
+	l, stop := b.newLoad(t)
+	defer stop()
+	testkit.Eventually(t, time.Minute, "load", func() error { return l.steady(kinds) })
+
+	only := regexp.MustCompile(os.Getenv("IMAGEGEN_CHANGES"))
+	var costs []cost
+	defer func() { t.Logf("\n%s", costTable(costs)) }()
+	for _, c := range b.changes() {
+		if !only.MatchString(c.name) {
+			continue
+		}
+		b.waitReady(t) // without that, what follows would mean nothing
+		if !t.Run(c.name, func(t *testing.T) {
+			r := l.change(t, c)
+			costs = append(costs, r)
+			t.Log(r)
+			for _, k := range c.goal.kinds {
+				if r.down[k] > c.goal.back {
+					t.Errorf("goal missed: %ss failed for %.1f s", k, r.down[k].Seconds())
+				}
+			}
+		}) {
+			b.explain(t)
+		}
+	}
+}
+
+// change makes a change and measures what it costs.
+func (l *load) change(t *testing.T, c change) cost {
+	t.Helper()
+	b := l.bench
+	before := b.files(t)
+	c.edit(t)
+	if c.build {
+		b.lab(t, "build")
+	}
+	l.watch()
+	start := time.Now()
+	if c.killed {
+		b.killedApply(t)
+	}
+	var without []string
+	if c.cutOff != "" {
+		b.lab(t, "cut", c.cutOff)
+		without = []string{"--without", c.cutOff}
+	}
+	out, err := b.apply(without...)
+	if c.cutOff != "" {
+		t.Logf("imagegen apply --without %s:\n%s", c.cutOff, out)
+		b.lab(t, "mend")
+		if err == nil {
+			b.waitReady(t)
+			out, err = b.apply()
+		}
+	}
+	took := time.Since(start)
+	t.Logf("imagegen apply:\n%s", out)
+	want := c.refused + c.undone
+	switch {
+	case want == "" && err != nil:
+		t.Error(err)
+	case want != "" && (err == nil || !regexp.MustCompile(want).MatchString(err.Error())):
+		t.Errorf("apply should say %q: %v", want, err)
+	}
+	if want != "" || err != nil {
+		b.restore(t, before)
+		if c.build {
+			b.lab(t, "build")
+		}
+		if out, err := b.apply(); err != nil || c.undone != "" && !strings.HasPrefix(out, "nothing to do") {
+			t.Errorf("back to the earlier spec: %v\n%s", err, out)
+		}
+	}
+	b.waitReady(t)
+	testkit.Eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
+	testkit.Eventually(t, recoverLimit, "one holder of each address", b.oneHolder)
+	if out := b.lab(t, "diff"); !strings.Contains(out, "\n0 of ") {
+		t.Errorf("the nodes do not run what the spec says:\n%s", out)
+	}
+	if c.check != nil && want == "" {
+		testkit.Eventually(t, time.Minute, c.name, c.check)
+	}
+	r := cost{name: c.name, took: took, fails: map[string]int{}, down: map[string]time.Duration{}}
+	r.lost = l.lost(t)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range kinds {
+		r.fails[k], r.down[k] = l.fails[k], l.down[k]
+	}
+	r.older = l.older
+	return r
+}
+
+// apply takes the cluster to the spec.
+func (b *bench) apply(args ...string) (string, error) {
+	return b.try(append([]string{"apply", "-f", b.spec(), "-o", b.dist(), "--yes"}, args...)...)
+}
+
+// killedApply kills imagegen apply once the first node has changed.
+func (b *bench) killedApply(t *testing.T) {
+	t.Helper()
+	cmd := exec.Command("../bin/imagegen", "apply", "-f", b.spec(), "-o", b.dist(), "--yes")
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(said)
+	for lines.Scan() && !strings.Contains(lines.Text(), ": ready") {
+	}
+	cmd.Process.Kill()
+	if err := cmd.Wait(); err == nil {
+		t.Error("apply has ended before it was killed")
+	}
+}
+
+// files returns the spec and the roles beside it.
+func (b *bench) files(t *testing.T) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	names, _ := filepath.Glob(filepath.Join(b.dir, "roles", "*", "*"))
+	for _, name := range append(names, b.spec()) {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[name] = string(data)
+	}
+	return all
+}
+
+// restore brings back what files returned.
+func (b *bench) restore(t *testing.T, files map[string]string) {
+	t.Helper()
+	for name := range b.files(t) {
+		if _, is := files[name]; !is {
+			os.Remove(name)
+			os.Remove(filepath.Dir(name))
+		}
+	}
+	for name, data := range files {
+		if err := os.WriteFile(name, []byte(data), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// edit returns an edit of the spec: pairs of text, each of which is there once, and what it becomes.
+func (b *bench) edit(pairs ...string) func(t *testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		replaceIn(t, b.spec(), pairs...)
+	}
+}
+
+func replaceIn(t *testing.T, file string, pairs ...string) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(data)
+	for p := range slices.Chunk(pairs, 2) {
+		if strings.Count(text, p[0]) != 1 {
+			t.Fatalf("%s has %q %d times", file, p[0], strings.Count(text, p[0]))
+		}
+		text = strings.Replace(text, p[0], p[1], 1)
+	}
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// editRole returns an edit of a file of a role, which the cluster gets a copy of.
+func (b *bench) editRole(role, file string, pairs ...string) func(t *testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		dir := filepath.Join(b.dir, "roles", role)
+		if _, err := os.Stat(dir); err != nil {
+			if err := os.CopyFS(dir, os.DirFS(filepath.Join("..", "roles", role))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		replaceIn(t, filepath.Join(dir, file), pairs...)
+	}
+}
+
+// changes returns the table. Each row finds the cluster as the rows before have left it, whichever of them were picked.
+func (b *bench) changes() []change {
+	has := func(node, script, want string) func() error {
+		return func() error {
+			out, err := b.in(node, script)
+			if err == nil && strings.TrimSpace(out) != want {
+				err = fmt.Errorf("%s: %q is %q, not %q", node, script, out, want)
+			}
+			return err
+		}
+	}
+	var all []change
+	// both adds a row for a change of the spec, and one for the way back.
+	both := func(c change, back string, pairs ...string) {
+		c.edit = b.edit(pairs...)
+		reverse := slices.Clone(pairs)
+		slices.Reverse(reverse)
+		all = append(all, c, change{name: back, build: c.build, goal: c.goal, edit: b.edit(reverse...)})
+	}
+	both(change{name: "an option of backend", goal: calmGoal, check: has("backend1", "grep -c '^pm.max_children = 9$' /etc/php/8.2/fpm/pool.d/*.conf", "1")},
+		"the option's default again", "  backend:\n", "  backend:\n    options: {children: \"9\"}\n")
+	both(change{name: "the time zone", goal: calmGoal, check: has("percona2", "readlink /etc/localtime", "/usr/share/zoneinfo/Europe/Helsinki")},
+		"the time zone of before", "Europe/Moscow", "Europe/Helsinki")
+	all = append(all,
+		change{name: "a template of web", goal: calmGoal, edit: b.editRole("web", "nginx.conf", "http {\n", "http {\n    # changed\n"), check: has("web2", "grep -c '# changed' /etc/nginx/nginx.conf", "1")},
+		change{name: "a template of web that nginx refuses", goal: calmGoal, edit: b.editRole("web", "nginx.conf", "http {\n", "http {\n    nonsense;\n"), undone: "web[12] does not become ready: .*; the change is undone: "},
+	)
+	both(change{name: "an option of backend, and imagegen is killed half-way", killed: true, goal: calmGoal},
+		"the option's default again, with percona3 cut off", "  backend:\n", "  backend:\n    options: {children: \"11\"}\n")
+	all[len(all)-1].cutOff, all[len(all)-1].goal = "percona3", galeraGoal
+	both(change{name: "memory of percona", goal: galeraGoal}, "less memory of percona", "    memory: 512MiB\n", "    memory: 640MiB\n")
+	both(change{name: "one more package for web", build: true, goal: calmGoal, check: has("web1", "command -v tree", "/usr/bin/tree")},
+		"one package less for web", "  web:\n", "  web:\n    packages: [tree]\n")
+	for _, n := range []struct{ role, last, added string }{
+		{"web", "web2: 192.168.10.43", "web3: 192.168.10.60"},
+		{"backend", "backend2: 192.168.10.48", "backend3: 192.168.10.61"},
+		{"balancer", "balancer2: 192.168.10.41", "balancer5: 192.168.10.62"},
+		{"databalancer", "balancer4: 192.168.10.54", "balancer6: 192.168.10.63"},
+	} {
+		both(change{name: "a third node of " + n.role, goal: calmGoal}, "back to two nodes of "+n.role,
+			"      "+n.last+"\n", "      "+n.last+"\n      "+n.added+"\n")
+	}
+	for _, n := range []struct {
+		node, address string
+		goal          goal
+	}{{"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
+		both(change{name: "another address for " + n.node, goal: n.goal}, "the address of before for "+n.node,
+			n.node+": "+n.address+"\n", n.node+": 192.168.10.70\n")
+	}
+	both(change{name: "another MAC address for web2", goal: calmGoal}, "the MAC address of before for web2",
+		"web2: 192.168.10.43\n", "web2: {ip: 192.168.10.43, mac: \"52:54:00:12:34:56\"}\n")
+	both(change{name: "web1 and web2 change places", goal: calmGoal}, "and back",
+		"      web1: 192.168.10.42\n      web2: 192.168.10.43\n", "      web2: 192.168.10.43\n      web1: 192.168.10.42\n")
+	all = append(all, change{name: "a newer WordPress", build: true, goal: calmGoal, edit: b.newerWordPress, check: b.upgradedOnce})
+	return all
+}
+
+// newerVersion is what the newer WordPress calls itself.
+const newerVersion = "6.1.77"
+
+// newerWordPress gives web and backend Debian's WordPress with a higher version, of its tables as well.
+func (b *bench) newerWordPress(t *testing.T) {
+	t.Helper()
+	cmd := exec.Command("sh", "-ec", `
+apt-get download -qq wordpress
+dpkg-deb -R wordpress_*.deb w
+f=w/usr/share/wordpress/wp-includes/version.php
+v=$(sed -n 's/^\$wp_db_version = \([0-9]*\);/\1/p' $f)
+sed -i "s/^\$wp_db_version = $v;/\$wp_db_version = $((v+1));/; s/^\$wp_version = .*/\$wp_version = '`+newerVersion+`';/" $f
+(cd w && find usr -type f -print0 | xargs -0 md5sum >DEBIAN/md5sums)
+sed -i 's/^Version: .*/&+newer1/' w/DEBIAN/control
+dpkg-deb -b w newer.deb
+rm -r w wordpress_*.deb`)
+	cmd.Dir = b.dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("a newer WordPress: %v\n%s", err, out)
+	}
+	b.edit("  web:\n", "  web:\n    packages: [./newer.deb]\n", "  backend:\n", "  backend:\n    packages: [./newer.deb]\n")(t)
+}
+
+// upgradedOnce: the newer WordPress has upgraded the database, once.
+func (b *bench) upgradedOnce() error {
+	out, err := b.in("percona1", `mariadb -N wordpress -e "SELECT option_value FROM wp_options WHERE option_name = 'imagegen_release'"`)
+	if err == nil && strings.TrimSpace(out) != newerVersion {
+		err = fmt.Errorf("the database is that of WordPress %q", out)
+	}
+	if err != nil {
+		return err
+	}
+	events, err := b.try("events", "-f", b.spec(), "-o", b.dist(), "--since", "1h")
+	if n := strings.Count(events, "upgrading the database to WordPress "+newerVersion); err == nil && n != 1 {
+		err = fmt.Errorf("the database was upgraded %d times:\n%s", n, events)
+	}
+	return err
+}
+
+func (c cost) String() string {
+	var parts []string
+	for _, k := range kinds {
+		if c.fails[k] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %ss failed, for %.1f s", c.fails[k], k, c.down[k].Seconds()))
+		}
+	}
+	if parts == nil {
+		parts = []string{"nothing failed"}
+	}
+	return fmt.Sprintf("%s; %d sessions a step back; apply took %.0f s; %d lost", strings.Join(parts, "; "), c.older, c.took.Seconds(), c.lost)
+}
+
+// costTable formats the table for docs/changes.md.
+func costTable(costs []cost) string {
+	var b strings.Builder
+	b.WriteString("| change | apply took |")
+	for _, k := range kinds {
+		fmt.Fprintf(&b, " %ss failed, for |", k)
+	}
+	b.WriteString(" sessions a step back | writes lost |\n|---|" + strings.Repeat("---|", len(kinds)+3) + "\n")
+	for _, c := range costs {
+		fmt.Fprintf(&b, "| %s | %.0f s |", c.name, c.took.Seconds())
+		for _, k := range kinds {
+			if c.fails[k] == 0 {
+				b.WriteString(" 0 |")
+				continue
+			}
+			fmt.Fprintf(&b, " %d, %.1f s |", c.fails[k], c.down[k].Seconds())
+		}
+		fmt.Fprintf(&b, " %d | %d |\n", c.older, c.lost)
+	}
+	return b.String()
+}
