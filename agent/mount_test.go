@@ -115,7 +115,7 @@ func TestMountFollowsItsUnit(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "volume")
 	os.Mkdir(path, 0o755)
 	m := newMount(Node{}, "mount", &facts.MountParams{Unit: "imagegen-test.mount", Path: path, Role: "glusterfs"}).(*glusterMount)
-	data, _ := json.Marshal(glusterReport{Running: true, Online: true, Volume: &glusterVolume{ID: "v", Status: volumeStarted}})
+	data, _ := json.Marshal(glusterReport{Running: true, Online: true, Volume: &glusterVolume{ID: "v", Status: volumeStarted, Bricks: []string{"gl1:/b"}}})
 	alone := World{Peers: []facts.Peer{{Name: "gl1", Role: "glusterfs"}}}
 	w := World{Peers: alone.Peers, Reports: map[string]PeerReport{
 		"gl1": {NodeReport: facts.NodeReport{Components: map[string]facts.ComponentReport{"gluster": {Kind: "gluster", Report: data}}}}}}
