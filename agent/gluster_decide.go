@@ -96,6 +96,11 @@ func (v *glusterVolume) index(server, brick string) int {
 	return slices.Index(v.Bricks, server+":"+brick)
 }
 
+// majority tells whether every write is on a majority of the bricks, and these note what the others lack.
+func (v *glusterVolume) majority() bool {
+	return len(v.Bricks) > 2 && v.Options["cluster.quorum-type"] != "fixed"
+}
+
 func (v *glusterVolume) has(server, brick string) bool { return v.index(server, brick) >= 0 }
 
 // serves tells whether this server does its part for the volume's clients.
@@ -490,10 +495,12 @@ func decideChange(v glusterView, servers []string) (step glusterStep, held, miss
 	if v.target == nil {
 		return glusterStep{}, "", ""
 	}
-	add, remove, detach := find(v.target, servers), find(servers, v.target), find(v.pooled(), v.target)
+	silent := slices.DeleteFunc(slices.Clone(v.target), func(n string) bool { _, heard := v.report(n); return heard })
+	add := cmp.Or(find(v.target, slices.Concat(servers, silent)), find(silent, servers))
+	remove, detach := find(servers, v.target), find(v.pooled(), v.target)
 	// One that leaves and does not serve goes before another comes: so no more bricks are needed for a majority than are there.
 	for _, n := range servers {
-		if r, heard := v.report(n); !slices.Contains(v.target, n) && !(heard && r.serves()) && len(servers) > 2 {
+		if r, heard := v.report(n); !slices.Contains(v.target, n) && !(heard && r.serves()) && vol.majority() {
 			add, remove = "", n
 		}
 	}
@@ -519,12 +526,12 @@ func decideChange(v glusterView, servers []string) (step glusterStep, held, miss
 	if add == "" && remove == "" {
 		return wait("all to know that its brick is gone")
 	}
-	// What a brick lacks that leaves does not matter; what only it has would be lost. Every write is on a majority, and those mark what the
-	// others lack. So of three and more, the ones that stay know whether they have everything, whatever one that leaves knows. It may
-	// be out of their reach already: their configuration does not name it any more.
+	// What a brick lacks that leaves does not matter; what only it has would be lost. Where every write is on a majority, the ones that
+	// stay know whether they have everything, whatever one that leaves knows. It may be out of their reach already: their
+	// configuration does not name it any more.
 	var stay []string
 	for _, n := range servers {
-		if r, heard := v.report(n); slices.Contains(v.target, n) || !v.givenUp(n) && (!heard || r.serves() || len(servers) < 3) {
+		if r, heard := v.report(n); slices.Contains(v.target, n) || !v.givenUp(n) && (!heard || r.serves() || !vol.majority()) {
 			stay = append(stay, n)
 		}
 	}

@@ -837,6 +837,14 @@ func TestSimGlusterChangesMutants(t *testing.T) {
 		glusterMutant("bricks are removed while copies differ", func(v *glusterView) {
 			each(v, func(r *glusterReport) { r.Lacks = nil })
 		}, nil).among(changed, changed, crash, blankDisk, isolated, split, outage),
+		glusterMutant("a new server waits for the next one", func(v *glusterView) {
+			for _, n := range v.target {
+				if _, heard := v.report(n); !heard {
+					v.target = nil
+					return
+				}
+			}
+		}, nil).among(changed),
 		glusterMutant("a server that runs is not told of a new one", nil, never(glusterProbe)),
 		glusterMutant("a new server gets no brick", nil, never(glusterAdd)),
 		glusterMutant("who leaves keeps its brick", nil, never(glusterRemove)),

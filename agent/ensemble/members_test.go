@@ -167,6 +167,15 @@ func TestTargetAndAgreement(t *testing.T) {
 	if target, ok := Target(w, members); target.Number != 2 || !ok || !Agreed(w, members) {
 		t.Errorf("%+v, %v, agreed: %v", target, ok, Agreed(w, members))
 	}
+	members[3].Answers = false
+	if target, ok := Target(w, members); target.Number != 2 || !ok || !Agreed(w, members) {
+		t.Errorf("before d has started: %+v, %v, agreed: %v", target, ok, Agreed(w, members))
+	}
+	members[1].In = 2
+	if members[1].Answers = false; Agreed(w, members) {
+		t.Error("a alone of a, b and d says what the generation is")
+	}
+	members[1].In, members[1].Answers, members[3].Answers = 3, true, true
 	members[3].Number = 1
 	if _, ok := Target(w, members); ok {
 		t.Error("d does not conform yet")
