@@ -330,11 +330,18 @@ func decideForming(v glusterView) (glusterStep, facts.Status) {
 			return glusterStep{}, waitf("for %s's glusterd to hand over volume %s", n, v.params.Volume)
 		}
 	}
+	// Of new servers, each starts once the one before is ready, so the volume is created without those that are to come, and they
+	// are added later. They know of none: they would have got it from the others.
+	later := func(n string) bool {
+		return slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.Name == n && m.SilentNewcomer() })
+	}
 	var missing, others, starting []string
 	for _, n := range v.nodes {
 		r, heard := v.report(n)
 		member := v.target == nil || slices.Contains(v.target, n)
 		switch {
+		case !heard && v.joint && later(n):
+			continue
 		case !heard && member:
 			missing = append(missing, n)
 			continue
@@ -367,7 +374,7 @@ func decideForming(v glusterView) (glusterStep, facts.Status) {
 	if first := v.nodes[slices.IndexFunc(v.nodes, func(n string) bool { return slices.Contains(v.target, n) })]; first != v.self {
 		return glusterStep{}, waitf("for %s to create volume %s", first, v.params.Volume)
 	}
-	return glusterStep{do: glusterCreate, servers: v.target}, workf("creating volume %s", v.params.Volume)
+	return glusterStep{do: glusterCreate, servers: slices.DeleteFunc(slices.Clone(v.target), later)}, workf("creating volume %s", v.params.Volume)
 }
 
 // decideVolume chooses the next step of a server that knows the volume.

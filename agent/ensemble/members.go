@@ -149,20 +149,20 @@ func Target(w World, members []Member) (target facts.Membership, ok bool) {
 		return facts.Membership{}, false
 	}
 	return inUse[last], !slices.ContainsFunc(members, func(m Member) bool {
-		return m.In>>last&1 == 1 && !m.silentNewcomer() && (!m.Answers || m.Number < inUse[last].Number)
+		return m.In>>last&1 == 1 && !m.SilentNewcomer() && (!m.Answers || m.Number < inUse[last].Number)
 	})
 }
 
-// silentNewcomer tells whether a member does not answer, and has not been one in the oldest membership in use.
-func (m Member) silentNewcomer() bool { return m.In&1 == 0 && !m.Answers }
+// SilentNewcomer tells whether a member does not answer, and has not been one in the oldest membership in use.
+func (m Member) SilentNewcomer() bool { return m.In&1 == 0 && !m.Answers }
 
 // Agreed tells whether all members count the same memberships, as far as they have not been given up. A node whose agent counts
 // none, as earlier versions do, does not agree. Silent newcomers are not asked, if the others are a majority of every membership:
 // no other generation can have been chosen without one of these.
 func Agreed(w World, members []Member) bool {
-	every, _ := Majority(members, func(i int) bool { return members[i].GivenUp || !members[i].silentNewcomer() })
+	every, _ := Majority(members, func(i int) bool { return members[i].GivenUp || !members[i].SilentNewcomer() })
 	return every && !slices.ContainsFunc(members, func(m Member) bool {
-		if m.Name == w.Self.Name || m.GivenUp || m.silentNewcomer() {
+		if m.Name == w.Self.Name || m.GivenUp || m.SilentNewcomer() {
 			return false
 		}
 		j := w.Reports[m.Name].Joint
