@@ -11,9 +11,8 @@ import (
 )
 
 // simChange is a change of the cluster's members that an operator carries out, as imagegen apply does, but with less care: nodes get
-// the next generation in any order and at any time. Three things it does as apply: a generation is chosen by a majority of the members,
-// of two new nodes the second starts once the first is ready, and a node that left is removed only once the others say that it counts
-// no more.
+// the next generation in any order and at any time. Two things it does as apply: a generation is chosen by a majority of the members,
+// and a node that left is removed only once the others say that it counts no more. For some kinds there is a third: see simKind.
 type simChange struct {
 	next facts.Membership
 	new  []*machine // in the order in which they start
@@ -60,7 +59,7 @@ func (w *simWorld) change(arg int) {
 	}
 	what := r.IntN(5)
 	// One or two nodes are added, or one takes the place of another, or one or two are removed.
-	both := what != 1 && r.IntN(2) == 0
+	both := w.kind.inOrder && what != 1 && r.IntN(2) == 0
 	for i, n := range spares {
 		if what < 2 && (i == 0 || both) {
 			next.Members = slices.Insert(next.Members, r.IntN(len(next.Members)+1), n.peer)
@@ -135,7 +134,7 @@ func (w *simWorld) propose() {
 // adopt replaces a node: a new root disk, the next generation's seed, and the data disk that it had.
 func (w *simWorld) adopt(n *machine) {
 	before := w.changes.new[:max(0, slices.Index(w.changes.new, n))]
-	if n.gone || slices.ContainsFunc(before, func(o *machine) bool { return !o.gone && !w.model.excused(o) && !o.ready() }) {
+	if n.gone || w.kind.inOrder && slices.ContainsFunc(before, func(o *machine) bool { return !o.gone && !w.model.excused(o) && !o.ready() }) {
 		w.in(5*time.Second, func() { w.adopt(n) })
 		return
 	}
