@@ -2,10 +2,12 @@ package roles
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -122,7 +124,7 @@ func TestBalancersKnowEachOther(t *testing.T) {
 			if got := strings.Fields(block[1]); !slices.Equal(got, want) {
 				t.Errorf("%s of %d: peers %v, want %v", n.Name, count, got, want)
 			}
-			priorities[regexp.MustCompile(`priority \d+`).FindString(conf)] = true
+			priorities[regexp.MustCompile(`(?m)^ +priority \d+`).FindString(conf)] = true
 		}
 		if len(priorities) != count {
 			t.Errorf("%d balancers have the priorities %v", count, priorities)
@@ -333,6 +335,39 @@ func TestFixedSettings(t *testing.T) {
 				if agreed != len(strings.Split(f.Fixed, ", ")) {
 					t.Errorf("%s %s: %d settings of %s are in the file", d, node, agreed, f.Fixed)
 				}
+			}
+		}
+	}
+}
+
+// TestAddressMovesInTime: what the settings promise, three adverts and the skew, is within the goals in docs/faults.md.
+func TestAddressMovesInTime(t *testing.T) {
+	c := mustLoad(t, "")
+	number := func(conf, key string) float64 {
+		m := regexp.MustCompile(`(?m)^ +` + key + ` ([\d.]+)$`).FindStringSubmatch(conf)
+		if m == nil {
+			t.Fatalf("no %s in\n%s", key, conf)
+		}
+		n, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for d, limit := range map[string]float64{"debian12": 0.7, "centos7": 3.1} {
+		s := reference(t, c, d)
+		for _, standby := range []string{"balancer2", "balancer4"} {
+			conf := content(t, c, s, standby, "/etc/keepalived/keepalived.conf")
+			advert, priority := number(conf, "advert_int"), number(conf, "priority")
+			if down := 3*advert + (256-priority)/256*advert; down > limit {
+				t.Errorf("%s %s takes the address after %.2f s", d, standby, down)
+			}
+			// Version 2 carries the interval in whole seconds.
+			if strings.Contains(conf, " version 3\n") == (advert == math.Trunc(advert)) {
+				t.Errorf("%s %s: adverts each %v s, in this version:\n%s", d, standby, advert, conf)
+			}
+			if strings.Contains(conf, " version 3\n") && strings.Contains(conf, "auth") {
+				t.Errorf("%s %s: VRRP 3 has no password:\n%s", d, standby, conf)
 			}
 		}
 	}
