@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -29,19 +30,50 @@ const (
 	hangLimit = 30 * time.Second
 	busyLimit = 5 * time.Minute
 	busyShare = 20 // less than 1/20 of a CPU counts as idle
+	// What answers however busy the unit is has less time. From the hang to the kill: the interval between two looks (1 s), a check,
+	// half a second to the next look, and another check, 3.5 s. Visitors who wait for an answer then get it elsewhere.
+	aliveCheck = time.Second
+	aliveLimit = 2 * time.Second
 )
 
 // service keeps a systemd unit running whose configuration needs no decisions.
 type service struct {
 	node    Node
+	name    string
 	params  *facts.ServiceParams
 	retry   ensemble.Backoff
 	seen    serviceSeen
-	asked   time.Time     // when seen.Unit was last asked for
-	checked time.Time     // when seen.Fault was last determined
-	silent  time.Time     // since when the check gets no answer; zero: it got one
-	worked  time.Duration // what the unit's processes had worked then
-	proxied time.Time     // when seen.Sends was last determined
+	asked   time.Time // when seen.Unit was last asked for
+	checked time.Time // when seen.Fault was last determined
+	silent  silence   // of the check
+	dead    silence   // of what answers however busy the unit is
+	proxied time.Time // when seen.Sends was last determined
+}
+
+// silence is since when a check gets no answer; zero: it got one.
+type silence struct {
+	since  time.Time
+	worked time.Duration // what the unit's processes had worked then
+	checks int
+}
+
+// hear records the result of a check that began at start.
+func (s *silence) hear(err error, start time.Time, unit string) {
+	if !errors.Is(err, errSilent) {
+		*s = silence{}
+		return
+	}
+	if s.since.IsZero() {
+		s.since, s.worked = start, unitWork(unit)
+	}
+	s.checks++
+}
+
+// idle tells whether there has been no answer for longer than limit, while the unit's processes did next to nothing. One check is not
+// enough, however long it takes: the agent itself may be starved.
+func (s silence) idle(limit time.Duration, unit string) bool {
+	silent := time.Since(s.since)
+	return s.checks > 1 && silent > limit && unitWork(unit)-s.worked < silent/busyShare
 }
 
 // serviceSeen is what a service looks like.
@@ -52,8 +84,8 @@ type serviceSeen struct {
 	Sends string `json:"sends,omitempty"` // where a load balancer sends what arrives
 }
 
-func newService(n Node, _ string, p *facts.ServiceParams) Component {
-	return &service{node: n, params: p}
+func newService(n Node, name string, p *facts.ServiceParams) Component {
+	return &service{node: n, name: name, params: p}
 }
 
 func (s *service) unitNames() []string { return []string{s.params.Unit} }
@@ -83,33 +115,40 @@ func (s *service) look(ctx context.Context) error {
 		s.seen.Unit, s.asked = u, time.Now()
 	}
 	if s.seen.Unit.Active != "active" || s.params.Check == nil {
-		s.seen.Fault, s.silent = "", time.Time{}
+		s.seen.Fault, s.silent, s.dead = "", silence{}, silence{}
 		return nil
 	}
 	if calm && s.params.Check.Exec != nil && time.Since(s.checked) < calmCheck {
 		return nil
 	}
 	s.seen.Fault = ""
-	err := check(ctx, s.params.Check)
+	s.checked = time.Now()
+	var err error
+	if s.params.Alive != nil {
+		err = check(ctx, s.params.Alive, aliveCheck)
+		s.dead.hear(err, s.checked, s.params.Unit)
+	}
+	if err == nil {
+		err = check(ctx, s.params.Check, checkLimit)
+	}
 	if err != nil {
 		s.seen.Fault = err.Error()
 	}
-	s.checked = time.Now()
-	if !errors.Is(err, errSilent) {
-		s.silent = time.Time{}
-	} else if s.silent.IsZero() {
-		s.silent, s.worked = s.checked, unitWork(s.params.Unit)
-	}
+	s.silent.hear(err, s.checked, s.params.Unit)
 	return nil
 }
 
-// hangs tells whether the service must be killed because it does not answer.
-func (s *service) hangs() bool {
-	if s.silent.IsZero() {
-		return false
+// hangs tells whether the service must be killed because it does not answer. While something that it needs is not ready, it may just
+// be waiting for that, and gets more time.
+func (s *service) hangs(w World) bool {
+	patient := false
+	for _, c := range s.node.Facts.Components {
+		if c.Name == s.name {
+			patient = slices.ContainsFunc(c.After, func(name string) bool { return w.Own.Components[name].Status.State != facts.Ready })
+		}
 	}
-	silent := time.Since(s.silent)
-	return silent > busyLimit || silent > hangLimit && unitWork(s.params.Unit)-s.worked < silent/busyShare
+	return !patient && s.dead.idle(aliveLimit, s.params.Unit) || s.silent.idle(hangLimit, s.params.Unit) ||
+		!s.silent.since.IsZero() && time.Since(s.silent.since) > busyLimit
 }
 
 func (s *service) Step(ctx context.Context, w World) (facts.Status, error) {
@@ -122,8 +161,8 @@ func (s *service) Step(ctx context.Context, w World) (facts.Status, error) {
 			return status, nil
 		}
 	}
-	if s.hangs() {
-		s.silent = time.Time{}
+	if s.hangs(w) {
+		s.silent, s.dead = silence{}, silence{}
 		return workf("%s hangs (%s), and is killed", s.params.Unit, s.seen.Fault), killUnit(ctx, s.params.Unit)
 	}
 	start, status := decideService(s.params.Unit, s.seen, s.retry.Left(s.node.now()))
@@ -193,8 +232,8 @@ func lastLine(ctx context.Context, name string) string {
 var errSilent = errors.New("no answer in time")
 
 // check returns why a service does not do its work, or nil.
-func check(ctx context.Context, c *facts.Check) error {
-	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+func check(ctx context.Context, c *facts.Check, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	switch {
 	case c.TCP != "":

@@ -99,7 +99,7 @@ func TestCheck(t *testing.T) {
 	} {
 		var err error
 		for range 30 { // a busy machine may not answer in the two seconds of a check
-			if err = check(t.Context(), &c.check); c.want == errSilent.Error() || !errors.Is(err, errSilent) {
+			if err = check(t.Context(), &c.check, checkLimit); c.want == errSilent.Error() || !errors.Is(err, errSilent) {
 				break
 			}
 		}
@@ -199,17 +199,69 @@ func TestServiceThatHangsIsKilled(t *testing.T) {
 	if got := turn(); got.State != facts.Working || !strings.Contains(got.Detail, "no answer in time") || kills() != 0 {
 		t.Fatalf("at first: %+v, killed %d times", got, kills())
 	}
-	s.silent = s.silent.Add(-2 * hangLimit)
+	s.silent.since = s.silent.since.Add(-2 * hangLimit)
 	if got := turn(); !strings.Contains(got.Detail, "hangs") || kills() != 1 {
 		t.Errorf("after long: %+v, killed %d times", got, kills())
 	}
 	if turn(); kills() != 1 {
 		t.Error("killed again at once")
 	}
-	s.silent = s.silent.Add(-2 * hangLimit)
+	s.silent.since = s.silent.since.Add(-2 * hangLimit)
 	l.Close() // refused is an answer
-	if turn(); kills() != 1 || !s.silent.IsZero() {
+	if turn(); kills() != 1 || !s.silent.since.IsZero() {
 		t.Error("killed though it refuses")
+	}
+}
+
+// What answers however busy the unit is ends its wait sooner: when that is silent, and nothing uses CPU. If it answers, all of the
+// unit's other processes wait for something, and may get it.
+func TestServiceThatIsNotAliveIsKilledSooner(t *testing.T) {
+	state, asked := fakeSystemd(t)
+	idle := exec.Command("sleep", "600")
+	if err := idle.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { idle.Process.Kill(); idle.Wait() })
+	os.WriteFile(state, fmt.Appendf(nil, "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=%d\n", idle.Process.Pid), 0o644)
+	listen := func() net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l
+	}
+	alive, busy := listen(), listen()
+	const unit = "imagegen-test-fpm.service"
+	s := newService(Node{}, "fpm", &facts.ServiceParams{Unit: unit, Check: &facts.Check{FastCGI: busy.Addr().String()}, Alive: &facts.Check{HTTP: "http://" + alive.Addr().String()}}).(*service)
+	kills := func() int {
+		data, _ := os.ReadFile(asked)
+		return strings.Count(string(data), "kill --signal=KILL "+unit)
+	}
+	answers := &http.Server{Handler: http.NotFoundHandler()}
+	t.Cleanup(func() { answers.Close() })
+	go answers.Serve(alive)
+	turn(t, s)
+	s.silent.since = s.silent.since.Add(-2 * aliveLimit)
+	if got := turn(t, s); kills() != 0 || !strings.Contains(got.Detail, busy.Addr().String()) {
+		t.Errorf("%+v, killed %d times though it is alive", got, kills())
+	}
+	answers.Close()
+	s.params.Alive.HTTP = "http://" + listen().Addr().String()
+	if got := turn(t, s); kills() != 0 || !strings.Contains(got.Detail, "no answer in time") {
+		t.Errorf("at first: %+v, killed %d times", got, kills())
+	}
+	s.dead.since = s.dead.since.Add(-2 * aliveLimit)
+	s.node.Facts.Components = []facts.Component{{Name: "fpm", After: []string{"mount"}}}
+	if turn(t, s); kills() != 0 {
+		t.Error("killed while it may wait for the volume")
+	}
+	s.node.Facts.Components = nil
+	if got := turn(t, s); kills() != 1 || !strings.Contains(got.Detail, "hangs") {
+		t.Errorf("later: %+v, killed %d times", got, kills())
+	}
+	if turn(t, s); kills() != 1 {
+		t.Error("killed again at once")
 	}
 }
 
@@ -243,11 +295,11 @@ func TestServiceThatWorksIsNotKilled(t *testing.T) {
 			t.Fatalf("in a minute it has worked for %s", unitWork(unit))
 		}
 	}
-	s.silent, s.worked = time.Now().Add(-hangLimit-time.Second), 100*time.Millisecond-enough
+	s.silent.since, s.silent.worked = time.Now().Add(-hangLimit-time.Second), 100*time.Millisecond-enough
 	if got := turn(t, s); kills() != 0 || !strings.Contains(got.Detail, "no answer in time") {
 		t.Errorf("%+v, killed %d times though it works", got, kills())
 	}
-	s.silent = time.Now().Add(-busyLimit - time.Second)
+	s.silent.since = time.Now().Add(-busyLimit - time.Second)
 	if got := turn(t, s); kills() != 1 || !strings.Contains(got.Detail, "hangs") {
 		t.Errorf("%+v, killed %d times after %s of work for nothing", got, kills(), busyLimit)
 	}
@@ -303,7 +355,7 @@ func TestCheckFPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { syscall.Kill(-fpm.Process.Pid, syscall.SIGKILL); fpm.Wait() })
-	ask := func() error { return check(t.Context(), &facts.Check{FastCGI: addr}) }
+	ask := func() error { return check(t.Context(), &facts.Check{FastCGI: addr}, checkLimit) }
 	testkit.Eventually(t, time.Minute, "PHP-FPM answers", ask)
 	if err := syscall.Kill(-fpm.Process.Pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)

@@ -14,18 +14,23 @@ func (s *source) checkParams(at string, c Component) {
 		if unit, ok := plain(c.Params["unit"]); ok && !unitName.MatchString(unit) {
 			s.fault(at+".unit", "%q is not a unit such as nginx.service", unit)
 		}
-		check, ok := c.Params["check"].(map[string]any)
-		if !ok {
-			return
-		}
-		set := 0
-		for _, key := range []string{"tcp", "http", "fastcgi", "exec"} {
-			if v, given := check[key]; given && v != "" {
-				set++
+		for _, kind := range []string{"check", "alive"} {
+			check, ok := c.Params[kind].(map[string]any)
+			if !ok {
+				continue
+			}
+			set := 0
+			for _, key := range []string{"tcp", "http", "fastcgi", "exec"} {
+				if v, given := check[key]; given && v != "" {
+					set++
+				}
+			}
+			if set != 1 {
+				s.fault(at+"."+kind, "give exactly one of tcp, http, fastcgi and exec")
 			}
 		}
-		if set != 1 {
-			s.fault(at+".check", "give exactly one of tcp, http, fastcgi and exec")
+		if c.Params["alive"] != nil && c.Params["check"] == nil {
+			s.fault(at+".alive", "is only for a unit with check")
 		}
 	case "disk":
 		s.checkDisk(at, c.Params)

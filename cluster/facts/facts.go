@@ -95,6 +95,8 @@ func PeerRoles(own string, components []Component) (map[string]bool, error) {
 type ServiceParams struct {
 	Unit  string `json:"unit"`
 	Check *Check `json:"check,omitempty"` // beyond the unit being active; nil: active is enough
+	// Alive is a check that the unit passes however busy it is, so it hangs if there is no answer for seconds; nil: there is none.
+	Alive *Check `json:"alive,omitempty"`
 	// Statistics is the URL of an HAProxy's statistics as CSV; empty: it is not one, or nobody needs to know where it sends what arrives.
 	Statistics string `json:"statistics,omitempty"`
 	// Gate is a component of this node. The unit starts only after that component has observed, and is stopped while that

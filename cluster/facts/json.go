@@ -94,18 +94,30 @@ func DecodeParams(kind string, raw []byte) (any, error) {
 	if err := DecodeJSON(raw, params, true); err != nil {
 		return nil, fmt.Errorf("params: %w", err)
 	}
-	if s, ok := params.(*ServiceParams); ok && s.Check != nil {
-		fields := 0
-		for _, set := range []bool{s.Check.TCP != "", s.Check.HTTP != "", s.Check.FastCGI != "", len(s.Check.Exec) > 0} {
-			if set {
-				fields++
+	if s, ok := params.(*ServiceParams); ok {
+		for _, c := range []struct {
+			key   string
+			check *Check
+		}{{"check", s.Check}, {"alive", s.Alive}} {
+			if c.check != nil && c.check.ways() != 1 {
+				return nil, fmt.Errorf("params: %s: give exactly one of tcp, http, fastcgi and exec", c.key)
 			}
 		}
-		if fields != 1 {
-			return nil, errors.New("params: check: give exactly one of tcp, http, fastcgi and exec")
+		if s.Alive != nil && s.Check == nil {
+			return nil, errors.New("params: alive: is only for a unit with check")
 		}
 	}
 	return params, nil
+}
+
+// ways counts how a check says that it is to be made.
+func (c *Check) ways() (n int) {
+	for _, set := range []bool{c.TCP != "", c.HTTP != "", c.FastCGI != "", len(c.Exec) > 0} {
+		if set {
+			n++
+		}
+	}
+	return n
 }
 
 // DecodeJSON decodes the single JSON object in data into the struct that v points to. strict refuses unknown keys.
