@@ -27,7 +27,7 @@ import (
 //   - A server whose IST fails leaves the group and keeps running. A stop may hang (codership/galera#439) until the agent
 //     kills the server.
 const (
-	suspectTimeout  = 4 * time.Second  // evs.suspect_timeout
+	suspectTimeout  = 4 * time.Second  // the longest that a group takes to notice; evs.suspect_timeout is less
 	waitPrimTimeout = 30 * time.Second // pc.wait_prim_timeout
 )
 

@@ -111,7 +111,7 @@ var pxc57 = vocabulary{
 		wsrep_slave_threads wsrep_sync_wait wsrep_sst_method wsrep_sst_auth wsrep_log_conflicts wsrep_retry_autocommit
 		pxc_strict_mode pxc_encrypt_cluster_traffic ssl-ca ssl-cert ssl-key`,
 	"provider": `gcache.size gcache.page_size gcache.recover gcs.fc_limit gcs.fc_factor evs.suspect_timeout evs.inactive_timeout
-		evs.install_timeout evs.keepalive_period evs.send_window evs.user_send_window pc.recovery pc.weight pc.ignore_sb pc.ignore_quorum
+		evs.install_timeout evs.keepalive_period evs.inactive_check_period evs.send_window evs.user_send_window pc.recovery pc.weight pc.ignore_sb pc.ignore_quorum
 		pc.wait_prim pc.bootstrap gmcast.listen_addr gmcast.peer_timeout ist.recv_addr socket.ssl socket.ssl_ca socket.ssl_cert
 		socket.ssl_key socket.ssl_cipher repl.commit_order`,
 }

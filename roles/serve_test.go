@@ -734,7 +734,7 @@ for a in 55 56 57; do
 	serve $a `+strconv.Itoa(facts.HealthPort)+` 'sed -n /^.$/q; echo HTTP/1.0 200 OK; echo' & eval "health$a=$!"
 done
 ip addr add 192.168.10.53/32 dev eth0
-sed -i 's/timeout check 1s/timeout check 1m/' /etc/haproxy/haproxy.cfg # a busy machine answers checks late
+sed -i 's/timeout check .*/timeout check 1m/' /etc/haproxy/haproxy.cfg # a busy machine answers checks late
 haproxy -D -f /etc/haproxy/haproxy.cfg
 connect() { timeout 100 socat -u TCP:192.168.10.53:3306 - </dev/null >$1 2>&1 & }
 first() { : >$1; connect $1; while [ ! -s $1 ] && kill -0 $! 2>/dev/null; do sleep 0.05; done; kill $! 2>/dev/null || true; head -n 1 $1; }
