@@ -323,18 +323,19 @@ func (s *sentinelUnit) correct(view redisView) error {
 	for _, m := range view.members {
 		ids[sentinelID(s.node.Facts.ClusterID, m.Name)] = true
 	}
-	corrected := correctSentinelConfig(text, s.params.Master, s.params.Quorum, view.now, ids)
+	corrected := correctSentinelConfig(text, s.params, view.now, ids)
 	if bytes.Equal(corrected, text) {
 		return nil
 	}
 	return atomicfile.Write(s.params.RunConfig, corrected, 0o600)
 }
 
-// correctSentinelConfig returns a configuration, as Sentinel writes it, with present addresses and the present quorum. now has the
+// correctSentinelConfig returns a configuration, as Sentinel writes it, with present addresses, quorum and limits. now has the
 // present address for each known one. Servers at other addresses, and Sentinels without an ID in ids, are no members any more, and
 // Sentinel would count them for ever; the master is kept in any case.
-func correctSentinelConfig(text []byte, master string, quorum int, now map[string]string, ids map[string]bool) []byte {
+func correctSentinelConfig(text []byte, p *facts.SentinelParams, now map[string]string, ids map[string]bool) []byte {
 	var b bytes.Buffer
+	limits := map[string]int{"down-after-milliseconds": p.DownAfter, "failover-timeout": p.FailoverTimeout}
 	listed := map[string]bool{} // servers and Sentinels; Sentinel does not start with one that is listed twice
 	for line := range strings.Lines(string(text)) {
 		f := strings.Fields(line)
@@ -347,6 +348,12 @@ func correctSentinelConfig(text []byte, master string, quorum int, now map[strin
 			}
 			return known
 		}
+		set := func(i, value int) {
+			if bare[i] != strconv.Itoa(value) {
+				f[i] = strconv.Itoa(value)
+				line = strings.Join(f, " ") + "\n"
+			}
+		}
 		member := true
 		switch {
 		case len(bare) != len(f): // a quoted value with spaces in it
@@ -357,12 +364,12 @@ func correctSentinelConfig(text []byte, master string, quorum int, now map[strin
 		case len(bare) < 3 || bare[0] != "sentinel":
 		case bare[1] == "announce-ip":
 			change(2)
-		case len(bare) < 5 || bare[2] != master:
+		case len(bare) == 4 && bare[2] == p.Master && limits[bare[1]] > 0:
+			set(3, limits[bare[1]])
+		case len(bare) < 5 || bare[2] != p.Master:
 		case bare[1] == "monitor" && len(bare) == 6:
-			if change(3); bare[5] != strconv.Itoa(quorum) {
-				f[5] = strconv.Itoa(quorum)
-				line = strings.Join(f, " ") + "\n"
-			}
+			change(3)
+			set(5, p.Quorum)
 			listed[strings.Trim(f[3], `"`)+" "+bare[4]] = true
 		case bare[1] == "known-replica" || bare[1] == "known-slave":
 			known := change(3)

@@ -40,19 +40,22 @@ sentinel known-sentinel redis 10.0.0.3 26379 ID3
 `
 
 func TestSentinelConfigIsCorrected(t *testing.T) {
+	as := func(quorum, downAfter int) *facts.SentinelParams {
+		return &facts.SentinelParams{Master: "redis", Quorum: quorum, DownAfter: downAfter, FailoverTimeout: 15000}
+	}
 	ids := map[string]bool{"ID1": true, "ID2": true, "ID3": true}
 	same := map[string]string{"10.0.0.1": "10.0.0.1", "10.0.0.2": "10.0.0.2", "10.0.0.3": "10.0.0.3"}
 	same["10.0.9.1"], same["10.0.9.2"] = "10.0.9.1", "10.0.9.2"
-	if got := string(correctSentinelConfig([]byte(sentinelWrote), "redis", 2, same, ids)); got != sentinelWrote {
+	if got := string(correctSentinelConfig([]byte(sentinelWrote), as(2, 5000), same, ids)); got != sentinelWrote {
 		t.Errorf("nothing has changed:\n%s", got)
 	}
 	// The master and the node itself have other addresses, one of them the former one of the other; the third has left.
 	now := map[string]string{"10.0.0.1": "10.0.9.1", "10.0.9.1": "10.0.9.1", "10.0.0.2": "10.0.9.2", "10.0.9.2": "10.0.9.2"}
 	delete(ids, "ID3")
-	got := string(correctSentinelConfig([]byte(sentinelWrote), "redis", 1, now, ids))
+	got := string(correctSentinelConfig([]byte(sentinelWrote), as(1, 1500), now, ids))
 	want := strings.NewReplacer(
 		"bind 10.0.0.2", "bind 10.0.9.2", "announce-ip 10.0.0.2", "announce-ip 10.0.9.2",
-		"monitor redis 10.0.0.1 6379 2", "monitor redis 10.0.9.1 6379 1",
+		"monitor redis 10.0.0.1 6379 2", "monitor redis 10.0.9.1 6379 1", "down-after-milliseconds redis 5000", "down-after-milliseconds redis 1500",
 		"sentinel known-replica redis 10.0.0.3 6379\n", "",
 		"sentinel known-replica redis 10.0.9.2 6379\n", "", "sentinel known-replica redis 10.0.9.1 6379\n", "", `"10.0.0.2"`, `"10.0.9.2"`,
 		"known-sentinel redis 10.0.0.1", "known-sentinel redis 10.0.9.1",
@@ -60,7 +63,7 @@ func TestSentinelConfigIsCorrected(t *testing.T) {
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-	if again := string(correctSentinelConfig([]byte(got), "redis", 1, now, ids)); again != got {
+	if again := string(correctSentinelConfig([]byte(got), as(1, 1500), now, ids)); again != got {
 		t.Errorf("the second time:\n%s", again)
 	}
 }
@@ -71,8 +74,9 @@ func FuzzSentinelConfig(f *testing.F) {
 	f.Add("sentinel monitor redis \"\" 1 2")
 	f.Fuzz(func(t *testing.T, text string) {
 		now := map[string]string{"10.0.0.1": "10.0.9.1"}
-		once := correctSentinelConfig([]byte(text), "redis", 2, now, nil)
-		if again := correctSentinelConfig(once, "redis", 2, now, nil); string(again) != string(once) {
+		p := &facts.SentinelParams{Master: "redis", Quorum: 2, DownAfter: 1500, FailoverTimeout: 15000}
+		once := correctSentinelConfig([]byte(text), p, now, nil)
+		if again := correctSentinelConfig(once, p, now, nil); string(again) != string(once) {
 			t.Errorf("%q becomes %q, and that %q", text, once, again)
 		}
 	})
@@ -94,7 +98,7 @@ func TestSentinelReadsCorrectedConfig(t *testing.T) {
 	text := "bind 127.0.0.1\nport " + strconv.Itoa(port) + "\ndir " + dir + "\nsentinel monitor m 127.0.0.5 1 2\nsentinel config-epoch m 7\nsentinel current-epoch 7\n" +
 		"sentinel myid " + sentinelID("c", "redis2") + "\nsentinel known-replica m 127.0.0.7 1\n" +
 		"sentinel known-sentinel m 127.0.0.5 1 " + sentinelID("c", "redis1") + "\nsentinel known-sentinel m 127.0.0.7 1 " + sentinelID("c", "redis3") + "\n"
-	text = string(correctSentinelConfig([]byte(text), "m", 1, map[string]string{"127.0.0.5": "127.0.0.6"}, map[string]bool{sentinelID("c", "redis1"): true}))
+	text = string(correctSentinelConfig([]byte(text), &facts.SentinelParams{Master: "m", Quorum: 1, DownAfter: 1500, FailoverTimeout: 15000}, map[string]string{"127.0.0.5": "127.0.0.6"}, map[string]bool{sentinelID("c", "redis1"): true}))
 	config := filepath.Join(dir, "sentinel.conf")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

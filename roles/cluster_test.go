@@ -175,7 +175,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := params[facts.SentinelParams](t, r, "sentinel")
-	if p.Quorum != 2 || p.DownAfter != 5000 || p.FailoverTimeout != 15000 || p.ParallelSyncs != 1 {
+	if p.Quorum != 2 || p.DownAfter != 1500 || p.FailoverTimeout != 15000 || p.ParallelSyncs != 1 {
 		t.Errorf("sentinel: %+v", p)
 	}
 }
