@@ -41,6 +41,7 @@ type galera struct {
 	seen       galeraSeen
 	going      time.Time // since when the others have been told that this member is about to start a cluster
 	goes       bool      // whether that is so
+	begun      bool      // it has been recorded that the cluster exists
 	nonPrimary time.Time // since when the server has run outside a primary component
 	alone      time.Time // since when the server has been starting without progress, while nobody was in a primary component
 }
@@ -120,8 +121,11 @@ func (g *galera) Step(ctx context.Context, w World) (facts.Status, error) {
 	step, status := g.decide(g.view(w))
 	g.goes = step == galeraAnnounce || g.goes && (step == galeraFork || step == galeraFound)
 	if g.seen.State == galeraServing && g.seen.Cluster != "" {
-		if err := g.server.begun(); err != nil {
-			return status, err
+		if !g.begun { // once: a frozen disk would block it
+			if err := g.server.begun(); err != nil {
+				return status, err
+			}
+			g.begun = true
 		}
 		g.retry.Settle(g.node.now())
 	}
@@ -136,6 +140,7 @@ func (g *galera) Step(ctx context.Context, w World) (facts.Status, error) {
 			return ensemble.Held("the server stopped: "+g.seen.failed, "start", held), nil
 		}
 		g.retry.Next(g.node.now())
+		g.begun = false
 	}
 	g.node.Working(status.Detail)
 	return status, g.server.do(ctx, step)

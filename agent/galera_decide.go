@@ -70,6 +70,8 @@ type galeraReport struct {
 	Left bool `json:"left,omitempty"`
 	// Going: it is about to start a cluster without silent members, or is doing so. During that step it does not observe.
 	Going bool `json:"going,omitempty"`
+	// Disk says why the server's data disk takes no writes; empty: it does.
+	Disk diskFault `json:"disk,omitempty"`
 	// Cluster is the id of the cluster whose users and databases have been made; empty: nobody's.
 	Cluster string `json:"cluster,omitempty"`
 }
@@ -105,6 +107,7 @@ const (
 	galeraStop                  // stop a server that does not rejoin the others
 	galeraPromote               // make the component in which the running server is the primary one
 	galeraInitialise            // make users and databases
+	galeraKill                  // kill a server that others would wait for
 )
 
 // galeraView is all that a decision is made from.
@@ -273,6 +276,16 @@ func decideGalera(v galeraView) (galeraStep, facts.Status) {
 	return decideStart(v)
 }
 
+// healthy returns the members that serve a history and whose data disks take writes.
+func (v galeraView) healthy(history string) (names []string) {
+	for _, m := range v.members {
+		if m.Heard && m.State == galeraServing && m.Position.UUID == history && m.Disk == "" {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
 // decideServing is for a member in the primary component.
 func decideServing(v galeraView) (galeraStep, facts.Status) {
 	me := v.members[v.self]
@@ -290,6 +303,13 @@ func decideServing(v galeraView) (galeraStep, facts.Status) {
 		return galeraWait, stopf("%s serves the history %s, and %s another one, %s: remove the data disk of the one that may be lost", me.Name, me.Position.UUID, rival.Name, rival.Position.UUID)
 	case twice && me.Cluster != "":
 		return galeraWait, ready(fmt.Sprintf("%d of %d members; %s serves another history, %s, and is not used: remove its data disk if it may be lost", me.Size, len(v.members), rival.Name, rival.Position.UUID))
+	case me.Cluster != "" && me.Disk != "" && v.healthy(me.Position.UUID) == nil:
+		return galeraWait, ready(fmt.Sprintf("%d of %d members; the data disk is %s, as on all others that serve", me.Size, len(v.members), me.Disk))
+	case me.Cluster != "" && me.Disk == diskFull:
+		return galeraWait, facts.Status{State: facts.Failed, Detail: fmt.Sprintf("the data disk is full; for writes there are %s", others(v.healthy(me.Position.UUID), me.Name))}
+	case me.Cluster != "" && me.Disk == diskFrozen:
+		// What it cannot apply fills its queue, and then Galera stops the writes of all members.
+		return galeraKill, facts.Status{State: facts.Failed, Detail: fmt.Sprintf("the data disk is frozen; the server is killed, so that %s do not wait for it", others(v.healthy(me.Position.UUID), me.Name))}
 	case me.Cluster != "":
 		return galeraWait, ready(fmt.Sprintf("%d of %d members", me.Size, len(v.members)))
 	case first == me.Name:

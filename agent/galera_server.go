@@ -52,16 +52,30 @@ type galeraUnits struct {
 	running string    // the unit that ran when it was last looked at; empty: none
 	known   *position // recovered since the server stopped
 	failed  string
+	disk    diskProbe
+	served  galeraReport // the last one of a server that serves
+	killed  bool         // because its disk is frozen
 }
 
 func (g *galeraUnits) unitNames() []string { return g.units }
 
 func (g *galeraUnits) look(ctx context.Context) (galeraSeen, error) {
 	was := g.running
+	fault := g.disk.look(g.params.DataDir)
+	if g.killed = g.killed && fault == diskFrozen; g.killed {
+		// The process does not end before the disk goes on.
+		return galeraSeen{}, errors.New("the data disk is frozen, and the server was killed")
+	}
+	if fault == diskFrozen && g.served.State == galeraServing && g.running != "" {
+		// The server may not answer, or only until it needs the disk.
+		g.served.Disk = fault
+		return galeraSeen{galeraReport: g.served}, nil
+	}
 	report, err := g.report(ctx)
-	if err != nil {
+	if g.served = report; err != nil {
 		return galeraSeen{}, err
 	}
+	report.Disk = fault
 	if g.running != "" {
 		g.known, g.failed = nil, ""
 	} else if was != "" {
@@ -279,6 +293,11 @@ func (g *galeraUnits) do(ctx context.Context, step galeraStep) error {
 		return err
 	case galeraInitialise:
 		return g.initialise(ctx)
+	case galeraKill:
+		if err := killUnit(ctx, g.running); err != nil {
+			return err
+		}
+		g.killed = true
 	}
 	return nil
 }

@@ -288,6 +288,52 @@ func membersOf(self int, reports ...galeraReport) galeraView {
 	return v
 }
 
+// A member whose disk takes no writes leaves them to others; if there are none, it goes on with what it can.
+func TestGaleraDiskTakesNoWrites(t *testing.T) {
+	serving := func(disk diskFault) galeraReport {
+		return galeraReport{State: galeraServing, Position: position{UUID: "one", Seqno: 7}, Size: 3, Cluster: "c", Disk: disk}
+	}
+	for name, c := range map[string]struct {
+		reports [3]galeraReport
+		step    galeraStep
+		state   facts.State
+		detail  string
+	}{
+		"none":                    {[3]galeraReport{serving(""), serving(""), serving("")}, galeraWait, facts.Ready, "3 of 3"},
+		"another one":             {[3]galeraReport{serving(""), serving(diskFull), serving(diskFrozen)}, galeraWait, facts.Ready, "3 of 3"},
+		"full":                    {[3]galeraReport{serving(diskFull), serving(""), serving("")}, galeraWait, facts.Failed, "percona2, percona3"},
+		"frozen":                  {[3]galeraReport{serving(diskFrozen), serving(""), serving(diskFull)}, galeraKill, facts.Failed, "percona2"},
+		"all are full":            {[3]galeraReport{serving(diskFull), serving(diskFull), serving(diskFull)}, galeraWait, facts.Ready, "as on all others"},
+		"all are frozen":          {[3]galeraReport{serving(diskFrozen), serving(diskFrozen), serving(diskFrozen)}, galeraWait, facts.Ready, "as on all others"},
+		"the others do not serve": {[3]galeraReport{serving(diskFrozen), {State: galeraJoining, Position: position{UUID: "one"}}, {}}, galeraWait, facts.Ready, "as on all others"},
+	} {
+		v := membersOf(0, c.reports[:]...)
+		v.cluster = "c"
+		step, status := decideGalera(v)
+		if step != c.step || status.State != c.state || !strings.Contains(status.Detail, c.detail) {
+			t.Errorf("%s: step %d, %+v", name, step, status)
+		}
+	}
+}
+
+// The probe says that a disk is frozen once a call has not returned for long, and never waits for it.
+func TestDiskProbe(t *testing.T) {
+	var p diskProbe
+	dir := t.TempDir()
+	if fault := p.look(dir); fault == diskFrozen {
+		t.Errorf("at first: %q", fault)
+	}
+	<-p.answer // it has returned
+	p.answer, p.began = make(chan error, 1), time.Now().Add(-2*frozenLimit)
+	if fault := p.look(dir); fault != diskFrozen {
+		t.Errorf("after long: %q", fault)
+	}
+	p.answer <- nil
+	if fault := p.look(dir); fault == diskFrozen {
+		t.Errorf("when it goes on: %q", fault)
+	}
+}
+
 // A server that has been starting for long may be joining a silent member: it is stopped only if none is silent.
 func TestStartingServerIsLeftAloneWhileMembersAreSilent(t *testing.T) {
 	starting, holds := galeraReport{State: galeraStarting}, galeraReport{State: galeraHolds, Position: position{historyUUID, 7}}

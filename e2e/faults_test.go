@@ -559,6 +559,11 @@ func (br breaker) diskIsFull(n string) fault {
 	return br.of(n, "the data disk of "+n+" is full", br.sh(n, "dd if=/dev/zero of=/data/full bs=1M 2>/dev/null; true"), br.sh(n, "rm -f /data/full"))
 }
 
+// diskIsFrozen makes all writes to a node's data disk wait, as a snapshot does.
+func (br breaker) diskIsFrozen(n string) fault {
+	return br.of(n, "the data disk of "+n+" is frozen", br.sh(n, "fsfreeze --freeze /data"), br.sh(n, "fsfreeze --unfreeze /data"))
+}
+
 func (br breaker) isAnHourAhead(t *testing.T, n string) fault {
 	do, undo := br.anHourOff(t, n)
 	return br.of(n, "the daemons of "+n+" are an hour ahead", do, undo)
@@ -675,6 +680,7 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 	for _, n := range []string{"percona1", "redis1", "glusterfs1"} {
 		all = append(all, br.diskIsFull(n))
 	}
+	all = append(all, br.diskIsFrozen("percona1"))
 	for _, n := range []string{"percona1", "redis1"} {
 		all = append(all, br.isAnHourAhead(t, n))
 	}
