@@ -57,8 +57,8 @@ func Leads(node string, reports map[string]facts.NodeReport) string {
 	if !ok {
 		return ""
 	}
-	if len(r.Holds) > 0 {
-		return "holds " + strings.Join(r.Holds, " and ")
+	if alone := slices.DeleteFunc(slices.Clone(r.Holds), func(address string) bool { return held(address, node, reports) }); len(alone) > 0 {
+		return "holds " + strings.Join(alone, " and ")
 	}
 	if IsMaster(r) {
 		return fmt.Sprintf("is the master of %s", r.Node.Role)
@@ -78,6 +78,17 @@ func Leads(node string, reports map[string]facts.NodeReport) string {
 		}
 	}
 	return ""
+}
+
+// held tells whether another node of a node's role says that it holds an address as well. Nodes with different VRRP settings do not hear each
+// other, and none would give it up for long: there is nothing to hand over.
+func held(address, node string, reports map[string]facts.NodeReport) bool {
+	for name, r := range reports {
+		if name != node && r.Node.Role == reports[node].Node.Role && slices.Contains(r.Holds, address) {
+			return true
+		}
+	}
+	return false
 }
 
 // followLimit is how long load balancers may take to send to another node: some checks, and then the agents that report it.
@@ -104,6 +115,8 @@ func (c *Cluster) HandOver(ctx context.Context, w Wait, node, undone string, at 
 			if _, asked := c.Agents.Ask(ctx, node, at[node]); asked != nil {
 				return ctx.Err() // nothing is left that it could lead
 			}
+		case c.holdsTwice(ctx, node, at):
+			return ctx.Err() // and it refuses, because the address comes back
 		}
 		if time.Now().After(limit) {
 			return fmt.Errorf("%s: within %s, nobody takes over what it leads: %w; run again, this goes on", undone, w.Timeout, err)
@@ -127,20 +140,7 @@ func (c *Cluster) follow(ctx context.Context, node string, at map[string]netip.A
 		limit = soon
 	}
 	for {
-		reports := map[string]facts.NodeReport{}
-		var mu sync.Mutex
-		var asking sync.WaitGroup
-		for name, ip := range at {
-			asking.Go(func() {
-				if report, err := c.Agents.Ask(ctx, name, ip); err == nil {
-					mu.Lock()
-					reports[name] = report
-					mu.Unlock()
-				}
-			})
-		}
-		asking.Wait()
-		if ctx.Err() != nil || Leads(node, reports) == "" || time.Now().After(limit) {
+		if ctx.Err() != nil || Leads(node, c.reportsOf(ctx, at)) == "" || time.Now().After(limit) {
 			return ctx.Err()
 		}
 		select {
@@ -149,4 +149,28 @@ func (c *Cluster) follow(ctx context.Context, node string, at map[string]netip.A
 		case <-time.After(askEvery):
 		}
 	}
+}
+
+// holdsTwice tells whether a node holds addresses, others of its role hold them all as well, and it leads nothing else.
+func (c *Cluster) holdsTwice(ctx context.Context, node string, at map[string]netip.Addr) bool {
+	reports := c.reportsOf(ctx, at)
+	return len(reports[node].Holds) > 0 && Leads(node, reports) == ""
+}
+
+// reportsOf returns what the nodes at these addresses report, of those that answer.
+func (c *Cluster) reportsOf(ctx context.Context, at map[string]netip.Addr) map[string]facts.NodeReport {
+	reports := map[string]facts.NodeReport{}
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	for name, ip := range at {
+		asking.Go(func() {
+			if report, err := c.Agents.Ask(ctx, name, ip); err == nil {
+				mu.Lock()
+				reports[name] = report
+				mu.Unlock()
+			}
+		})
+	}
+	asking.Wait()
+	return reports
 }

@@ -71,6 +71,33 @@ func TestLeads(t *testing.T) {
 	}
 }
 
+// An address that another node of the role holds as well needs no handing over: with other VRRP settings, that one would not take it from a
+// node that gives it up, nor leave it to one.
+func TestAddressHeldTwice(t *testing.T) {
+	holds := func(role string, addresses ...string) facts.NodeReport {
+		return facts.NodeReport{Node: facts.Peer{Role: role}, Holds: addresses}
+	}
+	for want, reports := range map[string]map[string]facts.NodeReport{
+		"":                         {"b1": holds("balancer", "10.0.0.9"), "b2": holds("balancer", "10.0.0.9")},
+		"holds 10.0.0.9":           {"b1": holds("balancer", "10.0.0.9"), "b2": holds("balancer")},
+		"holds 10.0.0.8":           {"b1": holds("balancer", "10.0.0.9", "10.0.0.8"), "b2": holds("balancer", "10.0.0.9")},
+		"holds 10.0.0.9 and ::1.2": {"b1": holds("balancer", "10.0.0.9", "::1.2"), "b2": holds("other", "10.0.0.9")},
+	} {
+		if got := Leads("b1", reports); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	// The agent of an earlier imagegen refuses, because the address comes back.
+	f := newFakes(t, 2)
+	f.report = func(r *facts.NodeReport) { r.Node.Role, r.Holds = "web", []string{"10.0.0.9"} }
+	f.mux.HandleFunc("POST "+facts.HandoverPath, func(w http.ResponseWriter, r *http.Request) { http.Error(w, "it comes back", http.StatusConflict) })
+	cl := f.cluster(t, f.keys)
+	at := map[string]netip.Addr{"web1": netip.MustParseAddr("10.1.0.0"), "web2": netip.MustParseAddr("10.1.0.1")}
+	if err := cl.HandOver(t.Context(), Wait{Timeout: time.Hour}, "web1", "web1 is not replaced", at); err != nil {
+		t.Error(err)
+	}
+}
+
 // replicated is a role of which one node is the master, and its provider. It records what happens to its nodes.
 type replicated struct {
 	Machines
