@@ -293,6 +293,7 @@ func (b *bench) changes() []change {
 	}{
 		{"redis", "redis3: 192.168.10.51", "redis4: 192.168.10.64", "redis5: 192.168.10.65", calmGoal},
 		{"percona", "percona3: 192.168.10.57", "percona4: 192.168.10.66", "percona5: 192.168.10.67", galeraGoal},
+		{"glusterfs", "glusterfs3: 192.168.10.46", "glusterfs4: 192.168.10.68", "glusterfs5: 192.168.10.69", calmGoal},
 	} {
 		both(change{name: "five nodes of " + n.role, goal: n.goal}, "back to three nodes of "+n.role,
 			"      "+n.last+"\n", "      "+n.last+"\n      "+n.fourth+"\n      "+n.fifth+"\n")
@@ -300,7 +301,7 @@ func (b *bench) changes() []change {
 	for _, n := range []struct {
 		node, address string
 		goal          goal
-	}{{"redis1", "192.168.10.49", calmGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
+	}{{"redis1", "192.168.10.49", calmGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"glusterfs2", "192.168.10.45", calmGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
 		both(change{name: "another address for " + n.node, goal: n.goal}, "the address of before for "+n.node,
 			n.node+": "+n.address+"\n", n.node+": 192.168.10.70\n")
 	}
