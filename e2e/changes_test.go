@@ -138,7 +138,13 @@ func (l *load) change(t *testing.T, c change) cost {
 	if c.check != nil && want == "" {
 		testkit.Eventually(t, time.Minute, c.name, c.check)
 	}
-	r := cost{name: c.name, took: took, fails: map[string]int{}, down: map[string]time.Duration{}}
+	return l.cost(t, c.name, took)
+}
+
+// cost returns what has failed since watch, and how much of what was acknowledged is missing, which is an error.
+func (l *load) cost(t *testing.T, name string, took time.Duration) cost {
+	t.Helper()
+	r := cost{name: name, took: took, fails: map[string]int{}, down: map[string]time.Duration{}}
 	r.lost = l.lost(t)
 	l.mu.Lock()
 	defer l.mu.Unlock()
