@@ -293,6 +293,7 @@ func (b *bench) changes() []change {
 		both(change{name: "a third node of " + n.role, goal: calmGoal}, "back to two nodes of "+n.role,
 			"      "+n.last+"\n", "      "+n.last+"\n      "+n.added+"\n")
 	}
+	var more []string
 	for _, n := range []struct {
 		role, last, fourth, fifth string
 		goal                      goal
@@ -301,16 +302,21 @@ func (b *bench) changes() []change {
 		{"percona", "percona3: 192.168.10.57", "percona4: 192.168.10.66", "percona5: 192.168.10.67", galeraGoal},
 		{"glusterfs", "glusterfs3: 192.168.10.46", "glusterfs4: 192.168.10.68", "glusterfs5: 192.168.10.69", calmGoal},
 	} {
-		both(change{name: "five nodes of " + n.role, goal: n.goal}, "back to three nodes of "+n.role,
-			"      "+n.last+"\n", "      "+n.last+"\n      "+n.fourth+"\n      "+n.fifth+"\n")
+		pair := []string{"      " + n.last + "\n", "      " + n.last + "\n      " + n.fourth + "\n      " + n.fifth + "\n"}
+		both(change{name: "five nodes of " + n.role, goal: n.goal}, "back to three nodes of "+n.role, pair...)
+		more = append(more, pair...)
 	}
+	both(change{name: "five nodes of each, at once", goal: galeraGoal}, "back to three nodes of each, at once", more...)
+	var moves []string
 	for _, n := range []struct {
 		node, address string
 		goal          goal
 	}{{"redis1", "192.168.10.49", calmGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"glusterfs2", "192.168.10.45", calmGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
 		both(change{name: "another address for " + n.node, goal: n.goal}, "the address of before for "+n.node,
 			n.node+": "+n.address+"\n", n.node+": 192.168.10.70\n")
+		moves = append(moves, n.node+": "+n.address+"\n", fmt.Sprintf("%s: 192.168.10.%d\n", n.node, 71+len(moves)/2))
 	}
+	both(change{name: "other addresses for a node of each role, at once", goal: galeraGoal}, "the addresses of before, at once", moves...)
 	both(change{name: "another MAC address for web2", goal: calmGoal}, "the MAC address of before for web2",
 		"web2: 192.168.10.43\n", "web2: {ip: 192.168.10.43, mac: \"52:54:00:12:34:56\"}\n")
 	both(change{name: "web1 and web2 change places", goal: calmGoal}, "and back",
