@@ -240,11 +240,9 @@ func (b *bench) get(c *http.Client, path string) (string, error) {
 }
 
 // frontPage succeeds if the site's front page with its title comes through the virtual address.
-func (b *bench) frontPage() error { return b.frontPageIn(20 * time.Second) }
+func (b *bench) frontPage() error { return b.titled(siteTitle, pageLimit) }
 
-func (b *bench) frontPageIn(limit time.Duration) error {
-	return b.titled(siteTitle, limit)
-}
+const pageLimit = 20 * time.Second
 
 // titled succeeds if the site's front page has a title.
 func (b *bench) titled(title string, limit time.Duration) error {
