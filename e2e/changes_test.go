@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -14,7 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/cluster"
+	"imagegen/internal/netns"
 	"imagegen/internal/testkit"
+	"imagegen/lab"
+	"imagegen/roles"
 )
 
 // change is a row of the table of changes: an edit of the spec, or of a role's folder beside it, that imagegen apply takes the
@@ -59,15 +64,16 @@ func TestChanges(t *testing.T) {
 	b.lab(t, "build")
 	b.up(t)
 	b.waitReady(t)
+	b.secure = forward(t, exec.Command("nsenter", "--net="+netns.Name("imagegen-e2e-changes").Path(), "../bin/imagegen", lab.ForwardCommand, siteVIP+":443"))
 	l, stop := b.newLoad(t)
 	defer stop()
 	testkit.Eventually(t, time.Minute, "load", func() error { return l.steady(kinds) })
 
-	l.changes(t, b.changes(), b.explain)
+	l.changeAll(t, b.changes(), b.explain)
 }
 
-// changes makes those of the changes that IMAGEGEN_CHANGES, a regular expression, asks for, and prints what they cost.
-func (l *load) changes(t *testing.T, all []change, explain func(t *testing.T)) {
+// changeAll makes those of the changes that IMAGEGEN_CHANGES, a regular expression, asks for, and prints what they cost.
+func (l *load) changeAll(t *testing.T, all []change, explain func(t *testing.T)) {
 	only := regexp.MustCompile(os.Getenv("IMAGEGEN_CHANGES"))
 	var costs []cost
 	defer func() { t.Logf("\n%s", costTable(costs)) }()
@@ -281,6 +287,8 @@ func (b *bench) changes() []change {
 	both(change{name: "an address of the site's own", goal: calmGoal, check: func() error { return b.isAt(ownURL, ownURL) }},
 		"no address of the site's own", "  admin_email: admin@example.com\n", "  admin_email: admin@example.com\n  url: "+ownURL+"\n")
 	all[len(all)-1].check = func() error { return b.isAt(b.origin(), "http://"+siteVIP) }
+	both(change{name: "HTTPS", goal: calmGoal, check: func() error { return b.sendsTo("https") }}, "no HTTPS", plainSite, httpsSite)
+	all[len(all)-1].check = func() error { return b.sendsTo("http") }
 	both(change{name: "the time zone", goal: calmGoal, check: has("percona2", "readlink /etc/localtime", "/usr/share/zoneinfo/Europe/Helsinki")},
 		"the time zone of before", "Europe/Moscow", "Europe/Helsinki")
 	all = append(all,
@@ -335,16 +343,19 @@ var (
 	fivePercona = []string{"      percona3: 192.168.10.57\n", "      percona3: 192.168.10.57\n      percona4: 192.168.10.66\n      percona5: 192.168.10.67\n"}
 )
 
+// bothGoal is for changes of redis and percona at once: the time of a failover of percona, and what another change may cost.
+var bothGoal = goal{kinds, galeraGoal.back + calmGoal.back}
+
 // coreChanges is the part of the table for clusters on several hosts.
 func (b *bench) coreChanges() []change {
 	more := slices.Concat(fiveRedis, fivePercona)
 	fewer := slices.Clone(more)
 	slices.Reverse(fewer)
 	return []change{
-		{name: "two more nodes of redis and of percona", goal: galeraGoal, edit: b.edit(more...)},
-		{name: "other addresses for redis1 and percona1", goal: galeraGoal,
+		{name: "two more nodes of redis and of percona", goal: bothGoal, edit: b.edit(more...)},
+		{name: "other addresses for redis1 and percona1", goal: bothGoal,
 			edit: b.edit("redis1: 192.168.10.49\n", "redis1: 192.168.10.70\n", "percona1: 192.168.10.55\n", "percona1: 192.168.10.71\n")},
-		{name: "back to three nodes of redis and of percona", goal: galeraGoal, edit: b.edit(fewer...)},
+		{name: "back to three nodes of redis and of percona", goal: bothGoal, edit: b.edit(fewer...)},
 		b.nginxRefuses(),
 		b.newerCore(),
 	}
@@ -364,7 +375,7 @@ var givesUpSoon = []string{"--timeout", readyIn.String()}
 
 // isAt succeeds if the site's pages call its address page, and its database calls it kept.
 func (b *bench) isAt(page, kept string) error {
-	body, err := b.get(&http.Client{Timeout: pageLimit}, "/index.php?rest_route=/")
+	body, err := b.get(b.visitor(pageLimit), "/index.php?rest_route=/")
 	if err != nil {
 		return err
 	}
@@ -377,6 +388,19 @@ func (b *bench) isAt(page, kept string) error {
 		err = fmt.Errorf("the database has the address %q, not %q", out, kept)
 	}
 	return err
+}
+
+// sendsTo succeeds if visitors who come over plain HTTP see the front page over this scheme.
+func (b *bench) sendsTo(scheme string) error {
+	resp, err := b.visitor(pageLimit).Get("http://" + b.site + "/")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || resp.Request.URL.Scheme != scheme {
+		return fmt.Errorf("visitors are sent to %s: %s", resp.Request.URL, resp.Status)
+	}
+	return nil
 }
 
 // brokenPackage gives web a package with which nginx does not start.
@@ -488,4 +512,39 @@ func costTable(costs []cost) string {
 		fmt.Fprintf(&b, " %d | %d |\n", c.older, c.lost)
 	}
 	return b.String()
+}
+
+// TestChangesFitTheSpec edits the reference cluster's spec as the tables do, without a cluster: a row that no longer fits would
+// otherwise be found after an hour.
+func TestChangesFitTheSpec(t *testing.T) {
+	testkit.Program(t, "dpkg-deb", "dpkg")
+	for what, table := range map[string]func(b *bench) []change{"all": (*bench).changes, "core": (*bench).coreChanges} {
+		t.Run(what, func(t *testing.T) {
+			b := &bench{dir: t.TempDir()}
+			testkit.Write(t, b.spec(), string(cluster.Reference("debian12")))
+			testkit.Write(t, filepath.Join(b.dir, "newer.deb"), "a package that has been made already")
+			for _, c := range table(b) {
+				before := b.files(t)
+				c.edit(t)
+				catalogue, err := roles.Load(filepath.Join(b.dir, "roles"))
+				if err != nil {
+					t.Fatalf("%s: %v", c.name, err)
+				}
+				spec, err := os.ReadFile(b.spec())
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = cluster.Parse(b.spec(), spec, catalogue.Rules())
+				if want := regexp.MustCompile(c.refused); c.refused == "" && err != nil || c.refused != "" && (err == nil || !want.MatchString(err.Error())) {
+					t.Errorf("%s: %v", c.name, err)
+				}
+				if after := b.files(t); maps.Equal(before, after) {
+					t.Errorf("%s: nothing changes", c.name)
+				}
+				if c.refused+c.undone != "" {
+					b.restore(t, before)
+				}
+			}
+		})
+	}
 }

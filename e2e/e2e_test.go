@@ -5,10 +5,14 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -29,7 +33,9 @@ import (
 type bench struct {
 	dir   string // contains cluster.yaml, secrets and dist
 	site  string // loopback address that is forwarded to the site
-	https bool   // the site has HTTPS, with a certificate from the cluster's authority
+	https bool   // what is forwarded is HTTPS, with a certificate from the cluster's authority
+	// secure is the loopback address that is forwarded to the site's HTTPS, where visitors go who are sent from plain HTTP; empty: none.
+	secure string
 
 	// command and shell run imagegen and a shell line on a node if the nodes are not in the lab; nil: in the lab.
 	command func(args ...string) *exec.Cmd
@@ -222,6 +228,21 @@ func (b *bench) origin() string {
 	return "http://" + b.site
 }
 
+// visitor returns a client that uses a new connection for each request, and trusts the cluster's authority.
+func (b *bench) visitor(limit time.Duration) *http.Client {
+	return &http.Client{Timeout: limit, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			trusts, err := b.trusts()
+			if err != nil {
+				return nil, err
+			}
+			d := tls.Dialer{Config: trusts}
+			return d.DialContext(ctx, network, cmp.Or(b.secure, address))
+		},
+	}}
+}
+
 // get fetches a page of the site.
 func (b *bench) get(c *http.Client, path string) (string, error) {
 	resp, err := c.Get(b.origin() + path)
@@ -246,15 +267,7 @@ const pageLimit = 20 * time.Second
 
 // titled succeeds if the site's front page has a title.
 func (b *bench) titled(title string, limit time.Duration) error {
-	client := &http.Client{Timeout: limit}
-	if b.https {
-		trusts, err := b.trusts()
-		if err != nil {
-			return err
-		}
-		client.Transport = &http.Transport{TLSClientConfig: trusts, DisableKeepAlives: true}
-	}
-	body, err := b.get(client, "/")
+	body, err := b.get(b.visitor(limit), "/")
 	if err == nil && !strings.Contains(body, "<title>"+title) {
 		err = fmt.Errorf("the front page has no title %q: %.300s", title, body)
 	}

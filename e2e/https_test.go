@@ -27,14 +27,20 @@ const (
 	ourAddress = "192.168.10.254"
 )
 
+// How the spec begins to describe the site.
+const (
+	plainSite = "\nsite:\n"
+	httpsSite = "\nsite:\n  tls: self-signed\n"
+)
+
 // switchHTTPS gives the site of the reference cluster HTTPS, or takes it away. The cluster must be down.
 func (b *bench) switchHTTPS(t *testing.T) {
 	t.Helper()
-	plain, encrypted := "\nsite:\n", "\nsite:\n  tls: self-signed\n"
+	from, to := plainSite, httpsSite
 	if b.https {
-		plain, encrypted = encrypted, plain
+		from, to = to, from
 	}
-	replaceIn(t, b.spec(), plain, encrypted)
+	replaceIn(t, b.spec(), from, to)
 	b.lab(t, "build")
 	b.https = !b.https
 }

@@ -197,6 +197,12 @@ func (o *onHosts) askAnother(lost ...string) {
 // forward returns a loopback address that leads to an address in the nodes' network, where a visitor is.
 func (o *onHosts) forward(t *testing.T, to netip.AddrPort) string {
 	t.Helper()
+	return forward(t, o.hosts.Outside("../bin/imagegen", lab.ForwardCommand, to.String()))
+}
+
+// forward starts a command that forwards, and returns the loopback address that it listens on.
+func forward(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -207,7 +213,6 @@ func (o *onHosts) forward(t *testing.T, to netip.AddrPort) string {
 		t.Fatal(err)
 	}
 	defer socket.Close()
-	cmd := o.hosts.Outside("../bin/imagegen", lab.ForwardCommand, to.String())
 	cmd.ExtraFiles = []*os.File{socket}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -411,7 +416,7 @@ func TestChangesOnIncus(t *testing.T) {
 	stop = sync.OnceFunc(stop)
 	defer stop()
 	testkit.Eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
-	l.changes(t, o.coreChanges(), o.explain)
+	l.changeAll(t, o.coreChanges(), o.explain)
 	stop()
 	o.lab(t, "down")
 	o.holdsAsBefore(t, before)
