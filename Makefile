@@ -114,6 +114,13 @@ e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under lo
 e2e-changes: tools build ## every change of the table in docs/changes.md, under load; IMAGEGEN_CHANGES=REGEXP picks some (root)
 	IMAGEGEN_E2E=changes $(GO) test -count=1 -timeout 120m -run TestChanges -v ./e2e
 
+# The last commit without generations.
+EARLIER ?= 6d7cc2310125d83a0be96788a35ad75465a5e2ef
+.PHONY: e2e-upgrade
+e2e-upgrade: tools build ## a cluster made by an earlier imagegen (EARLIER=COMMIT) is rolled to this one, under load (root)
+	dir=$$(mktemp -d) && trap "rm -rf $$dir" EXIT && git archive $(EARLIER) | tar -x -C $$dir && $(MAKE) -C $$dir build BIN=bin && \
+	IMAGEGEN_E2E=upgrade IMAGEGEN_EARLIER=$$dir/bin/imagegen $(GO) test -count=1 -timeout 60m -run TestUpgrade -v ./e2e
+
 .PHONY: e2e-vm
 e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; hours on two cores (root)
 	$(call install,$(VM_TOOLS) $(LIBVIRT))

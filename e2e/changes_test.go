@@ -152,7 +152,13 @@ func (l *load) change(t *testing.T, c change) cost {
 	if c.check != nil && want == "" {
 		testkit.Eventually(t, time.Minute, c.name, c.check)
 	}
-	r := cost{name: c.name, took: took, fails: map[string]int{}, down: map[string]time.Duration{}}
+	return l.cost(t, c.name, took)
+}
+
+// cost returns what has failed since watch, and how much of what was acknowledged is missing, which is an error.
+func (l *load) cost(t *testing.T, name string, took time.Duration) cost {
+	t.Helper()
+	r := cost{name: name, took: took, fails: map[string]int{}, down: map[string]time.Duration{}}
 	r.lost = l.lost(t)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -323,10 +329,11 @@ func (b *bench) changes() []change {
 	}
 	both(change{name: "five nodes of redis", goal: calmGoal}, "back to three nodes of redis", fiveRedis...)
 	both(change{name: "five nodes of percona", goal: galeraGoal}, "back to three nodes of percona", fivePercona...)
+	both(change{name: "five nodes of glusterfs", goal: calmGoal}, "back to three nodes of glusterfs", fiveGlusterFS...)
 	for _, n := range []struct {
 		node, address string
 		goal          goal
-	}{{"redis1", "192.168.10.49", calmGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
+	}{{"redis1", "192.168.10.49", calmGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"glusterfs2", "192.168.10.45", calmGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
 		both(change{name: "another address for " + n.node, goal: n.goal}, "the address of before for "+n.node,
 			n.node+": "+n.address+"\n", n.node+": 192.168.10.70\n")
 	}
@@ -339,8 +346,9 @@ func (b *bench) changes() []change {
 
 // The edits that give a role two more nodes.
 var (
-	fiveRedis   = []string{"      redis3: 192.168.10.51\n", "      redis3: 192.168.10.51\n      redis4: 192.168.10.64\n      redis5: 192.168.10.65\n"}
-	fivePercona = []string{"      percona3: 192.168.10.57\n", "      percona3: 192.168.10.57\n      percona4: 192.168.10.66\n      percona5: 192.168.10.67\n"}
+	fiveRedis     = []string{"      redis3: 192.168.10.51\n", "      redis3: 192.168.10.51\n      redis4: 192.168.10.64\n      redis5: 192.168.10.65\n"}
+	fivePercona   = []string{"      percona3: 192.168.10.57\n", "      percona3: 192.168.10.57\n      percona4: 192.168.10.66\n      percona5: 192.168.10.67\n"}
+	fiveGlusterFS = []string{"      glusterfs3: 192.168.10.46\n", "      glusterfs3: 192.168.10.46\n      glusterfs4: 192.168.10.68\n      glusterfs5: 192.168.10.69\n"}
 )
 
 // bothGoal is for changes of redis and percona at once: the time of a failover of percona, and what another change may cost.
