@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"imagegen/cluster"
-	"imagegen/internal/netns"
 	"imagegen/internal/testkit"
 	"imagegen/lab"
 	"imagegen/roles"
@@ -64,7 +63,7 @@ func TestChanges(t *testing.T) {
 	b.lab(t, "build")
 	b.up(t)
 	b.waitReady(t)
-	b.secure = forward(t, exec.Command("nsenter", "--net="+netns.Name("imagegen-e2e-changes").Path(), "../bin/imagegen", lab.ForwardCommand, siteVIP+":443"))
+	b.secure = forward(t, inNetwork("e2e-changes", "../bin/imagegen", lab.ForwardCommand, siteVIP+":443"))
 	l, stop := b.newLoad(t)
 	defer stop()
 	testkit.Eventually(t, time.Minute, "load", func() error { return l.steady(kinds) })

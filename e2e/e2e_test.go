@@ -141,6 +141,11 @@ func (b *bench) in(node, script string) (string, error) {
 	return b.try("exec", "-f", b.spec(), "-o", b.dist(), node, "--", "sh", "-c", script)
 }
 
+// inNetwork returns a command of a computer that is no node, in the network of a cluster in the lab.
+func inNetwork(cluster string, args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--net=/run/netns/imagegen-" + cluster}, args...)...)
+}
+
 // on is in for a fixed node.
 func (b *bench) on(node string) func(script string) (string, error) {
 	return func(script string) (string, error) { return b.in(node, script) }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,16 +10,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"imagegen/internal/netns"
 	"imagegen/internal/testkit"
+	"imagegen/lab"
 )
 
 const (
@@ -96,8 +97,9 @@ func (b *bench) peopleSeeHTTPS(t *testing.T) {
 	trust := trusting(conn.ConnectionState().PeerCertificates[0])
 
 	t.Run("protocols", b.protocols)
-	b.leadsToHTTPS(t)
-	b.knowsVisitors(t)
+	inside := b.inside(t)
+	b.leadsToHTTPS(t, inside)
+	b.knowsVisitors(t, inside)
 
 	driver := startChromedriver(t)
 	visitor, admin := b.person(t, driver, "visitor over HTTPS", trust), b.person(t, driver, "administrator over HTTPS", trust)
@@ -128,9 +130,9 @@ func (b *bench) protocols(t *testing.T) {
 		"-alpn h2,http/1.1":               {"ALPN protocol: h2"},
 		"-alpn http/1.1":                  {"ALPN protocol: http/1.1"},
 	} {
-		argv := append([]string{"--net=" + netns.Name("imagegen-"+clusterName).Path(), "openssl", "s_client", "-connect", siteVIP + ":443",
-			"-CAfile", b.authority(), "-verify_ip", siteVIP, "-verify_return_error"}, strings.Fields(args)...)
-		out, _ := exec.Command("nsenter", argv...).CombinedOutput() // which says how it ended
+		argv := append([]string{"openssl", "s_client", "-connect", siteVIP + ":443", "-CAfile", b.authority(), "-verify_ip", siteVIP, "-verify_return_error"},
+			strings.Fields(args)...)
+		out, _ := inNetwork(clusterName, argv...).CombinedOutput() // which says how it ended
 		for _, want := range wants {
 			if !strings.Contains(string(out), want) {
 				t.Errorf("openssl s_client %s does not say %q:\n%s", args, want, out)
@@ -139,23 +141,32 @@ func (b *bench) protocols(t *testing.T) {
 	}
 }
 
-// inside is a visitor in the nodes' network.
+// inside is a visitor who uses the virtual address itself, and follows no redirect.
 func (b *bench) inside(t *testing.T) *http.Client {
 	t.Helper()
 	trusts, err := b.trusts()
 	if err != nil {
 		t.Fatal(err)
 	}
+	at := map[string]string{}
+	for _, address := range []string{siteVIP + ":80", siteVIP + ":443"} {
+		at[address] = forward(t, inNetwork(clusterName, "../bin/imagegen", lab.ForwardCommand, address))
+	}
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, at[address])
+	}
 	return &http.Client{
-		Timeout:       20 * time.Second,
+		Timeout:       pageLimit,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport:     &http.Transport{DialContext: netns.Name("imagegen-" + clusterName).Dial, TLSClientConfig: trusts, DisableKeepAlives: true},
+		Transport:     &http.Transport{DialContext: dial, TLSClientConfig: trusts, DisableKeepAlives: true},
 	}
 }
 
 // leadsToHTTPS: plain HTTP leads to the same page over HTTPS.
-func (b *bench) leadsToHTTPS(t *testing.T) {
-	resp, err := b.inside(t).Get("http://" + siteVIP + "/a/?b=c")
+func (b *bench) leadsToHTTPS(t *testing.T, visitor *http.Client) {
+	t.Helper()
+	resp, err := visitor.Get("http://" + siteVIP + "/a/?b=c")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,14 +184,14 @@ echo $_SERVER['REMOTE_ADDR'], is_ssl() ? ' over HTTPS' : ' over HTTP', ' at ', h
 
 // knowsVisitors: WordPress and the web nodes' logs have the visitor's address, whatever the visitor says, and WordPress knows that the
 // visit is encrypted.
-func (b *bench) knowsVisitors(t *testing.T) {
+func (b *bench) knowsVisitors(t *testing.T, visitor *http.Client) {
+	t.Helper()
 	if _, err := b.in("backend1", "cat >/mnt/gluster/wordpress/wp-content/who.php <<'PHP'\n"+whoVisits+"PHP\n"); err != nil {
 		t.Fatal(err)
 	}
 	const claimed = "203.0.113.6"
 	page := fmt.Sprintf("/wp-content/who.php?n=%d", time.Now().UnixNano())
 	want := ourAddress + " over HTTPS at https://" + siteVIP
-	visitor := b.inside(t)
 	testkit.Eventually(t, time.Minute, "the visitor's address in WordPress", func() error {
 		req, err := http.NewRequest(http.MethodGet, "https://"+siteVIP+page, nil)
 		if err != nil {
