@@ -614,7 +614,7 @@ func TestSettingsWaitForOtherSeeds(t *testing.T) {
 		"held": {true, facts.Status{State: facts.Waiting, Detail: "backend2", Missing: "backend2"}, 0, siteNothing,
 			facts.Status{State: facts.Ready, Detail: "changing the site's settings to those of the spec waits for backend2", Missing: "backend2"}},
 	} {
-		if do, got := decideSettings(c.mine, "backend1", c.hold, c.held); do != c.do || got != c.want {
+		if do, got := decideChange(c.mine, "backend1", c.hold, c.held); do != c.do || got != c.want {
 			t.Errorf("%s: %q, %+v", name, do, got)
 		}
 	}
@@ -1026,7 +1026,7 @@ func TestSlowLookIsTold(t *testing.T) {
 	old := lookLimit
 	lookLimit = 200 * time.Millisecond
 	t.Cleanup(func() { lookLimit = old })
-	s := testSite(t, "backend1", "", volume, "127.0.0.1:1")
+	s := testSite(t, "backend1", t.TempDir(), volume, "127.0.0.1:1")
 	s.params.PHP, s.greeted = []string{php}, true
 	if a := s.askDatabase(t.Context()); a.State != dbError || a.Detail != "PHP, which asks it, has not ended within 200ms" {
 		t.Errorf("%+v", a)

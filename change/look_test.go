@@ -33,7 +33,7 @@ func TestBuiltInRoles(t *testing.T) {
 			}
 		}
 		slices.Sort(said)
-		if want := []string{"backend false false false", "balancer false false true", "databalancer false false true", "glusterfs true true false", "percona true true false", "redis true true false", "web false false false"}; !slices.Equal(said, want) {
+		if want := []string{"backend false false false", "balancer false false true", "databalancer false false true", "glusterfs true false false", "percona true true false", "redis true true false", "web false false false"}; !slices.Equal(said, want) {
 			t.Errorf("%q, want %q", said, want)
 		}
 		slices.Reverse(names)

@@ -8,7 +8,8 @@
 //
 //   - all are takeovers: machines are made and turned off one at a time;
 //   - none of their roles uses another, directly or through others, and no role that has steps left before them is so related to theirs.
-//     So roles change in their order, and a balancer never together with what is behind it;
+//     So roles change in their order, and a balancer never together with what is behind it. Between two quiet steps, which daemons do
+//     not notice, the order does not matter;
 //   - none restarts a node that leads: visitors meet one failover at a time;
 //   - the others of their roles are ready, and there are some where daemons stop. So if all nodes of a round are lost, each role has
 //     what it has when it loses that one;
@@ -37,7 +38,6 @@ type Role struct {
 	Name   string
 	Quorum bool     // its daemons keep a list of their members, and decide by majority
 	Joint  bool     // its members may change while they run: those of two generations count at the same time
-	Lone   bool     // one member alone may take writes: the others do not know what they lack
 	VIP    bool     // its nodes agree by VRRP on who holds an address
 	Uses   []string // roles that its nodes connect to
 }
@@ -57,6 +57,8 @@ type Node struct {
 	Leads string
 	// Apart says that nodes of its role with the old seed and with the new one must not run at the same time, and why.
 	Apart string
+	// Quiet says that taking over the new seed stops and reloads nothing but the packet filter: other nodes have come, moved or left.
+	Quiet bool
 	// Takeover is what the agent says of taking over the new seed in place; nil: it has not been asked.
 	Takeover *facts.Plan
 }
@@ -135,7 +137,10 @@ func (s State) rounds(left []Step) (steps []Step) {
 	for round := 1; len(left) > 0; round++ {
 		var now, later []Step
 		for _, step := range left {
-			related := func(o Step) bool { return o.Role == step.Role || uses[o.Role][step.Role] || uses[step.Role][o.Role] }
+			related := func(o Step) bool {
+				uses := uses[o.Role][step.Role] || uses[step.Role][o.Role]
+				return o.Role == step.Role || uses && !(s.quiet(o) && s.quiet(step))
+			}
 			unready := func(name string) bool { return !ready[name] }
 			if len(now) > 0 && (!s.overlaps(now[0]) || !s.overlaps(step) || slices.ContainsFunc(step.Needs, unready) ||
 				slices.ContainsFunc(now, related) || slices.ContainsFunc(later, related) || !s.undoable(now, step)) {
@@ -157,6 +162,9 @@ func (s State) rounds(left []Step) (steps []Step) {
 func (s State) overlaps(step Step) bool {
 	return step.Action == TakeOver && (!s.stops(step) || s.node(step.Node).Leads == "" && len(step.Needs) > 0)
 }
+
+// quiet tells whether a step is one that daemons do not notice.
+func (s State) quiet(step Step) bool { return step.Action == TakeOver && s.node(step.Node).Quiet }
 
 // stops tells whether a step stops daemons.
 func (s State) stops(step Step) bool {
@@ -459,7 +467,6 @@ func (s State) refused() (reasons []string) {
 		stay, before, after, lost := 0, 0, 0, 0
 		changes := ""
 		var old []string // their agents count the members of one generation only
-		var removed []string
 		for _, n := range s.Nodes {
 			if n.Role != r.Name {
 				continue
@@ -483,9 +490,6 @@ func (s State) refused() (reasons []string) {
 			}
 			if n.Apart != "" && s.ByHand && n.stays() && !n.done() {
 				refuse("%s; without a provider, turn off the others of %s and make the machines of all anew", n.Apart, r.Name)
-			}
-			if r.Lone && n.Was != nil && n.Is == nil {
-				removed = append(removed, n.Name)
 			}
 			switch {
 			case r.Joint && n.Was != nil && !n.Silent && !n.Joint:
@@ -515,10 +519,6 @@ func (s State) refused() (reasons []string) {
 				refuse("only %d of %d members of %s would stay where they are, of %d then, and a majority of both is needed: change fewer at a time", stay, before, r.Name, after)
 				continue
 			}
-		}
-		if len(removed) > 0 && after > 0 {
-			refuse("%s cannot be removed: with the option quorum: fixed, one node may have files that no other node of %s knows of; set quorum: auto first, in a change of its own", words.List(removed, "and"), r.Name)
-			continue
 		}
 		if before > 0 && after > 0 && stay == 0 {
 			refuse("no node of %s would keep its address, so none would serve meanwhile: change one at a time", r.Name)
