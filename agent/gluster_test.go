@@ -29,7 +29,7 @@ const testClusterID = "7d0f3c58-3b0e-4c58-9a55-0d6d3a0f6a11"
 
 func glusterParams() *facts.GlusterParams {
 	return &facts.GlusterParams{Unit: "glusterd.service", WorkDir: "/var/lib/glusterd", Volume: "gv0", Brick: "/data/brick/gv0", UID: 2000, GID: 3000,
-		Options: map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto", "cluster.quorum-count": "", "cluster.server-quorum-type": "server",
+		Options: map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "performance.quick-read-cache-invalidation": "on", "cluster.quorum-type": "auto", "cluster.quorum-count": "", "cluster.server-quorum-type": "server",
 			"features.cache-invalidation": "on", "features.cache-invalidation-timeout": "600", "performance.cache-invalidation": "on", "performance.md-cache-timeout": "10", "cluster.shd-max-threads": "8"}}
 }
 
