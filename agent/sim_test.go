@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"iter"
+	"maps"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -723,15 +724,14 @@ func (w *simWorld) delay() time.Duration {
 }
 
 // ask is network.ask.
-func (a *simAgent) ask(_ context.Context, p facts.Peer, own *facts.Joint) (r facts.NodeReport, err error) {
+func (a *simAgent) ask(_ context.Context, p facts.Peer, joint string) (r facts.NodeReport, err error) {
 	w := a.n.w
 	peer := w.named(p.Name)
 	there, back := w.delay(), w.delay()
 	a.pass(there)
 	answers := w.linked(a.n, peer) && peer.agent != nil && peer.peer.IP == p.IP
 	if answers {
-		text, _ := json.Marshal(own)
-		peer.agent.hearAsking(string(text))
+		peer.agent.members.hear(joint)
 		r = peer.agent.published()
 	}
 	a.pass(back)
@@ -745,7 +745,7 @@ func (a *simAgent) ask(_ context.Context, p facts.Peer, own *facts.Joint) (r fac
 func (a *simAgent) published() facts.NodeReport {
 	r := a.report()
 	if a.n.liar > 0 {
-		r.Ready, r.Ages = true, nil
+		r.Ready, r.Ages, r.Components = true, nil, maps.Clone(r.Components)
 		for _, name := range a.n.w.model.components() {
 			raw, _ := json.Marshal(a.n.w.model.lie(a.n, name))
 			r.Components[name] = facts.ComponentReport{Kind: name, Status: ready(""), Report: raw}
