@@ -67,10 +67,17 @@ func (m *memberships) count(reports map[string]PeerReport) (facts.Joint, error) 
 	for _, more := range m.accepted() {
 		j = ensemble.Count(j, more)
 	}
-	for _, name := range slices.Sorted(maps.Keys(reports)) {
-		if r := reports[name]; r.Joint != nil {
-			j = ensemble.Learn(j, *r.Joint)
+	for _, r := range reports {
+		if r.Joint == nil || ensemble.Same(j, ensemble.Learn(j, *r.Joint)) {
+			continue
 		}
+		// In the same order on all nodes; there is seldom anything new.
+		for _, name := range slices.Sorted(maps.Keys(reports)) {
+			if r := reports[name]; r.Joint != nil {
+				j = ensemble.Learn(j, *r.Joint)
+			}
+		}
+		break
 	}
 	for _, other := range m.told {
 		j = ensemble.Learn(j, other)

@@ -598,7 +598,8 @@ func newSimAgent(n *machine) {
 	a.Agent = newAgent(known, a, a, func(line string) { n.w.tell("%s", line) })
 	a.peers.limit = n.w.heard
 	a.members.number = func() int { return n.number }
-	a.members.own = func() facts.Membership { return ensemble.Own(n.number, n.peer, n.peers) }
+	own := ensemble.Own(n.number, n.peer, n.peers)
+	a.members.own = func() facts.Membership { return own }
 	a.members.accepted = func() []facts.Membership { return n.accepted }
 	a.members.store = simJoint{n}
 	a.launch = func(loop func(context.Context)) { a.run(loop, false) }
@@ -608,7 +609,7 @@ func newSimAgent(n *machine) {
 		if n.decisions[c.Name] == nil {
 			n.decisions[c.Name] = new(decided)
 		}
-		impl := Component(simDisk{n})
+		impl := Component(simDisk{a})
 		if c.Name != "disk" {
 			impl = n.w.model.component(a, c.Name, node)
 		}
@@ -651,13 +652,18 @@ func (t *simTask) resume() {
 	}
 }
 
-// simDisk becomes ready some time after the node has started.
-type simDisk struct{ n *machine }
+// simDisk becomes ready some time after the node has started. Then nothing happens to it any more, so it gets no more turns.
+type simDisk struct{ a *simAgent }
 
-func (d simDisk) Observe(context.Context) (any, error) { return nil, nil }
+func (d simDisk) Observe(context.Context) (any, error) {
+	if d.a.status("disk").State == facts.Ready {
+		d.a.pass(forever)
+	}
+	return nil, nil
+}
 
 func (d simDisk) Step(context.Context, World) (facts.Status, error) {
-	if d.n.w.now < d.n.diskAt {
+	if d.a.n.w.now < d.a.n.diskAt {
 		return waitf("for the disk"), nil
 	}
 	return ready(""), nil
