@@ -59,10 +59,14 @@ func (l *lines) has(s string) bool {
 }
 
 func testAgent(console func(string), runners ...*runner) *Agent {
-	a := newAgent(facts.Facts{Cluster: "otus", ClusterID: "c", Node: facts.Peer{Name: "web1", Role: "web"}}, systemClock{}, nil, console)
+	known := facts.Facts{Cluster: "otus", ClusterID: "c", Node: facts.Peer{Name: "web1", Role: "web"}}
 	for _, r := range runners {
-		a.facts.Components = append(a.facts.Components, r.Component)
+		known.Components = append(known.Components, r.Component)
+	}
+	a := newAgent(known, systemClock{}, nil, console)
+	for i, r := range runners {
 		a.add(r.Component, r.impl, r.decision)
+		*r = *a.runners[i]
 	}
 	a.runners = runners
 	return a
@@ -404,7 +408,7 @@ func TestCertificatesExpire(t *testing.T) {
 		p.client(name).Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 		}
-		if _, err := p.ask(t.Context(), facts.Peer{Name: name, IP: "127.0.0.1"}, nil); (err == nil) != c.right {
+		if _, err := p.ask(t.Context(), facts.Peer{Name: name, IP: "127.0.0.1"}, ""); (err == nil) != c.right {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -455,7 +459,7 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	n.client("web2").Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	}
-	r, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, nil)
+	r, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, "")
 	if err != nil || r.Node.Name != "web2" {
 		t.Fatalf("%v, %v", r, err)
 	}
@@ -466,12 +470,12 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 		"a number where words go": `{"node":{"name":2}}`,
 	} {
 		body = text
-		if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, nil); err == nil {
+		if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, ""); err == nil {
 			t.Errorf("believed: %s", what)
 		}
 	}
 	body, name = "", "web3"
-	if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, nil); err == nil {
+	if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, ""); err == nil {
 		t.Error("an answer in another node's name was believed")
 	}
 

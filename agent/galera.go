@@ -102,6 +102,9 @@ func galeraLeaves(w World, v galeraView) bool {
 	if ensemble.Leaves(w, 0) {
 		return true
 	}
+	if len(w.Joint.InUse) < 2 { // as nearly always
+		return false
+	}
 	serve, ok := ensemble.Complete(w, v.ensemble(), func(i, _ int) bool {
 		m := v.members[i]
 		return v.works(i, m.Size) && m.Position.UUID == v.members[v.self].Position.UUID

@@ -47,9 +47,9 @@ func loadIdentity(dir string) (identity, error) {
 
 // network is how an agent reaches its peers' agents. The simulator has one of its own.
 type network interface {
-	// ask returns what a peer's agent reports, and tells it which memberships count for this node; nil: this node decides nothing
-	// together with others. It takes no longer than pollLimit.
-	ask(ctx context.Context, n facts.Peer, own *facts.Joint) (facts.NodeReport, error)
+	// ask returns what a peer's agent reports, and tells it which memberships count for this node (see facts.JointHeader); empty:
+	// this node decides nothing together with others. It takes no longer than pollLimit.
+	ask(ctx context.Context, n facts.Peer, joint string) (facts.NodeReport, error)
 }
 
 // peers asks other nodes' agents for their state and remembers the latest answers.
@@ -111,11 +111,11 @@ func (p *peers) end(n facts.Peer) {
 
 // poll asks one peer at one address, again and again, until ctx ends or the peer counts no more: often while this node is not
 // ready, less so afterwards.
-func (p *peers) poll(ctx context.Context, n facts.Peer, settled, counts func() bool, own func() *facts.Joint) {
+func (p *peers) poll(ctx context.Context, n facts.Peer, settled, counts func() bool, joint func() string) {
 	defer p.end(n)
 	for ctx.Err() == nil && counts() {
 		asked := p.clock.Now()
-		if report, err := p.network.ask(ctx, n, own()); err == nil {
+		if report, err := p.network.ask(ctx, n, joint()); err == nil {
 			p.mu.Lock()
 			p.answers[n.Name] = answer{asked, report}
 			p.mu.Unlock()
@@ -177,18 +177,14 @@ func (h *httpNetwork) client(name string) *http.Client {
 	return h.clients[name]
 }
 
-func (h *httpNetwork) ask(ctx context.Context, n facts.Peer, own *facts.Joint) (r facts.NodeReport, err error) {
+func (h *httpNetwork) ask(ctx context.Context, n facts.Peer, joint string) (r facts.NodeReport, err error) {
 	url := "https://" + net.JoinHostPort(n.IP, strconv.Itoa(facts.APIPort)) + facts.StatePath
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return r, err
 	}
-	if own != nil {
-		text, err := json.Marshal(own)
-		if err != nil {
-			return r, err
-		}
-		req.Header.Set(facts.JointHeader, string(text))
+	if joint != "" {
+		req.Header.Set(facts.JointHeader, joint)
 	}
 	resp, err := h.client(n.Name).Do(req)
 	if err != nil {

@@ -364,7 +364,7 @@ type redisReader struct {
 // members puts together what is known of the role's nodes. own is what this one's server is.
 func (r *redisReader) members(w World, own redisReport) redisView {
 	members, self := ensemble.Members(w)
-	v := redisView{members: make([]redisMember, len(members)), self: self, now: presentAddresses(w, members)}
+	v := redisView{members: make([]redisMember, len(members)), self: self, now: ensemble.Addresses(w, members)}
 	for i := range members {
 		m := &v.members[i]
 		m.Member = members[i]
@@ -386,21 +386,6 @@ func (r *redisReader) members(w World, own redisReport) redisView {
 	return v
 }
 
-// presentAddresses returns the present address of the node that each known address is or was of. The address of a node that does not
-// answer is taken for what it was when it was written down.
-func presentAddresses(w World, members []ensemble.Member) map[string]string {
-	now := map[string]string{}
-	for ip, name := range ensemble.Addresses(w) {
-		now[ip] = ip
-		for _, m := range members {
-			if m.Name == name && m.Answers {
-				now[ip] = m.IP
-			}
-		}
-	}
-	return now
-}
-
 // present returns the address that the node with a former address has now.
 func (v redisView) present(ip string) string { return cmp.Or(v.now[ip], ip) }
 
@@ -414,6 +399,9 @@ func (v redisView) presentReport(r sentinelReport) sentinelReport {
 
 // complete tells whether the members of the latest generation have the master among them, and all of its data.
 func (v redisView) complete(w World) (number int, ok bool) {
+	if len(w.Joint.InUse) < 2 { // as nearly always
+		return 0, false
+	}
 	masters := 0
 	number, ok = ensemble.Complete(w, v.ensemble(), func(i, _ int) bool {
 		m := v.members[i]
