@@ -256,6 +256,9 @@ func (a *Agent) loops() []func(ctx context.Context) {
 
 // drive gives a component its turns until ctx ends.
 func (a *Agent) drive(ctx context.Context, r *runner) {
+	if c, ok := r.impl.(interface{ close() }); ok {
+		defer c.close()
+	}
 	for ctx.Err() == nil {
 		pause := pollUnready
 		if a.turn(ctx, r).State == facts.Ready {
