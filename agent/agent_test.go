@@ -13,14 +13,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -641,5 +646,39 @@ func TestDecision(t *testing.T) {
 	state = waiting
 	if a.turn(t.Context(), galera); without != nil {
 		t.Errorf("decided again, by itself: %q", without)
+	}
+}
+
+// A node's virtual addresses are the others on its own card.
+func TestVirtualAddresses(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root, for a network namespace")
+	}
+	const cards = `ip link add name card1 type bridge; ip link add name card2 type bridge
+for x in 10.9.0.1/24 10.9.0.39/32 10.9.0.38/32 fd00::1/64; do ip addr add $x dev card1; done
+for x in 10.8.0.1/24 10.8.0.2/24; do ip addr add $x dev card2; done`
+	got := map[string]string{}
+	made := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked, so that the thread ends with the goroutine
+		err := syscall.Unshare(syscall.CLONE_NEWNET)
+		if err == nil {
+			var out []byte
+			if out, err = exec.Command("sh", "-ec", cards).CombinedOutput(); err != nil {
+				err = fmt.Errorf("%w: %s", err, out)
+			}
+		}
+		for _, own := range []string{"10.9.0.1", "10.8.0.1", "10.7.0.1"} {
+			got[own] = strings.Join(virtualAddresses(own), " ")
+		}
+		made <- err
+	}()
+	if err := <-made; errors.Is(err, syscall.EPERM) {
+		t.Skip("SKIPPED: may not make a network namespace")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"10.9.0.1": "10.9.0.38 10.9.0.39", "10.8.0.1": "10.8.0.2", "10.7.0.1": ""}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -140,11 +141,14 @@ func stampOf(path string) fileStamp {
 }
 
 // volume asks glusterd for the volume, or repeats its last answer while the file that glusterd keeps about the volume
-// has not changed. It returns nil when there is no volume.
+// has not changed, and glusterd answers. It returns nil when there is no volume.
 func (g *glusterUnit) volume(ctx context.Context) (*glusterVolume, error) {
 	now := stampOf(filepath.Join(g.params.WorkDir, "vols", g.params.Volume, "info"))
-	if g.seen.Running && now == g.info && time.Since(g.asked) < infoInterval {
-		return g.seen.Volume, nil
+	if g.seen.Running && now == g.info {
+		age := time.Since(g.asked)
+		if age < infoInterval || age < infoCalm && pingGlusterd(ctx, glusterdSocket) == nil {
+			return g.seen.Volume, nil
+		}
 	}
 	out, err := run(ctx, nil, "gluster", "--mode=script", "--xml", "volume", "info")
 	if err != nil {
@@ -194,6 +198,47 @@ func brickIDs(dir, volume string, bricks []string) ([]int, error) {
 		ids = append(ids, id)
 	}
 	return ids, nil
+}
+
+// glusterdSocket is where glusterd takes commands.
+const glusterdSocket = "/var/run/glusterd.socket"
+
+// pingGlusterd checks that glusterd answers, as its clients and peers do: with procedure 2 of the program GF-DUMP, over ONC RPC (RFC 5531).
+// It logs nothing, and takes no lock.
+func pingGlusterd(ctx context.Context, socket string) error {
+	ctx, cancel := context.WithTimeout(ctx, pingLimit)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	const (
+		call, reply         = 0, 1
+		rpc, program, ping  = 2, 123451501, 2
+		accepted, succeeded = 0, 0
+		id                  = 1
+	)
+	var request []byte
+	for _, word := range []uint32{1<<31 | 40, id, call, rpc, program, 1, ping, 0, 0, 0, 0} { // the only fragment, of 40 bytes; no credentials
+		request = binary.BigEndian.AppendUint32(request, word)
+	}
+	if _, err := conn.Write(request); err != nil {
+		return err
+	}
+	answer := make([]byte, 28) // up to the status; what follows is closed away
+	if _, err := io.ReadFull(conn, answer); err != nil {
+		return err
+	}
+	word := func(i int) uint32 { return binary.BigEndian.Uint32(answer[4*i:]) }
+	if word(1) != id || word(2) != reply || word(3) != accepted || word(6) != succeeded { // 4 and 5: an empty verifier
+		return fmt.Errorf("%s: what answers there is no glusterd", socket)
+	}
+	return nil
 }
 
 // cliFault is why the gluster command line failed: it writes that where it writes its results.

@@ -110,21 +110,33 @@ func (p *peers) end(n facts.Peer) {
 }
 
 // poll asks one peer at one address, again and again, until ctx ends or the peer counts no more: often while this node is not
-// ready, less so afterwards.
+// ready, less so afterwards, and least once all has been well for a while. What a peer that is ready says decides nothing on a node that is.
 func (p *peers) poll(ctx context.Context, n facts.Peer, settled, counts func() bool, own func() *facts.Joint) {
 	defer p.end(n)
+	var calm time.Time // since when both nodes have been ready; zero: one is not, or the peer does not answer
 	for ctx.Err() == nil && counts() {
 		asked := p.clock.Now()
-		if report, err := p.network.ask(ctx, n, own()); err == nil {
+		report, err := p.network.ask(ctx, n, own())
+		if err == nil {
 			p.mu.Lock()
 			p.answers[n.Name] = answer{asked, report}
 			p.mu.Unlock()
 		}
-		pause := pollUnready
-		if settled() {
-			pause = pollReady
+		switch {
+		case !settled():
+			calm = time.Time{}
+			p.clock.Sleep(ctx, pollUnready)
+			continue
+		case err != nil || !report.Ready:
+			calm = time.Time{}
+		case calm.IsZero():
+			calm = asked
 		}
-		p.clock.Sleep(ctx, pause)
+		p.clock.Sleep(ctx, pollReady)
+		// Each second it is seen whether the node is still ready.
+		if !calm.IsZero() && p.clock.Now().Sub(calm) > calmAfter && settled() {
+			p.clock.Sleep(ctx, pollCalm-pollReady)
+		}
 	}
 }
 

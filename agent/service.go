@@ -20,10 +20,7 @@ import (
 
 const (
 	checkLimit = 2 * time.Second // one check of a service
-	// Checks that cost a process run less often while all is well: a check that is a command, and the state of a unit without
-	// a main process.
-	calmCheck = 3 * time.Second
-	calmUnit  = 15 * time.Second
+	calmCheck  = 3 * time.Second // between two checks that cost a process, while all is well
 	// No answer for this long means that it hangs, unless it is burning CPU: then it may just be overloaded, and a restart with
 	// cold caches would make that worse.
 	hangLimit = 30 * time.Second
@@ -37,7 +34,6 @@ type service struct {
 	params  *facts.ServiceParams
 	retry   ensemble.Backoff
 	seen    serviceSeen
-	asked   time.Time     // when seen.Unit was last asked for
 	checked time.Time     // when seen.Fault was last determined
 	silent  time.Time     // since when the check gets no answer; zero: it got one
 	worked  time.Duration // what the unit's processes had worked then
@@ -68,20 +64,17 @@ func (s *service) Observe(ctx context.Context) (any, error) {
 
 func (s *service) look(ctx context.Context) error {
 	calm := s.seen.Unit.Active == "active" && s.seen.Fault == ""
-	processless := s.seen.Unit.Sub == "exited" || !strings.HasSuffix(s.params.Unit, ".service")
-	if !calm || !processless || time.Since(s.asked) > calmUnit {
-		u, err := unitState(ctx, s.params.Unit)
-		if err != nil {
-			return err
-		}
-		if u.Active == "failed" && s.seen.Unit.Active != "failed" {
-			s.seen.Log = lastLine(ctx, s.params.Unit)
-		}
-		if u.Active == "active" {
-			s.seen.Log = ""
-		}
-		s.seen.Unit, s.asked = u, time.Now()
+	u, err := unitState(ctx, s.params.Unit)
+	if err != nil {
+		return err
 	}
+	if u.Active == "failed" && s.seen.Unit.Active != "failed" {
+		s.seen.Log = lastLine(ctx, s.params.Unit)
+	}
+	if u.Active == "active" {
+		s.seen.Log = ""
+	}
+	s.seen.Unit = u
 	if s.seen.Unit.Active != "active" || s.params.Check == nil {
 		s.seen.Fault, s.silent = "", time.Time{}
 		return nil
@@ -90,9 +83,10 @@ func (s *service) look(ctx context.Context) error {
 		return nil
 	}
 	s.seen.Fault = ""
-	err := check(ctx, s.params.Check)
+	err = check(ctx, s.params.Check)
 	if err != nil {
 		s.seen.Fault = err.Error()
+		doubt(s.params.Unit)
 	}
 	s.checked = time.Now()
 	if !errors.Is(err, errSilent) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,69 +23,151 @@ type unit struct {
 	Result string // success, exit-code, signal, timeout, …
 }
 
-// running caches the main process of active units. Asking systemd costs a process per component and second. While the main
-// process is the same, the unit is still active, unless somebody has begun to stop it.
+// running caches what systemd said of active units. Each question to it starts a process.
 var running struct {
 	sync.Mutex
 	units map[string]mainProcess
 }
 
+const (
+	calmUnit    = 30 * time.Second // between two questions about a unit that runs as before
+	doubtedUnit = 15 * time.Second // the same, while that cannot be seen without asking, or the unit does not do its work
+	unitLinks   = "/run/systemd/units"
+)
+
+// mainProcess is an active unit, and how to see that it still is. While the main process is the same, or the invocation of a unit
+// without one, the unit is active, unless somebody has begun to stop it.
 type mainProcess struct {
-	unit  unit
-	pid   string
-	start string // when the process started, in clock ticks since boot: a pid may be used again
-	asked time.Time
+	unit       unit
+	pid        string
+	start      string // when the process started, in clock ticks since boot: a pid may be used again
+	invocation string // of a unit without a process; empty: not known
+	asked      time.Time
+	doubted    bool // the unit does not do its work
 
 	cgroup, killMode string
 }
 
-// unitState asks systemd for a unit's state. A unit that does not exist is not an error: its Load is "not-found".
+// holds tells whether a unit is still what it was.
+func (m mainProcess) holds(name string) bool {
+	limit := calmUnit
+	switch {
+	case m.start != "":
+		if processStart(m.pid) != m.start {
+			return false
+		}
+	case m.invocation != "":
+		if invocation(name) != m.invocation {
+			return false
+		}
+	default:
+		limit = doubtedUnit
+	}
+	if m.doubted {
+		limit = doubtedUnit
+	}
+	return time.Since(m.asked) < limit
+}
+
+// invocation returns the ID of a service's invocation, which systemd leaves in a symbolic link until the service has stopped; empty:
+// none is known, as with systemd before 232.
+func invocation(name string) string {
+	id, _ := os.Readlink(filepath.Join(unitLinks, "invocation:"+name))
+	return id
+}
+
+// doubt has systemd asked for a unit sooner: it does not do its work.
+func doubt(name string) {
+	running.Lock()
+	defer running.Unlock()
+	if m, ok := running.units[name]; ok {
+		m.doubted = true
+		running.units[name] = m
+	}
+}
+
+// unitState asks systemd for a unit's state, unless that cannot have changed. A unit that does not exist is not an error: its
+// Load is "not-found". Other units of the node that would be asked for soon are asked for along with it.
 func unitState(ctx context.Context, name string) (unit, error) {
 	running.Lock()
 	known, ok := running.units[name]
+	var soon []string
+	for other, m := range running.units {
+		if other != name && time.Since(m.asked) > doubtedUnit/2 {
+			soon = append(soon, other)
+		}
+	}
 	running.Unlock()
-	if ok && time.Since(known.asked) < calmUnit && processStart(known.pid) == known.start {
+	if ok && known.holds(name) {
 		return known.unit, nil
 	}
-	out, err := run(ctx, nil, "systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result", "-p", "MainPID",
-		"-p", "ControlGroup", "-p", "KillMode", name)
+	slices.Sort(soon)
+	out, err := run(ctx, nil, slices.Concat([]string{"systemctl", "show", "-p", "Id", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result",
+		"-p", "MainPID", "-p", "ControlGroup", "-p", "KillMode", name}, soon)...)
 	if err != nil {
 		return unit{}, err
 	}
-	var u unit
-	var cgroup, killMode string
-	pid := "0"
-	for line := range strings.Lines(string(out)) {
+	var asked unit
+	for i, text := range strings.Split(strings.TrimSpace(string(out)), "\n\n") {
+		id, said := parseUnit(text)
+		if i == 0 { // id may be another of its names
+			id, asked = name, said.unit
+		} else if !slices.Contains(soon, id) {
+			continue
+		}
+		noteUnit(id, said, i == 0)
+	}
+	return asked, nil
+}
+
+// parseUnit reads what systemctl show prints about one unit.
+func parseUnit(text string) (id string, m mainProcess) {
+	m.pid = "0"
+	for line := range strings.Lines(text) {
 		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
 		switch k {
+		case "Id":
+			id = v
 		case "LoadState":
-			u.Load = v
+			m.unit.Load = v
 		case "ActiveState":
-			u.Active = v
+			m.unit.Active = v
 		case "SubState":
-			u.Sub = v
+			m.unit.Sub = v
 		case "Result":
-			u.Result = v
+			m.unit.Result = v
 		case "MainPID":
-			pid = v
+			m.pid = v
 		case "ControlGroup":
-			cgroup = v
+			m.cgroup = v
 		case "KillMode":
-			killMode = v
+			m.killMode = v
 		}
 	}
-	noteChange(name, change{active: u.Active, sub: u.Sub, cgroup: cgroup, killMode: killMode, pid: pid})
+	return id, m
+}
+
+// noteUnit remembers what systemd has said of a unit. first: also if nothing was known of it.
+func noteUnit(name string, m mainProcess, first bool) {
+	m.asked, m.start = time.Now(), processStart(m.pid)
+	if m.start == "" {
+		m.invocation = invocation(name)
+	}
+	processless := m.unit.Sub == "exited" || !strings.HasSuffix(name, ".service")
 	running.Lock()
 	defer running.Unlock()
-	if start := processStart(pid); u.Active == "active" && start != "" {
-		if running.units == nil {
-			running.units = map[string]mainProcess{}
-		}
-		running.units[name] = mainProcess{u, pid, start, time.Now(), cgroup, killMode}
-	} else {
-		delete(running.units, name)
+	if _, known := running.units[name]; !known && !first {
+		return // it is being stopped
 	}
-	return u, nil
+	noteChange(name, change{active: m.unit.Active, sub: m.unit.Sub, cgroup: m.cgroup, killMode: m.killMode, pid: m.pid})
+	if m.unit.Active != "active" || m.start == "" && !processless {
+		delete(running.units, name)
+		return
+	}
+	if running.units == nil {
+		running.units = map[string]mainProcess{}
+	}
+	running.units[name] = m
 }
 
 // mainPID returns the main process of a unit as it was last asked for; "0": none was known.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"imagegen/cluster/facts"
@@ -425,4 +426,106 @@ func TestCommandsEndWithTheirChildren(t *testing.T) {
 		t.Fatal("it does not end")
 	}
 	testkit.Until(t, time.Minute, "the shell's child ends", func() bool { return processStat(strings.TrimSpace(string(pid))) == nil })
+}
+
+// The units of a node are asked for with one command, and as long as they run as before, rarely.
+func TestUnitsAreAskedForTogether(t *testing.T) {
+	dir := t.TempDir()
+	script := `#!/bin/sh
+echo "$*" >>` + dir + `/asked
+shift
+while [ "$1" = -p ]; do shift 2; done
+for u; do cat ` + dir + `/"$u"; echo; done
+`
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	running.Lock()
+	before := running.units
+	running.units = nil // other tests' units
+	running.Unlock()
+	t.Cleanup(func() {
+		running.Lock()
+		running.units = before
+		running.Unlock()
+		changing.Lock()
+		delete(changing.units, "imagegen-test-b.service")
+		changing.Unlock()
+	})
+	const a, b, filter = "imagegen-test-a.service", "imagegen-test-b.service", "imagegen-test-filter.service"
+	is := func(name, active, sub string, pid int) {
+		text := fmt.Sprintf("Id=%s\nLoadState=loaded\nActiveState=%s\nSubState=%s\nResult=success\nMainPID=%d\n", name, active, sub, pid)
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sleep := func() *exec.Cmd {
+		c := exec.Command("sleep", "1000")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+		return c
+	}
+	first, second := sleep(), sleep()
+	is(a, "active", "running", first.Process.Pid)
+	is(b, "active", "running", second.Process.Pid)
+	is(filter, "active", "exited", 0)
+	synctest.Test(t, func(t *testing.T) { // the time that questions take does not count
+		look := func() (questions int, states string) {
+			t.Helper()
+			os.Remove(filepath.Join(dir, "asked"))
+			for _, name := range []string{a, b, filter} {
+				u, err := unitState(t.Context(), name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				states += u.Active + " "
+			}
+			asked, _ := os.ReadFile(filepath.Join(dir, "asked"))
+			return strings.Count(string(asked), "\n"), states
+		}
+		if n, states := look(); n != 3 || states != "active active active " {
+			t.Fatalf("at first: %d questions, %s", n, states)
+		}
+		if n, _ := look(); n != 0 {
+			t.Errorf("at once again: %d questions", n)
+		}
+		time.Sleep(calmUnit)
+		if n, states := look(); n != 1 || states != "active active active " {
+			t.Errorf("after %s: %d questions, %s", calmUnit, n, states)
+		}
+
+		time.Sleep(doubtedUnit)
+		if n, _ := look(); n != 1 { // for filter, which cannot be watched
+			t.Errorf("after %s: %d questions", doubtedUnit, n)
+		}
+		doubt(b)
+		time.Sleep(doubtedUnit - time.Second)
+		if n, _ := look(); n != 0 {
+			t.Errorf("almost %s without an answer: %d questions", doubtedUnit, n)
+		}
+		time.Sleep(time.Second)
+		if n, _ := look(); n != 1 {
+			t.Errorf("after %s without an answer: %d questions", doubtedUnit, n)
+		}
+
+		// One that somebody has begun to stop is found when another is asked for.
+		is(b, "deactivating", "stop-sigterm", second.Process.Pid)
+		time.Sleep(calmUnit)
+		if n, states := look(); n != 2 || states != "active deactivating active " {
+			t.Errorf("one is being stopped: %d questions, %s", n, states)
+		}
+		if n, _ := look(); n != 1 {
+			t.Errorf("one is being stopped: %d questions in the next turn", n)
+		}
+
+		first.Process.Kill()
+		first.Wait()
+		is(a, "failed", "failed", 0)
+		if _, states := look(); states != "failed deactivating active " {
+			t.Errorf("the process of one has ended: %s", states)
+		}
+	})
 }
