@@ -474,20 +474,21 @@ func restore(brick, volumeID string) error {
 
 // brickProcess finds the process that serves the brick. Asking glusterd would lock the whole pool each time.
 type brickProcess struct {
-	pid, start string
-	port       string
-	accepted   bool
+	process  process
+	port     string
+	accepted bool
 }
 
 // online tells whether the brick's process accepts connections at ip. After the first connection, the process' existence is
 // enough: each connection would add lines to its log.
 func (b *brickProcess) online(ctx context.Context, ip, brick string) bool {
-	if b.pid == "" || processStart(b.pid) != b.start {
+	if !b.process.exists() || !b.process.runs() {
 		b.accepted = false
-		if b.pid, b.port = findBrick(brick); b.pid == "" {
+		var pid string
+		pid, b.port = findBrick(brick)
+		if b.process = findProcess(pid); !b.process.exists() {
 			return false
 		}
-		b.start = processStart(b.pid)
 	}
 	if !b.accepted {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // unit is what systemd says of one of its units.
@@ -29,6 +30,9 @@ var running struct {
 	units map[string]mainProcess
 }
 
+// askingSystemd is held while systemd is asked: the next loop that wants to know a unit may find that it was asked for along with another.
+var askingSystemd = make(chan struct{}, 1)
+
 const (
 	calmUnit    = 30 * time.Second // between two questions about a unit that runs as before
 	doubtedUnit = 15 * time.Second // the same, while that cannot be seen without asking, or the unit does not do its work
@@ -39,8 +43,8 @@ const (
 // without one, the unit is active, unless somebody has begun to stop it.
 type mainProcess struct {
 	unit       unit
+	process    process // zero: there is none
 	pid        string
-	start      string // when the process started, in clock ticks since boot: a pid may be used again
 	invocation string // of a unit without a process; empty: not known
 	asked      time.Time
 	doubted    bool // the unit does not do its work
@@ -52,8 +56,8 @@ type mainProcess struct {
 func (m mainProcess) holds(name string) bool {
 	limit := calmUnit
 	switch {
-	case m.start != "":
-		if processStart(m.pid) != m.start {
+	case m.process.exists():
+		if !m.process.runs() {
 			return false
 		}
 	case m.invocation != "":
@@ -89,8 +93,19 @@ func doubt(name string) {
 // unitState asks systemd for a unit's state, unless that cannot have changed. A unit that does not exist is not an error: its
 // Load is "not-found". Other units of the node that would be asked for soon are asked for along with it.
 func unitState(ctx context.Context, name string) (unit, error) {
+	if u, ok := knownUnit(name); ok {
+		return u, nil
+	}
+	select {
+	case askingSystemd <- struct{}{}:
+		defer func() { <-askingSystemd }()
+	case <-ctx.Done():
+		return unit{}, fmt.Errorf("ask systemd for %s: it has not answered other questions yet: %w", name, ctx.Err())
+	}
+	if u, ok := knownUnit(name); ok {
+		return u, nil
+	}
 	running.Lock()
-	known, ok := running.units[name]
 	var soon []string
 	for other, m := range running.units {
 		if other != name && time.Since(m.asked) > doubtedUnit/2 {
@@ -98,9 +113,6 @@ func unitState(ctx context.Context, name string) (unit, error) {
 		}
 	}
 	running.Unlock()
-	if ok && known.holds(name) {
-		return known.unit, nil
-	}
 	slices.Sort(soon)
 	out, err := run(ctx, nil, slices.Concat([]string{"systemctl", "show", "-p", "Id", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result",
 		"-p", "MainPID", "-p", "ControlGroup", "-p", "KillMode", name}, soon)...)
@@ -118,6 +130,14 @@ func unitState(ctx context.Context, name string) (unit, error) {
 		noteUnit(id, said, i == 0)
 	}
 	return asked, nil
+}
+
+// knownUnit returns a unit's state if it is known without asking.
+func knownUnit(name string) (unit, bool) {
+	running.Lock()
+	m, ok := running.units[name]
+	running.Unlock()
+	return m.unit, ok && m.holds(name)
 }
 
 // parseUnit reads what systemctl show prints about one unit.
@@ -149,8 +169,8 @@ func parseUnit(text string) (id string, m mainProcess) {
 
 // noteUnit remembers what systemd has said of a unit. first: also if nothing was known of it.
 func noteUnit(name string, m mainProcess, first bool) {
-	m.asked, m.start = time.Now(), processStart(m.pid)
-	if m.start == "" {
+	m.asked, m.process = time.Now(), findProcess(m.pid)
+	if !m.process.exists() {
 		m.invocation = invocation(name)
 	}
 	processless := m.unit.Sub == "exited" || !strings.HasSuffix(name, ".service")
@@ -160,7 +180,7 @@ func noteUnit(name string, m mainProcess, first bool) {
 		return // it is being stopped
 	}
 	noteChange(name, change{active: m.unit.Active, sub: m.unit.Sub, cgroup: m.cgroup, killMode: m.killMode, pid: m.pid})
-	if m.unit.Active != "active" || m.start == "" && !processless {
+	if m.unit.Active != "active" || !m.process.exists() && !processless {
 		delete(running.units, name)
 		return
 	}
@@ -183,6 +203,51 @@ func mainPID(name string) string {
 		return c.pid
 	}
 	return "0"
+}
+
+// process is a process that was found. Its pid may be used again.
+type process struct {
+	pid, start string      // when it started, in clock ticks since boot
+	handle     *os.Process // a pidfd, where the kernel has them
+}
+
+// findProcess returns the zero value if there is no such process.
+func findProcess(pid string) process {
+	n, err := strconv.Atoi(pid)
+	if err != nil || n <= 0 {
+		return process{}
+	}
+	handle, err := os.FindProcess(n)
+	if err != nil {
+		handle = nil
+	}
+	start := processStart(pid) // after the handle was taken: if it is there now, it is the handle's
+	if start == "" {
+		return process{}
+	}
+	return process{pid, start, handle}
+}
+
+func (p process) exists() bool { return p.start != "" }
+
+// runs tells whether the process still does. It is asked in each turn, and reading /proc takes the kernel many times as long as poll(2).
+func (p process) runs() bool {
+	if p.handle != nil {
+		ended := false
+		err := p.handle.WithHandle(func(fd uintptr) {
+			const readable = 1 // POLLIN: the process has ended
+			poll := struct {
+				fd              int32
+				events, happens int16
+			}{int32(fd), readable, 0}
+			n, _, _ := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&syscall.Timespec{})), 0, 0, 0)
+			ended = n == 1
+		})
+		if err == nil {
+			return !ended
+		}
+	}
+	return processStart(p.pid) == p.start
 }
 
 // processStat returns the fields of /proc/PID/stat from the third on (see proc(5)), or nil if the process does not exist or

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -356,7 +357,7 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	node := Node{Facts: facts.Facts{Node: facts.Peer{Name: "x"}}}
 	components := func(unit string) map[string]Component {
 		return map[string]Component{
-			"galera":   newGalera(node, "x", &facts.GaleraParams{Unit: unit, BootUnit: unit, Client: []string{"sleep", "1000"}}),
+			"galera":   newGalera(node, "x", &facts.GaleraParams{Unit: unit, BootUnit: unit, Client: []string{"sh", "-c", "sleep 1000"}}),
 			"redis":    newRedis(node, "x", &facts.RedisParams{Unit: unit, Port: port, Dir: t.TempDir()}),
 			"sentinel": newSentinel(node, "x", &facts.SentinelParams{Unit: unit, Port: port, RunConfig: filepath.Join(t.TempDir(), "sentinel.conf")}),
 		}
@@ -497,6 +498,21 @@ for u; do cat ` + dir + `/"$u"; echo; done
 			t.Errorf("after %s: %d questions, %s", calmUnit, n, states)
 		}
 
+		time.Sleep(calmUnit)
+		os.Remove(filepath.Join(dir, "asked"))
+		var loops sync.WaitGroup
+		for _, name := range []string{a, b, filter} {
+			loops.Go(func() {
+				if u, err := unitState(t.Context(), name); err != nil || u.Active != "active" {
+					t.Errorf("%s: %+v, %v", name, u, err)
+				}
+			})
+		}
+		loops.Wait()
+		if asked, _ := os.ReadFile(filepath.Join(dir, "asked")); strings.Count(string(asked), "\n") != 1 {
+			t.Errorf("three loops at the same time ask\n%s", asked)
+		}
+
 		time.Sleep(doubtedUnit)
 		if n, _ := look(); n != 1 { // for filter, which cannot be watched
 			t.Errorf("after %s: %d questions", doubtedUnit, n)
@@ -528,4 +544,32 @@ for u; do cat ` + dir + `/"$u"; echo; done
 			t.Errorf("the process of one has ended: %s", states)
 		}
 	})
+}
+
+// A process that has ended is noticed before its parent has asked for its status, with a kernel that has pidfds and with an older one.
+func TestProcessThatEnds(t *testing.T) {
+	for _, pidfd := range []bool{true, false} {
+		c := exec.Command("sleep", "1000")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p := findProcess(strconv.Itoa(c.Process.Pid))
+		if !pidfd {
+			p.handle = nil
+		}
+		if !p.exists() || !p.runs() {
+			t.Errorf("pidfd %v: %+v does not run", pidfd, p)
+		}
+		c.Process.Kill()
+		testkit.Until(t, time.Minute, "the process is seen to have ended", func() bool { return !p.runs() })
+		c.Wait()
+		if p.runs() || findProcess(p.pid).exists() {
+			t.Errorf("pidfd %v: it runs after its end", pidfd)
+		}
+	}
+	for _, pid := range []string{"", "0", "-1", "x"} {
+		if findProcess(pid).exists() {
+			t.Errorf("there is a process %q", pid)
+		}
+	}
 }
