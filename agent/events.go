@@ -140,7 +140,7 @@ const watchEvery = time.Second
 // watch records, until ctx ends, when peers fall silent or answer again and which virtual addresses the node holds.
 func (a *Agent) watch(ctx context.Context) {
 	heard := map[string]bool{} // peers that have been heard, and whether they are
-	for {
+	for ctx.Err() == nil {
 		now := a.peers.heard()
 		for _, p := range a.facts.Peers {
 			_, is := now[p.Name]
@@ -156,11 +156,7 @@ func (a *Agent) watch(ctx context.Context) {
 			}
 		}
 		a.hold(virtualAddresses(a.facts.Node.IP))
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(watchEvery):
-		}
+		a.clock.Sleep(ctx, watchEvery)
 	}
 }
 
