@@ -25,8 +25,8 @@ FAULT_TOOLS := faketime
 VM_TOOLS := qemu-system-x86 qemu-utils openssh-client
 # For the hosts in the test of examples/libvirt.
 LIBVIRT := libvirt-daemon-system libvirt-clients
-# The browser that looks at the site.
-BROWSER := chromium chromium-driver
+# What looks at the site.
+BROWSER := chromium chromium-driver openssl
 # For make bench to compare with.
 BENCHERS := cloud-image-utils genisoimage qemu-utils mkosi debootstrap apt-utils xz-utils apache2-utils
 
@@ -112,7 +112,14 @@ e2e-faults: tools build ## every fault of the matrix in docs/faults.md, under lo
 
 .PHONY: e2e-changes
 e2e-changes: tools build ## every change of the table in docs/changes.md, under load; IMAGEGEN_CHANGES=REGEXP picks some (root)
-	IMAGEGEN_E2E=changes $(GO) test -count=1 -timeout 120m -run TestChanges -v ./e2e
+	IMAGEGEN_E2E=changes $(GO) test -count=1 -timeout 300m -run 'TestChanges$$' -v ./e2e
+
+# The last commit without generations.
+EARLIER ?= 6d7cc2310125d83a0be96788a35ad75465a5e2ef
+.PHONY: e2e-upgrade
+e2e-upgrade: tools build ## a cluster made by an earlier imagegen (EARLIER=COMMIT) is rolled to this one, under load (root)
+	dir=$$(mktemp -d) && trap "rm -rf $$dir" EXIT && git archive $(EARLIER) | tar -x -C $$dir && $(MAKE) -C $$dir build BIN=bin && \
+	IMAGEGEN_E2E=upgrade IMAGEGEN_EARLIER=$$dir/bin/imagegen $(GO) test -count=1 -timeout 60m -run TestUpgrade -v ./e2e
 
 .PHONY: e2e-vm
 e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; hours on two cores (root)
@@ -130,6 +137,10 @@ e2e-incus: tools build ## three Incus hosts on this machine: the suite of provid
 .PHONY: e2e-incus-tier
 e2e-incus-tier: tools build ## the part of e2e-incus that .ci/run has time for: five nodes on three hosts, one of which loses its power (root)
 	IMAGEGEN_E2E=incus $(GO) test -count=1 -timeout 30m -run 'TestIncus$$' -v ./e2e
+
+.PHONY: e2e-incus-changes
+e2e-incus-changes: tools build ## the core of the table of changes on three Incus hosts, under load; IMAGEGEN_CHANGES=REGEXP picks some (root)
+	IMAGEGEN_E2E=incus $(GO) test -count=1 -timeout 120m -run 'TestChangesOnIncus$$' -v ./e2e
 
 .PHONY: bench
 bench: tools build ## beside other tools: BENCH=seeds,scale,vmdk,bake,builders,page,site; see docs/bench.md for its variables (root)

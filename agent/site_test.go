@@ -1026,7 +1026,7 @@ func TestSlowLookIsTold(t *testing.T) {
 	old := lookLimit
 	lookLimit = 200 * time.Millisecond
 	t.Cleanup(func() { lookLimit = old })
-	s := testSite(t, "backend1", "", volume, "127.0.0.1:1")
+	s := testSite(t, "backend1", t.TempDir(), volume, "127.0.0.1:1")
 	s.params.PHP, s.greeted = []string{php}, true
 	if a := s.askDatabase(t.Context()); a.State != dbError || a.Detail != "PHP, which asks it, has not ended within 200ms" {
 		t.Errorf("%+v", a)

@@ -14,6 +14,7 @@ import (
 	"imagegen/cloudinit"
 	"imagegen/cluster"
 	"imagegen/cluster/facts"
+	"imagegen/distro"
 	"imagegen/operate"
 	"imagegen/roles"
 )
@@ -169,6 +170,7 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 		}
 		if node.Takeover != nil {
 			node.Apart = strings.Join(node.Takeover.Fixed, "; ")
+			node.Quiet = r.quiet(node.Takeover)
 		}
 		if m, known := machines[n.Node]; known {
 			node.Off = !answers && m.Power == operate.PowerOff
@@ -224,6 +226,14 @@ func (r *Run) ask(ctx context.Context, t Target, n operate.NodeGeneration, repor
 	return &plan, err
 }
 
+// quiet tells whether a takeover stops and reloads nothing but the packet filter.
+func (r *Run) quiet(p *facts.Plan) bool {
+	filter := distro.Named(r.Cluster.Spec.Distro).Firewall
+	return len(p.Stop) == 0 && !slices.ContainsFunc(p.Reload, func(unit string) bool {
+		return !slices.ContainsFunc(filter, func(f distro.Ruleset) bool { return f.Unit == unit })
+	})
+}
+
 // lone tells whether one server of a role's GlusterFS volume may take writes alone: now, or with the target's seeds.
 func (s *seen) lone(t Target, role string) (bool, error) {
 	fixed := func(options map[string]string) bool { return options["cluster.quorum-type"] == "fixed" }
@@ -242,6 +252,9 @@ func (s *seen) lone(t Target, role string) (bool, error) {
 	for _, m := range t.Members {
 		if m.Role != role {
 			continue
+		}
+		if _, ok := t.Seeds[m.Name]; !ok {
+			continue // it does not change, so its report has said it
 		}
 		b, err := t.bundle(m.Name)
 		if err != nil {

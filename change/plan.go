@@ -8,7 +8,8 @@
 //
 //   - all are takeovers: machines are made and turned off one at a time;
 //   - none of their roles uses another, directly or through others, and no role that has steps left before them is so related to theirs.
-//     So roles change in their order, and a balancer never together with what is behind it;
+//     So roles change in their order, and a balancer never together with what is behind it. Between two quiet steps, which daemons do
+//     not notice, the order does not matter;
 //   - none restarts a node that leads: visitors meet one failover at a time;
 //   - the others of their roles are ready, and there are some where daemons stop. So if all nodes of a round are lost, each role has
 //     what it has when it loses that one;
@@ -57,6 +58,8 @@ type Node struct {
 	Leads string
 	// Apart says that nodes of its role with the old seed and with the new one must not run at the same time, and why.
 	Apart string
+	// Quiet says that taking over the new seed stops and reloads nothing but the packet filter: other nodes have come, moved or left.
+	Quiet bool
 	// Takeover is what the agent says of taking over the new seed in place; nil: it has not been asked.
 	Takeover *facts.Plan
 }
@@ -135,7 +138,10 @@ func (s State) rounds(left []Step) (steps []Step) {
 	for round := 1; len(left) > 0; round++ {
 		var now, later []Step
 		for _, step := range left {
-			related := func(o Step) bool { return o.Role == step.Role || uses[o.Role][step.Role] || uses[step.Role][o.Role] }
+			related := func(o Step) bool {
+				uses := uses[o.Role][step.Role] || uses[step.Role][o.Role]
+				return o.Role == step.Role || uses && !(s.quiet(o) && s.quiet(step))
+			}
 			unready := func(name string) bool { return !ready[name] }
 			if len(now) > 0 && (!s.overlaps(now[0]) || !s.overlaps(step) || slices.ContainsFunc(step.Needs, unready) ||
 				slices.ContainsFunc(now, related) || slices.ContainsFunc(later, related) || !s.undoable(now, step)) {
@@ -157,6 +163,9 @@ func (s State) rounds(left []Step) (steps []Step) {
 func (s State) overlaps(step Step) bool {
 	return step.Action == TakeOver && (!s.stops(step) || s.node(step.Node).Leads == "" && len(step.Needs) > 0)
 }
+
+// quiet tells whether a step is one that daemons do not notice.
+func (s State) quiet(step Step) bool { return step.Action == TakeOver && s.node(step.Node).Quiet }
 
 // stops tells whether a step stops daemons.
 func (s State) stops(step Step) bool {

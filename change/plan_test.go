@@ -62,6 +62,7 @@ func running(n *Node) {
 	n.Off, n.Silent, n.Ready, n.Joint, n.Seed, n.Image = false, false, true, true, "new", "image"
 }
 func useless(n *Node)    { n.Takeover.Refuse = []string{"accounts are not renamed"} }
+func quiet(n *Node)      { n.Quiet = true }
 func noTakeover(n *Node) { n.Takeover = nil }
 func swapped(n *Node)    { n.Is.Index++ }
 func restarts(n *Node)   { n.Takeover.Stop = []string{"x.service"} }
@@ -189,6 +190,9 @@ func TestPlanRounds(t *testing.T) {
 		"one is replaced":         {storage(edit("redis1", mustReplace)), "glusterfs1 percona1, glusterfs2 percona2, glusterfs3 percona3, redis1, redis2, redis3"},
 		"the clients come first":  {append(clients, storage(nil)...), "web1, web2, backend1, backend2, glusterfs1 redis1 percona1, glusterfs2 redis2 percona2, glusterfs3 redis3 percona3"},
 		"a role through another":  {[]Node{node("backend1"), node("backend2"), node("redis1"), node("redis2"), node("redis3")}, "backend1, backend2, redis1, redis2, redis3"},
+		"only filters":            {[]Node{node("web1", quiet), node("web2", quiet), node("backend1", quiet), node("backend2", quiet), node("redis1", quiet), node("redis2", quiet), node("redis3", quiet)}, "web1 backend1 redis1, web2 backend2 redis2, redis3"},
+		"filters before daemons":  {[]Node{node("web1", quiet), node("web2", quiet), node("backend1", quiet), node("backend2", quiet), node("redis1"), node("redis2"), node("redis3", quiet)}, "web1 backend1, web2 backend2, redis1, redis2, redis3"},
+		"filters after daemons":   {[]Node{node("web1"), node("web2", quiet), node("backend1", quiet), node("backend2", quiet), node("redis1", done)}, "web1, web2 backend1, backend2"},
 		"a majority must be left": {[]Node{node("glusterfs1", data, restarts), node("glusterfs2", data, same), node("percona1", data, restarts), node("percona2", data, same)}, "glusterfs1, percona1"},
 	} {
 		steps, err := Plan(State{Roles: reference, Nodes: c.nodes})
@@ -296,6 +300,7 @@ func randomState(r *rand.Rand) State {
 				}
 			}
 			n.Is.Data = role.Quorum
+			n.Quiet = n.Takeover != nil && len(n.Takeover.Stop) == 0 && r.IntN(2) == 0
 			if i == leader && n.Ready {
 				leads(&n)
 			}
@@ -370,7 +375,7 @@ func together(s State, round []Step) string {
 		lost[n.Name] = true
 		ready := 0
 		for _, o := range s.Nodes {
-			if slices.Contains(inFront[n.Role], o.Role) && o.stays() && !o.done() {
+			if slices.Contains(inFront[n.Role], o.Role) && o.stays() && !o.done() && !(n.Quiet && o.Quiet) {
 				return fmt.Sprintf("%s changes before %s, which comes before it", n.Name, o.Name)
 			}
 			if o.Role == n.Role && o.Name != n.Name && o.Ready {
@@ -385,7 +390,9 @@ func together(s State, round []Step) string {
 			return fmt.Sprintf("%s of %s beside others", step.Action, n.Name)
 		case roles[n.Role]:
 			return "two nodes of " + n.Role
-		case inFront[n.Role] == nil || slices.ContainsFunc(round, func(o Step) bool { return slices.Contains(inFront[n.Role], o.Role) }):
+		case !n.Quiet && inFront[n.Role] == nil || slices.ContainsFunc(round, func(o Step) bool {
+			return slices.Contains(inFront[n.Role], o.Role) && !(n.Quiet && s.node(o.Node).Quiet)
+		}):
 			return n.Role + " uses, or is used by, another of the round"
 		case len(n.Takeover.Stop) > 0 && n.Leads != "":
 			return n.Name + " leads"

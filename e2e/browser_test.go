@@ -6,6 +6,8 @@ import (
 	"image"
 	"image/color"
 	"image/png"
+	"io"
+	"log"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -36,15 +38,15 @@ func TestBrowserSeesFaults(t *testing.T) {
 		"/type":       {`<!doctype html><link rel="stylesheet" href="/text.css">`, "/text.css has no rules"},
 		"/picture":    {`<img src="/missing.png">`, "/missing.png: status 404"},
 		"/broken":     {`<img src="/a.css">`, "a.css is not shown"},
-		"/port":       {`<img src="` + elsewhere.URL + `/a.svg">`, "not on 127.0.0.1:"},
-		"/refused":    {`<link rel="stylesheet" href="http://127.0.0.1:1/a.css">`, "not on 127.0.0.1:"},
-		"/unknown":    {`<img src="http://www.example.com/a.png">`, "not on 127.0.0.1:"},
+		"/port":       {`<img src="` + elsewhere.URL + `/a.svg">`, "not on http://127.0.0.1:"},
+		"/refused":    {`<link rel="stylesheet" href="http://127.0.0.1:1/a.css">`, "not on http://127.0.0.1:"},
+		"/unknown":    {`<img src="http://www.example.com/a.png">`, "not on http://127.0.0.1:"},
 		"/script":     {`<script>missing()</script>`, "missing is not defined"},
 		"/cut":        {`<img src="/cut.png">`, "/cut.png: net::ERR_"},
 		"/status":     {"", "/status: status 500"},
 		"/redirected": {"", ""},
 	}
-	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch p, ok := pages[r.URL.Path]; {
 		case r.URL.Path == "/status":
 			w.WriteHeader(http.StatusInternalServerError)
@@ -70,9 +72,11 @@ func TestBrowserSeesFaults(t *testing.T) {
 		default:
 			http.NotFound(w, r)
 		}
-	}))
+	})
+	site := httptest.NewServer(answer)
 	defer site.Close()
-	br := newBrowser(t, startChromedriver(t), strings.TrimPrefix(site.URL, "http://"))
+	driver := startChromedriver(t)
+	br := newBrowser(t, driver, site.URL)
 	for path, p := range pages {
 		requests, err := br.visit(path)
 		if p.fault == "" && err != nil || p.fault != "" && (err == nil || !strings.Contains(err.Error(), p.fault)) {
@@ -94,12 +98,28 @@ func TestBrowserSeesFaults(t *testing.T) {
 	if p, err := png.DecodeConfig(f); err != nil || p.Width < 1000 {
 		t.Errorf("screenshot: %+v, %v", p, err)
 	}
+
+	// Over HTTPS, a page must not request anything without.
+	secure := httptest.NewUnstartedServer(answer)
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // a browser that does not trust it says so
+	secure.StartTLS()
+	defer secure.Close()
+	br = newBrowser(t, driver, secure.URL, trusting(secure.Certificate()))
+	for path, fault := range map[string]string{"/whole": "", "/port": "not on https://127.0.0.1:", "/unknown": "Mixed Content"} {
+		if _, err := br.visit(path); fault == "" && err != nil || fault != "" && (err == nil || !strings.Contains(err.Error(), fault)) {
+			t.Errorf("%s over HTTPS: %v; want %q", path, err, fault)
+		}
+	}
+	root, _, _ := testkit.Certificate(t, "127.0.0.1", time.Now().Add(time.Hour))
+	if _, err := newBrowser(t, driver, secure.URL, trusting(certificateIn(t, root))).visit("/whole"); err == nil || !strings.Contains(err.Error(), "ERR_CERT_AUTHORITY_INVALID") {
+		t.Errorf("a certificate of nobody whom the browser trusts: %v", err)
+	}
 }
 
 // person opens a browser on the site. If the test fails, a screenshot is kept.
-func (b *bench) person(t *testing.T, driver, who string) *browser {
+func (b *bench) person(t *testing.T, driver, who string, more ...string) *browser {
 	t.Helper()
-	br := newBrowser(t, driver, b.site)
+	br := newBrowser(t, driver, b.origin(), more...)
 	t.Cleanup(func() {
 		if !t.Failed() {
 			return
@@ -124,7 +144,7 @@ func (br *browser) logsIn(t *testing.T, password string) {
 	br.write(t, "#user_login", "admin")
 	br.write(t, "#user_pass", password)
 	br.click(t, "#wp-submit")
-	br.until(t, "dashboard after the login", "location.host == '"+br.site+"' && location.pathname == '/wp-admin/' && document.querySelector('#wpadminbar')")
+	br.until(t, "dashboard after the login", "location.origin == '"+br.origin+"' && location.pathname == '/wp-admin/' && document.querySelector('#wpadminbar')")
 }
 
 const enter = "\ue007"

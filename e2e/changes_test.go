@@ -2,7 +2,10 @@ package e2e
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
+	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/cluster"
 	"imagegen/internal/testkit"
+	"imagegen/lab"
+	"imagegen/roles"
 )
 
 // change is a row of the table of changes: an edit of the spec, or of a role's folder beside it, that imagegen apply takes the
@@ -22,6 +28,7 @@ type change struct {
 	edit func(t *testing.T)
 	// build: an image changes.
 	build bool
+	args  []string // further arguments of imagegen apply
 	// refused or undone say how imagegen apply ends; empty: the cluster runs the change.
 	refused, undone string
 	// check tells whether the change has taken effect; nil: that nothing differs from the spec is enough.
@@ -56,18 +63,24 @@ func TestChanges(t *testing.T) {
 	b.lab(t, "build")
 	b.up(t)
 	b.waitReady(t)
+	b.secure = forward(t, inNetwork("e2e-changes", "../bin/imagegen", lab.ForwardCommand, siteVIP+":443"))
 	l, stop := b.newLoad(t)
 	defer stop()
 	testkit.Eventually(t, time.Minute, "load", func() error { return l.steady(kinds) })
 
+	l.changeAll(t, b.changes(), b.explain)
+}
+
+// changeAll makes those of the changes that IMAGEGEN_CHANGES, a regular expression, asks for, and prints what they cost.
+func (l *load) changeAll(t *testing.T, all []change, explain func(t *testing.T)) {
 	only := regexp.MustCompile(os.Getenv("IMAGEGEN_CHANGES"))
 	var costs []cost
 	defer func() { t.Logf("\n%s", costTable(costs)) }()
-	for _, c := range b.changes() {
+	for _, c := range all {
 		if !only.MatchString(c.name) {
 			continue
 		}
-		b.waitReady(t) // without that, what follows would mean nothing
+		l.bench.waitReady(t) // without that, what follows would mean nothing
 		if !t.Run(c.name, func(t *testing.T) {
 			r := l.change(t, c)
 			costs = append(costs, r)
@@ -78,7 +91,7 @@ func TestChanges(t *testing.T) {
 				}
 			}
 		}) {
-			b.explain(t)
+			explain(t)
 		}
 	}
 }
@@ -102,7 +115,7 @@ func (l *load) change(t *testing.T, c change) cost {
 		b.lab(t, "cut", c.cutOff)
 		without = []string{"--without", c.cutOff}
 	}
-	out, err := b.apply(without...)
+	out, err := b.apply(append(without, c.args...)...)
 	if c.cutOff != "" {
 		t.Logf("imagegen apply --without %s:\n%s", c.cutOff, out)
 		b.lab(t, "mend")
@@ -138,7 +151,13 @@ func (l *load) change(t *testing.T, c change) cost {
 	if c.check != nil && want == "" {
 		testkit.Eventually(t, time.Minute, c.name, c.check)
 	}
-	r := cost{name: c.name, took: took, fails: map[string]int{}, down: map[string]time.Duration{}}
+	return l.cost(t, c.name, took)
+}
+
+// cost returns what has failed since watch, and how much of what was acknowledged is missing, which is an error.
+func (l *load) cost(t *testing.T, name string, took time.Duration) cost {
+	t.Helper()
+	r := cost{name: name, took: took, fails: map[string]int{}, down: map[string]time.Duration{}}
 	r.lost = l.lost(t)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -157,7 +176,7 @@ func (b *bench) apply(args ...string) (string, error) {
 // killedApply kills imagegen apply once the first node has changed.
 func (b *bench) killedApply(t *testing.T) {
 	t.Helper()
-	cmd := exec.Command("../bin/imagegen", "apply", "-f", b.spec(), "-o", b.dist(), "--yes")
+	cmd := b.program("apply", "-f", b.spec(), "-o", b.dist(), "--yes")
 	said, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -266,11 +285,31 @@ func (b *bench) changes() []change {
 	}
 	both(change{name: "an option of backend", goal: calmGoal, check: has("backend1", "grep -c '^pm.max_children = 9$' /etc/php/8.2/fpm/pool.d/*.conf", "1")},
 		"the option's default again", "  backend:\n", "  backend:\n    options: {children: \"9\"}\n")
+	both(change{name: "another title of the site", goal: calmGoal, check: func() error { return b.titled("A site that moves on", pageLimit) }},
+		"the title of before", "  title: "+siteTitle+"\n", "  title: A site that moves on\n")
+	all[len(all)-1].check = b.frontPage
+	const ownURL = "http://www.example.com"
+	both(change{name: "an address of the site's own", goal: calmGoal, check: func() error { return b.isAt(ownURL, ownURL) }},
+		"no address of the site's own", "  admin_email: admin@example.com\n", "  admin_email: admin@example.com\n  url: "+ownURL+"\n")
+	all[len(all)-1].check = func() error { return b.isAt(b.origin(), "http://"+siteVIP) }
+	both(change{name: "HTTPS", goal: calmGoal, check: func() error { return b.sendsTo("https") }}, "no HTTPS", plainSite, httpsSite)
+	all[len(all)-1].check = func() error { return b.sendsTo("http") }
 	both(change{name: "the time zone", goal: calmGoal, check: has("percona2", "readlink /etc/localtime", "/usr/share/zoneinfo/Europe/Helsinki")},
 		"the time zone of before", "Europe/Moscow", "Europe/Helsinki")
 	all = append(all,
 		change{name: "a template of web", goal: calmGoal, edit: b.editRole("web", "nginx.conf", "http {\n", "http {\n    # changed\n"), check: has("web2", "grep -c '# changed' /etc/nginx/nginx.conf", "1")},
-		change{name: "a template of web that nginx refuses", goal: calmGoal, edit: b.editRole("web", "nginx.conf", "http {\n", "http {\n    nonsense;\n"), undone: "web[12] does not become ready: .*; the change is undone: "},
+		b.nginxRefuses(),
+		change{name: "a package for web with which nginx does not start", build: true, args: givesUpSoon, goal: calmGoal, edit: b.brokenPackage, undone: "web[12] does not become ready: .*; the change is undone: "},
+		change{name: "a third node of web at the address of another node", goal: calmGoal, refused: "192.168.10.40 is already the address of ",
+			edit: b.edit("      web2: 192.168.10.43\n", "      web2: 192.168.10.43\n      web3: 192.168.10.40\n")},
+		change{name: "a role of the user's own, whose daemon gets a wrong address", build: true, args: givesUpSoon, goal: calmGoal, undone: "memcached1 does not become ready: .*; the change is undone: ",
+			edit: func(t *testing.T) {
+				b.addRole(t)
+				replaceIn(t, filepath.Join(b.dir, "roles/memcached/memcached.conf"), "-l {{.Node.IP}}\n", "-l 192.0.2.1\n")
+			}},
+		change{name: "a role of the user's own", build: true, goal: calmGoal, edit: b.addRole,
+			check: has("backend1", `timeout 5 bash -c 'exec 3<>/dev/tcp/memcached1/11211; printf "version\r\n" >&3; read -r word rest <&3; echo "$word"'`, "VERSION")},
+		change{name: "no role of the user's own", goal: calmGoal, edit: b.dropRole},
 	)
 	both(change{name: "an option of backend, and imagegen is killed half-way", killed: true, goal: calmGoal},
 		"the option's default again, with percona3 cut off", "  backend:\n", "  backend:\n    options: {children: \"11\"}\n")
@@ -287,38 +326,137 @@ func (b *bench) changes() []change {
 		both(change{name: "a third node of " + n.role, goal: calmGoal}, "back to two nodes of "+n.role,
 			"      "+n.last+"\n", "      "+n.last+"\n      "+n.added+"\n")
 	}
-	for _, n := range []struct {
-		role, last, fourth, fifth string
-		goal                      goal
-	}{
-		{"redis", "redis3: 192.168.10.51", "redis4: 192.168.10.64", "redis5: 192.168.10.65", calmGoal},
-		{"percona", "percona3: 192.168.10.57", "percona4: 192.168.10.66", "percona5: 192.168.10.67", galeraGoal},
-	} {
-		both(change{name: "five nodes of " + n.role, goal: n.goal}, "back to three nodes of "+n.role,
-			"      "+n.last+"\n", "      "+n.last+"\n      "+n.fourth+"\n      "+n.fifth+"\n")
-	}
+	both(change{name: "five nodes of redis", goal: calmGoal}, "back to three nodes of redis", fiveRedis...)
+	both(change{name: "five nodes of percona", goal: galeraGoal}, "back to three nodes of percona", fivePercona...)
+	both(change{name: "five nodes of glusterfs", goal: calmGoal}, "back to three nodes of glusterfs", fiveGlusterFS...)
+	both(change{name: "five nodes of each, at once", goal: galeraGoal}, "back to three nodes of each, at once", slices.Concat(fiveRedis, fivePercona, fiveGlusterFS)...)
+	var moves []string
 	for _, n := range []struct {
 		node, address string
 		goal          goal
-	}{{"redis1", "192.168.10.49", calmGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
+	}{{"redis1", "192.168.10.49", calmGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"glusterfs2", "192.168.10.45", calmGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
 		both(change{name: "another address for " + n.node, goal: n.goal}, "the address of before for "+n.node,
 			n.node+": "+n.address+"\n", n.node+": 192.168.10.70\n")
+		moves = append(moves, n.node+": "+n.address+"\n", fmt.Sprintf("%s: 192.168.10.%d\n", n.node, 71+len(moves)/2))
 	}
+	both(change{name: "other addresses for a node of each role, at once", goal: galeraGoal}, "the addresses of before, at once", moves...)
 	both(change{name: "another MAC address for web2", goal: calmGoal}, "the MAC address of before for web2",
 		"web2: 192.168.10.43\n", "web2: {ip: 192.168.10.43, mac: \"52:54:00:12:34:56\"}\n")
 	both(change{name: "web1 and web2 change places", goal: calmGoal}, "and back",
 		"      web1: 192.168.10.42\n      web2: 192.168.10.43\n", "      web2: 192.168.10.43\n      web1: 192.168.10.42\n")
-	all = append(all, change{name: "a newer WordPress", build: true, goal: calmGoal, edit: b.newerWordPress, check: b.upgradedOnce})
-	return all
+	return append(all, b.newerCore())
+}
+
+// The edits that give a role two more nodes.
+var (
+	fiveRedis     = []string{"      redis3: 192.168.10.51\n", "      redis3: 192.168.10.51\n      redis4: 192.168.10.64\n      redis5: 192.168.10.65\n"}
+	fivePercona   = []string{"      percona3: 192.168.10.57\n", "      percona3: 192.168.10.57\n      percona4: 192.168.10.66\n      percona5: 192.168.10.67\n"}
+	fiveGlusterFS = []string{"      glusterfs3: 192.168.10.46\n", "      glusterfs3: 192.168.10.46\n      glusterfs4: 192.168.10.68\n      glusterfs5: 192.168.10.69\n"}
+)
+
+// bothGoal is for changes of redis and percona at once: the time of a failover of percona, and what another change may cost.
+var bothGoal = goal{kinds, galeraGoal.back + calmGoal.back}
+
+// coreChanges is the part of the table for clusters on several hosts.
+func (b *bench) coreChanges() []change {
+	more := slices.Concat(fiveRedis, fivePercona)
+	fewer := slices.Clone(more)
+	slices.Reverse(fewer)
+	return []change{
+		{name: "two more nodes of redis and of percona", goal: bothGoal, edit: b.edit(more...)},
+		{name: "other addresses for redis1 and percona1", goal: bothGoal,
+			edit: b.edit("redis1: 192.168.10.49\n", "redis1: 192.168.10.70\n", "percona1: 192.168.10.55\n", "percona1: 192.168.10.71\n")},
+		{name: "back to three nodes of redis and of percona", goal: bothGoal, edit: b.edit(fewer...)},
+		b.nginxRefuses(),
+		b.newerCore(),
+	}
+}
+
+func (b *bench) nginxRefuses() change {
+	return change{name: "a template of web that nginx refuses", goal: calmGoal, edit: b.editRole("web", "nginx.conf", "http {\n", "http {\n    nonsense;\n"),
+		undone: "web[12] does not become ready: .*; the change is undone: "}
+}
+
+func (b *bench) newerCore() change {
+	return change{name: "a newer WordPress", build: true, goal: calmGoal, edit: b.newerWordPress, check: b.upgradedOnce}
+}
+
+// givesUpSoon is for changes that cannot succeed: a new machine is waited for this long.
+var givesUpSoon = []string{"--timeout", readyIn.String()}
+
+// isAt succeeds if the site's pages call its address page, and its database calls it kept.
+func (b *bench) isAt(page, kept string) error {
+	body, err := b.get(b.visitor(pageLimit), "/index.php?rest_route=/")
+	if err != nil {
+		return err
+	}
+	var site struct{ Home string }
+	if err := json.Unmarshal([]byte(body), &site); err != nil || site.Home != page {
+		return fmt.Errorf("pages call the site's address %q, not %q: %v", site.Home, page, err)
+	}
+	out, err := b.in("percona1", `mariadb -N wordpress -e "SELECT option_value FROM wp_options WHERE option_name = 'home'"`)
+	if err == nil && strings.TrimSpace(out) != kept {
+		err = fmt.Errorf("the database has the address %q, not %q", out, kept)
+	}
+	return err
+}
+
+// sendsTo succeeds if visitors who come over plain HTTP see the front page over this scheme.
+func (b *bench) sendsTo(scheme string) error {
+	resp, err := b.visitor(pageLimit).Get("http://" + b.site + "/")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || resp.Request.URL.Scheme != scheme {
+		return fmt.Errorf("visitors are sent to %s: %s", resp.Request.URL, resp.Status)
+	}
+	return nil
+}
+
+// brokenPackage gives web a package with which nginx does not start.
+func (b *bench) brokenPackage(t *testing.T) {
+	t.Helper()
+	testkit.Write(t, filepath.Join(b.dir, "broken/DEBIAN/control"), "Package: broken\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@example.com>\nDescription: keeps nginx from starting\n")
+	testkit.Write(t, filepath.Join(b.dir, "broken/usr/lib/systemd/system/nginx.service.d/broken.conf"), "[Service]\nExecStartPre=/bin/false\n")
+	cmd := exec.Command("dpkg-deb", "--root-owner-group", "-b", "broken", "broken.deb")
+	cmd.Dir = b.dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("a broken package: %v\n%s", err, out)
+	}
+	b.edit("  web:\n", "  web:\n    packages: [./broken.deb]\n")(t)
+}
+
+// addRole adds the role that docs/roles.md adds.
+func (b *bench) addRole(t *testing.T) {
+	t.Helper()
+	files, lines := testkit.Walkthrough(t)
+	for name, text := range files {
+		testkit.Write(t, filepath.Join(b.dir, "roles", name), text)
+	}
+	spec, err := os.ReadFile(b.spec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	testkit.Write(t, b.spec(), string(spec)+lines)
+}
+
+// dropRole takes it out of the spec.
+func (b *bench) dropRole(t *testing.T) {
+	t.Helper()
+	_, lines := testkit.Walkthrough(t)
+	replaceIn(t, b.spec(), lines, "")
 }
 
 // newerVersion is what the newer WordPress calls itself.
 const newerVersion = "6.1.77"
 
-// newerWordPress gives web and backend Debian's WordPress with a higher version, of its tables as well.
+// newerWordPress gives web and backend Debian's WordPress with a higher version, of its tables as well. It makes the package once, so
+// that an image with it can be baked before it is needed.
 func (b *bench) newerWordPress(t *testing.T) {
 	t.Helper()
 	cmd := exec.Command("sh", "-ec", `
+[ ! -e newer.deb ] || exit 0
 apt-get download -qq wordpress
 dpkg-deb -R wordpress_*.deb w
 f=w/usr/share/wordpress/wp-includes/version.php
@@ -326,7 +464,8 @@ v=$(sed -n 's/^\$wp_db_version = \([0-9]*\);/\1/p' $f)
 sed -i "s/^\$wp_db_version = $v;/\$wp_db_version = $((v+1));/; s/^\$wp_version = .*/\$wp_version = '`+newerVersion+`';/" $f
 (cd w && find usr -type f -print0 | xargs -0 md5sum >DEBIAN/md5sums)
 sed -i 's/^Version: .*/&+newer1/' w/DEBIAN/control
-dpkg-deb -b w newer.deb
+dpkg-deb -b w made.deb
+mv made.deb newer.deb
 rm -r w wordpress_*.deb`)
 	cmd.Dir = b.dir
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -384,4 +523,39 @@ func costTable(costs []cost) string {
 		fmt.Fprintf(&b, " %d | %d |\n", c.older, c.lost)
 	}
 	return b.String()
+}
+
+// TestChangesFitTheSpec edits the reference cluster's spec as the tables do, without a cluster: a row that no longer fits would
+// otherwise be found after an hour.
+func TestChangesFitTheSpec(t *testing.T) {
+	testkit.Program(t, "dpkg-deb", "dpkg")
+	for what, table := range map[string]func(b *bench) []change{"all": (*bench).changes, "core": (*bench).coreChanges} {
+		t.Run(what, func(t *testing.T) {
+			b := &bench{dir: t.TempDir()}
+			testkit.Write(t, b.spec(), string(cluster.Reference("debian12")))
+			testkit.Write(t, filepath.Join(b.dir, "newer.deb"), "a package that has been made already")
+			for _, c := range table(b) {
+				before := b.files(t)
+				c.edit(t)
+				catalogue, err := roles.Load(filepath.Join(b.dir, "roles"))
+				if err != nil {
+					t.Fatalf("%s: %v", c.name, err)
+				}
+				spec, err := os.ReadFile(b.spec())
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = cluster.Parse(b.spec(), spec, catalogue.Rules())
+				if want := regexp.MustCompile(c.refused); c.refused == "" && err != nil || c.refused != "" && (err == nil || !want.MatchString(err.Error())) {
+					t.Errorf("%s: %v", c.name, err)
+				}
+				if after := b.files(t); maps.Equal(before, after) {
+					t.Errorf("%s: nothing changes", c.name)
+				}
+				if c.refused+c.undone != "" {
+					b.restore(t, before)
+				}
+			}
+		})
+	}
 }

@@ -5,10 +5,14 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -27,8 +31,11 @@ import (
 
 // bench is a cluster under test, operated through the command line.
 type bench struct {
-	dir  string // contains cluster.yaml, secrets and dist
-	site string // loopback address that is forwarded to the site
+	dir   string // contains cluster.yaml, secrets and dist
+	site  string // loopback address that is forwarded to the site
+	https bool   // what is forwarded is HTTPS, with a certificate from the cluster's authority
+	// secure is the loopback address that is forwarded to the site's HTTPS, where visitors go who are sent from plain HTTP; empty: none.
+	secure string
 
 	// command and shell run imagegen and a shell line on a node if the nodes are not in the lab; nil: in the lab.
 	command func(args ...string) *exec.Cmd
@@ -79,13 +86,17 @@ func newBenchOf(t *testing.T, cluster string) *bench {
 func (b *bench) spec() string { return filepath.Join(b.dir, "cluster.yaml") }
 func (b *bench) dist() string { return filepath.Join(b.dir, "dist") }
 
+// program returns a command that runs imagegen.
+func (b *bench) program(args ...string) *exec.Cmd {
+	if b.command != nil {
+		return b.command(args...)
+	}
+	return exec.Command("../bin/imagegen", args...)
+}
+
 // try runs imagegen and returns its standard output.
 func (b *bench) try(args ...string) (string, error) {
-	cmd := exec.Command("../bin/imagegen", args...)
-	if b.command != nil {
-		cmd = b.command(args...)
-	}
-	out, err := b.capture(cmd)
+	out, err := b.capture(b.program(args...))
 	if err != nil {
 		err = fmt.Errorf("imagegen %s: %w", strings.Join(args, " "), err)
 	}
@@ -128,6 +139,11 @@ func (b *bench) in(node, script string) (string, error) {
 		return b.capture(b.shell(node, script))
 	}
 	return b.try("exec", "-f", b.spec(), "-o", b.dist(), node, "--", "sh", "-c", script)
+}
+
+// inNetwork returns a command of a computer that is no node, in the network of a cluster in the lab.
+func inNetwork(cluster string, args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--net=/run/netns/imagegen-" + cluster}, args...)...)
 }
 
 // on is in for a fixed node.
@@ -209,9 +225,32 @@ func (b *bench) secret(t *testing.T, name string) string {
 	return all[name]
 }
 
+// origin is what the addresses of the site's pages begin with.
+func (b *bench) origin() string {
+	if b.https {
+		return "https://" + b.site
+	}
+	return "http://" + b.site
+}
+
+// visitor returns a client that uses a new connection for each request, and trusts the cluster's authority.
+func (b *bench) visitor(limit time.Duration) *http.Client {
+	return &http.Client{Timeout: limit, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			trusts, err := b.trusts()
+			if err != nil {
+				return nil, err
+			}
+			d := tls.Dialer{Config: trusts}
+			return d.DialContext(ctx, network, cmp.Or(b.secure, address))
+		},
+	}}
+}
+
 // get fetches a page of the site.
 func (b *bench) get(c *http.Client, path string) (string, error) {
-	resp, err := c.Get("http://" + b.site + path)
+	resp, err := c.Get(b.origin() + path)
 	if err != nil {
 		return "", err
 	}
@@ -227,12 +266,15 @@ func (b *bench) get(c *http.Client, path string) (string, error) {
 }
 
 // frontPage succeeds if the site's front page with its title comes through the virtual address.
-func (b *bench) frontPage() error { return b.frontPageIn(20 * time.Second) }
+func (b *bench) frontPage() error { return b.titled(siteTitle, pageLimit) }
 
-func (b *bench) frontPageIn(limit time.Duration) error {
-	body, err := b.get(&http.Client{Timeout: limit}, "/")
-	if err == nil && !strings.Contains(body, "<title>"+siteTitle) {
-		err = fmt.Errorf("the front page has no title %q: %.300s", siteTitle, body)
+const pageLimit = 20 * time.Second
+
+// titled succeeds if the site's front page has a title.
+func (b *bench) titled(title string, limit time.Duration) error {
+	body, err := b.get(b.visitor(limit), "/")
+	if err == nil && !strings.Contains(body, "<title>"+title) {
+		err = fmt.Errorf("the front page has no title %q: %.300s", title, body)
 	}
 	return err
 }
@@ -247,9 +289,9 @@ func (b *bench) login(t *testing.T) *http.Client {
 	if _, err := b.get(c, "/wp-login.php"); err != nil {
 		t.Fatal(err)
 	}
-	resp, err := c.PostForm("http://"+b.site+"/wp-login.php", url.Values{
+	resp, err := c.PostForm(b.origin()+"/wp-login.php", url.Values{
 		"log": {"admin"}, "pwd": {b.secret(t, "wordpress_admin")}, "testcookie": {"1"},
-		"redirect_to": {"http://" + b.site + "/wp-admin/profile.php"},
+		"redirect_to": {b.origin() + "/wp-admin/profile.php"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -269,7 +311,7 @@ func (b *bench) publish(t *testing.T, c *http.Client, title string) string {
 		t.Fatal(err)
 	}
 	form := url.Values{"title": {title}, "content": {"text of " + title}, "status": {"publish"}}
-	req, _ := http.NewRequest(http.MethodPost, "http://"+b.site+"/index.php?rest_route=/wp/v2/posts", strings.NewReader(form.Encode()))
+	req, _ := http.NewRequest(http.MethodPost, b.origin()+"/index.php?rest_route=/wp/v2/posts", strings.NewReader(form.Encode()))
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("X-WP-Nonce", nonce)
 	resp, err := c.Do(req)
@@ -325,14 +367,18 @@ func TestReferenceCluster(t *testing.T) {
 		name  string
 		nodes []string
 		halt  bool // a minute between the halves
+		https bool
 	}{
-		{fmt.Sprintf("shuffled with seed %d, a minute between the halves", seed), shuffled, true},
-		{"reversed", reversed, false},
-		{"as listed", names, false},
+		{fmt.Sprintf("shuffled with seed %d, a minute between the halves", seed), shuffled, true, false},
+		{"reversed, with HTTPS", reversed, false, true},
+		{"as listed", names, false, false},
 	}
 	for i, o := range orders {
 		if i > 0 {
 			b.lab(t, "down")
+		}
+		if o.https != b.https {
+			b.switchHTTPS(t)
 		}
 		t.Logf("boot %s: %s", o.name, strings.Join(o.nodes, " "))
 		if o.halt {
@@ -346,6 +392,9 @@ func TestReferenceCluster(t *testing.T) {
 		b.waitReady(t)
 		t.Logf("nodes %s: page after %s, all ready after %s", o.name, page.Round(100*time.Millisecond), time.Since(start).Round(100*time.Millisecond))
 		total += page
+		if o.https {
+			t.Run("people see the site over HTTPS", b.peopleSeeHTTPS)
+		}
 	}
 	t.Logf("mean time from power-on to the page: %s", (total / time.Duration(len(orders))).Round(100*time.Millisecond))
 

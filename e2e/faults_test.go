@@ -108,9 +108,8 @@ func (b *bench) newLoad(t *testing.T) (l *load, stop func()) {
 	var wg sync.WaitGroup
 	for _, kind := range kinds {
 		l.acked[kind] = map[int]bool{}
-		jar, _ := cookiejar.New(nil)
-		// Each request uses a new connection.
-		client := &http.Client{Timeout: requestLimit, Jar: jar, Transport: &http.Transport{DisableKeepAlives: true}}
+		client := b.visitor(requestLimit)
+		client.Jar, _ = cookiejar.New(nil)
 		wg.Go(func() {
 			for last := 0; ; {
 				l.mu.Lock()
@@ -196,7 +195,7 @@ func (l *load) lost(t *testing.T) int {
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Second) {
 		var all map[string][]int
 		testkit.Eventually(t, time.Minute, "the list of what was written", func() error {
-			body, err := l.bench.get(&http.Client{Timeout: 30 * time.Second}, "/wp-content/probe.php?op=all")
+			body, err := l.bench.get(l.bench.visitor(30*time.Second), "/wp-content/probe.php?op=all")
 			if err == nil {
 				err = json.Unmarshal([]byte(body), &all)
 			}

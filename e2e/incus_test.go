@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -198,6 +197,12 @@ func (o *onHosts) askAnother(lost ...string) {
 // forward returns a loopback address that leads to an address in the nodes' network, where a visitor is.
 func (o *onHosts) forward(t *testing.T, to netip.AddrPort) string {
 	t.Helper()
+	return forward(t, o.hosts.Outside("../bin/imagegen", lab.ForwardCommand, to.String()))
+}
+
+// forward starts a command that forwards, and returns the loopback address that it listens on.
+func forward(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +213,6 @@ func (o *onHosts) forward(t *testing.T, to netip.AddrPort) string {
 		t.Fatal(err)
 	}
 	defer socket.Close()
-	cmd := o.hosts.Outside("../bin/imagegen", lab.ForwardCommand, to.String())
 	cmd.ExtraFiles = []*os.File{socket}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -336,30 +340,49 @@ func (o *onHosts) holdsAsBefore(t *testing.T, before []string) {
 	}
 }
 
-// TestIncusWhole runs the reference cluster on three Incus hosts, and breaks hosts under the fault matrix' load.
-func TestIncusWhole(t *testing.T) {
-	o := newOnHosts(t, func(b *bench) string {
+// newWholeOnHosts is newOnHosts for the reference cluster. The images that edit takes the spec to are baked before the hosts are made,
+// while nothing else runs.
+func newWholeOnHosts(t *testing.T, edit func(b *bench)) *onHosts {
+	t.Helper()
+	return newOnHosts(t, func(b *bench) string {
 		b.run(t, "init", "--distro", "debian12", b.dir)
+		replaceIn(t, b.spec(), "cluster: otus", "cluster: e2e-incus")
 		spec, err := os.ReadFile(b.spec())
 		if err != nil {
 			t.Fatal(err)
 		}
-		spec = bytes.Replace(spec, []byte("cluster: otus"), []byte("cluster: e2e-incus"), 1)
-		// The images that are rolled out in the end are baked now, while nothing else runs.
-		if err := os.WriteFile(b.spec(), withOneMorePackage(spec), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		edit(b)
 		b.lab(t, "build")
 		return string(spec)
 	})
-	before := o.hosts.Holds()
+}
+
+// upWhole makes all machines, and returns the host of each once the site can be visited.
+func (o *onHosts) upWhole(t *testing.T) map[string]string {
+	t.Helper()
 	at := o.up(t)
 	if len(at) != 17 {
 		t.Fatalf("%d nodes", len(at))
 	}
-	o.site = o.forward(t, netip.MustParseAddrPort("192.168.10.39:80"))
+	o.site = o.forward(t, netip.MustParseAddrPort(siteVIP+":80"))
 	took := testkit.Eventually(t, time.Minute, "front page", o.frontPage)
 	t.Logf("the front page came through the virtual address %s after all were ready", took.Round(100*time.Millisecond))
+	return at
+}
+
+// TestIncusWhole runs the reference cluster on three Incus hosts, and breaks hosts under the fault matrix' load.
+func TestIncusWhole(t *testing.T) {
+	o := newWholeOnHosts(t, func(b *bench) {
+		spec, err := os.ReadFile(b.spec())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(b.spec(), withOneMorePackage(spec), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	})
+	before := o.hosts.Holds()
+	at := o.upWhole(t)
 	o.seedsAreSecret(t)
 	o.nothingElseFails(t)
 
@@ -378,6 +401,22 @@ func TestIncusWhole(t *testing.T) {
 			return
 		}
 	}
+	stop()
+	o.lab(t, "down")
+	o.holdsAsBefore(t, before)
+}
+
+// TestChangesOnIncus changes the reference cluster on three Incus hosts, under the fault matrix' load. IMAGEGEN_CHANGES, a regular
+// expression, picks some of the changes.
+func TestChangesOnIncus(t *testing.T) {
+	o := newWholeOnHosts(t, func(b *bench) { b.newerWordPress(t) })
+	before := o.hosts.Holds()
+	o.upWhole(t)
+	l, stop := o.newLoad(t)
+	stop = sync.OnceFunc(stop)
+	defer stop()
+	testkit.Eventually(t, recoverLimit, "load", func() error { return l.steady(kinds) })
+	l.changeAll(t, o.coreChanges(), o.explain)
 	stop()
 	o.lab(t, "down")
 	o.holdsAsBefore(t, before)

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,7 +55,7 @@ func (b *bench) lockedDown(t *testing.T) {
 	script := `while read node role ip port; do
 	(timeout 2 bash -c "</dev/tcp/$ip/$port" 2>/dev/null && echo "$node $role $port") &
 done; wait`
-	scan := exec.Command("nsenter", "--net=/run/netns/imagegen-"+clusterName, "bash", "-c", script)
+	scan := inNetwork(clusterName, "bash", "-c", script)
 	scan.Stdin = strings.NewReader(strings.Join(targets, "\n") + "\n")
 	out, err := scan.Output()
 	if err != nil {

@@ -39,11 +39,12 @@ func (b *bench) secrets(t *testing.T) needles {
 			for name, p := range passwords {
 				all[name] = []byte(p)
 			}
-		case strings.HasSuffix(d.Name(), ".key"):
-			if block, _ := pem.Decode(data); block == nil {
-				return errors.New(path + " is not a PEM file")
+		case strings.HasSuffix(d.Name(), ".key"), d.Name() == "site.pem":
+			_, key, is := bytes.Cut(data, []byte("PRIVATE KEY-----\n"))
+			if block, _ := pem.Decode(data); block == nil || !is {
+				return errors.New(path + " is not a PEM file with a key")
 			}
-			all[d.Name()] = bytes.Split(data, []byte("\n"))[1] // the first line of the key itself
+			all[d.Name()] = bytes.Split(key, []byte("\n"))[0] // the first line of the key itself
 		}
 		return nil
 	})

@@ -33,7 +33,7 @@ func TestVirtualMachines(t *testing.T) {
 	b.lab(t, "up", "--site", b.site, "--provider", "qemu")
 	t.Logf("the last machine was turned on after %s", time.Since(start).Round(time.Second))
 	// A long timeout: cancelled requests continue on the server and slow down the next ones.
-	testkit.Eventually(t, allVMsIn, "front page", func() error { return b.frontPageIn(5 * time.Minute) })
+	testkit.Eventually(t, allVMsIn, "front page", func() error { return b.titled(siteTitle, 5*time.Minute) })
 	t.Logf("page after %s", time.Since(start).Round(time.Second))
 	b.lab(t, "status", "--wait", "--timeout", allVMsIn.String())
 	t.Logf("all ready after %s", time.Since(start).Round(time.Second))

@@ -27,7 +27,7 @@ import (
 // protocol.
 type browser struct {
 	session string // its URL at the driver
-	site    string // host:port that all requests must go to
+	origin  string // scheme://host:port that all requests must go to
 }
 
 // webDriver limits each request; a page on two slow cores takes seconds.
@@ -65,14 +65,14 @@ func startChromedriver(t *testing.T) string {
 	return ""
 }
 
-// newBrowser opens a browser that can reach only this machine.
-func newBrowser(t *testing.T, driver, site string) *browser {
+// newBrowser opens a browser that can reach only this machine. more are further arguments of Chromium.
+func newBrowser(t *testing.T, driver, origin string, more ...string) *browser {
 	t.Helper()
 	profile, err := os.MkdirTemp("", "imagegen-browser-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	br := &browser{site: site}
+	br := &browser{origin: origin}
 	t.Cleanup(func() {
 		if br.session != "" {
 			if err := br.call(http.MethodDelete, "", nil, nil); err != nil {
@@ -81,12 +81,12 @@ func newBrowser(t *testing.T, driver, site string) *browser {
 		}
 		os.RemoveAll(profile)
 	})
-	args := []string{
+	args := append([]string{
 		"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server",
 		"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 		"--window-size=1280,1600", "--user-data-dir=" + profile,
-	}
+	}, more...)
 	if os.Geteuid() != 0 {
 		args = slices.DeleteFunc(args, func(a string) bool { return a == "--no-sandbox" })
 	}
@@ -149,7 +149,7 @@ func (br *browser) call(method, path string, in, out any) error {
 
 // open opens a page of the site and returns when it has loaded.
 func (br *browser) open(path string) error {
-	return br.call(http.MethodPost, "/url", map[string]any{"url": "http://" + br.site + path}, nil)
+	return br.call(http.MethodPost, "/url", map[string]any{"url": br.origin + path}, nil)
 }
 
 // script runs JavaScript in the page.
@@ -214,7 +214,8 @@ func (br *browser) log(kind string) ([]string, error) {
 	}
 	var messages []string
 	for _, e := range entries {
-		if kind != "browser" || e.Level == "SEVERE" {
+		// A page that requests something without encryption may be only warned of.
+		if kind != "browser" || e.Level == "SEVERE" || strings.Contains(e.Message, "Mixed Content") {
 			messages = append(messages, e.Message)
 		}
 	}
@@ -314,8 +315,8 @@ func (br *browser) visit(path string) ([]*request, error) {
 		requests = append(requests, r)
 		u, _ := url.Parse(r.url)
 		switch {
-		case u.Host != br.site:
-			faults = append(faults, fmt.Errorf("%s %s: not on %s", r.kind, r.url, br.site))
+		case u.Scheme+"://"+u.Host != br.origin:
+			faults = append(faults, fmt.Errorf("%s %s: not on %s", r.kind, r.url, br.origin))
 		case r.status >= 400:
 			faults = append(faults, fmt.Errorf("%s %s: status %d", r.kind, r.url, r.status))
 		case r.failed != "":

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -16,24 +15,6 @@ import (
 	"imagegen/cluster/facts"
 	"imagegen/internal/testkit"
 )
-
-// walkthrough returns the role that docs/roles.md adds, file by file.
-func walkthrough(t *testing.T) (files map[string]string, specLines string) {
-	t.Helper()
-	page, err := os.ReadFile("../docs/roles.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	files = map[string]string{}
-	for _, m := range regexp.MustCompile("(?s)`roles/([^`]+)`:\n\n```[a-z]*\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
-		files[m[1]] = m[2]
-	}
-	spec := regexp.MustCompile("(?s)at the end of `cluster.yaml`:\n\n```yaml\n(.*?)```").FindStringSubmatch(string(page))
-	if spec == nil || len(files) != 2 {
-		t.Fatalf("docs/roles.md has lost its walk-through: found %d files", len(files))
-	}
-	return files, spec[1]
-}
 
 // folder writes files below a new folder and returns it.
 func folder(t *testing.T, files map[string]string) string {
@@ -47,7 +28,7 @@ func folder(t *testing.T, files map[string]string) string {
 
 // TestWalkthrough does what docs/roles.md says: a role is added in a folder beside the spec.
 func TestWalkthrough(t *testing.T) {
-	files, lines := walkthrough(t)
+	files, lines := testkit.Walkthrough(t)
 	c := mustLoad(t, folder(t, files))
 	s := parse(t, c, string(cluster.Reference("debian12"))+lines)
 	r, err := c.Render(s, testSecrets(c, s), "memcached1")
@@ -195,7 +176,7 @@ func TestBroken(t *testing.T) {
 		{"folder elsewhere", "  - name: memcached\n", "  - name: disk\n    kind: disk\n    params: {mount: /data, filesystem: ext4, dirs: [{path: /database, owner: 'root:root', mode: '0750'}]}\n  - name: memcached\n"},
 	} {
 		t.Run(b.name, func(t *testing.T) {
-			files, _ := walkthrough(t)
+			files, _ := testkit.Walkthrough(t)
 			changed := 0
 			for name, content := range files {
 				if strings.Contains(content, b.old) {
@@ -289,7 +270,7 @@ func TestRenderFaults(t *testing.T) {
 		{"fail", "-p 11211", `{{fail "no way"}}`, "no way"},
 	} {
 		t.Run(b.name, func(t *testing.T) {
-			files, lines := walkthrough(t)
+			files, lines := testkit.Walkthrough(t)
 			files["memcached/role.yaml"] += "secrets: [pw]\n"
 			changed := 0
 			for name, content := range files {
