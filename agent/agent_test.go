@@ -508,7 +508,7 @@ func TestSleepsEndTogether(t *testing.T) {
 	}
 }
 
-// slowNetwork answers at once, or for as long as it is down not before the request's limit.
+// slowNetwork answers soon, or for as long as it is down not before the request's limit.
 type slowNetwork struct{ down bool }
 
 func (s *slowNetwork) ask(ctx context.Context, n facts.Peer, _ *facts.Joint) (facts.NodeReport, error) {
@@ -516,6 +516,7 @@ func (s *slowNetwork) ask(ctx context.Context, n facts.Peer, _ *facts.Joint) (fa
 		time.Sleep(pollLimit)
 		return facts.NodeReport{}, context.DeadlineExceeded
 	}
+	time.Sleep(50 * time.Millisecond)
 	return facts.NodeReport{Node: n, Ready: true}, nil
 }
 
@@ -527,10 +528,13 @@ func TestOneLateAnswerIsNoSilence(t *testing.T) {
 		network := &slowNetwork{}
 		p := newPeers(network, systemClock{})
 		yes := func() bool { return true }
-		go p.poll(t.Context(), web2, yes, yes, func() *facts.Joint { return nil })
+		ctx, stop := context.WithCancel(t.Context())
+		var loop sync.WaitGroup
+		loop.Go(func() { p.poll(ctx, web2, yes, yes, func() *facts.Joint { return nil }) })
+		defer loop.Wait()
+		defer stop()
 		heard := func() bool { _, ok := p.heard()["web2"]; return ok }
 		age := func() time.Duration { return p.heard()["web2"].Age }
-		synctest.Wait()
 		time.Sleep(calmAfter + 10*time.Second)
 		for start := time.Now(); age() < pollCalm-100*time.Millisecond; time.Sleep(50 * time.Millisecond) {
 			if time.Since(start) > time.Minute {
@@ -540,11 +544,11 @@ func TestOneLateAnswerIsNoSilence(t *testing.T) {
 		network.down = true // for the next question
 		time.Sleep(time.Second)
 		network.down = false
-		for range 100 {
+		for range 500 {
 			if !heard() {
 				t.Fatal("one late answer has made it silent")
 			}
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(10 * time.Millisecond)
 		}
 		network.down = true
 		time.Sleep(ensemble.HeardLimit + time.Millisecond)
