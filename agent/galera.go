@@ -47,10 +47,12 @@ type galera struct {
 
 func newGalera(n Node, _ string, p *facts.GaleraParams) Component {
 	units := slices.Compact([]string{p.Unit, p.BootUnit})
-	return &galera{node: n, server: &galeraUnits{params: p, cluster: n.Facts.ClusterID, units: units}, decide: decideGalera}
+	return &galera{node: n, server: &galeraUnits{params: p, client: sqlClient{argv: p.Client}, cluster: n.Facts.ClusterID, units: units}, decide: decideGalera}
 }
 
 func (g *galera) unitNames() []string { return g.server.unitNames() }
+
+func (g *galera) close() { g.server.close() }
 
 func (g *galera) Observe(ctx context.Context) (any, error) {
 	seen, err := g.server.look(ctx)

@@ -16,6 +16,8 @@ import (
 const (
 	cliLimit     = 60 * time.Second // one change made through the gluster command line
 	infoInterval = 15 * time.Second // between two queries of an unchanged volume; each costs some 80 ms of CPU
+	infoCalm     = 5 * time.Minute  // the same, while glusterd answers pings
+	pingLimit    = time.Second
 	offlineLimit = 3 * time.Second  // glusterd gets this long to start the brick by itself
 	healInterval = 10 * time.Second // between two requests to heal
 

@@ -21,6 +21,7 @@ import (
 
 	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
 var glusterNodes = []string{"glusterfs1", "glusterfs2", "glusterfs3"}
@@ -528,6 +529,18 @@ func TestGlusterForReal(t *testing.T) {
 mkdir -p /mnt/client/a/b/c; for i in $(seq 300); do echo $i >/mnt/client/a/b/f$i; done; echo deep >/mnt/client/a/b/c/x; rm /mnt/client/a/b/f7; chown 2000:3000 /mnt/client/a`)
 	count := l.inside("glusterfs2", files)
 	l.sameContent("new")
+
+	// While glusterd answers pings, its command line is asked for less often.
+	socket := "/proc/" + l.up["glusterfs1"].pid + "/root/run/glusterd.socket"
+	testkit.Eventually(t, time.Minute, "glusterd answers a ping", func() error { return pingGlusterd(t.Context(), socket) })
+	l.inside("glusterfs1", `kill -STOP $(cat /run/glusterd.pid)`)
+	if err := pingGlusterd(t.Context(), socket); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a glusterd that hangs: %v", err)
+	}
+	l.inside("glusterfs1", `kill -CONT $(cat /run/glusterd.pid)`)
+	if err := pingGlusterd(t.Context(), socket+"x"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no glusterd: %v", err)
+	}
 
 	l.off("glusterfs3")
 	l.until("serving without glusterfs3", time.Minute, false, func() bool {
