@@ -152,7 +152,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"network.ping-timeout": "5", "performance.quick-read": "on", "nfs.disable": "on", "cluster.shd-max-threads": "8",
+		"network.ping-timeout": "5", "performance.quick-read": "on", "performance.quick-read-cache-invalidation": "on", "nfs.disable": "on", "cluster.shd-max-threads": "8",
 		"features.cache-invalidation": "on", "features.cache-invalidation-timeout": "600",
 		"performance.cache-invalidation": "on", "performance.md-cache-timeout": "10",
 		"cluster.quorum-type": "fixed", "cluster.quorum-count": "1", "cluster.server-quorum-type": "none",
