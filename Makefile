@@ -28,7 +28,7 @@ LIBVIRT := libvirt-daemon-system libvirt-clients
 # What looks at the site.
 BROWSER := chromium chromium-driver openssl
 # For make bench to compare with.
-BENCHERS := cloud-image-utils genisoimage qemu-utils mkosi debootstrap apt-utils xz-utils apache2-utils
+BENCHERS := cloud-image-utils genisoimage qemu-utils mkosi debootstrap apt-utils xz-utils apache2-utils redis-server haproxy
 
 .PHONY: help
 help: ## this list
@@ -143,6 +143,6 @@ e2e-incus-changes: tools build ## the core of the table of changes on three Incu
 	IMAGEGEN_E2E=incus $(GO) test -count=1 -timeout 120m -run 'TestChangesOnIncus$$' -v ./e2e
 
 .PHONY: bench
-bench: tools build ## beside other tools: BENCH=seeds,scale,vmdk,bake,builders,page,site; see docs/bench.md for its variables (root)
+bench: tools build ## beside other tools: BENCH=seeds,scale,vmdk,bake,builders,page,site,idle; see docs/bench.md for its variables (root)
 	$(call install,$(BENCHERS))
-	BENCH=$${BENCH:-seeds,scale,vmdk,bake,builders,page,site} BENCH_DISK='$(abspath $(BENCH_DISK))' $(GO) test -count=1 -timeout 180m -v ./bench
+	BENCH=$${BENCH:-seeds,scale,vmdk,bake,builders,page,site,idle} BENCH_DISK='$(abspath $(BENCH_DISK))' $(GO) test -count=1 -timeout 180m -v ./bench

@@ -12,7 +12,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +32,7 @@ const (
 // Agent runs the components of one node and talks to its peers' agents.
 type Agent struct {
 	facts    facts.Facts
+	order    []string // names of the components in the facts
 	runners  []*runner
 	peers    *peers
 	identity identity
@@ -54,12 +54,14 @@ type Agent struct {
 	changing  sync.Mutex    // held while a takeover's journal changes, except by its trial
 
 	mu      sync.Mutex
-	reports map[string]facts.ComponentReport
-	looked  map[string]time.Time // when each component that has a report last observed
-	ready   bool                 // every component is
-	holds   []string             // virtual addresses
-	trial   *facts.Trial         // of the last takeover; nil: none
-	yields  map[string]time.Time // until when load balancers are to prefer another node, by component
+	reports map[string]facts.ComponentReport // never modified, only replaced: answers and components' views share it
+	looked  map[string]time.Time             // when each component that has a report last observed
+	asks    []facts.Peer                     // see asked
+	asksFor *facts.Joint                     // what asks was made from
+	ready   bool                             // every component is
+	holds   []string                         // virtual addresses
+	trial   *facts.Trial                     // of the last takeover; nil: none
+	yields  map[string]time.Time             // until when load balancers are to prefer another node, by component
 
 	handing sync.Mutex // held while the node hands over what it leads
 }
@@ -69,6 +71,7 @@ type runner struct {
 	facts.Component
 	impl     Component
 	decision decisionStore
+	after    []string // components that must be ready before its turn
 }
 
 // New makes the agent of a node from its seed's files below root (normally "/"). made says what the node was made from. Each
@@ -138,6 +141,10 @@ func New(root string, made facts.Made, console func(line string)) (*Agent, error
 
 // newAgent makes an agent without components.
 func newAgent(known facts.Facts, clock clock, network network, console func(line string)) *Agent {
+	var order []string
+	for _, c := range known.Components {
+		order = append(order, c.Name)
+	}
 	return &Agent{
 		members: &memberships{
 			own:      func() facts.Membership { return ensemble.Own(0, known.Node, known.Peers) },
@@ -146,6 +153,7 @@ func newAgent(known facts.Facts, clock clock, network network, console func(line
 			store:    jointMemory{},
 		},
 		facts:     known,
+		order:     order,
 		clock:     clock,
 		console:   func(line string) { console(printable(line)) },
 		reports:   map[string]facts.ComponentReport{},
@@ -160,8 +168,8 @@ func newAgent(known facts.Facts, clock clock, network network, console func(line
 
 // add gives the agent a component.
 func (a *Agent) add(c facts.Component, impl Component, decision decisionStore) {
-	a.runners = append(a.runners, &runner{c, impl, decision})
-	a.reports[c.Name] = facts.ComponentReport{Kind: c.Kind, Status: waitf("the agent has just started"), Since: a.clock.Now()}
+	a.runners = append(a.runners, &runner{c, impl, decision, a.after(c)})
+	a.replace(c.Name, facts.ComponentReport{Kind: c.Kind, Status: waitf("the agent has just started"), Since: a.clock.Now()})
 }
 
 // newComponent makes the component that c describes.
@@ -256,6 +264,9 @@ func (a *Agent) loops() []func(ctx context.Context) {
 
 // drive gives a component its turns until ctx ends.
 func (a *Agent) drive(ctx context.Context, r *runner) {
+	if c, ok := r.impl.(interface{ close() }); ok {
+		defer c.close()
+	}
 	for ctx.Err() == nil {
 		pause := pollUnready
 		if a.turn(ctx, r).State == facts.Ready {
@@ -267,7 +278,7 @@ func (a *Agent) drive(ctx context.Context, r *runner) {
 
 // turn is one observation and at most one step.
 func (a *Agent) turn(ctx context.Context, r *runner) facts.Status {
-	if missing := a.missing(a.after(r.Component)); len(missing) > 0 {
+	if missing := a.missing(r.after); len(missing) > 0 {
 		// It must not observe yet: an unmounted data folder looks empty. Peers are told nothing.
 		a.publish(r.Name, nil)
 		return a.setStatus(r.Name, waitf("for %s on this node", strings.Join(missing, ", ")))
@@ -335,9 +346,20 @@ func describeStatus(s facts.Status) string {
 func (a *Agent) missing(names []string) []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(names), func(n string) bool {
-		return a.reports[n].Status.State == facts.Ready
-	})
+	var missing []string
+	for _, n := range names {
+		if a.reports[n].Status.State != facts.Ready {
+			missing = append(missing, n)
+		}
+	}
+	return missing
+}
+
+// replace replaces a component's report.
+func (a *Agent) replace(name string, r facts.ComponentReport) {
+	reports := maps.Clone(a.reports)
+	reports[name] = r
+	a.reports = reports
 }
 
 // publish replaces the report of a component; nil withdraws it.
@@ -354,8 +376,10 @@ func (a *Agent) publish(name string, report any) {
 	a.mu.Lock()
 	r := a.reports[name]
 	was := r.Is
-	r.Report, r.Is = raw, is
-	a.reports[name] = r
+	if is != was || !bytes.Equal(raw, r.Report) {
+		r.Report, r.Is = raw, is
+		a.replace(name, r)
+	}
 	if raw != nil {
 		a.looked[name] = now
 	} else {
@@ -381,7 +405,7 @@ func (a *Agent) setStatus(name string, s facts.Status) facts.Status {
 		r.Since = a.clock.Now()
 	}
 	r.Status = s
-	a.reports[name] = r
+	a.replace(name, r)
 	ready := true
 	for _, r := range a.reports {
 		ready = ready && r.Status.State == facts.Ready
@@ -403,11 +427,26 @@ func (a *Agent) setStatus(name string, s facts.Status) facts.Status {
 
 // oneLine makes a program's message fit a table cell and a console line.
 func oneLine(s string) string {
+	if isOneLine(s) {
+		return s
+	}
 	s = strings.Join(strings.Fields(printable(s)), " ")
 	if r := []rune(s); len(r) > 300 {
 		s = string(r[:300]) + "…"
 	}
 	return s
+}
+
+// isOneLine tells whether oneLine would change nothing. Most messages are like that, and each turn has one.
+func isOneLine(s string) bool {
+	last := byte(' ')
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' || s[i] == ' ' && last == ' ' {
+			return false
+		}
+		last = s[i]
+	}
+	return len(s) <= 300 && (last != ' ' || s == "")
 }
 
 // printable removes what a terminal would interpret rather than show: control characters, including the first bytes of
@@ -451,12 +490,17 @@ func (a *Agent) own() facts.NodeReport {
 	now := a.clock.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r := facts.NodeReport{Cluster: a.facts.Cluster, ClusterID: a.facts.ClusterID, Node: a.facts.Node, Ready: a.ready, Components: maps.Clone(a.reports)}
+	r := facts.NodeReport{Cluster: a.facts.Cluster, ClusterID: a.facts.ClusterID, Node: a.facts.Node, Ready: a.ready, Components: a.reports}
+	var fresh map[string]facts.ComponentReport
 	for name, at := range a.looked {
 		if now.Sub(at) > a.peers.limit {
-			c := r.Components[name]
+			if fresh == nil {
+				fresh = maps.Clone(a.reports)
+				r.Components = fresh
+			}
+			c := fresh[name]
 			c.Report = nil
-			r.Components[name] = c
+			fresh[name] = c
 		}
 	}
 	return r
@@ -469,7 +513,7 @@ func (a *Agent) report() facts.NodeReport {
 	if a.generations != nil {
 		generation = a.generations.report()
 	}
-	joint := a.ownJoint()
+	joint, _ := a.ownJoint()
 	now := a.clock.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -478,16 +522,14 @@ func (a *Agent) report() facts.NodeReport {
 		ClusterID:  a.facts.ClusterID,
 		Node:       a.facts.Node,
 		Ready:      a.ready,
-		Components: maps.Clone(a.reports),
+		Components: a.reports,
+		Order:      a.order,
 		Heard:      heard,
 		Holds:      a.holds,
 		Made:       a.made,
 		Trial:      a.trial,
 		Generation: generation,
 		Joint:      joint,
-	}
-	for _, c := range a.facts.Components {
-		r.Order = append(r.Order, c.Name)
 	}
 	r.Ages = make(map[string]int64, len(a.looked))
 	for name, at := range a.looked {

@@ -13,14 +13,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,10 +65,14 @@ func (l *lines) has(s string) bool {
 }
 
 func testAgent(console func(string), runners ...*runner) *Agent {
-	a := newAgent(facts.Facts{Cluster: "otus", ClusterID: "c", Node: facts.Peer{Name: "web1", Role: "web"}}, systemClock{}, nil, console)
+	known := facts.Facts{Cluster: "otus", ClusterID: "c", Node: facts.Peer{Name: "web1", Role: "web"}}
 	for _, r := range runners {
-		a.facts.Components = append(a.facts.Components, r.Component)
+		known.Components = append(known.Components, r.Component)
+	}
+	a := newAgent(known, systemClock{}, nil, console)
+	for i, r := range runners {
 		a.add(r.Component, r.impl, r.decision)
+		*r = *a.runners[i]
 	}
 	a.runners = runners
 	return a
@@ -400,11 +410,9 @@ func TestCertificatesExpire(t *testing.T) {
 	} {
 		addr := serveAPI(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(report) }), c.server)
 		p := newHTTPNetwork(c.client)
-		p.client(name).Timeout = time.Minute // a busy machine answers late
-		p.client(name).Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-		}
-		if _, err := p.ask(t.Context(), facts.Peer{Name: name, IP: "127.0.0.1"}, nil); (err == nil) != c.right {
+		p.limit = time.Minute // a busy machine answers late
+		_, p.port, _ = net.SplitHostPort(addr)
+		if _, err := p.ask(t.Context(), facts.Peer{Name: name, IP: "127.0.0.1"}, ""); (err == nil) != c.right {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -451,11 +459,9 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	addr := serveAPI(t, handler, ca.issue(t, "web2", later))
 	n := newHTTPNetwork(ca.issue(t, "web1", later))
 	// All agents use the same port; the test's listens on another one.
-	n.client("web2").Timeout = time.Minute // a busy machine answers late
-	n.client("web2").Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-	}
-	r, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, nil)
+	n.limit = time.Minute // a busy machine answers late
+	_, n.port, _ = net.SplitHostPort(addr)
+	r, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, "")
 	if err != nil || r.Node.Name != "web2" {
 		t.Fatalf("%v, %v", r, err)
 	}
@@ -466,12 +472,12 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 		"a number where words go": `{"node":{"name":2}}`,
 	} {
 		body = text
-		if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, nil); err == nil {
+		if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, ""); err == nil {
 			t.Errorf("believed: %s", what)
 		}
 	}
 	body, name = "", "web3"
-	if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, nil); err == nil {
+	if _, err := n.ask(t.Context(), facts.Peer{Name: "web2", IP: "127.0.0.1"}, ""); err == nil {
 		t.Error("an answer in another node's name was believed")
 	}
 
@@ -492,6 +498,121 @@ func TestPeersAreHeardWhileTheyAnswer(t *testing.T) {
 	heard := p.heard()["web2"].Components
 	if len(heard["galera"].Report) > 0 || len(heard["disk"].Report) == 0 {
 		t.Errorf("%s", heard)
+	}
+}
+
+// Sleeps of the same length end at the same time, and none takes much more or less than its length.
+func TestSleepsEndTogether(t *testing.T) {
+	for _, d := range []time.Duration{pollUnready, pollReady, 3 * time.Second} {
+		for now := -d; now < 2*d; now += d / 7 {
+			if left := together(now, d); left <= d/2 || left > d+d/2 || (now+left)%d != 0 {
+				t.Errorf("%v after the start, a sleep of %v takes %v", now, d, left)
+			}
+		}
+	}
+}
+
+// Peers are asked over one connection, until one of the two sides ends it.
+func TestConnectionToPeerIsKept(t *testing.T) {
+	ca := newAuthority(t)
+	later := time.Now().Add(time.Hour)
+	from, last := map[string]bool{}, false
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from[r.RemoteAddr] = true
+		if last {
+			w.Header().Set("Connection", "close")
+		}
+		json.NewEncoder(w).Encode(facts.NodeReport{Node: facts.Peer{Name: "web2"}})
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := ca.issue(t, "web2", later)
+	serve := func(l net.Listener) *http.Server {
+		s := newServer(h)
+		go s.Serve(tls.NewListener(l, id.server()))
+		return s
+	}
+	s := serve(l)
+	n := newHTTPNetwork(ca.issue(t, "web1", later))
+	n.limit = time.Minute // a busy machine answers late
+	_, n.port, _ = net.SplitHostPort(l.Addr().String())
+	web2 := facts.Peer{Name: "web2", IP: "127.0.0.1"}
+	ask := func(what string, connections int) {
+		t.Helper()
+		for range 3 {
+			if r, err := n.ask(t.Context(), web2, ""); err != nil || r.Node.Name != "web2" {
+				t.Fatalf("%s: %+v, %v", what, r, err)
+			}
+		}
+		if len(from) != connections {
+			t.Errorf("%s: %d connections, want %d", what, len(from), connections)
+		}
+	}
+	ask("at first", 1)
+	s.Close()
+	if l, err = net.Listen("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	s = serve(l)
+	ask("after a restart", 2)
+	last = true
+	ask("each is the last", 4) // the first of the three uses the connection that there is
+	s.Close()
+	if _, err := n.ask(t.Context(), web2, ""); err == nil {
+		t.Error("an answer from nobody")
+	}
+}
+
+// What is taken over from a peer's last answer is what decoding the new one gives.
+func TestAnswersThatDifferInAges(t *testing.T) {
+	report := func(change func(r *facts.NodeReport)) []byte {
+		r := facts.NodeReport{Node: facts.Peer{Name: "web2"}, Ages: map[string]int64{"redis": 7, "disk": 1000}, Components: map[string]facts.ComponentReport{
+			"redis": {Kind: "redis", Status: ready("text"), Report: json.RawMessage(`{"running":true}`)}}}
+		change(&r)
+		data, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	ages := func(ages map[string]int64) func(r *facts.NodeReport) {
+		return func(r *facts.NodeReport) { r.Ages = ages }
+	}
+	component := func(text, raw string) func(r *facts.NodeReport) {
+		return func(r *facts.NodeReport) {
+			r.Components = map[string]facts.ComponentReport{"redis": {Kind: "redis", Status: ready(text), Report: json.RawMessage(raw)}}
+		}
+	}
+	var last lastReport
+	for i, data := range [][]byte{
+		report(func(*facts.NodeReport) {}),
+		report(ages(map[string]int64{"redis": 1007, "disk": 3})),
+		report(ages(map[string]int64{"redis": 2007})),
+		report(ages(nil)),
+		report(ages(map[string]int64{"redis": 2007})),
+		report(component(`"ages_ms":{"redis":7}`, `{"running":true}`)),
+		report(component(`"ages_ms":{"redis":8}`, `{"running":true}`)),
+		report(component("text", `{"ages_ms":{"redis":1}}`)), // a component's own
+		report(component("text", `{"ages_ms":{"redis":2}}`)),
+		report(component("text", `{"running":false}`)),
+		[]byte(`{"node":{"name":"web2"},"ages_ms":{"redis":"x"}}`),
+		[]byte(`{"node":{"name":"web2"},"ages_ms":{`),
+		[]byte(`"ages_ms":{}`),
+		report(func(*facts.NodeReport) {}),
+	} {
+		var want facts.NodeReport
+		wantErr := json.Unmarshal(data, &want)
+		got, err := last.decode(data)
+		if (err == nil) != (wantErr == nil) || err == nil && !reflect.DeepEqual(got, want) {
+			t.Errorf("answer %d: %s\nis read as %+v, %v\nwant %+v", i, data, got, err, want)
+		}
+	}
+	before := last.report.Components
+	got, err := last.decode(report(ages(map[string]int64{"redis": 9})))
+	if err != nil || reflect.ValueOf(got.Components).Pointer() != reflect.ValueOf(before).Pointer() {
+		t.Errorf("answers that differ in their ages alone are decoded: %v", err)
 	}
 }
 
@@ -641,5 +762,39 @@ func TestDecision(t *testing.T) {
 	state = waiting
 	if a.turn(t.Context(), galera); without != nil {
 		t.Errorf("decided again, by itself: %q", without)
+	}
+}
+
+// A node's virtual addresses are the others on its own card.
+func TestVirtualAddresses(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root, for a network namespace")
+	}
+	const cards = `ip link add name card1 type bridge; ip link add name card2 type bridge
+for x in 10.9.0.1/24 10.9.0.39/32 10.9.0.38/32 fd00::1/64; do ip addr add $x dev card1; done
+for x in 10.8.0.1/24 10.8.0.2/24; do ip addr add $x dev card2; done`
+	got := map[string]string{}
+	made := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked, so that the thread ends with the goroutine
+		err := syscall.Unshare(syscall.CLONE_NEWNET)
+		if err == nil {
+			var out []byte
+			if out, err = exec.Command("sh", "-ec", cards).CombinedOutput(); err != nil {
+				err = fmt.Errorf("%w: %s", err, out)
+			}
+		}
+		for _, own := range []string{"10.9.0.1", "10.8.0.1", "10.7.0.1"} {
+			got[own] = strings.Join(virtualAddresses(own), " ")
+		}
+		made <- err
+	}()
+	if err := <-made; errors.Is(err, syscall.EPERM) {
+		t.Skip("SKIPPED: may not make a network namespace")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"10.9.0.1": "10.9.0.38 10.9.0.39", "10.8.0.1": "10.8.0.2", "10.7.0.1": ""}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

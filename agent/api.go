@@ -64,7 +64,7 @@ func newServer(h http.Handler) *http.Server {
 func (a *Agent) apiHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+facts.StatePath, func(w http.ResponseWriter, r *http.Request) {
-		a.hearAsking(r.Header.Get(facts.JointHeader))
+		a.members.hear(r.Header.Get(facts.JointHeader))
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(a.report()) // fails only if the peer has gone
 	})

@@ -19,11 +19,27 @@ type systemClock struct{}
 
 func (systemClock) Now() time.Time { return time.Now() }
 
+// Sleep ends together with all others of the same length: waking up the process costs as much as what a loop then does.
 func (systemClock) Sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(d):
+	case <-time.After(together(time.Since(began), d)):
 	}
+}
+
+// began is when the process started.
+var began = time.Now()
+
+// together returns the time that is left until a multiple of d: the first one that is more than d/2 after now.
+func together(now, d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	past := (now + d/2) % d
+	if past < 0 {
+		past += d
+	}
+	return d + d/2 - past
 }
 
 func (systemClock) Limit(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {

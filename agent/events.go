@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -11,8 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"imagegen/cluster/facts"
@@ -139,7 +140,7 @@ const watchEvery = time.Second
 // watch records, until ctx ends, when peers fall silent or answer again and which virtual addresses the node holds.
 func (a *Agent) watch(ctx context.Context) {
 	heard := map[string]bool{} // peers that have been heard, and whether they are
-	for {
+	for ctx.Err() == nil {
 		now := a.peers.heard()
 		for _, p := range a.facts.Peers {
 			_, is := now[p.Name]
@@ -155,11 +156,7 @@ func (a *Agent) watch(ctx context.Context) {
 			}
 		}
 		a.hold(virtualAddresses(a.facts.Node.IP))
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(watchEvery):
-		}
+		a.clock.Sleep(ctx, watchEvery)
 	}
 }
 
@@ -181,34 +178,41 @@ func (a *Agent) hold(addresses []string) {
 	}
 }
 
-// virtualAddresses returns the other addresses on the interface that has the node's own.
+// virtualAddresses returns the other addresses on the interface that has the node's own. The kernel is asked once (rtnetlink(7)); package net
+// asks it for the interfaces, and then for all addresses once for each of them.
 func virtualAddresses(own string) []string {
-	cards, err := net.Interfaces()
+	answer, err := syscall.NetlinkRIB(syscall.RTM_GETADDR, syscall.AF_INET)
 	if err != nil {
 		return nil
 	}
-	for _, card := range cards {
-		addrs, err := card.Addrs()
-		if err != nil {
+	messages, err := syscall.ParseNetlinkMessage(answer)
+	if err != nil {
+		return nil
+	}
+	byCard, card := map[uint32][]string{}, uint32(0)
+	for _, m := range messages {
+		if m.Header.Type != syscall.RTM_NEWADDR {
 			continue
 		}
-		var others []string
-		is := false
-		for _, addr := range addrs {
-			ip, _, _ := strings.Cut(addr.String(), "/")
-			switch {
-			case ip == own:
-				is = true
-			case net.ParseIP(ip).To4() != nil:
-				others = append(others, ip)
+		attributes, err := syscall.ParseNetlinkRouteAttr(&m)
+		if err != nil {
+			return nil
+		}
+		index := binary.NativeEndian.Uint32(m.Data[4:]) // ifa_index
+		for _, attribute := range attributes {
+			if attribute.Attr.Type != syscall.IFA_LOCAL {
+				continue
+			}
+			if ip := net.IP(attribute.Value).String(); ip == own {
+				card = index
+			} else {
+				byCard[index] = append(byCard[index], ip)
 			}
 		}
-		if is {
-			slices.Sort(others)
-			return others
-		}
 	}
-	return nil
+	others := byCard[card]
+	slices.Sort(others)
+	return others
 }
 
 // eventsPath is where the events of an agent below root are.

@@ -48,10 +48,12 @@ type galera struct {
 
 func newGalera(n Node, _ string, p *facts.GaleraParams) Component {
 	units := slices.Compact([]string{p.Unit, p.BootUnit})
-	return &galera{node: n, server: &galeraUnits{params: p, cluster: n.Facts.ClusterID, units: units}, decide: decideGalera}
+	return &galera{node: n, server: &galeraUnits{params: p, client: sqlClient{argv: p.Client}, cluster: n.Facts.ClusterID, units: units}, decide: decideGalera}
 }
 
 func (g *galera) unitNames() []string { return g.server.unitNames() }
+
+func (g *galera) close() { g.server.close() }
 
 func (g *galera) Observe(ctx context.Context) (any, error) {
 	seen, err := g.server.look(ctx)
@@ -102,6 +104,9 @@ func galeraMembers(reports *ensemble.Reader[galeraReport], w World, own galeraRe
 func galeraLeaves(w World, v galeraView) bool {
 	if ensemble.Leaves(w, 0) {
 		return true
+	}
+	if len(w.Joint.InUse) < 2 { // as nearly always
+		return false
 	}
 	serve, ok := ensemble.Complete(w, v.ensemble(), func(i, _ int) bool {
 		m := v.members[i]

@@ -32,6 +32,8 @@ type galeraServer interface {
 	do(ctx context.Context, step galeraStep) error
 	// begun records that the cluster exists: the data folder may not be cleared any more.
 	begun() error
+	// close ends what looking has left running.
+	close()
 }
 
 // galeraSeen is what a look at the server shows.
@@ -45,6 +47,7 @@ type galeraSeen struct {
 // galeraUnits is the server as systemd units run it.
 type galeraUnits struct {
 	params  *facts.GaleraParams
+	client  sqlClient
 	cluster string   // id
 	units   []string // of the server: one or the other runs
 	doomed  string
@@ -78,8 +81,11 @@ func (g *galeraUnits) look(ctx context.Context) (galeraSeen, error) {
 	report.Disk = fault
 	if g.running != "" {
 		g.known, g.failed = nil, ""
-	} else if was != "" {
-		g.failed = lastLine(ctx, was)
+	} else {
+		g.close()
+		if was != "" {
+			g.failed = lastLine(ctx, was)
+		}
 	}
 	g.listen(ctx, report)
 	return galeraSeen{report, g.doomed, g.failed, getsOn(g.running)}, nil
@@ -229,8 +235,8 @@ CREATE TABLE IF NOT EXISTS imagegen.cluster (id CHAR(36) NOT NULL PRIMARY KEY) C
 func (g *galeraUnits) ask(ctx context.Context) (galeraReport, error) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	out, err := g.sql(ctx, statusSQL)
-	if ctx.Err() != nil {
+	out, err := g.client.ask(ctx, statusSQL)
+	if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return galeraReport{}, silentError(fmt.Sprintf("the database server does not answer within %v", askLimit))
 	}
 	if err != nil {
@@ -239,6 +245,8 @@ func (g *galeraUnits) ask(ctx context.Context) (galeraReport, error) {
 	}
 	return parseStatus(out), nil
 }
+
+func (g *galeraUnits) close() { g.client.close() }
 
 func (g *galeraUnits) sql(ctx context.Context, text string) ([]byte, error) {
 	return run(ctx, []byte(text), g.params.Client...)

@@ -1,9 +1,13 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -395,5 +399,64 @@ func TestNobodyIsPromotedWhileScattered(t *testing.T) {
 		if step, status := decideGalera(v); step != c.want {
 			t.Errorf("%s: step %d, %+v", name, step, status)
 		}
+	}
+}
+
+// A database server is asked through one client process, until that ends, is told to, or does not answer.
+func TestDatabaseClientIsKept(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: starts a MariaDB; run it without -short")
+	}
+	addr, sql := mariadb(t)
+	sql("CREATE USER looks@'127.0.0.1'; CREATE USER looks@localhost")
+	host, port, _ := net.SplitHostPort(addr)
+	c := &sqlClient{argv: []string{"mariadb", "--no-defaults", "-ulooks", "-h" + host, "-P" + port, "--batch", "--skip-column-names"}}
+	ask := func(statements string, limit time.Duration) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		rows, err := c.ask(ctx, statements)
+		return strings.TrimSpace(string(rows)), err
+	}
+	id := func() string {
+		t.Helper()
+		rows, err := ask("SET SESSION sql_mode='';\nSELECT CONNECTION_ID();\n", time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rows
+	}
+	first := id()
+	if again := id(); again != first {
+		t.Errorf("first over connection %s, then over %s", first, again)
+	}
+	if rows, err := ask("SELECT 1, 2;\nSELECT 3;\n", time.Minute); err != nil || rows != "1\t2\n3" {
+		t.Errorf("%q, %v", rows, err)
+	}
+	if rows, err := ask("SELECT 1 FROM nowhere.nothing;\n", time.Minute); err == nil || !strings.Contains(err.Error(), "nowhere") {
+		t.Errorf("a mistake: %q, %v", rows, err)
+	}
+	first = id()
+	sql("KILL " + first)
+	if again := id(); again == first {
+		t.Errorf("connection %s survives that the server closes it", first)
+	}
+	c.made = time.Now().Add(-2 * keepLimit)
+	first = id()
+	if time.Since(c.made) > keepLimit {
+		t.Error("an old client is kept: it could hide that the server takes no new connections")
+	}
+	process := strconv.Itoa(c.cmd.Process.Pid)
+	if rows, err := ask("SELECT SLEEP(1000);\n", 100*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("no answer in time: %q, %v", rows, err)
+	}
+	if processStat(process) != nil {
+		t.Error("the client that got no answer has not ended")
+	}
+	if again := id(); again == first {
+		t.Error("it goes on with a client that has got no answer")
+	}
+	process = strconv.Itoa(c.cmd.Process.Pid)
+	if c.close(); processStat(process) != nil {
+		t.Error("the client has not ended")
 	}
 }

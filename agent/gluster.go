@@ -16,6 +16,8 @@ import (
 const (
 	cliLimit     = 60 * time.Second // one change made through the gluster command line
 	infoInterval = 15 * time.Second // between two queries of an unchanged volume; each costs some 80 ms of CPU
+	infoCalm     = 5 * time.Minute  // the same, while glusterd answers pings
+	pingLimit    = time.Second
 	offlineLimit = 3 * time.Second  // glusterd gets this long to start the brick by itself
 	healInterval = 10 * time.Second // between two requests to heal
 
@@ -45,6 +47,7 @@ type gluster struct {
 	offline   time.Time // since when a brick that should run does not; zero: it runs, or should not
 	healAsked time.Time
 	settled   bool              // see glusterView
+	uuids     map[string]string // of the servers, by node
 	applied   map[string]string // options that were set: glusterd may write a value differently than it was given
 }
 
@@ -58,7 +61,7 @@ func newGluster(n Node, _ string, p *facts.GlusterParams) Component {
 }
 
 func makeGluster(n Node, p *facts.GlusterParams, server glusterServer) *gluster {
-	return &gluster{node: n, params: p, server: server, decide: decideGluster, applied: map[string]string{}}
+	return &gluster{node: n, params: p, server: server, decide: decideGluster, uuids: map[string]string{}, applied: map[string]string{}}
 }
 
 // glusterUUID derives a node's UUID from its cluster and name, as version 5 UUIDs are derived (RFC 4122).
@@ -91,11 +94,13 @@ func (g *gluster) Observe(ctx context.Context) (any, error) {
 // view collects what a decision is made from.
 func (g *gluster) view(w World) glusterView {
 	now := g.node.now()
-	v := glusterView{self: w.Self.Name, uuids: map[string]string{}, params: g.params, own: g.seen, unit: g.unit, applied: g.applied,
+	v := glusterView{self: w.Self.Name, uuids: g.uuids, params: g.params, own: g.seen, unit: g.unit, applied: g.applied,
 		healHeld: max(0, healInterval-now.Sub(g.healAsked)), settled: g.settled}
 	v.members, v.nodes, v.heard = glusterMembers(&g.reports, w)
 	for _, n := range v.nodes {
-		v.uuids[n] = glusterUUID(g.node.Facts.ClusterID, n)
+		if g.uuids[n] == "" {
+			g.uuids[n] = glusterUUID(g.node.Facts.ClusterID, n)
+		}
 	}
 	started := g.seen.Running && g.seen.Volume != nil && g.seen.Volume.Status == volumeStarted
 	switch {

@@ -9,6 +9,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -122,11 +123,14 @@ func stampOf(path string) fileStamp {
 }
 
 // volume asks glusterd for the volume, or repeats its last answer while the file that glusterd keeps about the volume
-// has not changed. It returns nil when there is no volume.
+// has not changed, and glusterd answers. It returns nil when there is no volume.
 func (g *glusterUnit) volume(ctx context.Context) (*glusterVolume, error) {
 	now := stampOf(filepath.Join(g.params.WorkDir, "vols", g.params.Volume, "info"))
-	if g.seen.Running && now == g.info && time.Since(g.asked) < infoInterval {
-		return g.seen.Volume, nil
+	if g.seen.Running && now == g.info {
+		age := time.Since(g.asked)
+		if age < infoInterval || age < infoCalm && pingGlusterd(ctx, glusterdSocket) == nil {
+			return g.seen.Volume, nil
+		}
 	}
 	out, err := run(ctx, nil, "gluster", "--mode=script", "--xml", "volume", "info")
 	if err != nil {
@@ -138,6 +142,47 @@ func (g *glusterUnit) volume(ctx context.Context) (*glusterVolume, error) {
 	}
 	g.info, g.asked = now, time.Now()
 	return volumes[g.params.Volume], nil
+}
+
+// glusterdSocket is where glusterd takes commands.
+const glusterdSocket = "/var/run/glusterd.socket"
+
+// pingGlusterd checks that glusterd answers, as its clients and peers do: with procedure 2 of the program GF-DUMP, over ONC RPC (RFC 5531).
+// It logs nothing, and takes no lock.
+func pingGlusterd(ctx context.Context, socket string) error {
+	ctx, cancel := context.WithTimeout(ctx, pingLimit)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	const (
+		call, reply         = 0, 1
+		rpc, program, ping  = 2, 123451501, 2
+		accepted, succeeded = 0, 0
+		id                  = 1
+	)
+	var request []byte
+	for _, word := range []uint32{1<<31 | 40, id, call, rpc, program, 1, ping, 0, 0, 0, 0} { // the only fragment, of 40 bytes; no credentials
+		request = binary.BigEndian.AppendUint32(request, word)
+	}
+	if _, err := conn.Write(request); err != nil {
+		return err
+	}
+	answer := make([]byte, 28) // up to the status; what follows is closed away
+	if _, err := io.ReadFull(conn, answer); err != nil {
+		return err
+	}
+	word := func(i int) uint32 { return binary.BigEndian.Uint32(answer[4*i:]) }
+	if word(1) != id || word(2) != reply || word(3) != accepted || word(6) != succeeded { // 4 and 5: an empty verifier
+		return fmt.Errorf("%s: what answers there is no glusterd", socket)
+	}
+	return nil
 }
 
 // cliFault is why the gluster command line failed: it writes that where it writes its results.
@@ -322,20 +367,21 @@ func restore(brick, volumeID string) error {
 
 // brickProcess finds the process that serves the brick. Asking glusterd would lock the whole pool each time.
 type brickProcess struct {
-	pid, start string
-	port       string
-	accepted   bool
+	process  process
+	port     string
+	accepted bool
 }
 
 // online tells whether the brick's process accepts connections at ip. After the first connection, the process' existence is
 // enough: each connection would add lines to its log.
 func (b *brickProcess) online(ctx context.Context, ip, brick string) bool {
-	if b.pid == "" || processStart(b.pid) != b.start {
+	if !b.process.exists() || !b.process.runs() {
 		b.accepted = false
-		if b.pid, b.port = findBrick(brick); b.pid == "" {
+		var pid string
+		pid, b.port = findBrick(brick)
+		if b.process = findProcess(pid); !b.process.exists() {
 			return false
 		}
-		b.start = processStart(b.pid)
 	}
 	if !b.accepted {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)

@@ -21,6 +21,7 @@ import (
 
 	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
 var glusterNodes = []string{"glusterfs1", "glusterfs2", "glusterfs3"}
@@ -29,7 +30,7 @@ const testClusterID = "7d0f3c58-3b0e-4c58-9a55-0d6d3a0f6a11"
 
 func glusterParams() *facts.GlusterParams {
 	return &facts.GlusterParams{Unit: "glusterd.service", WorkDir: "/var/lib/glusterd", Volume: "gv0", Brick: "/data/brick/gv0", UID: 2000, GID: 3000,
-		Options: map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "cluster.quorum-type": "auto", "cluster.quorum-count": "", "cluster.server-quorum-type": "server",
+		Options: map[string]string{"network.ping-timeout": "5", "performance.quick-read": "on", "performance.quick-read-cache-invalidation": "on", "cluster.quorum-type": "auto", "cluster.quorum-count": "", "cluster.server-quorum-type": "server",
 			"features.cache-invalidation": "on", "features.cache-invalidation-timeout": "600", "performance.cache-invalidation": "on", "performance.md-cache-timeout": "10", "cluster.shd-max-threads": "8"}}
 }
 
@@ -528,6 +529,18 @@ func TestGlusterForReal(t *testing.T) {
 mkdir -p /mnt/client/a/b/c; for i in $(seq 300); do echo $i >/mnt/client/a/b/f$i; done; echo deep >/mnt/client/a/b/c/x; rm /mnt/client/a/b/f7; chown 2000:3000 /mnt/client/a`)
 	count := l.inside("glusterfs2", files)
 	l.sameContent("new")
+
+	// While glusterd answers pings, its command line is asked for less often.
+	socket := "/proc/" + l.up["glusterfs1"].pid + "/root/run/glusterd.socket"
+	testkit.Eventually(t, time.Minute, "glusterd answers a ping", func() error { return pingGlusterd(t.Context(), socket) })
+	l.inside("glusterfs1", `kill -STOP $(cat /run/glusterd.pid)`)
+	if err := pingGlusterd(t.Context(), socket); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a glusterd that hangs: %v", err)
+	}
+	l.inside("glusterfs1", `kill -CONT $(cat /run/glusterd.pid)`)
+	if err := pingGlusterd(t.Context(), socket+"x"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no glusterd: %v", err)
+	}
 
 	l.off("glusterfs3")
 	l.until("serving without glusterfs3", time.Minute, false, func() bool {

@@ -62,7 +62,7 @@ func (a *Agent) handOver(ctx context.Context) ([]string, error) {
 		if !ok {
 			continue
 		}
-		w := World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.own(), Joint: a.members.known()}
+		w := World{Self: a.facts.Node, Peers: a.facts.Peers, Reports: a.peers.heard(), Own: a.own(), Joint: *a.members.known()}
 		moved, yields, err := l.handOver(ctx, w)
 		if err != nil {
 			return nil, fmt.Errorf("%s is not handed over: %w", r.Name, err)

@@ -36,6 +36,10 @@ type memberships struct {
 	loaded bool
 	joint  facts.Joint
 	told   []facts.Joint // by nodes that asked this one; not yet in joint
+	// What follows is made when it is needed, and forgotten when joint changes. Most questions and answers say what the ones before said.
+	shown *facts.Joint    // joint, for others
+	text  string          // shown, as JSON
+	stale map[string]bool // texts of others that say nothing new
 }
 
 // jointStore remembers which memberships count.
@@ -63,10 +67,17 @@ func (m *memberships) count(reports map[string]PeerReport) (facts.Joint, error) 
 	for _, more := range m.accepted() {
 		j = ensemble.Count(j, more)
 	}
-	for _, name := range slices.Sorted(maps.Keys(reports)) {
-		if r := reports[name]; r.Joint != nil {
-			j = ensemble.Learn(j, *r.Joint)
+	for _, r := range reports {
+		if r.Joint == nil || ensemble.Same(j, ensemble.Learn(j, *r.Joint)) {
+			continue
 		}
+		// In the same order on all nodes; there is seldom anything new.
+		for _, name := range slices.Sorted(maps.Keys(reports)) {
+			if r := reports[name]; r.Joint != nil {
+				j = ensemble.Learn(j, *r.Joint)
+			}
+		}
+		break
 	}
 	for _, other := range m.told {
 		j = ensemble.Learn(j, other)
@@ -80,13 +91,22 @@ func (m *memberships) count(reports map[string]PeerReport) (facts.Joint, error) 
 
 // hear takes note of what a node says that asked this one. That node may be one that this one does not know: it counts, as far as
 // that node knows, and would not be asked.
-func (m *memberships) hear(other facts.Joint) {
+func (m *memberships) hear(text string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	var other facts.Joint
+	if m.stale[text] || json.Unmarshal([]byte(text), &other) != nil {
+		return
+	}
 	j := m.joint
 	if !ensemble.Same(j, ensemble.Learn(j, other)) || !m.loaded {
 		m.told = append(m.told[max(0, len(m.told)-maxTold):], other)
+		return
 	}
+	if m.stale == nil || len(m.stale) >= maxTold {
+		m.stale = map[string]bool{}
+	}
+	m.stale[text] = true
 }
 
 // settle forgets the memberships before a generation.
@@ -98,23 +118,34 @@ func (m *memberships) settle(number int) (facts.Joint, error) {
 
 func (m *memberships) keep(j facts.Joint) (facts.Joint, error) {
 	j.Number = m.number()
-	if !m.loaded || !ensemble.Same(j, m.joint) {
-		if err := m.store.write(j); err != nil {
-			m.loaded = false // the copies may differ
-			return j, err
-		}
+	if m.loaded && ensemble.Same(j, m.joint) {
+		return m.joint, nil
 	}
-	m.joint, m.loaded = j, true
+	if err := m.store.write(j); err != nil {
+		m.loaded = false // the copies may differ
+		return j, err
+	}
+	m.joint, m.loaded, m.shown, m.stale = j, true, nil, nil
 	return j, nil
 }
 
-// known returns what counted last, without looking anywhere.
-func (m *memberships) known() facts.Joint {
+// known returns what counted last, without looking anywhere. As long as nothing changes, it is the same value.
+func (m *memberships) known() *facts.Joint {
+	j, _ := m.shows()
+	return j
+}
+
+// shows returns what known does, and the same as JSON.
+func (m *memberships) shows() (*facts.Joint, string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	j := m.joint
-	j.Number = m.number()
-	return j
+	if number := m.number(); m.shown == nil || m.shown.Number != number {
+		j := m.joint
+		j.Number = number
+		text, _ := json.Marshal(j) // plain data
+		m.shown, m.text = &j, string(text)
+	}
+	return m.shown, m.text
 }
 
 // jointFiles keeps two copies, on the root disk and on the data disk.
@@ -223,9 +254,15 @@ func (a *Agent) settle(r *runner, w World) error {
 // asked returns the peers that the agent asks: those of its facts that have another role, and everybody of its own who counts, at
 // every address that may be theirs.
 func (a *Agent) asked() []facts.Peer {
-	in := a.members.known().InUse
+	known := a.members.known()
+	in := known.InUse
 	if len(in) == 0 {
 		return a.facts.Peers
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.asksFor == known {
+		return a.asks
 	}
 	var all []facts.Peer
 	add := func(p facts.Peer) {
@@ -243,6 +280,7 @@ func (a *Agent) asked() []facts.Peer {
 			add(p)
 		}
 	}
+	a.asks, a.asksFor = all, known
 	return all
 }
 
@@ -260,23 +298,14 @@ func (a *Agent) asking(p facts.Peer) func(ctx context.Context) {
 	return func(ctx context.Context) {
 		a.peers.poll(ctx, p, a.isReady, func() bool {
 			return slices.ContainsFunc(a.asked(), func(o facts.Peer) bool { return o.Name == p.Name && o.IP == p.IP })
-		}, a.ownJoint)
+		}, func() string { _, text := a.ownJoint(); return text })
 	}
 }
 
-// ownJoint returns what the node tells its peers; nil for a node that decides nothing together with others.
-func (a *Agent) ownJoint() *facts.Joint {
+// ownJoint returns what the node tells its peers, and the same as JSON: nothing, for a node that decides nothing together with others.
+func (a *Agent) ownJoint() (*facts.Joint, string) {
 	if !slices.ContainsFunc(a.runners, func(r *runner) bool { return decidesTogether(r.Kind) }) {
-		return nil
+		return nil, ""
 	}
-	j := a.members.known()
-	return &j
-}
-
-// hearAsking takes note of what a request for the node's state says of who asks.
-func (a *Agent) hearAsking(header string) {
-	var other facts.Joint
-	if header != "" && json.Unmarshal([]byte(header), &other) == nil {
-		a.members.hear(other)
-	}
+	return a.members.shows()
 }

@@ -1,12 +1,16 @@
 package agent
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -47,9 +51,9 @@ func loadIdentity(dir string) (identity, error) {
 
 // network is how an agent reaches its peers' agents. The simulator has one of its own.
 type network interface {
-	// ask returns what a peer's agent reports, and tells it which memberships count for this node; nil: this node decides nothing
-	// together with others. It takes no longer than pollLimit.
-	ask(ctx context.Context, n facts.Peer, own *facts.Joint) (facts.NodeReport, error)
+	// ask returns what a peer's agent reports, and tells it which memberships count for this node (see facts.JointHeader); empty:
+	// this node decides nothing together with others. It takes no longer than pollLimit.
+	ask(ctx context.Context, n facts.Peer, joint string) (facts.NodeReport, error)
 }
 
 // peers asks other nodes' agents for their state and remembers the latest answers.
@@ -111,20 +115,20 @@ func (p *peers) end(n facts.Peer) {
 
 // poll asks one peer at one address, again and again, until ctx ends or the peer counts no more: often while this node is not
 // ready, less so afterwards.
-func (p *peers) poll(ctx context.Context, n facts.Peer, settled, counts func() bool, own func() *facts.Joint) {
+func (p *peers) poll(ctx context.Context, n facts.Peer, settled, counts func() bool, joint func() string) {
 	defer p.end(n)
 	for ctx.Err() == nil && counts() {
 		asked := p.clock.Now()
-		if report, err := p.network.ask(ctx, n, own()); err == nil {
+		if report, err := p.network.ask(ctx, n, joint()); err == nil {
 			p.mu.Lock()
 			p.answers[n.Name] = answer{asked, report}
 			p.mu.Unlock()
 		}
-		pause := pollUnready
 		if settled() {
-			pause = pollReady
+			p.clock.Sleep(ctx, pollReady)
+		} else {
+			p.clock.Sleep(ctx, pollUnready)
 		}
-		p.clock.Sleep(ctx, pause)
 	}
 }
 
@@ -157,56 +161,160 @@ func (p *peers) names() []string {
 	return names
 }
 
-// httpNetwork is the network of every real agent: HTTPS with mutual TLS.
+// httpNetwork is the network of every real agent: HTTPS with mutual TLS. Each peer is asked over a connection that is kept.
 type httpNetwork struct {
-	id      identity
-	mu      sync.Mutex
-	clients map[string]*http.Client // by name: a peer may have a new address, and must have the same certificate there
+	id    identity
+	limit time.Duration // pollLimit
+	port  string        // of all agents
+
+	mu    sync.Mutex
+	conns map[facts.Peer]*peerConn // that nobody uses now
+}
+
+// peerConn is a connection to a peer's agent. It is used without http.Client, whose two goroutines for each connection take as much processor
+// time as a question does.
+type peerConn struct {
+	conn net.Conn
+	r    *bufio.Reader
+	used time.Time
+	last lastReport
 }
 
 func newHTTPNetwork(id identity) *httpNetwork {
-	return &httpNetwork{id: id, clients: map[string]*http.Client{}}
+	return &httpNetwork{id: id, limit: pollLimit, port: strconv.Itoa(facts.APIPort), conns: map[facts.Peer]*peerConn{}}
 }
 
-func (h *httpNetwork) client(name string) *http.Client {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.clients[name] == nil {
-		h.clients[name] = &http.Client{Timeout: pollLimit, Transport: &http.Transport{TLSClientConfig: h.id.client(name)}}
-	}
-	return h.clients[name]
-}
-
-func (h *httpNetwork) ask(ctx context.Context, n facts.Peer, own *facts.Joint) (r facts.NodeReport, err error) {
-	url := "https://" + net.JoinHostPort(n.IP, strconv.Itoa(facts.APIPort)) + facts.StatePath
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func (h *httpNetwork) ask(ctx context.Context, n facts.Peer, joint string) (facts.NodeReport, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.limit)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+net.JoinHostPort(n.IP, h.port)+facts.StatePath, nil)
 	if err != nil {
-		return r, err
+		return facts.NodeReport{}, err
 	}
-	if own != nil {
-		text, err := json.Marshal(own)
-		if err != nil {
+	if joint != "" {
+		req.Header.Set(facts.JointHeader, joint)
+	}
+	c := h.take(n)
+	if c != nil {
+		r, err := h.askOver(c, req, n)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, errPeerConn) {
 			return r, err
 		}
-		req.Header.Set(facts.JointHeader, string(text))
+		// The agent may have been started anew, or has closed a connection that it took for idle.
 	}
-	resp, err := h.client(n.Name).Do(req)
+	if c, err = h.connect(ctx, n, req.URL.Host); err != nil {
+		return facts.NodeReport{}, err
+	}
+	return h.askOver(c, req, n)
+}
+
+// errPeerConn is the error of a connection over which no answer came.
+var errPeerConn = errors.New("no answer")
+
+// connect makes a connection to a peer, whatever has its address: it must have the certificate of the peer's name.
+func (h *httpNetwork) connect(ctx context.Context, n facts.Peer, addr string) (*peerConn, error) {
+	conn, err := (&tls.Dialer{Config: h.id.client(n.Name)}).DialContext(ctx, "tcp", addr)
 	if err != nil {
+		return nil, err
+	}
+	return &peerConn{conn: conn, r: bufio.NewReader(conn)}, nil
+}
+
+// take returns the connection to a peer that is kept; nil: there is none.
+func (h *httpNetwork) take(n facts.Peer) *peerConn {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := h.conns[n]
+	delete(h.conns, n)
+	return c
+}
+
+// keep keeps a connection, and closes those to peers that are not asked any more.
+func (h *httpNetwork) keep(n facts.Peer, c *peerConn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c.used = time.Now()
+	h.conns[n] = c
+	for other, c := range h.conns {
+		if time.Since(c.used) > keepLimit {
+			c.conn.Close()
+			delete(h.conns, other)
+		}
+	}
+}
+
+// askOver asks a peer over a connection, and keeps that if it can be used again.
+func (h *httpNetwork) askOver(c *peerConn, req *http.Request, n facts.Peer) (r facts.NodeReport, err error) {
+	usable := false
+	defer func() {
+		if usable {
+			h.keep(n, c)
+		} else {
+			c.conn.Close()
+		}
+	}()
+	deadline, _ := req.Context().Deadline()
+	if err := c.conn.SetDeadline(deadline); err != nil {
 		return r, err
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return r, fmt.Errorf("%s answered %s", n.Name, resp.Status)
+	stop := context.AfterFunc(req.Context(), func() { c.conn.SetDeadline(time.Now()) }) // the agent ends
+	defer stop()
+	if err := req.Write(c.conn); err != nil {
+		return r, fmt.Errorf("%w: %w", errPeerConn, err)
+	}
+	resp, err := http.ReadResponse(c.r, req)
+	if err != nil {
+		return r, fmt.Errorf("%w: %w", errPeerConn, err)
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReport))
 	if err != nil {
 		return r, err
 	}
-	if err := json.Unmarshal(data, &r); err != nil {
+	if resp.StatusCode != http.StatusOK {
+		return r, fmt.Errorf("%s answered %s", n.Name, resp.Status)
+	}
+	if r, err = c.last.decode(data); err != nil {
 		return r, fmt.Errorf("%s: %w", n.Name, err)
 	}
 	if r.Node.Name != n.Name {
 		return r, fmt.Errorf("%s answered as %q", n.Name, r.Node.Name)
+	}
+	usable = len(data) < maxReport && !resp.Close
+	return r, nil
+}
+
+// lastReport is a peer's last answer. Where nothing happens, the next one differs in the ages of its observations alone, and the rest need not
+// be decoded again.
+type lastReport struct {
+	before, after []byte // the ages
+	report        facts.NodeReport
+}
+
+// agesStart is where the ages in an encoded report begin. In a text, its quotes would be escaped.
+var agesStart = []byte(`"ages_ms":{`)
+
+func (l *lastReport) decode(data []byte) (facts.NodeReport, error) {
+	at := bytes.Index(data, agesStart)
+	end := -1
+	if at >= 0 {
+		at += len(agesStart) - 1
+		end = at + 1 + bytes.IndexByte(data[at:], '}')
+	}
+	if end > at && bytes.Equal(data[:at], l.before) && bytes.Equal(data[end:], l.after) {
+		r := l.report
+		r.Ages = nil
+		if err := json.Unmarshal(data[at:end], &r.Ages); err == nil {
+			return r, nil
+		}
+	}
+	var r facts.NodeReport
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, err
+	}
+	*l = lastReport{}
+	var ages map[string]int64
+	if end > at && json.Unmarshal(data[at:end], &ages) == nil && maps.Equal(ages, r.Ages) { // else it is something of that name inside another
+		*l = lastReport{data[:at], data[end:], r}
 	}
 	return r, nil
 }

@@ -100,7 +100,8 @@ type member struct {
 }
 
 func newRedis(n Node, _ string, p *facts.RedisParams) Component {
-	return &redis{node: n, server: &redisUnit{node: n, params: p}, decide: decideRedis}
+	server := keptServer{respServer: n.respServer(p.Port, p.TLS, p.Secret)}
+	return &redis{node: n, server: &redisUnit{node: n, params: p, server: server}, decide: decideRedis}
 }
 
 func (r *redis) unitNames() []string { return r.server.unitNames() }
@@ -118,6 +119,7 @@ func (r *redis) Observe(ctx context.Context) (any, error) {
 type redisUnit struct {
 	node   Node
 	params *facts.RedisParams
+	server keptServer
 	unit   unit
 	failed string
 }
@@ -164,15 +166,11 @@ func (r *redisUnit) member() (m member, err error) {
 	return m, ensemble.Foreign(fmt.Sprintf("the data in %s is", r.params.Dir), m.Cluster, r.node.Facts.ClusterID)
 }
 
-func (r *redisUnit) server() respServer {
-	return r.node.respServer(r.params.Port, r.params.TLS, r.params.Secret)
-}
-
 // ask fills in what the running server says. One that takes no connections yet is not running.
 func (r *redisUnit) ask(ctx context.Context, seen *redisReport) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
-	answers, err := r.server().ask(ctx, []string{"INFO"}, []string{"CONFIG", "GET", "replica-priority"})
+	answers, err := r.server.ask(ctx, []string{"INFO", "replication"}, []string{"INFO", "persistence"}, []string{"CONFIG", "GET", "replica-priority"})
 	switch {
 	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
 		return silentError(fmt.Sprintf("no answer from Redis within %v", redisLimit))
@@ -186,8 +184,8 @@ func (r *redisUnit) ask(ctx context.Context, seen *redisReport) error {
 	info := infoFields(answers[0])
 	seen.Running = true
 	seen.Role = info["role"]
-	seen.Loading = info["loading"] == "1"
-	priority := pairs(answers[1])["replica-priority"]
+	seen.Loading = infoFields(answers[1])["loading"] == "1"
+	priority := pairs(answers[2])["replica-priority"]
 	seen.Eligible = priority != "" && priority != "0"
 	if seen.Role == "slave" {
 		seen.Master = info["master_host"]
@@ -364,7 +362,7 @@ type redisReader struct {
 // members puts together what is known of the role's nodes. own is what this one's server is.
 func (r *redisReader) members(w World, own redisReport) redisView {
 	members, self := ensemble.Members(w)
-	v := redisView{members: make([]redisMember, len(members)), self: self, now: presentAddresses(w, members)}
+	v := redisView{members: make([]redisMember, len(members)), self: self, now: ensemble.Addresses(w, members)}
 	for i := range members {
 		m := &v.members[i]
 		m.Member = members[i]
@@ -386,21 +384,6 @@ func (r *redisReader) members(w World, own redisReport) redisView {
 	return v
 }
 
-// presentAddresses returns the present address of the node that each known address is or was of. The address of a node that does not
-// answer is taken for what it was when it was written down.
-func presentAddresses(w World, members []ensemble.Member) map[string]string {
-	now := map[string]string{}
-	for ip, name := range ensemble.Addresses(w) {
-		now[ip] = ip
-		for _, m := range members {
-			if m.Name == name && m.Answers {
-				now[ip] = m.IP
-			}
-		}
-	}
-	return now
-}
-
 // present returns the address that the node with a former address has now.
 func (v redisView) present(ip string) string { return cmp.Or(v.now[ip], ip) }
 
@@ -414,6 +397,9 @@ func (v redisView) presentReport(r sentinelReport) sentinelReport {
 
 // complete tells whether the members of the latest generation have the master among them, and all of its data.
 func (v redisView) complete(w World) (number int, ok bool) {
+	if len(w.Joint.InUse) < 2 { // as nearly always
+		return 0, false
+	}
 	masters := 0
 	number, ok = ensemble.Complete(w, v.ensemble(), func(i, _ int) bool {
 		m := v.members[i]
@@ -501,7 +487,7 @@ func (r *redisUnit) mark(m member) error {
 func (r *redisUnit) allow(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
-	answers, err := r.server().ask(ctx, []string{"CONFIG", "SET", "replica-priority", "100"})
+	answers, err := r.server.ask(ctx, []string{"CONFIG", "SET", "replica-priority", "100"})
 	if err != nil {
 		return err
 	}

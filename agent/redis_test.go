@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,18 +161,101 @@ func TestAskRedis(t *testing.T) {
 	}
 }
 
+// A Redis is asked over one connection, until it closes that, is started anew, or does not answer.
+func TestConnectionToRedisIsKept(t *testing.T) {
+	program, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Skip("SKIPPED: no redis-server on this machine (package redis-server)")
+	}
+	dir, port := t.TempDir(), testkit.FreePort(t)
+	serve := func() *os.Process { return startRedis(t, program, dir, fmt.Sprintf("port %d\n", port)) }
+	server := serve()
+	node := Node{Secrets: map[string]string{"redis": "secret"}}
+	kept := &keptServer{respServer: node.respServer(port, false, "redis")}
+	n := 0
+	echo := func(limit time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		n++
+		answers, err := kept.ask(ctx, []string{"ECHO", fmt.Sprint(n)})
+		if err == nil && answers[0] != fmt.Sprint(n) {
+			t.Fatalf("the answer to %d is %v", n, answers[0])
+		}
+		return err
+	}
+	must := func(what string) {
+		t.Helper()
+		if err := echo(time.Minute); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	testkit.Eventually(t, time.Minute, "Redis answers", func() error { return echo(time.Minute) })
+	connections := func() string {
+		answers, err := kept.ask(t.Context(), []string{"INFO", "stats"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return infoFields(answers[0])["total_connections_received"]
+	}
+	before := connections()
+	for range 5 {
+		must("again")
+	}
+	if after := connections(); after != before {
+		t.Errorf("there were %s connections, and are %s", before, after)
+	}
+
+	if _, err := kept.respServer.ask(t.Context(), []string{"CLIENT", "KILL", "TYPE", "normal"}); err != nil {
+		t.Fatal(err)
+	}
+	must("after all connections were closed")
+
+	server.Kill()
+	server.Wait()
+	if err := echo(time.Minute); err == nil {
+		t.Error("a server that does not run answers")
+	}
+	server = serve()
+	testkit.Eventually(t, time.Minute, "Redis answers again", func() error { return echo(time.Minute) })
+
+	server.Signal(syscall.SIGSTOP)
+	err = echo(100 * time.Millisecond)
+	server.Signal(syscall.SIGCONT)
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a server that hangs: %v", err)
+	}
+	must("after it hung") // with an answer to this question, not to the earlier one
+
+	kept.conn.made = time.Now().Add(-2 * keepLimit)
+	before = connections()
+	must("after a while")
+	if after := connections(); after != before {
+		t.Errorf("a connection that has just been renewed is renewed again")
+	}
+	if time.Since(kept.conn.made) > keepLimit {
+		t.Error("an old connection is kept: it could hide that no new ones are accepted")
+	}
+}
+
 // serveRedis starts a Redis in dir and returns its port, which replaces the verb in directives.
 func serveRedis(t *testing.T, program, dir, directives string) int {
 	t.Helper()
 	port := testkit.FreePort(t)
+	startRedis(t, program, dir, fmt.Sprintf(directives, port))
+	return port
+}
+
+// startRedis starts a Redis in dir.
+func startRedis(t *testing.T, program, dir, directives string) *os.Process {
+	t.Helper()
 	server := exec.Command(program, "-")
 	server.Dir = dir
-	server.Stdin = strings.NewReader(fmt.Sprintf(directives, port) + "bind 127.0.0.1\nrequirepass secret\nsave \"\"\n")
+	server.Stdin = strings.NewReader(directives + "bind 127.0.0.1\nrequirepass secret\nsave \"\"\n")
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Process.Kill(); server.Wait() })
-	return port
+	return server.Process
 }
 
 // redisNodes returns a view of nodes redis1, redis2, … at 10.0.0.1, …, none of which is silent.
@@ -305,7 +389,7 @@ func TestSentinelFailsOverAlone(t *testing.T) {
 	}
 	t.Cleanup(func() { process.Process.Kill(); process.Wait() })
 
-	u := &sentinelUnit{node: node, params: &facts.SentinelParams{Port: port, Secret: "redis", Master: "m"}}
+	u := &sentinelUnit{node: node, params: &facts.SentinelParams{Port: port, Secret: "redis", Master: "m"}, server: keptServer{respServer: node.respServer(port, false, "redis")}}
 	await := func(what string, is func() bool) {
 		t.Helper()
 		testkit.Until(t, 2*time.Minute, what, is)

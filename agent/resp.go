@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const (
@@ -54,50 +56,122 @@ func distrusted(err error) bool {
 // (https://redis.io/docs/latest/develop/reference/protocol-spec/). An answer is a string, an int64, a redisError, nil,
 // or a []any of these. An error means that there are not as many answers as commands.
 func (s respServer) ask(ctx context.Context, commands ...[]string) ([]any, error) {
-	answers, err := s.exchange(ctx, commands)
-	if s.tls != nil && distrusted(err) {
-		return nil, fmt.Errorf("%w with %s: %w", errTLS, s.addr, err)
+	c, err := s.connect(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return answers, err
+	defer c.conn.Close()
+	answers, err := c.exchange(ctx, commands)
+	return answers, s.fault(err)
 }
 
-func (s respServer) exchange(ctx context.Context, commands [][]string) ([]any, error) {
+// fault marks the errors of a server with which TLS fails for good.
+func (s respServer) fault(err error) error {
+	if s.tls != nil && distrusted(err) {
+		return fmt.Errorf("%w with %s: %w", errTLS, s.addr, err)
+	}
+	return err
+}
+
+// respConn is a connection to a respServer, after authentication.
+type respConn struct {
+	conn net.Conn
+	r    *bufio.Reader
+	made time.Time
+}
+
+func (s respServer) connect(ctx context.Context) (*respConn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.addr)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		conn.SetDeadline(deadline)
-	}
 	if s.tls != nil {
 		conn = tls.Client(conn, s.tls) // shakes hands with the first command
 	}
-	r := bufio.NewReader(conn)
-	if s.password != "" {
-		if _, err := conn.Write(encodeCommand([]string{"AUTH", s.password})); err != nil {
-			return nil, err
-		}
-		answer, err := readRESP(r, 0)
-		if err != nil {
-			return nil, err
-		}
-		if refused, ok := answer.(redisError); ok {
-			return nil, fmt.Errorf("%s refuses the password: %w", s.addr, refused)
+	c := &respConn{conn, bufio.NewReader(conn), time.Now()}
+	if s.password == "" {
+		return c, nil
+	}
+	answers, err := c.exchange(ctx, [][]string{{"AUTH", s.password}})
+	if err == nil {
+		if refused, ok := answers[0].(redisError); ok {
+			err = fmt.Errorf("%s refuses the password: %w", s.addr, refused)
 		}
 	}
-	var answers []any
-	for _, c := range commands {
-		if _, err := conn.Write(encodeCommand(c)); err != nil {
-			return nil, err
-		}
-		answer, err := readRESP(r, 0)
+	if err != nil {
+		conn.Close()
+		return nil, s.fault(err)
+	}
+	return c, nil
+}
+
+// exchange sends commands and reads their answers. After an error, the connection is of no more use.
+func (c *respConn) exchange(ctx context.Context, commands [][]string) ([]any, error) {
+	deadline, _ := ctx.Deadline() // zero: none
+	if err := c.conn.SetDeadline(deadline); err != nil {
+		return nil, err
+	}
+	var all []byte
+	for _, words := range commands {
+		all = append(all, encodeCommand(words)...)
+	}
+	if _, err := c.conn.Write(all); err != nil {
+		return nil, err
+	}
+	answers := make([]any, 0, len(commands))
+	for range commands {
+		answer, err := readRESP(c.r, 0)
 		if err != nil {
 			return nil, err
 		}
 		answers = append(answers, answer)
 	}
 	return answers, nil
+}
+
+// keptServer is a respServer that is asked again and again, over one connection: setting up another each time takes both sides
+// some milliseconds of CPU, most of it for TLS.
+type keptServer struct {
+	respServer
+	conn *respConn // nil: none
+}
+
+// keepLimit is how long a connection is kept: it would hide that the server takes no new ones.
+const keepLimit = time.Minute
+
+func (s *keptServer) ask(ctx context.Context, commands ...[]string) ([]any, error) {
+	if s.conn != nil && time.Since(s.conn.made) > keepLimit {
+		s.close()
+	}
+	if s.conn != nil {
+		answers, err := s.conn.exchange(ctx, commands)
+		if err == nil {
+			return answers, nil
+		}
+		s.close()
+		if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, err
+		}
+		// The server may have been started anew, or has closed the connection, as Sentinel has it do when it changes the server's role.
+	}
+	c, err := s.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	answers, err := c.exchange(ctx, commands)
+	if err != nil {
+		c.conn.Close()
+		return nil, s.fault(err)
+	}
+	s.conn = c
+	return answers, nil
+}
+
+func (s *keptServer) close() {
+	if s.conn != nil {
+		s.conn.conn.Close()
+		s.conn = nil
+	}
 }
 
 func encodeCommand(words []string) []byte {

@@ -63,7 +63,8 @@ type sentinelReport struct {
 func (s sentinelReport) follows(ip string) bool { return s.Master == "" || s.Master == ip }
 
 func newSentinel(n Node, _ string, p *facts.SentinelParams) Component {
-	return &sentinel{node: n, server: &sentinelUnit{node: n, params: p}, decide: decideSentinel}
+	server := keptServer{respServer: n.respServer(p.Port, p.TLS, p.Secret)}
+	return &sentinel{node: n, server: &sentinelUnit{node: n, params: p, server: server}, decide: decideSentinel}
 }
 
 func (s *sentinel) unitNames() []string { return s.server.unitNames() }
@@ -81,6 +82,7 @@ func (s *sentinel) Observe(ctx context.Context) (any, error) {
 type sentinelUnit struct {
 	node   Node
 	params *facts.SentinelParams
+	server keptServer
 	unit   unit
 	failed string
 }
@@ -134,7 +136,7 @@ func parseSentinelConfig(text []byte, master string) sentinelReport {
 func (s *sentinelUnit) ask(ctx context.Context, seen *sentinelReport) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
-	answers, err := s.node.respServer(s.params.Port, s.params.TLS, s.params.Secret).ask(ctx,
+	answers, err := s.server.ask(ctx,
 		[]string{"SENTINEL", "MASTER", s.params.Master}, []string{"SENTINEL", "CKQUORUM", s.params.Master})
 	switch {
 	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
@@ -393,7 +395,7 @@ func (s *sentinelUnit) stop(ctx context.Context) error { return stopUnit(ctx, s.
 func (s *sentinelUnit) failover(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, redisLimit)
 	defer cancel()
-	answers, err := s.node.respServer(s.params.Port, s.params.TLS, s.params.Secret).ask(ctx, []string{"SENTINEL", "FAILOVER", s.params.Master})
+	answers, err := s.server.respServer.ask(ctx, []string{"SENTINEL", "FAILOVER", s.params.Master})
 	if err != nil {
 		return err
 	}

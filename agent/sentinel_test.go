@@ -108,7 +108,7 @@ func TestSentinelReadsCorrectedConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { process.Process.Kill(); process.Wait() })
-	u := &sentinelUnit{params: &facts.SentinelParams{Port: port, Master: "m"}}
+	u := &sentinelUnit{params: &facts.SentinelParams{Port: port, Master: "m"}, server: keptServer{respServer: Node{}.respServer(port, false, "")}}
 	var seen sentinelReport
 	testkit.Until(t, 2*time.Minute, "Sentinel answers", func() bool {
 		return u.ask(t.Context(), &seen) == nil && seen.Running

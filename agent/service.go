@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -21,10 +22,7 @@ import (
 
 const (
 	checkLimit = 2 * time.Second // one check of a service
-	// Checks that cost a process run less often while all is well: a check that is a command, and the state of a unit without
-	// a main process.
-	calmCheck = 3 * time.Second
-	calmUnit  = 15 * time.Second
+	calmCheck  = 3 * time.Second // between two checks that cost a process, while all is well
 	// No answer for this long means that it hangs, unless it is burning CPU: then it may just be overloaded, and a restart with
 	// cold caches would make that worse.
 	hangLimit = 30 * time.Second
@@ -43,7 +41,6 @@ type service struct {
 	params  *facts.ServiceParams
 	retry   ensemble.Backoff
 	seen    serviceSeen
-	asked   time.Time // when seen.Unit was last asked for
 	checked time.Time // when seen.Fault was last determined
 	silent  silence   // of the check
 	dead    silence   // of what answers however busy the unit is
@@ -100,20 +97,17 @@ func (s *service) Observe(ctx context.Context) (any, error) {
 
 func (s *service) look(ctx context.Context) error {
 	calm := s.seen.Unit.Active == "active" && s.seen.Fault == ""
-	processless := s.seen.Unit.Sub == "exited" || !strings.HasSuffix(s.params.Unit, ".service")
-	if !calm || !processless || time.Since(s.asked) > calmUnit {
-		u, err := unitState(ctx, s.params.Unit)
-		if err != nil {
-			return err
-		}
-		if u.Active == "failed" && s.seen.Unit.Active != "failed" {
-			s.seen.Log = lastLine(ctx, s.params.Unit)
-		}
-		if u.Active == "active" {
-			s.seen.Log = ""
-		}
-		s.seen.Unit, s.asked = u, time.Now()
+	u, err := unitState(ctx, s.params.Unit)
+	if err != nil {
+		return err
 	}
+	if u.Active == "failed" && s.seen.Unit.Active != "failed" {
+		s.seen.Log = lastLine(ctx, s.params.Unit)
+	}
+	if u.Active == "active" {
+		s.seen.Log = ""
+	}
+	s.seen.Unit = u
 	if s.seen.Unit.Active != "active" || s.params.Check == nil {
 		s.seen.Fault, s.silent, s.dead = "", silence{}, silence{}
 		return nil
@@ -123,7 +117,6 @@ func (s *service) look(ctx context.Context) error {
 	}
 	s.seen.Fault = ""
 	s.checked = time.Now()
-	var err error
 	if s.params.Alive != nil {
 		err = check(ctx, s.params.Alive, aliveCheck)
 		s.dead.hear(err, s.checked, s.params.Unit)
@@ -133,6 +126,7 @@ func (s *service) look(ctx context.Context) error {
 	}
 	if err != nil {
 		s.seen.Fault = err.Error()
+		doubt(s.params.Unit)
 	}
 	s.silent.hear(err, s.checked, s.params.Unit)
 	return nil
@@ -243,17 +237,12 @@ func check(ctx context.Context, c *facts.Check, limit time.Duration) error {
 		}
 		return conn.Close()
 	case c.HTTP != "":
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.HTTP, nil)
-		if err != nil {
-			return err
-		}
-		resp, err := checkClient.Do(req)
+		status, code, err := askStatus(ctx, c.HTTP)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.HTTP, checkFault(err))
 		}
-		resp.Body.Close()
-		if resp.StatusCode >= 500 {
-			return fmt.Errorf("%s answers %s", c.HTTP, resp.Status)
+		if code >= 500 {
+			return fmt.Errorf("%s answers %s", c.HTTP, status)
 		}
 		return nil
 	}
@@ -275,6 +264,56 @@ func check(ctx context.Context, c *facts.Check, limit time.Duration) error {
 	return nil
 }
 
+// askStatus asks for a page as checkClient does. Without encryption it does so by itself, since that is done every second: the client has two
+// goroutines for each connection, which take longer than the question.
+func askStatus(ctx context.Context, url string) (status string, code int, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", 0, err
+	}
+	if req.URL.Scheme != "http" {
+		resp, err := checkClient.Do(req)
+		if err != nil {
+			return "", 0, err
+		}
+		resp.Body.Close()
+		return resp.Status, resp.StatusCode, nil
+	}
+	port := req.URL.Port()
+	if port == "" {
+		port = "80"
+	}
+	conn, err := dial(ctx, net.JoinHostPort(req.URL.Hostname(), port))
+	if err != nil {
+		return "", 0, err
+	}
+	defer conn.Close()
+	req.Close = true
+	if err := req.Write(conn); err != nil {
+		return "", 0, err
+	}
+	resp, err := http.ReadResponse(bufio.NewReaderSize(conn, 1024), req)
+	if err != nil {
+		return "", 0, err
+	}
+	return resp.Status, resp.StatusCode, nil // what follows is closed away
+}
+
+// dial connects to a server, which then has until the deadline of ctx to answer.
+func dial(ctx context.Context, addr string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			conn.Close()
+			return nil, err
+		}
+	}
+	return conn, nil
+}
+
 // checkFault is the short form of a check's error.
 func checkFault(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -286,16 +325,11 @@ func checkFault(err error) error {
 // pingFPM asks PHP-FPM for its ping page, which one of its processes must be free to answer: the first bytes of an answer
 // are enough (FastCGI specification, https://fastcgi-archives.github.io/FastCGI_Specification.html).
 func pingFPM(ctx context.Context, addr string) error {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	conn, err := dial(ctx, addr)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(deadline); err != nil {
-			return err
-		}
-	}
 	const beginRequest, params, stdin, stdout = 1, 4, 5, 6
 	var b bytes.Buffer
 	record := func(kind byte, content string) {

@@ -81,6 +81,11 @@ func TestCheck(t *testing.T) {
 	}))
 	defer web.Close()
 	free := testkit.FreeAddress(t)
+	deaf, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer deaf.Close()
 	for name, c := range map[string]struct {
 		check facts.Check
 		want  string
@@ -90,6 +95,7 @@ func TestCheck(t *testing.T) {
 		"http":         {facts.Check{HTTP: web.URL}, ""},
 		"http moved":   {facts.Check{HTTP: web.URL + "/elsewhere"}, ""},
 		"http missing": {facts.Check{HTTP: web.URL + "/broken"}, "answers 502 Bad Gateway"},
+		"http hangs":   {facts.Check{HTTP: "http://" + deaf.Addr().String() + "/"}, "no answer in time"},
 		"http closed":  {facts.Check{HTTP: "http://" + free + "/"}, "connection refused"},
 		"exec":         {facts.Check{Exec: []string{"true"}}, ""},
 		"exec fails":   {facts.Check{Exec: []string{"sh", "-c", "echo no VIP; exit 3"}}, "exit status 3: no VIP"},

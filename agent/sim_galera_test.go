@@ -621,6 +621,8 @@ func (p *simGaleraServer) report(s *galeraProcess, d *galeraDisk) galeraReport {
 	return r
 }
 
+func (p *simGaleraServer) close() {}
+
 func (p *simGaleraServer) begun() error {
 	p.g.disks[p.a.n.index].mark = false
 	return nil

@@ -7,11 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // unit is what systemd says of one of its units.
@@ -22,69 +24,170 @@ type unit struct {
 	Result string // success, exit-code, signal, timeout, …
 }
 
-// running caches the main process of active units. Asking systemd costs a process per component and second. While the main
-// process is the same, the unit is still active, unless somebody has begun to stop it.
+// running caches what systemd said of active units. Each question to it starts a process.
 var running struct {
 	sync.Mutex
 	units map[string]mainProcess
 }
 
+// askingSystemd is held while systemd is asked: the next loop that wants to know a unit may find that it was asked for along with another.
+var askingSystemd = make(chan struct{}, 1)
+
+const (
+	calmUnit    = 30 * time.Second // between two questions about a unit that runs as before
+	doubtedUnit = 15 * time.Second // the same, while that cannot be seen without asking, or the unit does not do its work
+	unitLinks   = "/run/systemd/units"
+)
+
+// mainProcess is an active unit, and how to see that it still is. While the main process is the same, or the invocation of a unit
+// without one, the unit is active, unless somebody has begun to stop it.
 type mainProcess struct {
-	unit  unit
-	pid   string
-	start string // when the process started, in clock ticks since boot: a pid may be used again
-	asked time.Time
+	unit       unit
+	process    process // zero: there is none
+	pid        string
+	invocation string // of a unit without a process; empty: not known
+	asked      time.Time
+	doubted    bool // the unit does not do its work
 
 	cgroup, killMode string
 }
 
-// unitState asks systemd for a unit's state. A unit that does not exist is not an error: its Load is "not-found".
-func unitState(ctx context.Context, name string) (unit, error) {
-	running.Lock()
-	known, ok := running.units[name]
-	running.Unlock()
-	if ok && time.Since(known.asked) < calmUnit && processStart(known.pid) == known.start {
-		return known.unit, nil
+// holds tells whether a unit is still what it was.
+func (m mainProcess) holds(name string) bool {
+	limit := calmUnit
+	switch {
+	case m.process.exists():
+		if !m.process.runs() {
+			return false
+		}
+	case m.invocation != "":
+		if invocation(name) != m.invocation {
+			return false
+		}
+	default:
+		limit = doubtedUnit
 	}
-	out, err := run(ctx, nil, "systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result", "-p", "MainPID",
-		"-p", "ControlGroup", "-p", "KillMode", name)
+	if m.doubted {
+		limit = doubtedUnit
+	}
+	return time.Since(m.asked) < limit
+}
+
+// invocation returns the ID of a service's invocation, which systemd leaves in a symbolic link until the service has stopped; empty:
+// none is known, as with systemd before 232.
+func invocation(name string) string {
+	id, _ := os.Readlink(filepath.Join(unitLinks, "invocation:"+name))
+	return id
+}
+
+// doubt has systemd asked for a unit sooner: it does not do its work.
+func doubt(name string) {
+	running.Lock()
+	defer running.Unlock()
+	if m, ok := running.units[name]; ok {
+		m.doubted = true
+		running.units[name] = m
+	}
+}
+
+// unitState asks systemd for a unit's state, unless that cannot have changed. A unit that does not exist is not an error: its
+// Load is "not-found". Other units of the node that would be asked for soon are asked for along with it.
+func unitState(ctx context.Context, name string) (unit, error) {
+	if u, ok := knownUnit(name); ok {
+		return u, nil
+	}
+	select {
+	case askingSystemd <- struct{}{}:
+		defer func() { <-askingSystemd }()
+	case <-ctx.Done():
+		return unit{}, fmt.Errorf("ask systemd for %s: it has not answered other questions yet: %w", name, ctx.Err())
+	}
+	if u, ok := knownUnit(name); ok {
+		return u, nil
+	}
+	running.Lock()
+	var soon []string
+	for other, m := range running.units {
+		if other != name && time.Since(m.asked) > doubtedUnit/2 {
+			soon = append(soon, other)
+		}
+	}
+	running.Unlock()
+	slices.Sort(soon)
+	out, err := run(ctx, nil, slices.Concat([]string{"systemctl", "show", "-p", "Id", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result",
+		"-p", "MainPID", "-p", "ControlGroup", "-p", "KillMode", name}, soon)...)
 	if err != nil {
 		return unit{}, err
 	}
-	var u unit
-	var cgroup, killMode string
-	pid := "0"
-	for line := range strings.Lines(string(out)) {
+	var asked unit
+	for i, text := range strings.Split(strings.TrimSpace(string(out)), "\n\n") {
+		id, said := parseUnit(text)
+		if i == 0 { // id may be another of its names
+			id, asked = name, said.unit
+		} else if !slices.Contains(soon, id) {
+			continue
+		}
+		noteUnit(id, said, i == 0)
+	}
+	return asked, nil
+}
+
+// knownUnit returns a unit's state if it is known without asking.
+func knownUnit(name string) (unit, bool) {
+	running.Lock()
+	m, ok := running.units[name]
+	running.Unlock()
+	return m.unit, ok && m.holds(name)
+}
+
+// parseUnit reads what systemctl show prints about one unit.
+func parseUnit(text string) (id string, m mainProcess) {
+	m.pid = "0"
+	for line := range strings.Lines(text) {
 		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
 		switch k {
+		case "Id":
+			id = v
 		case "LoadState":
-			u.Load = v
+			m.unit.Load = v
 		case "ActiveState":
-			u.Active = v
+			m.unit.Active = v
 		case "SubState":
-			u.Sub = v
+			m.unit.Sub = v
 		case "Result":
-			u.Result = v
+			m.unit.Result = v
 		case "MainPID":
-			pid = v
+			m.pid = v
 		case "ControlGroup":
-			cgroup = v
+			m.cgroup = v
 		case "KillMode":
-			killMode = v
+			m.killMode = v
 		}
 	}
-	noteChange(name, change{active: u.Active, sub: u.Sub, cgroup: cgroup, killMode: killMode, pid: pid})
+	return id, m
+}
+
+// noteUnit remembers what systemd has said of a unit. first: also if nothing was known of it.
+func noteUnit(name string, m mainProcess, first bool) {
+	m.asked, m.process = time.Now(), findProcess(m.pid)
+	if !m.process.exists() {
+		m.invocation = invocation(name)
+	}
+	processless := m.unit.Sub == "exited" || !strings.HasSuffix(name, ".service")
 	running.Lock()
 	defer running.Unlock()
-	if start := processStart(pid); u.Active == "active" && start != "" {
-		if running.units == nil {
-			running.units = map[string]mainProcess{}
-		}
-		running.units[name] = mainProcess{u, pid, start, time.Now(), cgroup, killMode}
-	} else {
-		delete(running.units, name)
+	if _, known := running.units[name]; !known && !first {
+		return // it is being stopped
 	}
-	return u, nil
+	noteChange(name, change{active: m.unit.Active, sub: m.unit.Sub, cgroup: m.cgroup, killMode: m.killMode, pid: m.pid})
+	if m.unit.Active != "active" || !m.process.exists() && !processless {
+		delete(running.units, name)
+		return
+	}
+	if running.units == nil {
+		running.units = map[string]mainProcess{}
+	}
+	running.units[name] = m
 }
 
 // mainPID returns the main process of a unit as it was last asked for; "0": none was known.
@@ -100,6 +203,51 @@ func mainPID(name string) string {
 		return c.pid
 	}
 	return "0"
+}
+
+// process is a process that was found. Its pid may be used again.
+type process struct {
+	pid, start string      // when it started, in clock ticks since boot
+	handle     *os.Process // a pidfd, where the kernel has them
+}
+
+// findProcess returns the zero value if there is no such process.
+func findProcess(pid string) process {
+	n, err := strconv.Atoi(pid)
+	if err != nil || n <= 0 {
+		return process{}
+	}
+	handle, err := os.FindProcess(n)
+	if err != nil {
+		handle = nil
+	}
+	start := processStart(pid) // after the handle was taken: if it is there now, it is the handle's
+	if start == "" {
+		return process{}
+	}
+	return process{pid, start, handle}
+}
+
+func (p process) exists() bool { return p.start != "" }
+
+// runs tells whether the process still does. It is asked in each turn, and reading /proc takes the kernel many times as long as poll(2).
+func (p process) runs() bool {
+	if p.handle != nil {
+		ended := false
+		err := p.handle.WithHandle(func(fd uintptr) {
+			const readable = 1 // POLLIN: the process has ended
+			poll := struct {
+				fd              int32
+				events, happens int16
+			}{int32(fd), readable, 0}
+			n, _, _ := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&syscall.Timespec{})), 0, 0, 0)
+			ended = n == 1
+		})
+		if err == nil {
+			return !ended
+		}
+	}
+	return processStart(p.pid) == p.start
 }
 
 // processStat returns the fields of /proc/PID/stat from the third on (see proc(5)), or nil if the process does not exist or

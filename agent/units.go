@@ -103,6 +103,9 @@ func getsOn(name string) bool {
 
 // noteAnswer remembers since when a running unit does not answer.
 func noteAnswer(name string, answers bool) {
+	if !answers {
+		doubt(name)
+	}
 	running.Lock()
 	main, known := running.units[name]
 	running.Unlock()

@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"imagegen/cluster/facts"
@@ -355,7 +357,7 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	node := Node{Facts: facts.Facts{Node: facts.Peer{Name: "x"}}}
 	components := func(unit string) map[string]Component {
 		return map[string]Component{
-			"galera":   newGalera(node, "x", &facts.GaleraParams{Unit: unit, BootUnit: unit, Client: []string{"sleep", "1000"}}),
+			"galera":   newGalera(node, "x", &facts.GaleraParams{Unit: unit, BootUnit: unit, Client: []string{"sh", "-c", "sleep 1000"}}),
 			"redis":    newRedis(node, "x", &facts.RedisParams{Unit: unit, Port: port, Dir: t.TempDir()}),
 			"sentinel": newSentinel(node, "x", &facts.SentinelParams{Unit: unit, Port: port, RunConfig: filepath.Join(t.TempDir(), "sentinel.conf")}),
 		}
@@ -425,4 +427,149 @@ func TestCommandsEndWithTheirChildren(t *testing.T) {
 		t.Fatal("it does not end")
 	}
 	testkit.Until(t, time.Minute, "the shell's child ends", func() bool { return processStat(strings.TrimSpace(string(pid))) == nil })
+}
+
+// The units of a node are asked for with one command, and as long as they run as before, rarely.
+func TestUnitsAreAskedForTogether(t *testing.T) {
+	dir := t.TempDir()
+	script := `#!/bin/sh
+echo "$*" >>` + dir + `/asked
+shift
+while [ "$1" = -p ]; do shift 2; done
+for u; do cat ` + dir + `/"$u"; echo; done
+`
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	running.Lock()
+	before := running.units
+	running.units = nil // other tests' units
+	running.Unlock()
+	t.Cleanup(func() {
+		running.Lock()
+		running.units = before
+		running.Unlock()
+		changing.Lock()
+		delete(changing.units, "imagegen-test-b.service")
+		changing.Unlock()
+	})
+	const a, b, filter = "imagegen-test-a.service", "imagegen-test-b.service", "imagegen-test-filter.service"
+	is := func(name, active, sub string, pid int) {
+		text := fmt.Sprintf("Id=%s\nLoadState=loaded\nActiveState=%s\nSubState=%s\nResult=success\nMainPID=%d\n", name, active, sub, pid)
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sleep := func() *exec.Cmd {
+		c := exec.Command("sleep", "1000")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+		return c
+	}
+	first, second := sleep(), sleep()
+	is(a, "active", "running", first.Process.Pid)
+	is(b, "active", "running", second.Process.Pid)
+	is(filter, "active", "exited", 0)
+	synctest.Test(t, func(t *testing.T) { // the time that questions take does not count
+		look := func() (questions int, states string) {
+			t.Helper()
+			os.Remove(filepath.Join(dir, "asked"))
+			for _, name := range []string{a, b, filter} {
+				u, err := unitState(t.Context(), name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				states += u.Active + " "
+			}
+			asked, _ := os.ReadFile(filepath.Join(dir, "asked"))
+			return strings.Count(string(asked), "\n"), states
+		}
+		if n, states := look(); n != 3 || states != "active active active " {
+			t.Fatalf("at first: %d questions, %s", n, states)
+		}
+		if n, _ := look(); n != 0 {
+			t.Errorf("at once again: %d questions", n)
+		}
+		time.Sleep(calmUnit)
+		if n, states := look(); n != 1 || states != "active active active " {
+			t.Errorf("after %s: %d questions, %s", calmUnit, n, states)
+		}
+
+		time.Sleep(calmUnit)
+		os.Remove(filepath.Join(dir, "asked"))
+		var loops sync.WaitGroup
+		for _, name := range []string{a, b, filter} {
+			loops.Go(func() {
+				if u, err := unitState(t.Context(), name); err != nil || u.Active != "active" {
+					t.Errorf("%s: %+v, %v", name, u, err)
+				}
+			})
+		}
+		loops.Wait()
+		if asked, _ := os.ReadFile(filepath.Join(dir, "asked")); strings.Count(string(asked), "\n") != 1 {
+			t.Errorf("three loops at the same time ask\n%s", asked)
+		}
+
+		time.Sleep(doubtedUnit)
+		if n, _ := look(); n != 1 { // for filter, which cannot be watched
+			t.Errorf("after %s: %d questions", doubtedUnit, n)
+		}
+		doubt(b)
+		time.Sleep(doubtedUnit - time.Second)
+		if n, _ := look(); n != 0 {
+			t.Errorf("almost %s without an answer: %d questions", doubtedUnit, n)
+		}
+		time.Sleep(time.Second)
+		if n, _ := look(); n != 1 {
+			t.Errorf("after %s without an answer: %d questions", doubtedUnit, n)
+		}
+
+		// One that somebody has begun to stop is found when another is asked for.
+		is(b, "deactivating", "stop-sigterm", second.Process.Pid)
+		time.Sleep(calmUnit)
+		if n, states := look(); n != 2 || states != "active deactivating active " {
+			t.Errorf("one is being stopped: %d questions, %s", n, states)
+		}
+		if n, _ := look(); n != 1 {
+			t.Errorf("one is being stopped: %d questions in the next turn", n)
+		}
+
+		first.Process.Kill()
+		first.Wait()
+		is(a, "failed", "failed", 0)
+		if _, states := look(); states != "failed deactivating active " {
+			t.Errorf("the process of one has ended: %s", states)
+		}
+	})
+}
+
+// A process that has ended is noticed before its parent has asked for its status, with a kernel that has pidfds and with an older one.
+func TestProcessThatEnds(t *testing.T) {
+	for _, pidfd := range []bool{true, false} {
+		c := exec.Command("sleep", "1000")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p := findProcess(strconv.Itoa(c.Process.Pid))
+		if !pidfd {
+			p.handle = nil
+		}
+		if !p.exists() || !p.runs() {
+			t.Errorf("pidfd %v: %+v does not run", pidfd, p)
+		}
+		c.Process.Kill()
+		testkit.Until(t, time.Minute, "the process is seen to have ended", func() bool { return !p.runs() })
+		c.Wait()
+		if p.runs() || findProcess(p.pid).exists() {
+			t.Errorf("pidfd %v: it runs after its end", pidfd)
+		}
+	}
+	for _, pid := range []string{"", "0", "-1", "x"} {
+		if findProcess(pid).exists() {
+			t.Errorf("there is a process %q", pid)
+		}
+	}
 }

@@ -8,6 +8,7 @@
 //	builders  roles with only packages cached, compared with mmdebstrap by hand and mkosi
 //	page      the reference cluster in the lab, from up to WordPress's front page
 //	site      what visitors of it get, compared with the same site on one backend's disk, and what it costs while nobody visits
+//	idle      what agents cost on nodes where nothing happens, without a lab
 //
 // The tools in a section take turns, BENCH_REPEAT times, and medians are compared, so that other load on the machine
 // affects all of them.
@@ -127,7 +128,7 @@ func TestBench(t *testing.T) {
 		}
 	}
 	sections := map[string]func(t *testing.T, repeat int){
-		"seeds": seeds, "vmdk": vmdk, "scale": scale, "bake": bake, "builders": builders, "page": page, "site": site,
+		"seeds": seeds, "vmdk": vmdk, "scale": scale, "bake": bake, "builders": builders, "page": page, "site": site, "idle": idle,
 	}
 	for _, name := range strings.Split(names, ",") {
 		section, ok := sections[name]

@@ -311,6 +311,7 @@ func (e *notReady) Error() string {
 // carryOut takes the nodes to the target, which is in use, one round after the other. With canary, if the first node to change gets a
 // new machine, it must be ready for a while before the next changes; a node that takes over its seed must in any case.
 func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
+	yielded := map[string]bool{}
 	for {
 		s, err := r.look(ctx, t)
 		if err != nil {
@@ -329,6 +330,11 @@ func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 			if err := r.await(ctx, s, step.Node, step.Node+" is not changed", func(facts.NodeReport) bool { return true }); err != nil {
 				return err
 			}
+			continue
+		}
+		if moved, err := r.yield(ctx, s, yielded); err != nil {
+			return err
+		} else if moved {
 			continue
 		}
 		for i, step := range steps {
@@ -492,6 +498,24 @@ func (r *Run) needs(ctx context.Context, s *seen, step Step) error {
 		}
 	}
 	return nil
+}
+
+// yield has a master that moves to another address, or leaves, hand over before anything else changes, and tells whether it has: load
+// balancers know its new address, or forget it, before it goes, and would send to nobody meanwhile. Once is enough, unless it has become the
+// master again; an earlier agent hands over nothing.
+func (r *Run) yield(ctx context.Context, s *seen, yielded map[string]bool) (bool, error) {
+	for _, n := range s.Nodes {
+		if n.Was == nil || n.stays() || n.done() || !operate.IsMaster(s.reports[n.Name]) {
+			yielded[n.Name] = false
+			continue
+		}
+		if yielded[n.Name] || !slices.ContainsFunc(s.of(n.Role), func(o Node) bool { return o.stays() && o.Ready }) {
+			continue
+		}
+		yielded[n.Name] = true
+		return true, r.Cluster.HandOver(ctx, r.Wait, n.Name, n.Name+" is not changed", s.addresses)
+	}
+	return false, nil
 }
 
 // handOver has the node of a step hand over what it leads, before its daemons stop. Where no other node works, nobody could take over.

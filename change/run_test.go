@@ -42,6 +42,7 @@ type agents struct {
 	seeds  map[string]string
 	trials map[string]*facts.Trial
 	fails  string         // a node that goes back
+	master string         // of Redis; empty: there is none
 	asked  map[string]int // how often a node on trial was asked
 	events []string
 	said   []string
@@ -122,7 +123,13 @@ func newAgents(t *testing.T, names ...string) *agents {
 				a.events = append(a.events, node+" has passed")
 			}
 		}
+		is := "replica"
+		if node == a.master {
+			is = "master"
+		}
 		return facts.NodeReport{
+			Order: []string{"redis"}, Components: map[string]facts.ComponentReport{"redis": {Kind: "redis", Status: facts.Status{State: facts.Ready}, Is: is}},
+			Joint:   &facts.Joint{InUse: []facts.Membership{{Number: 1}}},
 			Cluster: "otus", ClusterID: keys.ClusterID, Node: facts.Peer{Name: node, Role: strings.TrimRight(node, "0123456789")},
 			Ready: true, Made: facts.Made{Seed: a.seeds[node]}, Trial: a.trials[node],
 		}
@@ -148,6 +155,11 @@ func newAgents(t *testing.T, names ...string) *agents {
 			a.events = append(a.events, node+" takes over")
 		}
 		return facts.Plan{Seed: m.Seed, Files: []facts.FileChange{{Path: "/etc/f", What: "changed"}}, Stop: []string{"x.service"}}
+	})
+	handle("POST "+facts.HandoverPath, func(node string, _ *http.Request) any {
+		a.master = "redis2"
+		a.events = append(a.events, node+" hands over")
+		return facts.Handover{Moved: []string{"the master"}}
 	})
 	ca := x509.NewCertPool()
 	ca.AppendCertsFromPEM(keys.CA.Cert)
@@ -253,5 +265,33 @@ func TestRounds(t *testing.T) {
 	}
 	if got := strings.Join(a.events, ", "); got != "redis1 takes over, percona1 takes over, percona1 goes back, redis1 has passed" {
 		t.Errorf("a round of which one fails: %s", got)
+	}
+}
+
+// A master that is to move hands over before those that use it know its new address, and not only before it goes.
+func TestMasterThatMovesHandsOverFirst(t *testing.T) {
+	a := newAgents(t, "databalancer1", "databalancer2", "redis1", "redis2", "redis3")
+	a.target.Members = slices.Clone(a.target.Members)
+	a.target.Members[2].IP = "10.1.0.99"
+	a.agreed, a.run.stale, a.run.passed, a.master = true, map[string]bool{}, map[string]bool{}, "redis1"
+	ctx, cancel := context.WithCancel(t.Context())
+	say := a.run.Wait.Say
+	a.run.Wait.Say = func(format string, args ...any) {
+		say(format, args...)
+		if strings.HasPrefix(a.said[len(a.said)-1], "redis1 is not changed yet: ") { // it waits for the others to know its address
+			cancel()
+		}
+	}
+	if err := a.run.carryOut(ctx, a.target, true); !errors.Is(err, context.Canceled) {
+		t.Fatalf("%v, said %q", err, a.said)
+	}
+	var order []string
+	for _, e := range a.events {
+		if !strings.HasSuffix(e, " has passed") {
+			order = append(order, e)
+		}
+	}
+	if want := []string{"redis1 hands over", "databalancer1 takes over", "databalancer2 takes over", "redis3 takes over", "redis2 hands over", "redis2 takes over"}; !slices.Equal(order, want) {
+		t.Errorf("%q", order)
 	}
 }

@@ -333,7 +333,7 @@ func (b *bench) changes() []change {
 	for _, n := range []struct {
 		node, address string
 		goal          goal
-	}{{"redis1", "192.168.10.49", calmGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
+	}{{"redis1", "192.168.10.49", redisGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
 		both(change{name: "another address for " + n.node, goal: n.goal}, "the address of before for "+n.node,
 			n.node+": "+n.address+"\n", n.node+": 192.168.10.70\n")
 		moves = append(moves, n.node+": "+n.address+"\n", fmt.Sprintf("%s: 192.168.10.%d\n", n.node, 71+len(moves)/2))

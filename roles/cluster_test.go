@@ -154,7 +154,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"network.ping-timeout": "2", "performance.least-prio-threads": "8", "performance.quick-read": "on", "nfs.disable": "on", "cluster.shd-max-threads": "8",
+		"network.ping-timeout": "2", "performance.least-prio-threads": "8", "performance.quick-read": "on", "performance.quick-read-cache-invalidation": "on", "nfs.disable": "on", "cluster.shd-max-threads": "8",
 		"features.cache-invalidation": "on", "features.cache-invalidation-timeout": "600",
 		"performance.cache-invalidation": "on", "performance.md-cache-timeout": "10",
 		"cluster.quorum-type": "fixed", "cluster.quorum-count": "1", "cluster.server-quorum-type": "none",

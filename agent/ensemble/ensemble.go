@@ -95,28 +95,35 @@ func (r *Reader[T]) Of(report facts.NodeReport, kind string) (v T, runs, known b
 	if report.Components == nil {
 		return v, true, false
 	}
-	for _, c := range report.Components {
-		if c.Kind != kind {
-			continue
+	c, runs := report.Components[kind] // usually a component is called as its kind
+	if !runs || c.Kind != kind {
+		runs = false
+		for _, other := range report.Components {
+			if other.Kind == kind {
+				c, runs = other, true
+				break
+			}
 		}
-		if len(c.Report) == 0 {
-			return v, true, false
-		}
-		node := report.Node.Name
-		if last, ok := r.read[node]; ok && bytes.Equal(last.raw, c.Report) {
-			return last.v, true, true
-		}
-		if json.Unmarshal(c.Report, &v) != nil {
-			var none T
-			return none, true, false
-		}
-		if r.read == nil {
-			r.read = map[string]reading[T]{}
-		}
-		r.read[node] = reading[T]{c.Report, v}
-		return v, true, true
 	}
-	return v, false, true
+	switch {
+	case !runs:
+		return v, false, true
+	case len(c.Report) == 0:
+		return v, true, false
+	}
+	node := report.Node.Name
+	if last, ok := r.read[node]; ok && bytes.Equal(last.raw, c.Report) {
+		return last.v, true, true
+	}
+	if json.Unmarshal(c.Report, &v) != nil {
+		var none T
+		return none, true, false
+	}
+	if r.read == nil {
+		r.read = map[string]reading[T]{}
+	}
+	r.read[node] = reading[T]{c.Report, v}
+	return v, true, true
 }
 
 // From returns the observation of a peer's component. known is false if the peer does not answer or has no such component.

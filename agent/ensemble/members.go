@@ -29,7 +29,9 @@ func Members(w World) (members []Member, self int) {
 	find := func(name string) int {
 		return slices.IndexFunc(members, func(m Member) bool { return m.Name == name })
 	}
-	for i, in := range w.inUse() {
+	inUse := w.inUse()
+	members = make([]Member, 0, len(inUse[0].Members)+2)
+	for i, in := range inUse {
 		for _, p := range in.Members {
 			at := find(p.Name)
 			if at < 0 {
@@ -82,22 +84,25 @@ func Own(number int, self facts.Peer, peers []facts.Peer) facts.Membership {
 	return m
 }
 
-// Addresses returns whose each address is or was, as far as memberships in use and reports tell. An address that a node has now
-// is that node's, whoever had it before.
-func Addresses(w World) map[string]string {
-	whose := map[string]string{}
+// Addresses returns, for each address that memberships in use and reports tell of, the present address of the node that it is or was
+// of. An address that a node has now is that node's, whoever had it before. That of a node which does not answer is taken for what it
+// was when it was written down.
+func Addresses(w World, members []Member) map[string]string {
+	now := map[string]string{}
 	for _, in := range w.inUse() {
 		for _, p := range in.Members {
-			whose[p.IP] = p.Name
+			now[p.IP] = p.IP
+			if i := slices.IndexFunc(members, func(m Member) bool { return m.Name == p.Name }); i >= 0 && members[i].Answers {
+				now[p.IP] = members[i].IP
+			}
 		}
 	}
-	members, _ := Members(w)
 	for _, m := range members {
 		if m.Answers {
-			whose[m.IP] = m.Name
+			now[m.IP] = m.IP
 		}
 	}
-	return whose
+	return now
 }
 
 // Majority tells whether the members that have something are a majority of every membership in use, and whether they are one of any.

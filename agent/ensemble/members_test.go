@@ -51,10 +51,10 @@ func TestMembersOfAllGenerationsInUse(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", members[i].Name, m, want)
 		}
 	}
-	whose := Addresses(w)
-	for ip, want := range map[string]string{"10.0.1.1": "a", "10.0.2.2": "a", "10.0.1.2": "b", "10.9.9.9": "b", "10.0.2.3": "d", "10.0.3.1": ""} {
-		if whose[ip] != want {
-			t.Errorf("%s is of %q, want %q", ip, whose[ip], want)
+	now := Addresses(w, members)
+	for ip, want := range map[string]string{"10.0.1.1": "10.0.1.1", "10.0.2.2": "10.0.1.1", "10.0.1.2": "10.9.9.9", "10.9.9.9": "10.9.9.9", "10.0.2.3": "10.0.2.3", "10.0.3.1": ""} {
+		if now[ip] != want {
+			t.Errorf("%s is now %q, want %q", ip, now[ip], want)
 		}
 	}
 }
