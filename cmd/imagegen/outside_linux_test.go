@@ -255,7 +255,7 @@ roles:
   db: {nodes: {db1: 10.77.0.1, db2: 10.77.0.2, db3: 10.77.0.3}}
 `
 
-// The database that there is not answers for one: what a cluster has been started from is in a file.
+// Instead of a database, its client answers: after each question, which ends with a SELECT of that end. What a cluster has been started from is in a file.
 const databaseRole = `description: a test
 quorum: true
 distros: {debian12: {packages: [mariadb-server]}}
@@ -270,7 +270,7 @@ components:
       recover: [sh, -c, 'echo "Recovered position: $(sed -n "s/uuid: *//p" /var/lib/db/grastate.dat):$(sed -n "s/seqno: *//p" /var/lib/db/grastate.dat)"']
       data_dir: /var/lib/db
       owner: root:root
-      client: [sh, -c, 'printf "wsrep_cluster_status\tPrimary\nwsrep_local_state\t4\nwsrep_ready\tON\nwsrep_cluster_size\t2\nwsrep_connected\tON\nwsrep_last_committed\t13\nwsrep_cluster_state_uuid\t%s\nmarker\t%s\n" "$(cat "$MACHINE/../../history")" "$(cat "$MACHINE/../../id")"']
+      client: [sh, -c, 'while read -r q; do case $q in SELECT\ ?end\ of\ question\ *) q=${q#SELECT ?}; printf "wsrep_cluster_status\tPrimary\nwsrep_local_state\t4\nwsrep_ready\tON\nwsrep_cluster_size\t2\nwsrep_connected\tON\nwsrep_last_committed\t13\nwsrep_cluster_state_uuid\t%s\nmarker\t%s\n%s\n" "$(cat "$MACHINE/../../history")" "$(cat "$MACHINE/../../id")" "${q%??}";; esac; done']
       init_sql: /etc/imagegen/init.sql
 `
 
