@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -119,6 +121,9 @@ func (l *Lab) Start(ctx context.Context, names ...string) error {
 	return l.turnOn(ctx, nodes, func() error {
 		if !l.network.Complete(l.operator) {
 			return l.notUp()
+		}
+		if l.helper("forward").Busy() {
+			return l.forwardFrom(ctx, "") // the virtual address may be another one
 		}
 		return nil
 	})
@@ -401,13 +406,16 @@ func (l *Lab) Site() string {
 	if !ok || !slices.ContainsFunc(role.Nodes, func(n cluster.Node) bool { return l.group.Sub(n.Name).Busy() }) {
 		return ""
 	}
-	return l.forwarded()
+	site, _ := l.forwarded()
+	return site
 }
 
-// forwarded returns the address on this machine that is forwarded to the cluster's virtual address; empty if there is none.
-func (l *Lab) forwarded() string {
-	site, _ := os.ReadFile(l.paths.site()) // none without a forward
-	return string(site)
+// forwarded returns the address on this machine that is forwarded to the cluster's site, and the virtual address there; empty if there
+// is none.
+func (l *Lab) forwarded() (site, target string) {
+	text, _ := os.ReadFile(l.paths.site()) // none without a forward
+	site, target, _ = strings.Cut(string(text), " ")
+	return site, target
 }
 
 // forwardFrom makes sure that connections to the address site on this machine reach the cluster's site.
@@ -420,12 +428,13 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		return nil
 	}
 	group := l.helper("forward")
-	if group.Busy() && (site == "" || site == l.forwarded()) {
-		return nil
+	if group.Busy() {
+		now, to := l.forwarded()
+		if site = cmp.Or(site, now); site == now && to == target.String() {
+			return nil
+		}
 	}
-	if site == "" {
-		site = DefaultSite
-	}
+	site = cmp.Or(site, DefaultSite)
 	if err := group.Kill(ctx); err != nil {
 		return fmt.Errorf("forward the site: %w", err)
 	}
@@ -465,5 +474,5 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		return fmt.Errorf("forward the site: %w", err)
 	}
 	go cmd.Wait() // for as long as this process lives
-	return os.WriteFile(l.paths.site(), []byte(site), 0o600)
+	return os.WriteFile(l.paths.site(), []byte(site+" "+target.String()), 0o600)
 }

@@ -55,12 +55,8 @@ func siteRole(spec *cluster.Spec) (role cluster.Role, ok bool) {
 	return role, ok
 }
 
-// siteAddress returns where the cluster serves its site, if it has one.
-func siteAddress(spec *cluster.Spec) (netip.AddrPort, bool) {
+// siteAddress returns the virtual address at which the cluster serves its site, if it has one.
+func siteAddress(spec *cluster.Spec) (netip.Addr, bool) {
 	role, ok := siteRole(spec)
-	port := uint16(80)
-	if spec.Site.TLS != nil {
-		port = 443
-	}
-	return netip.AddrPortFrom(role.VIP, port), ok
+	return role.VIP, ok
 }

@@ -226,7 +226,7 @@ func TestMachinesOfOtherSecrets(t *testing.T) {
 func TestSiteNeedsABalancer(t *testing.T) {
 	s := newStill(t)
 	s.on(t, "store1")
-	testkit.Write(t, s.paths.site(), DefaultSite)
+	testkit.Write(t, s.paths.site(), DefaultSite+" 192.168.10.39")
 	if got := s.Site(); got != "" {
 		t.Errorf("without a balancer the site is at %q", got)
 	}
