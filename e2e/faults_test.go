@@ -589,6 +589,54 @@ func (br breaker) doesNotStop(n string) fault {
 	})
 }
 
+// failover is what journals say when a node takes over from another one, or when somebody is given up.
+const failover = `Entering MASTER STATE|\+switch-master|Server [a-z_]+/[a-z0-9]+ is DOWN|suspecting node|has not responded in the last|hangs \(`
+
+// areBusy makes both processors of this machine busy for ten minutes, with 30 processes that the nodes share. Visitors wait longer, and no node
+// may take over from another: all are alive.
+func (br breaker) areBusy() fault {
+	undo := br.everywhere(func(int) string { return "pkill -f 'imagegen-bus[y]'; true" })
+	return fault{name: "two processors at a load of 30, for ten minutes", stays: []string{}, undo: undo, do: func() error {
+		began := time.Now()
+		if err := br.everywhere(func(i int) string {
+			n := 30*(i+1)/len(br.nodes) - 30*i/len(br.nodes)
+			return fmt.Sprintf("for i in $(seq %d); do setsid sh -c 'while :; do :; done # imagegen-busy' >/dev/null 2>&1 </dev/null & done", n)
+		})(); err != nil {
+			return err
+		}
+		time.Sleep(time.Until(began.Add(10 * time.Minute))) // it is about what happens meanwhile
+		if err := undo(); err != nil {
+			return err
+		}
+		var found []string
+		for _, n := range br.nodes {
+			out, err := br.in(n, fmt.Sprintf("journalctl -q --no-pager -o short --since @%d | grep -E '%s'; true", began.Unix(), failover))
+			if err != nil {
+				return err
+			}
+			if out = strings.TrimSpace(out); out != "" {
+				found = append(found, n+":\n"+out)
+			}
+		}
+		if found != nil {
+			return fmt.Errorf("a failover, and nobody was missing:\n%s", strings.Join(found, "\n"))
+		}
+		return nil
+	}}
+}
+
+// everywhere returns a function that runs a shell line on each node; script gets its number, from 0.
+func (br breaker) everywhere(script func(i int) string) func() error {
+	return func() error {
+		for i, n := range br.nodes {
+			if _, err := br.in(n, script(i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
 // allLosePower cuts the power of all nodes, and starts them in the given order.
 func (br breaker) allLosePower(t *testing.T, name string, order []string) fault {
 	return fault{name: name, goal: outageGoal, do: func() error {
@@ -683,6 +731,7 @@ func (b *bench) faults(t *testing.T, random *rand.Rand) []fault {
 	for _, n := range []string{"percona1", "redis1"} {
 		all = append(all, br.isAnHourAhead(t, n))
 	}
+	all = append(all, br.areBusy())
 	all = append(all, br.leavesItsGroup("percona2"), br.doesNotStop("percona3"))
 	for i := range 10 {
 		all = append(all, br.allLosePower(t, fmt.Sprintf("all lose power, and start in random order (%d)", i+1), br.shuffled(random)))
