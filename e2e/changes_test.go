@@ -313,8 +313,8 @@ func (b *bench) changes() []change {
 	)
 	both(change{name: "an option of backend, and imagegen is killed half-way", killed: true, goal: calmGoal},
 		"the option's default again, with percona3 cut off", "  backend:\n", "  backend:\n    options: {children: \"11\"}\n")
-	all[len(all)-1].cutOff, all[len(all)-1].goal = "percona3", galeraGoal
-	both(change{name: "memory of percona", goal: galeraGoal}, "less memory of percona", "    memory: 512MiB\n", "    memory: 640MiB\n")
+	all[len(all)-1].cutOff, all[len(all)-1].goal = "percona3", calmGoal
+	both(change{name: "memory of percona", goal: calmGoal}, "less memory of percona", "    memory: 512MiB\n", "    memory: 640MiB\n")
 	both(change{name: "one more package for web", build: true, goal: calmGoal, check: has("web1", "command -v tree", "/usr/bin/tree")},
 		"one package less for web", "  web:\n", "  web:\n    packages: [tree]\n")
 	for _, n := range []struct{ role, last, added string }{
@@ -327,18 +327,18 @@ func (b *bench) changes() []change {
 			"      "+n.last+"\n", "      "+n.last+"\n      "+n.added+"\n")
 	}
 	both(change{name: "five nodes of redis", goal: calmGoal}, "back to three nodes of redis", fiveRedis...)
-	both(change{name: "five nodes of percona", goal: galeraGoal}, "back to three nodes of percona", fivePercona...)
-	both(change{name: "five nodes of redis and of percona, at once", goal: galeraGoal}, "back to three nodes of both, at once", slices.Concat(fiveRedis, fivePercona)...)
+	both(change{name: "five nodes of percona", goal: calmGoal}, "back to three nodes of percona", fivePercona...)
+	both(change{name: "five nodes of redis and of percona, at once", goal: calmGoal}, "back to three nodes of both, at once", slices.Concat(fiveRedis, fivePercona)...)
 	var moves []string
 	for _, n := range []struct {
 		node, address string
 		goal          goal
-	}{{"redis1", "192.168.10.49", redisGoal}, {"percona1", "192.168.10.55", galeraGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", vipGoal}, {"balancer4", "192.168.10.54", galeraGoal}} {
+	}{{"redis1", "192.168.10.49", redisGoal}, {"percona1", "192.168.10.55", calmGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", calmGoal}, {"balancer4", "192.168.10.54", calmGoal}} {
 		both(change{name: "another address for " + n.node, goal: n.goal}, "the address of before for "+n.node,
 			n.node+": "+n.address+"\n", n.node+": 192.168.10.70\n")
 		moves = append(moves, n.node+": "+n.address+"\n", fmt.Sprintf("%s: 192.168.10.%d\n", n.node, 71+len(moves)/2))
 	}
-	both(change{name: "other addresses for a node of each role but glusterfs, at once", goal: galeraGoal}, "the addresses of before, at once", moves...)
+	both(change{name: "other addresses for a node of each role but glusterfs, at once", goal: calmGoal}, "the addresses of before, at once", moves...)
 	both(change{name: "another MAC address for web2", goal: calmGoal}, "the MAC address of before for web2",
 		"web2: 192.168.10.43\n", "web2: {ip: 192.168.10.43, mac: \"52:54:00:12:34:56\"}\n")
 	both(change{name: "web1 and web2 change places", goal: calmGoal}, "and back",
@@ -352,8 +352,8 @@ var (
 	fivePercona = []string{"      percona3: 192.168.10.57\n", "      percona3: 192.168.10.57\n      percona4: 192.168.10.66\n      percona5: 192.168.10.67\n"}
 )
 
-// bothGoal is for changes of redis and percona at once: the time of a failover of percona, and what another change may cost.
-var bothGoal = goal{kinds, galeraGoal.back + calmGoal.back}
+// bothGoal is for changes of redis and percona at once: the time of a failover of Redis, and what another change may cost.
+var bothGoal = goal{kinds, redisGoal.back + calmGoal.back}
 
 // coreChanges is the part of the table for clusters on several hosts.
 func (b *bench) coreChanges() []change {

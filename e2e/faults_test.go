@@ -244,9 +244,13 @@ type goal struct {
 
 // The design's goals.
 var (
-	vipGoal    = goal{[]string{"read"}, 3 * time.Second}
-	redisGoal  = goal{[]string{"session"}, 8 * time.Second}
-	galeraGoal = goal{[]string{"read", "write"}, 5 * time.Second}
+	vipGoal    = goal{[]string{"read"}, time.Second}
+	redisGoal  = goal{[]string{"session"}, 4 * time.Second}
+	galeraGoal = goal{[]string{"read", "write"}, 2500 * time.Millisecond}
+	brickGoal  = goal{kinds, 5 * time.Second}
+	hangGoal   = goal{kinds, 5 * time.Second}
+	fullGoal   = goal{kinds, 5 * time.Second}
+	frozenGoal = goal{kinds, 10 * time.Second}
 	outageGoal = goal{kinds, 90 * time.Second}
 )
 
@@ -520,7 +524,11 @@ func (br breaker) isCutOffFrom(n string, from ...string) fault {
 }
 
 func (br breaker) isCutOff(n string) fault {
-	return br.of(n, n+" is cut off from everything", br.imagegen("cut", n), br.imagegen("mend"))
+	f := br.of(n, n+" is cut off from everything", br.imagegen("cut", n), br.imagegen("mend"))
+	if br.known[n].Role == "glusterfs" {
+		f.goal = brickGoal
+	}
+	return f
 }
 
 func (br breaker) isNotHeard(n string) fault {
@@ -551,16 +559,22 @@ func (br breaker) isKilled(n string, d daemon) fault {
 func (br breaker) hangs(n string, d daemon) fault {
 	undo := br.signal(n, "CONT", d)
 	// The agent may have killed it and be about to restart it.
-	return br.of(n, d.process+" hangs on "+n, br.signal(n, "STOP", d), func() error { undo(); return nil })
+	f := br.of(n, d.process+" hangs on "+n, br.signal(n, "STOP", d), func() error { undo(); return nil })
+	f.goal = hangGoal
+	return f
 }
 
 func (br breaker) diskIsFull(n string) fault {
-	return br.of(n, "the data disk of "+n+" is full", br.sh(n, "dd if=/dev/zero of=/data/full bs=1M 2>/dev/null; true"), br.sh(n, "rm -f /data/full"))
+	f := br.of(n, "the data disk of "+n+" is full", br.sh(n, "dd if=/dev/zero of=/data/full bs=1M 2>/dev/null; true"), br.sh(n, "rm -f /data/full"))
+	f.goal = fullGoal
+	return f
 }
 
 // diskIsFrozen makes all writes to a node's data disk wait, as a snapshot does.
 func (br breaker) diskIsFrozen(n string) fault {
-	return br.of(n, "the data disk of "+n+" is frozen", br.sh(n, "fsfreeze --freeze /data"), br.sh(n, "fsfreeze --unfreeze /data"))
+	f := br.of(n, "the data disk of "+n+" is frozen", br.sh(n, "fsfreeze --freeze /data"), br.sh(n, "fsfreeze --unfreeze /data"))
+	f.goal = frozenGoal
+	return f
 }
 
 func (br breaker) isAnHourAhead(t *testing.T, n string) fault {
