@@ -227,7 +227,10 @@ func (l *load) lost(t *testing.T) int {
 type fault struct {
 	name string
 	node nodeStatus // affected node; empty: several
-	do   func() error
+	// before prepares the cluster; nil: it is as it should be.
+	before func() error
+	do     func() error
+	in     time.Duration // do may take no longer; 0: any time
 	// stays lists the kinds of requests that must recover while the fault lasts; nil: all.
 	stays []string
 	undo  func() error // nil: nothing to undo
@@ -321,12 +324,20 @@ func (l *load) suffer(t *testing.T, f fault) result {
 		return f.undo()
 	})
 	t.Cleanup(func() { undo() }) // whatever happens
+	if f.before != nil {
+		if err := f.before(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	l.watch()
 	start := time.Now()
 	if err := f.do(); err != nil {
 		t.Fatal(err)
 	}
 	done := time.Now()
+	if took := done.Sub(start); f.in > 0 && took > f.in {
+		t.Errorf("goal missed: it took %s, not %s", took.Round(time.Second), f.in)
+	}
 	// A fault without effect so far may still have one: detection takes seconds.
 	testkit.Eventually(t, recoverLimit, "recovery", func() error {
 		if time.Since(done) < 8*time.Second {
@@ -510,12 +521,23 @@ func (br breaker) losesPower(n string) fault {
 
 // isReplaced replaces a node and waits until the new one is ready.
 func (br breaker) isReplaced(n string) fault {
+	role := br.known[n].Role
 	// Only roles with a data disk can get a blank one.
-	if slices.Contains(withData, br.known[n].Role) {
-		return br.of(n, n+" is replaced, with a blank disk", br.imagegen("replace", "--blank", n), nil)
+	if !slices.Contains(withData, role) {
+		return br.of(n, n+" is replaced", br.imagegen("replace", n), nil)
 	}
-	return br.of(n, n+" is replaced", br.imagegen("replace", n), nil)
+	f := br.of(n, n+" is replaced, with a blank disk", br.imagegen("replace", "--blank", n), nil)
+	if role == "glusterfs" { // it is ready when it has all files
+		f.before, f.in, f.goal = br.sh("backend1", manyFiles), time.Minute, goal{[]string{"post"}, 0}
+	}
+	return f
 }
+
+// manyFiles makes 3,000 small files on the volume, in as many folders as WordPress' own had when they were there.
+const manyFiles = `cd /mnt/gluster/wordpress/wp-content
+[ -d many ] || { mkdir /tmp/many && cd /tmp/many
+	for i in $(seq 3000); do d=$((i % 200)); mkdir -p $d; head -c $((i * 7 % 20000)) /dev/urandom >$d/$i; done
+	cp -r /tmp/many /mnt/gluster/wordpress/wp-content/many && rm -r /tmp/many; }`
 
 var withData = []string{"glusterfs", "redis", "percona"}
 
