@@ -42,7 +42,7 @@ var checkers = map[string]checker{
 	"ip6tables":  {"ip6tables-restore", `ip6tables-restore <$F; ip6tables -S INPUT | grep -x -e '-P INPUT DROP'; [ $(ip6tables -S INPUT | wc -l) = $(grep -c -e '^-A' -e '^:INPUT' $F) ]`},
 	"php":        {"php8.2", `php8.2 -l $F`},
 	"php-fpm":    {"php-fpm8.2", `printf '[global]\nerror_log = /dev/stderr\ninclude = %s\n' $F >fpm.conf; php-fpm8.2 -t -y fpm.conf`},
-	"php-ini":    {"php8.2", `php8.2 -c $F -r 'exit(ini_get("upload_max_filesize") == "64M" && ini_get("opcache.revalidate_freq") == "10" ? 0 : 1);' 2>&1`},
+	"php-ini":    {"php8.2", `php8.2 -c $F -r 'exit(ini_get("upload_max_filesize") == "64M" && ini_get("opcache.revalidate_freq") == "1" ? 0 : 1);' 2>&1`},
 	"redis": {"redis-server", redisClient + `
 cp $F /var/lib/redis/redis.conf; chown redis /var/lib/redis/redis.conf
 setpriv --reuid redis --regid redis --clear-groups redis-server /var/lib/redis/redis.conf >log 2>&1 &

@@ -3,6 +3,7 @@ package roles
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -364,6 +365,67 @@ for i in $(seq 40); do eval "wait \$g$i"; [ "$(cat gone$i)" = 'node 43' ] || { e
 `)
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestTemplatesAreKeptASecond: visitors who are not logged in get the templates that WordPress has read less than a second ago, for the
+// same query only, and nobody can change what others get. Who is logged in gets what is there now.
+func TestTemplatesAreKeptASecond(t *testing.T) {
+	t.Parallel()
+	testkit.Program(t, "php8.2", "")
+	c := mustLoad(t, "")
+	dir := t.TempDir()
+	testkit.Write(t, filepath.Join(dir, "wp-config.php"), content(t, c, reference(t, c, "debian12"), "backend1", "/usr/share/wordpress/wp-config.php"))
+	testkit.Write(t, filepath.Join(dir, "wp-settings.php"), `<?php
+function get_stylesheet() { return 'theme'; }
+function get_locale() { return 'en'; }
+// As WordPress does it.
+function apply_filters($name, $value, ...$more) {
+	foreach ($GLOBALS['wp_filter'][$name] ?? [] as $filters) {
+		foreach ($filters as $f) {
+			$value = ($f['function'])(...array_slice([$value, ...$more], 0, $f['accepted_args']));
+		}
+	}
+	return $value;
+}
+function get_block_templates($query, $type) {
+	return apply_filters('pre_get_block_templates', null, $query, $type)
+		?? apply_filters('get_block_templates', [(object) ['read' => microtime(true)]], $query, $type);
+}
+`)
+	testkit.Write(t, filepath.Join(dir, "page.php"), `<?php
+$_SERVER['REQUEST_METHOD'] = 'GET';
+$_COOKIE = $argv[1] === '' ? [] : [$argv[1] => 'x'];
+require __DIR__ . '/wp-config.php';
+function failed($why) { echo $why, "\n"; exit(1); }
+$index = ['slug__in' => ['index']];
+$first = get_block_templates($index, 'wp_template')[0];
+if ($argv[1] !== '') {
+	get_block_templates($index, 'wp_template')[0]->read !== $first->read || failed('kept for somebody who is logged in');
+	exit;
+}
+for ($same = 0; ; $same++) {
+	$asked = microtime(true);
+	$next = get_block_templates($index, 'wp_template')[0];
+	$next !== $first || failed('the same object');
+	if ($next->read !== $first->read) {
+		break;
+	}
+	$asked - $first->read < 1 || failed('kept for ' . ($asked - $first->read) . ' s');
+	$next->changed = true;
+	isset(get_block_templates($index, 'wp_template')[0]->changed) && failed('somebody else has changed it');
+}
+$same > 0 || failed('never kept');
+$other = get_block_templates(['slug__in' => ['single']], 'wp_template')[0];
+$other->read !== $next->read || failed('kept for another query');
+get_block_templates(['slug__in' => ['single']], 'wp_template_part')[0]->read !== $other->read || failed('kept for another type');
+`)
+	for _, cookie := range []string{"", "wordpress_logged_in_1"} {
+		cmd := exec.Command("php8.2", filepath.Join(dir, "page.php"), cookie)
+		cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("cookie %q: %v: %s", cookie, err, out)
+		}
 	}
 }
 
