@@ -2,7 +2,8 @@
 /**
  * WordPress' object cache, kept in Redis for all backends.
  *
- * It never delays a page by more than 50 ms: whoever fails to reach Redis goes on without, and others do not try for a moment.
+ * It never delays a page by more than 50 ms: whoever fails to reach Redis goes on without, and others do not try for a moment. If Redis
+ * is only slow, the page asks nothing more, and writes what it has changed when the visitor has the page.
  * It never takes Redis' memory from sessions: it has a database of its own, and drops all of it when a limit has been written.
  * It never outlives a change that it missed: whoever changes something without Redis leaves a note, and the next one with Redis
  * drops everything first. After a failover, which may have lost changes, there are other keys. Nothing is kept for long.
@@ -23,6 +24,7 @@ class Imagegen_Object_Cache extends WP_Object_Cache {
 	const CONNECT  = 0.2;    // of a page's patience; for TCP, and again for TLS
 	const READ     = 0.3;    // for an answer
 	const ENOUGH   = 0.6;    // all answers of a page together; the last one may take READ more
+	const LATE     = 1;      // seconds for what is written when the visitor has the page
 	const PAUSE    = 2;      // seconds without a further attempt after one that failed
 	const KEEP     = 600;    // seconds
 	const LEND     = 86400;  // seconds, for what is nowhere else: transients
@@ -62,6 +64,7 @@ LUA;
 	private $redis;            // null: not in use, or not any more
 	private $prefix = '';
 	private $spent  = 0.0;     // seconds of this page
+	private $late;             // what is to be written when the visitor has the page; null: Redis is not slow
 	private $missed = false;   // something was changed that Redis has not heard of
 	private $not_kept;
 	private $site;
@@ -105,10 +108,7 @@ LUA;
 				$redis->setOption( Redis::OPT_MAX_RETRIES, 0 ); // each would wait as long again
 			}
 			$this->redis = $redis;
-			$this->spent = microtime( true ) - $start;
-			$this->ask( 'auth', IMAGEGEN_CACHE['password'] );
-			$this->ask( 'select', self::DATABASE );
-			$about = $this->ask( 'info', 'replication' );
+			$about       = $redis->multi( Redis::PIPELINE )->auth( IMAGEGEN_CACHE['password'] )->select( self::DATABASE )->info( 'replication' )->exec()[2];
 			if ( ! isset( $about['master_replid'], $about['role'] ) || $about['role'] !== 'master' ) {
 				throw new RedisException( 'not the master' );
 			}
@@ -118,11 +118,11 @@ LUA;
 			}
 			if ( $failed ) {
 				@unlink( self::note() ); // first: what is noted from now on is not covered
-				$this->ask( 'flushDb', true );
+				if ( ! $redis->flushDb( true ) ) {
+					throw new RedisException( $redis->getLastError() );
+				}
 			}
-			if ( ! $this->redis ) {
-				throw new RedisException( 'slow' );
-			}
+			$this->count_time( $start );
 		} catch ( Throwable $e ) {
 			$this->fail();
 			$this->redis = null;
@@ -149,10 +149,17 @@ LUA;
 		self::leave_note();
 	}
 
-	/** Asks Redis. null: it cannot be asked, or has not answered. */
+	/** Asks Redis. null: it cannot be asked, or has not answered. A change may be made later, and counts as made. */
 	private function ask( $command, ...$arguments ) {
 		if ( ! $this->redis ) {
 			return null;
+		}
+		if ( $this->late !== null ) {
+			if ( $command === 'get' || $command === 'mget' ) {
+				return null;
+			}
+			$this->late[] = array( $command, $arguments );
+			return true;
 		}
 		$start = microtime( true );
 		try {
@@ -164,11 +171,44 @@ LUA;
 			$this->fail();
 			return null;
 		}
-		$this->spent += microtime( true ) - $start;
-		if ( $this->spent > self::ENOUGH * IMAGEGEN_CACHE['patience'] ) {
-			$this->redis = null; // it answers, but slowly
-		}
+		$this->count_time( $start );
 		return $answer;
+	}
+
+	/** Counts the time since start as spent. If that is enough, what is left to write is written when the visitor has the page. */
+	private function count_time( $start ) {
+		$this->spent += microtime( true ) - $start;
+		if ( $this->spent <= self::ENOUGH * IMAGEGEN_CACHE['patience'] ) {
+			return;
+		}
+		$this->late = array();
+		register_shutdown_function(
+			function () {
+				register_shutdown_function( array( $this, 'catch_up' ) ); // after all others, which may still write to the page
+			}
+		);
+	}
+
+	/** Writes what is late. */
+	public function catch_up() {
+		if ( ! $this->redis || ! $this->late ) {
+			return;
+		}
+		if ( function_exists( 'fastcgi_finish_request' ) ) {
+			fastcgi_finish_request();
+		}
+		try {
+			$this->redis->setOption( Redis::OPT_READ_TIMEOUT, self::LATE );
+			$this->redis->multi( Redis::PIPELINE );
+			foreach ( $this->late as list( $command, $arguments ) ) {
+				$this->redis->$command( ...$arguments );
+			}
+			$this->redis->exec();
+			$this->redis->setOption( Redis::OPT_READ_TIMEOUT, self::READ * IMAGEGEN_CACHE['patience'] );
+		} catch ( Throwable $e ) {
+			$this->fail();
+		}
+		$this->late = array();
 	}
 
 	/** Notes at the end of the page, when its changes are in the database, that Redis has missed some. */
