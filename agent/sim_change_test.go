@@ -177,7 +177,11 @@ func (s simJoint) read() (facts.Joint, error) {
 	if s.n.w.now < s.n.diskAt {
 		return facts.Joint{}, errNoDataDisk
 	}
-	return ensemble.Learn(s.n.joint[0], s.n.joint[1]), nil
+	j := facts.Joint{Role: s.n.peer.Role} // nodes of another role, and empty disks, have nothing to say
+	for _, kept := range s.n.joint {
+		j = ensemble.Learn(j, kept)
+	}
+	return j, nil
 }
 
 func (s simJoint) write(j facts.Joint) error {
