@@ -707,9 +707,6 @@ func (p simSentinel) report() (seen sentinelReport) {
 
 func (p simSentinel) start(_ context.Context, master string, view redisView) error {
 	n, r := p.a.n, p.r
-	member := func(i int) bool {
-		return slices.ContainsFunc(view.members, func(m redisMember) bool { return m.Name == r.w.nodes[i].peer.Name })
-	}
 	if master != "" {
 		p.a.act("configure Sentinel", 0, func() error {
 			f := &sentinelFile{master: r.place(master), leader: -1, servers: map[int]bool{}, peers: map[int]int{}}
@@ -731,21 +728,31 @@ func (p simSentinel) start(_ context.Context, master string, view redisView) err
 		})
 	} else if !r.stored { // correctSentinelConfig
 		f := r.disks[n.index].sentinel
-		f.master = r.place(view.present(r.ip(f.master)))
-		servers, peers := map[int]bool{}, map[int]int{}
-		for _, place := range slices.Sorted(maps.Keys(f.servers)) {
-			if now := view.now[r.ip(place)]; now != "" && r.place(now) != f.master {
-				servers[r.place(now)] = true
-			}
-		}
-		for _, i := range slices.Sorted(maps.Keys(f.peers)) {
-			if member(i) {
-				peers[i] = r.place(view.present(r.ip(f.peers[i])))
-			}
-		}
-		f.servers, f.peers = servers, peers
+		f.master, f.servers, f.peers = r.corrected(f, view)
 	}
 	return p.a.act("start Sentinel", 0, func() error { r.startSentinel(n); return nil })
+}
+
+// corrected returns what a Sentinel's file should have.
+func (r *redisModel) corrected(f *sentinelFile, view redisView) (master int, servers map[int]bool, peers map[int]int) {
+	master, servers, peers = r.place(view.present(r.ip(f.master))), map[int]bool{}, map[int]int{}
+	for _, place := range slices.Sorted(maps.Keys(f.servers)) {
+		if now := view.now[r.ip(place)]; now != "" && r.place(now) != master {
+			servers[r.place(now)] = true
+		}
+	}
+	for _, i := range slices.Sorted(maps.Keys(f.peers)) {
+		if slices.ContainsFunc(view.members, func(m redisMember) bool { return m.Name == r.w.nodes[i].peer.Name }) {
+			peers[i] = r.place(view.present(r.ip(f.peers[i])))
+		}
+	}
+	return master, servers, peers
+}
+
+func (p simSentinel) outdated(view redisView) (bool, error) {
+	f := p.r.disks[p.a.n.index].sentinel
+	master, servers, peers := p.r.corrected(f, view)
+	return master != f.master || !maps.Equal(servers, f.servers) || !maps.Equal(peers, f.peers), nil
 }
 
 func (p simSentinel) failover(context.Context) error {
