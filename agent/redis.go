@@ -339,18 +339,21 @@ func believedMaster(v redisView) string {
 }
 
 // beingReplaced tells whether the other nodes' Sentinels consider this node, the master, to be down and can promote another.
-// Starting as the master at that moment would make two masters.
+// Starting as the master at that moment would make two masters. Those that have another master have no vote, and the majority is one of
+// all Sentinels that the candidate knows.
 func beingReplaced(v redisView) bool {
-	down, heir := false, false
+	down, heir, votes, needs := false, false, 0, len(v.members)
 	for i, m := range v.members {
 		if i == v.self || !m.Heard {
 			continue
 		}
-		down = down || m.sentinel.Running && (m.sentinel.Down || m.sentinel.stale) // at this node's former address, nobody answers
 		heir = heir || m.Running && m.HasData && !m.Loading
+		if m.sentinel.Running && m.sentinel.Master == v.members[v.self].IP {
+			votes, needs = votes+1, min(needs, (m.sentinel.Others+1)/2+1)
+			down = down || m.sentinel.Down || m.sentinel.stale // at this node's former address, nobody answers
+		}
 	}
-	_, can := ensemble.Majority(v.ensemble(), func(i int) bool { return i != v.self && v.members[i].Heard && v.members[i].sentinel.Running })
-	return down && heir && can
+	return down && heir && votes >= needs
 }
 
 // redisReader reads what is known of the role's nodes.
@@ -362,7 +365,7 @@ type redisReader struct {
 // members puts together what is known of the role's nodes. own is what this one's server is.
 func (r *redisReader) members(w World, own redisReport) redisView {
 	members, self := ensemble.Members(w)
-	v := redisView{members: make([]redisMember, len(members)), self: self, now: ensemble.Addresses(w, members)}
+	v := redisView{members: make([]redisMember, len(members)), self: self}
 	for i := range members {
 		m := &v.members[i]
 		m.Member = members[i]
@@ -376,6 +379,13 @@ func (r *redisReader) members(w World, own redisReport) redisView {
 			m.redisReport, haveServer = knownOr(r.servers.Of(report, "redis"))
 		}
 		m.Heard = haveServer && haveSentinel
+	}
+	// A Sentinel has a master's new address once the master was heard there.
+	v.now = ensemble.Addresses(w, members, func(ip string) bool {
+		return slices.ContainsFunc(v.members, func(m redisMember) bool { return m.sentinel.Master == ip })
+	})
+	for i := range v.members {
+		m := &v.members[i]
 		m.Master = v.present(m.Master)
 		m.sentinel = v.presentReport(m.sentinel)
 	}

@@ -274,10 +274,14 @@ func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 	stopped := redisMember{redisReport: redisReport{HasData: true, Founder: true}, sentinel: sentinelReport{Master: me, Epoch: 3}}
 	other := func(down, running, member bool) redisMember {
 		return redisMember{redisReport: redisReport{Running: running, HasData: member, Role: "slave", Master: me},
-			sentinel: sentinelReport{Running: true, Master: me, Epoch: 3, Down: down}}
+			sentinel: sentinelReport{Running: true, Master: me, Epoch: 3, Down: down, Others: 2}}
 	}
 	off := other(true, true, true)
 	off.sentinel.Running = false
+	more := other(true, true, true)
+	more.sentinel.Others = 3
+	elsewhere := other(true, true, true)
+	elsewhere.sentinel.Master, elsewhere.sentinel.Epoch = "10.0.0.2", 2
 	for name, c := range map[string]struct {
 		others [2]redisMember
 		want   redisStep
@@ -287,6 +291,8 @@ func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 		"none does":                          {[2]redisMember{other(false, true, true), other(false, true, true)}, redisLead},
 		"there is nobody to choose":          {[2]redisMember{other(true, false, true), other(true, true, false)}, redisLead},
 		"one Sentinel of three is no quorum": {[2]redisMember{other(true, true, true), off}, redisLead},
+		"one has an earlier master":          {[2]redisMember{other(true, true, true), elsewhere}, redisLead},
+		"two are no majority of four":        {[2]redisMember{more, more}, redisLead},
 	} {
 		if step, master, status := decideRedis(redisNodes(0, stopped, c.others[0], c.others[1])); step != c.want {
 			t.Errorf("%s: step %d, %s, %+v", name, step, master, status)

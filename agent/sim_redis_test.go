@@ -510,13 +510,26 @@ func (r *redisModel) settled() error {
 
 func (r *redisModel) excused(*machine) bool { return false }
 
-// patient: without a majority nobody knows the master, and without data there is none.
+// patient: without a majority nobody knows the master, and without data there is none. During a change, Sentinels need a majority of all
+// that they know, also of those that leave.
 func (r *redisModel) patient() bool {
 	here, data := 0, false
 	for i, n := range r.w.nodes {
-		if n.on() {
-			here++
-			data = data || r.disks[i].head != nil && r.disks[i].member
+		if !n.on() {
+			continue
+		}
+		here++
+		data = data || r.disks[i].head != nil && r.disks[i].member
+		if f := r.disks[i].sentinel; r.w.changes != nil && f != nil {
+			there := 1
+			for j := range f.peers {
+				if r.w.nodes[j].on() {
+					there++
+				}
+			}
+			if there < (len(f.peers)+1)/2+1 {
+				return true
+			}
 		}
 	}
 	return here < len(r.w.generation.Members)/2+1 || !data
