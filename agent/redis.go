@@ -212,7 +212,7 @@ const (
 	redisLead              // start as the master
 	redisFollow            // start as a replica
 	redisAllow             // let Sentinel choose the running server
-	redisStop              // stop for good
+	redisStop              // stop, for good or to be started as the master
 	redisBelongs           // note that the data is the cluster's
 )
 
@@ -310,6 +310,8 @@ func decideRunning(v redisView) (redisStep, facts.Status) {
 		return redisWait, waitf("to be made a replica: it is a master without data")
 	case me.Role == "master":
 		return redisWait, ready(fmt.Sprintf("master with %d of %d replicas", me.Replicas, len(v.members)-1))
+	case !me.Synced && isLost(v):
+		return redisStop, workf("restarting as the master, which it is for Sentinel: nobody else has data")
 	case !me.Synced:
 		return redisWait, waitf("for the data of the master %s", v.name(me.Master))
 	case !me.HasData && !me.Eligible:
@@ -354,6 +356,19 @@ func beingReplaced(v redisView) bool {
 		}
 	}
 	return down && heir && votes >= needs
+}
+
+// isLost tells whether all Sentinels have this node as the master, and cannot promote another, while it is a replica of one that has no
+// data: it was started so before its master lost that, and nobody else knew that this had been one.
+func isLost(v redisView) bool {
+	me := v.members[v.self]
+	lost := me.HasData && me.sentinel.Running && me.sentinel.Down
+	for i, m := range v.members {
+		other := i != v.self && m.Running && m.HasData
+		lost = lost && (!m.Heard || m.sentinel.follows(me.IP) && !other)
+	}
+	most, _ := ensemble.Majority(v.ensemble(), func(i int) bool { return v.members[i].Heard && v.members[i].sentinel.Master == me.IP })
+	return lost && most
 }
 
 // redisReader reads what is known of the role's nodes.

@@ -300,6 +300,40 @@ func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 	}
 }
 
+// The disks of the master and of another node were replaced. The third, with the only data, was started as a replica, and is the master for
+// all Sentinels, who promote nobody: the others have nothing.
+func TestLastWithDataBecomesTheMaster(t *testing.T) {
+	const me = "10.0.0.1"
+	last := redisMember{redisReport: redisReport{Running: true, HasData: true, Role: "slave", Master: "10.0.0.2"}, sentinel: sentinelReport{Running: true, Master: me, Down: true}}
+	empty := redisMember{redisReport: redisReport{Running: true, Role: "slave", Master: me}, sentinel: sentinelReport{Running: true, Master: me, Down: true}}
+	if step, _, status := decideRedis(redisNodes(0, last, empty, empty)); step != redisStop {
+		t.Errorf("it runs: step %d, %+v", step, status)
+	}
+	stopped := last
+	stopped.redisReport = redisReport{HasData: true}
+	if step, _, status := decideRedis(redisNodes(0, stopped, empty, empty)); step != redisLead {
+		t.Errorf("it has stopped: step %d, %+v", step, status)
+	}
+	for name, change := range map[string]func(last, other *redisMember){
+		"Sentinel does not hold it to be down": func(last, _ *redisMember) { last.sentinel.Down = false },
+		"it has the master's data":             func(last, _ *redisMember) { last.Synced = true },
+		"it has no data of its own":            func(last, _ *redisMember) { last.HasData = false },
+		"another has data":                     func(_, other *redisMember) { other.HasData = true },
+		"another Sentinel has another master":  func(_, other *redisMember) { other.sentinel.Master = "10.0.0.2" },
+	} {
+		last, other := last, empty
+		change(&last, &other)
+		if step, _, status := decideRedis(redisNodes(0, last, other, empty)); step == redisStop {
+			t.Errorf("%s: %+v", name, status)
+		}
+	}
+	alone := redisNodes(0, last, empty, empty)
+	alone.members[1].Heard, alone.members[2].Heard = false, false
+	if step, _, status := decideRedis(alone); step == redisStop {
+		t.Errorf("nobody else is heard: %+v", status)
+	}
+}
+
 // A running master that its own Sentinel does not follow has not been told about the new one yet.
 func TestMasterThatItsSentinelDoesNotFollow(t *testing.T) {
 	stale := redisMember{redisReport: redisReport{Running: true, HasData: true, Role: "master"}, sentinel: sentinelReport{Running: true, Master: "10.0.0.3", Epoch: 4}}
