@@ -734,7 +734,7 @@ func TestSimGalera(t *testing.T) { runSim(t, simGalera) }
 // simGaleraChanges has changes of the members as well. No agent lies here: which members count is up to what all of them say.
 var simGaleraChanges = func() *simKind {
 	k := *simGalera
-	k.change, k.spares, k.share = changed, 2, 4
+	k.change, k.spares, k.share = changed, 2, 40
 	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying || f == foreignDisk }), changed, changed)
 	return &k
 }()
@@ -744,7 +744,7 @@ func TestSimGaleraChanges(t *testing.T) { runSim(t, simGaleraChanges) }
 // simGaleraRenumbered has moves to another network: all members get other addresses while all are off.
 var simGaleraRenumbered = func() *simKind {
 	k := *simGaleraChanges
-	k.change, k.share = renumbered, 2
+	k.change, k.share = renumbered, 10
 	k.faults = append(slices.Clone(k.faults), renumbered, renumbered)
 	return &k
 }()

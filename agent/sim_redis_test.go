@@ -789,7 +789,7 @@ func TestSimRedis(t *testing.T) { runSim(t, simRedis) }
 // simRedisChanges has changes of the members as well, and of their addresses.
 var simRedisChanges = func() *simKind {
 	k := *simRedis
-	k.change, k.spares, k.share = changed, 2, 4
+	k.change, k.spares, k.share = changed, 2, 40
 	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), changed, changed)
 	return &k
 }()
@@ -799,7 +799,7 @@ func TestSimRedisChanges(t *testing.T) { runSim(t, simRedisChanges) }
 // simRedisRenumbered has moves to another network: all members get other addresses while all are off.
 var simRedisRenumbered = func() *simKind {
 	k := *simRedisChanges
-	k.change, k.share = renumbered, 2
+	k.change, k.share = renumbered, 10
 	k.faults = append(slices.Clone(k.faults), renumbered, renumbered)
 	return &k
 }()
