@@ -212,7 +212,7 @@ const (
 	redisLead              // start as the master
 	redisFollow            // start as a replica
 	redisAllow             // let Sentinel choose the running server
-	redisStop              // stop for good
+	redisStop              // stop, for good or to be started as the master
 	redisBelongs           // note that the data is the cluster's
 )
 
@@ -310,6 +310,8 @@ func decideRunning(v redisView) (redisStep, facts.Status) {
 		return redisWait, waitf("to be made a replica: it is a master without data")
 	case me.Role == "master":
 		return redisWait, ready(fmt.Sprintf("master with %d of %d replicas", me.Replicas, len(v.members)-1))
+	case !me.Synced && isLost(v):
+		return redisStop, workf("restarting as the master, which it is for Sentinel: nobody else has data")
 	case !me.Synced:
 		return redisWait, waitf("for the data of the master %s", v.name(me.Master))
 	case !me.HasData && !me.Eligible:
@@ -339,18 +341,34 @@ func believedMaster(v redisView) string {
 }
 
 // beingReplaced tells whether the other nodes' Sentinels consider this node, the master, to be down and can promote another.
-// Starting as the master at that moment would make two masters.
+// Starting as the master at that moment would make two masters. Those that have another master have no vote, and the majority is one of
+// all Sentinels that the candidate knows.
 func beingReplaced(v redisView) bool {
-	down, heir := false, false
+	down, heir, votes, needs := false, false, 0, len(v.members)
 	for i, m := range v.members {
 		if i == v.self || !m.Heard {
 			continue
 		}
-		down = down || m.sentinel.Running && (m.sentinel.Down || m.sentinel.stale) // at this node's former address, nobody answers
 		heir = heir || m.Running && m.HasData && !m.Loading
+		if m.sentinel.Running && m.sentinel.Master == v.members[v.self].IP {
+			votes, needs = votes+1, min(needs, (m.sentinel.Others+1)/2+1)
+			down = down || m.sentinel.Down || m.sentinel.stale // at this node's former address, nobody answers
+		}
 	}
-	_, can := ensemble.Majority(v.ensemble(), func(i int) bool { return i != v.self && v.members[i].Heard && v.members[i].sentinel.Running })
-	return down && heir && can
+	return down && heir && votes >= needs
+}
+
+// isLost tells whether all Sentinels have this node as the master, and cannot promote another, while it is a replica of one that has no
+// data: it was started so before its master lost that, and nobody else knew that this had been one.
+func isLost(v redisView) bool {
+	me := v.members[v.self]
+	lost := me.HasData && me.sentinel.Running && me.sentinel.Down
+	for i, m := range v.members {
+		other := i != v.self && m.Running && m.HasData
+		lost = lost && (!m.Heard || m.sentinel.follows(me.IP) && !other)
+	}
+	most, _ := ensemble.Majority(v.ensemble(), func(i int) bool { return v.members[i].Heard && v.members[i].sentinel.Master == me.IP })
+	return lost && most
 }
 
 // redisReader reads what is known of the role's nodes.
@@ -362,7 +380,7 @@ type redisReader struct {
 // members puts together what is known of the role's nodes. own is what this one's server is.
 func (r *redisReader) members(w World, own redisReport) redisView {
 	members, self := ensemble.Members(w)
-	v := redisView{members: make([]redisMember, len(members)), self: self, now: ensemble.Addresses(w, members)}
+	v := redisView{members: make([]redisMember, len(members)), self: self}
 	for i := range members {
 		m := &v.members[i]
 		m.Member = members[i]
@@ -376,6 +394,13 @@ func (r *redisReader) members(w World, own redisReport) redisView {
 			m.redisReport, haveServer = knownOr(r.servers.Of(report, "redis"))
 		}
 		m.Heard = haveServer && haveSentinel
+	}
+	// A Sentinel has a master's new address once the master was heard there.
+	v.now = ensemble.Addresses(w, members, func(ip string) bool {
+		return slices.ContainsFunc(v.members, func(m redisMember) bool { return m.sentinel.Master == ip })
+	})
+	for i := range v.members {
+		m := &v.members[i]
 		m.Master = v.present(m.Master)
 		m.sentinel = v.presentReport(m.sentinel)
 	}

@@ -274,10 +274,14 @@ func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 	stopped := redisMember{redisReport: redisReport{HasData: true, Founder: true}, sentinel: sentinelReport{Master: me, Epoch: 3}}
 	other := func(down, running, member bool) redisMember {
 		return redisMember{redisReport: redisReport{Running: running, HasData: member, Role: "slave", Master: me},
-			sentinel: sentinelReport{Running: true, Master: me, Epoch: 3, Down: down}}
+			sentinel: sentinelReport{Running: true, Master: me, Epoch: 3, Down: down, Others: 2}}
 	}
 	off := other(true, true, true)
 	off.sentinel.Running = false
+	more := other(true, true, true)
+	more.sentinel.Others = 3
+	elsewhere := other(true, true, true)
+	elsewhere.sentinel.Master, elsewhere.sentinel.Epoch = "10.0.0.2", 2
 	for name, c := range map[string]struct {
 		others [2]redisMember
 		want   redisStep
@@ -287,10 +291,46 @@ func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 		"none does":                          {[2]redisMember{other(false, true, true), other(false, true, true)}, redisLead},
 		"there is nobody to choose":          {[2]redisMember{other(true, false, true), other(true, true, false)}, redisLead},
 		"one Sentinel of three is no quorum": {[2]redisMember{other(true, true, true), off}, redisLead},
+		"one has an earlier master":          {[2]redisMember{other(true, true, true), elsewhere}, redisLead},
+		"two are no majority of four":        {[2]redisMember{more, more}, redisLead},
 	} {
 		if step, master, status := decideRedis(redisNodes(0, stopped, c.others[0], c.others[1])); step != c.want {
 			t.Errorf("%s: step %d, %s, %+v", name, step, master, status)
 		}
+	}
+}
+
+// The disks of the master and of another node were replaced. The third, with the only data, was started as a replica, and is the master for
+// all Sentinels, who promote nobody: the others have nothing.
+func TestLastWithDataBecomesTheMaster(t *testing.T) {
+	const me = "10.0.0.1"
+	last := redisMember{redisReport: redisReport{Running: true, HasData: true, Role: "slave", Master: "10.0.0.2"}, sentinel: sentinelReport{Running: true, Master: me, Down: true}}
+	empty := redisMember{redisReport: redisReport{Running: true, Role: "slave", Master: me}, sentinel: sentinelReport{Running: true, Master: me, Down: true}}
+	if step, _, status := decideRedis(redisNodes(0, last, empty, empty)); step != redisStop {
+		t.Errorf("it runs: step %d, %+v", step, status)
+	}
+	stopped := last
+	stopped.redisReport = redisReport{HasData: true}
+	if step, _, status := decideRedis(redisNodes(0, stopped, empty, empty)); step != redisLead {
+		t.Errorf("it has stopped: step %d, %+v", step, status)
+	}
+	for name, change := range map[string]func(last, other *redisMember){
+		"Sentinel does not hold it to be down": func(last, _ *redisMember) { last.sentinel.Down = false },
+		"it has the master's data":             func(last, _ *redisMember) { last.Synced = true },
+		"it has no data of its own":            func(last, _ *redisMember) { last.HasData = false },
+		"another has data":                     func(_, other *redisMember) { other.HasData = true },
+		"another Sentinel has another master":  func(_, other *redisMember) { other.sentinel.Master = "10.0.0.2" },
+	} {
+		last, other := last, empty
+		change(&last, &other)
+		if step, _, status := decideRedis(redisNodes(0, last, other, empty)); step == redisStop {
+			t.Errorf("%s: %+v", name, status)
+		}
+	}
+	alone := redisNodes(0, last, empty, empty)
+	alone.members[1].Heard, alone.members[2].Heard = false, false
+	if step, _, status := decideRedis(alone); step == redisStop {
+		t.Errorf("nobody else is heard: %+v", status)
 	}
 }
 

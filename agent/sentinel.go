@@ -36,6 +36,8 @@ type sentinelServer interface {
 	start(ctx context.Context, master string, view redisView) error
 	// failover makes it choose another master without asking other Sentinels.
 	failover(ctx context.Context) error
+	// outdated tells whether its configuration has former addresses, or nodes that are no members any more.
+	outdated(view redisView) (bool, error)
 	stop(ctx context.Context) error
 }
 
@@ -57,6 +59,8 @@ type sentinelReport struct {
 	Quorum string `json:"quorum,omitempty"`
 	// stale says that Master was read as the former address of a node that has another one now.
 	stale bool
+	// outdated says that there is no quorum, and that the other Sentinels may be at other addresses than this one knows.
+	outdated bool
 }
 
 // follows tells whether the Sentinel agrees that a node is the master; one that was never set up does not object.
@@ -187,6 +191,9 @@ func decideSentinel(seen sentinelReport, server redisReport, view redisView) (st
 	case seen.Running && seen.stale:
 		// It would take the master for dead, and promote another, for a change of addresses.
 		return sentinelStop, "", workf("restarting Sentinel: the master %s has another address, %s", view.name(seen.Master), seen.Master)
+	case seen.Running && seen.outdated:
+		// It was started before the others were heard. It would never hear of them: they know it by a former address, too.
+		return sentinelStop, "", workf("restarting Sentinel: the others have other addresses than it knows")
 	case seen.Running && seen.Down:
 		step, status = decideDown(seen, view)
 		return step, "", status
@@ -263,7 +270,14 @@ func (s *sentinel) Step(ctx context.Context, w World) (facts.Status, error) {
 	}
 	server, _ := knownOr(s.view.servers.Of(w.Own, "redis"))
 	view := s.view.members(w, server)
-	step, master, status := s.decide(view.presentReport(s.seen.sentinelReport), server, view)
+	seen := view.presentReport(s.seen.sentinelReport)
+	if seen.Running && seen.Quorum != "" {
+		var err error
+		if seen.outdated, err = s.server.outdated(view); err != nil {
+			return facts.Status{}, err
+		}
+	}
+	step, master, status := s.decide(seen, server, view)
 	if status.State == facts.Ready {
 		s.retry.Settle(s.node.now())
 	}
@@ -317,19 +331,28 @@ func (s *sentinelUnit) start(ctx context.Context, master string, view redisView)
 
 // correct brings the configuration of a stopped Sentinel up to date with the members and their addresses.
 func (s *sentinelUnit) correct(view redisView) error {
-	text, err := os.ReadFile(s.params.RunConfig)
-	if err != nil {
+	text, corrected, err := s.corrected(view)
+	if err != nil || bytes.Equal(corrected, text) {
 		return err
+	}
+	return atomicfile.Write(s.params.RunConfig, corrected, 0o600)
+}
+
+func (s *sentinelUnit) outdated(view redisView) (bool, error) {
+	text, corrected, err := s.corrected(view)
+	return !bytes.Equal(corrected, text), err
+}
+
+// corrected returns the configuration as it is, and as it should be.
+func (s *sentinelUnit) corrected(view redisView) (text, corrected []byte, err error) {
+	if text, err = os.ReadFile(s.params.RunConfig); err != nil {
+		return nil, nil, err
 	}
 	ids := map[string]bool{}
 	for _, m := range view.members {
 		ids[sentinelID(s.node.Facts.ClusterID, m.Name)] = true
 	}
-	corrected := correctSentinelConfig(text, s.params, view.now, ids)
-	if bytes.Equal(corrected, text) {
-		return nil
-	}
-	return atomicfile.Write(s.params.RunConfig, corrected, 0o600)
+	return text, correctSentinelConfig(text, s.params, view.now, ids), nil
 }
 
 // correctSentinelConfig returns a configuration, as Sentinel writes it, with present addresses, quorum and limits. now has the

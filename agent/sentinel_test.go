@@ -148,6 +148,34 @@ func TestRedisMasterAtAnotherAddress(t *testing.T) {
 	}
 }
 
+// A Sentinel that was started before the others were heard at their new addresses does not find them: it is started again.
+func TestSentinelThatKnowsFormerAddresses(t *testing.T) {
+	alone := sentinelReport{Running: true, Master: "10.0.0.1", Quorum: "1 usable Sentinels"}
+	v := redisNodes(0, redisMember{sentinel: alone}, redisMember{}, redisMember{})
+	if step, _, status := decideSentinel(alone, redisReport{Running: true, HasData: true, Role: "master"}, v); step != sentinelWait {
+		t.Errorf("%d, %+v", step, status)
+	}
+	alone.outdated = true
+	if step, _, status := decideSentinel(alone, redisReport{Running: true, HasData: true, Role: "master"}, v); step != sentinelStop {
+		t.Errorf("%d, %+v", step, status)
+	}
+
+	config := filepath.Join(t.TempDir(), "sentinel.conf")
+	u := &sentinelUnit{node: Node{Facts: facts.Facts{ClusterID: "c"}}, params: &facts.SentinelParams{Master: "m", Quorum: 2, RunConfig: config}}
+	text := "sentinel monitor m 10.0.0.1 6379 2\nsentinel known-sentinel m 10.0.0.2 26379 " + sentinelID("c", "redis2") + "\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v.now = map[string]string{"10.0.0.1": "10.0.0.1", "10.0.0.2": "10.0.0.2"}
+	if old, err := u.outdated(v); old || err != nil {
+		t.Errorf("%t, %v", old, err)
+	}
+	v.now["10.0.0.2"] = "10.1.0.2"
+	if old, err := u.outdated(v); !old || err != nil {
+		t.Errorf("after a move: %t, %v", old, err)
+	}
+}
+
 // The master returned with another address while the others' Sentinels can promote another: it waits.
 func TestMasterWithAnotherAddressWaits(t *testing.T) {
 	follows := func(stale bool) redisMember {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"imagegen/agent/ensemble"
@@ -17,6 +18,8 @@ type simChange struct {
 	next facts.Membership
 	left []*machine // to be removed
 	todo int        // nodes that have not got the generation yet
+	// begin has the members get the generation, once it is in use.
+	begin func()
 }
 
 // seed gives a node its part of a generation.
@@ -25,10 +28,16 @@ func (n *machine) seed(g facts.Membership) {
 	for _, p := range g.Members {
 		if p.Name == n.peer.Name {
 			n.peer = p
+			n.network = strings.Join(strings.Split(p.IP, ".")[:2], ".")
 		} else {
 			n.peers = append(n.peers, p)
 		}
 	}
+}
+
+// address returns one of a node's addresses in the cluster's network.
+func (w *simWorld) address(which int, n *machine) string {
+	return fmt.Sprintf("10.%d.%d.%d", w.network, which, n.index+1)
 }
 
 func (w *simWorld) named(name string) *machine {
@@ -58,6 +67,7 @@ func (w *simWorld) change(arg int) {
 	}
 	what := r.IntN(5)
 	if (what == 0 || what == 1) && len(spares) > 0 { // a node is added, or takes the place of another
+		spares[0].peer.IP = w.address(0, spares[0])
 		next.Members = slices.Insert(next.Members, r.IntN(len(next.Members)+1), spares[0].peer)
 	}
 	if what == 1 || what == 2 {
@@ -71,10 +81,15 @@ func (w *simWorld) change(arg int) {
 	for i := range next.Members {
 		p := &next.Members[i]
 		if p.Index = i; what == 4 && r.IntN(2) == 0 {
-			p.IP = fmt.Sprintf("10.0.%d.%d", next.Number, w.named(p.Name).index+1)
+			p.IP = w.address(next.Number, w.named(p.Name))
 		}
 	}
-	w.changes = &simChange{next: next, todo: len(next.Members)}
+	w.changes = &simChange{next: next, todo: len(next.Members), begin: func() {
+		for _, p := range next.Members {
+			n := w.named(p.Name)
+			w.in(w.between(0, 60*time.Second), func() { w.adopt(n) })
+		}
+	}}
 	w.propose()
 }
 
@@ -114,11 +129,63 @@ func (w *simWorld) propose() {
 		}
 	}
 	w.generation = c.next
-	for _, p := range c.next.Members {
-		n := w.named(p.Name)
-		w.in(w.between(0, 60*time.Second), func() { w.adopt(n) })
-	}
+	c.begin()
 	w.remove()
+}
+
+// renumber begins to move all members to another network, once the change before has ended. Nodes in two networks do not reach each
+// other. As with apply, no node starts there before all were turned off; or the operator is interrupted, and turns some on again
+// where they were.
+func (w *simWorld) renumber(arg int) {
+	if w.changes != nil {
+		w.in(5*time.Second, func() { w.renumber(arg) })
+		return
+	}
+	r := rand.New(rand.NewPCG(uint64(arg), 4))
+	next := facts.Membership{Number: w.generation.Number + 1, Members: slices.Clone(w.generation.Members)}
+	if was := w.network; was == 0 || r.IntN(3) > 0 {
+		w.network = next.Number
+	} else {
+		w.network = 0 // perhaps where they were first
+	}
+	for i := range next.Members {
+		p := &next.Members[i]
+		p.IP = w.address(0, w.named(p.Name))
+	}
+	again := r.IntN(2) == 0
+	w.changes = &simChange{next: next, todo: len(next.Members), begin: func() { w.moveAll(next, again) }}
+	w.propose()
+}
+
+// moveAll turns all members off, and on again in another network; with again, some for a while where they were.
+func (w *simWorld) moveAll(next facts.Membership, again bool) {
+	off := w.now
+	var all []*machine
+	for _, p := range next.Members {
+		n := w.named(p.Name)
+		all = append(all, n)
+		d := w.between(0, 3*time.Second)
+		w.in(d, func() { n.powerOff(w.chance(2)) })
+		if off = max(off, w.now+d); again && w.chance(2) {
+			on := d + w.between(0, 10*time.Second)
+			w.in(on, n.powerOn)
+			d = on + w.between(0, 60*time.Second)
+			w.in(d, func() { n.powerOff(w.chance(2)) })
+			off = max(off, w.now+d)
+		}
+	}
+	w.in(off-w.now, func() {
+		for _, n := range all {
+			w.tell("%s gets generation %d", n.peer.Name, next.Number)
+			n.joint[0], n.accepted, n.decisions = facts.Joint{}, nil, map[string]*decided{}
+			n.seed(next)
+			w.in(w.between(0, 20*time.Second), func() {
+				n.powerOn()
+				w.changes.todo--
+				w.quiet = w.now + 20*time.Second
+			})
+		}
+	})
 }
 
 // adopt replaces a node: a new root disk, the next generation's seed, and the data disk that it had.
@@ -177,7 +244,11 @@ func (s simJoint) read() (facts.Joint, error) {
 	if s.n.w.now < s.n.diskAt {
 		return facts.Joint{}, errNoDataDisk
 	}
-	return ensemble.Learn(s.n.joint[0], s.n.joint[1]), nil
+	j := facts.Joint{Role: s.n.peer.Role} // nodes of another role, and empty disks, have nothing to say
+	for _, kept := range s.n.joint {
+		j = ensemble.Learn(j, kept)
+	}
+	return j, nil
 }
 
 func (s simJoint) write(j facts.Joint) error {
@@ -185,5 +256,22 @@ func (s simJoint) write(j facts.Joint) error {
 		return errNoDataDisk
 	}
 	s.n.joint = [2]facts.Joint{j, j}
+	if s.n.w.forgets {
+		s.n.joint[1] = facts.Joint{}
+	}
 	return nil
+}
+
+// renumberedFaults are those that matter most while all members move to another network.
+var renumberedFaults = []faultKind{renumbered, renumbered, crash, outage, reboot, isolated, split, lateBoot, slowStart}
+
+// onlyHeard is a mutation of what a component is told: a member that has another address counts only once it was heard there.
+func onlyHeard(w *World) {
+	last := w.Joint.InUse[len(w.Joint.InUse)-1]
+	last.Members = slices.DeleteFunc(slices.Clone(last.Members), func(p facts.Peer) bool {
+		_, heard := w.Reports[p.Name]
+		moved := slices.ContainsFunc(w.Joint.InUse[0].Members, func(o facts.Peer) bool { return o.Name == p.Name && o.IP != p.IP })
+		return moved && !heard && p.Name != w.Self.Name
+	})
+	w.Joint.InUse = []facts.Membership{last}
 }

@@ -734,12 +734,22 @@ func TestSimGalera(t *testing.T) { runSim(t, simGalera) }
 // simGaleraChanges has changes of the members as well. No agent lies here: which members count is up to what all of them say.
 var simGaleraChanges = func() *simKind {
 	k := *simGalera
-	k.spares, k.share = 2, 4
+	k.change, k.spares, k.share = changed, 2, 40
 	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying || f == foreignDisk }), changed, changed)
 	return &k
 }()
 
 func TestSimGaleraChanges(t *testing.T) { runSim(t, simGaleraChanges) }
+
+// simGaleraRenumbered has moves to another network: all members get other addresses while all are off.
+var simGaleraRenumbered = func() *simKind {
+	k := *simGaleraChanges
+	k.change, k.share = renumbered, 10
+	k.faults = append(slices.Clone(k.faults), renumbered, renumbered)
+	return &k
+}()
+
+func TestSimGaleraRenumbered(t *testing.T) { runSim(t, simGaleraRenumbered) }
 
 // mariadb-operator 1816: a node with an empty volume bootstrapped before the volumes with data were attached.
 func TestSimEmptyNodeOverLiveVolumes(t *testing.T) {
@@ -937,5 +947,16 @@ func TestSimGaleraChangesMutants(t *testing.T) {
 				return decide(v)
 			}
 		}),
+	})
+}
+
+func TestSimGaleraRenumberedMutants(t *testing.T) {
+	killAll(t, simGaleraRenumbered, []mutant{
+		mutant{name: "peers are asked where they were", apply: func(w *simWorld) {
+			w.asks = func(p facts.Peer) bool { return p.IP == w.named(p.Name).first }
+		}}.among(renumbered),
+		mutant{name: "who has moved counts once heard", apply: func(w *simWorld) {
+			w.model.(*galeraModel).change = func(_ *galera, w *World) { onlyHeard(w) }
+		}}.among(renumberedFaults...),
 	})
 }

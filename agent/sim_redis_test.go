@@ -24,7 +24,8 @@ import (
 //   - Configurations spread by messages through the servers; the one with the higher epoch wins. A server that reports
 //     itself as master, but has not been one for a while by the configuration, is made a replica; so is a replica of
 //     the wrong master.
-//   - A Sentinel stores master, epochs, vote, servers and Sentinels in its file.
+//   - A Sentinel stores master, epochs, vote, servers and Sentinels in its file. It knows servers by their addresses alone, and
+//     Sentinels by their IDs, with the address that each had when it was last heard.
 const (
 	downAfter       = 5 * time.Second
 	failoverTimeout = 15 * time.Second
@@ -43,18 +44,19 @@ type redisDisk struct {
 	epoch           int64 // of the founder
 	member, founder bool  // memberName; data on a disk without it does not count
 	head            *txn  // the data
-	follows         int   // the master in the configuration at the next start; -1: none
+	follows         int   // place of the master in the configuration at the next start; -1: none
 	priority        int
 	sentinel        *sentinelFile
 }
 
 // sentinelFile is a Sentinel's configuration file.
 type sentinelFile struct {
-	master         int
+	master         int // its place
 	epoch, current int64
 	leader         int
-	voted          int64 // the epoch of the vote for leader
-	servers, peers map[int]bool
+	voted          int64         // the epoch of the vote for leader
+	servers        map[int]bool  // by place
+	peers          map[int]int   // places of other nodes' Sentinels
 	changed        time.Duration // time of the last change of the master
 }
 
@@ -62,7 +64,7 @@ type redisProcess struct {
 	n        *machine
 	up       bool
 	loading  bool
-	follows  int  // -1: a master
+	follows  int  // place of its master; -1: it is one
 	linked   bool // in sync with its master
 	lost     time.Duration
 	copying  bool
@@ -76,9 +78,9 @@ type sentinelProcess struct {
 	down     bool
 	failover int64 // epoch of the running failover; 0: none
 	began    time.Duration
-	promoted int  // -1: none yet
-	forced   bool // started by SENTINEL FAILOVER, which needs no votes
-	roles    map[int]role
+	promoted int          // place; -1: none yet
+	forced   bool         // started by SENTINEL FAILOVER, which needs no votes
+	roles    map[int]role // by place
 }
 
 // role is a server's role as a Sentinel saw it, and since when.
@@ -95,12 +97,17 @@ type redisModel struct {
 	decide         func(redisView) (redisStep, string, facts.Status)
 	decideSentinel func(sentinelReport, redisReport, redisView) (sentinelStep, string, facts.Status)
 	change         func(w *World) // a mutation of what components are told; nil: none
+	stored         bool           // a mutation: Sentinels start with the addresses that they have stored
+	early          bool           // a mutation: earlier memberships are forgotten as soon as all conform to a later one
+	places         []string       // all addresses that nodes have had; a place is an index into it
+	quiet          bool           // clients do not write
 }
 
 func newRedisModel(w *simWorld) *redisModel {
 	r := &redisModel{w: w, servers: make([]*redisProcess, len(w.nodes)), sentinels: make([]*sentinelProcess, len(w.nodes)), decide: decideRedis, decideSentinel: decideSentinel}
-	for range w.nodes {
+	for _, n := range w.nodes {
 		r.disks = append(r.disks, &redisDisk{follows: -1})
+		r.of(n)
 	}
 	r.client()
 	return r
@@ -131,18 +138,40 @@ func (r *redisModel) lie(n *machine, name string) any {
 		return report
 	}
 	d := r.disks[n.index]
-	return redisReport{Running: true, HasData: d.member, Founder: d.founder, Role: "slave", Master: r.ip(0), Synced: true}
+	return redisReport{Running: true, HasData: d.member, Founder: d.founder, Role: "slave", Master: r.w.nodes[0].peer.IP, Synced: true}
 }
 
-func (r *redisModel) ip(i int) string {
-	if i < 0 {
+// ip returns the address of a place; empty for none.
+func (r *redisModel) ip(place int) string {
+	if place < 0 {
 		return ""
 	}
-	return r.w.nodes[i].peer.IP
+	return r.places[place]
 }
 
-func (r *redisModel) index(ip string) int {
-	return slices.IndexFunc(r.w.nodes, func(n *machine) bool { return n.peer.IP == ip })
+// place returns the place with an address; -1 without one.
+func (r *redisModel) place(ip string) int {
+	if ip == "" {
+		return -1
+	}
+	if i := slices.Index(r.places, ip); i >= 0 {
+		return i
+	}
+	r.places = append(r.places, ip)
+	return len(r.places) - 1
+}
+
+// of returns the place of a node.
+func (r *redisModel) of(n *machine) int { return r.place(n.peer.IP) }
+
+// at returns the server at a place; nil: no server has that address now.
+func (r *redisModel) at(place int) *redisProcess {
+	for i, n := range r.w.nodes {
+		if n.peer.IP == r.places[place] {
+			return r.servers[i]
+		}
+	}
+	return nil
 }
 
 // servers
@@ -163,9 +192,9 @@ func (r *redisModel) startServer(n *machine) {
 	})
 }
 
-// answers reports whether a node's server answers another node.
-func (r *redisModel) answers(from *machine, i int) bool {
-	s := r.servers[i]
+// answers reports whether the server at a place answers a node.
+func (r *redisModel) answers(from *machine, place int) bool {
+	s := r.at(place)
 	return s != nil && s.up && !s.n.suspended() && r.w.linked(from, s.n)
 }
 
@@ -177,8 +206,8 @@ func (r *redisModel) replicate(s *redisProcess, alive func() bool) {
 			return
 		}
 		from := s.follows
-		master := r.servers[from]
-		if from == s.n.index || !r.answers(s.n, from) || master.loading || master.follows >= 0 && !master.linked {
+		master := r.at(from)
+		if from == r.of(s.n) || !r.answers(s.n, from) || master.loading || master.follows >= 0 && !master.linked {
 			if s.linked {
 				s.linked, s.lost = false, r.w.now
 			}
@@ -186,14 +215,14 @@ func (r *redisModel) replicate(s *redisProcess, alive func() bool) {
 		}
 		d := r.disks[s.n.index]
 		if s.linked {
-			d.head = r.disks[from].head
+			d.head = r.disks[master.n.index].head
 			return
 		}
 		s.copying = true
 		s.n.after(s.n.pace(200*time.Millisecond, 4*time.Second), alive, func() {
 			s.copying = false
-			if s.follows == from && r.servers[from] == master && r.answers(s.n, from) {
-				s.linked, d.head, s.n.given = true, r.disks[from].head, false
+			if s.follows == from && r.at(from) == master && r.answers(s.n, from) {
+				s.linked, d.head, s.n.given = true, r.disks[master.n.index].head, false
 			}
 		})
 	})
@@ -234,10 +263,11 @@ func (r *redisModel) watch(s *sentinelProcess, alive func() bool) {
 	})
 }
 
-// talks reports whether a Sentinel answers another one.
+// talks reports whether a node's Sentinel answers another one, which knows where it is.
 func (r *redisModel) talks(from *machine, i int) bool {
 	s := r.sentinels[i]
-	return s != nil && s.up && !s.n.suspended() && r.w.linked(from, s.n)
+	place, known := r.disks[from.index].sentinel.peers[i]
+	return s != nil && s.up && !s.n.suspended() && r.w.linked(from, s.n) && known && place == r.of(s.n)
 }
 
 // quorum is the number in the Sentinel's configuration, which its seed sets.
@@ -246,21 +276,24 @@ func (r *redisModel) quorum(n *machine) int { return (len(n.peers)+1)/2 + 1 }
 // look is one period of a Sentinel's timer.
 func (r *redisModel) look(s *sentinelProcess) {
 	w, f := r.w, r.disks[s.n.index].sentinel
-	for i, o := range r.servers {
-		if (i == f.master || f.servers[i]) && r.answers(s.n, i) {
+	for _, o := range r.servers {
+		if o == nil {
+			continue
+		}
+		if i := r.of(o.n); (i == f.master || f.servers[i]) && r.answers(s.n, i) {
 			if was, ok := s.roles[i]; !ok || was.follows != o.follows {
 				s.roles[i] = role{o.follows, w.now}
 			}
 		}
 	}
-	master := r.servers[f.master]
+	master := r.at(f.master)
 	sane := false
 	if r.answers(s.n, f.master) {
 		s.answered = w.now
 		sane = master.follows < 0
-		for i, o := range r.servers {
+		for _, o := range r.servers {
 			if sane && o != nil && o.up && o.follows == f.master && o.linked {
-				f.servers[i] = true
+				f.servers[r.of(o.n)] = true
 			}
 		}
 	}
@@ -270,7 +303,7 @@ func (r *redisModel) look(s *sentinelProcess) {
 		if i == f.master || !r.answers(s.n, i) || !sane || s.failover != 0 {
 			continue
 		}
-		o := r.servers[i]
+		o := r.at(i)
 		stood := w.now - max(s.roles[i].since, f.changed)
 		if o.follows < 0 && stood > 4*helloPeriod || o.follows >= 0 && o.follows != f.master && stood > failoverTimeout {
 			r.order(o, f.master)
@@ -282,7 +315,7 @@ func (r *redisModel) look(s *sentinelProcess) {
 	}
 	agree := 0
 	for i := range r.sentinels {
-		if i == s.n.index && s.down || f.peers[i] && r.talks(s.n, i) && r.disks[i].sentinel.master == f.master && r.sentinels[i].down {
+		if i == s.n.index && s.down || r.talks(s.n, i) && r.disks[i].sentinel.master == f.master && r.sentinels[i].down {
 			agree++
 		}
 	}
@@ -311,7 +344,7 @@ func (r *redisModel) vote(s *sentinelProcess, candidate int, epoch int64) bool {
 func (r *redisModel) goOn(s *sentinelProcess) {
 	w, f := r.w, r.disks[s.n.index].sentinel
 	if s.promoted >= 0 {
-		o := r.servers[s.promoted]
+		o := r.at(s.promoted)
 		switch {
 		case r.answers(s.n, s.promoted) && o.follows < 0:
 			old := f.master
@@ -320,7 +353,7 @@ func (r *redisModel) goOn(s *sentinelProcess) {
 			r.adopt(s, s.promoted)
 			for _, i := range slices.Sorted(maps.Keys(f.servers)) {
 				if i != f.master && i != old && r.answers(s.n, i) {
-					r.order(r.servers[i], f.master)
+					r.order(r.at(i), f.master)
 				}
 			}
 			s.failover = 0
@@ -337,7 +370,7 @@ func (r *redisModel) goOn(s *sentinelProcess) {
 		votes++
 	}
 	for i := range r.sentinels {
-		if f.peers[i] && r.talks(s.n, i) && r.disks[i].sentinel.master == f.master && r.vote(r.sentinels[i], s.n.index, s.failover) {
+		if r.talks(s.n, i) && r.disks[i].sentinel.master == f.master && r.vote(r.sentinels[i], s.n.index, s.failover) {
 			votes++
 		}
 	}
@@ -351,13 +384,13 @@ func (r *redisModel) goOn(s *sentinelProcess) {
 	}
 	best := -1
 	for _, i := range slices.Sorted(maps.Keys(f.servers)) {
-		if i == f.master || !r.answers(s.n, i) || r.servers[i].priority == 0 {
+		if i == f.master || !r.answers(s.n, i) || r.at(i).priority == 0 {
 			continue
 		}
-		if o := r.servers[i]; o.follows >= 0 && !o.linked && w.now-o.lost > w.now-s.answered+10*downAfter {
+		if o := r.at(i); o.follows >= 0 && !o.linked && w.now-o.lost > w.now-s.answered+10*downAfter {
 			continue
 		}
-		if best < 0 || r.disks[i].head.reach() > r.disks[best].head.reach() {
+		if best < 0 || r.disks[r.at(i).n.index].head.reach() > r.disks[r.at(best).n.index].head.reach() {
 			best = i
 		}
 	}
@@ -366,9 +399,9 @@ func (r *redisModel) goOn(s *sentinelProcess) {
 		s.failover = 0
 		return
 	}
-	w.tell("%s: Sentinel promotes %s, epoch %d", s.n.peer.Name, w.nodes[best].peer.Name, s.failover)
+	w.tell("%s: Sentinel promotes %s, epoch %d", s.n.peer.Name, r.ip(best), s.failover)
 	s.promoted = best
-	r.order(r.servers[best], -1)
+	r.order(r.at(best), -1)
 }
 
 // reach is the offset in the replication stream.
@@ -382,7 +415,7 @@ func (head *txn) reach() int {
 // adopt changes a Sentinel's master.
 func (r *redisModel) adopt(s *sentinelProcess, master int) {
 	f := r.disks[s.n.index].sentinel
-	r.w.tell("%s: Sentinel now has %s as the master, epoch %d", s.n.peer.Name, r.w.nodes[master].peer.Name, f.epoch)
+	r.w.tell("%s: Sentinel now has %s as the master, epoch %d", s.n.peer.Name, r.ip(master), f.epoch)
 	f.servers[f.master] = true
 	delete(f.servers, master)
 	f.master, f.changed = master, r.w.now
@@ -398,15 +431,15 @@ func (r *redisModel) hello(s *sentinelProcess, alive func() bool) {
 				continue
 			}
 			g := r.disks[i].sentinel
-			heard := f.peers[i] && r.w.linked(s.n, o.n)
-			for j := range r.servers {
+			heard := r.talks(s.n, i)
+			for j := range r.places {
 				mine, its := j == f.master || f.servers[j], j == g.master || g.servers[j]
 				heard = heard || mine && its && r.answers(s.n, j) && r.answers(o.n, j)
 			}
 			if !heard {
 				continue
 			}
-			g.peers[s.n.index] = true
+			g.peers[s.n.index] = r.of(s.n)
 			g.current = max(g.current, f.current)
 			if f.epoch > g.epoch {
 				g.epoch = f.epoch
@@ -423,7 +456,7 @@ func (r *redisModel) hello(s *sentinelProcess, alive func() bool) {
 // client writes to a master that has a replica, as clients do that ask Sentinel.
 func (r *redisModel) client() {
 	r.w.in(r.w.between(200*time.Millisecond, 2*time.Second), func() {
-		if s := r.servers[r.w.rand.IntN(len(r.servers))]; s != nil && s.up && !s.loading && s.follows < 0 {
+		if s := r.servers[r.w.rand.IntN(len(r.servers))]; !r.quiet && s != nil && s.up && !s.loading && s.follows < 0 {
 			if d := r.disks[s.n.index]; d.head != nil {
 				d.head = &txn{prev: d.head, depth: d.head.depth + 1, history: d.head.history}
 			}
@@ -462,12 +495,13 @@ func (r *redisModel) settled() error {
 	if master < 0 {
 		return errors.New("nobody is the master")
 	}
+	place := r.of(r.w.nodes[master])
 	for i, n := range r.w.nodes {
 		switch {
 		case !n.on():
-		case r.servers[i] == nil || i != master && (r.servers[i].follows != master || !r.servers[i].linked):
+		case r.servers[i] == nil || i != master && (r.servers[i].follows != place || !r.servers[i].linked):
 			return fmt.Errorf("%s is ready, and does not follow the master %s", n.peer.Name, r.w.nodes[master].peer.Name)
-		case r.sentinels[i] == nil || r.disks[i].sentinel.master != master:
+		case r.sentinels[i] == nil || r.disks[i].sentinel.master != place:
 			return fmt.Errorf("%s is ready, and its Sentinel does not know the master %s", n.peer.Name, r.w.nodes[master].peer.Name)
 		}
 	}
@@ -476,13 +510,26 @@ func (r *redisModel) settled() error {
 
 func (r *redisModel) excused(*machine) bool { return false }
 
-// patient: without a majority nobody knows the master, and without data there is none.
+// patient: without a majority nobody knows the master, and without data there is none. During a change, Sentinels need a majority of all
+// that they know, also of those that leave.
 func (r *redisModel) patient() bool {
 	here, data := 0, false
 	for i, n := range r.w.nodes {
-		if n.on() {
-			here++
-			data = data || r.disks[i].head != nil && r.disks[i].member
+		if !n.on() {
+			continue
+		}
+		here++
+		data = data || r.disks[i].head != nil && r.disks[i].member
+		if f := r.disks[i].sentinel; r.w.changes != nil && f != nil {
+			there := 1
+			for j := range f.peers {
+				if r.w.nodes[j].on() {
+					there++
+				}
+			}
+			if there < (len(f.peers)+1)/2+1 {
+				return true
+			}
 		}
 	}
 	return here < len(r.w.generation.Members)/2+1 || !data
@@ -508,6 +555,9 @@ func (r *redisModel) component(a *simAgent, name string, n Node) Component {
 		if r.change != nil {
 			return mutatedRedis{c, r.change}
 		}
+		if r.early {
+			return earlyRedis{c}
+		}
 		return c
 	}
 	c := &sentinel{node: n, server: simSentinel{r, a}, decide: r.decideSentinel}
@@ -526,6 +576,14 @@ type mutatedRedis struct {
 func (m mutatedRedis) Step(ctx context.Context, w World) (facts.Status, error) {
 	m.change(&w)
 	return m.redis.Step(ctx, w)
+}
+
+// earlyRedis says too early that the latest members work by themselves.
+type earlyRedis struct{ *redis }
+
+func (earlyRedis) settled(w World) (int, bool) {
+	members, _ := ensemble.Members(w)
+	return ensemble.Complete(w, members, func(int, int) bool { return true })
 }
 
 type mutatedSentinel struct {
@@ -568,7 +626,7 @@ func (p simRedisServer) report() redisReport {
 	}
 	seen.Role = "master"
 	for _, o := range p.r.servers {
-		if o != nil && o.follows == i && o.linked {
+		if o != nil && o.follows == p.r.of(p.a.n) && o.linked {
 			seen.Replicas++
 		}
 	}
@@ -607,7 +665,7 @@ func (p simRedisServer) start(_ context.Context, master string, hasData bool) er
 	n, r := p.a.n, p.r
 	d := r.disks[n.index]
 	p.a.act("configure", 0, func() error {
-		if d.follows, d.priority = r.index(master), 100; master != "" && !hasData {
+		if d.follows, d.priority = r.place(master), 100; master != "" && !hasData {
 			d.priority = 0
 		}
 		return nil
@@ -662,33 +720,52 @@ func (p simSentinel) report() (seen sentinelReport) {
 
 func (p simSentinel) start(_ context.Context, master string, view redisView) error {
 	n, r := p.a.n, p.r
-	member := func(i int) bool {
-		return slices.ContainsFunc(view.members, func(m redisMember) bool { return m.Name == r.w.nodes[i].peer.Name })
-	}
 	if master != "" {
 		p.a.act("configure Sentinel", 0, func() error {
-			f := &sentinelFile{master: r.index(master), leader: -1, servers: map[int]bool{}, peers: map[int]bool{}}
-			if f.master == n.index { // firstEpoch
+			f := &sentinelFile{master: r.place(master), leader: -1, servers: map[int]bool{}, peers: map[int]int{}}
+			if f.master == r.of(n) { // firstEpoch
 				f.epoch = r.disks[n.index].epoch
 				f.current = f.epoch
 			}
-			for i := range r.disks { // sentinelPeers
-				if i != f.master && member(i) {
-					f.servers[i] = true
+			for _, m := range view.members { // sentinelPeers
+				place := r.place(m.IP)
+				if place != f.master {
+					f.servers[place] = true
 				}
-				if i != n.index && member(i) {
-					f.peers[i] = true
+				if i := r.w.named(m.Name).index; i != n.index {
+					f.peers[i] = place
 				}
 			}
 			r.disks[n.index].sentinel = f
 			return nil
 		})
-	} else { // correctSentinelConfig
-		gone := func(i int, _ bool) bool { return !member(i) }
-		maps.DeleteFunc(r.disks[n.index].sentinel.servers, gone)
-		maps.DeleteFunc(r.disks[n.index].sentinel.peers, gone)
+	} else if !r.stored { // correctSentinelConfig
+		f := r.disks[n.index].sentinel
+		f.master, f.servers, f.peers = r.corrected(f, view)
 	}
 	return p.a.act("start Sentinel", 0, func() error { r.startSentinel(n); return nil })
+}
+
+// corrected returns what a Sentinel's file should have.
+func (r *redisModel) corrected(f *sentinelFile, view redisView) (master int, servers map[int]bool, peers map[int]int) {
+	master, servers, peers = r.place(view.present(r.ip(f.master))), map[int]bool{}, map[int]int{}
+	for _, place := range slices.Sorted(maps.Keys(f.servers)) {
+		if now := view.now[r.ip(place)]; now != "" && r.place(now) != master {
+			servers[r.place(now)] = true
+		}
+	}
+	for _, i := range slices.Sorted(maps.Keys(f.peers)) {
+		if slices.ContainsFunc(view.members, func(m redisMember) bool { return m.Name == r.w.nodes[i].peer.Name }) {
+			peers[i] = r.place(view.present(r.ip(f.peers[i])))
+		}
+	}
+	return master, servers, peers
+}
+
+func (p simSentinel) outdated(view redisView) (bool, error) {
+	f := p.r.disks[p.a.n.index].sentinel
+	master, servers, peers := p.r.corrected(f, view)
+	return master != f.master || !maps.Equal(servers, f.servers) || !maps.Equal(peers, f.peers), nil
 }
 
 func (p simSentinel) failover(context.Context) error {
@@ -709,15 +786,25 @@ func (p simSentinel) failover(context.Context) error {
 
 func TestSimRedis(t *testing.T) { runSim(t, simRedis) }
 
-// simRedisChanges has changes of the members as well. Addresses are not simulated: see TestRedisMasterAtAnotherAddress.
+// simRedisChanges has changes of the members as well, and of their addresses.
 var simRedisChanges = func() *simKind {
 	k := *simRedis
-	k.spares, k.share = 2, 4
+	k.change, k.spares, k.share = changed, 2, 40
 	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), changed, changed)
 	return &k
 }()
 
 func TestSimRedisChanges(t *testing.T) { runSim(t, simRedisChanges) }
+
+// simRedisRenumbered has moves to another network: all members get other addresses while all are off.
+var simRedisRenumbered = func() *simKind {
+	k := *simRedisChanges
+	k.change, k.share = renumbered, 10
+	k.faults = append(slices.Clone(k.faults), renumbered, renumbered)
+	return &k
+}()
+
+func TestSimRedisRenumbered(t *testing.T) { runSim(t, simRedisRenumbered) }
 
 // bitnami/charts 24380 and 8878: when all pods started at once, each Sentinel asked only itself, and its node became a
 // master.
@@ -955,4 +1042,60 @@ func TestSimRedisChangesMutants(t *testing.T) {
 			}
 		}},
 	})
+}
+
+func TestSimRedisRenumberedMutants(t *testing.T) {
+	model := func(name string, apply func(r *redisModel)) mutant {
+		return mutant{name: name, apply: func(w *simWorld) { apply(w.model.(*redisModel)) }}.among(renumberedFaults...)
+	}
+	killAll(t, simRedisRenumbered, []mutant{
+		model("who has moved counts once heard", func(r *redisModel) { r.change = onlyHeard }),
+		mutant{name: "whose an address was is forgotten with the root disk", apply: func(w *simWorld) { w.forgets = true }}.among(renumbered),
+		model("whose an address was is forgotten too early", func(r *redisModel) { r.early = true }),
+		model("Sentinels start with the addresses that they have stored", func(r *redisModel) { r.stored = true }),
+		model("a Sentinel that watches a former address goes on", func(r *redisModel) {
+			r.decideSentinel = func(seen sentinelReport, server redisReport, v redisView) (sentinelStep, string, facts.Status) {
+				seen.stale = false
+				return decideSentinel(seen, server, v)
+			}
+		}),
+	})
+}
+
+// A planned outage: nobody writes any more, all are turned off, and get other addresses. What was written last is there again.
+func TestSimRedisRenumberedLosesNothing(t *testing.T) {
+	for seed := range uint64(40) {
+		w := newSimWorld(simRedisRenumbered, history{seed: seed, nodes: 3})
+		r := w.model.(*redisModel)
+		w.in(0, func() {
+			for _, n := range w.nodes[:3] {
+				n.powerOn()
+			}
+		})
+		w.in(60*time.Second, func() { r.quiet = true })
+		var head *txn
+		w.in(65*time.Second, func() {
+			for _, d := range r.disks {
+				if d.head.reach() > head.reach() {
+					head = d.head
+				}
+			}
+			w.renumber(int(seed))
+		})
+		err := w.runTo(70 * time.Second)
+		if err == nil {
+			err = w.settle()
+		}
+		if err != nil || head.reach() < 1 {
+			t.Fatalf("seed %d: %v, %d writes", seed, err, head.reach())
+		}
+		for i, n := range w.nodes[:3] {
+			if !r.disks[i].head.has(head) || n.network == "10.0" {
+				t.Errorf("seed %d: %s at %s lacks what was written before the outage", seed, n.peer.Name, n.peer.IP)
+			}
+		}
+		for _, n := range w.nodes {
+			n.endAgent()
+		}
+	}
 }

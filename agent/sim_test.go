@@ -48,8 +48,10 @@ type simKind struct {
 	role  string
 	share int // percentage of all histories
 	build func(w *simWorld) simModel
-	// spares is the number of machines that may become members; above 0, histories have changes of the members.
+	// spares is the number of machines that may become members.
 	spares int
+	// change is a fault that all histories have; empty: none.
+	change faultKind
 	// faults lists the possible faults; frequent ones occur several times.
 	faults []faultKind
 }
@@ -99,6 +101,7 @@ const (
 	givenUp     faultKind = "loses power, and is given up by an operator"
 	stepAgent   faultKind = "agent dies just before its step"
 	changed     faultKind = "an operator changes the members"
+	renumbered  faultKind = "an operator moves all members to another network"
 )
 
 // fault is one fault of a history.
@@ -113,7 +116,7 @@ type fault struct {
 func (f fault) String() string {
 	s := fmt.Sprintf("%8.2fs  node %d %s", f.at.Seconds(), f.node+1, f.kind)
 	switch f.kind {
-	case outage, slowNet, changed:
+	case outage, slowNet, changed, renumbered:
 		s = fmt.Sprintf("%8.2fs  %s", f.at.Seconds(), f.kind)
 	case split:
 		s = fmt.Sprintf("%8.2fs  %s: %03b", f.at.Seconds(), f.kind, f.arg)
@@ -161,8 +164,8 @@ func newHistory(k *simKind, seed uint64) history {
 	}
 	for range 1 + r.IntN(8) {
 		f := fault{kind: k.faults[r.IntN(len(k.faults))], node: r.IntN(h.nodes), lasts: secs(10)}
-		if k.spares > 0 && len(h.faults) == 0 {
-			f.kind = changed
+		if k.change != "" && len(h.faults) == 0 {
+			f.kind = k.change
 		}
 		f.at = time.Duration((start + r.Float64()*60) * float64(time.Second)).Truncate(10 * time.Millisecond)
 		switch f.kind {
@@ -176,7 +179,7 @@ func newHistory(k *simKind, seed uint64) history {
 			f.arg = r.IntN(2)
 		case givenUp:
 			f.lasts = secs(30)
-		case changed:
+		case changed, renumbered:
 			f.arg = r.IntN(1 << 20)
 		case cutOneWay:
 			f.arg = (f.node + 1 + r.IntN(h.nodes-1)) % h.nodes
@@ -221,10 +224,13 @@ type simWorld struct {
 	// running is the agent's loop that is running now; nil: none.
 	running    *simTask
 	generation facts.Membership // in use
+	network    int              // second number of its members' addresses
 	changes    *simChange       // that is being carried out; nil: none
 	quiet      time.Duration    // when the last node that was changed has had the time to be heard
 	// Settings that mutations change.
-	heard time.Duration
+	heard   time.Duration
+	asks    func(p facts.Peer) bool // whether agents ask at an address; nil: at all
+	forgets bool                    // which memberships count is not on the data disk
 }
 
 func newSimWorld(k *simKind, h history) *simWorld {
@@ -233,7 +239,8 @@ func newSimWorld(k *simKind, h history) *simWorld {
 	for i := range h.nodes + k.spares {
 		w.cuts = append(w.cuts, make([]int, h.nodes+k.spares))
 		name := fmt.Sprintf("node%d", i+1)
-		w.nodes = append(w.nodes, &machine{w: w, index: i, off: 1, decisions: map[string]*decided{}, peer: facts.Peer{Name: name, Role: k.role, IP: fmt.Sprintf("10.0.0.%d", i+1), Index: i}})
+		w.nodes = append(w.nodes, &machine{w: w, index: i, off: 1, decisions: map[string]*decided{}, first: fmt.Sprintf("10.0.0.%d", i+1)})
+		w.nodes[i].peer = facts.Peer{Name: name, Role: k.role, IP: w.nodes[i].first, Index: i}
 	}
 	for _, n := range w.nodes[:h.nodes] {
 		w.generation.Members = append(w.generation.Members, n.peer)
@@ -320,7 +327,7 @@ func (w *simWorld) fail(format string, args ...any) {
 
 // linked reports whether two nodes can talk: a connection needs both directions.
 func (w *simWorld) linked(a, b *machine) bool {
-	return a == b || a.on() && b.on() && !a.suspended() && !b.suspended() && w.cuts[a.index][b.index] == 0 && w.cuts[b.index][a.index] == 0
+	return a == b || a.on() && b.on() && !a.suspended() && !b.suspended() && w.cuts[a.index][b.index] == 0 && w.cuts[b.index][a.index] == 0 && a.network == b.network
 }
 
 // machine is a node.
@@ -328,6 +335,8 @@ type machine struct {
 	w         *simWorld
 	index     int
 	peer      facts.Peer
+	network   string // that its address is in
+	first     string // its first address
 	peers     []facts.Peer
 	number    int                // of the generation of its seed
 	accepted  []facts.Membership // by its acceptor
@@ -419,6 +428,8 @@ func (w *simWorld) start(f fault) {
 	switch f.kind {
 	case changed:
 		w.change(f.arg)
+	case renumbered:
+		w.renumber(f.arg)
 	case gone:
 		if n.gone {
 			return
@@ -736,7 +747,7 @@ func (a *simAgent) ask(_ context.Context, p facts.Peer, joint string) (r facts.N
 	peer := w.named(p.Name)
 	there, back := w.delay(), w.delay()
 	a.pass(there)
-	answers := w.linked(a.n, peer) && peer.agent != nil && peer.peer.IP == p.IP
+	answers := w.linked(a.n, peer) && peer.agent != nil && peer.peer.IP == p.IP && (w.asks == nil || w.asks(p))
 	if answers {
 		peer.agent.members.hear(joint)
 		r = peer.agent.published()

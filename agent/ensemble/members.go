@@ -85,15 +85,26 @@ func Own(number int, self facts.Peer, peers []facts.Peer) facts.Membership {
 }
 
 // Addresses returns, for each address that memberships in use and reports tell of, the present address of the node that it is or was
-// of. An address that a node has now is that node's, whoever had it before. That of a node which does not answer is taken for what it
-// was when it was written down.
-func Addresses(w World, members []Member) map[string]string {
+// of. An address that a node has now is that node's, whoever had it before. A node which does not answer is taken to be where others
+// say that it was last, as far as seen tells; or else where it was when the address was written down.
+func Addresses(w World, members []Member, seen func(ip string) bool) map[string]string {
 	now := map[string]string{}
-	for _, in := range w.inUse() {
+	inUse := w.inUse()
+	for i, in := range inUse {
 		for _, p := range in.Members {
 			now[p.IP] = p.IP
-			if i := slices.IndexFunc(members, func(m Member) bool { return m.Name == p.Name }); i >= 0 && members[i].Answers {
-				now[p.IP] = members[i].IP
+			at := slices.IndexFunc(members, func(m Member) bool { return m.Name == p.Name })
+			switch {
+			case at >= 0 && members[at].Answers:
+				now[p.IP] = members[at].IP
+			case i > 0 && seen(p.IP):
+				for _, before := range inUse[:i] {
+					for _, was := range before.Members {
+						if was.Name == p.Name {
+							now[was.IP] = p.IP
+						}
+					}
+				}
 			}
 		}
 	}

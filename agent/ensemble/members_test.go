@@ -51,10 +51,35 @@ func TestMembersOfAllGenerationsInUse(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", members[i].Name, m, want)
 		}
 	}
-	now := Addresses(w, members)
+	now := Addresses(w, members, func(string) bool { return false })
 	for ip, want := range map[string]string{"10.0.1.1": "10.0.1.1", "10.0.2.2": "10.0.1.1", "10.0.1.2": "10.9.9.9", "10.9.9.9": "10.9.9.9", "10.0.2.3": "10.0.2.3", "10.0.3.1": ""} {
 		if now[ip] != want {
 			t.Errorf("%s is now %q, want %q", ip, now[ip], want)
+		}
+	}
+}
+
+// Where a silent node is, others may know that have heard it there.
+func TestAddressesOfSilentNodes(t *testing.T) {
+	moved := func(number int, ip string) facts.Membership {
+		m := membership(number, "a", "b")
+		m.Members[1].IP = ip
+		return m
+	}
+	w := World{Self: facts.Peer{Name: "a", Role: "r", IP: "10.0.3.1"}, Joint: facts.Joint{Number: 3, InUse: []facts.Membership{moved(1, "10.7.0.1"), moved(2, "10.7.0.2"), moved(3, "10.7.0.3")}}}
+	members, _ := Members(w)
+	for _, c := range []struct {
+		seen []string
+		want [3]string
+	}{
+		{nil, [3]string{"10.7.0.1", "10.7.0.2", "10.7.0.3"}},
+		{[]string{"10.7.0.1"}, [3]string{"10.7.0.1", "10.7.0.2", "10.7.0.3"}},
+		{[]string{"10.7.0.1", "10.7.0.2"}, [3]string{"10.7.0.2", "10.7.0.2", "10.7.0.3"}},
+		{[]string{"10.7.0.2", "10.7.0.3"}, [3]string{"10.7.0.3", "10.7.0.3", "10.7.0.3"}},
+	} {
+		now := Addresses(w, members, func(ip string) bool { return slices.Contains(c.seen, ip) })
+		if got := [3]string{now["10.7.0.1"], now["10.7.0.2"], now["10.7.0.3"]}; got != c.want {
+			t.Errorf("seen at %v: %v, want %v", c.seen, got, c.want)
 		}
 	}
 }
