@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,10 +102,12 @@ func (l *Lab) Up(ctx context.Context, names []string, with UpOptions) error {
 		if err := l.choose(ctx, with.Provider); err != nil {
 			return err
 		}
-		if !l.network.Complete(l.operator) { // not there, or half made
-			if err := l.network.Create(l.operator); err != nil {
+		if l.network.Complete() {
+			if err := l.join(); err != nil {
 				return err
 			}
+		} else if err := l.network.Create(l.operator); err != nil { // it is not there, or half made
+			return err
 		}
 		return l.forwardFrom(ctx, with.Site)
 	})
@@ -117,10 +120,24 @@ func (l *Lab) Start(ctx context.Context, names ...string) error {
 		return err
 	}
 	return l.turnOn(ctx, nodes, func() error {
-		if !l.network.Complete(l.operator) {
+		if !l.network.Complete() {
 			return l.notUp()
 		}
-		return nil
+		return l.join()
+	})
+}
+
+// join gives this machine its address in the spec's network. It keeps the one in another network while nodes run there: the spec may have
+// moved the cluster.
+func (l *Lab) join() error {
+	var running []netip.Addr
+	for _, n := range append(l.spec.Nodes(), l.removed()...) {
+		if l.group.Sub(n.Name).Busy() {
+			running = append(running, l.runs(n).IP)
+		}
+	}
+	return l.network.Move(l.operator, func(had netip.Prefix) bool {
+		return slices.ContainsFunc(running, func(ip netip.Addr) bool { return had.Contains(ip) && !l.operator.Contains(ip) })
 	})
 }
 
@@ -197,7 +214,7 @@ func (l *Lab) CheckReplace(names ...string) error {
 // CheckUp fails when the cluster is not up.
 func (l *Lab) CheckUp() error {
 	owner, err := currentOwner(l.spec.Cluster)
-	if err == nil && (!owner.is(l.paths.lab()) || !l.network.Complete(l.operator)) {
+	if err == nil && (!owner.is(l.paths.lab()) || !l.network.Complete()) {
 		err = l.notUp()
 	}
 	return err
@@ -273,8 +290,11 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 		return err
 	}
 	defer c.release()
-	if !l.network.Complete(l.operator) {
+	if !l.network.Complete() {
 		return l.notUp()
+	}
+	if err := l.join(); err != nil {
+		return err
 	}
 	if err := l.checkAddresses(nodes); err != nil {
 		return err
@@ -287,7 +307,13 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 	if err != nil {
 		return err
 	}
-	return machines.Replace(ctx, p, m, blank)
+	if err := machines.Replace(ctx, p, m, blank); err != nil {
+		return err
+	}
+	if l.helper("forward").Busy() { // perhaps to a virtual address that is another one now
+		return l.forwardFrom(ctx, "")
+	}
+	return nil
 }
 
 // Down kills all nodes and removes everything that the lab has made, including the nodes' disks. Images and seeds stay.
@@ -410,6 +436,12 @@ func (l *Lab) forwarded() string {
 	return string(site)
 }
 
+// forwardedTo returns the virtual address that the forward leads to, with its port; empty: it is not known.
+func (l *Lab) forwardedTo() string {
+	target, _ := os.ReadFile(l.paths.target()) // labs of earlier versions have none
+	return string(target)
+}
+
 // forwardFrom makes sure that connections to the address site on this machine reach the cluster's site.
 func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 	target, ok := siteAddress(l.spec)
@@ -420,12 +452,12 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		return nil
 	}
 	group := l.helper("forward")
-	if group.Busy() && (site == "" || site == l.forwarded()) {
-		return nil
+	if group.Busy() {
+		if site = cmp.Or(site, l.forwarded()); site == l.forwarded() && l.forwardedTo() == target.String() {
+			return nil
+		}
 	}
-	if site == "" {
-		site = DefaultSite
-	}
+	site = cmp.Or(site, DefaultSite)
 	if err := group.Kill(ctx); err != nil {
 		return fmt.Errorf("forward the site: %w", err)
 	}
@@ -465,5 +497,8 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		return fmt.Errorf("forward the site: %w", err)
 	}
 	go cmd.Wait() // for as long as this process lives
-	return os.WriteFile(l.paths.site(), []byte(site), 0o600)
+	if err := os.WriteFile(l.paths.site(), []byte(site), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(l.paths.target(), []byte(target.String()), 0o600)
 }
