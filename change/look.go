@@ -216,7 +216,7 @@ func (r *Run) generation(ctx context.Context) (operate.Generations, error) {
 		return g, err
 	}
 	chosen := r.Earlier.Outage()
-	if chosen == nil || g.InUse != nil && g.InUse.Number >= chosen.Number {
+	if chosen == nil || g.InUse != nil && (g.InUse.Number > chosen.Number || g.InUse.Number == chosen.Number && g.Uncertain == nil) {
 		return g, nil
 	}
 	g.InUse, g.Uncertain = chosen, nil
