@@ -307,7 +307,9 @@ func (s State) outage(order []Role) (steps []Step) {
 			case n.done():
 				continue
 			case n.Silent && n.Made:
-				await = append(await, n.step(Await, "its machine is made anew, and does not answer yet"))
+				wait := n.step(Await, "its machine is made anew, and does not answer yet")
+				wait.outage = true
+				await = append(await, wait)
 				continue
 			case !n.Off:
 				stop := n.step(Stop)

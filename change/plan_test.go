@@ -301,7 +301,7 @@ func TestPlanOutage(t *testing.T) {
 		"all":              {all(moved), nil, true, stops + ", " + makes},
 		"all, in one net":  {all(moved), nil, false, stops + ", " + makes},
 		"all are off":      {all(moved, off), nil, true, makes},
-		"all are made":     {all(moved, made), nil, true, "wait balancer1, wait balancer2, wait web1, wait backend1, wait glusterfs1, wait databalancer1, wait redis1, wait redis2, wait redis3, wait percona1"},
+		"all are made":     {all(moved, made), nil, true, "wait balancer1, with that wait balancer2, wait web1, wait backend1, wait glusterfs1, wait databalancer1, wait redis1, with that wait redis2, with that wait redis3, wait percona1"},
 		"all are done":     {all(moved, anew), nil, true, ""},
 		"all out of reach": {all(moved, silent), nil, true, stops + ", " + makes},
 		"one role, when its users have changed": {[]Node{node("backend1"), node("databalancer1"), node("redis1", moved, leads), node("redis2", moved), node("redis3", moved), node("percona1")}, nil, false,

@@ -240,17 +240,17 @@ func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 		if err != nil || len(steps) == 0 {
 			return err
 		}
-		if step := steps[0]; step.Action == Await {
-			if err := r.await(ctx, s, step.Node, step.Node+" is not changed", func(facts.NodeReport) bool { return true }); err != nil {
-				return err
-			}
-			continue
-		}
 		if steps[0].outage {
 			if err := r.outage(ctx, s, t, steps); err != nil {
 				return err
 			}
 			canary = false
+			continue
+		}
+		if step := steps[0]; step.Action == Await {
+			if err := r.await(ctx, s, step.Node, step.Node+" is not changed", func(facts.NodeReport) bool { return true }); err != nil {
+				return err
+			}
 			continue
 		}
 		if moved, err := r.yield(ctx, s, yielded); err != nil {
@@ -333,7 +333,7 @@ func (r *Run) do(ctx context.Context, s *seen, t Target, step Step, canary bool)
 	return nil
 }
 
-// outage turns nodes off, role by role, or makes them anew, whichever the first of these steps does. What fails there is not undone: that
+// outage turns nodes off, role by role, makes them anew, or waits for them, whichever the first of these steps does. What fails there is not undone: that
 // would be another outage, perhaps in a network that is no longer there.
 func (r *Run) outage(ctx context.Context, s *seen, t Target, steps []Step) error {
 	if err := r.Earlier.BeginOutage(t.Generation); err != nil {
@@ -351,8 +351,11 @@ func (r *Run) outage(ctx context.Context, s *seen, t Target, steps []Step) error
 		}
 		return r.outageEnds(ctx, t)
 	}
+	if steps[0].Action == Await {
+		return r.outageEnds(ctx, t)
+	}
 	// All rounds: to look again takes seconds when nobody answers, and nothing that it shows would change what follows.
-	for len(steps) > 0 && steps[0].outage && !steps[0].anew() {
+	for len(steps) > 0 && steps[0].outage && steps[0].Action == Stop {
 		var names []string
 		for round := steps[0].Round; len(steps) > 0 && steps[0].Round == round; steps = steps[1:] {
 			names = append(names, steps[0].Node)
