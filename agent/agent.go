@@ -25,8 +25,10 @@ import (
 const (
 	pollUnready  = 500 * time.Millisecond // between two turns of a component that is not ready
 	pollReady    = time.Second            // between two turns of one that is
-	observeLimit = 10 * time.Second       // one observation; a component that takes longer is reported as failed
-	pollLimit    = 2 * time.Second        // one request to a peer
+	pollCalm     = 2 * time.Second        // between two questions to a peer, once this node and the peer have been ready for calmAfter
+	calmAfter    = 30 * time.Second
+	observeLimit = 10 * time.Second // one observation; a component that takes longer is reported as failed
+	pollLimit    = 2 * time.Second  // one request to a peer
 )
 
 // Agent runs the components of one node and talks to its peers' agents.

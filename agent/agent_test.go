@@ -512,6 +512,56 @@ func TestSleepsEndTogether(t *testing.T) {
 	}
 }
 
+// slowNetwork answers soon, or for as long as it is down not before the request's limit.
+type slowNetwork struct{ down bool }
+
+func (s *slowNetwork) ask(ctx context.Context, n facts.Peer, _ string) (facts.NodeReport, error) {
+	if s.down {
+		time.Sleep(pollLimit)
+		return facts.NodeReport{}, context.DeadlineExceeded
+	}
+	time.Sleep(50 * time.Millisecond)
+	return facts.NodeReport{Node: n, Ready: true}, nil
+}
+
+// While all is well, peers are asked less often. One answer that does not come in time does not make a peer silent even so; a peer that does
+// not answer any more is, 5 s after its last answer.
+func TestOneLateAnswerIsNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		web2 := facts.Peer{Name: "web2"}
+		network := &slowNetwork{}
+		p := newPeers(network, systemClock{})
+		yes := func() bool { return true }
+		ctx, stop := context.WithCancel(t.Context())
+		var loop sync.WaitGroup
+		loop.Go(func() { p.poll(ctx, web2, yes, yes, func() string { return "" }) })
+		defer loop.Wait()
+		defer stop()
+		heard := func() bool { _, ok := p.heard()["web2"]; return ok }
+		age := func() time.Duration { return p.heard()["web2"].Age }
+		time.Sleep(calmAfter + 10*time.Second)
+		for start := time.Now(); age() < pollCalm-100*time.Millisecond; time.Sleep(50 * time.Millisecond) {
+			if time.Since(start) > time.Minute {
+				t.Fatal("it is asked as often as before")
+			}
+		}
+		network.down = true // for the next question
+		time.Sleep(time.Second)
+		network.down = false
+		for range 500 {
+			if !heard() {
+				t.Fatal("one late answer has made it silent")
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		network.down = true
+		time.Sleep(ensemble.HeardLimit + time.Millisecond)
+		if heard() {
+			t.Errorf("it has not answered for longer than %v, and counts", ensemble.HeardLimit)
+		}
+	})
+}
+
 // Peers are asked over one connection, until one of the two sides ends it.
 func TestConnectionToPeerIsKept(t *testing.T) {
 	ca := newAuthority(t)

@@ -271,7 +271,7 @@ func serveGluster(name string) {
 	ctx := context.Background()
 	known := facts.Facts{ClusterID: testClusterID}
 	for i, n := range glusterNodes {
-		p := facts.Peer{Name: n, Role: "glusterfs", IP: fmt.Sprintf("10.99.0.%d", i+1), Index: i}
+		p := facts.Peer{Name: n, Role: "glusterfs", IP: os.Getenv("IMAGEGEN_TEST_NETWORK") + fmt.Sprint(i+1), Index: i}
 		if n == name {
 			known.Node = p
 		} else {
@@ -308,10 +308,11 @@ func serveGluster(name string) {
 
 // glusterLab is three servers on a bridge.
 type glusterLab struct {
-	t    *testing.T
-	dir  string
-	up   map[string]*serverProcess
-	last map[string]glusterTurn
+	t       *testing.T
+	dir     string
+	network string // of the servers' addresses
+	up      map[string]*serverProcess
+	last    map[string]glusterTurn
 }
 
 type serverProcess struct {
@@ -351,11 +352,6 @@ func newGlusterLab(t *testing.T) *glusterLab {
 			exec.Command("ip", "netns", "del", fmt.Sprintf("igt%d-%d", os.Getpid(), i)).Run()
 		}
 	})
-	hosts := "127.0.0.1 localhost\n"
-	for i, n := range glusterNodes {
-		hosts += fmt.Sprintf("10.99.0.%d %s\n", i+1, n)
-	}
-	os.WriteFile(filepath.Join(l.dir, "hosts"), []byte(hosts), 0o644)
 	bin := filepath.Join(l.dir, "bin")
 	os.Mkdir(bin, 0o755)
 	os.WriteFile(filepath.Join(bin, "systemctl"), []byte(`#!/bin/bash
@@ -370,12 +366,27 @@ esac
 for i in 1 2 3; do
  ip netns add $1-$i; ip -n $1-$i link set lo up
  ip link add eth0 netns $1-$i type veth peer name v$i netns $1-0
- ip -n $1-0 link set v$i master br0 up; ip -n $1-$i link set eth0 up; ip -n $1-$i addr add 10.99.0.$i/24 dev eth0
+ ip -n $1-0 link set v$i master br0 up; ip -n $1-$i link set eth0 up
 done`, fmt.Sprintf("igt%d", os.Getpid()))
+	l.move("10.99.0.")
 	for _, n := range glusterNodes {
 		l.blank(n)
 	}
 	return l
+}
+
+// move gives all servers addresses in another network, while they are off.
+func (l *glusterLab) move(network string) {
+	l.t.Helper()
+	l.network = network
+	hosts := "127.0.0.1 localhost\n"
+	for i, n := range glusterNodes {
+		hosts += fmt.Sprintf("%s%d %s\n", network, i+1, n)
+	}
+	if err := os.WriteFile(filepath.Join(l.dir, "hosts"), []byte(hosts), 0o644); err != nil {
+		l.t.Fatal(err)
+	}
+	sh(l.t, `for i in 1 2 3; do ip -n $1-$i addr flush dev eth0; ip -n $1-$i addr add $2$i/24 dev eth0; done`, fmt.Sprintf("igt%d", os.Getpid()), network)
 }
 
 // blank replaces a server's disk.
@@ -396,7 +407,7 @@ PATH=$D/bin:$PATH IMAGEGEN_TEST_GLUSTER=$N $BIN & wait $!`
 		l.t.Fatal(err)
 	}
 	cmd := exec.Command("nsenter", "--net="+netns, "unshare", "-m", "-p", "-u", "--fork", "--kill-child", "--mount-proc", "bash", "-euc", inside)
-	cmd.Env = append(os.Environ(), "N="+n, "D="+l.dir, "BIN="+self)
+	cmd.Env = append(os.Environ(), "N="+n, "D="+l.dir, "BIN="+self, "IMAGEGEN_TEST_NETWORK="+l.network)
 	cmd.Stderr = os.Stderr
 	r, w, _ := os.Pipe()
 	r2, w2, _ := os.Pipe()
@@ -516,6 +527,33 @@ func (l *glusterLab) sameContent(when string) {
 			l.t.Errorf("%s: %s and %s differ:\n%s\n%s", when, glusterNodes[0], n, a, b)
 		}
 	}
+}
+
+// All servers get addresses in another network while all are off. What their disks have is from before.
+func TestGlusterForRealRenumbered(t *testing.T) {
+	l := newGlusterLab(t)
+	const mount = "mount -t glusterfs -o backup-volfile-servers=glusterfs1:glusterfs3 glusterfs2:/gv0 /mnt/client\n"
+	for _, n := range glusterNodes {
+		l.on(n)
+	}
+	l.until("formed", time.Minute, false, l.serving(3))
+	l.inside("glusterfs2", mount+`mkdir -p /mnt/client/a/b; for i in $(seq 100); do echo $i >/mnt/client/a/b/f$i; done`)
+	l.off("glusterfs3")
+	l.until("serving without glusterfs3", time.Minute, false, func() bool {
+		return strings.HasPrefix(l.last["glusterfs1"].Status.Detail, "2 of 3") && l.last["glusterfs1"].Status.State == facts.Ready
+	})
+	count := l.inside("glusterfs2", `echo while away >/mnt/client/away; find /mnt/client | wc -l`)
+	l.off("glusterfs1")
+	l.off("glusterfs2")
+	l.move("10.98.0.")
+	for _, n := range []string{"glusterfs3", "glusterfs1", "glusterfs2"} { // the one that lacks something first
+		l.on(n)
+	}
+	l.until("serving in another network", 2*time.Minute, false, l.serving(3))
+	if got := l.inside("glusterfs2", mount+`find /mnt/client | wc -l`); got != count {
+		t.Errorf("a client sees %s entries of %s", got, count)
+	}
+	l.sameContent("in another network")
 }
 
 func TestGlusterForReal(t *testing.T) {

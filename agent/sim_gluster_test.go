@@ -493,6 +493,16 @@ func (g *glusterModel) create(i int) error {
 
 func TestSimGluster(t *testing.T) { runSim(t, simGluster) }
 
+// simGlusterRenumbered has moves to another network: all servers get other addresses while all are off. No agent lies here.
+var simGlusterRenumbered = func() *simKind {
+	k := *simGluster
+	k.change, k.share = renumbered, 5
+	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), renumbered, renumbered)
+	return &k
+}()
+
+func TestSimGlusterRenumbered(t *testing.T) { runSim(t, simGlusterRenumbered) }
+
 // rancher catalog-dockerfiles 29: servers that started together probed each other, and the pool stayed incomplete.
 func TestSimMutualProbes(t *testing.T) {
 	scenario(t, simGluster, 3,
@@ -575,5 +585,13 @@ func TestSimGlusterMutants(t *testing.T) {
 			return s
 		}),
 		{name: "servers start without a pool", apply: func(w *simWorld) { w.model.(*glusterModel).probing = true }},
+	})
+}
+
+func TestSimGlusterRenumberedMutants(t *testing.T) {
+	killAll(t, simGlusterRenumbered, []mutant{
+		mutant{name: "peers are asked where they were", apply: func(w *simWorld) {
+			w.asks = func(p facts.Peer) bool { return p.IP == w.named(p.Name).first }
+		}}.among(renumbered),
 	})
 }

@@ -20,8 +20,12 @@ import (
 // Target is a generation and the seeds of its members.
 type Target struct {
 	facts.Generation
-	Seeds map[string]cloudinit.Seed // by node
+	Seeds   map[string]cloudinit.Seed // by node
+	Network netip.Prefix              // of its members; invalid: not known
 }
+
+// in tells whether an address is in the target's network.
+func (t Target) in(ip netip.Addr) bool { return !t.Network.IsValid() || t.Network.Contains(ip) }
 
 // bundle returns what a node's agent needs to take over its seed.
 func (t Target) bundle(node string) (facts.Bundle, error) {
@@ -77,7 +81,7 @@ type seen struct {
 
 // look asks all nodes what they are, and what taking over the target's seed would do to them.
 func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
-	g, err := r.Cluster.Generation(ctx, r.Without)
+	g, err := r.generation(ctx)
 	switch {
 	case err != nil:
 		return nil, err
@@ -85,7 +89,7 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 		return nil, g.Uncertain
 	}
 	s := &seen{generations: g, addresses: map[string]netip.Addr{}, reports: map[string]facts.NodeReport{}}
-	s.Without, s.ByHand = r.Without, r.Cluster.Machines == nil
+	s.Without, s.ByHand, s.Outage, s.Tied = r.Without, r.Cluster.Machines == nil, r.Outage, r.Tied
 
 	machines := map[string]operate.Machine{}
 	if r.Cluster.Machines != nil {
@@ -150,7 +154,9 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 			node.Is, node.Role = &m, m.Role
 		}
 		if m, ok := before.Member(n.Node); ok {
-			node.Was = &m
+			node.Was, node.Before = &m, &m
+			ip, err := netip.ParseAddr(m.IP)
+			s.Elsewhere = s.Elsewhere || err == nil && node.Is != nil && !t.in(ip)
 		}
 		if n.Status != nil && n.Status.Running != nil {
 			if runs := g.Find(n.Status.Running.Digest); runs != nil {
@@ -173,7 +179,8 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 		if m, known := machines[n.Node]; known {
 			node.Off = !answers && m.Power == operate.PowerOff
 			// Until the new seeds are written, those of the last build may be older.
-			node.Prepared = node.Off && m.Build == operate.BuildCurrent && (r.written || node.Was != nil && node.Is != nil && *node.Was == *node.Is)
+			fromTarget := m.Build == operate.BuildCurrent && (r.written || node.Was != nil && node.Is != nil && *node.Was == *node.Is)
+			node.Prepared, node.Made = node.Off && fromTarget, m.Power == operate.PowerOn && fromTarget
 		} else {
 			// The provider has no machine of it or, without one, nobody expects it to run.
 			node.Off = !answers && (!s.ByHand || !node.stays())
@@ -199,6 +206,27 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 		}
 	}
 	return s, nil
+}
+
+// generation finds out which generation is in use. During an outage few nodes answer, or none, and those may have missed the choice: then
+// what was noted before counts.
+func (r *Run) generation(ctx context.Context) (operate.Generations, error) {
+	g, err := r.Cluster.Generation(ctx, r.Without)
+	if err != nil {
+		return g, err
+	}
+	chosen := r.Earlier.Outage()
+	if chosen == nil || g.InUse != nil && (g.InUse.Number > chosen.Number || g.InUse.Number == chosen.Number && g.Uncertain == nil) {
+		return g, nil
+	}
+	g.InUse, g.Uncertain = chosen, nil
+	for _, known := range []*facts.Generation{r.Earlier.Generation(), chosen} {
+		if known != nil && g.Find(known.Digest) == nil {
+			g.Known = append(g.Known, *known)
+		}
+	}
+	slices.SortFunc(g.Known, func(a, b facts.Generation) int { return a.Number - b.Number })
+	return g, nil
 }
 
 // ask returns what a node's agent says of taking over its seed; nil: it has it already.

@@ -14,9 +14,13 @@
 //   - the others of their roles are ready, and there are some where daemons stop. So if all nodes of a round are lost, each role has
 //     what it has when it loses that one;
 //   - most of those who vote on generations answer and are not in the round, so that it can be undone.
+//
+// During an outage that the operator has agreed to, the nodes of some roles get other addresses while all of them are off. They are
+// turned off role by role, a round for each, and made anew in one.
 package change
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,6 +35,11 @@ type State struct {
 	Nodes   []Node   // in the spec's order, followed by those that the spec no longer has
 	Without []string // nodes that have been given up
 	ByHand  bool     // no provider knows whether a machine is off
+	Outage  bool     // the operator agrees to an outage
+	// Elsewhere says that nodes are outside the network that the spec has now. Those in one do not reach those in the other.
+	Elsewhere bool
+	// Tied says why the machines cannot move to another network; empty: they can.
+	Tied string
 }
 
 // Role is what the order of changes depends on.
@@ -46,9 +55,11 @@ type Role struct {
 type Node struct {
 	Name, Role string
 	Was, Is    *facts.Member // before the change, and after it; nil: there is no such node
+	Before     *facts.Member // in the generation that the cluster leaves, also if it has changed already; nil: as Was
 	Silent     bool          // its agent does not answer; what follows is then not known
 	Off        bool          // its machine is known to be off, or there is none
 	Prepared   bool          // its machine, which is off, was made from the new seed and image
+	Made       bool          // its machine, which is on, was
 	Seed       string        // digest of the seed that it runs
 	Image      string        // identity of its image; empty: not known
 	Ready      bool
@@ -88,6 +99,8 @@ type Step struct {
 	// Agree are nodes that must count the same members of the role before the step begins: a node that is added is one of them for
 	// all, and one that is removed for none.
 	Agree []string `json:"agree,omitempty"`
+
+	outage bool // it is part of an outage
 }
 
 // Refused says why a change cannot be made safely.
@@ -108,9 +121,24 @@ func Plan(s State) ([]Step, error) {
 		return nil, &Refused{reasons}
 	}
 	var existing, newcomers, removals []Step
-	for _, r := range s.order() {
+	order := s.order()
+	last := -1 // role of the outage; none: there is no outage
+	for i, r := range order {
+		if s.down(r) {
+			last = i
+		}
+	}
+	for i, r := range order {
 		nodes := s.of(r.Name)
-		existing = append(existing, r.steps(nodes)...)
+		if !s.down(r) {
+			existing = append(existing, r.steps(nodes)...)
+		}
+		if i == last {
+			existing = append(existing, s.outage(order)...)
+		}
+		if s.down(r) {
+			continue
+		}
 		var arrive []Step
 		for _, n := range nodes {
 			switch {
@@ -136,7 +164,16 @@ func (s State) rounds(left []Step) (steps []Step) {
 	}
 	for round := 1; len(left) > 0; round++ {
 		var now, later []Step
-		for _, step := range left {
+		for i, step := range left {
+			if o := left[0]; o.outage {
+				if len(now) == i && step.outage && (step.Action == o.Action && step.Role == o.Role || step.anew() && o.anew()) {
+					step.Round = round
+					now = append(now, step)
+				} else {
+					later = append(later, step)
+				}
+				continue
+			}
 			related := func(o Step) bool {
 				uses := uses[o.Role][step.Role] || uses[step.Role][o.Role]
 				return o.Role == step.Role || uses && !(s.quiet(o) && s.quiet(step))
@@ -157,6 +194,9 @@ func (s State) rounds(left []Step) (steps []Step) {
 	}
 	return steps
 }
+
+// anew tells whether a step makes a machine.
+func (step Step) anew() bool { return step.Action == Replace || step.Action == Add }
 
 // overlaps tells whether a step may share its round.
 func (s State) overlaps(step Step) bool {
@@ -211,6 +251,95 @@ func (s State) uses() map[string]map[string]bool {
 		all[r.Name] = reached
 	}
 	return all
+}
+
+// moves returns how many nodes of a role there are before and after the change, how many are where they were, and which get another
+// address, whatever has been done of it.
+func (s State) moves(r Role) (before, after, stay int, moved []string) {
+	for _, n := range s.Nodes {
+		if n.Role != r.Name {
+			continue
+		}
+		was := cmp.Or(n.Before, n.Was)
+		if was != nil {
+			before++
+		}
+		if n.Is != nil {
+			after++
+		}
+		switch {
+		case was == nil || n.Is == nil:
+		case was.IP == n.Is.IP:
+			stay++
+		default:
+			moved = append(moved, n.Name)
+		}
+	}
+	return before, after, stay, moved
+}
+
+// down tells whether the nodes of a role get their addresses while all of them are off.
+func (s State) down(r Role) bool {
+	before, after, stay, moved := s.moves(r)
+	few := r.Quorum && !r.Joint || r.Joint && (2*stay <= before || 2*stay <= after)
+	return s.Outage && before > 0 && after > 0 && (s.Elsewhere || len(moved) > 0 && (few || stay == 0) || len(moved) > 1)
+}
+
+// outage returns the steps of all roles whose nodes get their addresses while all of them are off. Those that connect to others are
+// turned off before those, and made anew after them. No node starts before all are off: so nobody goes on with data that others have
+// not seen.
+func (s State) outage(order []Role) (steps []Step) {
+	var anew, await []Step
+	var down []string
+	for _, r := range order {
+		if !s.down(r) {
+			continue
+		}
+		down = append(down, r.Name)
+		var made []Step
+		for _, n := range s.of(r.Name) {
+			switch {
+			case n.leaves():
+				if !n.Off {
+					steps = append(steps, n.step(Remove))
+				}
+				continue
+			case n.done():
+				continue
+			case n.Silent && n.Made:
+				wait := n.step(Await, "its machine is made anew, and does not answer yet")
+				wait.outage = true
+				await = append(await, wait)
+				continue
+			case !n.Off:
+				stop := n.step(Stop)
+				stop.outage = true
+				steps = append(steps, stop)
+			}
+			again := n.step(Replace, "its machine is off")
+			switch {
+			case n.Was == nil:
+				again = n.step(Add, "the spec has added it")
+			case n.Was.IP != n.Is.IP:
+				again = n.step(Replace, fmt.Sprintf("its address changes from %s to %s", n.Was.IP, n.Is.IP))
+			}
+			again.Notes, again.outage = nil, true
+			made = append(made, again)
+		}
+		anew = append(made, anew...)
+	}
+	for i := range steps {
+		if steps[i].Action == Stop {
+			steps[i].Why = []string{"it is off until all nodes of " + words.List(down, "and") + " have their new addresses"}
+		}
+	}
+	if len(steps) > 0 {
+		steps[0].Notes = append(steps[0].Notes, "the outage begins here")
+	}
+	if i := len(anew) - 1; i >= 0 {
+		anew[i].Notes = []string{"the outage ends when all of them are ready"}
+	}
+	return slices.Concat(steps, anew, await)
 }
 
 // steps returns the changes of the nodes of a role that are there already.
@@ -462,6 +591,12 @@ func (s State) refused() (reasons []string) {
 			refuse("there is no node %s that could be given up", name)
 		}
 	}
+	switch {
+	case s.Elsewhere && s.Tied != "":
+		refuse("%s", s.Tied)
+	case s.Elsewhere && !s.Outage:
+		refuse("the cluster moves to another network, and nodes in one do not reach those in the other: --outage turns all nodes off, and on again in the new one")
+	}
 	for _, r := range s.Roles {
 		var moved []string
 		stay, before, after, lost := 0, 0, 0, 0
@@ -500,12 +635,23 @@ func (s State) refused() (reasons []string) {
 					refuse("%s cannot be added while the cluster runs: the members of %s do not know how to take in another one", n.Name, r.Name)
 				case n.Is == nil:
 					refuse("%s cannot be removed while the cluster runs: the other members of %s would wait for it", n.Name, r.Name)
-				case n.arrives():
-					refuse("%s cannot get another address while the cluster runs: the members of %s have the old one in their data", n.Name, r.Name)
+				case n.arrives() && !s.down(r) && !s.Elsewhere:
+					refuse("%s cannot get another address while the members of %s run: with --outage, all nodes of %s are off until it has it", n.Name, r.Name, r.Name)
 				case n.Was.Index != n.Is.Index:
 					refuse("%s cannot get another place among the nodes of %s while the cluster runs", n.Name, r.Name)
 				}
 			}
+		}
+		down := s.down(r)
+		together := func() {
+			what := words.List(moved, "and") + " would get other addresses at the same time"
+			if stay == 0 {
+				what = fmt.Sprintf("no node of %s would keep its address, so none would serve meanwhile", r.Name)
+			}
+			refuse("%s: change one at a time, or with --outage: all nodes of %s are then off until they have their new addresses", what, r.Name)
+		}
+		if down {
+			reasons = append(reasons, s.outageRefused(r)...)
 		}
 		if r.Joint && (stay < before || stay < after) {
 			switch {
@@ -515,18 +661,46 @@ func (s State) refused() (reasons []string) {
 			case len(old) > 0 && after > 0:
 				refuse("the agents of %s do not know how the members of %s change: give them the image that imagegen build makes now, in a change of its own", words.List(old, "and"), r.Name)
 				continue
+			case down || s.Elsewhere:
 			case after > 0 && (2*stay <= before || 2*stay <= after):
+				if len(moved) > 0 {
+					together()
+					continue
+				}
 				refuse("only %d of %d members of %s would stay where they are, of %d then, and a majority of both is needed: change fewer at a time", stay, before, r.Name, after)
 				continue
 			}
 		}
-		if before > 0 && after > 0 && stay == 0 {
+		switch {
+		case down || s.Elsewhere || r.Quorum && !r.Joint && len(moved) > 0:
+		case before > 0 && after > 0 && stay == 0 && len(moved) == 0:
 			refuse("no node of %s would keep its address, so none would serve meanwhile: change one at a time", r.Name)
-		} else if len(moved) > 1 {
-			refuse("%s would get other addresses at the same time: change one at a time", words.List(moved, "and"))
+		case before > 0 && after > 0 && stay == 0, len(moved) > 1:
+			together()
 		}
-		if r.Quorum && lost > 0 && changes != "" && before-lost-1 < before/2+1 {
+		if !down && r.Quorum && lost > 0 && changes != "" && before-lost-1 < before/2+1 {
 			refuse("without %s, %s would have no majority while %s changes", words.List(s.lost(r.Name), "and"), r.Name, changes)
+		}
+	}
+	return reasons
+}
+
+// outageRefused returns why the nodes of a role cannot get other addresses while all of them are off.
+func (s State) outageRefused(r Role) (reasons []string) {
+	refuse := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
+	before, after, stay, moved := s.moves(r)
+	if r.Quorum && before+after > 2*(stay+len(moved)) {
+		refuse("members of %s would be added or removed, and others get new addresses in an outage: one after the other, in two changes", r.Name)
+	}
+	if lost := len(s.lost(r.Name)); r.Quorum && lost > 0 && 2*(before-lost) <= before {
+		refuse("without %s, the others of %s would be no majority after the outage", words.List(s.lost(r.Name), "and"), r.Name)
+	}
+	for _, n := range s.Nodes {
+		for _, o := range s.Nodes {
+			was := cmp.Or(o.Before, o.Was)
+			if r.Quorum && n.Role == r.Name && o.Role == r.Name && n.Name != o.Name && was != nil && n.Is != nil && n.Is.IP == was.IP {
+				refuse("%s would get the address %s of %s, and what the data of %s say of that could mean either: in two changes, with another address in between", n.Name, was.IP, o.Name, r.Name)
+			}
 		}
 	}
 	return reasons

@@ -1,6 +1,7 @@
 package change
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -247,30 +248,176 @@ func TestPlanRefuses(t *testing.T) {
 		byHand  bool
 		want    string
 	}{
-		"a server more":          {append(slices.Clone(gluster), node("glusterfs3", added)), nil, false, "glusterfs3 cannot be added while the cluster runs: the members of glusterfs do not know how to take in another one"},
-		"a server less":          {append(slices.Clone(gluster), node("glusterfs3", removed)), nil, false, "glusterfs3 cannot be removed while the cluster runs: the other members of glusterfs would wait for it"},
-		"a server's address":     {append(slices.Clone(gluster), node("glusterfs3", moved)), nil, false, "glusterfs3 cannot get another address while the cluster runs: the members of glusterfs have the old one in their data"},
-		"a server's place":       {append(slices.Clone(gluster), node("glusterfs3", swapped)), nil, false, "glusterfs3 cannot get another place among the nodes of glusterfs while the cluster runs"},
-		"earlier agents":         {[]Node{node("redis1", earlier), node("redis2", earlier), node("redis3"), node("redis4", added), node("redis5", added)}, nil, false, "the agents of redis1 and redis2 do not know how the members of redis change: give them the image that imagegen build makes now, in a change of its own"},
-		"too many members more":  {append(slices.Clone(redis), node("redis4", added), node("redis5", added), node("redis6", added)), nil, false, "only 3 of 3 members of redis would stay where they are, of 6 then, and a majority of both is needed: change fewer at a time"},
-		"too many members less":  {append(slices.Clone(redis), node("redis4", removed), node("redis5", removed), node("redis6", removed)), nil, false, "only 3 of 6 members of redis would stay where they are, of 3 then, and a majority of both is needed: change fewer at a time"},
-		"new members":            {[]Node{node("redis1", added), node("redis2", added), node("redis3", added)}, nil, false, "redis would be a new role: its members start only together, and nodes are added one at a time"},
-		"two members' addresses": {append(slices.Clone(redis), node("redis4", moved), node("redis5", moved)), nil, false, "redis4 and redis5 would get other addresses at the same time: change one at a time"},
-		"all addresses":          {[]Node{node("web1", moved), node("web2", moved)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
-		"two addresses":          {[]Node{node("web1", moved), node("web2", moved), node("web3")}, nil, false, "web1 and web2 would get other addresses at the same time: change one at a time"},
-		"all nodes are new":      {[]Node{node("web1", removed), node("web2", added)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
-		"another role":           {[]Node{node("web1", other)}, nil, false, "web1 was a web and would become a backend: give the new node another name"},
-		"given up, and answers":  {[]Node{node("web1"), node("web2")}, []string{"web2"}, false, "web2 answers, so it cannot be given up: leave out --without web2"},
-		"given up, and unknown":  {[]Node{node("web1")}, []string{"web9"}, false, "there is no node web9 that could be given up"},
-		"no effect":              {[]Node{node("web1", useless), node("web2", useless)}, nil, false, "accounts are not renamed"},
-		"no majority":            {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
-		"apart, by hand":         {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
+		"a server more":           {append(slices.Clone(gluster), node("glusterfs3", added)), nil, false, "glusterfs3 cannot be added while the cluster runs: the members of glusterfs do not know how to take in another one"},
+		"a server less":           {append(slices.Clone(gluster), node("glusterfs3", removed)), nil, false, "glusterfs3 cannot be removed while the cluster runs: the other members of glusterfs would wait for it"},
+		"a server's address":      {append(slices.Clone(gluster), node("glusterfs3", moved)), nil, false, "glusterfs3 cannot get another address while the members of glusterfs run: with --outage, all nodes of glusterfs are off until it has it"},
+		"a server's place":        {append(slices.Clone(gluster), node("glusterfs3", swapped)), nil, false, "glusterfs3 cannot get another place among the nodes of glusterfs while the cluster runs"},
+		"earlier agents":          {[]Node{node("redis1", earlier), node("redis2", earlier), node("redis3"), node("redis4", added), node("redis5", added)}, nil, false, "the agents of redis1 and redis2 do not know how the members of redis change: give them the image that imagegen build makes now, in a change of its own"},
+		"too many members more":   {append(slices.Clone(redis), node("redis4", added), node("redis5", added), node("redis6", added)), nil, false, "only 3 of 3 members of redis would stay where they are, of 6 then, and a majority of both is needed: change fewer at a time"},
+		"too many members less":   {append(slices.Clone(redis), node("redis4", removed), node("redis5", removed), node("redis6", removed)), nil, false, "only 3 of 6 members of redis would stay where they are, of 3 then, and a majority of both is needed: change fewer at a time"},
+		"new members":             {[]Node{node("redis1", added), node("redis2", added), node("redis3", added)}, nil, false, "redis would be a new role: its members start only together, and nodes are added one at a time"},
+		"two members' addresses":  {append(slices.Clone(redis), node("redis4", moved), node("redis5", moved)), nil, false, "redis4 and redis5 would get other addresses at the same time: change one at a time, or with --outage: all nodes of redis are then off until they have their new addresses"},
+		"all addresses":           {[]Node{node("web1", moved), node("web2", moved)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time, or with --outage: all nodes of web are then off until they have their new addresses"},
+		"most members' addresses": {[]Node{node("redis1"), node("redis2", moved), node("redis3", moved)}, nil, false, "redis2 and redis3 would get other addresses at the same time: change one at a time, or with --outage: all nodes of redis are then off until they have their new addresses"},
+		"two addresses":           {[]Node{node("web1", moved), node("web2", moved), node("web3")}, nil, false, "web1 and web2 would get other addresses at the same time: change one at a time, or with --outage: all nodes of web are then off until they have their new addresses"},
+		"all nodes are new":       {[]Node{node("web1", removed), node("web2", added)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
+		"another role":            {[]Node{node("web1", other)}, nil, false, "web1 was a web and would become a backend: give the new node another name"},
+		"given up, and answers":   {[]Node{node("web1"), node("web2")}, []string{"web2"}, false, "web2 answers, so it cannot be given up: leave out --without web2"},
+		"given up, and unknown":   {[]Node{node("web1")}, []string{"web9"}, false, "there is no node web9 that could be given up"},
+		"no effect":               {[]Node{node("web1", useless), node("web2", useless)}, nil, false, "accounts are not renamed"},
+		"no majority":             {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
+		"apart, by hand":          {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
 	} {
 		_, err := Plan(State{Roles: reference, Nodes: c.nodes, Without: c.without, ByHand: c.byHand})
 		var refused *Refused
 		if !errors.As(err, &refused) || !slices.Equal(refused.Reasons, []string{c.want}) {
 			t.Errorf("%s:\n got %v\nwant %s", name, err, c.want)
 		}
+	}
+}
+
+// With the operator's consent, the nodes of a role get other addresses while all of them are off.
+func TestPlanOutage(t *testing.T) {
+	all := func(edits ...func(*Node)) (nodes []Node) {
+		for _, name := range []string{"balancer1", "balancer2", "web1", "glusterfs1", "backend1", "databalancer1", "redis1", "redis2", "redis3", "percona1"} {
+			nodes = append(nodes, node(name, edits...))
+		}
+		return nodes
+	}
+	made := func(n *Node) { silent(n); n.Made = true }
+	anew := func(n *Node) { // it runs at its new address
+		n.Before, n.Was = n.Was, n.Is
+		done(n)
+	}
+	const stops = "stop balancer1, with that stop balancer2, stop web1, stop backend1, stop glusterfs1, stop databalancer1, stop redis1, with that stop redis2, with that stop redis3, stop percona1"
+	const makes = "replace percona1, with that replace redis1, with that replace redis2, with that replace redis3, with that replace databalancer1, with that replace glusterfs1, " +
+		"with that replace backend1, with that replace web1, with that replace balancer1, with that replace balancer2"
+	for name, c := range map[string]struct {
+		nodes     []Node
+		without   []string
+		elsewhere bool
+		want      string
+	}{
+		"all":              {all(moved), nil, true, stops + ", " + makes},
+		"all, in one net":  {all(moved), nil, false, stops + ", " + makes},
+		"all are off":      {all(moved, off), nil, true, makes},
+		"all are made":     {all(moved, made), nil, true, "wait balancer1, with that wait balancer2, wait web1, wait backend1, wait glusterfs1, wait databalancer1, wait redis1, with that wait redis2, with that wait redis3, wait percona1"},
+		"all are done":     {all(moved, anew), nil, true, ""},
+		"all out of reach": {all(moved, silent), nil, true, stops + ", " + makes},
+		"one role, when its users have changed": {[]Node{node("backend1"), node("databalancer1"), node("redis1", moved, leads), node("redis2", moved), node("redis3", moved), node("percona1")}, nil, false,
+			"take over backend1, take over databalancer1, stop redis1, with that stop redis2, with that stop redis3, replace redis1, with that replace redis2, with that replace redis3, take over percona1"},
+		"two of three": {[]Node{node("redis1", moved), node("redis2", moved), node("redis3")}, nil, false,
+			"stop redis1, with that stop redis2, with that stop redis3, replace redis1, with that replace redis2, with that replace redis3"},
+		"one of three whose members are fixed": {[]Node{node("glusterfs1"), node("glusterfs2"), node("glusterfs3", moved)}, nil, false,
+			"stop glusterfs1, with that stop glusterfs2, with that stop glusterfs3, replace glusterfs1, with that replace glusterfs2, with that replace glusterfs3"},
+		"one of three needs none":                         {[]Node{node("redis1", moved), node("redis2"), node("redis3")}, nil, false, "take over redis2 (redis3 redis1), take over redis3 (redis2 redis1), replace redis1 (redis2 redis3) who agree"},
+		"in another network, one that could stay as well": {[]Node{node("web1", moved), node("web2")}, nil, true, "stop web1, with that stop web2, replace web1, with that replace web2"},
+		"half-way":                      {[]Node{node("redis1", moved, anew), node("redis2", moved, off), node("redis3", moved, made)}, nil, true, "replace redis2, wait redis3"},
+		"half-way, one is where it was": {[]Node{node("redis1", moved, anew), node("redis2", moved), node("redis3", moved, off)}, nil, true, "stop redis2, replace redis2, with that replace redis3"},
+		"the last is off":               {[]Node{node("percona1", moved, anew), node("percona2", moved, anew), node("percona3", moved, off)}, nil, false, "replace percona3"},
+		"another web instead":           {[]Node{node("web1", moved), node("web2", removed), node("web3", added)}, nil, true, "stop web1, remove web2, replace web1, with that add web3"},
+		"one is given up":               {[]Node{node("redis1", moved), node("redis2", moved), node("redis3", moved, silent)}, []string{"redis3"}, true, "stop redis1, with that stop redis2, replace redis1, with that replace redis2"},
+	} {
+		steps, err := Plan(State{Roles: reference, Nodes: c.nodes, Without: c.without, Outage: true, Elsewhere: c.elsewhere})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got := brief(steps); got != c.want {
+			t.Errorf("%s:\n got %s\nwant %s", name, got, c.want)
+		}
+	}
+
+	to := func(other string) func(*Node) { return func(n *Node) { n.Is.IP = "ip-" + other } }
+	for name, c := range map[string]struct {
+		state State
+		want  string
+	}{
+		"addresses go round": {State{Outage: true, Nodes: []Node{node("redis1", to("redis2")), node("redis2", moved), node("redis3", moved)}},
+			"redis1 would get the address ip-redis2 of redis2, and what the data of redis say of that could mean either: in two changes, with another address in between"},
+		"other members, too": {State{Outage: true, Nodes: []Node{node("redis1", moved), node("redis2", moved), node("redis3", moved), node("redis4", added)}},
+			"members of redis would be added or removed, and others get new addresses in an outage: one after the other, in two changes"},
+		"without a majority": {State{Outage: true, Without: []string{"redis2", "redis3"}, Nodes: []Node{node("redis1", moved), node("redis2", moved, silent), node("redis3", moved, silent)}},
+			"without redis2 and redis3, the others of redis would be no majority after the outage"},
+		"earlier agents": {State{Outage: true, Nodes: []Node{node("redis1", moved, earlier), node("redis2", moved), node("redis3", moved)}},
+			"the agents of redis1 do not know how the members of redis change: give them the image that imagegen build makes now, in a change of its own"},
+		"another network, unasked": {State{Elsewhere: true, Nodes: []Node{node("web1", moved), node("glusterfs1", moved), node("redis1", moved), node("redis2", moved), node("redis3", moved)}},
+			"the cluster moves to another network, and nodes in one do not reach those in the other: --outage turns all nodes off, and on again in the new one"},
+		"a provider that cannot": {State{Outage: true, Elsewhere: true, Tied: "no", Nodes: []Node{node("web1", moved)}}, "no"},
+	} {
+		c.state.Roles = reference
+		_, err := Plan(c.state)
+		var refused *Refused
+		if !errors.As(err, &refused) || !slices.Equal(refused.Reasons, []string{c.want}) {
+			t.Errorf("%s:\n got %v\nwant %s", name, err, c.want)
+		}
+	}
+}
+
+// Whatever is left of an outage after interruptions: no node is made anew while one of those that are to be off runs with its old seed, and
+// none is turned off before those that connect to it. In the end all run their new seeds.
+func TestPlansOfAnyOutage(t *testing.T) {
+	rounds := 0
+	for seed := range uint64(400) {
+		random := rand.New(rand.NewPCG(seed, 16))
+		s := State{Roles: reference, Outage: true, Elsewhere: random.IntN(2) == 0}
+		for _, role := range reference {
+			together := s.Elsewhere || random.IntN(2) == 0
+			for i := range 3 {
+				n := node(fmt.Sprint(role.Name, i+1), restarts)
+				if together {
+					moved(&n)
+				}
+				for _, e := range []func(*Node){off, silent, unready} {
+					if together && random.IntN(6) == 0 {
+						e(&n)
+					}
+				}
+				s.Nodes = append(s.Nodes, n)
+			}
+		}
+		steps, err := Plan(s)
+		for limit := 0; err == nil && len(steps) > 0; limit++ {
+			fail := func(format string, args ...any) {
+				t.Helper()
+				t.Fatalf("history %d: %s\nplan: %s", seed, fmt.Sprintf(format, args...), brief(steps))
+			}
+			if limit > 200 {
+				fail("no end")
+			}
+			round := slices.DeleteFunc(slices.Clone(steps), func(s Step) bool { return s.Round > 1 })
+			random.Shuffle(len(round), func(i, j int) { round[i], round[j] = round[j], round[i] })
+			for _, step := range round[:1+random.IntN(len(round))] {
+				n := &s.Nodes[slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })]
+				for _, o := range s.Nodes {
+					old := o.Was.IP != o.Is.IP && !o.Off && !o.done()
+					switch {
+					case !step.outage:
+					case step.anew() && old:
+						fail("%s is made anew while %s runs where it was", n.Name, o.Name)
+					case step.Action == Stop && old && slices.Contains(inFront[n.Role], o.Role):
+						fail("%s is turned off before %s", n.Name, o.Name)
+					}
+				}
+				if step.outage && len(round) > 1 {
+					rounds++
+				}
+				carryOut(&s, step)
+				if step.anew() {
+					n.Before, n.Was = cmp.Or(n.Before, n.Was), n.Is
+				}
+			}
+			steps, err = Plan(s)
+		}
+		if err != nil {
+			t.Fatalf("history %d: %v", seed, err)
+		}
+		if i := slices.IndexFunc(s.Nodes, func(n Node) bool { return !n.done() }); i >= 0 {
+			t.Fatalf("history %d: in the end, %+v", seed, s.Nodes[i])
+		}
+	}
+	if rounds < 200 {
+		t.Errorf("%d rounds of several steps: too few to mean anything", rounds)
 	}
 }
 

@@ -41,6 +41,8 @@ type Run struct {
 	Catalogue *roles.Catalogue
 	Without   []string // nodes that have been given up
 	Alone     bool     // nobody else changes this cluster, so nodes that may have forgotten a vote may vote
+	Outage    bool     // nodes may get other addresses while all of their role are off
+	Tied      string   // why the provider cannot move machines to another network; empty: it can
 	Wait      operate.Wait
 	Calm      time.Duration // the first node that is replaced must be ready for so long before the next
 	Earlier   Earlier
@@ -60,7 +62,7 @@ type Run struct {
 // Generation finds out which generation is in use.
 func (r *Run) Generation(ctx context.Context) (g operate.Generations, err error) {
 	err = r.insist(ctx, func() (silent []string, err error) {
-		if g, err = r.Cluster.Generation(ctx, r.Without); err != nil || g.Uncertain == nil {
+		if g, err = r.generation(ctx); err != nil || g.Uncertain == nil {
 			return nil, err
 		}
 		for _, n := range g.Nodes {
@@ -159,6 +161,9 @@ func (r *Run) Apply(ctx context.Context, t Target) error {
 	if errors.As(err, &broken) {
 		return r.undo(ctx, broken, t, before)
 	}
+	if err == nil && r.Outage {
+		err = r.outageEnds(ctx, t)
+	}
 	if err != nil {
 		return err
 	}
@@ -234,6 +239,13 @@ func (r *Run) carryOut(ctx context.Context, t Target, canary bool) error {
 		steps, err := Plan(s.State)
 		if err != nil || len(steps) == 0 {
 			return err
+		}
+		if steps[0].outage {
+			if err := r.outage(ctx, s, t, steps); err != nil {
+				return err
+			}
+			canary = false
+			continue
 		}
 		if step := steps[0]; step.Action == Await {
 			if err := r.await(ctx, s, step.Node, step.Node+" is not changed", func(facts.NodeReport) bool { return true }); err != nil {
@@ -317,6 +329,75 @@ func (r *Run) do(ctx context.Context, s *seen, t Target, step Step, canary bool)
 			return &notReady{map[string]error{node: err}}
 		}
 		r.Wait.Say("%s: ready", node)
+	}
+	return nil
+}
+
+// outage turns nodes off, role by role, makes them anew, or waits for them, whichever the first of these steps does. What fails there is not undone: that
+// would be another outage, perhaps in a network that is no longer there.
+func (r *Run) outage(ctx context.Context, s *seen, t Target, steps []Step) error {
+	if err := r.Earlier.BeginOutage(t.Generation); err != nil {
+		return fmt.Errorf("note that an outage begins: %w", err)
+	}
+	if steps[0].anew() {
+		for _, step := range steps {
+			if step.Round != steps[0].Round {
+				break
+			}
+			r.Wait.Say("%s: gets a new machine", step.Node)
+			if err := r.Cluster.ReplaceMachine(ctx, r.Wait, step.Node); err != nil {
+				return fmt.Errorf("%w; run again with --outage, this goes on", err)
+			}
+		}
+		return r.outageEnds(ctx, t)
+	}
+	if steps[0].Action == Await {
+		return r.outageEnds(ctx, t)
+	}
+	// All rounds: to look again takes seconds when nobody answers, and nothing that it shows would change what follows.
+	for len(steps) > 0 && steps[0].outage && steps[0].Action == Stop {
+		var names []string
+		for round := steps[0].Round; len(steps) > 0 && steps[0].Round == round; steps = steps[1:] {
+			names = append(names, steps[0].Node)
+			if r.Power == nil {
+				if err := r.turnOff(ctx, s, steps[0]); err != nil {
+					return err
+				}
+			}
+		}
+		if r.Power != nil {
+			if err := r.Power.Kill(ctx, names...); err != nil {
+				return fmt.Errorf("%w; run again with --outage, this goes on", err)
+			}
+		}
+		r.Wait.Say("%s: off", words.List(names, "and"))
+	}
+	return nil
+}
+
+// outageEnds waits until the nodes of the roles that had an outage are ready.
+func (r *Run) outageEnds(ctx context.Context, t Target) error {
+	s, err := r.look(ctx, t)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, role := range s.Roles {
+		if !s.down(role) {
+			continue
+		}
+		for _, n := range s.of(role.Name) {
+			if n.Is != nil {
+				names = append(names, n.Name)
+			}
+		}
+	}
+	if names == nil {
+		return nil
+	}
+	if _, err := r.Cluster.WaitReady(ctx, r.Wait, names); err != nil {
+		return fmt.Errorf("the nodes have their new addresses, but %w; imagegen status says what they wait for. Nothing is undone, as that takes another outage: "+
+			"run again with --outage, and this goes on; or apply the earlier spec with --outage", err)
 	}
 	return nil
 }
@@ -414,7 +495,8 @@ func (r *Run) needs(ctx context.Context, s *seen, step Step) error {
 // master again; an earlier agent hands over nothing.
 func (r *Run) yield(ctx context.Context, s *seen, yielded map[string]bool) (bool, error) {
 	for _, n := range s.Nodes {
-		if n.Was == nil || n.stays() || n.done() || !operate.IsMaster(s.reports[n.Name]) {
+		out := slices.ContainsFunc(s.Roles, func(role Role) bool { return role.Name == n.Role && s.down(role) }) // with all others of its role
+		if n.Was == nil || n.stays() || n.done() || out || !operate.IsMaster(s.reports[n.Name]) {
 			yielded[n.Name] = false
 			continue
 		}

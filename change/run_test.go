@@ -29,6 +29,17 @@ import (
 	"imagegen/roles"
 )
 
+// memory keeps what undoing a change takes, but no seeds.
+type memory struct{ generation, outage *facts.Generation }
+
+func (m *memory) Generation() *facts.Generation               { return m.generation }
+func (m *memory) Outage() *facts.Generation                   { return m.outage }
+func (m *memory) BeginOutage(g facts.Generation) error        { m.outage = &g; return nil }
+func (m *memory) Seed(_, _ string) (s cloudinit.Seed, _ bool) { return s, false }
+func (m *memory) Image(_, _ string) bool                      { return false }
+func (m *memory) Keep(t Target) error                         { m.generation = &t.Generation; return nil }
+func (m *memory) Erase() error                                { *m = memory{}; return nil }
+
 // agents are fake agents of a cluster, told apart by the name that they are asked for.
 type agents struct {
 	spec     *cluster.Spec
@@ -192,7 +203,7 @@ func newAgents(t *testing.T, names ...string) *agents {
 		t.Fatal(err)
 	}
 	a.run = &Run{
-		Cluster: &operate.Cluster{Spec: a.spec, Agents: client}, Catalogue: catalogue,
+		Cluster: &operate.Cluster{Spec: a.spec, Agents: client}, Catalogue: catalogue, Earlier: &memory{},
 		Wait: operate.Wait{Timeout: time.Hour, Say: func(format string, args ...any) { a.said = append(a.said, fmt.Sprintf(format, args...)) }},
 	}
 	return a

@@ -24,6 +24,10 @@ type Earlier interface {
 	Image(role, identity string) bool
 	// Keep keeps a generation and the seeds of its members that are known. Others with the same digest stay.
 	Keep(Target) error
+	// BeginOutage notes which generation is in use, before so many nodes are turned off that nobody could say.
+	BeginOutage(facts.Generation) error
+	// Outage returns what BeginOutage has noted; nil: nothing.
+	Outage() *facts.Generation
 	// Erase erases all that is kept.
 	Erase() error
 }
@@ -112,7 +116,7 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 	if err != nil {
 		return stopped("%v", err)
 	}
-	var moved, missing, images []string
+	var moved, missing, images, again []string
 	for _, n := range s.Nodes {
 		was, had := before.Member(n.Name)
 		is, has := t.Member(n.Name)
@@ -120,6 +124,9 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 			continue
 		}
 		moved = append(moved, n.Name)
+		if r.Outage && was.IP != is.IP {
+			again = append(again, n.Name)
+		}
 		if _, ok := before.Seeds[n.Name]; !ok && was.Seed != is.Seed {
 			missing = append(missing, n.Name)
 		}
@@ -130,6 +137,8 @@ func (r *Run) undo(ctx context.Context, broken *notReady, t, before Target) erro
 	switch {
 	case images != nil:
 		return stopped("the earlier image of %s is no longer there; build it from the earlier spec, and apply that", words.List(images, "and"))
+	case again != nil:
+		return stopped("%s would get their earlier addresses in another outage; apply the earlier spec with --outage", words.List(again, "and"))
 	case missing != nil:
 		return stopped("the earlier seed of %s is not known here; apply the earlier spec", words.List(missing, "and"))
 	}

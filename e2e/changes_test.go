@@ -36,6 +36,7 @@ type change struct {
 	goal  goal // of the time, in total, in which requests failed
 	// killed: imagegen is killed after the first node, and run again.
 	killed bool
+	outage bool   // the operator agrees to one
 	cutOff string // a node that is cut off meanwhile, and given up
 }
 
@@ -110,10 +111,14 @@ func (l *load) change(t *testing.T, c change) cost {
 	if c.killed {
 		b.killedApply(t)
 	}
-	var without []string
+	var args []string
+	if c.outage {
+		args = []string{"--outage"}
+	}
+	without := args
 	if c.cutOff != "" {
 		b.lab(t, "cut", c.cutOff)
-		without = []string{"--without", c.cutOff}
+		without = append(without, "--without", c.cutOff)
 	}
 	out, err := b.apply(append(without, c.args...)...)
 	if c.cutOff != "" {
@@ -121,7 +126,7 @@ func (l *load) change(t *testing.T, c change) cost {
 		b.lab(t, "mend")
 		if err == nil {
 			b.waitReady(t)
-			out, err = b.apply()
+			out, err = b.apply(args...)
 		}
 	}
 	took := time.Since(start)
@@ -138,7 +143,7 @@ func (l *load) change(t *testing.T, c change) cost {
 		if c.build {
 			b.lab(t, "build")
 		}
-		if out, err := b.apply(); err != nil || c.undone != "" && !strings.HasPrefix(out, "nothing to do") {
+		if out, err := b.apply(args...); err != nil || c.undone != "" && !strings.HasPrefix(out, "nothing to do") {
 			t.Errorf("back to the earlier spec: %v\n%s", err, out)
 		}
 	}
@@ -281,7 +286,7 @@ func (b *bench) changes() []change {
 		c.edit = b.edit(pairs...)
 		reverse := slices.Clone(pairs)
 		slices.Reverse(reverse)
-		all = append(all, c, change{name: back, build: c.build, goal: c.goal, edit: b.edit(reverse...)})
+		all = append(all, c, change{name: back, build: c.build, outage: c.outage, goal: c.goal, edit: b.edit(reverse...)})
 	}
 	both(change{name: "an option of backend", goal: calmGoal, check: has("backend1", "grep -c '^pm.max_children = 9$' /etc/php/8.2/fpm/pool.d/*.conf", "1")},
 		"the option's default again", "  backend:\n", "  backend:\n    options: {children: \"9\"}\n")
@@ -339,6 +344,13 @@ func (b *bench) changes() []change {
 		moves = append(moves, n.node+": "+n.address+"\n", fmt.Sprintf("%s: 192.168.10.%d\n", n.node, 71+len(moves)/2))
 	}
 	both(change{name: "other addresses for a node of each role but glusterfs, at once", goal: calmGoal}, "the addresses of before, at once", moves...)
+	// How long a planned outage takes is measured, and has no goal.
+	both(change{name: "other addresses for all nodes of redis, in an outage", outage: true, check: has("redis2", "ip -br addr | grep -c '192.168.10.172/'", "1")}, "the addresses of before for redis, in an outage",
+		"redis1: 192.168.10.49\n", "redis1: 192.168.10.171\n", "redis2: 192.168.10.50\n", "redis2: 192.168.10.172\n", "redis3: 192.168.10.51\n", "redis3: 192.168.10.173\n")
+	all = append(all,
+		change{name: "another network for all", outage: true, edit: b.renumber("192.168.10.", "192.168.20."), check: has("percona2", "ip -br addr | grep -c '192.168.20.56/'", "1")},
+		change{name: "the network of before for all", outage: true, edit: b.renumber("192.168.20.", "192.168.10."), check: has("percona2", "ip -br addr | grep -c '192.168.10.56/'", "1")},
+	)
 	both(change{name: "another MAC address for web2", goal: calmGoal}, "the MAC address of before for web2",
 		"web2: 192.168.10.43\n", "web2: {ip: 192.168.10.43, mac: \"52:54:00:12:34:56\"}\n")
 	both(change{name: "web1 and web2 change places", goal: calmGoal}, "and back",
@@ -444,6 +456,20 @@ func (b *bench) dropRole(t *testing.T) {
 	t.Helper()
 	_, lines := testkit.Walkthrough(t)
 	replaceIn(t, b.spec(), lines, "")
+}
+
+// renumber returns an edit of the spec that moves all addresses to another network.
+func (b *bench) renumber(from, to string) func(t *testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		data, err := os.ReadFile(b.spec())
+		if err == nil {
+			err = os.WriteFile(b.spec(), []byte(strings.ReplaceAll(string(data), from, to)), 0o644)
+		}
+		if err != nil || !strings.Contains(string(data), from) {
+			t.Fatalf("%s has no address %s…: %v", b.spec(), from, err)
+		}
+	}
 }
 
 // newerVersion is what the newer WordPress calls itself.

@@ -411,7 +411,8 @@ func (b *bench) noticed(t *testing.T, node nodeStatus, start time.Time) time.Dur
 
 // oneHolder succeeds if each virtual address is held by exactly one node.
 func (b *bench) oneHolder() error {
-	for vip, nodes := range map[string][]string{"192.168.10.39": {"balancer1", "balancer2"}, "192.168.10.53": {"balancer3", "balancer4"}} {
+	// In whatever network the cluster is.
+	for vip, nodes := range map[string][]string{".39": {"balancer1", "balancer2"}, ".53": {"balancer3", "balancer4"}} {
 		var holders []string
 		for _, n := range nodes {
 			out, err := b.in(n, "ip -o -4 addr show")
@@ -423,7 +424,7 @@ func (b *bench) oneHolder() error {
 			}
 		}
 		if len(holders) != 1 {
-			return fmt.Errorf("%s is held by %v", vip, holders)
+			return fmt.Errorf("the virtual address …%s is held by %v", vip, holders)
 		}
 	}
 	return nil

@@ -58,7 +58,7 @@ func (l *Lab) filter(ctx context.Context, rules string) error {
 		return err
 	}
 	defer c.release()
-	if !l.network.Complete(l.operator) {
+	if !l.network.Complete() {
 		return l.notUp()
 	}
 	nft, err := exec.LookPath("nft")

@@ -103,10 +103,12 @@ func (l *Lab) Up(ctx context.Context, names []string, with UpOptions) error {
 		if err := l.choose(ctx, with.Provider); err != nil {
 			return err
 		}
-		if !l.network.Complete(l.operator) { // not there, or half made
-			if err := l.network.Create(l.operator); err != nil {
+		if l.network.Complete() {
+			if err := l.join(); err != nil {
 				return err
 			}
+		} else if err := l.network.Create(l.operator); err != nil { // it is not there, or half made
+			return err
 		}
 		return l.forwardFrom(ctx, with.Site)
 	})
@@ -119,13 +121,27 @@ func (l *Lab) Start(ctx context.Context, names ...string) error {
 		return err
 	}
 	return l.turnOn(ctx, nodes, func() error {
-		if !l.network.Complete(l.operator) {
+		if !l.network.Complete() {
 			return l.notUp()
 		}
-		if l.helper("forward").Busy() {
-			return l.forwardFrom(ctx, "") // the virtual address may be another one
+		if err := l.join(); err != nil || !l.helper("forward").Busy() {
+			return err
 		}
-		return nil
+		return l.forwardFrom(ctx, "") // the virtual address may be another one
+	})
+}
+
+// join gives this machine its address in the spec's network. It keeps the one in another network while nodes run there: the spec may have
+// moved the cluster.
+func (l *Lab) join() error {
+	var running []netip.Addr
+	for _, n := range append(l.spec.Nodes(), l.removed()...) {
+		if l.group.Sub(n.Name).Busy() {
+			running = append(running, l.runs(n).IP)
+		}
+	}
+	return l.network.Move(l.operator, func(had netip.Prefix) bool {
+		return slices.ContainsFunc(running, func(ip netip.Addr) bool { return had.Contains(ip) && !l.operator.Contains(ip) })
 	})
 }
 
@@ -202,7 +218,7 @@ func (l *Lab) CheckReplace(names ...string) error {
 // CheckUp fails when the cluster is not up.
 func (l *Lab) CheckUp() error {
 	owner, err := currentOwner(l.spec.Cluster)
-	if err == nil && (!owner.is(l.paths.lab()) || !l.network.Complete(l.operator)) {
+	if err == nil && (!owner.is(l.paths.lab()) || !l.network.Complete()) {
 		err = l.notUp()
 	}
 	return err
@@ -278,8 +294,11 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 		return err
 	}
 	defer c.release()
-	if !l.network.Complete(l.operator) {
+	if !l.network.Complete() {
 		return l.notUp()
+	}
+	if err := l.join(); err != nil {
+		return err
 	}
 	if err := l.checkAddresses(nodes); err != nil {
 		return err
@@ -292,7 +311,13 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 	if err != nil {
 		return err
 	}
-	return machines.Replace(ctx, p, m, blank)
+	if err := machines.Replace(ctx, p, m, blank); err != nil {
+		return err
+	}
+	if l.helper("forward").Busy() { // perhaps to a virtual address that is another one now
+		return l.forwardFrom(ctx, "")
+	}
+	return nil
 }
 
 // Down kills all nodes and removes everything that the lab has made, including the nodes' disks. Images and seeds stay.

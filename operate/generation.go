@@ -97,7 +97,8 @@ type survey struct {
 }
 
 // Generation asks all nodes of the spec and all members of the generations that these name, at the addresses that they have there,
-// which generation is in use. without are members that have been given up.
+// which generation is in use. The spec's nodes are also asked where their machines are, and Elsewhere: if all have moved, no node that
+// answers names a generation. without are members that have been given up.
 func (c *Cluster) Generation(ctx context.Context, without []string) (Generations, error) {
 	s := &survey{agents: c.Agents, ctx: ctx, nodes: map[string]*NodeGeneration{}, known: map[string]facts.Generation{}}
 	var order []string
@@ -106,6 +107,19 @@ func (c *Cluster) Generation(ctx context.Context, without []string) (Generations
 		order = append(order, n.Name)
 		ask[n.Name] = n.IP
 	}
+	elsewhere := slices.Clone(c.Elsewhere)
+	if c.Machines != nil {
+		machines, err := c.Machines.Known(ctx)
+		if err != nil {
+			return Generations{}, err
+		}
+		for _, m := range machines {
+			if m.Node.IP.IsValid() {
+				elsewhere = append(elsewhere, facts.Member{Name: m.Node.Name, IP: m.Node.IP.String()})
+			}
+		}
+	}
+	elsewhere = slices.DeleteFunc(elsewhere, func(m facts.Member) bool { return !slices.Contains(order, m.Name) })
 	for tried := map[string]bool{}; len(ask) > 0; {
 		s.ask(ask)
 		if ctx.Err() != nil {
@@ -115,16 +129,21 @@ func (c *Cluster) Generation(ctx context.Context, without []string) (Generations
 			tried[name+ip.String()] = true
 		}
 		ask = map[string]netip.Addr{}
+		also := func(m facts.Member) {
+			ip, err := netip.ParseAddr(m.IP)
+			if err == nil && !tried[m.Name+m.IP] && (s.nodes[m.Name] == nil || s.nodes[m.Name].Status == nil) {
+				ask[m.Name] = ip
+			}
+		}
+		for _, m := range elsewhere {
+			also(m)
+		}
 		for _, g := range s.generations() {
 			for _, m := range g.Members {
 				if !slices.Contains(order, m.Name) {
 					order = append(order, m.Name)
 				}
-				ip, err := netip.ParseAddr(m.IP)
-				if err != nil || tried[m.Name+m.IP] || s.nodes[m.Name] != nil && s.nodes[m.Name].Status != nil {
-					continue
-				}
-				ask[m.Name] = ip // of several the latest generation's
+				also(m) // of several the latest generation's
 			}
 		}
 	}

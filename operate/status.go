@@ -21,6 +21,8 @@ type Cluster struct {
 	Spec     *cluster.Spec
 	Agents   *Agents
 	Machines Machines // nil: there is no provider
+	// Elsewhere has addresses that nodes may have instead of the spec's.
+	Elsewhere []facts.Member
 	// Expected says which image and seed each node should have, for nodes that the provider does not know; nil: not known.
 	Expected *expected.Expected
 	// Tell asks a person to recreate a node's machine, with an empty data disk if blank is set. It is used without a provider; nil: nodes

@@ -40,8 +40,10 @@ func applyCommand() *cli.Command {
 			"What that takes (DIR/earlier, DIR/images/earlier) is kept until all nodes have changed, and then erased, on the nodes as well.\n" +
 			"Interrupted anywhere, apply goes on when it is run again. Of two that change the cluster at the same time one is told.\n" +
 			"Nodes that do not answer are asked again for 10 seconds before they count as silent.\n\n" +
-			"Asks before it begins; where there is no terminal, --yes is needed. Adding, removing or moving nodes of glusterfs is\n" +
-			"refused. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
+			"With --outage, nodes of a role may get other addresses at the same time, and all of them another network: they are turned off, those\n" +
+			"that visitors use first, and made anew together; data disks stay. Nobody is served meanwhile, and nothing of it is undone.\n\n" +
+			"Asks before it begins; where there is no terminal, --yes is needed. Adding and removing nodes of glusterfs is refused, and\n" +
+			"moving one needs --outage. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
 			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"steps\": [{\"round\", \"node\", \"role\", \"action\", \"why\", \"notes\", \"needs\", \"agree\"}]}: the steps that\n" +
 			"are left with --dry-run, and otherwise those that were left at the start. action is take over, replace, add, stop, remove or wait.",
 		Flags: []cli.Flag{
@@ -49,6 +51,7 @@ func applyCommand() *cli.Command {
 			&cli.BoolFlag{Name: "dry-run", Usage: "only show what would happen"},
 			&cli.BoolFlag{Name: "yes", Usage: "do not ask"},
 			&cli.StringSliceFlag{Name: "without", Usage: "give up the silent `NODE`,…: neither change it nor wait for it"},
+			&cli.BoolFlag{Name: "outage", Usage: "other addresses for several nodes of a role, or for all: turn these off meanwhile"},
 			&cli.BoolFlag{Name: "alone", Usage: "nobody else is changing the cluster: nodes whose disks are new may vote"},
 			jsonFlag("the steps"),
 			timeoutFlag("give up waiting for a node"),
@@ -93,7 +96,7 @@ func apply(c *cli.Context) error {
 	var found operate.Generations
 	var want wanted
 	r := &change.Run{
-		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Wait: waiting(c, b), Calm: canaryReady,
+		Cluster: cl, Catalogue: p.catalogue, Without: without, Alone: c.Bool("alone"), Outage: c.Bool("outage"), Tied: tiedNetworks[p.provider], Wait: waiting(c, b), Calm: canaryReady,
 		Earlier: kept{p.earlier(), cl.Agents},
 		Write:   func(t change.Target) error { return p.writeTarget(c.Context, cl, want, found.InUse, t) },
 		Number: func(m facts.Manifest, inUse facts.Generation) (facts.Generation, error) {
@@ -180,6 +183,7 @@ func (p *project) want(keys *secrets.Secrets, inUse *facts.Generation, give numb
 	for _, r := range w.all {
 		w.target.Seeds[r.node.Name] = r.seed
 	}
+	w.target.Network = p.spec.Network.CIDR
 	w.target.Generation, err = signed(keys, m)
 	return w, err
 }

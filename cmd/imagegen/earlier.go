@@ -18,10 +18,14 @@ import (
 // earlierDir is the folder DIR/earlier: what undoing a change takes. It holds secrets, and is there only until all nodes have changed.
 //
 //	generation   signed; written last
+//	outage       the generation in use, signed, from when so many nodes are turned off that nobody could say
 //	NODE.iso     seeds, which need not be of that generation: whoever wants one knows its digest
 type earlierDir string
 
-const earlierGeneration = "generation"
+const (
+	earlierGeneration = "generation"
+	earlierOutage     = "outage"
+)
 
 func (p *project) earlier() earlierDir { return earlierDir(filepath.Join(p.out, "earlier")) }
 
@@ -31,8 +35,20 @@ type kept struct {
 	agents *operate.Agents // know who may sign a generation
 }
 
-func (e kept) Generation() *facts.Generation {
-	signed, err := os.ReadFile(filepath.Join(string(e.earlierDir), earlierGeneration))
+func (e kept) Generation() *facts.Generation { return e.read(earlierGeneration) }
+
+func (e kept) Outage() *facts.Generation { return e.read(earlierOutage) }
+
+func (e earlierDir) BeginOutage(g facts.Generation) error {
+	if err := e.make(); err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(string(e), earlierOutage), g.Signed, 0o600)
+}
+
+// read returns a generation that is kept; nil: there is none.
+func (e kept) read(name string) *facts.Generation {
+	signed, err := os.ReadFile(filepath.Join(string(e.earlierDir), name))
 	if err != nil {
 		return nil
 	}
@@ -43,6 +59,8 @@ func (e kept) Generation() *facts.Generation {
 	return &g
 }
 
+func (e earlierDir) generationPath() string { return filepath.Join(string(e), earlierGeneration) }
+
 func (e earlierDir) seedPath(node string) string { return filepath.Join(string(e), node+".iso") }
 
 func (e earlierDir) Seed(node, digest string) (cloudinit.Seed, bool) {
@@ -50,15 +68,20 @@ func (e earlierDir) Seed(node, digest string) (cloudinit.Seed, bool) {
 	return s, err == nil && nocloud.Digest(s.UserData, s.NetworkConfig) == digest
 }
 
-func (e earlierDir) Keep(t change.Target) error {
+func (e earlierDir) make() error {
 	if err := atomicfile.MakeDirs(filepath.Dir(string(e))); err != nil {
 		return err
 	}
 	if err := os.Mkdir(string(e), 0o700); err == nil {
-		if err := atomicfile.Own(string(e)); err != nil {
-			return err
-		}
+		return atomicfile.Own(string(e))
 	} else if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func (e earlierDir) Keep(t change.Target) error {
+	if err := e.make(); err != nil {
 		return err
 	}
 	for node, seed := range t.Seeds {
@@ -69,7 +92,7 @@ func (e earlierDir) Keep(t change.Target) error {
 			return err
 		}
 	}
-	return atomicfile.Write(filepath.Join(string(e), earlierGeneration), t.Signed, 0o600)
+	return atomicfile.Write(e.generationPath(), t.Signed, 0o600)
 }
 
 // exists tells whether a change of the cluster is under way.

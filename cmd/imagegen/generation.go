@@ -76,9 +76,11 @@ func (p *project) number(keys *secrets.Secrets, all []rendering, inUse *facts.Ge
 	return m, nil
 }
 
+func (p *project) generationPath() string { return filepath.Join(p.out, "generation.json") }
+
 // writeGeneration writes the manifest to dist/generation.json, unless it is there. The digest of the file is the generation's.
 func (p *project) writeGeneration(m facts.Manifest) error {
-	path := filepath.Join(p.out, "generation.json")
+	path := p.generationPath()
 	data, err := m.Encode()
 	if err != nil {
 		return err

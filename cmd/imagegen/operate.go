@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/cluster/expected"
+	"imagegen/cluster/facts"
 	"imagegen/cluster/secrets"
 	"imagegen/lab"
 	"imagegen/operate"
@@ -40,7 +42,9 @@ func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 			return nil, err
 		}
 		warnOfExpiry(c.App.ErrWriter, keys)
-		return l.Cluster(), nil
+		cl := l.Cluster()
+		cl.Elsewhere = p.elsewhere()
+		return cl, nil
 	}
 	keys, err := p.operatorSecrets()
 	if err != nil {
@@ -59,7 +63,7 @@ func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 		return nil, err
 	}
 	agents.Limit, agents.AtOnce = limit, atOnce
-	cl := &operate.Cluster{Spec: p.spec, Agents: agents, Tell: func(n cluster.Node, blank bool) { b.say("%s", p.byHand(n, blank)) }}
+	cl := &operate.Cluster{Spec: p.spec, Agents: agents, Elsewhere: p.elsewhere(), Tell: func(n cluster.Node, blank bool) { b.say("%s", p.byHand(n, blank)) }}
 	want, err := expected.Read(expected.Path(p.out))
 	switch {
 	case err == nil && (keys.ClusterID == "" || want.ClusterID == keys.ClusterID):
@@ -80,6 +84,30 @@ func (p *project) reach(c *cli.Context, b *block) (*operate.Cluster, error) {
 		cl.Machines = f
 	}
 	return cl, nil
+}
+
+// elsewhere returns where the generations that were rendered and applied last have the nodes. The spec may have moved all of them, and
+// then none answers where it says.
+func (p *project) elsewhere() (all []facts.Member) {
+	add := func(m facts.Manifest, err error) {
+		if err == nil && m.Cluster == p.spec.Cluster {
+			all = append(all, m.Members...)
+		}
+	}
+	last, _, err := secrets.Rendered(p.secretsDir())
+	add(last, err)
+	for _, path := range []string{p.generationPath(), p.earlier().generationPath()} {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if m, err := facts.DecodeManifest(data); err == nil {
+			add(m, nil)
+		} else if g, err := facts.OpenGeneration(data); err == nil {
+			add(g.Manifest, nil)
+		}
+	}
+	return all
 }
 
 // openCluster loads the spec and returns its cluster as it is operated.

@@ -47,6 +47,11 @@ var providers = map[string]func(providerConfig) (machines.Provider, error){
 	},
 }
 
+// tiedNetworks has the providers that cannot move a cluster's machines to another network, and why.
+var tiedNetworks = map[string]string{
+	"virtualbox": "provider virtualbox makes one host-only network for a cluster, and cannot change its addresses: another network needs a new cluster",
+}
+
 // providerConfig is the input of a provider's constructor.
 type providerConfig struct {
 	cluster.Machines

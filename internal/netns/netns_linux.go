@@ -95,22 +95,53 @@ link set %[1]s up
 `, Bridge, address)
 }
 
-// Complete tells whether Create has finished, with this address.
-func (n Name) Complete(address netip.Prefix) bool {
+// Complete tells whether Create has finished.
+func (n Name) Complete() bool {
+	return n.Do(func() error {
+		br, err := net.InterfaceByName(Bridge)
+		if err == nil && br.Flags&net.FlagUp == 0 {
+			err = errors.New("not complete")
+		}
+		return err
+	}) == nil
+}
+
+// Move makes address one of the bridge's, and removes those that are not to be kept.
+func (n Name) Move(address netip.Prefix, keep func(netip.Prefix) bool) error {
 	return n.Do(func() error {
 		br, err := net.InterfaceByName(Bridge)
 		if err != nil {
-			return err
+			return fmt.Errorf("the cluster's network: %w", err)
 		}
 		addrs, err := br.Addrs()
 		if err != nil {
-			return err
+			return fmt.Errorf("the cluster's network: %w", err)
 		}
-		if br.Flags&net.FlagUp == 0 || len(addrs) == 0 || addrs[0].String() != address.String() {
-			return errors.New("not complete")
+		var orders strings.Builder
+		there := false
+		for _, a := range addrs {
+			had, err := netip.ParsePrefix(a.String())
+			switch {
+			case err != nil || had.Addr().IsLinkLocalUnicast():
+			case had == address:
+				there = true
+			case !keep(had):
+				fmt.Fprintf(&orders, "address del %s dev %s\n", had, Bridge)
+			}
+		}
+		if !there {
+			fmt.Fprintf(&orders, "address add %s dev %s\n", address, Bridge)
+		}
+		if orders.Len() == 0 {
+			return nil
+		}
+		cmd := exec.Command("ip", "-batch", "-")
+		cmd.Stdin = strings.NewReader(orders.String())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("give the cluster's network the address %s: ip: %w: %s", address, err, strings.TrimSpace(string(out)))
 		}
 		return nil
-	}) == nil
+	})
 }
 
 // Delete removes the namespace's name; the namespace goes with its last process.

@@ -1,10 +1,12 @@
 package netns
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,13 +50,13 @@ func TestNetworkUnderOthers(t *testing.T) {
 			if out, err := exec.Command("ip", "netns", "add", "somebody").CombinedOutput(); err != nil {
 				t.Fatalf("ip netns add: %v: %s", err, out)
 			}
-			if !n.Complete(address) {
+			if !n.Complete() {
 				t.Error("the network is not reached any more")
 			}
 			if err := n.Create(address); err != nil { // deletes first
 				t.Fatal(err)
 			}
-			if !n.Complete(address) {
+			if !n.Complete() {
 				t.Error("the new network is not complete")
 			}
 			if err := n.Delete(); err != nil {
@@ -70,6 +72,56 @@ func TestNetworkUnderOthers(t *testing.T) {
 				t.Errorf("a second time: %v", err)
 			}
 		})
+	}
+}
+
+// A cluster moves to another network: the bridge has addresses in both, until no machine is left in the first.
+func TestMove(t *testing.T) {
+	if _, err := exec.LookPath("ip"); err != nil || os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root and ip: apt-get install iproute2")
+	}
+	n := Name("imagegen-labtest-move")
+	first, second := netip.MustParsePrefix("192.168.10.254/24"), netip.MustParsePrefix("192.168.20.254/24")
+	if err := n.Create(first); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Delete() })
+	addresses := func() (all []string) {
+		t.Helper()
+		err := n.Do(func() error {
+			br, err := net.InterfaceByName(Bridge)
+			if err != nil {
+				return err
+			}
+			addrs, err := br.Addrs()
+			for _, a := range addrs {
+				if p := netip.MustParsePrefix(a.String()); p.Addr().Is4() {
+					all = append(all, p.String())
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	for _, c := range []struct {
+		to   netip.Prefix
+		keep bool
+		want []netip.Prefix
+	}{{first, false, []netip.Prefix{first}}, {second, true, []netip.Prefix{first, second}}, {second, true, []netip.Prefix{first, second}}, {second, false, []netip.Prefix{second}},
+		{netip.MustParsePrefix("192.168.20.253/24"), false, []netip.Prefix{netip.MustParsePrefix("192.168.20.253/24")}}} {
+		if err := n.Move(c.to, func(netip.Prefix) bool { return c.keep }); err != nil {
+			t.Fatal(err)
+		}
+		var want []string
+		for _, p := range c.want {
+			want = append(want, p.String())
+		}
+		if got := addresses(); !slices.Equal(got, want) || !n.Complete() {
+			t.Errorf("to %s: %s, want %s", c.to, got, want)
+		}
 	}
 }
 
