@@ -17,7 +17,6 @@ import (
 
 	"imagegen/cluster"
 	"imagegen/internal/testkit"
-	"imagegen/lab"
 	"imagegen/roles"
 )
 
@@ -64,7 +63,6 @@ func TestChanges(t *testing.T) {
 	b.lab(t, "build")
 	b.up(t)
 	b.waitReady(t)
-	b.secure = forward(t, inNetwork("e2e-changes", "../bin/imagegen", lab.ForwardCommand, siteVIP+":443"))
 	l, stop := b.newLoad(t)
 	defer stop()
 	testkit.Eventually(t, time.Minute, "load", func() error { return l.steady(kinds) })

@@ -5,7 +5,6 @@ package e2e
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -34,8 +33,6 @@ type bench struct {
 	dir   string // contains cluster.yaml, secrets and dist
 	site  string // loopback address that is forwarded to the site
 	https bool   // what is forwarded is HTTPS, with a certificate from the cluster's authority
-	// secure is the loopback address that is forwarded to the site's HTTPS, where visitors go who are sent from plain HTTP; empty: none.
-	secure string
 
 	// command and shell run imagegen and a shell line on a node if the nodes are not in the lab; nil: in the lab.
 	command func(args ...string) *exec.Cmd
@@ -243,7 +240,7 @@ func (b *bench) visitor(limit time.Duration) *http.Client {
 				return nil, err
 			}
 			d := tls.Dialer{Config: trusts}
-			return d.DialContext(ctx, network, cmp.Or(b.secure, address))
+			return d.DialContext(ctx, network, address)
 		},
 	}}
 }

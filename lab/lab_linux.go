@@ -490,7 +490,7 @@ func (l *Lab) forwardFrom(ctx context.Context, site string) (err error) {
 		return err
 	}
 	defer in.Close()
-	cmd := exec.Command(self, ForwardCommand, target.String())
+	cmd := exec.Command(self, ForwardCommand, net.JoinHostPort(target.String(), "80"), net.JoinHostPort(target.String(), "443"))
 	cmd.Dir, cmd.Env = "/", []string{}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{socket}
