@@ -297,7 +297,7 @@ func (b *bench) changes() []change {
 	all[len(all)-1].check = func() error { return b.isAt(b.origin(), "http://"+siteVIP) }
 	both(change{name: "HTTPS", goal: calmGoal, check: func() error { return b.sendsTo("https") }}, "no HTTPS", plainSite, httpsSite)
 	all[len(all)-1].check = func() error { return b.sendsTo("http") }
-	both(change{name: "the time zone", goal: calmGoal, check: has("percona2", "readlink /etc/localtime", "/usr/share/zoneinfo/Europe/Helsinki")},
+	both(change{name: "the time zone", goal: bothGoal, check: has("percona2", "readlink /etc/localtime", "/usr/share/zoneinfo/Europe/Helsinki")},
 		"the time zone of before", "Europe/Moscow", "Europe/Helsinki")
 	all = append(all,
 		change{name: "a template of web", goal: calmGoal, edit: b.editRole("web", "nginx.conf", "http {\n", "http {\n    # changed\n"), check: has("web2", "grep -c '# changed' /etc/nginx/nginx.conf", "1")},
@@ -362,7 +362,7 @@ var (
 	fivePercona = []string{"      percona3: 192.168.10.57\n", "      percona3: 192.168.10.57\n      percona4: 192.168.10.66\n      percona5: 192.168.10.67\n"}
 )
 
-// bothGoal is for changes of redis and percona at once: the time of a failover of Redis, and what another change may cost.
+// bothGoal is for changes that restart nodes of redis and of percona: the time of a failover of Redis, and what another change may cost.
 var bothGoal = goal{kinds, redisGoal.back + calmGoal.back}
 
 // coreChanges is the part of the table for clusters on several hosts.
