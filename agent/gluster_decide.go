@@ -27,9 +27,13 @@ type glusterReport struct {
 	BrickID   string         `json:"brick_id,omitempty"` // the volume that the brick says it belongs to
 	Online    bool           `json:"online"`             // the brick's process accepts connections
 	Pending   int            `json:"pending"`            // entries that other bricks lack, as this brick knows
-	// Blames lists the bricks, by index in the volume, that this brick has marked as lacking everything.
+	// Blames lists the bricks, by id, that this brick has marked as lacking everything, and Lacks those that lack anything, as far as this
+	// brick knows; anyBrick: it is not known which.
 	Blames []int `json:"blames,omitempty"`
+	Lacks  []int `json:"lacks,omitempty"`
 }
+
+const anyBrick = -1
 
 // brickState is what is in the brick's folder.
 type brickState string
@@ -43,9 +47,12 @@ const (
 
 // glusterVolume is a volume as glusterd knows it.
 type glusterVolume struct {
-	ID      string            `json:"id"`
-	Status  int               `json:"status"` // 0: created, 1: started, 2: stopped
-	Bricks  []string          `json:"bricks"` // HOST:PATH
+	ID     string   `json:"id"`
+	Status int      `json:"status"` // 0: created, 1: started, 2: stopped
+	Bricks []string `json:"bricks"` // HOST:PATH
+	// IDs are the bricks' ids, in the same order: what one brick knows of another is noted under its id. A volume that has only the bricks
+	// that it was made with numbers them in order. After that, a new one gets the highest id plus 1, and others keep theirs.
+	IDs     []int             `json:"brick_ids,omitempty"`
 	Options map[string]string `json:"options,omitempty"`
 }
 
@@ -53,6 +60,48 @@ const (
 	volumeCreated = 0
 	volumeStarted = 1
 )
+
+// id returns the id of the brick with an index.
+func (v *glusterVolume) id(i int) int {
+	if len(v.IDs) == len(v.Bricks) {
+		return v.IDs[i]
+	}
+	return i // reported by an earlier imagegen, which never changes a volume's bricks
+}
+
+// ids returns the ids of the bricks.
+func (v *glusterVolume) ids() (ids []int) {
+	for i := range v.Bricks {
+		ids = append(ids, v.id(i))
+	}
+	return ids
+}
+
+// hosts returns the servers that have the bricks.
+func (v *glusterVolume) hosts() (hosts []string) {
+	for _, b := range v.Bricks {
+		host, _, _ := strings.Cut(b, ":")
+		hosts = append(hosts, host)
+	}
+	return hosts
+}
+
+// nextID is the id that the next new brick will get.
+func (v *glusterVolume) nextID() int {
+	return slices.Max(append(v.ids(), -1)) + 1
+}
+
+// index is that of a server's brick; below 0: it has none.
+func (v *glusterVolume) index(server, brick string) int {
+	return slices.Index(v.Bricks, server+":"+brick)
+}
+
+// majority tells whether every write is on a majority of the bricks, and these note what the others lack.
+func (v *glusterVolume) majority() bool {
+	return len(v.Bricks) > 2 && v.Options["cluster.quorum-type"] != "fixed"
+}
+
+func (v *glusterVolume) has(server, brick string) bool { return v.index(server, brick) >= 0 }
 
 // serves tells whether this server does its part for the volume's clients.
 func (r glusterReport) serves() bool {
@@ -68,29 +117,80 @@ func (r glusterReport) lost() bool {
 // glusterView is all that a decision is based on.
 type glusterView struct {
 	self   string
-	nodes  []string          // the servers, in the spec's order, self included
+	nodes  []string          // the servers of all memberships in use, self included; see ensemble.Members
 	uuids  map[string]string // by node
 	params *facts.GlusterParams
 	own    glusterReport
 	heard  map[string]glusterReport // peers that answered
 	// members are the same servers; what an operator has decided about them is known here.
 	members []ensemble.Member
-	unit    string // what the unit is doing; "active" or systemd's word
+	// target lists the servers that the volume is to have, in the spec's order; nil: not all of these conform to the newest generation.
+	target []string
+	joint  bool   // several memberships are in use
+	agreed bool   // all members count the same memberships; those that were given up are not asked
+	leaves bool   // the cluster's configuration does not name self any more, and those that it names need it no longer
+	unit   string // what the unit is doing; "active" or systemd's word
 	// How long steps must wait that must not be repeated too soon.
 	startHeld time.Duration // starting the unit, or the brick
 	healHeld  time.Duration
 	applied   map[string]string
-	// settled: since this node's agent started, nothing was left to heal at least once. Later there may be, briefly with each
+	// whole: since this node's agent started, nothing was left to heal at least once. Later there may be, briefly with each
 	// write, or while another server is away.
-	settled bool
+	whole bool
+}
+
+// report returns what a server reports; known is false if it was not heard.
+func (v glusterView) report(name string) (r glusterReport, known bool) {
+	if name == v.self {
+		return v.own, true
+	}
+	r, known = v.heard[name]
+	return r, known
+}
+
+func (v glusterView) givenUp(name string) bool {
+	return slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.Name == name && m.GivenUp })
+}
+
+// servers returns the servers that have a brick in the volume; those that are not members come last.
+func (v glusterView) servers() []string {
+	vol := v.own.Volume
+	servers := slices.DeleteFunc(slices.Clone(v.nodes), func(n string) bool { return !vol.has(n, v.params.Brick) })
+	for _, host := range vol.hosts() {
+		if !slices.Contains(servers, host) {
+			servers = append(servers, host)
+		}
+	}
+	return servers
+}
+
+// pool returns the servers whom glusterd must know before it starts. A new one is to know all that there were. One that has run
+// before knows whom it must: others may be gone from the pool, or not be in it yet.
+func (v glusterView) pool() (pool []string) {
+	fresh := v.own.UUID != v.uuids[v.self]
+	all := uint64(0)
+	for _, m := range v.members {
+		all |= m.In
+	}
+	for _, m := range v.members {
+		if m.Name != v.self && (m.In == all || fresh && m.In&1 == 1) {
+			pool = append(pool, m.Name)
+		}
+	}
+	return pool
 }
 
 // glusterStep is what to do next.
 type glusterStep struct {
 	do      glusterDo
 	version int      // for glusterIdentify: the pool's operating version; 0: the highest that glusterd knows
-	brick   int      // for glusterBlame: index in the volume
+	brick   int      // for glusterBlame: id of the brick
 	options []string // for glusterSet: alternately names and values
+	servers []string // for glusterIdentify: those to be in the pool; for glusterCreate: those that get a brick
+	server  string   // that is added or removed
+	force   bool     // for glusterDetach: although it does not answer
+	// replicas is how many bricks the volume has after glusterAdd or glusterRemove.
+	replicas int
 }
 
 type glusterDo string
@@ -107,21 +207,33 @@ const (
 	glusterRestore   glusterDo = "give the blank brick its identity"
 	glusterForce     glusterDo = "start the brick"
 	glusterHeal      glusterDo = "heal"
+	glusterProbe     glusterDo = "take a server into the pool"
+	glusterAdd       glusterDo = "add a brick"
+	glusterRemove    glusterDo = "remove a brick"
+	glusterDetach    glusterDo = "remove a server from the pool"
+	glusterStop      glusterDo = "stop glusterd"
 )
 
 // decideGluster chooses the next step.
 func decideGluster(v glusterView) (glusterStep, facts.Status) {
 	own := v.own
+	switch running := own.Running || v.unit != "inactive" && v.unit != "failed"; {
+	case v.leaves && running:
+		return glusterStep{do: glusterStop}, workf("stopping: the cluster goes on without this node")
+	case v.leaves:
+		return glusterStep{}, stopf("this node is not a member any more")
+	}
 	if own.UUID != v.uuids[v.self] && own.UUID != "" && own.Used {
 		return glusterStep{}, stopf("glusterd's state in %s is of another server (UUID %s, this node's is %s); attach the node's own data disk", v.params.WorkDir, own.UUID, v.uuids[v.self])
 	}
 	if !own.Running {
-		inPool := !slices.ContainsFunc(v.nodes, func(n string) bool { return n != v.self && !slices.Contains(own.Pool, v.uuids[n]) })
+		pool := v.pool()
+		inPool := !slices.ContainsFunc(pool, func(n string) bool { return !slices.Contains(own.Pool, v.uuids[n]) })
 		switch {
 		case v.unit != "inactive" && v.unit != "failed":
 			return glusterStep{}, workf("%s is %s; %s", v.params.Unit, v.unit, cmp.Or(own.Fault, "it does not answer yet"))
 		case own.UUID != v.uuids[v.self] || !inPool:
-			return glusterStep{do: glusterIdentify, version: poolVersion(v.heard)}, workf("writing down the pool of servers")
+			return glusterStep{do: glusterIdentify, version: poolVersion(v.heard), servers: pool}, workf("writing down the pool of servers")
 		case v.startHeld > 0 && v.unit == "failed":
 			return glusterStep{}, ensemble.Held(fmt.Sprintf("%s failed: %s", v.params.Unit, own.Fault), "start", v.startHeld)
 		case v.startHeld > 0:
@@ -134,10 +246,68 @@ func decideGluster(v glusterView) (glusterStep, facts.Status) {
 			return glusterStep{}, stopf("volume %s exists twice: %s has %s, this node has %s", v.params.Volume, name, r.Volume.ID, own.Volume.ID)
 		}
 	}
+	if step, status := decidePool(v); step.do != glusterNothing {
+		return step, status
+	}
 	if own.Volume != nil {
 		return decideVolume(v)
 	}
 	return decideForming(v)
+}
+
+// decidePool takes a new server into the pool of those that run, or removes from it who is no member and has no brick. One server does
+// it: the first of those that are concerned.
+func decidePool(v glusterView) (glusterStep, facts.Status) {
+	if !v.agreed || !slices.Contains(v.target, v.self) {
+		return glusterStep{}, facts.Status{}
+	}
+	first := func(concerned func(r glusterReport) bool) bool {
+		for _, n := range v.nodes {
+			if r, heard := v.report(n); heard && r.Running && slices.Contains(v.target, n) && concerned(r) {
+				return n == v.self
+			}
+		}
+		return false
+	}
+	for _, n := range v.target {
+		r, heard := v.report(n)
+		lacking := func(o glusterReport) bool { return o.UUID != v.uuids[n] && !slices.Contains(o.Pool, v.uuids[n]) }
+		if heard && r.Running && slices.Contains(r.Pool, v.uuids[v.self]) && first(lacking) {
+			return glusterStep{do: glusterProbe, server: n}, workf("taking %s into the pool of servers", n)
+		}
+	}
+	for i, name := range v.pooled() {
+		uuid := v.own.Pool[i]
+		if slices.Contains(v.target, name) || v.needed(name) || !first(func(o glusterReport) bool { return slices.Contains(o.Pool, uuid) }) {
+			continue
+		}
+		r, heard := v.heard[name]
+		return glusterStep{do: glusterDetach, server: uuid, force: !heard || !r.Running}, workf("removing %s from the pool of servers", name)
+	}
+	return glusterStep{}, facts.Status{}
+}
+
+// pooled returns the names of those in glusterd's pool; for one that is unknown, its UUID.
+func (v glusterView) pooled() []string {
+	pool := slices.Clone(v.own.Pool)
+	for i, uuid := range pool {
+		for _, n := range v.nodes {
+			if v.uuids[n] == uuid {
+				pool[i] = n
+			}
+		}
+	}
+	return pool
+}
+
+// needed tells whether a server has a brick in the volume, as far as anybody knows.
+func (v glusterView) needed(server string) bool {
+	for _, n := range v.nodes {
+		if r, heard := v.report(n); heard && r.Volume != nil && n != server && r.Volume.has(server, v.params.Brick) {
+			return true
+		}
+	}
+	return false
 }
 
 // poolVersion is the lowest operating version among the heard servers, 0 when there is none: a newer image must not
@@ -160,16 +330,27 @@ func decideForming(v glusterView) (glusterStep, facts.Status) {
 			return glusterStep{}, waitf("for %s's glusterd to hand over volume %s", n, v.params.Volume)
 		}
 	}
-	var missing, starting []string
+	// Of new servers, each starts once the one before is ready, so the volume is created without those that are to come, and they
+	// are added later. They know of none: they would have got it from the others.
+	later := func(n string) bool {
+		return slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.Name == n && m.SilentNewcomer() })
+	}
+	var missing, others, starting []string
 	for _, n := range v.nodes {
-		r, ok := v.heard[n]
+		r, heard := v.report(n)
+		member := v.target == nil || slices.Contains(v.target, n)
 		switch {
-		case n == v.self:
-			r = own
-		case !ok:
+		case !heard && v.joint && later(n):
+			continue
+		case !heard && member:
 			missing = append(missing, n)
 			continue
-		case !r.Running || r.Brick == brickNone:
+		case !heard && v.givenUp(n):
+			continue
+		case !heard:
+			others = append(others, n)
+			continue
+		case n != v.self && member && (!r.Running || r.Brick == brickNone):
 			starting = append(starting, n)
 			continue
 		}
@@ -181,22 +362,27 @@ func decideForming(v glusterView) (glusterStep, facts.Status) {
 	case len(missing) > 0:
 		// One of them may know the volume.
 		return glusterStep{}, waitf("for %s (not heard) to create volume %s together", strings.Join(missing, ", "), v.params.Volume)
-	case own.Brick == brickNone:
+	case len(others) > 0:
+		return glusterStep{}, ensemble.Await(v.members, others, ", who may know volume %s", v.params.Volume)
+	case v.target == nil || v.joint && !v.agreed: // two might create a volume, each with other servers
+		return glusterStep{}, waitf("for all servers to have the same configuration")
+	case own.Brick == brickNone && slices.Contains(v.target, v.self):
 		return glusterStep{do: glusterMakeBrick}, workf("making the brick's folder")
 	case len(starting) > 0:
 		return glusterStep{}, waitf("for %s to start glusterd and make the brick", strings.Join(starting, ", "))
-	case v.nodes[0] != v.self:
-		return glusterStep{}, waitf("for %s to create volume %s", v.nodes[0], v.params.Volume)
 	}
-	return glusterStep{do: glusterCreate}, workf("creating volume %s", v.params.Volume)
+	if first := v.nodes[slices.IndexFunc(v.nodes, func(n string) bool { return slices.Contains(v.target, n) })]; first != v.self {
+		return glusterStep{}, waitf("for %s to create volume %s", first, v.params.Volume)
+	}
+	return glusterStep{do: glusterCreate, servers: slices.DeleteFunc(slices.Clone(v.target), later)}, workf("creating volume %s", v.params.Volume)
 }
 
 // decideVolume chooses the next step of a server that knows the volume.
 func decideVolume(v glusterView) (glusterStep, facts.Status) {
 	own, vol := v.own, v.own.Volume
-	index := slices.Index(vol.Bricks, v.self+":"+v.params.Brick)
+	index := vol.index(v.self, v.params.Brick)
 	if index < 0 {
-		return glusterStep{}, stopf("volume %s exists without this node's brick %s:%s; add it by hand", v.params.Volume, v.self, v.params.Brick)
+		return decideNewcomer(v)
 	}
 	if own.BrickID != "" && own.BrickID != vol.ID && own.Brick == brickData {
 		return glusterStep{}, stopf("brick %s holds files of another volume (%s, ours is %s)", v.params.Brick, own.BrickID, vol.ID)
@@ -207,27 +393,28 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 	if own.lost() {
 		return decideLost(v, index)
 	}
+	servers := v.servers()
 	online, pending := 0, own.Pending
 	leader, blamed := true, false
 	var away []string
-	for _, n := range v.nodes {
-		r, heard := v.heard[n]
-		if n == v.self {
-			r, heard = own, true
-		}
-		if heard && r.Running && slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self) {
+	for _, n := range servers {
+		r, heard := v.report(n)
+		if heard && r.Running && slices.Index(servers, n) < slices.Index(servers, v.self) {
 			leader = false
 		}
 		pending = max(pending, r.Pending)
-		blamed = blamed || heard && slices.Contains(r.Blames, index)
+		blamed = blamed || heard && slices.Contains(r.Blames, vol.id(index))
 		if r.serves() {
 			online++
 		} else {
 			away = append(away, n)
 		}
-		// Servers with data mark what a replaced server lacks before that server's brick may start.
-		if i := slices.Index(vol.Bricks, n+":"+v.params.Brick); heard && r.lost() && own.Brick == brickData && i >= 0 && !slices.Contains(own.Blames, i) {
-			return glusterStep{do: glusterBlame, brick: i}, workf("noting that %s's brick is blank", n)
+		// Servers with data mark what a replaced server lacks before that server's brick may start. They do so again if the mark is not in
+		// the index, and nothing would be healed: self-heal daemons remove the entry of a brick that is not in the volume yet.
+		i := vol.index(n, v.params.Brick)
+		noted := i >= 0 && slices.Contains(own.Blames, vol.id(i))
+		if heard && i >= 0 && own.Brick == brickData && (r.lost() && !noted || noted && own.Pending == 0) {
+			return glusterStep{do: glusterBlame, brick: vol.id(i)}, workf("noting that %s's brick is blank", n)
 		}
 	}
 	if leader {
@@ -247,7 +434,11 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 	case !own.Online:
 		return glusterStep{do: glusterForce}, workf("starting the brick, which glusterd did not do by itself")
 	}
-	detail := fmt.Sprintf("%d of %d bricks online", online, len(v.nodes))
+	change, held, missing := decideChange(v, servers)
+	if change.do != glusterNothing {
+		return change, workf("%s", held)
+	}
+	detail := fmt.Sprintf("%d of %d bricks online", online, len(servers))
 	if len(away) > 0 {
 		detail += ", without " + strings.Join(away, ", ")
 	}
@@ -259,32 +450,162 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 		}
 		detail += fmt.Sprintf(", under %d entries to heal", bound)
 	}
+	if held != "" {
+		detail += "; " + held
+	}
 	step := glusterStep{}
 	if pending > 0 && leader && len(away) == 0 && v.healHeld == 0 {
 		step.do = glusterHeal
 	}
 	switch {
-	case online <= len(v.nodes)/2:
+	case online <= len(servers)/2:
 		return step, waitf("for a majority: %s", detail)
-	case blamed || pending > 0 && !v.settled:
+	case blamed || pending > 0 && !v.whole:
 		// It serves, but losing another brick while the copies differ may lose data.
 		return step, workf("catching up: %s", detail)
 	}
-	return step, ready(detail)
+	if held != "" && slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.GivenUp }) {
+		return step, workf("%s", detail) // a component that is ready forgets whom an operator has given up
+	}
+	return step, facts.Status{State: facts.Ready, Detail: detail, Missing: missing}
+}
+
+// decideNewcomer is for a server without a brick in the volume: it comes, or it has left.
+func decideNewcomer(v glusterView) (glusterStep, facts.Status) {
+	own := v.own
+	switch {
+	case v.target != nil && !slices.Contains(v.target, v.self):
+		return glusterStep{}, waitf("for the others to go on without this node")
+	case own.Brick == brickData:
+		// Healing would complete these files, and not notice those that have changed since.
+		return glusterStep{}, stopf("brick %s holds files (of volume %s), and volume %s is to get it as a new one; attach an empty data disk", v.params.Brick, cmp.Or(own.BrickID, "none"), v.params.Volume)
+	case own.Brick == brickNone:
+		return glusterStep{do: glusterMakeBrick}, workf("making the brick's folder")
+	case own.BrickID != "" && !v.needed(v.self):
+		return glusterStep{do: glusterMakeBrick}, workf("clearing what an interrupted attempt left in the brick")
+	}
+	return glusterStep{}, waitf("for the other servers to add this node's brick to volume %s", v.params.Volume)
+}
+
+// decideChange changes the volume's bricks by one, towards the servers that it is to have. It returns what it
+// waits for as well, and the silent servers that an operator may give up.
+func decideChange(v glusterView, servers []string) (step glusterStep, held, missing string) {
+	vol := v.own.Volume
+	find := func(in, without []string) string {
+		for _, n := range in {
+			if !slices.Contains(without, n) {
+				return n
+			}
+		}
+		return ""
+	}
+	if v.target == nil {
+		return glusterStep{}, "", ""
+	}
+	silent := slices.DeleteFunc(slices.Clone(v.target), func(n string) bool { _, heard := v.report(n); return heard })
+	add := cmp.Or(find(v.target, slices.Concat(servers, silent)), find(silent, servers))
+	remove, detach := find(servers, v.target), find(v.pooled(), v.target)
+	// One that leaves and does not serve goes before another comes: so no more bricks are needed for a majority than are there.
+	for _, n := range servers {
+		if r, heard := v.report(n); !slices.Contains(v.target, n) && !(heard && r.serves()) && vol.majority() {
+			add, remove = "", n
+		}
+	}
+	what := "removing " + detach + " from the pool of servers"
+	switch {
+	case add != "":
+		what, remove = "adding the brick of "+add, ""
+	case remove != "":
+		what = "removing the brick of " + remove
+	case detach == "":
+		return glusterStep{}, "", ""
+	}
+	wait := func(format string, args ...any) (glusterStep, string, string) {
+		return glusterStep{}, what + " waits for " + fmt.Sprintf(format, args...), missing
+	}
+	if !v.agreed {
+		if leaves := cmp.Or(remove, detach); add == "" && slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.Name == leaves && !m.Answers && !m.GivenUp }) {
+			missing = leaves
+			return wait("%s", leaves)
+		}
+		return wait("all servers to know the same configuration")
+	}
+	if add == "" && remove == "" {
+		return wait("all to know that its brick is gone")
+	}
+	// What a brick lacks that leaves does not matter; what only it has would be lost. Where every write is on a majority, the ones that
+	// stay know whether they have everything, whatever one that leaves knows. It may be out of their reach already: their
+	// configuration does not name it any more.
+	var stay []string
+	for _, n := range servers {
+		if r, heard := v.report(n); slices.Contains(v.target, n) || !v.givenUp(n) && (!heard || r.serves() || !vol.majority()) {
+			stay = append(stay, n)
+		}
+	}
+	for _, n := range stay {
+		r, heard := v.report(n)
+		switch {
+		case !heard || !r.serves() || r.Brick != brickData:
+			return wait("%s to serve", n)
+		case r.Volume.ID != vol.ID || !slices.Equal(r.Volume.Bricks, vol.Bricks):
+			return wait("%s to know the volume as it is", n)
+		case slices.ContainsFunc(vol.Bricks, func(b string) bool {
+			host, _, _ := strings.Cut(b, ":")
+			return (slices.Contains(v.target, host) || !slices.Contains(v.target, n)) && slices.Contains(r.Lacks, vol.id(slices.Index(vol.Bricks, b)))
+		}), slices.Contains(r.Lacks, anyBrick):
+			return wait("all copies to be equal (%s has entries to heal)", n)
+		}
+	}
+	changer := find(v.nodes, slices.DeleteFunc(slices.Clone(v.nodes), func(n string) bool {
+		return slices.Contains(servers, n) && slices.Contains(v.target, n)
+	}))
+	if add == "" {
+		if changer == v.self {
+			return glusterStep{do: glusterRemove, server: remove, replicas: len(servers) - 1}, what, ""
+		}
+		return wait("%s", changer)
+	}
+	r, heard := v.heard[add]
+	switch {
+	case !heard || !r.Running || r.Volume == nil:
+		return wait("%s's glusterd to join", add)
+	case r.Volume.ID != vol.ID || !slices.Equal(r.Volume.Bricks, vol.Bricks):
+		return wait("%s to know the volume as it is", add)
+	case r.Brick != brickBare && r.Brick != brickEmpty || r.BrickID != "":
+		return wait("%s to have an empty brick", add)
+	}
+	// If this is interrupted, the new brick may start without having been marked by glusterd as lacking everything.
+	next := vol.nextID()
+	if !slices.Contains(v.own.Blames, next) {
+		return glusterStep{do: glusterBlame, brick: next}, "noting that the brick that " + add + " is to have is blank", ""
+	}
+	for _, n := range stay {
+		if r, _ := v.report(n); !slices.Contains(r.Blames, next) {
+			return wait("%s to note that it is blank", n)
+		}
+	}
+	if changer != v.self {
+		return wait("%s", changer)
+	}
+	return glusterStep{do: glusterAdd, server: add, replicas: len(servers) + 1}, what, ""
 }
 
 // decideLost chooses the next step of a server whose brick is blank while the volume exists. Every server must have noted
 // what the brick lacks before it serves.
 func decideLost(v glusterView, index int) (glusterStep, facts.Status) {
 	var missing, silent []string
-	for _, n := range v.nodes {
+	servers := v.servers()
+	unaware := 1 // and this one
+	for _, n := range servers {
 		r, ok := v.heard[n]
 		switch {
-		case n == v.self:
-		case !ok && slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.Name == n && m.GivenUp }):
+		case n == v.self || !ok && v.givenUp(n):
+		case ok && v.target != nil && !slices.Contains(v.target, n) && !r.serves() && 2*(unaware+1) <= len(servers):
+			// It may not know yet that this brick is in the volume, and leaves. Every majority has one that does.
+			unaware++
 		case !ok:
 			missing = append(missing, n)
-		case r.Brick == brickData && !slices.Contains(r.Blames, index):
+		case r.Brick == brickData && !slices.Contains(r.Blames, v.own.Volume.id(index)):
 			silent = append(silent, n)
 		}
 	}

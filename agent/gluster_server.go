@@ -42,7 +42,6 @@ func (e notYet) Error() string { return "waiting " + string(e) }
 type glusterUnit struct {
 	node   Node
 	params *facts.GlusterParams
-	nodes  []string // the servers, in the spec's order
 	seen   glusterReport
 
 	info  fileStamp // of the volume's file below WorkDir when it was last asked for
@@ -81,18 +80,12 @@ func (g *glusterUnit) look(ctx context.Context) (glusterReport, string, error) {
 
 // lookAtState reads what glusterd has written down about itself.
 func (g *glusterUnit) lookAtState(r *glusterReport) error {
-	data, err := os.ReadFile(filepath.Join(g.params.WorkDir, "glusterd.info"))
+	info, err := readStored(filepath.Join(g.params.WorkDir, "glusterd.info"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	for line := range strings.Lines(string(data)) {
-		switch k, v, _ := strings.Cut(strings.TrimSpace(line), "="); k {
-		case "UUID":
-			r.UUID = v
-		case "operating-version":
-			r.OpVersion, _ = strconv.Atoi(v)
-		}
-	}
+	r.UUID = info["UUID"]
+	r.OpVersion, _ = strconv.Atoi(info["operating-version"])
 	for _, name := range []string{"peers", "vols"} {
 		entries, err := os.ReadDir(filepath.Join(g.params.WorkDir, name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -101,12 +94,37 @@ func (g *glusterUnit) lookAtState(r *glusterReport) error {
 		r.Used = r.Used || len(entries) > 0
 		if name == "peers" {
 			for _, e := range entries {
-				r.Pool = append(r.Pool, e.Name())
+				peer, err := readStored(filepath.Join(g.params.WorkDir, name, e.Name()))
+				if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
+					return err
+				}
+				if befriended(peer) && peer["uuid"] == e.Name() {
+					r.Pool = append(r.Pool, e.Name())
+				}
 			}
 		}
 	}
 	return nil
 }
+
+// readStored reads a file of glusterd's: lines of NAME=VALUE.
+func readStored(path string) (map[string]string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	m := map[string]string{}
+	for line := range strings.Lines(string(data)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			m[k] = v
+		}
+	}
+	return m, nil
+}
+
+// befriended tells whether what glusterd has stored of a peer says that it belongs to the pool, and is not just being taken into it or
+// removed.
+func befriended(peer map[string]string) bool { return peer["state"] == "3" }
 
 // fileStamp tells whether a file has changed.
 type fileStamp struct {
@@ -140,8 +158,46 @@ func (g *glusterUnit) volume(ctx context.Context) (*glusterVolume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask glusterd: %w", err)
 	}
+	vol := volumes[g.params.Volume]
+	if vol != nil {
+		if vol.IDs, err = brickIDs(filepath.Join(g.params.WorkDir, "vols", g.params.Volume, "bricks"), g.params.Volume, vol.Bricks); err != nil {
+			return nil, fmt.Errorf("read what glusterd has stored: %w", err)
+		}
+	}
 	g.info, g.asked = now, time.Now()
-	return volumes[g.params.Volume], nil
+	return vol, nil
+}
+
+// brickIDs reads the ids of bricks from the files that glusterd keeps about them. It answers no query for them.
+func brickIDs(dir, volume string, bricks []string) ([]int, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	known := map[string]int{}
+	for _, e := range entries {
+		b, err := readStored(filepath.Join(dir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has gone meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if id, ok := strings.CutPrefix(b["brick-id"], volume+"-client-"); ok {
+			if n, err := strconv.Atoi(id); err == nil && n >= 0 {
+				known[b["hostname"]+":"+b["path"]] = n
+			}
+		}
+	}
+	var ids []int
+	for _, b := range bricks {
+		id, ok := known[b]
+		if !ok {
+			return nil, fmt.Errorf("%s: no id of the brick %s", dir, b)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
 }
 
 // glusterdSocket is where glusterd takes commands.
@@ -255,21 +311,61 @@ func (g *glusterUnit) lookAtBrick(ctx context.Context, r *glusterReport) error {
 		return nil
 	}
 	r.Online = g.brick.online(ctx, g.node.Facts.Node.IP, g.params.Brick)
-	for i := range r.Volume.Bricks {
-		if c, err := readChangelog(g.params.Brick, g.params.Volume, i); err == nil && c.data > 0 && c.entry > 0 {
-			r.Blames = append(r.Blames, i)
+	next := r.Volume.nextID()
+	for id := range next + 1 {
+		if c, err := readChangelog(g.params.Brick, g.params.Volume, id); err == nil && c.data > 0 && c.entry > 0 && (id == next || slices.Contains(r.Volume.ids(), id)) {
+			r.Blames = append(r.Blames, id)
 		}
 	}
 	entries, err := os.ReadDir(indexDir(g.params.Brick))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return strings.HasPrefix(e.Name(), "xattrop-") // the file that the others are links to
+	})
+	r.Pending = len(entries)
+	if len(entries) > maxLacks {
+		r.Lacks = []int{anyBrick}
+		return nil
+	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "xattrop-") { // the file that the others are links to
-			r.Pending++
+		for _, id := range lacking(g.params.Brick, g.params.Volume, e.Name(), next) {
+			if !slices.Contains(r.Lacks, id) && (id == anyBrick || slices.Contains(r.Volume.ids(), id)) {
+				r.Lacks = append(r.Lacks, id)
+			}
 		}
 	}
+	slices.Sort(r.Lacks)
 	return nil
+}
+
+// maxLacks limits the entries to heal that are looked at one by one.
+const maxLacks = 100
+
+// lacking returns the ids, up to last, of the bricks that lack something of a file or folder. It returns anyBrick if it finds none: who
+// is marked may have changed just now.
+func lacking(root, volume, gfid string, last int) (ids []int) {
+	path := root
+	if gfid != rootGFID {
+		if len(gfid) != len(rootGFID) {
+			return []int{anyBrick}
+		}
+		path = filepath.Join(root, ".glusterfs", gfid[:2], gfid[2:4], gfid) // of a folder: a link to it
+	}
+	for id := range last + 1 {
+		c, err := readChangelog(path, volume, id)
+		if err != nil {
+			return []int{anyBrick}
+		}
+		if c != (changelog{}) {
+			ids = append(ids, id)
+		}
+	}
+	if ids == nil {
+		ids = []int{anyBrick}
+	}
+	return ids
 }
 
 // indexDir is where a brick lists what other bricks lack.
@@ -296,6 +392,17 @@ func brickContent(brick string) (brickState, error) {
 		return brickData, nil
 	}
 	return brickEmpty, nil
+}
+
+// makeBrick makes the folder of a brick, or clears one that an interrupted attempt has prepared for a volume. It fails if there are
+// files in it.
+func makeBrick(brick string) error {
+	for _, path := range []string{filepath.Join(brick, ".glusterfs"), brick} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.MkdirAll(brick, 0o755)
 }
 
 // changelog counts what a brick knows that another brick lacks of one of its files or folders. For a folder, data
@@ -422,17 +529,17 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 	vol := g.params.Volume
 	switch step.do {
 	case glusterIdentify:
-		return g.identify(ctx, step.version)
+		return g.identify(ctx, step.version, step.servers)
 	case glusterStartUnit:
 		return startUnit(ctx, g.params.Unit)
 	case glusterMakeBrick:
-		return os.MkdirAll(g.params.Brick, 0o755)
+		return makeBrick(g.params.Brick)
 	case glusterCreate:
 		args := []string{"create", vol}
-		if len(g.nodes) > 1 {
-			args = append(args, "replica", strconv.Itoa(len(g.nodes)))
+		if len(step.servers) > 1 {
+			args = append(args, "replica", strconv.Itoa(len(step.servers)))
 		}
-		for _, n := range g.nodes {
+		for _, n := range step.servers {
 			args = append(args, n+":"+g.params.Brick)
 		}
 		// Every server has just reported an empty brick on its data disk. Without force, the remains of an interrupted attempt
@@ -452,6 +559,25 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 		return restore(g.params.Brick, g.seen.Volume.ID)
 	case glusterForce:
 		return g.change(ctx, step.do, "start", vol, "force")
+	case glusterProbe:
+		return g.gluster(ctx, step.do, "peer", "probe", step.server)
+	case glusterAdd:
+		// Not by force: glusterd then checks that all other bricks are up.
+		return g.change(ctx, step.do, "add-brick", vol, "replica", strconv.Itoa(step.replicas), step.server+":"+g.params.Brick)
+	case glusterRemove:
+		return g.change(ctx, step.do, "remove-brick", vol, "replica", strconv.Itoa(step.replicas), step.server+":"+g.params.Brick, "force")
+	case glusterDetach:
+		peer, err := readStored(filepath.Join(g.params.WorkDir, "peers", step.server))
+		if err != nil {
+			return err
+		}
+		args := []string{"peer", "detach", peer["hostname1"]}
+		if step.force {
+			args = append(args, "force")
+		}
+		return g.gluster(ctx, step.do, args...)
+	case glusterStop:
+		return stopUnit(ctx, g.params.Unit)
 	case glusterHeal:
 		// The self-heal daemons check every ten minutes on their own; this only speeds it up.
 		if err := g.change(ctx, step.do, "heal", vol); err != nil {
@@ -463,8 +589,13 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 
 // change makes a change to a volume.
 func (g *glusterUnit) change(ctx context.Context, do glusterDo, args ...string) error {
+	return g.gluster(ctx, do, append([]string{"volume"}, args...)...)
+}
+
+// gluster makes a change through gluster's command line.
+func (g *glusterUnit) gluster(ctx context.Context, do glusterDo, args ...string) error {
 	g.asked = time.Time{} // query again, whatever the result
-	out, err := run(ctx, nil, append([]string{"gluster", "--mode=script", "volume"}, args...)...)
+	out, err := run(ctx, nil, append([]string{"gluster", "--mode=script"}, args...)...)
 	if err == nil {
 		return nil
 	}
@@ -477,7 +608,7 @@ func (g *glusterUnit) change(ctx context.Context, do glusterDo, args ...string) 
 
 // identify writes glusterd's identity and its pool, before it first starts. The identity comes last: while it is
 // missing, this is done again.
-func (g *glusterUnit) identify(ctx context.Context, version int) error {
+func (g *glusterUnit) identify(ctx context.Context, version int, pool []string) error {
 	if version == 0 {
 		out, err := run(ctx, nil, "glusterd", "--version")
 		if err != nil {
@@ -501,10 +632,10 @@ func (g *glusterUnit) identify(ctx context.Context, version int) error {
 			return err
 		}
 	}
-	for _, n := range g.nodes {
+	for _, n := range pool {
 		uuid := glusterUUID(g.node.Facts.ClusterID, n)
 		path := filepath.Join(dir, uuid)
-		if _, err := os.Stat(path); n == g.node.Facts.Node.Name || err == nil {
+		if peer, err := readStored(path); err == nil && befriended(peer) {
 			continue // glusterd's own file may have more in it
 		}
 		// State 3: befriended.

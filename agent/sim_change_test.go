@@ -12,9 +12,10 @@ import (
 
 // simChange is a change of the cluster's members that an operator carries out, as imagegen apply does, but with less care: nodes get
 // the next generation in any order and at any time. Two things it does as apply: a generation is chosen by a majority of the members,
-// and a node that left is removed only once the others say that it counts no more.
+// and a node that left is removed only once the others say that it counts no more. For some kinds there is a third: see simKind.
 type simChange struct {
 	next facts.Membership
+	new  []*machine // in the order in which they start
 	left []*machine // to be removed
 	todo int        // nodes that have not got the generation yet
 }
@@ -57,12 +58,16 @@ func (w *simWorld) change(arg int) {
 		}
 	}
 	what := r.IntN(5)
-	if (what == 0 || what == 1) && len(spares) > 0 { // a node is added, or takes the place of another
-		next.Members = slices.Insert(next.Members, r.IntN(len(next.Members)+1), spares[0].peer)
+	// One or two nodes are added, or one takes the place of another, or one or two are removed.
+	both := w.kind.inOrder && what != 1 && r.IntN(2) == 0
+	for i, n := range spares {
+		if what < 2 && (i == 0 || both) {
+			next.Members = slices.Insert(next.Members, r.IntN(len(next.Members)+1), n.peer)
+		}
 	}
-	if what == 1 || what == 2 {
-		if i := r.IntN(len(next.Members)); len(next.Members) > 3 {
-			next.Members = slices.Delete(next.Members, i, i+1)
+	for i := range 2 {
+		if at := r.IntN(len(next.Members)); (what == 1 || what == 2) && (i == 0 || both) && len(next.Members) > 3 {
+			next.Members = slices.Delete(next.Members, at, at+1)
 		}
 	}
 	if what == 3 {
@@ -75,6 +80,11 @@ func (w *simWorld) change(arg int) {
 		}
 	}
 	w.changes = &simChange{next: next, todo: len(next.Members)}
+	for _, n := range spares {
+		if inMembership(next, n) {
+			w.changes.new = append(w.changes.new, n)
+		}
+	}
 	w.propose()
 }
 
@@ -123,7 +133,8 @@ func (w *simWorld) propose() {
 
 // adopt replaces a node: a new root disk, the next generation's seed, and the data disk that it had.
 func (w *simWorld) adopt(n *machine) {
-	if n.gone {
+	before := w.changes.new[:max(0, slices.Index(w.changes.new, n))]
+	if n.gone || w.kind.inOrder && slices.ContainsFunc(before, func(o *machine) bool { return !o.gone && !w.model.excused(o) && !o.ready() }) {
 		w.in(5*time.Second, func() { w.adopt(n) })
 		return
 	}
@@ -138,6 +149,11 @@ func (w *simWorld) adopt(n *machine) {
 		w.changes.todo--
 		w.quiet = w.now + 20*time.Second
 	})
+}
+
+// ready tells whether all components of a node are.
+func (n *machine) ready() bool {
+	return n.agent != nil && !slices.ContainsFunc(n.w.model.components(), func(c string) bool { return n.agent.status(c).State != facts.Ready })
 }
 
 // remove removes the nodes that left, once all that are members say that they do not count any more.
@@ -177,7 +193,11 @@ func (s simJoint) read() (facts.Joint, error) {
 	if s.n.w.now < s.n.diskAt {
 		return facts.Joint{}, errNoDataDisk
 	}
-	return ensemble.Learn(s.n.joint[0], s.n.joint[1]), nil
+	j := facts.Joint{Role: s.n.peer.Role} // nodes of another role, and empty disks, have nothing to say
+	for _, kept := range s.n.joint {
+		j = ensemble.Learn(j, kept)
+	}
+	return j, nil
 }
 
 func (s simJoint) write(j facts.Joint) error {

@@ -50,6 +50,8 @@ type simKind struct {
 	build func(w *simWorld) simModel
 	// spares is the number of machines that may become members; above 0, histories have changes of the members.
 	spares int
+	// inOrder: a change may add two nodes, or remove two; the second new one starts once the first is ready, as with apply.
+	inOrder bool
 	// faults lists the possible faults; frequent ones occur several times.
 	faults []faultKind
 }

@@ -15,7 +15,7 @@ import (
 var reference = []Role{
 	{Name: "balancer", VIP: true, Uses: []string{"web"}},
 	{Name: "web", Uses: []string{"backend", "glusterfs"}},
-	{Name: "glusterfs", Quorum: true},
+	{Name: "glusterfs", Quorum: true, Joint: true},
 	{Name: "backend", Uses: []string{"glusterfs", "databalancer", "percona"}},
 	{Name: "databalancer", VIP: true, Uses: []string{"redis", "percona"}},
 	{Name: "redis", Quorum: true, Joint: true},
@@ -239,7 +239,8 @@ func TestPlanSays(t *testing.T) {
 
 func TestPlanRefuses(t *testing.T) {
 	redis := []Node{node("redis1"), node("redis2"), node("redis3")}
-	gluster := []Node{node("glusterfs1"), node("glusterfs2")}
+	all := append(slices.Clone(reference), Role{Name: "store", Quorum: true}, Role{Name: "share", Quorum: true, Joint: true, Lone: true})
+	store := []Node{node("store1"), node("store2")}
 	other := func(n *Node) { n.Is.Role = "backend" }
 	for name, c := range map[string]struct {
 		nodes   []Node
@@ -247,26 +248,27 @@ func TestPlanRefuses(t *testing.T) {
 		byHand  bool
 		want    string
 	}{
-		"a server more":          {append(slices.Clone(gluster), node("glusterfs3", added)), nil, false, "glusterfs3 cannot be added while the cluster runs: the members of glusterfs do not know how to take in another one"},
-		"a server less":          {append(slices.Clone(gluster), node("glusterfs3", removed)), nil, false, "glusterfs3 cannot be removed while the cluster runs: the other members of glusterfs would wait for it"},
-		"a server's address":     {append(slices.Clone(gluster), node("glusterfs3", moved)), nil, false, "glusterfs3 cannot get another address while the cluster runs: the members of glusterfs have the old one in their data"},
-		"a server's place":       {append(slices.Clone(gluster), node("glusterfs3", swapped)), nil, false, "glusterfs3 cannot get another place among the nodes of glusterfs while the cluster runs"},
-		"earlier agents":         {[]Node{node("redis1", earlier), node("redis2", earlier), node("redis3"), node("redis4", added), node("redis5", added)}, nil, false, "the agents of redis1 and redis2 do not know how the members of redis change: give them the image that imagegen build makes now, in a change of its own"},
-		"too many members more":  {append(slices.Clone(redis), node("redis4", added), node("redis5", added), node("redis6", added)), nil, false, "only 3 of 3 members of redis would stay where they are, of 6 then, and a majority of both is needed: change fewer at a time"},
-		"too many members less":  {append(slices.Clone(redis), node("redis4", removed), node("redis5", removed), node("redis6", removed)), nil, false, "only 3 of 6 members of redis would stay where they are, of 3 then, and a majority of both is needed: change fewer at a time"},
-		"new members":            {[]Node{node("redis1", added), node("redis2", added), node("redis3", added)}, nil, false, "redis would be a new role: its members start only together, and nodes are added one at a time"},
-		"two members' addresses": {append(slices.Clone(redis), node("redis4", moved), node("redis5", moved)), nil, false, "redis4 and redis5 would get other addresses at the same time: change one at a time"},
-		"all addresses":          {[]Node{node("web1", moved), node("web2", moved)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
-		"two addresses":          {[]Node{node("web1", moved), node("web2", moved), node("web3")}, nil, false, "web1 and web2 would get other addresses at the same time: change one at a time"},
-		"all nodes are new":      {[]Node{node("web1", removed), node("web2", added)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
-		"another role":           {[]Node{node("web1", other)}, nil, false, "web1 was a web and would become a backend: give the new node another name"},
-		"given up, and answers":  {[]Node{node("web1"), node("web2")}, []string{"web2"}, false, "web2 answers, so it cannot be given up: leave out --without web2"},
-		"given up, and unknown":  {[]Node{node("web1")}, []string{"web9"}, false, "there is no node web9 that could be given up"},
-		"no effect":              {[]Node{node("web1", useless), node("web2", useless)}, nil, false, "accounts are not renamed"},
-		"no majority":            {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
-		"apart, by hand":         {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
+		"a fixed member more":     {append(slices.Clone(store), node("store3", added)), nil, false, "store3 cannot be added while the cluster runs: the members of store do not know how to take in another one"},
+		"a fixed member less":     {append(slices.Clone(store), node("store3", removed)), nil, false, "store3 cannot be removed while the cluster runs: the other members of store would wait for it"},
+		"its address":             {append(slices.Clone(store), node("store3", moved)), nil, false, "store3 cannot get another address while the cluster runs: the members of store have the old one in their data"},
+		"its place":               {append(slices.Clone(store), node("store3", swapped)), nil, false, "store3 cannot get another place among the nodes of store while the cluster runs"},
+		"what only they may have": {[]Node{node("share1"), node("share2"), node("share3"), node("share4", removed), node("share5", removed, off)}, nil, false, "share4 and share5 cannot be removed: with the option quorum: fixed, one node may have files that no other node of share knows of; set quorum: auto first, in a change of its own"},
+		"earlier agents":          {[]Node{node("redis1", earlier), node("redis2", earlier), node("redis3"), node("redis4", added), node("redis5", added)}, nil, false, "the agents of redis1 and redis2 do not know how the members of redis change: give them the image that imagegen build makes now, in a change of its own"},
+		"too many members more":   {append(slices.Clone(redis), node("redis4", added), node("redis5", added), node("redis6", added)), nil, false, "only 3 of 3 members of redis would stay where they are, of 6 then, and a majority of both is needed: change fewer at a time"},
+		"too many members less":   {append(slices.Clone(redis), node("redis4", removed), node("redis5", removed), node("redis6", removed)), nil, false, "only 3 of 6 members of redis would stay where they are, of 3 then, and a majority of both is needed: change fewer at a time"},
+		"new members":             {[]Node{node("redis1", added), node("redis2", added), node("redis3", added)}, nil, false, "redis would be a new role: its members start only together, and nodes are added one at a time"},
+		"two members' addresses":  {append(slices.Clone(redis), node("redis4", moved), node("redis5", moved)), nil, false, "redis4 and redis5 would get other addresses at the same time: change one at a time"},
+		"all addresses":           {[]Node{node("web1", moved), node("web2", moved)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
+		"two addresses":           {[]Node{node("web1", moved), node("web2", moved), node("web3")}, nil, false, "web1 and web2 would get other addresses at the same time: change one at a time"},
+		"all nodes are new":       {[]Node{node("web1", removed), node("web2", added)}, nil, false, "no node of web would keep its address, so none would serve meanwhile: change one at a time"},
+		"another role":            {[]Node{node("web1", other)}, nil, false, "web1 was a web and would become a backend: give the new node another name"},
+		"given up, and answers":   {[]Node{node("web1"), node("web2")}, []string{"web2"}, false, "web2 answers, so it cannot be given up: leave out --without web2"},
+		"given up, and unknown":   {[]Node{node("web1")}, []string{"web9"}, false, "there is no node web9 that could be given up"},
+		"no effect":               {[]Node{node("web1", useless), node("web2", useless)}, nil, false, "accounts are not renamed"},
+		"no majority":             {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
+		"apart, by hand":          {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
 	} {
-		_, err := Plan(State{Roles: reference, Nodes: c.nodes, Without: c.without, ByHand: c.byHand})
+		_, err := Plan(State{Roles: all, Nodes: c.nodes, Without: c.without, ByHand: c.byHand})
 		var refused *Refused
 		if !errors.As(err, &refused) || !slices.Equal(refused.Reasons, []string{c.want}) {
 			t.Errorf("%s:\n got %v\nwant %s", name, err, c.want)
@@ -276,8 +278,11 @@ func TestPlanRefuses(t *testing.T) {
 
 // randomState returns a cluster in the middle of anything, and what shall become of it.
 func randomState(r *rand.Rand) State {
-	s := State{Roles: reference}
-	for _, role := range reference {
+	s := State{Roles: slices.Clone(reference)}
+	for i, role := range s.Roles {
+		s.Roles[i].Lone = role.Name == "glusterfs" && r.IntN(4) == 0
+	}
+	for _, role := range s.Roles {
 		count := 1 + r.IntN(4)
 		if role.Quorum {
 			count = 3 + 2*r.IntN(2)
@@ -452,7 +457,7 @@ func TestPlansOfAnyCluster(t *testing.T) {
 			for _, step := range round {
 				i := slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })
 				n := s.Nodes[i]
-				role := reference[slices.IndexFunc(reference, func(r Role) bool { return r.Name == n.Role })]
+				role := s.Roles[slices.IndexFunc(s.Roles, func(r Role) bool { return r.Name == n.Role })]
 				if step.Action == Await {
 					fail("it waits for a node that is known")
 				}
@@ -502,6 +507,9 @@ func TestPlansOfAnyCluster(t *testing.T) {
 							fail("%s %s leaves %d of %d members of %s", step.Action, n.Name, work[g], members[g], n.Role)
 						}
 					}
+				}
+				if role.Lone && n.Is == nil && others > 0 {
+					fail("%s leaves, and may have what no other knows of", n.Name)
 				}
 				if role.Joint && n.arrives() && !slices.Equal(step.Agree, present(n, s.of(n.Role))) {
 					fail("%s comes before the others agree that it is a member", n.Name)
