@@ -678,17 +678,18 @@ func (g *glusterModel) create(i int, servers []string) error {
 			return errors.New("not connected")
 		}
 	}
+	// glusterd would refuse it where it knows the volume, but no agent may try.
+	for j, d := range g.disks {
+		if d.volume != nil || d.brick == brickData {
+			g.w.fail("%s makes a volume, and %s has one", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name)
+		}
+	}
 	for _, j := range friends {
 		if g.disks[j].volume != nil {
 			return errors.New("already exists")
 		}
 	}
 	g.volumes++
-	for j, d := range g.disks {
-		if d.volume != nil || d.brick == brickData {
-			g.w.fail("%s makes a volume, and %s has one", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name)
-		}
-	}
 	v := &glusterVolume{ID: fmt.Sprintf("volume %d", g.volumes), Status: volumeCreated, Options: map[string]string{}}
 	for k, name := range servers {
 		v.Bricks, v.IDs = append(v.Bricks, name+":"+g.params.Brick), append(v.IDs, k)
