@@ -96,9 +96,20 @@ func (v *glusterVolume) index(server, brick string) int {
 	return slices.Index(v.Bricks, server+":"+brick)
 }
 
-// majority tells whether every write is on a majority of the bricks, and these note what the others lack.
+// majority tells whether every write is on bricks that are a quorum, and these note what the others lack.
 func (v *glusterVolume) majority() bool {
 	return len(v.Bricks) > 2 && v.Options["cluster.quorum-type"] != "fixed"
+}
+
+// quorum tells whether clients can write with the bricks of some servers alone: a majority of the bricks, or half of them with the first.
+func (v *glusterVolume) quorum(some func(server string) bool) bool {
+	n := 0
+	for _, host := range v.hosts() {
+		if some(host) {
+			n++
+		}
+	}
+	return 2*n > len(v.Bricks) || 2*n == len(v.Bricks) && n > 0 && some(v.hosts()[0])
 }
 
 func (v *glusterVolume) has(server, brick string) bool { return v.index(server, brick) >= 0 }
@@ -276,13 +287,20 @@ func decidePool(v glusterView) (glusterStep, facts.Status) {
 			return glusterStep{do: glusterProbe, server: n}, workf("taking %s into the pool of servers", n)
 		}
 	}
-	for i, name := range v.pooled() {
+	// Servers that leave may be out of reach of the others' glusterd. Then they do not learn that their bricks are gone, and while there is
+	// one of them in the pool, another can be removed by force only.
+	pool := v.pooled()
+	leaving := slices.DeleteFunc(slices.Clone(pool), func(n string) bool { return slices.Contains(v.target, n) })
+	current := slices.DeleteFunc(slices.Clone(v.nodes), func(n string) bool {
+		return !slices.Contains(v.target, n) && v.own.Volume != nil && !v.own.Volume.has(n, v.params.Brick)
+	})
+	for i, name := range pool {
 		uuid := v.own.Pool[i]
-		if slices.Contains(v.target, name) || v.needed(name) || !first(func(o glusterReport) bool { return slices.Contains(o.Pool, uuid) }) {
+		if !slices.Contains(leaving, name) || v.needed(name, current) || !first(func(o glusterReport) bool { return slices.Contains(o.Pool, uuid) }) {
 			continue
 		}
 		r, heard := v.heard[name]
-		return glusterStep{do: glusterDetach, server: uuid, force: !heard || !r.Running}, workf("removing %s from the pool of servers", name)
+		return glusterStep{do: glusterDetach, server: uuid, force: !heard || !r.Running || len(leaving) > 1}, workf("removing %s from the pool of servers", name)
 	}
 	return glusterStep{}, facts.Status{}
 }
@@ -300,14 +318,12 @@ func (v glusterView) pooled() []string {
 	return pool
 }
 
-// needed tells whether a server has a brick in the volume, as far as anybody knows.
-func (v glusterView) needed(server string) bool {
-	for _, n := range v.nodes {
-		if r, heard := v.report(n); heard && r.Volume != nil && n != server && r.Volume.has(server, v.params.Brick) {
-			return true
-		}
-	}
-	return false
+// needed tells whether a server has a brick in the volume, as far as some of the servers know.
+func (v glusterView) needed(server string, by []string) bool {
+	return slices.ContainsFunc(by, func(n string) bool {
+		r, heard := v.report(n)
+		return heard && r.Volume != nil && n != server && r.Volume.has(server, v.params.Brick)
+	})
 }
 
 // poolVersion is the lowest operating version among the heard servers, 0 when there is none: a newer image must not
@@ -481,7 +497,7 @@ func decideNewcomer(v glusterView) (glusterStep, facts.Status) {
 		return glusterStep{}, stopf("brick %s holds files (of volume %s), and volume %s is to get it as a new one; attach an empty data disk", v.params.Brick, cmp.Or(own.BrickID, "none"), v.params.Volume)
 	case own.Brick == brickNone:
 		return glusterStep{do: glusterMakeBrick}, workf("making the brick's folder")
-	case own.BrickID != "" && !v.needed(v.self):
+	case own.BrickID != "" && !v.needed(v.self, v.nodes):
 		return glusterStep{do: glusterMakeBrick}, workf("clearing what an interrupted attempt left in the brick")
 	}
 	return glusterStep{}, waitf("for the other servers to add this node's brick to volume %s", v.params.Volume)
@@ -556,6 +572,16 @@ func decideChange(v glusterView, servers []string) (step glusterStep, held, miss
 			return wait("all copies to be equal (%s has entries to heal)", n)
 		}
 	}
+	// Half of the bricks may have taken writes alone, if the first is one of them. Then each of them notes that all others lack something.
+	if vol.quorum(func(n string) bool {
+		r, heard := v.report(n)
+		knows := heard && r.Running && r.Volume != nil && r.Volume.ID == vol.ID && r.Brick == brickData && !slices.Contains(r.Lacks, anyBrick)
+		return !slices.Contains(stay, n) && !v.givenUp(n) && !(knows && slices.ContainsFunc(stay, func(s string) bool {
+			return !slices.Contains(r.Lacks, vol.id(vol.index(s, v.params.Brick)))
+		}))
+	}) {
+		return wait("those that leave to serve: they may have what the others lack")
+	}
 	changer := find(v.nodes, slices.DeleteFunc(slices.Clone(v.nodes), func(n string) bool {
 		return slices.Contains(servers, n) && slices.Contains(v.target, n)
 	}))
@@ -593,19 +619,18 @@ func decideChange(v glusterView, servers []string) (step glusterStep, held, miss
 // decideLost chooses the next step of a server whose brick is blank while the volume exists. Every server must have noted
 // what the brick lacks before it serves.
 func decideLost(v glusterView, index int) (glusterStep, facts.Status) {
-	var missing, silent []string
-	servers := v.servers()
-	unaware := 1 // and this one
-	for _, n := range servers {
+	var missing, silent, unaware []string
+	vol := v.own.Volume
+	for _, n := range v.servers() {
 		r, ok := v.heard[n]
 		switch {
 		case n == v.self || !ok && v.givenUp(n):
-		case ok && v.target != nil && !slices.Contains(v.target, n) && !r.serves() && 2*(unaware+1) <= len(servers):
-			// It may not know yet that this brick is in the volume, and leaves. Every majority has one that does.
-			unaware++
+		case ok && v.target != nil && !slices.Contains(v.target, n) && !r.serves() && !vol.quorum(func(o string) bool { return o == n || o == v.self || slices.Contains(unaware, o) }):
+			// It may not know yet that this brick is in the volume, and leaves. No quorum is without one that does.
+			unaware = append(unaware, n)
 		case !ok:
 			missing = append(missing, n)
-		case r.Brick == brickData && !slices.Contains(r.Blames, v.own.Volume.id(index)):
+		case r.Brick == brickData && !slices.Contains(r.Blames, vol.id(index)):
 			silent = append(silent, n)
 		}
 	}

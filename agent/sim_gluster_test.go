@@ -21,15 +21,15 @@ import (
 //   - With server quorum, glusterd stops its brick when less than a majority of servers is connected, and starts it when
 //     there is a majority again. It does not start a brick whose folder lacks the volume's ID. "start force" puts the ID
 //     on empty folders of all connected servers, and skips missing folders.
-//   - A write goes to all bricks that are online, if they are a majority. These record what the others lack. Reads come
-//     from a brick that no other one records as lacking something.
+//   - A write goes to all bricks that are online, if they are a majority, or half with the first brick. These record what the others
+//     lack. Reads come from a brick that no other one records as lacking something.
 //   - A probe takes a server into the pools of all connected servers, and a removal takes it out; both may reach only some. A server
 //     that starts tells those that it is connected to whom it knows.
 //   - A new brick gets the highest id of the volume's bricks plus 1, and its folder the volume's ID, before the volume changes. What a
 //     server misses of that change it gets from others, and starts its brick; only the whole change marks the new brick as lacking
 //     everything.
 //   - Healing makes a brick that lacks something equal to one that lacks nothing, whatever else it contains. If all are
-//     recorded as lacking something, they are merged.
+//     recorded as lacking something, they are merged. It needs no majority.
 var simGluster = &simKind{
 	name: "gluster", role: "glusterfs", share: 10,
 	build: func(w *simWorld) simModel { return newGlusterModel(w) },
@@ -294,7 +294,7 @@ func (g *glusterModel) client() {
 		g.client()
 		v := g.volume()
 		online := g.online(v)
-		if 2*len(online) <= len(g.bricksOf(v)) {
+		if !g.enough(v, online) {
 			return
 		}
 		for _, i := range online {
@@ -323,6 +323,11 @@ func (g *glusterModel) online(v *glusterVolume) (list []int) {
 	return list
 }
 
+// enough tells whether clients can write to the bricks that they reach.
+func (g *glusterModel) enough(v *glusterVolume, online []int) bool {
+	return v != nil && (2*len(online) > len(v.Bricks) || 2*len(online) == len(v.Bricks) && slices.ContainsFunc(online, func(i int) bool { return g.index(v, i) == 0 }))
+}
+
 // blamed reports whether one of the bricks records that brick j lacks something.
 func (g *glusterModel) blamed(v *glusterVolume, by []int, j int) bool {
 	id := v.id(g.index(v, j))
@@ -335,7 +340,7 @@ func (g *glusterModel) heal() {
 		g.heal()
 		v := g.volume()
 		online := g.online(v)
-		if 2*len(online) <= len(g.bricksOf(v)) {
+		if len(online) < 2 {
 			return
 		}
 		id := func(j int) int { return v.id(g.index(v, j)) }
@@ -383,7 +388,7 @@ func (g *glusterModel) check() error {
 	}
 	v := g.volume()
 	online := g.online(v)
-	if 2*len(online) <= len(g.bricksOf(v)) {
+	if !g.enough(v, online) {
 		return nil
 	}
 	for _, j := range online {
@@ -673,17 +678,18 @@ func (g *glusterModel) create(i int, servers []string) error {
 			return errors.New("not connected")
 		}
 	}
+	// glusterd would refuse it where it knows the volume, but no agent may try.
+	for j, d := range g.disks {
+		if d.volume != nil || d.brick == brickData {
+			g.w.fail("%s makes a volume, and %s has one", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name)
+		}
+	}
 	for _, j := range friends {
 		if g.disks[j].volume != nil {
 			return errors.New("already exists")
 		}
 	}
 	g.volumes++
-	for j, d := range g.disks {
-		if d.volume != nil || d.brick == brickData {
-			g.w.fail("%s makes a volume, and %s has one", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name)
-		}
-	}
 	v := &glusterVolume{ID: fmt.Sprintf("volume %d", g.volumes), Status: volumeCreated, Options: map[string]string{}}
 	for k, name := range servers {
 		v.Bricks, v.IDs = append(v.Bricks, name+":"+g.params.Brick), append(v.IDs, k)
@@ -765,6 +771,7 @@ func TestSimGlusterMutants(t *testing.T) {
 			for _, n := range v.nodes {
 				if _, ok := v.heard[n]; !ok && n != v.self && v.own.Volume == nil {
 					v.heard[n] = glusterReport{Running: true, Brick: brickBare}
+					v.target, v.agreed = v.nodes, true // as if it conformed
 				}
 			}
 		}, nil),
