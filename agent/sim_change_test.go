@@ -45,7 +45,9 @@ func inMembership(g facts.Membership, n *machine) bool {
 
 // change begins a change, once the one before has ended.
 func (w *simWorld) change(arg int) {
-	if w.changes != nil {
+	// Where apply changes one node at a time, it does not go on while one is not ready.
+	left := func(p facts.Peer) bool { n := w.named(p.Name); return !n.gone && !n.ready() }
+	if w.changes != nil || w.kind.inOrder && w.generation.Number > 1 && slices.ContainsFunc(w.generation.Members, left) {
 		w.in(5*time.Second, func() { w.change(arg) })
 		return
 	}
