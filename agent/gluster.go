@@ -48,6 +48,8 @@ type gluster struct {
 	unit      string    // what systemd last said of glusterd
 	offline   time.Time // since when a brick that should run does not; zero: it runs, or should not
 	healAsked time.Time
+	stale     time.Time         // since when glusterd has been stale; zero: it is not
+	unclaimed time.Time         // since when nobody has claimed the brick
 	uuids     map[string]string // of the servers, by node
 	whole     bool              // see glusterView
 	applied   map[string]string // options that were set: glusterd may write a value differently than it was given
@@ -108,6 +110,7 @@ func (g *gluster) view(w World) glusterView {
 	}
 	number, ok := g.complete(w, v)
 	v.leaves = ensemble.Leaves(w, 0) || ok && ensemble.Leaves(w, number)
+	v.staleFor, v.unclaimedFor = lasts(&g.stale, now, v.stale(v.own)), lasts(&g.unclaimed, now, v.unclaimed())
 	started := g.seen.Running && g.seen.Volume != nil && g.seen.Volume.Status == volumeStarted
 	switch {
 	case !started || g.seen.Online:
@@ -119,6 +122,18 @@ func (g *gluster) view(w World) glusterView {
 		v.startHeld = max(0, offlineLimit-g.node.since(g.offline))
 	}
 	return v
+}
+
+// lasts tells how long something has been so.
+func lasts(since *time.Time, now time.Time, is bool) time.Duration {
+	switch {
+	case !is:
+		*since = time.Time{}
+		return 0
+	case since.IsZero():
+		*since = now
+	}
+	return now.Sub(*since)
 }
 
 // complete returns the newest membership in use, unless it is the oldest, if its servers have a volume and a pool of their own.
@@ -133,7 +148,7 @@ func (g *gluster) complete(w World, v glusterView) (number int, ok bool) {
 	}
 	for _, p := range target.Members {
 		r, heard := v.report(p.Name)
-		if !heard || !r.serves() || !r.Volume.has(p.Name, v.params.Brick) || len(r.Volume.Bricks) != len(pool) || len(r.Pool) != len(pool)-1 {
+		if !heard || !r.serves() || v.stale(r) || !r.Volume.has(p.Name, v.params.Brick) || len(r.Volume.Bricks) != len(pool) || len(r.Pool) != len(pool)-1 {
 			return 0, false
 		}
 		for _, uuid := range r.Pool {

@@ -25,8 +25,13 @@ type glusterReport struct {
 	Volume    *glusterVolume `json:"volume,omitempty"`
 	Brick     brickState     `json:"brick"`
 	BrickID   string         `json:"brick_id,omitempty"` // the volume that the brick says it belongs to
-	Online    bool           `json:"online"`             // the brick's process accepts connections
-	Pending   int            `json:"pending"`            // entries that other bricks lack, as this brick knows
+	// Stored lists the bricks of the volume that glusterd has stored, and reads when it starts, if these are not those of Volume: it has
+	// taken part in a change that failed half-way.
+	Stored []string `json:"stored,omitempty"`
+	// Fresh: the agent made the brick's folder, and the volume that glusterd has stored has not had this brick since.
+	Fresh   bool `json:"fresh,omitempty"`
+	Online  bool `json:"online"`  // the brick's process accepts connections
+	Pending int  `json:"pending"` // entries that other bricks lack, as this brick knows
 	// Blames lists the bricks, by id, that this brick has marked as lacking everything, and Lacks those that lack anything, as far as this
 	// brick knows; anyBrick: it is not known which.
 	Blames []int `json:"blames,omitempty"`
@@ -54,6 +59,8 @@ type glusterVolume struct {
 	// that it was made with numbers them in order. After that, a new one gets the highest id plus 1, and others keep theirs.
 	IDs     []int             `json:"brick_ids,omitempty"`
 	Options map[string]string `json:"options,omitempty"`
+	// Version counts the changes that this server has stored; 0: not known. On connecting, servers take over the latest from each other.
+	Version int `json:"version,omitempty"`
 }
 
 const (
@@ -145,6 +152,9 @@ type glusterView struct {
 	startHeld time.Duration // starting the unit, or the brick
 	healHeld  time.Duration
 	applied   map[string]string
+	// How long has it been so without interruption: that this server's glusterd is stale, and that nobody claims its brick.
+	staleFor     time.Duration
+	unclaimedFor time.Duration
 	// whole: since this node's agent started, nothing was left to heal at least once. Later there may be, briefly with each
 	// write, or while another server is away.
 	whole bool
@@ -211,6 +221,8 @@ const (
 	glusterIdentify  glusterDo = "identify" // write glusterd.info and the pool
 	glusterStartUnit glusterDo = "start glusterd"
 	glusterMakeBrick glusterDo = "make the brick's folder"
+	glusterClear     glusterDo = "clear the brick"
+	glusterKeep      glusterDo = "note that the brick is the volume's"
 	glusterCreate    glusterDo = "create the volume"
 	glusterSet       glusterDo = "set options"
 	glusterStart     glusterDo = "start the volume"
@@ -269,7 +281,7 @@ func decideGluster(v glusterView) (glusterStep, facts.Status) {
 // decidePool takes a new server into the pool of those that run, or removes from it who is no member and has no brick. One server does
 // it: the first of those that are concerned.
 func decidePool(v glusterView) (glusterStep, facts.Status) {
-	if !v.agreed || !slices.Contains(v.target, v.self) {
+	if !v.agreed || !slices.Contains(v.target, v.self) || v.find(glusterReport.unstored) != "" {
 		return glusterStep{}, facts.Status{}
 	}
 	first := func(concerned func(r glusterReport) bool) bool {
@@ -400,6 +412,15 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 	if index < 0 {
 		return decideNewcomer(v)
 	}
+	restart, stale := decideStale(v)
+	switch {
+	case restart.do != glusterNothing:
+		return restart, workf("%s", stale)
+	case own.unstored() && !own.serves():
+		return glusterStep{}, workf("%s", stale)
+	case own.Fresh && !own.unstored() && own.BrickID == vol.ID:
+		return glusterStep{do: glusterKeep}, workf("noting that the brick belongs to volume %s", v.params.Volume)
+	}
 	if own.BrickID != "" && own.BrickID != vol.ID && own.Brick == brickData {
 		return glusterStep{}, stopf("brick %s holds files of another volume (%s, ours is %s)", v.params.Brick, own.BrickID, vol.ID)
 	}
@@ -433,7 +454,8 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 			return glusterStep{do: glusterBlame, brick: vol.id(i)}, workf("noting that %s's brick is blank", n)
 		}
 	}
-	if leader {
+	unstored, behind := v.find(glusterReport.unstored), v.find(v.behind)
+	if leader && unstored == "" && behind == "" {
 		if options := optionsToSet(v); len(options) > 0 {
 			return glusterStep{do: glusterSet, options: options}, workf("setting options of volume %s", v.params.Volume)
 		}
@@ -447,6 +469,11 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 		return glusterStep{}, stopf("volume %s was stopped by an operator; gluster volume start %s", v.params.Volume, v.params.Volume)
 	case !own.Online && v.startHeld > 0:
 		return glusterStep{}, workf("the brick is starting")
+	case !own.Online && unstored != "" && !v.poolHolds():
+		return glusterStep{}, waitf("for %s's glusterd to store the volume as it knows it", unstored)
+	case !own.Online && unstored != "":
+		// A start by force makes all store what they know, which is not the same. glusterd starts the brick, too, when it starts.
+		return glusterStep{do: glusterStop}, workf("restarting glusterd, to start the brick")
 	case !own.Online:
 		return glusterStep{do: glusterForce}, workf("starting the brick, which glusterd did not do by itself")
 	}
@@ -466,8 +493,10 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 		}
 		detail += fmt.Sprintf(", under %d entries to heal", bound)
 	}
-	if held != "" {
-		detail += "; " + held
+	for _, why := range []string{stale, held} {
+		if why != "" {
+			detail += "; " + why
+		}
 	}
 	step := glusterStep{}
 	if pending > 0 && leader && len(away) == 0 && v.healHeld == 0 {
@@ -486,21 +515,130 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 	return step, facts.Status{State: facts.Ready, Detail: detail, Missing: missing}
 }
 
+// changeLimit is how long a change of the volume's bricks may be under way. By then, glusterd has given up its locks, too (after 3 minutes).
+const changeLimit = 200 * time.Second
+
+// unstored tells whether glusterd has not stored the volume as it knows it.
+func (r glusterReport) unstored() bool { return r.Running && r.Stored != nil }
+
+// behind tells whether a server that stays has stored a later state of the volume.
+func (v glusterView) behind(r glusterReport) bool {
+	return r.Running && r.Volume != nil && r.Volume.Version > 0 && slices.ContainsFunc(v.nodes, func(n string) bool {
+		o, heard := v.report(n)
+		return heard && !v.isLeaving(n) && o.Running && o.Volume != nil && o.Volume.ID == r.Volume.ID && o.Volume.Version > r.Volume.Version
+	})
+}
+
+// isLeaving tells whether a server is not to be one any more. Its glusterd may be out of reach of the others.
+func (v glusterView) isLeaving(server string) bool {
+	return v.target != nil && !slices.Contains(v.target, server)
+}
+
+// stale tells whether a restart of glusterd would change what it knows of the volume.
+func (v glusterView) stale(r glusterReport) bool { return r.unstored() || v.behind(r) }
+
+// find returns the first server that was heard and of which something is true; empty: none.
+func (v glusterView) find(is func(r glusterReport) bool) string {
+	for _, n := range v.nodes {
+		if r, heard := v.report(n); heard && is(r) {
+			return n
+		}
+	}
+	return ""
+}
+
+// poolHolds tells whether glusterd is a majority of its pool without this server: else all would stop their bricks if it restarted.
+func (v glusterView) poolHolds() bool {
+	running := 0
+	for _, n := range v.nodes {
+		if r, heard := v.heard[n]; heard && r.Running && slices.Contains(v.own.Pool, v.uuids[n]) {
+			running++
+		}
+	}
+	return 2*running > len(v.own.Pool)+1
+}
+
+// decideStale restarts a glusterd that has missed a change, or has taken part in one that failed half-way: glusterd changes the volume in
+// the memory of all servers first, and has all store it once each has done its part. Nothing else undoes that. One that restarts has what
+// it has stored, or what a server that it connects to has stored later. It returns what it waits for as well.
+func decideStale(v glusterView) (step glusterStep, held string) {
+	own := v.own
+	if !own.unstored() && (v.isLeaving(v.self) || !v.behind(own)) {
+		return glusterStep{}, ""
+	}
+	why := "glusterd has not stored the volume as it knows it"
+	stored := own.Stored
+	if !own.unstored() {
+		why, stored = "glusterd knows an earlier state of the volume than others", own.Volume.Bricks
+	}
+	if v.staleFor < changeLimit {
+		return glusterStep{}, why + "; it is restarted if that lasts"
+	}
+	why = "restarting it, because " + why
+	serves := own.serves() && slices.Contains(stored, v.self+":"+v.params.Brick)
+	if !v.poolHolds() {
+		return glusterStep{}, why + ", waits for a majority of the servers without this one"
+	}
+	for _, n := range v.nodes {
+		r, heard := v.report(n)
+		if n == v.self {
+			continue
+		}
+		has := slices.Contains(stored, n+":"+v.params.Brick)
+		switch before := slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self); {
+		case before && heard && v.stale(r) && (serves || !r.serves()):
+			return glusterStep{}, why + ", waits for " + n + " to do so"
+		case !serves || !has || v.givenUp(n):
+		case !heard || !r.serves():
+			return glusterStep{}, why + ", waits for " + n + " to serve"
+		case slices.ContainsFunc(r.Lacks, func(id int) bool {
+			i := slices.Index(own.Volume.ids(), id)
+			return id == anyBrick || i >= 0 && slices.Contains(stored, own.Volume.Bricks[i])
+		}):
+			return glusterStep{}, why + ", waits for all copies to be equal (" + n + " has entries to heal)"
+		}
+	}
+	return glusterStep{do: glusterStop}, why
+}
+
+// unclaimed tells whether this server's brick is in nobody's volume, and nobody can be about to add it. Every server must say so: one that
+// is busy with a change does not answer.
+func (v glusterView) unclaimed() bool {
+	if !v.own.Running || v.own.Volume == nil || v.target == nil || !v.agreed {
+		return false
+	}
+	for _, n := range v.nodes {
+		r, heard := v.report(n)
+		switch {
+		case !heard && (v.givenUp(n) || v.isLeaving(n)), heard && !r.Running && v.isLeaving(n):
+		case !heard || !r.Running || r.unstored() || !v.isLeaving(n) && v.behind(r) || r.Volume != nil && r.Volume.has(v.self, v.params.Brick):
+			return false
+		}
+	}
+	return true
+}
+
 // decideNewcomer is for a server without a brick in the volume: it comes, or it has left.
 func decideNewcomer(v glusterView) (glusterStep, facts.Status) {
 	own := v.own
+	restart, stale := decideStale(v)
 	switch {
 	case v.target != nil && !slices.Contains(v.target, v.self):
 		return glusterStep{}, waitf("for the others to go on without this node")
-	case own.Brick == brickData:
+	case stale != "":
+		return restart, workf("%s", stale)
+	case own.Brick == brickData && !own.Fresh:
 		// Healing would complete these files, and not notice those that have changed since.
 		return glusterStep{}, stopf("brick %s holds files (of volume %s), and volume %s is to get it as a new one; attach an empty data disk", v.params.Brick, cmp.Or(own.BrickID, "none"), v.params.Volume)
 	case own.Brick == brickNone:
 		return glusterStep{do: glusterMakeBrick}, workf("making the brick's folder")
-	case own.BrickID != "" && !v.needed(v.self, v.nodes):
-		return glusterStep{do: glusterMakeBrick}, workf("clearing what an interrupted attempt left in the brick")
+	case own.Brick != brickData && own.BrickID == "":
+		return glusterStep{}, waitf("for the other servers to add this node's brick to volume %s", v.params.Volume)
+	case v.unclaimedFor < changeLimit:
+		// glusterd prepares the brick before the volume has it. Clearing it now would make the change fail on this server alone.
+		return glusterStep{}, waitf("for the other servers to finish adding this node's brick to volume %s", v.params.Volume)
 	}
-	return glusterStep{}, waitf("for the other servers to add this node's brick to volume %s", v.params.Volume)
+	return glusterStep{do: glusterClear}, workf("clearing what an interrupted change left in the brick")
 }
 
 // decideChange changes the volume's bricks by one, towards the servers that it is to have. It returns what it
@@ -556,6 +694,11 @@ func decideChange(v glusterView, servers []string) (step glusterStep, held, miss
 	for _, n := range servers {
 		if r, heard := v.report(n); slices.Contains(v.target, n) || !v.givenUp(n) && (!heard || r.serves() || !vol.majority()) {
 			stay = append(stay, n)
+		}
+	}
+	for _, n := range v.nodes {
+		if r, heard := v.report(n); heard && (r.unstored() || !v.isLeaving(n) && v.behind(r)) {
+			return wait("%s's glusterd to know and store the latest state of the volume", n)
 		}
 	}
 	for _, n := range stay {

@@ -44,7 +44,7 @@ type glusterUnit struct {
 	params *facts.GlusterParams
 	seen   glusterReport
 
-	info  fileStamp // of the volume's file below WorkDir when it was last asked for
+	info  [2]fileStamp // of the volume's file below WorkDir, and its folder, when it was last asked for
 	asked time.Time
 	brick brickProcess
 }
@@ -64,7 +64,7 @@ func (g *glusterUnit) look(ctx context.Context) (glusterReport, string, error) {
 		r.Fault = cmp.Or(lastLine(ctx, g.params.Unit), u.Result)
 	}
 	if u.Active == "active" {
-		r.Volume, err = g.volume(ctx)
+		r.Volume, r.Stored, err = g.volume(ctx)
 		r.Running = err == nil
 		noteAnswer(g.params.Unit, ctx.Err() == nil)
 		if err != nil {
@@ -126,7 +126,7 @@ func readStored(path string) (map[string]string, error) {
 // removed.
 func befriended(peer map[string]string) bool { return peer["state"] == "3" }
 
-// fileStamp tells whether a file has changed.
+// fileStamp tells whether a file or a folder's list has changed.
 type fileStamp struct {
 	modified time.Time
 	size     int64
@@ -142,62 +142,81 @@ func stampOf(path string) fileStamp {
 
 // volume asks glusterd for the volume, or repeats its last answer while the file that glusterd keeps about the volume
 // has not changed, and glusterd answers. It returns nil when there is no volume.
-func (g *glusterUnit) volume(ctx context.Context) (*glusterVolume, error) {
-	now := stampOf(filepath.Join(g.params.WorkDir, "vols", g.params.Volume, "info"))
+func (g *glusterUnit) volume(ctx context.Context) (vol *glusterVolume, stored []string, err error) {
+	// In the middle of a change, before it stores anything else, glusterd writes files for the bricks.
+	dir := filepath.Join(g.params.WorkDir, "vols", g.params.Volume)
+	now := [2]fileStamp{stampOf(filepath.Join(dir, "info")), stampOf(dir)}
 	if g.seen.Running && now == g.info {
 		age := time.Since(g.asked)
 		if age < infoInterval || age < infoCalm && pingGlusterd(ctx, glusterdSocket) == nil {
-			return g.seen.Volume, nil
+			return g.seen.Volume, g.seen.Stored, nil
 		}
 	}
 	out, err := run(ctx, nil, "gluster", "--mode=script", "--xml", "volume", "info")
 	if err != nil {
-		return nil, fmt.Errorf("ask glusterd: %w", cliFault(out, err))
+		return nil, nil, fmt.Errorf("ask glusterd: %w", cliFault(out, err))
 	}
 	volumes, err := parseVolumes(out)
 	if err != nil {
-		return nil, fmt.Errorf("ask glusterd: %w", err)
+		return nil, nil, fmt.Errorf("ask glusterd: %w", err)
 	}
-	vol := volumes[g.params.Volume]
-	if vol != nil {
-		if vol.IDs, err = brickIDs(filepath.Join(g.params.WorkDir, "vols", g.params.Volume, "bricks"), g.params.Volume, vol.Bricks); err != nil {
-			return nil, fmt.Errorf("read what glusterd has stored: %w", err)
+	if vol = volumes[g.params.Volume]; vol != nil {
+		if stored, err = readVolume(dir, g.params.Volume, vol); err != nil {
+			return nil, nil, fmt.Errorf("read what glusterd has stored: %w", err)
 		}
 	}
 	g.info, g.asked = now, time.Now()
-	return vol, nil
+	return vol, stored, nil
 }
 
-// brickIDs reads the ids of bricks from the files that glusterd keeps about them. It answers no query for them.
-func brickIDs(dir, volume string, bricks []string) ([]int, error) {
-	entries, err := os.ReadDir(dir)
+// readVolume completes a volume, as glusterd knows it, with what glusterd keeps in its folder and does not answer: its version and the ids of
+// the bricks. It returns the bricks that are stored, in the order of their ids, if these are others.
+func readVolume(dir, name string, vol *glusterVolume) (stored []string, err error) {
+	info, err := readStored(filepath.Join(dir, "info"))
+	if err != nil {
+		return nil, err
+	}
+	if vol.Version, err = strconv.Atoi(info["version"]); err != nil || vol.Version < 0 {
+		return nil, fmt.Errorf("%s: version %q", filepath.Join(dir, "info"), info["version"])
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "bricks"))
 	if err != nil {
 		return nil, err
 	}
 	known := map[string]int{}
 	for _, e := range entries {
-		b, err := readStored(filepath.Join(dir, e.Name()))
+		b, err := readStored(filepath.Join(dir, "bricks", e.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it has gone meanwhile
 		}
 		if err != nil {
 			return nil, err
 		}
-		if id, ok := strings.CutPrefix(b["brick-id"], volume+"-client-"); ok {
+		if id, ok := strings.CutPrefix(b["brick-id"], name+"-client-"); ok {
 			if n, err := strconv.Atoi(id); err == nil && n >= 0 {
 				known[b["hostname"]+":"+b["path"]] = n
 			}
 		}
 	}
-	var ids []int
-	for _, b := range bricks {
-		id, ok := known[b]
-		if !ok {
-			return nil, fmt.Errorf("%s: no id of the brick %s", dir, b)
-		}
-		ids = append(ids, id)
+	next := 0
+	for b, id := range known {
+		next = max(next, id+1)
+		stored = append(stored, b)
 	}
-	return ids, nil
+	slices.SortFunc(stored, func(a, b string) int { return cmp.Compare(known[a], known[b]) })
+	same := len(stored) == len(vol.Bricks)
+	for _, b := range vol.Bricks {
+		id, ok := known[b]
+		if !ok { // in memory, glusterd has given it the next one
+			same, id = false, next
+			next++
+		}
+		vol.IDs = append(vol.IDs, id)
+	}
+	if same {
+		return nil, nil
+	}
+	return stored, nil
 }
 
 // glusterdSocket is where glusterd takes commands.
@@ -299,6 +318,12 @@ func (g *glusterUnit) lookAtBrick(ctx context.Context, r *glusterReport) error {
 	if r.Brick == brickNone {
 		return nil
 	}
+	switch _, err := os.Lstat(freshMark(g.params.Brick)); {
+	case err == nil:
+		r.Fresh = true
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
 	id := make([]byte, 16)
 	n, err := syscall.Getxattr(g.params.Brick, volumeIDXattr, id)
 	if err != nil && !errors.Is(err, syscall.ENODATA) {
@@ -394,15 +419,48 @@ func brickContent(brick string) (brickState, error) {
 	return brickEmpty, nil
 }
 
-// makeBrick makes the folder of a brick, or clears one that an interrupted attempt has prepared for a volume. It fails if there are
-// files in it.
+// makeBrick makes the folder of a brick, with a mark beside it.
 func makeBrick(brick string) error {
+	if err := os.MkdirAll(filepath.Dir(brick), 0o755); err != nil {
+		return err
+	}
+	if err := atomicfile.Write(freshMark(brick), nil, 0o600); err != nil {
+		return err
+	}
+	return os.MkdirAll(brick, 0o755)
+}
+
+// freshMark is a file that says that a brick's folder was made by the agent, and that nothing in it is the only copy: the volume has not had
+// the brick since, or only as one that glusterd was about to add. It is removed once the volume has the brick.
+func freshMark(brick string) string {
+	return filepath.Join(filepath.Dir(brick), "."+filepath.Base(brick)+".new")
+}
+
+// clearBrick clears a brick that an interrupted change has prepared for a volume. Without the mark of makeBrick it fails if there are files
+// in it.
+func clearBrick(brick string) error {
+	if pid, _ := findBrick(brick); pid != "" {
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			return err
+		}
+		if err := syscall.Kill(n, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("end the brick's process: %w", err)
+		}
+		return notYet("for the brick's process to end")
+	}
+	if _, err := os.Lstat(freshMark(brick)); err == nil {
+		if err := os.RemoveAll(brick); err != nil {
+			return err
+		}
+		return makeBrick(brick)
+	}
 	for _, path := range []string{filepath.Join(brick, ".glusterfs"), brick} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	return os.MkdirAll(brick, 0o755)
+	return makeBrick(brick)
 }
 
 // changelog counts what a brick knows that another brick lacks of one of its files or folders. For a folder, data
@@ -534,6 +592,10 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 		return startUnit(ctx, g.params.Unit)
 	case glusterMakeBrick:
 		return makeBrick(g.params.Brick)
+	case glusterClear:
+		return clearBrick(g.params.Brick)
+	case glusterKeep:
+		return os.Remove(freshMark(g.params.Brick))
 	case glusterCreate:
 		args := []string{"create", vol}
 		if len(step.servers) > 1 {

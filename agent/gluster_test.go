@@ -307,16 +307,28 @@ func TestBricksAreKnownByTheirIDs(t *testing.T) {
 		t.Errorf("%+v, next %d", step, v.own.Volume.nextID())
 	}
 	dir := t.TempDir()
-	for name, text := range map[string]string{"glusterfs1:-b": "uuid=u\nhostname=glusterfs1\npath=/b\nbrick-id=gv0-client-0\n", "glusterfs3:-b": "hostname=glusterfs3\npath=/b\nbrick-id=gv0-client-12\n"} {
+	if err := os.Mkdir(filepath.Join(dir, "bricks"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"info": "type=2\nversion=7\n", "bricks/glusterfs1:-b": "uuid=u\nhostname=glusterfs1\npath=/b\nbrick-id=gv0-client-0\n", "bricks/glusterfs3:-b": "hostname=glusterfs3\npath=/b\nbrick-id=gv0-client-12\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if ids, err := brickIDs(dir, "gv0", []string{"glusterfs3:/b", "glusterfs1:/b"}); err != nil || !slices.Equal(ids, []int{12, 0}) {
-		t.Errorf("%v, %v", ids, err)
-	}
-	if ids, err := brickIDs(dir, "gv0", []string{"glusterfs2:/b"}); err == nil {
-		t.Errorf("%v for a brick without an id", ids)
+	for _, c := range []struct {
+		bricks []string
+		ids    []int
+		stored []string
+	}{
+		{[]string{"glusterfs3:/b", "glusterfs1:/b"}, []int{12, 0}, nil},
+		// After a change that failed half-way, glusterd knows others than it has stored. A new one has the next id.
+		{[]string{"glusterfs1:/b", "glusterfs3:/b", "glusterfs4:/b"}, []int{0, 12, 13}, []string{"glusterfs1:/b", "glusterfs3:/b"}},
+		{[]string{"glusterfs1:/b"}, []int{0}, []string{"glusterfs1:/b", "glusterfs3:/b"}},
+	} {
+		vol := glusterVolume{Bricks: c.bricks}
+		if stored, err := readVolume(dir, "gv0", &vol); err != nil || vol.Version != 7 || !slices.Equal(vol.IDs, c.ids) || !slices.Equal(stored, c.stored) {
+			t.Errorf("%v: %+v, stored %v, %v", c.bricks, vol, stored, err)
+		}
 	}
 }
 

@@ -16,8 +16,9 @@ import (
 
 // The model of GlusterFS follows xlators/mgmt/glusterd and xlators/cluster/afr of GlusterFS 10:
 //
-//   - Two servers are connected if each has the other's UUID in its pool and answers with its own. Connected servers
-//     synchronize to the latest version of the volume; a server without one gets it.
+//   - Two servers are connected if each has the other's UUID in its pool and answers with its own. When they connect, the one with the
+//     earlier version of the volume takes over the later one, and a server without a volume gets it; not while they are connected.
+//   - A running glusterd has the volume in its memory. What it has stored is read when it starts.
 //   - With server quorum, glusterd stops its brick when less than a majority of servers is connected, and starts it when
 //     there is a majority again. It does not start a brick whose folder lacks the volume's ID. "start force" puts the ID
 //     on empty folders of all connected servers, and skips missing folders.
@@ -25,9 +26,11 @@ import (
 //     lack. Reads come from a brick that no other one records as lacking something.
 //   - A probe takes a server into the pools of all connected servers, and a removal takes it out; both may reach only some. A server
 //     that starts tells those that it is connected to whom it knows.
-//   - A new brick gets the highest id of the volume's bricks plus 1, and its folder the volume's ID, before the volume changes. What a
-//     server misses of that change it gets from others, and starts its brick; only the whole change marks the new brick as lacking
-//     everything.
+//   - Bricks are added and removed in phases, each on one server after the other, while all are locked: other changes are refused. To add
+//     one, the servers check, and the new brick's folder gets the volume's ID; then all change the volume in memory, and the new server
+//     marks, on the other bricks, that its brick lacks everything, and starts it; then all store it, and clients learn of it. If anything
+//     fails, the rest is left out, and nothing is undone. One that connects to others, or restarts, in the middle may be left out of the
+//     rest. A new brick gets the highest id of the volume's bricks plus 1.
 //   - Healing makes a brick that lacks something equal to one that lacks nothing, whatever else it contains. If all are
 //     recorded as lacking something, they are merged. It needs no majority.
 var simGluster = &simKind{
@@ -45,6 +48,7 @@ type glusterDisk struct {
 	version int            // of the volume
 	brick   brickState
 	brickID string
+	fresh   bool         // there is the agent's mark
 	files   *big.Int     // the writes on the brick, one bit each
 	all     map[int]bool // by brick's id: recorded as lacking everything
 	some    map[int]bool // by brick's id: recorded as lacking what was written in its absence
@@ -53,7 +57,22 @@ type glusterDisk struct {
 // glusterd is a running one.
 type glusterd struct {
 	up     bool
-	quorum bool // at its last check
+	quorum bool              // at its last check
+	memory *glusterVolume    // the volume as it knows it, if it has not stored that
+	met    map[int]*glusterd // those that it is connected to, and has compared the volume with
+	locked *glusterOp        // nil, or ended: none
+}
+
+// glusterOp is a change of the volume's bricks that a glusterd makes.
+type glusterOp struct {
+	by      *glusterd
+	servers []int // all that take part; the first makes it
+	daemons []*glusterd
+	// phases are done on each server.
+	phases []func(i int) error
+	slow   bool
+	ended  bool
+	err    error
 }
 
 type glusterModel struct {
@@ -67,12 +86,13 @@ type glusterModel struct {
 	changed bool
 	params  *facts.GlusterParams
 	decide  func(glusterView) (glusterStep, facts.Status)
+	stopped map[int]bool               // stopped by their agents, and do not serve again yet
 	probing bool                       // a mutation: servers start with an empty pool
 	change  func(g *gluster, w *World) // a mutation; nil: none
 }
 
 func newGlusterModel(w *simWorld) *glusterModel {
-	g := &glusterModel{w: w, acked: new(big.Int), params: glusterParams(), decide: decideGluster,
+	g := &glusterModel{w: w, acked: new(big.Int), stopped: map[int]bool{}, params: glusterParams(), decide: decideGluster,
 		daemons: make([]*glusterd, len(w.nodes)), bricks: make([]bool, len(w.nodes))}
 	for range w.nodes {
 		g.disks = append(g.disks, g.newDisk())
@@ -164,7 +184,15 @@ func (g *glusterModel) everywhere() *big.Int {
 }
 
 func (g *glusterModel) foreign(*machine) {}
-func (g *glusterModel) relinked()        {}
+
+// relinked: those that cannot reach each other any more compare the volume when they connect again.
+func (g *glusterModel) relinked() {
+	for i, s := range g.daemons {
+		if s != nil {
+			maps.DeleteFunc(s.met, func(j int, _ *glusterd) bool { return !g.connected(i, j) })
+		}
+	}
+}
 
 // lie returns a report that falsely claims to serve. The content of the disk is true: only the server itself knows it.
 func (g *glusterModel) lie(n *machine, _ string) any {
@@ -217,7 +245,7 @@ func (g *glusterModel) friends(i int) (list []int) {
 }
 
 func (g *glusterModel) start(n *machine) {
-	s := &glusterd{}
+	s := &glusterd{met: map[int]*glusterd{}}
 	g.daemons[n.index] = s
 	alive := func() bool { return g.daemons[n.index] == s }
 	n.after(n.pace(200*time.Millisecond, 2*time.Second), alive, func() {
@@ -243,49 +271,146 @@ func (g *glusterModel) manage(n *machine, s *glusterd, alive func() bool) {
 	i := n.index
 	d := g.disks[i]
 	changed := false
-	for _, j := range g.friends(i) {
-		if o := g.disks[j]; o.volume != nil && (d.volume == nil || o.volume.ID == d.volume.ID && o.version > d.version) {
-			d.volume, d.version, changed = o.volume, o.version, true
+	for j := range g.disks {
+		if j == i || !g.connected(i, j) {
+			delete(s.met, j)
+			continue
 		}
+		if o := g.disks[j]; s.met[j] != g.daemons[j] && o.volume != nil && (d.volume == nil || o.volume.ID == d.volume.ID && o.version > d.version) {
+			changed = true
+			g.store(i, o.volume, o.version)
+		}
+		s.met[j] = g.daemons[j]
 	}
 	quorum := g.quorum(i)
+	known := g.known(i)
 	switch {
-	case g.bricks[i] && (!quorum || g.index(d.volume, i) < 0):
+	case g.bricks[i] && (!quorum || g.index(known, i) < 0):
 		g.bricks[i], g.changed = false, true
-	case quorum && (!s.quorum || changed) && d.volume != nil && d.volume.Status == volumeStarted:
+	case quorum && (!s.quorum || changed) && known != nil && known.Status == volumeStarted:
 		g.startBrick(i)
 	}
 	s.quorum = quorum
 	n.after(n.pace(300*time.Millisecond, time.Second), alive, func() { g.manage(n, s, alive) })
 }
 
-func (g *glusterModel) startBrick(i int) {
+// known is the volume as a running glusterd knows it.
+func (g *glusterModel) known(i int) *glusterVolume {
+	if s := g.daemons[i]; s != nil && s.memory != nil {
+		return s.memory
+	}
+	return g.disks[i].volume
+}
+
+// store has a server store a state of the volume.
+func (g *glusterModel) store(i int, v *glusterVolume, version int) {
 	d := g.disks[i]
-	if d.brick == brickNone || g.index(d.volume, i) < 0 || d.brickID != d.volume.ID || g.bricks[i] {
+	d.volume, d.version, g.daemons[i].memory, g.changed = v, version, nil, true
+	for j, o := range g.disks {
+		if o.volume != nil && o.volume.ID == v.ID && o.version == version && !(slices.Equal(o.volume.Bricks, v.Bricks) && slices.Equal(o.volume.IDs, v.IDs) && o.volume.Status == v.Status && maps.Equal(o.volume.Options, v.Options)) {
+			g.w.fail("%s and %s have stored different volumes as version %d: they would reject each other", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name, version)
+		}
+	}
+}
+
+func (g *glusterModel) startBrick(i int) {
+	d, known := g.disks[i], g.known(i)
+	if d.brick == brickNone || g.index(known, i) < 0 || d.brickID != known.ID || g.bricks[i] {
 		return
 	}
 	d.brick, g.bricks[i], g.changed = brickData, true, true
+	delete(g.stopped, i)
 }
 
-// alter changes the volume on all connected servers.
+// alter changes the volume on all connected servers: each what it knows.
 func (g *glusterModel) alter(i int, do func(v *glusterVolume)) error {
-	return g.alterOn(i, g.friends(i), do)
-}
-
-func (g *glusterModel) alterOn(i int, friends []int, do func(v *glusterVolume)) error {
-	if s := g.daemons[i]; s == nil || !s.up || !g.quorum(i) {
+	if s := g.daemons[i]; s == nil || !s.up || !g.quorum(i) || g.known(i) == nil {
 		return errors.New("quorum not met")
 	}
-	next := *g.disks[i].volume
-	next.Options = maps.Clone(next.Options)
-	do(&next)
-	version := g.disks[i].version + 1
+	friends := g.friends(i)
+	if slices.ContainsFunc(friends, g.locked) {
+		return notYet("for a change that another server makes to the volume to end")
+	}
+	id := g.known(i).ID
 	for _, j := range friends {
-		if d := g.disks[j]; d.volume != nil && d.volume.ID == next.ID {
-			d.volume, d.version = &next, version
+		if known := g.known(j); known != nil && known.ID == id {
+			next := *known
+			if do == nil {
+				g.store(j, &next, g.disks[j].version)
+				continue
+			}
+			next.Options = maps.Clone(next.Options)
+			do(&next)
+			g.store(j, &next, g.disks[j].version+1)
 		}
 	}
 	return nil
+}
+
+// locked tells whether a server takes part in a change. When the one that makes it dies, the others notice.
+func (g *glusterModel) locked(i int) bool {
+	op := g.daemons[i].locked
+	return op != nil && !op.ended && g.daemons[op.servers[0]] == op.by
+}
+
+// begin begins a change of the bricks.
+func (g *glusterModel) begin(i int, phases ...func(j int) error) (*glusterOp, error) {
+	if !g.running(i) || !g.quorum(i) || g.known(i) == nil {
+		return nil, errors.New("quorum not met")
+	}
+	friends := g.friends(i)
+	if slices.ContainsFunc(friends, g.locked) {
+		return nil, notYet("for a change that another server makes to the volume to end")
+	}
+	op := &glusterOp{by: g.daemons[i], servers: []int{i}, phases: phases, slow: g.w.chance(5)}
+	for _, k := range g.w.rand.Perm(len(friends)) {
+		if friends[k] != i {
+			op.servers = append(op.servers, friends[k])
+		}
+	}
+	for _, j := range op.servers {
+		op.daemons, g.daemons[j].locked = append(op.daemons, g.daemons[j]), op
+	}
+	g.advance(op, 0, 0)
+	return op, nil
+}
+
+// advance does one server's part of a phase, and then the next one's.
+func (g *glusterModel) advance(op *glusterOp, phase, k int) {
+	n := g.w.nodes[op.servers[0]]
+	limit := 300 * time.Millisecond
+	if op.slow {
+		limit = 6 * time.Second
+	}
+	n.after(n.pace(20*time.Millisecond, limit), func() bool { return g.daemons[n.index] == op.by }, func() {
+		j := op.servers[k]
+		switch {
+		case g.daemons[j] != op.daemons[k], !g.connected(n.index, j): // it is passed over, unless it was asked already
+			if phase == 0 || g.w.chance(2) {
+				op.err = errors.New("no answer")
+			}
+		default:
+			op.err = op.phases[phase](j)
+		}
+		if k++; k == len(op.servers) {
+			phase, k = phase+1, 0
+		}
+		if op.ended = op.err != nil || phase == len(op.phases); !op.ended {
+			g.advance(op, phase, k)
+		}
+		g.w.tell("glusterd of %s: phase %d, %s: %v", n.peer.Name, phase, g.w.nodes[j].peer.Name, op.err)
+	})
+}
+
+// await waits for the end of a change, as gluster's command line does. The change does not need that.
+func (g *glusterModel) await(a *simAgent, op *glusterOp) error {
+	for waited := time.Duration(0); !op.ended; waited += 500 * time.Millisecond {
+		if g.daemons[op.servers[0]] != op.by || waited > cliLimit {
+			return errors.New("no answer")
+		}
+		a.pass(500 * time.Millisecond)
+	}
+	return op.err
 }
 
 // client writes to the volume, as a client that has it mounted.
@@ -410,6 +535,8 @@ func (g *glusterModel) settled() error {
 	whole := !slices.ContainsFunc(g.w.nodes, func(n *machine) bool { return n.gone })
 	for i, n := range g.w.nodes {
 		switch in := g.index(v, i) >= 0; {
+		case n.on() && g.daemons[i] != nil && g.daemons[i].memory != nil:
+			return fmt.Errorf("%s has not stored the volume", n.peer.Name)
 		case in != g.w.names(n) && whole:
 			return fmt.Errorf("%s: a member: %v, has a brick: %v", n.peer.Name, g.w.names(n), in)
 		case !n.on() || !in:
@@ -489,17 +616,22 @@ func (p simGlusterServer) look(context.Context) (glusterReport, string, error) {
 // look returns what a server can observe about itself.
 func (g *glusterModel) look(i int) glusterReport {
 	d, s := g.disks[i], g.daemons[i]
-	r := glusterReport{UUID: d.uuid, Used: len(d.pool) > 0 || d.volume != nil, Pool: d.pool, Running: s != nil && s.up, Brick: d.brick, BrickID: d.brickID}
+	r := glusterReport{UUID: d.uuid, Used: len(d.pool) > 0 || d.volume != nil, Pool: d.pool, Running: s != nil && s.up, Brick: d.brick, BrickID: d.brickID, Fresh: d.fresh}
 	if d.uuid != "" {
 		r.OpVersion = 100000
 	}
-	if !r.Running || d.volume == nil {
+	known := g.known(i)
+	if !r.Running || known == nil {
 		return r
 	}
-	r.Volume, r.Online = d.volume, g.bricks[i]
-	next := d.volume.nextID()
+	vol := *known
+	if vol.Version = d.version; d.volume != nil && !slices.Equal(vol.Bricks, d.volume.Bricks) {
+		r.Stored = d.volume.Bricks
+	}
+	r.Volume, r.Online = &vol, g.bricks[i]
+	next := vol.nextID()
 	for id := range next + 1 {
-		in := slices.Contains(d.volume.ids(), id)
+		in := slices.Contains(vol.ids(), id)
 		if d.all[id] && (in || id == next) {
 			r.Blames = append(r.Blames, id)
 		}
@@ -530,7 +662,25 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 	case glusterStartUnit:
 		return a.act("start glusterd", 0, func() error { g.start(n); return nil })
 	case glusterMakeBrick:
-		return a.act("make the brick's folder", 0, func() error { d.brick, d.brickID = brickBare, ""; return nil })
+		return a.act("make the brick's folder", 0, func() error { d.brick, d.brickID, d.fresh = brickBare, "", true; return nil })
+	case glusterClear:
+		return a.act("clear the brick", 0, func() error {
+			if d.brick == brickData && !d.fresh {
+				g.w.fail("%s removes files that may be the only copy", n.peer.Name)
+			}
+			for _, o := range g.disks {
+				if o.volume != nil && g.index(o.volume, i) >= 0 && g.bricks[i] {
+					g.w.fail("%s clears a brick that serves", n.peer.Name)
+				}
+			}
+			volume, version, uuid, pool := d.volume, d.version, d.uuid, d.pool
+			*d = *g.newDisk()
+			d.volume, d.version, d.uuid, d.pool, d.brick, d.fresh = volume, version, uuid, pool, brickBare, true
+			g.bricks[i], g.changed = false, true
+			return nil
+		})
+	case glusterKeep:
+		return a.act("note that the brick is the volume's", 0, func() error { d.fresh = false; return nil })
 	case glusterCreate:
 		return a.act("create the volume", command, func() error { return g.create(i, step.servers) })
 	case glusterSet:
@@ -545,7 +695,7 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 		return a.act("start the volume", command, func() error {
 			err := g.alter(i, func(v *glusterVolume) { v.Status = volumeStarted })
 			for _, j := range g.friends(i) {
-				if err == nil && g.disks[j].volume != nil {
+				if err == nil && g.known(j) != nil {
 					g.startBrick(j)
 				}
 			}
@@ -558,7 +708,7 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 		})
 	case glusterRestore:
 		return a.act("give the blank brick its identity", 0, func() error {
-			d.brickID = d.volume.ID
+			d.brickID = g.known(i).ID
 			if d.brick != brickData {
 				d.brick = brickEmpty
 			}
@@ -566,11 +716,11 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 		})
 	case glusterForce:
 		return a.act("start the volume by force", command, func() error {
-			err := g.alter(i, func(*glusterVolume) {})
+			err := g.alter(i, nil)
 			for _, j := range g.friends(i) {
-				if o := g.disks[j]; err == nil && o.volume != nil {
-					if o.brick == brickBare && o.brickID == "" {
-						o.brickID = o.volume.ID
+				if o, known := g.disks[j], g.known(j); err == nil && known != nil {
+					if o.brick == brickBare && o.brickID == "" && g.index(known, j) >= 0 {
+						o.brickID = known.ID
 					}
 					g.startBrick(j)
 				}
@@ -583,20 +733,32 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 		return a.act("take "+step.server+" into the pool", command, func() error { return g.probe(i, g.w.named(step.server).index) })
 	case glusterDetach:
 		return a.act("remove "+step.server+" from the pool", command, func() error { return g.detach(i, step.server, step.force) })
-	case glusterAdd:
-		return a.act("add the brick of "+step.server, command, func() error { return g.add(i, g.w.named(step.server).index, step) })
-	case glusterRemove:
-		return a.act("remove the brick of "+step.server, command, func() error {
-			if d.volume == nil || len(d.volume.Bricks) != step.replicas+1 {
-				return errors.New("wrong number of bricks")
+	case glusterAdd, glusterRemove:
+		var op *glusterOp
+		if err := a.act(fmt.Sprintf("%s: %s", step.do, step.server), command, func() (err error) {
+			if step.do == glusterAdd {
+				op, err = g.add(i, g.w.named(step.server).index, step.replicas)
+			} else {
+				op, err = g.remove(i, step.server, step.replicas)
 			}
-			return g.alterOn(i, g.reached(i), func(v *glusterVolume) {
-				at := v.index(step.server, g.params.Brick)
-				v.Bricks, v.IDs = slices.Delete(slices.Clone(v.Bricks), at, at+1), slices.Delete(slices.Clone(v.IDs), at, at+1)
-			})
-		})
+			return err
+		}); err != nil {
+			return err
+		}
+		return g.await(a, op)
 	case glusterStop:
-		return a.act("stop glusterd", 0, func() error { g.stop(n, true); return nil })
+		return a.act("stop glusterd", 0, func() error {
+			for j := range g.stopped {
+				if j != i && g.w.names(n) && g.bricks[i] && g.index(g.volume(), i) >= 0 && g.w.nodes[j].on() {
+					g.w.fail("%s stops its brick while %s has stopped its own", n.peer.Name, g.w.nodes[j].peer.Name)
+				}
+			}
+			if g.bricks[i] && g.w.names(n) && g.index(g.volume(), i) >= 0 {
+				g.stopped[i] = true
+			}
+			g.stop(n, true)
+			return nil
+		})
 	}
 	return nil // in the model, the daemons heal on their own
 }
@@ -637,7 +799,7 @@ func (g *glusterModel) detach(i int, uuid string, force bool) error {
 		if d.uuid == uuid {
 			d.pool = nil
 			if d.volume != nil && g.index(d.volume, j) < 0 {
-				d.volume, d.version = nil, 0
+				d.volume, d.version, g.daemons[j].memory = nil, 0, nil
 			}
 		}
 		d.pool = slices.DeleteFunc(slices.Clone(d.pool), func(u string) bool { return u == uuid })
@@ -645,30 +807,70 @@ func (g *glusterModel) detach(i int, uuid string, force bool) error {
 	return nil
 }
 
-func (g *glusterModel) add(i, x int, step glusterStep) error {
-	d, o := g.disks[i], g.disks[x]
-	switch {
-	case !g.running(i) || !slices.Contains(g.friends(i), x) || d.volume == nil:
-		return errors.New("not connected")
-	case len(d.volume.Bricks) != step.replicas-1 || len(g.online(d.volume)) < len(d.volume.Bricks):
-		return errors.New("a brick is down")
-	case o.brick != brickBare && o.brick != brickEmpty || o.brickID != "":
-		return errors.New("already part of a volume")
-	}
-	o.brickID = d.volume.ID
-	next, at := d.volume.nextID(), g.reached(i)
-	before := g.online(d.volume)
-	err := g.alterOn(i, at, func(v *glusterVolume) {
-		v.Bricks = append(slices.Clone(v.Bricks), g.w.nodes[x].peer.Name+":"+g.params.Brick)
-		v.IDs = append(slices.Clone(v.IDs), next)
-	})
-	if err == nil && slices.Contains(at, x) {
-		for _, j := range before {
-			g.disks[j].all[next] = true
+func (g *glusterModel) add(i, x, replicas int) (*glusterOp, error) {
+	o := g.disks[x]
+	next := -1
+	return g.begin(i, func(j int) error { // each checks
+		switch known := g.known(j); {
+		case known == nil || len(known.Bricks) != replicas-1 || g.index(known, x) >= 0:
+			return errors.New("wrong number of bricks")
+		case j == i && (len(g.online(known)) < len(known.Bricks) || !slices.Contains(g.friends(i), x)):
+			return errors.New("a brick is down")
+		case j == i:
+			next = known.nextID()
+		case j == x && (o.brick != brickBare && o.brick != brickEmpty || o.brickID != ""):
+			return errors.New("already part of a volume")
+		case j == x:
+			o.brick, o.brickID = brickEmpty, known.ID
+		}
+		return nil
+	}, func(j int) error { // in memory
+		known := g.known(j)
+		if known == nil {
+			return errors.New("no such volume")
+		}
+		v := *known
+		v.Bricks, v.IDs = append(slices.Clone(v.Bricks), g.w.nodes[x].peer.Name+":"+g.params.Brick), append(slices.Clone(v.IDs), next)
+		g.daemons[j].memory = &v
+		if j != x {
+			return nil
+		}
+		if o.brickID != v.ID {
+			return errors.New("no volume id on the brick")
+		}
+		for _, k := range g.online(known) {
+			g.disks[k].all[next] = true
 		}
 		g.startBrick(x)
-	}
-	return err
+		return nil
+	}, func(j int) error { // stored
+		if g.daemons[j].memory != nil {
+			g.store(j, g.known(j), g.disks[j].version+1)
+		}
+		return nil
+	})
+}
+
+func (g *glusterModel) remove(i int, server string, replicas int) (*glusterOp, error) {
+	return g.begin(i, func(j int) error {
+		if known := g.known(j); known == nil || len(known.Bricks) != replicas+1 || known.index(server, g.params.Brick) < 0 {
+			return errors.New("wrong number of bricks")
+		}
+		return nil
+	}, func(j int) error {
+		known := g.known(j)
+		if known == nil {
+			return errors.New("no such volume")
+		}
+		v := *known
+		at := v.index(server, g.params.Brick)
+		if at < 0 { // it has learned of the change from another
+			return nil
+		}
+		v.Bricks, v.IDs = slices.Delete(slices.Clone(v.Bricks), at, at+1), slices.Delete(slices.Clone(v.IDs), at, at+1)
+		g.store(j, &v, g.disks[j].version+1)
+		return nil
+	})
 }
 
 func (g *glusterModel) create(i int, servers []string) error {
@@ -852,6 +1054,23 @@ func TestSimGlusterChangesMutants(t *testing.T) {
 				}
 			}
 		}, nil).among(changed),
+		glusterMutant("a new server clears its brick when those that it hears do not have it", func(v *glusterView) {
+			if v.find(func(r glusterReport) bool { return r.Volume != nil && r.Volume.has(v.self, v.params.Brick) }) == "" {
+				v.unclaimedFor = changeLimit
+			}
+		}, nil).among(changed, changed, slowStart),
+		glusterMutant("what an interrupted change left in a new brick stays", nil, never(glusterClear)).among(changed, changed, crash, reboot, stepCrash),
+		glusterMutant("glusterd keeps what it has not stored", func(v *glusterView) { v.staleFor = 0 }, nil).among(changed, changed, crash, reboot),
+		glusterMutant("all that have not stored the volume restart at once", nil, func(v glusterView, s glusterStep) glusterStep {
+			if v.staleFor >= changeLimit && v.own.Running {
+				return glusterStep{do: glusterStop}
+			}
+			return s
+		}).among(changed, changed, crash, reboot),
+		glusterMutant("options are set while some have not stored the volume", func(v *glusterView) {
+			each(v, func(r *glusterReport) { r.Stored = nil })
+		}, nil).among(changed, changed, crash, reboot, daemonDies),
+		glusterMutant("the mark of a new brick is kept", nil, never(glusterKeep)),
 		glusterMutant("a server that runs is not told of a new one", nil, never(glusterProbe)),
 		glusterMutant("a new server gets no brick", nil, never(glusterAdd)),
 		glusterMutant("who leaves keeps its brick", nil, never(glusterRemove)),
