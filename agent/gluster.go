@@ -110,7 +110,7 @@ func (g *gluster) view(w World) glusterView {
 	}
 	number, ok := g.complete(w, v)
 	v.leaves = ensemble.Leaves(w, 0) || ok && ensemble.Leaves(w, number)
-	v.staleFor, v.unclaimedFor = lasts(&g.stale, now, v.stale(v.own)), lasts(&g.unclaimed, now, v.unclaimed())
+	v.staleFor, v.unclaimedFor = lasts(&g.stale, now, v.stale(v.self, v.own)), lasts(&g.unclaimed, now, v.unclaimed())
 	started := g.seen.Running && g.seen.Volume != nil && g.seen.Volume.Status == volumeStarted
 	switch {
 	case !started || g.seen.Online:
@@ -148,7 +148,7 @@ func (g *gluster) complete(w World, v glusterView) (number int, ok bool) {
 	}
 	for _, p := range target.Members {
 		r, heard := v.report(p.Name)
-		if !heard || !r.serves() || v.stale(r) || !r.Volume.has(p.Name, v.params.Brick) || len(r.Volume.Bricks) != len(pool) || len(r.Pool) != len(pool)-1 {
+		if !heard || !r.serves() || v.stale(p.Name, r) || !r.Volume.has(p.Name, v.params.Brick) || len(r.Volume.Bricks) != len(pool) || len(r.Pool) != len(pool)-1 {
 			return 0, false
 		}
 		for _, uuid := range r.Pool {

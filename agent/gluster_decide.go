@@ -534,8 +534,10 @@ func (v glusterView) isLeaving(server string) bool {
 	return v.target != nil && !slices.Contains(v.target, server)
 }
 
-// stale tells whether a restart of glusterd would change what it knows of the volume.
-func (v glusterView) stale(r glusterReport) bool { return r.unstored() || v.behind(r) }
+// stale tells whether a server's glusterd has to be restarted, for what it knows of the volume. One that leaves may never learn more.
+func (v glusterView) stale(server string, r glusterReport) bool {
+	return r.unstored() || !v.isLeaving(server) && v.behind(r)
+}
 
 // find returns the first server that was heard and of which something is true; empty: none.
 func (v glusterView) find(is func(r glusterReport) bool) string {
@@ -563,7 +565,7 @@ func (v glusterView) poolHolds() bool {
 // it has stored, or what a server that it connects to has stored later. It returns what it waits for as well.
 func decideStale(v glusterView) (step glusterStep, held string) {
 	own := v.own
-	if !own.unstored() && (v.isLeaving(v.self) || !v.behind(own)) {
+	if !v.stale(v.self, own) {
 		return glusterStep{}, ""
 	}
 	why := "glusterd has not stored the volume as it knows it"
@@ -586,7 +588,7 @@ func decideStale(v glusterView) (step glusterStep, held string) {
 		}
 		has := slices.Contains(stored, n+":"+v.params.Brick)
 		switch before := slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self); {
-		case before && heard && v.stale(r) && (serves || !r.serves()):
+		case before && heard && v.stale(n, r) && (serves || !r.serves()):
 			return glusterStep{}, why + ", waits for " + n + " to do so"
 		case !serves || !has || v.givenUp(n):
 		case !heard || !r.serves():
@@ -611,7 +613,7 @@ func (v glusterView) unclaimed() bool {
 		r, heard := v.report(n)
 		switch {
 		case !heard && (v.givenUp(n) || v.isLeaving(n)), heard && !r.Running && v.isLeaving(n):
-		case !heard || !r.Running || r.unstored() || !v.isLeaving(n) && v.behind(r) || r.Volume != nil && r.Volume.has(v.self, v.params.Brick):
+		case !heard || !r.Running || v.stale(n, r) || r.Volume != nil && r.Volume.has(v.self, v.params.Brick):
 			return false
 		}
 	}
@@ -697,7 +699,7 @@ func decideChange(v glusterView, servers []string) (step glusterStep, held, miss
 		}
 	}
 	for _, n := range v.nodes {
-		if r, heard := v.report(n); heard && (r.unstored() || !v.isLeaving(n) && v.behind(r)) {
+		if r, heard := v.report(n); heard && v.stale(n, r) {
 			return wait("%s's glusterd to know and store the latest state of the volume", n)
 		}
 	}

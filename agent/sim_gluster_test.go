@@ -911,6 +911,7 @@ func TestSimGluster(t *testing.T) { runSim(t, simGluster) }
 var simGlusterChanges = func() *simKind {
 	k := *simGluster
 	k.spares, k.inOrder, k.share = 2, true, 2
+	k.bound = 20 * time.Minute // a change that fails half-way is waited for before it is undone, and then once more
 	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), changed, changed)
 	return &k
 }()
