@@ -173,6 +173,11 @@ func (v glusterView) givenUp(name string) bool {
 	return slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.Name == name && m.GivenUp })
 }
 
+// later tells whether a server has not been heard since it is to be one. Of new servers, each starts once the one before is ready.
+func (v glusterView) later(server string) bool {
+	return v.joint && slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.Name == server && m.SilentNewcomer() })
+}
+
 // servers returns the servers that have a brick in the volume; those that are not members come last.
 func (v glusterView) servers() []string {
 	vol := v.own.Volume
@@ -358,17 +363,12 @@ func decideForming(v glusterView) (glusterStep, facts.Status) {
 			return glusterStep{}, waitf("for %s's glusterd to hand over volume %s", n, v.params.Volume)
 		}
 	}
-	// Of new servers, each starts once the one before is ready, so the volume is created without those that are to come, and they
-	// are added later. They know of none: they would have got it from the others.
-	later := func(n string) bool {
-		return slices.ContainsFunc(v.members, func(m ensemble.Member) bool { return m.Name == n && m.SilentNewcomer() })
-	}
 	var missing, others, starting []string
 	for _, n := range v.nodes {
 		r, heard := v.report(n)
 		member := v.target == nil || slices.Contains(v.target, n)
 		switch {
-		case !heard && v.joint && later(n):
+		case !heard && v.later(n): // it is added later. It knows of no volume: it would have got it from the others
 			continue
 		case !heard && member:
 			missing = append(missing, n)
@@ -402,7 +402,7 @@ func decideForming(v glusterView) (glusterStep, facts.Status) {
 	if first := v.nodes[slices.IndexFunc(v.nodes, func(n string) bool { return slices.Contains(v.target, n) })]; first != v.self {
 		return glusterStep{}, waitf("for %s to create volume %s", first, v.params.Volume)
 	}
-	return glusterStep{do: glusterCreate, servers: slices.DeleteFunc(slices.Clone(v.target), later)}, workf("creating volume %s", v.params.Volume)
+	return glusterStep{do: glusterCreate, servers: slices.DeleteFunc(slices.Clone(v.target), v.later)}, workf("creating volume %s", v.params.Volume)
 }
 
 // decideVolume chooses the next step of a server that knows the volume.
@@ -569,33 +569,45 @@ func decideStale(v glusterView) (step glusterStep, held string) {
 		return glusterStep{}, ""
 	}
 	why := "glusterd has not stored the volume as it knows it"
-	stored := own.Stored
+	then := own.Stored // the bricks of the volume then
 	if !own.unstored() {
-		why, stored = "glusterd knows an earlier state of the volume than others", own.Volume.Bricks
+		why, then = "glusterd knows an earlier state of the volume than others", nil
+		version := 0
+		for _, n := range v.nodes {
+			if r, heard := v.report(n); heard && !v.isLeaving(n) && r.Volume != nil && r.Volume.Version > version {
+				version, then = r.Volume.Version, r.Volume.Bricks
+			}
+		}
+	}
+	// Others that have a brick now and then, and stay, have to serve. A new one may wait for this server to note that its brick is blank.
+	counts := func(brick string) bool {
+		host, _, _ := strings.Cut(brick, ":")
+		return slices.Contains(then, brick) && slices.Contains(own.Volume.Bricks, brick) && !v.isLeaving(host)
 	}
 	if v.staleFor < changeLimit {
 		return glusterStep{}, why + "; it is restarted if that lasts"
 	}
 	why = "restarting it, because " + why
-	serves := own.serves() && slices.Contains(stored, v.self+":"+v.params.Brick)
+	serves := own.serves() && slices.Contains(then, v.self+":"+v.params.Brick)
 	if !v.poolHolds() {
 		return glusterStep{}, why + ", waits for a majority of the servers without this one"
 	}
+	// One at a time, those that do not serve first: their restart costs nothing.
 	for _, n := range v.nodes {
 		r, heard := v.report(n)
-		if n == v.self {
-			continue
-		}
-		has := slices.Contains(stored, n+":"+v.params.Brick)
-		switch before := slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self); {
-		case before && heard && v.stale(n, r) && (serves || !r.serves()):
+		if before := slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self); n != v.self && heard && v.stale(n, r) && (serves && !r.serves() || before && serves == r.serves()) {
 			return glusterStep{}, why + ", waits for " + n + " to do so"
-		case !serves || !has || v.givenUp(n):
+		}
+	}
+	for _, n := range v.nodes {
+		r, heard := v.report(n)
+		switch {
+		case !serves || !counts(n+":"+v.params.Brick) || v.givenUp(n):
 		case !heard || !r.serves():
 			return glusterStep{}, why + ", waits for " + n + " to serve"
 		case slices.ContainsFunc(r.Lacks, func(id int) bool {
-			i := slices.Index(own.Volume.ids(), id)
-			return id == anyBrick || i >= 0 && slices.Contains(stored, own.Volume.Bricks[i])
+			i := slices.Index(r.Volume.ids(), id)
+			return id == anyBrick || i >= 0 && counts(r.Volume.Bricks[i])
 		}):
 			return glusterStep{}, why + ", waits for all copies to be equal (" + n + " has entries to heal)"
 		}
@@ -603,16 +615,16 @@ func decideStale(v glusterView) (step glusterStep, held string) {
 	return glusterStep{do: glusterStop}, why
 }
 
-// unclaimed tells whether this server's brick is in nobody's volume, and nobody can be about to add it. Every server must say so: one that
+// unclaimed tells whether this server's brick was prepared for a volume, is in nobody's, and nobody can be about to add it. Every server must say so: one that
 // is busy with a change does not answer.
 func (v glusterView) unclaimed() bool {
-	if !v.own.Running || v.own.Volume == nil || v.target == nil || !v.agreed {
+	if v.own.Brick != brickData && v.own.BrickID == "" || !v.own.Running || v.own.Volume == nil || v.target == nil || !v.agreed {
 		return false
 	}
 	for _, n := range v.nodes {
 		r, heard := v.report(n)
 		switch {
-		case !heard && (v.givenUp(n) || v.isLeaving(n)), heard && !r.Running && v.isLeaving(n):
+		case !heard && (v.givenUp(n) || v.isLeaving(n) || v.later(n)), heard && !r.Running && v.isLeaving(n):
 		case !heard || !r.Running || v.stale(n, r) || r.Volume != nil && r.Volume.has(v.self, v.params.Brick):
 			return false
 		}
