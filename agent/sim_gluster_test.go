@@ -77,19 +77,20 @@ type glusterOp struct {
 }
 
 type glusterModel struct {
-	w       *simWorld
-	disks   []*glusterDisk
-	daemons []*glusterd
-	bricks  []bool // their processes
-	written int
-	acked   *big.Int
-	volumes int // number of volumes ever created
-	changed bool
-	params  *facts.GlusterParams
-	decide  func(glusterView) (glusterStep, facts.Status)
-	stopped map[int]bool               // stopped by their agents, and do not serve again yet
-	probing bool                       // a mutation: servers start with an empty pool
-	change  func(g *gluster, w *World) // a mutation; nil: none
+	w        *simWorld
+	disks    []*glusterDisk
+	daemons  []*glusterd
+	bricks   []bool // their processes
+	written  int
+	acked    *big.Int
+	volumes  int // number of volumes ever created
+	founders int // number of bricks that the first was made with
+	changed  bool
+	params   *facts.GlusterParams
+	decide   func(glusterView) (glusterStep, facts.Status)
+	stopped  map[int]bool               // stopped by their agents, and do not serve again yet
+	probing  bool                       // a mutation: servers start with an empty pool
+	change   func(g *gluster, w *World) // a mutation; nil: none
 }
 
 func newGlusterModel(w *simWorld) *glusterModel {
@@ -319,6 +320,12 @@ func (g *glusterModel) startBrick(i int) {
 	if d.brick == brickNone || g.index(known, i) < 0 || d.brickID != known.ID || g.bricks[i] {
 		return
 	}
+	// What those lack that the volume was made with is noted from the first write on.
+	for _, j := range g.online(known) {
+		if id := known.id(g.index(known, i)); id >= g.founders && d.brick != brickData && g.disks[j].files.Sign() != 0 && !g.disks[j].all[id] {
+			g.w.fail("the blank brick of %s starts, and %s has not noted that it lacks everything", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name)
+		}
+	}
 	d.brick, g.bricks[i], g.changed = brickData, true, true
 	delete(g.stopped, i)
 }
@@ -490,11 +497,11 @@ func (g *glusterModel) heal() {
 			return
 		}
 		for _, j := range online {
-			if slices.Contains(whole, j) || !g.blamed(v, whole, j) {
+			if slices.Contains(whole, j) { // those that only blame each other lack something, too
 				continue
 			}
 			source := g.disks[whole[0]]
-			for _, i := range whole {
+			for _, i := range online {
 				g.disks[i].all[id(j)], g.disks[i].some[id(j)] = false, false
 			}
 			g.disks[j].files.Set(source.files)
@@ -876,6 +883,9 @@ func (g *glusterModel) remove(i int, server string, replicas int) (*glusterOp, e
 			return nil
 		}
 		v.Bricks, v.IDs = slices.Delete(slices.Clone(v.Bricks), at, at+1), slices.Delete(slices.Clone(v.IDs), at, at+1)
+		if lacking := slices.DeleteFunc(g.bricksOf(&v), func(k int) bool { return new(big.Int).AndNot(g.acked, g.disks[k].files).Sign() == 0 }); j == i && g.enough(&v, lacking) {
+			g.w.fail("%s removes the brick of %s, and enough of the others to go on lack a write", g.w.nodes[i].peer.Name, server)
+		}
 		g.store(j, &v, g.disks[j].version+1)
 		return nil
 	})
@@ -901,6 +911,7 @@ func (g *glusterModel) create(i int, servers []string) error {
 	}
 	g.volumes++
 	v := &glusterVolume{ID: fmt.Sprintf("volume %d", g.volumes), Status: volumeCreated, Options: map[string]string{}}
+	g.founders = len(servers)
 	for k, name := range servers {
 		v.Bricks, v.IDs = append(v.Bricks, name+":"+g.params.Brick), append(v.IDs, k)
 	}
@@ -1085,12 +1096,6 @@ func TestSimGlusterChangesMutants(t *testing.T) {
 			}
 			return s
 		}).among(changed),
-		glusterMutant("a brick is started by force while some have not stored the volume", func(v *glusterView) {
-			if v.own.serves() || v.own.unstored() {
-				return
-			}
-			each(v, func(r *glusterReport) { r.Stored = nil })
-		}, nil).among(changed, daemonDies, daemonDies),
 		glusterMutant("the mark of a new brick is kept", nil, never(glusterKeep)),
 		glusterMutant("a server that runs is not told of a new one", nil, never(glusterProbe)),
 		glusterMutant("a new server gets no brick", nil, never(glusterAdd)),
