@@ -49,6 +49,7 @@ type gluster struct {
 	offline   time.Time // since when a brick that should run does not; zero: it runs, or should not
 	healAsked time.Time
 	stale     time.Time         // since when glusterd has been stale; zero: it is not
+	restarts  int               // that have not helped
 	unclaimed time.Time         // since when nobody has claimed the brick
 	uuids     map[string]string // of the servers, by node
 	whole     bool              // see glusterView
@@ -110,7 +111,12 @@ func (g *gluster) view(w World) glusterView {
 	}
 	number, ok := g.complete(w, v)
 	v.leaves = ensemble.Leaves(w, 0) || ok && ensemble.Leaves(w, number)
-	v.staleFor, v.unclaimedFor = lasts(&g.stale, now, v.stale(v.self, v.own)), lasts(&g.unclaimed, now, v.unclaimed())
+	stale := v.stale(v.self, v.own)
+	if !stale && g.seen.Running {
+		g.restarts = 0
+	}
+	v.staleHeld = changeLimit<<g.restarts - lasts(&g.stale, now, stale)
+	v.unclaimedFor = lasts(&g.unclaimed, now, v.unclaimed())
 	started := g.seen.Running && g.seen.Volume != nil && g.seen.Volume.Status == volumeStarted
 	switch {
 	case !started || g.seen.Online:
@@ -194,6 +200,8 @@ func (g *gluster) Step(ctx context.Context, w World) (facts.Status, error) {
 		g.offline = now.Add(-offlineLimit) // nobody else starts it
 	case glusterForce:
 		g.offline = now
+	case glusterStop:
+		g.restarts = min(g.restarts+1, 5)
 	case glusterHeal:
 		g.healAsked = now
 	}

@@ -152,8 +152,8 @@ type glusterView struct {
 	startHeld time.Duration // starting the unit, or the brick
 	healHeld  time.Duration
 	applied   map[string]string
-	// How long has it been so without interruption: that this server's glusterd is stale, and that nobody claims its brick.
-	staleFor     time.Duration
+	staleHeld time.Duration // restarting a stale glusterd
+	// unclaimedFor is how long nobody has claimed this server's brick.
 	unclaimedFor time.Duration
 	// whole: since this node's agent started, nothing was left to heal at least once. Later there may be, briefly with each
 	// write, or while another server is away.
@@ -584,7 +584,7 @@ func decideStale(v glusterView) (step glusterStep, held string) {
 		host, _, _ := strings.Cut(brick, ":")
 		return slices.Contains(then, brick) && slices.Contains(own.Volume.Bricks, brick) && !v.isLeaving(host)
 	}
-	if v.staleFor < changeLimit {
+	if v.staleHeld > 0 {
 		return glusterStep{}, why + "; it is restarted if that lasts"
 	}
 	why = "restarting it, because " + why

@@ -299,6 +299,162 @@ func TestGlusterChanges(t *testing.T) {
 	}
 }
 
+// halfAdded returns the view of one of three servers after glusterfs4's brick was added in memory, and stored by nobody.
+func halfAdded(self string) glusterView {
+	v := fourth("glusterfs1")
+	v.whole, v.healHeld = true, time.Second
+	v.alter(func(n string, r *glusterReport) {
+		vol := *r.Volume
+		r.Stored = vol.Bricks
+		vol.Bricks, vol.IDs, vol.Version = append(slices.Clone(vol.Bricks), "glusterfs4:/data/brick/gv0"), []int{0, 1, 2, 3}, 5
+		r.Volume, r.Blames, r.Lacks, r.Pending = &vol, []int{3}, []int{3}, 1
+		if n == "glusterfs4" {
+			r.Brick, r.BrickID, r.Fresh, r.Lacks = brickEmpty, vol.ID, true, nil
+		}
+	})
+	if self != v.self {
+		v.heard[v.self] = v.own
+		v.own = v.heard[self]
+		delete(v.heard, self)
+		v.self = self
+	}
+	return v
+}
+
+// restarted is what a server reports that has had the volume of before again.
+func restarted(v *glusterView, name string) {
+	v.alter(func(n string, r *glusterReport) {
+		if n == name {
+			vol := *r.Volume
+			vol.Bricks, vol.IDs = vol.Bricks[:3], vol.IDs[:3]
+			r.Volume, r.Stored, r.Lacks = &vol, nil, nil
+		}
+	})
+}
+
+func TestGlusterAfterAFailedChange(t *testing.T) {
+	of := func(name string, change func(r *glusterReport)) func(v *glusterView) {
+		return func(v *glusterView) {
+			v.alter(func(n string, r *glusterReport) {
+				if n == name {
+					change(r)
+				}
+			})
+		}
+	}
+	back := func(names ...string) func(v *glusterView) {
+		return func(v *glusterView) {
+			for _, n := range names {
+				restarted(v, n)
+			}
+		}
+	}
+	later := func(r *glusterReport) { // it has stored the change
+		vol := *r.Volume
+		vol.Version = 6
+		r.Volume, r.Stored = &vol, nil
+	}
+	clear := func(v *glusterView) { v.unclaimedFor = changeLimit }
+	for name, c := range map[string]struct {
+		self   string
+		change []func(v *glusterView)
+		do     glusterDo
+		detail string
+	}{
+		"the change may go on":                     {"glusterfs1", []func(v *glusterView){func(v *glusterView) { v.staleHeld = time.Second }}, glusterNothing, "3 of 4 bricks online, without glusterfs4; glusterd has not stored the volume as it knows it"},
+		"the new one restarts first":               {"glusterfs4", nil, glusterStop, "not stored"},
+		"the others wait for it":                   {"glusterfs1", nil, glusterNothing, "waits for glusterfs4 to do so"},
+		"the first follows":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4")}, glusterStop, "not stored"},
+		"one after the other":                      {"glusterfs2", []func(v *glusterView){back("glusterfs4")}, glusterNothing, "waits for glusterfs1 to do so"},
+		"the one before is not back yet":           {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs1", func(r *glusterReport) { r.Online = false })}, glusterNothing, "waits for glusterfs1 to serve"},
+		"the one before is silent":                 {"glusterfs2", []func(v *glusterView){back("glusterfs4"), func(v *glusterView) { delete(v.heard, "glusterfs1") }}, glusterNothing, "waits for a majority of the servers"},
+		"the one before lacks something":           {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{0} })}, glusterNothing, "equal (glusterfs3 has"},
+		"it lacks what this one has":               {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs2", func(r *glusterReport) { r.Lacks = []int{0} })}, glusterNothing, "equal (glusterfs2 has"},
+		"the second":                               {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1")}, glusterStop, ""},
+		"nothing changes meanwhile":                {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1")}, glusterNothing, "adding the brick of glusterfs4 waits for glusterfs2's glusterd"},
+		"no options either":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs1", func(r *glusterReport) { r.Volume.Options = nil })}, glusterNothing, "3 of 3"},
+		"no start by force":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs1", func(r *glusterReport) { r.Online = false })}, glusterStop, "to start the brick"},
+		"one has stored it: the others are behind": {"glusterfs2", []func(v *glusterView){of("glusterfs1", later), back("glusterfs2", "glusterfs4")}, glusterNothing, "waits for glusterfs4 to do so"},
+		"and follow":                               {"glusterfs2", []func(v *glusterView){of("glusterfs1", later), of("glusterfs4", later), back("glusterfs2")}, glusterStop, "earlier state"},
+		"the new brick is kept for a while":        {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")}, glusterNothing, "to finish adding"},
+		"then it is cleared":                       {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), clear}, glusterClear, ""},
+		"also with files, since they are copies":   {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), of("glusterfs4", func(r *glusterReport) { r.Brick = brickData }), clear}, glusterClear, ""},
+		"but not if it was the volume's":           {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), of("glusterfs4", func(r *glusterReport) { r.Brick, r.Fresh = brickData, false }), clear}, glusterNothing, "attach an empty data disk"},
+		"all have stored it":                       {"glusterfs4", []func(v *glusterView){of("glusterfs1", later), of("glusterfs2", later), of("glusterfs3", later), of("glusterfs4", later)}, glusterKeep, ""},
+	} {
+		v := halfAdded(c.self)
+		for _, change := range c.change {
+			change(&v)
+		}
+		if step, status := decideGluster(v); step.do != c.do || !strings.Contains(status.Detail, c.detail) {
+			t.Errorf("%s: %q, %s: %s", name, step.do, status.State, status.Detail)
+		}
+	}
+}
+
+// A new server's brick is claimed as long as one server may be adding it: also one that says nothing, since it may be busy with that.
+func TestGlusterBrickIsClaimed(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(v *glusterView)
+		want   bool
+	}{
+		"nobody has it":              {func(v *glusterView) {}, true},
+		"one is silent":              {func(v *glusterView) { delete(v.heard, "glusterfs1") }, false},
+		"one that is given up":       {func(v *glusterView) { delete(v.heard, "glusterfs1"); v.members[0].GivenUp = true }, true},
+		"one that leaves":            {func(v *glusterView) { delete(v.heard, "glusterfs1"); v.target = v.target[1:] }, true},
+		"one has it":                 {func(v *glusterView) { v.heard["glusterfs2"] = halfAdded("glusterfs1").heard["glusterfs2"] }, false},
+		"one's glusterd is starting": {func(v *glusterView) { v.heard["glusterfs2"] = glusterReport{} }, false},
+		"it is not prepared":         {func(v *glusterView) { v.own.BrickID = "" }, false},
+		"members disagree":           {func(v *glusterView) { v.agreed = false }, false},
+	} {
+		v := halfAdded("glusterfs4")
+		for _, n := range v.nodes {
+			restarted(&v, n)
+		}
+		c.change(&v)
+		if got := v.unclaimed(); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+// Only a brick with the agent's mark is cleared of files.
+func TestClearBrick(t *testing.T) {
+	brick := filepath.Join(t.TempDir(), "data", "gv0")
+	fill := func() {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Join(brick, ".glusterfs", "00"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(brick, "file"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(want brickState) {
+		t.Helper()
+		if got, err := brickContent(brick); got != want || err != nil {
+			t.Errorf("%s, %v", got, err)
+		}
+	}
+	if err := makeBrick(brick); err != nil {
+		t.Fatal(err)
+	}
+	is(brickBare)
+	fill()
+	if err := clearBrick(brick); err != nil {
+		t.Fatal(err)
+	}
+	is(brickBare)
+	if err := os.Remove(freshMark(brick)); err != nil {
+		t.Fatal(err)
+	}
+	fill()
+	if err := clearBrick(brick); err == nil {
+		t.Error("files that may be the only copy are gone")
+	}
+	is(brickData)
+}
+
 // What a brick lacks is noted under the brick's id, which is not its place in the volume once another brick has been removed.
 func TestBricksAreKnownByTheirIDs(t *testing.T) {
 	v := glusterCase("glusterfs1", func(a map[string]*glusterReport) { replaced(a) })

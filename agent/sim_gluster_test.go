@@ -1080,7 +1080,7 @@ func TestSimGlusterChangesMutants(t *testing.T) {
 			}
 		}, nil).among(changed, slowStart),
 		glusterMutant("what an interrupted change left in a new brick stays", nil, never(glusterClear)).among(changed),
-		glusterMutant("glusterd keeps what it has not stored", func(v *glusterView) { v.staleFor = 0 }, nil).among(changed),
+		glusterMutant("glusterd keeps what it has not stored", func(v *glusterView) { v.staleHeld = time.Hour }, nil).among(changed),
 		glusterMutant("a server does not notice that it has missed a change", func(v *glusterView) {
 			each(v, func(r *glusterReport) {
 				if r.Volume != nil {
@@ -1091,7 +1091,7 @@ func TestSimGlusterChangesMutants(t *testing.T) {
 			})
 		}, nil).among(changed),
 		glusterMutant("all that have not stored the volume restart at once", nil, func(v glusterView, s glusterStep) glusterStep {
-			if v.staleFor >= changeLimit && v.own.Running {
+			if v.staleHeld <= 0 && v.stale(v.self, v.own) {
 				return glusterStep{do: glusterStop}
 			}
 			return s
