@@ -361,7 +361,7 @@ func TestGlusterAfterAFailedChange(t *testing.T) {
 		do     glusterDo
 		detail string
 	}{
-		"the change may go on":                     {"glusterfs1", []func(v *glusterView){func(v *glusterView) { v.staleHeld = time.Second }}, glusterNothing, "3 of 4 bricks online, without glusterfs4; glusterd has not stored the volume as it knows it"},
+		"the change may go on":                     {"glusterfs1", []func(v *glusterView){func(v *glusterView) { v.staleHeld = time.Second }}, glusterNothing, "under 10 entries to heal; glusterd has not stored the volume as it knows it"},
 		"the new one restarts first":               {"glusterfs4", nil, glusterStop, "not stored"},
 		"the others wait for it":                   {"glusterfs1", nil, glusterNothing, "waits for glusterfs4 to do so"},
 		"the first follows":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4")}, glusterStop, "not stored"},

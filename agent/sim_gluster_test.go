@@ -893,15 +893,15 @@ func (g *glusterModel) remove(i int, server string, replicas int) (*glusterOp, e
 
 func (g *glusterModel) create(i int, servers []string) error {
 	friends := g.friends(i)
-	for _, name := range servers {
-		if x := g.w.named(name).index; !g.running(i) || !slices.Contains(friends, x) {
-			return errors.New("not connected")
-		}
-	}
-	// glusterd would refuse it where it knows the volume, but no agent may try.
+	// glusterd would refuse it where it knows the volume, or another server is not connected, but no agent may try.
 	for j, d := range g.disks {
 		if d.volume != nil || d.brick == brickData {
 			g.w.fail("%s makes a volume, and %s has one", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name)
+		}
+	}
+	for _, name := range servers {
+		if x := g.w.named(name).index; !g.running(i) || !slices.Contains(friends, x) {
+			return errors.New("not connected")
 		}
 	}
 	for _, j := range friends {
