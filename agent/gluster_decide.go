@@ -637,10 +637,10 @@ func decideNewcomer(v glusterView) (glusterStep, facts.Status) {
 	own := v.own
 	restart, stale := decideStale(v)
 	switch {
-	case v.target != nil && !slices.Contains(v.target, v.self):
-		return glusterStep{}, waitf("for the others to go on without this node")
 	case stale != "":
 		return restart, workf("%s", stale)
+	case v.isLeaving(v.self):
+		return glusterStep{}, waitf("for the others to go on without this node")
 	case own.Brick == brickData && !own.Fresh:
 		// Healing would complete these files, and not notice those that have changed since.
 		return glusterStep{}, stopf("brick %s holds files (of volume %s), and volume %s is to get it as a new one; attach an empty data disk", v.params.Brick, cmp.Or(own.BrickID, "none"), v.params.Volume)

@@ -196,6 +196,10 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 	}
 	s.Roles = RolesOf(r.Catalogue, names)
 	for i := range s.Roles {
+		role := r.Catalogue.Role(s.Roles[i].Name)
+		if role == nil || !slices.ContainsFunc(role.Components, func(c roles.Component) bool { return c.Kind == "gluster" }) {
+			continue
+		}
 		if s.Roles[i].Lone, err = s.lone(t, s.Roles[i].Name); err != nil {
 			return nil, err
 		}
