@@ -664,7 +664,8 @@ func FuzzPeerReport(f *testing.F) {
 			bricks = append(bricks, n.Name+":"+v.params.Brick)
 		}
 		volume := &glusterVolume{ID: "v", Status: volumeStarted, Bricks: bricks}
-		for _, own := range []glusterReport{{}, {Running: true, Brick: brickBare}, {Running: true, Volume: volume, Brick: brickNone}, {Running: true, Volume: volume, Brick: brickData, BrickID: "v", Online: true}} {
+		for _, own := range []glusterReport{{}, {Running: true, Brick: brickBare}, {Running: true, Volume: volume, Brick: brickNone}, {Running: true, Volume: volume, Brick: brickData, BrickID: "v", Online: true},
+			{Running: true, Volume: volume, Stored: bricks[1:], Brick: brickData, BrickID: "v", Online: true}, {Running: true, Volume: &glusterVolume{ID: "v", Version: 1, Status: volumeStarted}, Brick: brickEmpty, BrickID: "v"}} {
 			v.own = own
 			_, s := decideGluster(v)
 			right("gluster", s)

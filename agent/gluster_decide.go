@@ -588,14 +588,15 @@ func decideStale(v glusterView) (step glusterStep, held string) {
 		return glusterStep{}, why + "; it is restarted if that lasts"
 	}
 	why = "restarting it, because " + why
-	serves := own.serves() && slices.Contains(then, v.self+":"+v.params.Brick)
+	serving := func(n string, r glusterReport) bool { return r.serves() && slices.Contains(then, n+":"+v.params.Brick) }
+	serves := serving(v.self, own)
 	if !v.poolHolds() {
 		return glusterStep{}, why + ", waits for a majority of the servers without this one"
 	}
 	// One at a time, those that do not serve first: their restart costs nothing.
 	for _, n := range v.nodes {
 		r, heard := v.report(n)
-		if before := slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self); n != v.self && heard && v.stale(n, r) && (serves && !r.serves() || before && serves == r.serves()) {
+		if before := slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self); n != v.self && heard && v.stale(n, r) && (serves && !serving(n, r) || before && serves == serving(n, r)) {
 			return glusterStep{}, why + ", waits for " + n + " to do so"
 		}
 	}

@@ -905,10 +905,10 @@ func formed(t *testing.T) *glusterLab {
 }
 
 // settled waits until the members of a generation work by themselves. Meanwhile, a client writes, and sees all that it has written.
-func (l *glusterLab) settled(number, servers int) {
+func (l *glusterLab) settled(number, servers int, limit time.Duration) {
 	l.t.Helper()
 	written, before := 0, l.inside("glusterfs2", `find /mnt/client -type f | wc -l`)
-	l.until(fmt.Sprintf("generation %d works by itself", number), 3*time.Minute, false, func() bool {
+	l.until(fmt.Sprintf("generation %d works by itself", number), limit, false, func() bool {
 		written++
 		want := l.inside("glusterfs2", fmt.Sprintf(`echo %d >/mnt/client/during-%d-%[1]d; echo $(( %[3]s + %[1]d ))`, written, number, strings.TrimSpace(before)))
 		if got := l.inside("glusterfs2", `find /mnt/client -type f | wc -l`); got != want {
@@ -927,12 +927,12 @@ func TestGlusterForRealMembers(t *testing.T) {
 	l.seed("glusterfs4", four)
 	l.blank("glusterfs4")
 	l.on("glusterfs4")
-	l.settled(2, 4)
+	l.settled(2, 4, 3*time.Minute)
 	l.sameContent("a fourth server")
 
 	three := glusterGeneration(3, "glusterfs2", "glusterfs3", "glusterfs4")
 	l.change(three, "glusterfs2", "glusterfs3", "glusterfs4")
-	l.settled(3, 3)
+	l.settled(3, 3, 3*time.Minute)
 	l.until("the server that left has stopped", time.Minute, false, func() bool {
 		s := l.last["glusterfs1"].Status
 		return s.State == facts.Stopped && strings.Contains(s.Detail, "not a member any more")
@@ -953,6 +953,34 @@ func TestGlusterForRealMembers(t *testing.T) {
 	l.sameContent("glusterfs3 replaced")
 }
 
+// The brick of a fourth server does not start when it is added. What the others have in memory then, and have not stored, is undone, and the
+// brick is added again.
+func TestGlusterForRealFailedAdd(t *testing.T) {
+	l := formed(t)
+	four := glusterGeneration(2, "glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")
+	l.change(four, glusterNodes...)
+	l.seed("glusterfs4", four)
+	l.blank("glusterfs4")
+	l.on("glusterfs4")
+	report := func(n string) (r glusterReport) {
+		if last := l.last[n].Report; last != nil {
+			if err := json.Unmarshal(last, &r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return r
+	}
+	l.until("glusterfs4 runs", 3*time.Minute, false, func() bool { return report("glusterfs4").Running })
+	l.inside("glusterfs4", `mount --bind /bin/false $(readlink -f $(command -v glusterfsd))`)
+	l.until("added in memory alone", 3*time.Minute, false, func() bool {
+		r := report("glusterfs1")
+		return r.unstored() && len(r.Stored) == 3 && r.Volume.has("glusterfs4", glusterParams().Brick)
+	})
+	l.inside("glusterfs4", `umount $(readlink -f $(command -v glusterfsd))`)
+	l.settled(2, 4, 30*time.Minute)
+	l.sameContent("added at the second attempt")
+}
+
 // A server gets another address. The others know that first.
 func TestGlusterForRealAddress(t *testing.T) {
 	l := formed(t)
@@ -967,7 +995,7 @@ func TestGlusterForRealAddress(t *testing.T) {
 	sh(t, `ip -n $1 addr flush dev eth0; ip -n $1 addr add 10.99.0.13/24 dev eth0`, fmt.Sprintf("igt%d-3", os.Getpid()))
 	l.seed("glusterfs3", moved)
 	l.on("glusterfs3")
-	l.settled(2, 3)
+	l.settled(2, 3, 3*time.Minute)
 	l.sameContent("another address")
 
 	for _, n := range glusterNodes {
