@@ -89,12 +89,13 @@ type glusterModel struct {
 	params   *facts.GlusterParams
 	decide   func(glusterView) (glusterStep, facts.Status)
 	stopped  map[int]bool               // stopped by their agents, and do not serve again yet
+	restarts map[int]time.Duration      // when their agents last restarted them
 	probing  bool                       // a mutation: servers start with an empty pool
 	change   func(g *gluster, w *World) // a mutation; nil: none
 }
 
 func newGlusterModel(w *simWorld) *glusterModel {
-	g := &glusterModel{w: w, acked: new(big.Int), stopped: map[int]bool{}, params: glusterParams(), decide: decideGluster,
+	g := &glusterModel{w: w, acked: new(big.Int), stopped: map[int]bool{}, restarts: map[int]time.Duration{}, params: glusterParams(), decide: decideGluster,
 		daemons: make([]*glusterd, len(w.nodes)), bricks: make([]bool, len(w.nodes))}
 	for range w.nodes {
 		g.disks = append(g.disks, g.newDisk())
@@ -760,15 +761,34 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 		return g.await(a, op)
 	case glusterStop:
 		return a.act("stop glusterd", 0, func() error {
-			for j := range g.stopped {
-				if j != i && g.w.names(n) && g.bricks[i] && g.index(g.volume(), i) >= 0 && g.w.nodes[j].on() {
+			if !g.w.names(n) { // it has left
+				g.stop(n, true)
+				return nil
+			}
+			in := g.index(g.volume(), i) >= 0
+			var quorate []int
+			for j, s := range g.daemons {
+				if s != nil && s.up && j != i && g.quorum(j) {
+					quorate = append(quorate, j)
+				}
+				if in && g.bricks[i] && g.stopped[j] && g.w.nodes[j].on() {
 					g.w.fail("%s stops its brick while %s has stopped its own", n.peer.Name, g.w.nodes[j].peer.Name)
 				}
 			}
-			if g.bricks[i] && g.w.names(n) && g.index(g.volume(), i) >= 0 {
+			if in && g.bricks[i] {
 				g.stopped[i] = true
 			}
+			alone := in && !g.bricks[i] // it has no brick to lose, and restarts to get it started
 			g.stop(n, true)
+			for x := range g.disks {
+				at, ok := g.restarts[x]
+				for _, j := range quorate {
+					if ok && !alone && g.w.now-at < 10*time.Second && g.w.nodes[x].on() && !g.running(x) && !g.quorum(j) {
+						g.w.fail("%s and %s restart at once, and %s stops its brick", n.peer.Name, g.w.nodes[x].peer.Name, g.w.nodes[j].peer.Name)
+					}
+				}
+			}
+			g.restarts[i] = g.w.now
 			return nil
 		})
 	}
@@ -1096,6 +1116,14 @@ func TestSimGlusterChangesMutants(t *testing.T) {
 			}
 			return s
 		}).among(changed),
+		glusterMutant("a new server and an old one restart at once", func(v *glusterView) {
+			for n, r := range v.heard {
+				if r.unstored() && !r.serves() {
+					r.Stored = nil
+					v.heard[n] = r
+				}
+			}
+		}, nil).among(changed),
 		glusterMutant("the mark of a new brick is kept", nil, never(glusterKeep)),
 		glusterMutant("a server that runs is not told of a new one", nil, never(glusterProbe)),
 		glusterMutant("a new server gets no brick", nil, never(glusterAdd)),
