@@ -493,6 +493,9 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 		}
 		detail += fmt.Sprintf(", under %d entries to heal", bound)
 	}
+	if v.staleHeld > changeLimit-20*time.Second {
+		stale = "" // it is so for a moment with each change, and each change of a status is a line on the console
+	}
 	for _, why := range []string{stale, held} {
 		if why != "" {
 			detail += "; " + why
