@@ -619,8 +619,8 @@ func decideStale(v glusterView) (step glusterStep, held string) {
 	return glusterStep{do: glusterStop}, why
 }
 
-// unclaimed tells whether this server's brick was prepared for a volume, is in nobody's, and nobody can be about to add it. Every server must say so: one that
-// is busy with a change does not answer.
+// unclaimed tells whether this server's brick was prepared for a volume, is in nobody's, and nobody can be about to add it. Every server
+// must say so: one that is busy with a change does not answer.
 func (v glusterView) unclaimed() bool {
 	if v.own.Brick != brickData && v.own.BrickID == "" || !v.own.Running || v.own.Volume == nil || v.target == nil || !v.agreed {
 		return false
