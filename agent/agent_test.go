@@ -675,6 +675,7 @@ func FuzzPeerReport(f *testing.F) {
 	}
 	f.Add(report("galera", galeraReport{}), report("galera", galeraReport{State: galeraServing, Size: -1, Going: true, Cluster: simCluster}))
 	f.Add(report("redis", redisReport{Running: true, Role: "master", Founder: true}), report("sentinel", sentinelReport{Running: true, Master: "10.0.0.1", Epoch: -1}))
+	f.Add(report("gluster", glusterReport{Running: true, Stored: []string{"a:/b", ""}, Lacks: []int{-1, 9}, Volume: &glusterVolume{ID: "v", Version: 7, Bricks: []string{"c:/b"}, IDs: []int{3}}}), []byte(`{"components":{"gluster":{"kind":"gluster","report":{"stored":null,"volume":{"version":-1}}}}}`))
 	f.Add(report("gluster", glusterReport{Running: true, Brick: brickData, Blames: []int{-1, 0, 7}, Pending: -3, Volume: &glusterVolume{ID: "v", Status: 9}}), []byte(`{"components":{"gluster":null}}`))
 	f.Add([]byte(`{"components":{"a":{"kind":"redis","report":[]}}}`), []byte(`{`))
 	nodes := []facts.Peer{{Name: "node1", IP: "10.0.0.1"}, {Name: "node2", IP: "10.0.0.2", Index: 1}, {Name: "node3", IP: "10.0.0.3", Index: 2}}
@@ -713,7 +714,8 @@ func FuzzPeerReport(f *testing.F) {
 			bricks = append(bricks, n.Name+":"+v.params.Brick)
 		}
 		volume := &glusterVolume{ID: "v", Status: volumeStarted, Bricks: bricks}
-		for _, own := range []glusterReport{{}, {Running: true, Brick: brickBare}, {Running: true, Volume: volume, Brick: brickNone}, {Running: true, Volume: volume, Brick: brickData, BrickID: "v", Online: true}} {
+		for _, own := range []glusterReport{{}, {Running: true, Brick: brickBare}, {Running: true, Volume: volume, Brick: brickNone}, {Running: true, Volume: volume, Brick: brickData, BrickID: "v", Online: true},
+			{Running: true, Volume: volume, Stored: bricks[1:], Brick: brickData, BrickID: "v", Online: true}, {Running: true, Volume: &glusterVolume{ID: "v", Version: 1, Status: volumeStarted}, Brick: brickEmpty, BrickID: "v"}} {
 			v.own = own
 			_, s := decideGluster(v)
 			right("gluster", s)

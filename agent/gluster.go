@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,9 +28,10 @@ const (
 
 // gluster runs a GlusterFS server and, together with its peers, one replicated volume.
 //
-// There is no peer probe. A node's UUID is derived from the cluster and the node's name, so each node knows all of its peers'
-// UUIDs and writes the pool's files before its glusterd first starts, as probing would. A node that comes back with an empty
-// disk is therefore in the pool again at once, and gets the volume from its peers' glusterd.
+// A new pool needs no peer probe. A node's UUID is derived from the cluster and the node's name, so each node knows all of its
+// peers' UUIDs and writes the pool's files before its glusterd first starts, as probing would. A node that comes back with an empty
+// disk is therefore in the pool again at once, and gets the volume from its peers' glusterd. Only servers that run already, and must
+// not restart, learn of a new one by a probe.
 //
 // Its brick is the dangerous part: a blank brick looks like a volume from which all files were removed, and clients that read
 // from it see none. So it stays down until its peers have marked it, on their own bricks, as lacking everything, in the way
@@ -46,18 +48,16 @@ type gluster struct {
 	unit      string    // what systemd last said of glusterd
 	offline   time.Time // since when a brick that should run does not; zero: it runs, or should not
 	healAsked time.Time
-	settled   bool              // see glusterView
+	stale     time.Time         // since when glusterd has been stale; zero: it is not
+	restarts  int               // that have not helped
+	unclaimed time.Time         // since when nobody has claimed the brick
 	uuids     map[string]string // of the servers, by node
+	whole     bool              // see glusterView
 	applied   map[string]string // options that were set: glusterd may write a value differently than it was given
 }
 
 func newGluster(n Node, _ string, p *facts.GlusterParams) Component {
-	var nodes []string
-	members, _ := ensemble.Members(World{Self: n.Facts.Node, Peers: n.Facts.Peers})
-	for _, m := range members {
-		nodes = append(nodes, m.Name)
-	}
-	return makeGluster(n, p, &glusterUnit{node: n, params: p, nodes: nodes})
+	return makeGluster(n, p, &glusterUnit{node: n, params: p})
 }
 
 func makeGluster(n Node, p *facts.GlusterParams, server glusterServer) *gluster {
@@ -95,13 +95,28 @@ func (g *gluster) Observe(ctx context.Context) (any, error) {
 func (g *gluster) view(w World) glusterView {
 	now := g.node.now()
 	v := glusterView{self: w.Self.Name, uuids: g.uuids, params: g.params, own: g.seen, unit: g.unit, applied: g.applied,
-		healHeld: max(0, healInterval-now.Sub(g.healAsked)), settled: g.settled}
+		healHeld: max(0, healInterval-now.Sub(g.healAsked)), whole: g.whole}
 	v.members, v.nodes, v.heard = glusterMembers(&g.reports, w)
 	for _, n := range v.nodes {
 		if g.uuids[n] == "" {
 			g.uuids[n] = glusterUUID(g.node.Facts.ClusterID, n)
 		}
 	}
+	v.agreed = ensemble.Agreed(w, v.members)
+	v.joint = len(w.Joint.InUse) > 1
+	if target, ok := ensemble.Target(w, v.members); ok {
+		for _, p := range target.Members {
+			v.target = append(v.target, p.Name)
+		}
+	}
+	number, ok := g.complete(w, v)
+	v.leaves = ensemble.Leaves(w, 0) || ok && ensemble.Leaves(w, number)
+	stale := v.stale(v.self, v.own)
+	if !stale && g.seen.Running {
+		g.restarts = 0
+	}
+	v.staleHeld = changeLimit<<g.restarts - lasts(&g.stale, now, stale)
+	v.unclaimedFor = lasts(&g.unclaimed, now, v.unclaimed())
 	started := g.seen.Running && g.seen.Volume != nil && g.seen.Volume.Status == volumeStarted
 	switch {
 	case !started || g.seen.Online:
@@ -115,10 +130,47 @@ func (g *gluster) view(w World) glusterView {
 	return v
 }
 
-// glusterMembers returns the servers, in the spec's order, and what those that were heard report. The pool's members are those of
-// the node's own seed: a volume does not get other bricks yet.
+// lasts tells how long something has been so.
+func lasts(since *time.Time, now time.Time, is bool) time.Duration {
+	switch {
+	case !is:
+		*since = time.Time{}
+		return 0
+	case since.IsZero():
+		*since = now
+	}
+	return now.Sub(*since)
+}
+
+// complete returns the newest membership in use, unless it is the oldest, if its servers have a volume and a pool of their own.
+func (g *gluster) complete(w World, v glusterView) (number int, ok bool) {
+	target, ok := ensemble.Target(w, v.members)
+	if !ok || !v.joint {
+		return 0, false
+	}
+	var pool []string
+	for _, p := range target.Members {
+		pool = append(pool, v.uuids[p.Name])
+	}
+	for _, p := range target.Members {
+		r, heard := v.report(p.Name)
+		if !heard || !r.serves() || v.stale(p.Name, r) || !r.Volume.has(p.Name, v.params.Brick) || len(r.Volume.Bricks) != len(pool) || len(r.Pool) != len(pool)-1 {
+			return 0, false
+		}
+		for _, uuid := range r.Pool {
+			if !slices.Contains(pool, uuid) {
+				return 0, false
+			}
+		}
+	}
+	return target.Number, true
+}
+
+// settled: nobody else has what the volume needs once its bricks are those of the members alone, and none of them is joined to others.
+func (g *gluster) settled(w World) (number int, ok bool) { return g.complete(w, g.view(w)) }
+
+// glusterMembers returns the servers of all memberships in use, and what those that were heard report.
 func glusterMembers(reports *ensemble.Reader[glusterReport], w World) (members []ensemble.Member, nodes []string, heard map[string]glusterReport) {
-	w.Joint = facts.Joint{}
 	members, self := ensemble.Members(w)
 	heard = map[string]glusterReport{}
 	for i, m := range members {
@@ -136,7 +188,7 @@ func (g *gluster) Step(ctx context.Context, w World) (facts.Status, error) {
 	step, status := g.decide(g.view(w))
 	now := g.node.now()
 	if status.State == facts.Ready {
-		g.settled = true
+		g.whole = true
 		g.retry.Settle(now)
 	}
 	switch step.do {
@@ -148,6 +200,8 @@ func (g *gluster) Step(ctx context.Context, w World) (facts.Status, error) {
 		g.offline = now.Add(-offlineLimit) // nobody else starts it
 	case glusterForce:
 		g.offline = now
+	case glusterStop:
+		g.restarts = min(g.restarts+1, 5)
 	case glusterHeal:
 		g.healAsked = now
 	}

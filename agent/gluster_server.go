@@ -42,10 +42,9 @@ func (e notYet) Error() string { return "waiting " + string(e) }
 type glusterUnit struct {
 	node   Node
 	params *facts.GlusterParams
-	nodes  []string // the servers, in the spec's order
 	seen   glusterReport
 
-	info  fileStamp // of the volume's file below WorkDir when it was last asked for
+	info  [2]fileStamp // of the volume's file below WorkDir, and its folder, when it was last asked for
 	asked time.Time
 	brick brickProcess
 }
@@ -65,7 +64,7 @@ func (g *glusterUnit) look(ctx context.Context) (glusterReport, string, error) {
 		r.Fault = cmp.Or(lastLine(ctx, g.params.Unit), u.Result)
 	}
 	if u.Active == "active" {
-		r.Volume, err = g.volume(ctx)
+		r.Volume, r.Stored, err = g.volume(ctx)
 		r.Running = err == nil
 		noteAnswer(g.params.Unit, ctx.Err() == nil)
 		if err != nil {
@@ -81,18 +80,12 @@ func (g *glusterUnit) look(ctx context.Context) (glusterReport, string, error) {
 
 // lookAtState reads what glusterd has written down about itself.
 func (g *glusterUnit) lookAtState(r *glusterReport) error {
-	data, err := os.ReadFile(filepath.Join(g.params.WorkDir, "glusterd.info"))
+	info, err := readStored(filepath.Join(g.params.WorkDir, "glusterd.info"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	for line := range strings.Lines(string(data)) {
-		switch k, v, _ := strings.Cut(strings.TrimSpace(line), "="); k {
-		case "UUID":
-			r.UUID = v
-		case "operating-version":
-			r.OpVersion, _ = strconv.Atoi(v)
-		}
-	}
+	r.UUID = info["UUID"]
+	r.OpVersion, _ = strconv.Atoi(info["operating-version"])
 	for _, name := range []string{"peers", "vols"} {
 		entries, err := os.ReadDir(filepath.Join(g.params.WorkDir, name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -101,14 +94,39 @@ func (g *glusterUnit) lookAtState(r *glusterReport) error {
 		r.Used = r.Used || len(entries) > 0
 		if name == "peers" {
 			for _, e := range entries {
-				r.Pool = append(r.Pool, e.Name())
+				peer, err := readStored(filepath.Join(g.params.WorkDir, name, e.Name()))
+				if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
+					return err
+				}
+				if befriended(peer) && peer["uuid"] == e.Name() {
+					r.Pool = append(r.Pool, e.Name())
+				}
 			}
 		}
 	}
 	return nil
 }
 
-// fileStamp tells whether a file has changed.
+// readStored reads a file of glusterd's: lines of NAME=VALUE.
+func readStored(path string) (map[string]string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	m := map[string]string{}
+	for line := range strings.Lines(string(data)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			m[k] = v
+		}
+	}
+	return m, nil
+}
+
+// befriended tells whether what glusterd has stored of a peer says that it belongs to the pool, and is not just being taken into it or
+// removed.
+func befriended(peer map[string]string) bool { return peer["state"] == "3" }
+
+// fileStamp tells whether a file or a folder's list has changed.
 type fileStamp struct {
 	modified time.Time
 	size     int64
@@ -124,24 +142,81 @@ func stampOf(path string) fileStamp {
 
 // volume asks glusterd for the volume, or repeats its last answer while the file that glusterd keeps about the volume
 // has not changed, and glusterd answers. It returns nil when there is no volume.
-func (g *glusterUnit) volume(ctx context.Context) (*glusterVolume, error) {
-	now := stampOf(filepath.Join(g.params.WorkDir, "vols", g.params.Volume, "info"))
+func (g *glusterUnit) volume(ctx context.Context) (vol *glusterVolume, stored []string, err error) {
+	// In the middle of a change, before it stores anything else, glusterd writes files for the bricks.
+	dir := filepath.Join(g.params.WorkDir, "vols", g.params.Volume)
+	now := [2]fileStamp{stampOf(filepath.Join(dir, "info")), stampOf(dir)}
 	if g.seen.Running && now == g.info {
 		age := time.Since(g.asked)
 		if age < infoInterval || age < infoCalm && pingGlusterd(ctx, glusterdSocket) == nil {
-			return g.seen.Volume, nil
+			return g.seen.Volume, g.seen.Stored, nil
 		}
 	}
 	out, err := run(ctx, nil, "gluster", "--mode=script", "--xml", "volume", "info")
 	if err != nil {
-		return nil, fmt.Errorf("ask glusterd: %w", cliFault(out, err))
+		return nil, nil, fmt.Errorf("ask glusterd: %w", cliFault(out, err))
 	}
 	volumes, err := parseVolumes(out)
 	if err != nil {
-		return nil, fmt.Errorf("ask glusterd: %w", err)
+		return nil, nil, fmt.Errorf("ask glusterd: %w", err)
+	}
+	if vol = volumes[g.params.Volume]; vol != nil {
+		if stored, err = readVolume(dir, g.params.Volume, vol); err != nil {
+			return nil, nil, fmt.Errorf("read what glusterd has stored: %w", err)
+		}
 	}
 	g.info, g.asked = now, time.Now()
-	return volumes[g.params.Volume], nil
+	return vol, stored, nil
+}
+
+// readVolume completes a volume, as glusterd knows it, with what glusterd keeps in its folder and does not answer: its version and the ids of
+// the bricks. It returns the bricks that are stored, in the order of their ids, if these are others.
+func readVolume(dir, name string, vol *glusterVolume) (stored []string, err error) {
+	info, err := readStored(filepath.Join(dir, "info"))
+	if err != nil {
+		return nil, err
+	}
+	if vol.Version, err = strconv.Atoi(info["version"]); err != nil || vol.Version < 0 {
+		return nil, fmt.Errorf("%s: version %q", filepath.Join(dir, "info"), info["version"])
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "bricks"))
+	if err != nil {
+		return nil, err
+	}
+	known := map[string]int{}
+	for _, e := range entries {
+		b, err := readStored(filepath.Join(dir, "bricks", e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has gone meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if id, ok := strings.CutPrefix(b["brick-id"], name+"-client-"); ok {
+			if n, err := strconv.Atoi(id); err == nil && n >= 0 {
+				known[b["hostname"]+":"+b["path"]] = n
+			}
+		}
+	}
+	next := 0
+	for b, id := range known {
+		next = max(next, id+1)
+		stored = append(stored, b)
+	}
+	slices.SortFunc(stored, func(a, b string) int { return cmp.Compare(known[a], known[b]) })
+	same := len(stored) == len(vol.Bricks)
+	for _, b := range vol.Bricks {
+		id, ok := known[b]
+		if !ok { // in memory, glusterd has given it the next one
+			same, id = false, next
+			next++
+		}
+		vol.IDs = append(vol.IDs, id)
+	}
+	if same {
+		return nil, nil
+	}
+	return stored, nil
 }
 
 // glusterdSocket is where glusterd takes commands.
@@ -243,6 +318,12 @@ func (g *glusterUnit) lookAtBrick(ctx context.Context, r *glusterReport) error {
 	if r.Brick == brickNone {
 		return nil
 	}
+	switch _, err := os.Lstat(freshMark(g.params.Brick)); {
+	case err == nil:
+		r.Fresh = true
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
 	id := make([]byte, 16)
 	n, err := syscall.Getxattr(g.params.Brick, volumeIDXattr, id)
 	if err != nil && !errors.Is(err, syscall.ENODATA) {
@@ -255,21 +336,61 @@ func (g *glusterUnit) lookAtBrick(ctx context.Context, r *glusterReport) error {
 		return nil
 	}
 	r.Online = g.brick.online(ctx, g.node.Facts.Node.IP, g.params.Brick)
-	for i := range r.Volume.Bricks {
-		if c, err := readChangelog(g.params.Brick, g.params.Volume, i); err == nil && c.data > 0 && c.entry > 0 {
-			r.Blames = append(r.Blames, i)
+	next := r.Volume.nextID()
+	for id := range next + 1 {
+		if c, err := readChangelog(g.params.Brick, g.params.Volume, id); err == nil && c.data > 0 && c.entry > 0 && (id == next || slices.Contains(r.Volume.ids(), id)) {
+			r.Blames = append(r.Blames, id)
 		}
 	}
 	entries, err := os.ReadDir(indexDir(g.params.Brick))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return strings.HasPrefix(e.Name(), "xattrop-") // the file that the others are links to
+	})
+	r.Pending = len(entries)
+	if len(entries) > maxLacks {
+		r.Lacks = []int{anyBrick}
+		return nil
+	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "xattrop-") { // the file that the others are links to
-			r.Pending++
+		for _, id := range lacking(g.params.Brick, g.params.Volume, e.Name(), next) {
+			if !slices.Contains(r.Lacks, id) && (id == anyBrick || slices.Contains(r.Volume.ids(), id)) {
+				r.Lacks = append(r.Lacks, id)
+			}
 		}
 	}
+	slices.Sort(r.Lacks)
 	return nil
+}
+
+// maxLacks limits the entries to heal that are looked at one by one.
+const maxLacks = 100
+
+// lacking returns the ids, up to last, of the bricks that lack something of a file or folder. It returns anyBrick if it finds none: who
+// is marked may have changed just now.
+func lacking(root, volume, gfid string, last int) (ids []int) {
+	path := root
+	if gfid != rootGFID {
+		if len(gfid) != len(rootGFID) {
+			return []int{anyBrick}
+		}
+		path = filepath.Join(root, ".glusterfs", gfid[:2], gfid[2:4], gfid) // of a folder: a link to it
+	}
+	for id := range last + 1 {
+		c, err := readChangelog(path, volume, id)
+		if err != nil {
+			return []int{anyBrick}
+		}
+		if c != (changelog{}) {
+			ids = append(ids, id)
+		}
+	}
+	if ids == nil {
+		ids = []int{anyBrick}
+	}
+	return ids
 }
 
 // indexDir is where a brick lists what other bricks lack.
@@ -296,6 +417,50 @@ func brickContent(brick string) (brickState, error) {
 		return brickData, nil
 	}
 	return brickEmpty, nil
+}
+
+// makeBrick makes the folder of a brick, with a mark beside it.
+func makeBrick(brick string) error {
+	if err := os.MkdirAll(filepath.Dir(brick), 0o755); err != nil {
+		return err
+	}
+	if err := atomicfile.Write(freshMark(brick), nil, 0o600); err != nil {
+		return err
+	}
+	return os.MkdirAll(brick, 0o755)
+}
+
+// freshMark is a file that says that a brick's folder was made by the agent, and that nothing in it is the only copy: the volume has not had
+// the brick since, or only as one that glusterd was about to add. It is removed once the volume has the brick.
+func freshMark(brick string) string {
+	return filepath.Join(filepath.Dir(brick), "."+filepath.Base(brick)+".new")
+}
+
+// clearBrick clears a brick that an interrupted change has prepared for a volume. Without the mark of makeBrick it fails if there are files
+// in it.
+func clearBrick(brick string) error {
+	if pid, _ := findBrick(brick); pid != "" {
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			return err
+		}
+		if err := syscall.Kill(n, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("end the brick's process: %w", err)
+		}
+		return notYet("for the brick's process to end")
+	}
+	if _, err := os.Lstat(freshMark(brick)); err == nil {
+		if err := os.RemoveAll(brick); err != nil {
+			return err
+		}
+		return makeBrick(brick)
+	}
+	for _, path := range []string{filepath.Join(brick, ".glusterfs"), brick} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return makeBrick(brick)
 }
 
 // changelog counts what a brick knows that another brick lacks of one of its files or folders. For a folder, data
@@ -422,17 +587,21 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 	vol := g.params.Volume
 	switch step.do {
 	case glusterIdentify:
-		return g.identify(ctx, step.version)
+		return g.identify(ctx, step.version, step.servers)
 	case glusterStartUnit:
 		return startUnit(ctx, g.params.Unit)
 	case glusterMakeBrick:
-		return os.MkdirAll(g.params.Brick, 0o755)
+		return makeBrick(g.params.Brick)
+	case glusterClear:
+		return clearBrick(g.params.Brick)
+	case glusterKeep:
+		return os.Remove(freshMark(g.params.Brick))
 	case glusterCreate:
 		args := []string{"create", vol}
-		if len(g.nodes) > 1 {
-			args = append(args, "replica", strconv.Itoa(len(g.nodes)))
+		if len(step.servers) > 1 {
+			args = append(args, "replica", strconv.Itoa(len(step.servers)))
 		}
-		for _, n := range g.nodes {
+		for _, n := range step.servers {
 			args = append(args, n+":"+g.params.Brick)
 		}
 		// Every server has just reported an empty brick on its data disk. Without force, the remains of an interrupted attempt
@@ -452,6 +621,25 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 		return restore(g.params.Brick, g.seen.Volume.ID)
 	case glusterForce:
 		return g.change(ctx, step.do, "start", vol, "force")
+	case glusterProbe:
+		return g.gluster(ctx, step.do, "peer", "probe", step.server)
+	case glusterAdd:
+		// Not by force: glusterd then checks that all other bricks are up.
+		return g.change(ctx, step.do, "add-brick", vol, "replica", strconv.Itoa(step.replicas), step.server+":"+g.params.Brick)
+	case glusterRemove:
+		return g.change(ctx, step.do, "remove-brick", vol, "replica", strconv.Itoa(step.replicas), step.server+":"+g.params.Brick, "force")
+	case glusterDetach:
+		peer, err := readStored(filepath.Join(g.params.WorkDir, "peers", step.server))
+		if err != nil {
+			return err
+		}
+		args := []string{"peer", "detach", peer["hostname1"]}
+		if step.force {
+			args = append(args, "force")
+		}
+		return g.gluster(ctx, step.do, args...)
+	case glusterStop:
+		return stopUnit(ctx, g.params.Unit)
 	case glusterHeal:
 		// The self-heal daemons check every ten minutes on their own; this only speeds it up.
 		if err := g.change(ctx, step.do, "heal", vol); err != nil {
@@ -463,8 +651,13 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 
 // change makes a change to a volume.
 func (g *glusterUnit) change(ctx context.Context, do glusterDo, args ...string) error {
+	return g.gluster(ctx, do, append([]string{"volume"}, args...)...)
+}
+
+// gluster makes a change through gluster's command line.
+func (g *glusterUnit) gluster(ctx context.Context, do glusterDo, args ...string) error {
 	g.asked = time.Time{} // query again, whatever the result
-	out, err := run(ctx, nil, append([]string{"gluster", "--mode=script", "volume"}, args...)...)
+	out, err := run(ctx, nil, append([]string{"gluster", "--mode=script"}, args...)...)
 	if err == nil {
 		return nil
 	}
@@ -477,7 +670,7 @@ func (g *glusterUnit) change(ctx context.Context, do glusterDo, args ...string) 
 
 // identify writes glusterd's identity and its pool, before it first starts. The identity comes last: while it is
 // missing, this is done again.
-func (g *glusterUnit) identify(ctx context.Context, version int) error {
+func (g *glusterUnit) identify(ctx context.Context, version int, pool []string) error {
 	if version == 0 {
 		out, err := run(ctx, nil, "glusterd", "--version")
 		if err != nil {
@@ -501,10 +694,10 @@ func (g *glusterUnit) identify(ctx context.Context, version int) error {
 			return err
 		}
 	}
-	for _, n := range g.nodes {
+	for _, n := range pool {
 		uuid := glusterUUID(g.node.Facts.ClusterID, n)
 		path := filepath.Join(dir, uuid)
-		if _, err := os.Stat(path); n == g.node.Facts.Node.Name || err == nil {
+		if peer, err := readStored(path); err == nil && befriended(peer) {
 			continue // glusterd's own file may have more in it
 		}
 		// State 3: befriended.

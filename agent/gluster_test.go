@@ -43,10 +43,11 @@ func TestGlusterUUID(t *testing.T) {
 
 // glusterCase returns the view of one of three servers, after change.
 func glusterCase(self string, change func(all map[string]*glusterReport)) glusterView {
-	v := glusterView{self: self, nodes: glusterNodes, uuids: map[string]string{}, params: glusterParams(), heard: map[string]glusterReport{}, unit: "active", applied: map[string]string{}}
+	v := glusterView{self: self, nodes: glusterNodes, target: glusterNodes, uuids: map[string]string{}, params: glusterParams(), heard: map[string]glusterReport{}, unit: "active", applied: map[string]string{}}
 	all := map[string]*glusterReport{}
 	for _, n := range glusterNodes {
 		v.uuids[n] = glusterUUID(testClusterID, n)
+		v.members = append(v.members, ensemble.Member{Peer: facts.Peer{Name: n}, In: 1})
 	}
 	for _, n := range glusterNodes {
 		r := &glusterReport{UUID: v.uuids[n], OpVersion: 100000, Used: true, Running: true, Brick: brickEmpty}
@@ -125,6 +126,7 @@ func TestGlusterDecisions(t *testing.T) {
 		"two volumes of one name":            {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs2"].Volume.ID = "v2" }, glusterNothing, facts.Stopped, "exists twice"},
 		"brick of another volume":            {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].BrickID = "v0" }, glusterNothing, facts.Stopped, "another volume (v0"},
 		"blank brick: the others note it":    {"glusterfs1", func(a map[string]*glusterReport) { replaced(a) }, glusterBlame, facts.Working, "glusterfs3's brick is blank"},
+		"noted, and not in the index":        {"glusterfs1", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Blames = []int{2} }, glusterBlame, facts.Working, ""},
 		"blank brick: it waits for that":     {"glusterfs3", func(a map[string]*glusterReport) { replaced(a) }, glusterNothing, facts.Waiting, "for glusterfs1, glusterfs2 to note"},
 		"blank brick: one has noted it":      {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1") }, glusterNothing, facts.Waiting, "for glusterfs2 to note"},
 		"blank brick: all have":              {"glusterfs3", func(a map[string]*glusterReport) { replaced(a, "glusterfs1", "glusterfs2") }, glusterRestore, facts.Working, ""},
@@ -175,6 +177,314 @@ func replaced(all map[string]*glusterReport, noted ...string) {
 	all["glusterfs3"].Brick, all["glusterfs3"].BrickID, all["glusterfs3"].Online = brickNone, "", false
 	for _, n := range noted {
 		all[n].Blames = []int{2}
+	}
+}
+
+// fourth returns the view of one of three servers, with glusterfs4 as another member, which has joined the pool.
+func fourth(self string) glusterView {
+	v := glusterCase(self, withVolume)
+	v.nodes = append(slices.Clone(glusterNodes), "glusterfs4")
+	v.target, v.joint, v.agreed = v.nodes, true, true
+	v.uuids["glusterfs4"] = glusterUUID(testClusterID, "glusterfs4")
+	v.members = append(v.members, ensemble.Member{Peer: facts.Peer{Name: "glusterfs4"}, In: 2})
+	v.heard["glusterfs4"] = glusterReport{UUID: v.uuids["glusterfs4"], Running: true, Volume: v.own.Volume, Brick: brickBare, Pool: []string{v.uuids["glusterfs1"], v.uuids["glusterfs2"], v.uuids["glusterfs3"]}}
+	v.alter(func(n string, r *glusterReport) {
+		if n != "glusterfs4" {
+			r.Pool = append(r.Pool, v.uuids["glusterfs4"])
+		}
+	})
+	return v
+}
+
+// alter changes all reports of a view.
+func (v *glusterView) alter(change func(name string, r *glusterReport)) {
+	change(v.self, &v.own)
+	for n, r := range v.heard {
+		change(n, &r)
+		v.heard[n] = r
+	}
+}
+
+func TestGlusterChanges(t *testing.T) {
+	of := func(name string, change func(r *glusterReport)) func(v *glusterView) {
+		return func(v *glusterView) {
+			v.alter(func(n string, r *glusterReport) {
+				if n == name {
+					change(r)
+				}
+			})
+		}
+	}
+	noted := func(v *glusterView) { v.alter(func(_ string, r *glusterReport) { r.Blames = []int{3} }) }
+	leaves := func(v *glusterView) {
+		delete(v.heard, "glusterfs4")
+		v.nodes, v.target = glusterNodes, []string{"glusterfs1", "glusterfs3"}
+		v.alter(func(_ string, r *glusterReport) { r.Pool = r.Pool[:len(r.Pool)-1] })
+	}
+	gone := func(v *glusterView) {
+		leaves(v)
+		v.alter(func(_ string, r *glusterReport) {
+			r.Volume.Bricks, r.Volume.IDs = []string{"glusterfs1:/data/brick/gv0", "glusterfs3:/data/brick/gv0"}, []int{0, 2}
+		})
+	}
+	for name, c := range map[string]struct {
+		change []func(v *glusterView)
+		do     glusterDo
+		detail string
+	}{
+		"a new server is not known": {[]func(v *glusterView){of("glusterfs1", func(r *glusterReport) { r.Pool = r.Pool[:2] })}, glusterProbe, ""},
+		"one that does not know this one would refuse": {[]func(v *glusterView){of("glusterfs1", func(r *glusterReport) { r.Pool = r.Pool[:2] }),
+			of("glusterfs4", func(r *glusterReport) { r.Pool = nil })}, glusterBlame, ""},
+		"its brick is noted to lack everything": {nil, glusterBlame, "glusterfs4 is to have is blank"},
+		"all have noted it":                     {[]func(v *glusterView){noted}, glusterAdd, ""},
+		"one has not noted it":                  {[]func(v *glusterView){noted, of("glusterfs3", func(r *glusterReport) { r.Blames = nil })}, glusterNothing, "for glusterfs3 to note"},
+		"something to heal":                     {[]func(v *glusterView){noted, of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterNothing, "for all copies to be equal (glusterfs3 has"},
+		"a brick is down":                       {[]func(v *glusterView){noted, of("glusterfs3", func(r *glusterReport) { r.Online = false })}, glusterNothing, "for glusterfs3 to serve"},
+		"the new brick has files":               {[]func(v *glusterView){noted, of("glusterfs4", func(r *glusterReport) { r.Brick = brickData })}, glusterNothing, "for glusterfs4 to have an empty brick"},
+		"another is to come later": {[]func(v *glusterView){noted, func(v *glusterView) {
+			v.target = append([]string{"glusterfs5"}, v.target...)
+			v.members = append(v.members, ensemble.Member{Peer: facts.Peer{Name: "glusterfs5"}, In: 2})
+			v.uuids["glusterfs5"] = glusterUUID(testClusterID, "glusterfs5")
+		}}, glusterAdd, ""},
+		"members disagree": {[]func(v *glusterView){noted, func(v *glusterView) { v.agreed = false }}, glusterNothing, "for all servers to know the same"},
+		"not all conform":  {[]func(v *glusterView){noted, func(v *glusterView) { v.target = nil }}, glusterNothing, "3 of 3 bricks online"},
+		"one leaves":       {[]func(v *glusterView){leaves}, glusterRemove, "removing the brick of glusterfs2"},
+		"one leaves and knows of something to heal":     {[]func(v *glusterView){leaves, of("glusterfs2", func(r *glusterReport) { r.Lacks = []int{2} })}, glusterNothing, "for all copies to be equal"},
+		"one leaves, and only that one lacks something": {[]func(v *glusterView){leaves, of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterRemove, ""},
+		"one leaves, out of reach":                      {[]func(v *glusterView){leaves, of("glusterfs2", func(r *glusterReport) { r.Online, r.Lacks = false, []int{2} })}, glusterRemove, ""},
+		"one leaves, unclear who lacks something":       {[]func(v *glusterView){leaves, of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{anyBrick} })}, glusterNothing, "equal"},
+		"one has left, and is in the pool":              {[]func(v *glusterView){gone}, glusterDetach, "removing glusterfs2 from the pool"},
+	} {
+		v := fourth("glusterfs1")
+		for _, change := range c.change {
+			change(&v)
+		}
+		step, status := decideGluster(v)
+		if step.do != c.do || !strings.Contains(status.Detail, c.detail) {
+			t.Errorf("%s: %q, %s: %s", name, step.do, status.State, status.Detail)
+		}
+		if step.do == glusterBlame && step.brick != 3 || step.do == glusterAdd && (step.server != "glusterfs4" || step.replicas != 4) || step.do == glusterRemove && (step.server != "glusterfs2" || step.replicas != 2) {
+			t.Errorf("%s: %+v", name, step)
+		}
+	}
+	// A silent server that leaves is waited for until an operator gives it up.
+	v := fourth("glusterfs1")
+	leaves(&v)
+	delete(v.heard, "glusterfs2")
+	v.agreed = false
+	if step, status := decideGluster(v); step.do != glusterNothing || status.State != facts.Ready || status.Missing != "glusterfs2" {
+		t.Errorf("%+v, %+v", step, status)
+	}
+	v.members, v.agreed = []ensemble.Member{{Peer: facts.Peer{Name: "glusterfs2"}, GivenUp: true}}, true
+	if step, status := decideGluster(v); step.do != glusterRemove {
+		t.Errorf("%+v, %+v", step, status)
+	}
+	// With a fixed quorum, one that leaves may have what the others do not know of.
+	v = fourth("glusterfs1")
+	leaves(&v)
+	v.alter(func(n string, r *glusterReport) {
+		r.Volume.Options["cluster.quorum-type"] = "fixed"
+		r.Online = n != "glusterfs2"
+	})
+	v.params.Options["cluster.quorum-type"] = "fixed"
+	if step, status := decideGluster(v); step.do != glusterNothing || !strings.Contains(status.Detail, "for glusterfs2 to serve") {
+		t.Errorf("%+v, %+v", step, status)
+	}
+	// A disk that has been part of the volume before is not taken for an empty one.
+	v = fourth("glusterfs1")
+	v.self, v.own = "glusterfs4", v.heard["glusterfs4"]
+	v.own.Brick, v.own.BrickID = brickData, "v1"
+	if step, status := decideGluster(v); step.do != glusterNothing || status.State != facts.Stopped {
+		t.Errorf("%+v, %+v", step, status)
+	}
+}
+
+// halfAdded returns the view of one of three servers after glusterfs4's brick was added in memory, and stored by nobody.
+func halfAdded(self string) glusterView {
+	v := fourth("glusterfs1")
+	v.whole, v.healHeld = true, time.Second
+	v.alter(func(n string, r *glusterReport) {
+		vol := *r.Volume
+		r.Stored = vol.Bricks
+		vol.Bricks, vol.IDs, vol.Version = append(slices.Clone(vol.Bricks), "glusterfs4:/data/brick/gv0"), []int{0, 1, 2, 3}, 5
+		r.Volume, r.Blames, r.Lacks, r.Pending = &vol, []int{3}, []int{3}, 1
+		if n == "glusterfs4" {
+			r.Brick, r.BrickID, r.Fresh, r.Lacks = brickEmpty, vol.ID, true, nil
+		}
+	})
+	if self != v.self {
+		v.heard[v.self] = v.own
+		v.own = v.heard[self]
+		delete(v.heard, self)
+		v.self = self
+	}
+	return v
+}
+
+// restarted is what a server reports that has had the volume of before again.
+func restarted(v *glusterView, name string) {
+	v.alter(func(n string, r *glusterReport) {
+		if n == name {
+			vol := *r.Volume
+			vol.Bricks, vol.IDs = vol.Bricks[:3], vol.IDs[:3]
+			r.Volume, r.Stored, r.Lacks = &vol, nil, nil
+		}
+	})
+}
+
+func TestGlusterAfterAFailedChange(t *testing.T) {
+	of := func(name string, change func(r *glusterReport)) func(v *glusterView) {
+		return func(v *glusterView) {
+			v.alter(func(n string, r *glusterReport) {
+				if n == name {
+					change(r)
+				}
+			})
+		}
+	}
+	back := func(names ...string) func(v *glusterView) {
+		return func(v *glusterView) {
+			for _, n := range names {
+				restarted(v, n)
+			}
+		}
+	}
+	later := func(r *glusterReport) { // it has stored the change
+		vol := *r.Volume
+		vol.Version = 6
+		r.Volume, r.Stored = &vol, nil
+	}
+	clear := func(v *glusterView) { v.unclaimedFor = changeLimit }
+	for name, c := range map[string]struct {
+		self   string
+		change []func(v *glusterView)
+		do     glusterDo
+		detail string
+	}{
+		"the change may go on":                     {"glusterfs1", []func(v *glusterView){func(v *glusterView) { v.staleHeld = time.Second }}, glusterNothing, "under 10 entries to heal; glusterd has not stored the volume as it knows it"},
+		"the new one restarts first":               {"glusterfs4", nil, glusterStop, "not stored"},
+		"the others wait for it":                   {"glusterfs1", nil, glusterNothing, "waits for glusterfs4 to do so"},
+		"the first follows":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4")}, glusterStop, "not stored"},
+		"one after the other":                      {"glusterfs2", []func(v *glusterView){back("glusterfs4")}, glusterNothing, "waits for glusterfs1 to do so"},
+		"the one before is not back yet":           {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs1", func(r *glusterReport) { r.Online = false })}, glusterNothing, "waits for glusterfs1 to serve"},
+		"the one before is silent":                 {"glusterfs2", []func(v *glusterView){back("glusterfs4"), func(v *glusterView) { delete(v.heard, "glusterfs1") }}, glusterNothing, "waits for a majority of the servers"},
+		"the one before lacks something":           {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{0} })}, glusterNothing, "equal (glusterfs3 has"},
+		"it lacks what this one has":               {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs2", func(r *glusterReport) { r.Lacks = []int{0} })}, glusterNothing, "equal (glusterfs2 has"},
+		"the second":                               {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1")}, glusterStop, ""},
+		"nothing changes meanwhile":                {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1")}, glusterNothing, "adding the brick of glusterfs4 waits for glusterfs2's glusterd"},
+		"no options either":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs1", func(r *glusterReport) { r.Volume.Options = nil })}, glusterNothing, "3 of 3"},
+		"no start by force":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs1", func(r *glusterReport) { r.Online = false })}, glusterStop, "to start the brick"},
+		"one has stored it: the others are behind": {"glusterfs2", []func(v *glusterView){of("glusterfs1", later), back("glusterfs2", "glusterfs4")}, glusterNothing, "waits for glusterfs4 to do so"},
+		"and follow":                               {"glusterfs2", []func(v *glusterView){of("glusterfs1", later), of("glusterfs4", later), back("glusterfs2")}, glusterStop, "earlier state"},
+		"the new brick is kept for a while":        {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")}, glusterNothing, "to finish adding"},
+		"then it is cleared":                       {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), clear}, glusterClear, ""},
+		"also with files, since they are copies":   {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), of("glusterfs4", func(r *glusterReport) { r.Brick = brickData }), clear}, glusterClear, ""},
+		"but not if it was the volume's":           {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), of("glusterfs4", func(r *glusterReport) { r.Brick, r.Fresh = brickData, false }), clear}, glusterNothing, "attach an empty data disk"},
+		"all have stored it":                       {"glusterfs4", []func(v *glusterView){of("glusterfs1", later), of("glusterfs2", later), of("glusterfs3", later), of("glusterfs4", later)}, glusterKeep, ""},
+	} {
+		v := halfAdded(c.self)
+		for _, change := range c.change {
+			change(&v)
+		}
+		if step, status := decideGluster(v); step.do != c.do || !strings.Contains(status.Detail, c.detail) {
+			t.Errorf("%s: %q, %s: %s", name, step.do, status.State, status.Detail)
+		}
+	}
+}
+
+// A new server's brick is claimed as long as one server may be adding it: also one that says nothing, since it may be busy with that.
+func TestGlusterBrickIsClaimed(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(v *glusterView)
+		want   bool
+	}{
+		"nobody has it":              {func(v *glusterView) {}, true},
+		"one is silent":              {func(v *glusterView) { delete(v.heard, "glusterfs1") }, false},
+		"one that is given up":       {func(v *glusterView) { delete(v.heard, "glusterfs1"); v.members[0].GivenUp = true }, true},
+		"one that leaves":            {func(v *glusterView) { delete(v.heard, "glusterfs1"); v.target = v.target[1:] }, true},
+		"one has it":                 {func(v *glusterView) { v.heard["glusterfs2"] = halfAdded("glusterfs1").heard["glusterfs2"] }, false},
+		"one's glusterd is starting": {func(v *glusterView) { v.heard["glusterfs2"] = glusterReport{} }, false},
+		"it is not prepared":         {func(v *glusterView) { v.own.BrickID = "" }, false},
+		"members disagree":           {func(v *glusterView) { v.agreed = false }, false},
+	} {
+		v := halfAdded("glusterfs4")
+		for _, n := range v.nodes {
+			restarted(&v, n)
+		}
+		c.change(&v)
+		if got := v.unclaimed(); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+// Only a brick with the agent's mark is cleared of files.
+func TestClearBrick(t *testing.T) {
+	brick := filepath.Join(t.TempDir(), "data", "gv0")
+	fill := func() {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Join(brick, ".glusterfs", "00"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(brick, "file"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(want brickState) {
+		t.Helper()
+		if got, err := brickContent(brick); got != want || err != nil {
+			t.Errorf("%s, %v", got, err)
+		}
+	}
+	if err := makeBrick(brick); err != nil {
+		t.Fatal(err)
+	}
+	is(brickBare)
+	fill()
+	if err := clearBrick(brick); err != nil {
+		t.Fatal(err)
+	}
+	is(brickBare)
+	if err := os.Remove(freshMark(brick)); err != nil {
+		t.Fatal(err)
+	}
+	fill()
+	if err := clearBrick(brick); err == nil {
+		t.Error("files that may be the only copy are gone")
+	}
+	is(brickData)
+}
+
+// What a brick lacks is noted under the brick's id, which is not its place in the volume once another brick has been removed.
+func TestBricksAreKnownByTheirIDs(t *testing.T) {
+	v := glusterCase("glusterfs1", func(a map[string]*glusterReport) { replaced(a) })
+	v.alter(func(_ string, r *glusterReport) { r.Volume.IDs = []int{0, 4, 3} })
+	if step, _ := decideGluster(v); step.do != glusterBlame || step.brick != 3 || v.own.Volume.nextID() != 5 {
+		t.Errorf("%+v, next %d", step, v.own.Volume.nextID())
+	}
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "bricks"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"info": "type=2\nversion=7\n", "bricks/glusterfs1:-b": "uuid=u\nhostname=glusterfs1\npath=/b\nbrick-id=gv0-client-0\n", "bricks/glusterfs3:-b": "hostname=glusterfs3\npath=/b\nbrick-id=gv0-client-12\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		bricks []string
+		ids    []int
+		stored []string
+	}{
+		{[]string{"glusterfs3:/b", "glusterfs1:/b"}, []int{12, 0}, nil},
+		// After a change that failed half-way, glusterd knows others than it has stored. A new one has the next id.
+		{[]string{"glusterfs1:/b", "glusterfs3:/b", "glusterfs4:/b"}, []int{0, 12, 13}, []string{"glusterfs1:/b", "glusterfs3:/b"}},
+		{[]string{"glusterfs1:/b"}, []int{0}, []string{"glusterfs1:/b", "glusterfs3:/b"}},
+	} {
+		vol := glusterVolume{Bricks: c.bricks}
+		if stored, err := readVolume(dir, "gv0", &vol); err != nil || vol.Version != 7 || !slices.Equal(vol.IDs, c.ids) || !slices.Equal(stored, c.stored) {
+			t.Errorf("%v: %+v, stored %v, %v", c.bricks, vol, stored, err)
+		}
 	}
 }
 
@@ -252,52 +562,48 @@ func TestParseVolumes(t *testing.T) {
 
 // glusterTurn is the result of one Observe and Step of a server's component.
 type glusterTurn struct {
-	Report json.RawMessage
-	Status facts.Status
+	Report  json.RawMessage
+	Status  facts.Status
+	Settled int // the generation whose members work by themselves; 0: none
+}
+
+// glusterAsk asks a server for a turn.
+type glusterAsk struct {
+	Fresh bool // as if the agent had been killed since the last turn
+	Known facts.Facts
+	World World
 }
 
 // TestMain lets the test binary run itself as one server of TestGlusterForReal.
 func TestMain(m *testing.M) {
 	if name := os.Getenv("IMAGEGEN_TEST_GLUSTER"); name != "" {
-		serveGluster(name)
+		serveGluster()
 		os.Exit(0)
 	}
 	debug.SetGCPercent(400) // the simulator makes much garbage and keeps little
 	os.Exit(m.Run())
 }
 
-// serveGluster runs as the server called name. It reads peers' reports and answers with its own, until the input ends.
-func serveGluster(name string) {
+// serveGluster runs as a server. It reads peers' reports and answers with its own, until the input ends.
+func serveGluster() {
 	ctx := context.Background()
-	known := facts.Facts{ClusterID: testClusterID}
-	for i, n := range glusterNodes {
-		p := facts.Peer{Name: n, Role: "glusterfs", IP: os.Getenv("IMAGEGEN_TEST_NETWORK") + fmt.Sprint(i+1), Index: i}
-		if n == name {
-			known.Node = p
-		} else {
-			known.Peers = append(known.Peers, p)
-		}
-	}
-	node := Node{Facts: known, Dir: "/run", Log: func(string, ...any) {}, Working: func(string) {}}
-	c := newGluster(node, "gluster", glusterParams())
+	var c Component
 	in, out := json.NewDecoder(os.NewFile(3, "in")), json.NewEncoder(os.NewFile(4, "out"))
 	for {
-		var ask struct {
-			Fresh bool // as if the agent had been killed since the last turn
-			World World
-		}
+		var ask glusterAsk
 		if in.Decode(&ask) != nil {
 			return
 		}
-		if ask.Fresh {
-			c = newGluster(node, "gluster", glusterParams())
+		if c == nil || ask.Fresh {
+			c = newGluster(Node{Facts: ask.Known, Dir: "/run", Log: func(string, ...any) {}, Working: func(string) {}}, "gluster", glusterParams())
 		}
 		var turn glusterTurn
 		report, err := c.Observe(ctx)
 		if err == nil {
 			turn.Report, _ = json.Marshal(report)
-			ask.World.Self, ask.World.Peers = known.Node, known.Peers
+			ask.World.Self, ask.World.Peers = ask.Known.Node, ask.Known.Peers
 			turn.Status, err = c.Step(ctx, ask.World)
+			turn.Settled, _ = c.(settler).settled(ask.World)
 		}
 		if err != nil {
 			turn.Status = facts.Status{State: facts.Failed, Detail: err.Error()}
@@ -306,13 +612,73 @@ func serveGluster(name string) {
 	}
 }
 
-// glusterLab is three servers on a bridge.
+// glusterLab is up to four servers on a bridge.
 type glusterLab struct {
-	t       *testing.T
-	dir     string
-	network string // of the servers' addresses
-	up      map[string]*serverProcess
-	last    map[string]glusterTurn
+	t     *testing.T
+	dir   string
+	seeds map[string]facts.Membership // what each server's seed says
+	joint facts.Joint                 // what all servers count; empty: each what its seed says
+	up    map[string]*serverProcess
+	last  map[string]glusterTurn
+}
+
+// glusterNumber is the number in a server's name.
+func glusterNumber(n string) int { return int(n[len(n)-1] - '0') }
+
+// glusterGeneration has these servers, each at the address with its number.
+func glusterGeneration(number int, names ...string) facts.Membership {
+	m := facts.Membership{Number: number}
+	for i, n := range names {
+		m.Members = append(m.Members, facts.Peer{Name: n, Role: "glusterfs", IP: fmt.Sprintf("10.99.0.%d", glusterNumber(n)), Index: i})
+	}
+	return m
+}
+
+// seed gives a server its part of a generation.
+func (l *glusterLab) seed(n string, m facts.Membership) {
+	l.seeds[n] = m
+	hosts := "127.0.0.1 localhost\n"
+	for _, p := range m.Members {
+		hosts += p.IP + " " + p.Name + "\n"
+	}
+	// In place: it is mounted where the server looks.
+	if err := os.WriteFile(filepath.Join(l.dir, n+".hosts"), []byte(hosts), 0o644); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// change makes a generation the newest one in use, and gives it to these servers.
+func (l *glusterLab) change(m facts.Membership, names ...string) {
+	if len(l.joint.InUse) == 0 {
+		l.joint = facts.Joint{Role: "glusterfs", InUse: []facts.Membership{l.seeds[names[0]]}}
+	}
+	l.joint.InUse = append(l.joint.InUse, m)
+	for _, n := range names {
+		l.seed(n, m)
+	}
+}
+
+// known returns what a server's seed says.
+func (l *glusterLab) known(n string) facts.Facts {
+	known := facts.Facts{ClusterID: testClusterID}
+	for _, p := range l.seeds[n].Members {
+		if p.Name == n {
+			known.Node = p
+		} else {
+			known.Peers = append(known.Peers, p)
+		}
+	}
+	return known
+}
+
+// counts returns what a server counts; nil: what its seed says.
+func (l *glusterLab) counts(n string) *facts.Joint {
+	if len(l.joint.InUse) == 0 {
+		return nil
+	}
+	j := l.joint
+	j.Number = l.seeds[n].Number
+	return &j
 }
 
 type serverProcess struct {
@@ -343,12 +709,12 @@ func newGlusterLab(t *testing.T) *glusterLab {
 			t.Skipf("SKIPPED: needs %s (apt-get install glusterfs-server iproute2 util-linux e2fsprogs)", tool)
 		}
 	}
-	l := &glusterLab{t: t, dir: t.TempDir(), up: map[string]*serverProcess{}, last: map[string]glusterTurn{}}
+	l := &glusterLab{t: t, dir: t.TempDir(), seeds: map[string]facts.Membership{}, up: map[string]*serverProcess{}, last: map[string]glusterTurn{}}
 	t.Cleanup(func() {
 		for n := range l.up {
 			l.off(n)
 		}
-		for i := range 4 {
+		for i := range 5 {
 			exec.Command("ip", "netns", "del", fmt.Sprintf("igt%d-%d", os.Getpid(), i)).Run()
 		}
 	})
@@ -359,34 +725,21 @@ p=$(cat /run/glusterd.pid 2>/dev/null); [ -n "$p" ] && kill -0 $p 2>/dev/null ||
 case $1 in
 show) [ $p = 0 ] && a=inactive || a=active; printf 'LoadState=loaded\nActiveState=%s\nSubState=x\nResult=success\nMainPID=%s\n' $a $p;;
 start) exec glusterd -p /run/glusterd.pid;;
+stop) [ $p = 0 ] || kill $p;;
 esac
 `), 0o755)
 	os.WriteFile(filepath.Join(bin, "journalctl"), []byte("#!/bin/sh\n"), 0o755)
 	sh(t, `ip netns add $1-0; ip -n $1-0 link add br0 type bridge; ip -n $1-0 link set br0 up
-for i in 1 2 3; do
+for i in 1 2 3 4; do
  ip netns add $1-$i; ip -n $1-$i link set lo up
  ip link add eth0 netns $1-$i type veth peer name v$i netns $1-0
- ip -n $1-0 link set v$i master br0 up; ip -n $1-$i link set eth0 up
+ ip -n $1-0 link set v$i master br0 up; ip -n $1-$i link set eth0 up; ip -n $1-$i addr add 10.99.0.$i/24 dev eth0
 done`, fmt.Sprintf("igt%d", os.Getpid()))
-	l.move("10.99.0.")
 	for _, n := range glusterNodes {
 		l.blank(n)
+		l.seed(n, glusterGeneration(1, glusterNodes...))
 	}
 	return l
-}
-
-// move gives all servers addresses in another network, while they are off.
-func (l *glusterLab) move(network string) {
-	l.t.Helper()
-	l.network = network
-	hosts := "127.0.0.1 localhost\n"
-	for i, n := range glusterNodes {
-		hosts += fmt.Sprintf("%s%d %s\n", network, i+1, n)
-	}
-	if err := os.WriteFile(filepath.Join(l.dir, "hosts"), []byte(hosts), 0o644); err != nil {
-		l.t.Fatal(err)
-	}
-	sh(l.t, `for i in 1 2 3; do ip -n $1-$i addr flush dev eth0; ip -n $1-$i addr add $2$i/24 dev eth0; done`, fmt.Sprintf("igt%d", os.Getpid()), network)
 }
 
 // blank replaces a server's disk.
@@ -397,17 +750,17 @@ func (l *glusterLab) blank(n string) {
 // on starts a server.
 func (l *glusterLab) on(n string) {
 	l.t.Helper()
-	netns := fmt.Sprintf("/run/netns/igt%d-%d", os.Getpid(), slices.Index(glusterNodes, n)+1)
+	netns := fmt.Sprintf("/run/netns/igt%d-%d", os.Getpid(), glusterNumber(n))
 	inside := `mount --make-rprivate /; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/log; mount -t tmpfs tmpfs /mnt; mkdir -p /var/log/glusterfs /mnt/data /mnt/client
 mount -o loop $D/$N.disk /mnt/data; mkdir -p /mnt/data/lib /mnt/data/data /data /var/lib/glusterd
-mount --bind /mnt/data/data /data; mount --bind /mnt/data/lib /var/lib/glusterd; mount --bind $D/hosts /etc/hosts; hostname $N
+mount --bind /mnt/data/data /data; mount --bind /mnt/data/lib /var/lib/glusterd; mount --bind $D/$N.hosts /etc/hosts; hostname $N
 PATH=$D/bin:$PATH IMAGEGEN_TEST_GLUSTER=$N $BIN & wait $!`
 	self, err := os.Executable()
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	cmd := exec.Command("nsenter", "--net="+netns, "unshare", "-m", "-p", "-u", "--fork", "--kill-child", "--mount-proc", "bash", "-euc", inside)
-	cmd.Env = append(os.Environ(), "N="+n, "D="+l.dir, "BIN="+self, "IMAGEGEN_TEST_NETWORK="+l.network)
+	cmd.Env = append(os.Environ(), "N="+n, "D="+l.dir, "BIN="+self)
 	cmd.Stderr = os.Stderr
 	r, w, _ := os.Pipe()
 	r2, w2, _ := os.Pipe()
@@ -444,12 +797,15 @@ func (l *glusterLab) turn(n string, fresh bool) (glusterTurn, error) {
 	w := World{Reports: map[string]PeerReport{}}
 	for other, turn := range l.last {
 		if other != n && turn.Report != nil {
-			w.Reports[other] = PeerReport{NodeReport: facts.NodeReport{Components: map[string]facts.ComponentReport{"gluster": {Kind: "gluster", Report: turn.Report}}}}
+			w.Reports[other] = PeerReport{NodeReport: facts.NodeReport{Node: l.known(other).Node, Joint: l.counts(other), Components: map[string]facts.ComponentReport{"gluster": {Kind: "gluster", Report: turn.Report}}}}
 		}
+	}
+	if j := l.counts(n); j != nil {
+		w.Joint = *j
 	}
 	s := l.up[n]
 	var turn glusterTurn
-	if err := s.in.Encode(map[string]any{"Fresh": fresh, "World": w}); err != nil {
+	if err := s.in.Encode(glusterAsk{fresh, l.known(n), w}); err != nil {
 		return turn, err
 	}
 	err := s.out.Decode(&turn)
@@ -486,6 +842,7 @@ func (l *glusterLab) until(what string, limit time.Duration, fresh bool, done fu
 			}
 			said[n] = turn.Status
 			l.last[n] = turn
+			l.joint = ensemble.Settle(l.joint, turn.Settled)
 		}
 		time.Sleep(300 * time.Millisecond)
 	}
@@ -495,15 +852,15 @@ func (l *glusterLab) until(what string, limit time.Duration, fresh bool, done fu
 // Once all copies were equal, pending heals on a busy volume do not make a server unready.
 func TestGlusterOnceSettledStaysReady(t *testing.T) {
 	v := glusterCase("glusterfs2", func(a map[string]*glusterReport) { withVolume(a); a["glusterfs1"].Pending = 7 })
-	v.settled = true
+	v.whole = true
 	if _, status := decideGluster(v); status.State != facts.Ready {
 		t.Errorf("%+v", status)
 	}
 }
 
-// serving reports whether n servers are ready and nothing is left to heal.
+// serving reports whether n servers, which are all, are ready and nothing is left to heal.
 func (l *glusterLab) serving(n int) func() bool {
-	want := fmt.Sprintf("%d of 3 bricks online", n)
+	want := fmt.Sprintf("%d of %[1]d bricks online", n)
 	return func() bool {
 		ready := 0
 		for _, turn := range l.last {
@@ -522,22 +879,138 @@ func (l *glusterLab) content(n string) string {
 
 func (l *glusterLab) sameContent(when string) {
 	l.t.Helper()
-	for _, n := range glusterNodes[1:] {
-		if a, b := l.content(glusterNodes[0]), l.content(n); a != b {
-			l.t.Errorf("%s: %s and %s differ:\n%s\n%s", when, glusterNodes[0], n, a, b)
+	names := slices.Sorted(maps.Keys(l.up))
+	for _, n := range names[1:] {
+		if a, b := l.content(names[0]), l.content(n); a != b {
+			l.t.Errorf("%s: %s and %s differ:\n%s\n%s", when, names[0], n, a, b)
 		}
 	}
 }
 
-// All servers get addresses in another network while all are off. What their disks have is from before.
-func TestGlusterForRealRenumbered(t *testing.T) {
+const (
+	clientMount = `mount -t glusterfs -o backup-volfile-servers=glusterfs1:glusterfs3 glusterfs2:/gv0 /mnt/client
+`
+	clientFiles = `mkdir -p /mnt/client/a/b; for i in $(seq 100); do echo $i >/mnt/client/a/b/f$i; done; find /mnt/client | wc -l`
+)
+
+// formed returns a lab with three servers, and a client on the second one.
+func formed(t *testing.T) *glusterLab {
 	l := newGlusterLab(t)
-	const mount = "mount -t glusterfs -o backup-volfile-servers=glusterfs1:glusterfs3 glusterfs2:/gv0 /mnt/client\n"
 	for _, n := range glusterNodes {
 		l.on(n)
 	}
 	l.until("formed", time.Minute, false, l.serving(3))
-	l.inside("glusterfs2", mount+`mkdir -p /mnt/client/a/b; for i in $(seq 100); do echo $i >/mnt/client/a/b/f$i; done`)
+	l.inside("glusterfs2", clientMount+clientFiles)
+	return l
+}
+
+// settled waits until the members of a generation work by themselves. Meanwhile, a client writes, and sees all that it has written.
+func (l *glusterLab) settled(number, servers int, limit time.Duration) {
+	l.t.Helper()
+	written, before := 0, l.inside("glusterfs2", `find /mnt/client -type f | wc -l`)
+	l.until(fmt.Sprintf("generation %d works by itself", number), limit, false, func() bool {
+		written++
+		want := l.inside("glusterfs2", fmt.Sprintf(`echo %d >/mnt/client/during-%d-%[1]d; echo $(( %[3]s + %[1]d ))`, written, number, strings.TrimSpace(before)))
+		if got := l.inside("glusterfs2", `find /mnt/client -type f | wc -l`); got != want {
+			l.t.Fatalf("the client sees %s files of %s", strings.TrimSpace(got), want)
+		}
+		return l.joint.Settled == number && l.serving(servers)()
+	})
+}
+
+// A fourth server comes, the first leaves, and the third gets a blank disk: what it lacks is noted under the id of its brick, which is
+// not its place in the volume any more.
+func TestGlusterForRealMembers(t *testing.T) {
+	l := formed(t)
+	four := glusterGeneration(2, "glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")
+	l.change(four, glusterNodes...)
+	l.seed("glusterfs4", four)
+	l.blank("glusterfs4")
+	l.on("glusterfs4")
+	l.settled(2, 4, 3*time.Minute)
+	l.sameContent("a fourth server")
+
+	three := glusterGeneration(3, "glusterfs2", "glusterfs3", "glusterfs4")
+	l.change(three, "glusterfs2", "glusterfs3", "glusterfs4")
+	l.settled(3, 3, 3*time.Minute)
+	l.until("the server that left has stopped", time.Minute, false, func() bool {
+		s := l.last["glusterfs1"].Status
+		return s.State == facts.Stopped && strings.Contains(s.Detail, "not a member any more")
+	})
+	l.off("glusterfs1")
+	l.sameContent("without the first server")
+
+	count := l.inside("glusterfs2", `find /mnt/client | wc -l`)
+	l.off("glusterfs3")
+	l.blank("glusterfs3")
+	l.on("glusterfs3")
+	l.until("glusterfs3 replaced", 3*time.Minute, false, func() bool {
+		if got := l.inside("glusterfs2", `find /mnt/client | wc -l`); got != count {
+			t.Fatalf("while glusterfs3 is filled, a client sees %s entries, not %s", got, count)
+		}
+		return l.serving(3)()
+	})
+	l.sameContent("glusterfs3 replaced")
+}
+
+// The brick of a fourth server does not start when it is added. What the others have in memory then, and have not stored, is undone, and the
+// brick is added again.
+func TestGlusterForRealFailedAdd(t *testing.T) {
+	l := formed(t)
+	four := glusterGeneration(2, "glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")
+	l.change(four, glusterNodes...)
+	l.seed("glusterfs4", four)
+	l.blank("glusterfs4")
+	l.on("glusterfs4")
+	report := func(n string) (r glusterReport) {
+		if last := l.last[n].Report; last != nil {
+			if err := json.Unmarshal(last, &r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return r
+	}
+	l.until("glusterfs4 runs", 3*time.Minute, false, func() bool { return report("glusterfs4").Running })
+	l.inside("glusterfs4", `mount --bind /bin/false $(readlink -f $(command -v glusterfsd))`)
+	l.until("added in memory alone", 3*time.Minute, false, func() bool {
+		r := report("glusterfs1")
+		return r.unstored() && len(r.Stored) == 3 && r.Volume.has("glusterfs4", glusterParams().Brick)
+	})
+	l.inside("glusterfs4", `umount $(readlink -f $(command -v glusterfsd))`)
+	l.settled(2, 4, 30*time.Minute)
+	l.sameContent("added at the second attempt")
+}
+
+// A server gets another address. The others know that first.
+func TestGlusterForRealAddress(t *testing.T) {
+	l := formed(t)
+	moved := glusterGeneration(2, glusterNodes...)
+	moved.Members[2].IP = "10.99.0.13"
+	l.change(moved, "glusterfs1", "glusterfs2")
+	l.off("glusterfs3")
+	l.until("serving without glusterfs3", time.Minute, false, func() bool {
+		return strings.HasPrefix(l.last["glusterfs1"].Status.Detail, "2 of 3") && l.last["glusterfs1"].Status.State == facts.Ready
+	})
+	l.inside("glusterfs2", `echo while away >/mnt/client/away`)
+	sh(t, `ip -n $1 addr flush dev eth0; ip -n $1 addr add 10.99.0.13/24 dev eth0`, fmt.Sprintf("igt%d-3", os.Getpid()))
+	l.seed("glusterfs3", moved)
+	l.on("glusterfs3")
+	l.settled(2, 3, 3*time.Minute)
+	l.sameContent("another address")
+
+	for _, n := range glusterNodes {
+		l.off(n)
+	}
+	for _, n := range glusterNodes {
+		l.on(n)
+	}
+	l.until("serving after a full outage", time.Minute, false, l.serving(3))
+	l.sameContent("after a full outage")
+}
+
+// All servers get addresses in another network while all are off. What their disks have is from before.
+func TestGlusterForRealRenumbered(t *testing.T) {
+	l := formed(t)
 	l.off("glusterfs3")
 	l.until("serving without glusterfs3", time.Minute, false, func() bool {
 		return strings.HasPrefix(l.last["glusterfs1"].Status.Detail, "2 of 3") && l.last["glusterfs1"].Status.State == facts.Ready
@@ -545,12 +1018,17 @@ func TestGlusterForRealRenumbered(t *testing.T) {
 	count := l.inside("glusterfs2", `echo while away >/mnt/client/away; find /mnt/client | wc -l`)
 	l.off("glusterfs1")
 	l.off("glusterfs2")
-	l.move("10.98.0.")
+	moved := glusterGeneration(2, glusterNodes...)
+	for i := range moved.Members {
+		moved.Members[i].IP = fmt.Sprintf("10.98.0.%d", i+1)
+	}
+	l.change(moved, glusterNodes...)
+	sh(t, `for i in 1 2 3; do ip -n $1-$i addr flush dev eth0; ip -n $1-$i addr add 10.98.0.$i/24 dev eth0; done`, fmt.Sprintf("igt%d", os.Getpid()))
 	for _, n := range []string{"glusterfs3", "glusterfs1", "glusterfs2"} { // the one that lacks something first
 		l.on(n)
 	}
 	l.until("serving in another network", 2*time.Minute, false, l.serving(3))
-	if got := l.inside("glusterfs2", mount+`find /mnt/client | wc -l`); got != count {
+	if got := l.inside("glusterfs2", clientMount+`find /mnt/client | wc -l`); got != count {
 		t.Errorf("a client sees %s entries of %s", got, count)
 	}
 	l.sameContent("in another network")

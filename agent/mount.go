@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -124,12 +125,27 @@ type server struct {
 	online bool // serves its part of the started volume
 }
 
-// servers returns the volume's servers as their agents report them.
+// servers returns the volume's servers as their agents report them. While the cluster changes, the seed may name more or others than
+// those that have a brick.
 func (m *glusterMount) servers(w World) []server {
 	var all []server
+	var volume *glusterVolume
 	for _, p := range w.In(m.params.Role) {
 		r, heard := m.reports.From(w, p.Name, "gluster")
-		all = append(all, server{name: p.Name, heard: heard, online: heard && r.serves()})
+		s := server{name: p.Name, heard: heard, online: heard && r.serves()}
+		if all = append(all, s); s.online && (volume == nil || len(r.Volume.Bricks) > len(volume.Bricks)) {
+			volume = r.Volume
+		}
+	}
+	if volume == nil {
+		return all
+	}
+	hosts := volume.hosts()
+	all = slices.DeleteFunc(all, func(s server) bool { return !slices.Contains(hosts, s.name) })
+	for _, host := range hosts {
+		if !slices.ContainsFunc(all, func(s server) bool { return s.name == host }) {
+			all = append(all, server{name: host})
+		}
 	}
 	return all
 }

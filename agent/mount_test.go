@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,7 +59,7 @@ func TestServersAsTheirAgentsReportThem(t *testing.T) {
 		data, _ := json.Marshal(r)
 		return PeerReport{NodeReport: facts.NodeReport{Components: map[string]facts.ComponentReport{"files": {Kind: "gluster", Report: data}, "disk": {Kind: "disk"}}}}
 	}
-	started := &glusterVolume{ID: "v", Status: volumeStarted}
+	started := &glusterVolume{ID: "v", Status: volumeStarted, Bricks: []string{"gl1:/b", "gl2:/b", "gl3:/b"}}
 	w := World{
 		Peers: []facts.Peer{{Name: "web2", Role: "web"}, {Name: "gl1", Role: "glusterfs"}, {Name: "gl2", Role: "glusterfs"}, {Name: "gl3", Role: "glusterfs"}},
 		Reports: map[string]PeerReport{
@@ -73,6 +74,13 @@ func TestServersAsTheirAgentsReportThem(t *testing.T) {
 		if got[i] != want[i] {
 			t.Errorf("%+v, want %+v", got[i], want[i])
 		}
+	}
+	// gl2 has no brick yet, gl4 still has one, and the seed does not name it.
+	started.Bricks = []string{"gl1:/b", "gl3:/b", "gl4:/b"}
+	w.Reports["gl1"] = report(glusterReport{Running: true, Online: true, Volume: started})
+	got = (&glusterMount{params: &facts.MountParams{Role: "glusterfs"}}).servers(w)
+	if want := []server{{"gl1", true, true}, {"gl3", false, false}, {"gl4", false, false}}; !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }
 
@@ -107,7 +115,7 @@ func TestMountFollowsItsUnit(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "volume")
 	os.Mkdir(path, 0o755)
 	m := newMount(Node{}, "mount", &facts.MountParams{Unit: "imagegen-test.mount", Path: path, Role: "glusterfs"}).(*glusterMount)
-	data, _ := json.Marshal(glusterReport{Running: true, Online: true, Volume: &glusterVolume{ID: "v", Status: volumeStarted}})
+	data, _ := json.Marshal(glusterReport{Running: true, Online: true, Volume: &glusterVolume{ID: "v", Status: volumeStarted, Bricks: []string{"gl1:/b"}}})
 	alone := World{Peers: []facts.Peer{{Name: "gl1", Role: "glusterfs"}}}
 	w := World{Peers: alone.Peers, Reports: map[string]PeerReport{
 		"gl1": {NodeReport: facts.NodeReport{Components: map[string]facts.ComponentReport{"gluster": {Kind: "gluster", Report: data}}}}}}

@@ -13,9 +13,10 @@ import (
 
 // simChange is a change of the cluster's members that an operator carries out, as imagegen apply does, but with less care: nodes get
 // the next generation in any order and at any time. Two things it does as apply: a generation is chosen by a majority of the members,
-// and a node that left is removed only once the others say that it counts no more.
+// and a node that left is removed only once the others say that it counts no more. For some kinds there is a third: see simKind.
 type simChange struct {
 	next facts.Membership
+	new  []*machine // in the order in which they start
 	left []*machine // to be removed
 	todo int        // nodes that have not got the generation yet
 	// begin has the members get the generation, once it is in use.
@@ -53,7 +54,9 @@ func inMembership(g facts.Membership, n *machine) bool {
 
 // change begins a change, once the one before has ended.
 func (w *simWorld) change(arg int) {
-	if w.changes != nil {
+	// Where apply changes one node at a time, it does not go on while one is not ready.
+	left := func(p facts.Peer) bool { n := w.named(p.Name); return !n.gone && !n.ready() }
+	if w.changes != nil || w.kind.inOrder && w.generation.Number > 1 && slices.ContainsFunc(w.generation.Members, left) {
 		w.in(5*time.Second, func() { w.change(arg) })
 		return
 	}
@@ -66,13 +69,17 @@ func (w *simWorld) change(arg int) {
 		}
 	}
 	what := r.IntN(5)
-	if (what == 0 || what == 1) && len(spares) > 0 { // a node is added, or takes the place of another
-		spares[0].peer.IP = w.address(0, spares[0])
-		next.Members = slices.Insert(next.Members, r.IntN(len(next.Members)+1), spares[0].peer)
+	// One or two nodes are added, or one takes the place of another, or one or two are removed.
+	both := w.kind.inOrder && what != 1 && r.IntN(2) == 0
+	for i, n := range spares {
+		if what < 2 && (i == 0 || both) {
+			n.peer.IP = w.address(0, n)
+			next.Members = slices.Insert(next.Members, r.IntN(len(next.Members)+1), n.peer)
+		}
 	}
-	if what == 1 || what == 2 {
-		if i := r.IntN(len(next.Members)); len(next.Members) > 3 {
-			next.Members = slices.Delete(next.Members, i, i+1)
+	for i := range 2 {
+		if at := r.IntN(len(next.Members)); (what == 1 || what == 2) && (i == 0 || both) && len(next.Members) > 3 {
+			next.Members = slices.Delete(next.Members, at, at+1)
 		}
 	}
 	if what == 3 {
@@ -90,6 +97,11 @@ func (w *simWorld) change(arg int) {
 			w.in(w.between(0, 60*time.Second), func() { w.adopt(n) })
 		}
 	}}
+	for _, n := range spares {
+		if inMembership(next, n) {
+			w.changes.new = append(w.changes.new, n)
+		}
+	}
 	w.propose()
 }
 
@@ -190,7 +202,8 @@ func (w *simWorld) moveAll(next facts.Membership, again bool) {
 
 // adopt replaces a node: a new root disk, the next generation's seed, and the data disk that it had.
 func (w *simWorld) adopt(n *machine) {
-	if n.gone {
+	before := w.changes.new[:max(0, slices.Index(w.changes.new, n))]
+	if n.gone || w.kind.inOrder && slices.ContainsFunc(before, func(o *machine) bool { return !o.gone && !w.model.excused(o) && !o.ready() }) {
 		w.in(5*time.Second, func() { w.adopt(n) })
 		return
 	}
@@ -205,6 +218,11 @@ func (w *simWorld) adopt(n *machine) {
 		w.changes.todo--
 		w.quiet = w.now + 20*time.Second
 	})
+}
+
+// ready tells whether all components of a node are.
+func (n *machine) ready() bool {
+	return n.agent != nil && !slices.ContainsFunc(n.w.model.components(), func(c string) bool { return n.agent.status(c).State != facts.Ready })
 }
 
 // remove removes the nodes that left, once all that are members say that they do not count any more.

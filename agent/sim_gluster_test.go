@@ -10,20 +10,29 @@ import (
 	"testing"
 	"time"
 
+	"imagegen/agent/ensemble"
 	"imagegen/cluster/facts"
 )
 
 // The model of GlusterFS follows xlators/mgmt/glusterd and xlators/cluster/afr of GlusterFS 10:
 //
-//   - Two servers are connected if each has the other's UUID in its pool and answers with its own. Connected servers
-//     synchronize to the latest version of the volume; a server without one gets it.
+//   - Two servers are connected if each has the other's UUID in its pool and answers with its own. When they connect, the one with the
+//     earlier version of the volume takes over the later one, and a server without a volume gets it; not while they are connected.
+//   - A running glusterd has the volume in its memory. What it has stored is read when it starts.
 //   - With server quorum, glusterd stops its brick when less than a majority of servers is connected, and starts it when
 //     there is a majority again. It does not start a brick whose folder lacks the volume's ID. "start force" puts the ID
 //     on empty folders of all connected servers, and skips missing folders.
-//   - A write goes to all bricks that are online, if they are a majority. These record what the others lack. Reads come
-//     from a brick that no other one records as lacking something.
+//   - A write goes to all bricks that are online, if they are a majority, or half with the first brick. These record what the others
+//     lack. Reads come from a brick that no other one records as lacking something.
+//   - A probe takes a server into the pools of all connected servers, and a removal takes it out; both may reach only some. A server
+//     that starts tells those that it is connected to whom it knows.
+//   - Bricks are added and removed in phases, each on one server after the other, while all are locked: other changes are refused. To add
+//     one, the servers check, and the new brick's folder gets the volume's ID; then all change the volume in memory, and the new server
+//     marks, on the other bricks, that its brick lacks everything, and starts it; then all store it, and clients learn of it. If anything
+//     fails, the rest is left out, and nothing is undone. A server that restarts or connects anew in the middle may be left out of the
+//     rest, without a failure. A new brick gets the highest id of the volume's bricks plus 1.
 //   - Healing makes a brick that lacks something equal to one that lacks nothing, whatever else it contains. If all are
-//     recorded as lacking something, they are merged.
+//     recorded as lacking something, they are merged. It needs no majority.
 var simGluster = &simKind{
 	name: "gluster", role: "glusterfs", share: 10,
 	build: func(w *simWorld) simModel { return newGlusterModel(w) },
@@ -39,33 +48,54 @@ type glusterDisk struct {
 	version int            // of the volume
 	brick   brickState
 	brickID string
-	files   *big.Int // the writes on the brick, one bit each
-	all     []bool   // by brick: recorded as lacking everything
-	some    []bool   // by brick: recorded as lacking what was written in its absence
+	fresh   bool         // there is the agent's mark
+	files   *big.Int     // the writes on the brick, one bit each
+	all     map[int]bool // by brick's id: recorded as lacking everything
+	some    map[int]bool // by brick's id: recorded as lacking what was written in its absence
 }
 
 // glusterd is a running one.
 type glusterd struct {
 	up     bool
-	quorum bool // at its last check
+	quorum bool              // at its last check
+	memory *glusterVolume    // the volume as it knows it, if it has not stored that
+	met    map[int]*glusterd // those that it is connected to, and has compared the volume with
+	locked *glusterOp        // nil, or ended: none
+}
+
+// glusterOp is a change of the volume's bricks that a glusterd makes.
+type glusterOp struct {
+	by      *glusterd
+	servers []int // all that take part; the first makes it
+	daemons []*glusterd
+	// phases are done on each server.
+	phases []func(i int) error
+	anew   int // a server that connects anew in the middle; below 0: none
+	slow   bool
+	ended  bool
+	err    error
 }
 
 type glusterModel struct {
-	w       *simWorld
-	disks   []*glusterDisk
-	daemons []*glusterd
-	bricks  []bool // their processes
-	written int
-	acked   *big.Int
-	volumes int // number of volumes ever created
-	changed bool
-	params  *facts.GlusterParams
-	decide  func(glusterView) (glusterStep, facts.Status)
-	probing bool // a mutation: servers start with an empty pool
+	w        *simWorld
+	disks    []*glusterDisk
+	daemons  []*glusterd
+	bricks   []bool // their processes
+	written  int
+	acked    *big.Int
+	volumes  int // number of volumes ever created
+	founders int // number of bricks that the first was made with
+	changed  bool
+	params   *facts.GlusterParams
+	decide   func(glusterView) (glusterStep, facts.Status)
+	stopped  map[int]bool               // stopped by their agents, and do not serve again yet
+	restarts map[int]time.Duration      // when their agents last restarted them
+	probing  bool                       // a mutation: servers start with an empty pool
+	change   func(g *gluster, w *World) // a mutation; nil: none
 }
 
 func newGlusterModel(w *simWorld) *glusterModel {
-	g := &glusterModel{w: w, acked: new(big.Int), params: glusterParams(), decide: decideGluster,
+	g := &glusterModel{w: w, acked: new(big.Int), stopped: map[int]bool{}, restarts: map[int]time.Duration{}, params: glusterParams(), decide: decideGluster,
 		daemons: make([]*glusterd, len(w.nodes)), bricks: make([]bool, len(w.nodes))}
 	for range w.nodes {
 		g.disks = append(g.disks, g.newDisk())
@@ -76,8 +106,36 @@ func newGlusterModel(w *simWorld) *glusterModel {
 }
 
 func (g *glusterModel) newDisk() *glusterDisk {
-	n := len(g.w.nodes)
-	return &glusterDisk{brick: brickNone, files: new(big.Int), all: make([]bool, n), some: make([]bool, n)}
+	return &glusterDisk{brick: brickNone, files: new(big.Int), all: map[int]bool{}, some: map[int]bool{}}
+}
+
+// volume returns the latest volume that a server has that is on; nil: there is none.
+func (g *glusterModel) volume() (v *glusterVolume) {
+	version := 0
+	for i, d := range g.disks {
+		if g.w.nodes[i].on() && d.volume != nil && d.version > version {
+			v, version = d.volume, d.version
+		}
+	}
+	return v
+}
+
+// index is that of a node's brick in a volume; below 0: it has none.
+func (g *glusterModel) index(v *glusterVolume, i int) int {
+	if v == nil {
+		return -1
+	}
+	return v.index(g.w.nodes[i].peer.Name, g.params.Brick)
+}
+
+// bricksOf returns the nodes that have a brick in the volume.
+func (g *glusterModel) bricksOf(v *glusterVolume) (list []int) {
+	for i := range g.w.nodes {
+		if g.index(v, i) >= 0 {
+			list = append(list, i)
+		}
+	}
+	return list
 }
 
 func (g *glusterModel) components() []string { return []string{"gluster"} }
@@ -99,16 +157,25 @@ func (g *glusterModel) kill(n *machine, which int) {
 // blank replaces a disk, unless another copy is incomplete at the moment: the design does not promise to survive that
 // ("catching up"), and replace refuses it.
 func (g *glusterModel) blank(n *machine) {
-	everyone := make([]int, len(g.disks))
-	for i := range everyone {
-		everyone[i] = i
-	}
-	for i, d := range g.disks {
-		if g.volumes > 0 && i != n.index && (d.brick != brickData || g.blamed(everyone, i)) {
+	v := g.newest()
+	everyone := g.bricksOf(v)
+	for _, i := range everyone {
+		if slices.Contains(everyone, n.index) && i != n.index && (g.disks[i].brick != brickData || g.blamed(v, everyone, i)) {
 			return
 		}
 	}
 	g.disks[n.index] = g.newDisk()
+}
+
+// newest returns the latest volume, also if nobody who is on has it.
+func (g *glusterModel) newest() (v *glusterVolume) {
+	version := 0
+	for _, d := range g.disks {
+		if d.volume != nil && d.version > version {
+			v, version = d.volume, d.version
+		}
+	}
+	return v
 }
 
 func (g *glusterModel) everywhere() *big.Int {
@@ -120,7 +187,15 @@ func (g *glusterModel) everywhere() *big.Int {
 }
 
 func (g *glusterModel) foreign(*machine) {}
-func (g *glusterModel) relinked()        {}
+
+// relinked: those that cannot reach each other any more compare the volume when they connect again.
+func (g *glusterModel) relinked() {
+	for i, s := range g.daemons {
+		if s != nil {
+			maps.DeleteFunc(s.met, func(j int, _ *glusterd) bool { return !g.connected(i, j) })
+		}
+	}
+}
 
 // lie returns a report that falsely claims to serve. The content of the disk is true: only the server itself knows it.
 func (g *glusterModel) lie(n *machine, _ string) any {
@@ -142,8 +217,25 @@ func (g *glusterModel) connected(i, j int) bool {
 		return true
 	}
 	a, b := g.daemons[i], g.daemons[j]
-	return a != nil && b != nil && a.up && b.up && g.w.linked(g.w.nodes[i], g.w.nodes[j]) &&
+	return a != nil && b != nil && a.up && b.up && g.w.linked(g.w.nodes[i], g.w.nodes[j]) && g.knows(i, j) && g.knows(j, i) &&
 		slices.Contains(g.disks[i].pool, g.disks[j].uuid) && slices.Contains(g.disks[j].pool, g.disks[i].uuid)
+}
+
+// knows tells whether a node's seed has another's address.
+func (g *glusterModel) knows(i, j int) bool {
+	return slices.ContainsFunc(g.w.nodes[i].peers, func(p facts.Peer) bool {
+		return p.Name == g.w.nodes[j].peer.Name && p.IP == g.w.nodes[j].peer.IP
+	})
+}
+
+// quorum tells whether a server is connected to a majority of its pool.
+func (g *glusterModel) quorum(i int) bool { return 2*len(g.friends(i)) > len(g.disks[i].pool)+1 }
+
+// befriend takes a server into another's pool.
+func (g *glusterModel) befriend(i int, uuid string) {
+	if d := g.disks[i]; d.uuid != uuid && !slices.Contains(d.pool, uuid) {
+		d.pool = append(slices.Clone(d.pool), uuid)
+	}
 }
 
 func (g *glusterModel) friends(i int) (list []int) {
@@ -156,7 +248,7 @@ func (g *glusterModel) friends(i int) (list []int) {
 }
 
 func (g *glusterModel) start(n *machine) {
-	s := &glusterd{}
+	s := &glusterd{met: map[int]*glusterd{}}
 	g.daemons[n.index] = s
 	alive := func() bool { return g.daemons[n.index] == s }
 	n.after(n.pace(200*time.Millisecond, 2*time.Second), alive, func() {
@@ -165,6 +257,14 @@ func (g *glusterModel) start(n *machine) {
 			return
 		}
 		s.up = true
+		for _, j := range g.friends(n.index) {
+			for _, uuid := range g.disks[n.index].pool {
+				g.befriend(j, uuid)
+			}
+			for _, uuid := range g.disks[j].pool {
+				g.befriend(n.index, uuid)
+			}
+		}
 		g.manage(n, s, alive)
 	})
 }
@@ -173,62 +273,175 @@ func (g *glusterModel) start(n *machine) {
 func (g *glusterModel) manage(n *machine, s *glusterd, alive func() bool) {
 	i := n.index
 	d := g.disks[i]
-	friends := g.friends(i)
-	for _, j := range friends {
-		if o := g.disks[j]; o.volume != nil && (d.volume == nil || o.volume.ID == d.volume.ID && o.version > d.version) {
-			d.volume, d.version = o.volume, o.version
+	changed := false
+	for j := range g.disks {
+		if j == i || !g.connected(i, j) {
+			delete(s.met, j)
+			continue
 		}
+		if o := g.disks[j]; s.met[j] != g.daemons[j] && o.volume != nil && (d.volume == nil || o.volume.ID == d.volume.ID && o.version > d.version) {
+			changed = true
+			g.store(i, o.volume, o.version)
+		}
+		s.met[j] = g.daemons[j]
 	}
-	quorum := len(friends) > len(g.disks)/2
+	quorum := g.quorum(i)
+	known := g.known(i)
 	switch {
-	case !quorum && g.bricks[i]:
+	case g.bricks[i] && (!quorum || g.index(known, i) < 0):
 		g.bricks[i], g.changed = false, true
-	case quorum && !s.quorum && d.volume != nil && d.volume.Status == volumeStarted:
+	case quorum && (!s.quorum || changed) && known != nil && known.Status == volumeStarted:
 		g.startBrick(i)
 	}
 	s.quorum = quorum
 	n.after(n.pace(300*time.Millisecond, time.Second), alive, func() { g.manage(n, s, alive) })
 }
 
-func (g *glusterModel) startBrick(i int) {
-	d := g.disks[i]
-	if d.brick == brickNone || d.brickID != d.volume.ID || g.bricks[i] {
-		return
+// known is the volume as a running glusterd knows it.
+func (g *glusterModel) known(i int) *glusterVolume {
+	if s := g.daemons[i]; s != nil && s.memory != nil {
+		return s.memory
 	}
-	d.brick, g.bricks[i], g.changed = brickData, true, true
+	return g.disks[i].volume
 }
 
-// change changes the volume on all connected servers.
-func (g *glusterModel) change(i int, do func(v *glusterVolume)) error {
-	friends := g.friends(i)
-	if s := g.daemons[i]; s == nil || !s.up || len(friends) <= len(g.disks)/2 {
+// store has a server store a state of the volume.
+func (g *glusterModel) store(i int, v *glusterVolume, version int) {
+	d := g.disks[i]
+	d.volume, d.version, g.daemons[i].memory, g.changed = v, version, nil, true
+	for j, o := range g.disks {
+		if o.volume != nil && o.volume.ID == v.ID && o.version == version && !(slices.Equal(o.volume.Bricks, v.Bricks) && slices.Equal(o.volume.IDs, v.IDs) && o.volume.Status == v.Status && maps.Equal(o.volume.Options, v.Options)) {
+			g.w.fail("%s and %s have stored different volumes as version %d: they would reject each other", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name, version)
+		}
+	}
+}
+
+func (g *glusterModel) startBrick(i int) {
+	d, known := g.disks[i], g.known(i)
+	if d.brick == brickNone || g.index(known, i) < 0 || d.brickID != known.ID || g.bricks[i] {
+		return
+	}
+	// What those lack that the volume was made with is noted from the first write on.
+	for _, j := range g.online(known) {
+		if id := known.id(g.index(known, i)); id >= g.founders && d.brick != brickData && g.disks[j].files.Sign() != 0 && !g.disks[j].all[id] {
+			g.w.fail("the blank brick of %s starts, and %s has not noted that it lacks everything", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name)
+		}
+	}
+	d.brick, g.bricks[i], g.changed = brickData, true, true
+	delete(g.stopped, i)
+}
+
+// alter changes the volume on all connected servers: each what it knows.
+func (g *glusterModel) alter(i int, do func(v *glusterVolume)) error {
+	if s := g.daemons[i]; s == nil || !s.up || !g.quorum(i) || g.known(i) == nil {
 		return errors.New("quorum not met")
 	}
-	next := *g.disks[i].volume
-	next.Options = maps.Clone(next.Options)
-	do(&next)
-	version := g.disks[i].version + 1
+	friends := g.friends(i)
+	if slices.ContainsFunc(friends, g.locked) {
+		return notYet("for a change that another server makes to the volume to end")
+	}
+	id := g.known(i).ID
 	for _, j := range friends {
-		if d := g.disks[j]; d.volume != nil && d.volume.ID == next.ID {
-			d.volume, d.version = &next, version
+		if known := g.known(j); known != nil && known.ID == id {
+			next := *known
+			if do == nil {
+				g.store(j, &next, g.disks[j].version)
+				continue
+			}
+			next.Options = maps.Clone(next.Options)
+			do(&next)
+			g.store(j, &next, g.disks[j].version+1)
 		}
 	}
 	return nil
+}
+
+// locked tells whether a server takes part in a change. When the one that makes it dies, the others notice.
+func (g *glusterModel) locked(i int) bool {
+	op := g.daemons[i].locked
+	return op != nil && !op.ended && g.daemons[op.servers[0]] == op.by
+}
+
+// begin begins a change of the bricks.
+func (g *glusterModel) begin(i int, phases ...func(j int) error) (*glusterOp, error) {
+	if !g.running(i) || !g.quorum(i) || g.known(i) == nil {
+		return nil, errors.New("quorum not met")
+	}
+	friends := g.friends(i)
+	if slices.ContainsFunc(friends, g.locked) {
+		return nil, notYet("for a change that another server makes to the volume to end")
+	}
+	op := &glusterOp{by: g.daemons[i], servers: []int{i}, phases: phases, anew: -1, slow: g.w.chance(5)}
+	for _, k := range g.w.rand.Perm(len(friends)) {
+		if friends[k] != i {
+			op.servers = append(op.servers, friends[k])
+		}
+	}
+	for _, j := range op.servers {
+		op.daemons, g.daemons[j].locked = append(op.daemons, g.daemons[j]), op
+	}
+	if len(friends) > 1 && g.w.chance(10) {
+		op.anew = op.servers[1+g.w.rand.IntN(len(friends)-1)]
+	}
+	g.advance(op, 0, 0)
+	return op, nil
+}
+
+// advance does one server's part of a phase, and then the next one's.
+func (g *glusterModel) advance(op *glusterOp, phase, k int) {
+	n := g.w.nodes[op.servers[0]]
+	limit := 300 * time.Millisecond
+	if op.slow {
+		limit = 6 * time.Second
+	}
+	n.after(n.pace(20*time.Millisecond, limit), func() bool { return g.daemons[n.index] == op.by }, func() {
+		j := op.servers[k]
+		switch {
+		case phase > 0 && j == op.anew && g.w.chance(2): // in this phase and the next, or in one of them
+		case g.daemons[j] != op.daemons[k], !g.connected(n.index, j): // it is passed over, unless it was asked already
+			if phase == 0 || g.w.chance(2) {
+				op.err = errors.New("no answer")
+			}
+		default:
+			op.err = op.phases[phase](j)
+		}
+		if k++; k == len(op.servers) {
+			phase, k = phase+1, 0
+		}
+		if op.ended = op.err != nil || phase == len(op.phases); !op.ended {
+			g.advance(op, phase, k)
+		}
+		g.w.tell("glusterd of %s: phase %d, %s: %v", n.peer.Name, phase, g.w.nodes[j].peer.Name, op.err)
+	})
+}
+
+// await waits for the end of a change, as gluster's command line does. The change does not need that.
+func (g *glusterModel) await(a *simAgent, op *glusterOp) error {
+	for waited := time.Duration(0); !op.ended; waited += 500 * time.Millisecond {
+		if g.daemons[op.servers[0]] != op.by || waited > cliLimit {
+			return errors.New("no answer")
+		}
+		a.pass(500 * time.Millisecond)
+	}
+	return op.err
 }
 
 // client writes to the volume, as a client that has it mounted.
 func (g *glusterModel) client() {
 	g.w.in(g.w.between(500*time.Millisecond, 3*time.Second), func() {
 		g.client()
-		online := g.online()
-		if len(online) <= len(g.disks)/2 {
+		v := g.volume()
+		online := g.online(v)
+		if !g.enough(v, online) {
 			return
 		}
 		for _, i := range online {
 			d := g.disks[i]
 			d.files.SetBit(d.files, g.written, 1)
-			for j := range g.disks {
-				d.some[j] = d.some[j] || !slices.Contains(online, j)
+			for _, j := range g.bricksOf(v) {
+				if !slices.Contains(online, j) {
+					d.some[v.id(g.index(v, j))] = true
+				}
 			}
 		}
 		g.acked.SetBit(g.acked, g.written, 1)
@@ -237,9 +450,10 @@ func (g *glusterModel) client() {
 	})
 }
 
-// online returns the bricks that a client reaches.
-func (g *glusterModel) online() (list []int) {
-	for i, n := range g.w.nodes {
+// online returns the bricks of the volume that a client reaches.
+func (g *glusterModel) online(v *glusterVolume) (list []int) {
+	for _, i := range g.bricksOf(v) {
+		n := g.w.nodes[i]
 		if g.bricks[i] && n.on() && !n.suspended() {
 			list = append(list, i)
 		}
@@ -247,20 +461,28 @@ func (g *glusterModel) online() (list []int) {
 	return list
 }
 
+// enough tells whether clients can write to the bricks that they reach.
+func (g *glusterModel) enough(v *glusterVolume, online []int) bool {
+	return v != nil && (2*len(online) > len(v.Bricks) || 2*len(online) == len(v.Bricks) && slices.ContainsFunc(online, func(i int) bool { return g.index(v, i) == 0 }))
+}
+
 // blamed reports whether one of the bricks records that brick j lacks something.
-func (g *glusterModel) blamed(by []int, j int) bool {
-	return slices.ContainsFunc(by, func(i int) bool { return g.disks[i].all[j] || g.disks[i].some[j] })
+func (g *glusterModel) blamed(v *glusterVolume, by []int, j int) bool {
+	id := v.id(g.index(v, j))
+	return slices.ContainsFunc(by, func(i int) bool { return g.disks[i].all[id] || g.disks[i].some[id] })
 }
 
 // heal simulates the self-heal daemons.
 func (g *glusterModel) heal() {
 	g.w.in(g.w.between(500*time.Millisecond, 8*time.Second), func() {
 		g.heal()
-		online := g.online()
-		if len(online) <= len(g.disks)/2 {
+		v := g.volume()
+		online := g.online(v)
+		if len(online) < 2 {
 			return
 		}
-		whole := slices.DeleteFunc(slices.Clone(online), func(j int) bool { return g.blamed(online, j) })
+		id := func(j int) int { return v.id(g.index(v, j)) }
+		whole := slices.DeleteFunc(slices.Clone(online), func(j int) bool { return g.blamed(v, online, j) })
 		if len(whole) == 0 {
 			united := new(big.Int)
 			for _, i := range online {
@@ -269,22 +491,22 @@ func (g *glusterModel) heal() {
 			for _, i := range online {
 				g.disks[i].files.Set(united)
 				for _, j := range online {
-					g.disks[i].all[j], g.disks[i].some[j] = false, false
+					g.disks[i].all[id(j)], g.disks[i].some[id(j)] = false, false
 				}
 			}
 			g.changed = true
 			return
 		}
 		for _, j := range online {
-			if slices.Contains(whole, j) || !g.blamed(whole, j) {
+			if slices.Contains(whole, j) { // those that only blame each other lack something, too
 				continue
 			}
 			source := g.disks[whole[0]]
-			for _, i := range whole {
-				g.disks[i].all[j], g.disks[i].some[j] = false, false
+			for _, i := range online {
+				g.disks[i].all[id(j)], g.disks[i].some[id(j)] = false, false
 			}
 			g.disks[j].files.Set(source.files)
-			g.disks[j].all, g.disks[j].some = slices.Clone(source.all), slices.Clone(source.some)
+			g.disks[j].all, g.disks[j].some = maps.Clone(source.all), maps.Clone(source.some)
 			g.changed = true
 			return // one at a time
 		}
@@ -302,12 +524,13 @@ func (g *glusterModel) check() error {
 	if lost := new(big.Int).AndNot(g.acked, g.everywhere()); lost.Sign() != 0 {
 		return fmt.Errorf("write %d is lost", lost.TrailingZeroBits())
 	}
-	online := g.online()
-	if len(online) <= len(g.disks)/2 {
+	v := g.volume()
+	online := g.online(v)
+	if !g.enough(v, online) {
 		return nil
 	}
 	for _, j := range online {
-		if g.blamed(online, j) {
+		if g.blamed(v, online, j) {
 			continue
 		}
 		for _, i := range online {
@@ -320,13 +543,19 @@ func (g *glusterModel) check() error {
 }
 
 func (g *glusterModel) settled() error {
-	online := g.online()
+	v := g.volume()
+	online := g.online(v)
+	whole := !slices.ContainsFunc(g.w.nodes, func(n *machine) bool { return n.gone })
 	for i, n := range g.w.nodes {
-		switch {
-		case !n.on():
+		switch in := g.index(v, i) >= 0; {
+		case n.on() && g.daemons[i] != nil && g.daemons[i].memory != nil:
+			return fmt.Errorf("%s has not stored the volume", n.peer.Name)
+		case in != g.w.names(n) && whole:
+			return fmt.Errorf("%s: a member: %v, has a brick: %v", n.peer.Name, g.w.names(n), in)
+		case !n.on() || !in:
 		case !g.bricks[i]:
 			return fmt.Errorf("%s is ready, and its brick is down", n.peer.Name)
-		case g.blamed(online, i):
+		case g.blamed(v, online, i):
 			return fmt.Errorf("%s lacks something still", n.peer.Name)
 		}
 	}
@@ -338,21 +567,27 @@ func (g *glusterModel) excused(*machine) bool { return false }
 // patient: no volume is created without all servers; without a majority none serves; and while a server is away that
 // others record as incomplete, a server whose agent was restarted reports that it is not whole.
 func (g *glusterModel) patient() bool {
+	v := g.volume()
+	bricks := g.bricksOf(v)
 	here, formed := 0, false
 	for i, n := range g.w.nodes {
-		if n.on() {
+		switch in := slices.Contains(bricks, i); {
+		case !n.on():
+		case in:
 			here++
 			formed = formed || g.disks[i].brick == brickData
+		case v != nil && g.w.names(n):
+			return true // it is added once all members are there
 		}
 	}
 	for i, n := range g.w.nodes {
-		for j := range g.disks {
-			if n.on() && (g.disks[i].all[j] || g.disks[i].some[j]) {
+		for _, j := range bricks {
+			if n.on() && g.blamed(v, []int{i}, j) {
 				return true
 			}
 		}
 	}
-	return here <= len(g.w.nodes)/2 || !formed
+	return 2*here <= len(bricks) || !formed
 }
 
 // the agent's part
@@ -366,7 +601,21 @@ type simGlusterServer struct {
 func (g *glusterModel) component(a *simAgent, _ string, n Node) Component {
 	c := makeGluster(n, g.params, simGlusterServer{g, a})
 	c.decide = g.decide
+	if g.change != nil {
+		return mutatedGluster{c, g.change}
+	}
 	return c
+}
+
+// mutatedGluster changes what a component is told.
+type mutatedGluster struct {
+	*gluster
+	change func(g *gluster, w *World)
+}
+
+func (m mutatedGluster) Step(ctx context.Context, w World) (facts.Status, error) {
+	m.change(m.gluster, &w)
+	return m.gluster.Step(ctx, w)
 }
 
 func (p simGlusterServer) unitNames() []string { return nil }
@@ -380,20 +629,28 @@ func (p simGlusterServer) look(context.Context) (glusterReport, string, error) {
 // look returns what a server can observe about itself.
 func (g *glusterModel) look(i int) glusterReport {
 	d, s := g.disks[i], g.daemons[i]
-	r := glusterReport{UUID: d.uuid, Used: len(d.pool) > 0 || d.volume != nil, Pool: d.pool, Running: s != nil && s.up, Brick: d.brick, BrickID: d.brickID}
+	r := glusterReport{UUID: d.uuid, Used: len(d.pool) > 0 || d.volume != nil, Pool: d.pool, Running: s != nil && s.up, Brick: d.brick, BrickID: d.brickID, Fresh: d.fresh}
 	if d.uuid != "" {
 		r.OpVersion = 100000
 	}
-	if !r.Running || d.volume == nil {
+	known := g.known(i)
+	if !r.Running || known == nil {
 		return r
 	}
-	r.Volume, r.Online = d.volume, g.bricks[i]
-	for j := range g.disks {
-		if d.all[j] {
-			r.Blames = append(r.Blames, j)
+	vol := *known
+	if vol.Version = d.version; d.volume != nil && !slices.Equal(vol.Bricks, d.volume.Bricks) {
+		r.Stored = d.volume.Bricks
+	}
+	r.Volume, r.Online = &vol, g.bricks[i]
+	next := vol.nextID()
+	for id := range next + 1 {
+		in := slices.Contains(vol.ids(), id)
+		if d.all[id] && (in || id == next) {
+			r.Blames = append(r.Blames, id)
 		}
-		if d.all[j] || d.some[j] {
+		if in && (d.all[id] || d.some[id]) {
 			r.Pending++
+			r.Lacks = append(r.Lacks, id)
 		}
 	}
 	return r
@@ -407,10 +664,9 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 	switch step.do {
 	case glusterIdentify:
 		a.act("write down the pool", 0, func() error {
-			d.pool = nil
-			for j := range g.disks {
-				if j != i && !g.probing {
-					d.pool = append(d.pool, g.uuid(j))
+			for _, name := range step.servers {
+				if !g.probing {
+					g.befriend(i, glusterUUID(simCluster, name))
 				}
 			}
 			return nil
@@ -419,12 +675,30 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 	case glusterStartUnit:
 		return a.act("start glusterd", 0, func() error { g.start(n); return nil })
 	case glusterMakeBrick:
-		return a.act("make the brick's folder", 0, func() error { d.brick = brickBare; return nil })
+		return a.act("make the brick's folder", 0, func() error { d.brick, d.brickID, d.fresh = brickBare, "", true; return nil })
+	case glusterClear:
+		return a.act("clear the brick", 0, func() error {
+			if d.brick == brickData && !d.fresh {
+				g.w.fail("%s removes files that may be the only copy", n.peer.Name)
+			}
+			for _, o := range g.disks {
+				if o.volume != nil && g.index(o.volume, i) >= 0 && g.bricks[i] {
+					g.w.fail("%s clears a brick that serves", n.peer.Name)
+				}
+			}
+			volume, version, uuid, pool := d.volume, d.version, d.uuid, d.pool
+			*d = *g.newDisk()
+			d.volume, d.version, d.uuid, d.pool, d.brick, d.fresh = volume, version, uuid, pool, brickBare, true
+			g.bricks[i], g.changed = false, true
+			return nil
+		})
+	case glusterKeep:
+		return a.act("note that the brick is the volume's", 0, func() error { d.fresh = false; return nil })
 	case glusterCreate:
-		return a.act("create the volume", command, func() error { return g.create(i) })
+		return a.act("create the volume", command, func() error { return g.create(i, step.servers) })
 	case glusterSet:
 		return a.act("set options", command, func() error {
-			return g.change(i, func(v *glusterVolume) {
+			return g.alter(i, func(v *glusterVolume) {
 				for k := 0; k < len(step.options); k += 2 {
 					v.Options[step.options[k]] = step.options[k+1]
 				}
@@ -432,22 +706,22 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 		})
 	case glusterStart:
 		return a.act("start the volume", command, func() error {
-			err := g.change(i, func(v *glusterVolume) { v.Status = volumeStarted })
+			err := g.alter(i, func(v *glusterVolume) { v.Status = volumeStarted })
 			for _, j := range g.friends(i) {
-				if err == nil && g.disks[j].volume != nil {
+				if err == nil && g.known(j) != nil {
 					g.startBrick(j)
 				}
 			}
 			return err
 		})
 	case glusterBlame:
-		return a.act(fmt.Sprintf("note that brick %d lacks everything", step.brick+1), 0, func() error {
+		return a.act(fmt.Sprintf("note that brick %d lacks everything", step.brick), 0, func() error {
 			d.all[step.brick], g.changed = true, true
 			return nil
 		})
 	case glusterRestore:
 		return a.act("give the blank brick its identity", 0, func() error {
-			d.brickID = d.volume.ID
+			d.brickID = g.known(i).ID
 			if d.brick != brickData {
 				d.brick = brickEmpty
 			}
@@ -455,11 +729,11 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 		})
 	case glusterForce:
 		return a.act("start the volume by force", command, func() error {
-			err := g.change(i, func(*glusterVolume) {})
+			err := g.alter(i, nil)
 			for _, j := range g.friends(i) {
-				if o := g.disks[j]; err == nil && o.volume != nil {
-					if o.brick == brickBare && o.brickID == "" {
-						o.brickID = o.volume.ID
+				if o, known := g.disks[j], g.known(j); err == nil && known != nil {
+					if o.brick == brickBare && o.brickID == "" && g.index(known, j) >= 0 {
+						o.brickID = known.ID
 					}
 					g.startBrick(j)
 				}
@@ -467,31 +741,221 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 			return err
 		})
 	}
+	switch step.do {
+	case glusterProbe:
+		return a.act("take "+step.server+" into the pool", command, func() error { return g.probe(i, g.w.named(step.server).index) })
+	case glusterDetach:
+		return a.act("remove "+step.server+" from the pool", command, func() error { return g.detach(i, step.server, step.force) })
+	case glusterAdd, glusterRemove:
+		var op *glusterOp
+		if err := a.act(fmt.Sprintf("%s: %s", step.do, step.server), command, func() (err error) {
+			if step.do == glusterAdd {
+				op, err = g.add(i, g.w.named(step.server).index, step.replicas)
+			} else {
+				op, err = g.remove(i, step.server, step.replicas)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+		return g.await(a, op)
+	case glusterStop:
+		return a.act("stop glusterd", 0, func() error {
+			if !g.w.names(n) { // it has left
+				g.stop(n, true)
+				return nil
+			}
+			in := g.index(g.volume(), i) >= 0
+			var quorate []int
+			for j, s := range g.daemons {
+				if s != nil && s.up && j != i && g.quorum(j) {
+					quorate = append(quorate, j)
+				}
+				if in && g.bricks[i] && g.stopped[j] && g.w.nodes[j].on() {
+					g.w.fail("%s stops its brick while %s has stopped its own", n.peer.Name, g.w.nodes[j].peer.Name)
+				}
+			}
+			if in && g.bricks[i] {
+				g.stopped[i] = true
+			}
+			alone := in && !g.bricks[i] // it has no brick to lose, and restarts to get it started
+			g.stop(n, true)
+			for x := range g.disks {
+				at, ok := g.restarts[x]
+				for _, j := range quorate {
+					if ok && !alone && g.w.now-at < 10*time.Second && g.w.nodes[x].on() && !g.running(x) && !g.quorum(j) {
+						g.w.fail("%s and %s restart at once, and %s stops its brick", n.peer.Name, g.w.nodes[x].peer.Name, g.w.nodes[j].peer.Name)
+					}
+				}
+			}
+			g.restarts[i] = g.w.now
+			return nil
+		})
+	}
 	return nil // in the model, the daemons heal on their own
 }
 
-func (g *glusterModel) create(i int) error {
+// reached returns the servers on which a change is made at once: sometimes not all that are connected.
+func (g *glusterModel) reached(i int) []int {
 	friends := g.friends(i)
-	if s := g.daemons[i]; s == nil || !s.up || len(friends) < len(g.disks) {
-		return errors.New("not connected")
+	if g.w.chance(3) {
+		friends = slices.DeleteFunc(friends, func(j int) bool { return j != i && g.w.chance(2) })
 	}
-	g.volumes++
+	return friends
+}
+
+func (g *glusterModel) running(i int) bool { return g.daemons[i] != nil && g.daemons[i].up }
+
+func (g *glusterModel) probe(i, x int) error {
+	if !g.running(i) || !g.running(x) || !g.w.linked(g.w.nodes[i], g.w.nodes[x]) || !g.knows(i, x) || !g.knows(x, i) {
+		return errors.New("no answer")
+	}
+	if len(g.disks[x].pool) > 0 && !slices.Contains(g.disks[x].pool, g.disks[i].uuid) {
+		return errors.New("already part of another cluster")
+	}
+	for _, j := range g.reached(i) {
+		g.befriend(j, g.disks[x].uuid)
+		g.befriend(x, g.disks[j].uuid)
+	}
+	return nil
+}
+
+func (g *glusterModel) detach(i int, uuid string, force bool) error {
+	if !g.running(i) || !force && slices.ContainsFunc(g.disks[i].pool, func(u string) bool {
+		return u != uuid && !slices.ContainsFunc(g.friends(i), func(j int) bool { return g.disks[j].uuid == u })
+	}) {
+		return errors.New("one of the peers is probably down")
+	}
+	for _, j := range g.reached(i) {
+		d := g.disks[j]
+		if d.uuid == uuid {
+			d.pool = nil
+			if d.volume != nil && g.index(d.volume, j) < 0 {
+				d.volume, d.version, g.daemons[j].memory = nil, 0, nil
+			}
+		}
+		d.pool = slices.DeleteFunc(slices.Clone(d.pool), func(u string) bool { return u == uuid })
+	}
+	return nil
+}
+
+func (g *glusterModel) add(i, x, replicas int) (*glusterOp, error) {
+	o := g.disks[x]
+	next := -1
+	return g.begin(i, func(j int) error { // each checks
+		switch known := g.known(j); {
+		case known == nil || len(known.Bricks) != replicas-1 || g.index(known, x) >= 0:
+			return errors.New("wrong number of bricks")
+		case j == i && (len(g.online(known)) < len(known.Bricks) || !slices.Contains(g.friends(i), x)):
+			return errors.New("a brick is down")
+		case j == i:
+			next = known.nextID()
+		case j == x && (o.brick != brickBare && o.brick != brickEmpty || o.brickID != ""):
+			return errors.New("already part of a volume")
+		case j == x:
+			o.brick, o.brickID = brickEmpty, known.ID
+		}
+		return nil
+	}, func(j int) error { // in memory
+		known := g.known(j)
+		if known == nil {
+			return errors.New("no such volume")
+		}
+		v := *known
+		v.Bricks, v.IDs = append(slices.Clone(v.Bricks), g.w.nodes[x].peer.Name+":"+g.params.Brick), append(slices.Clone(v.IDs), next)
+		g.daemons[j].memory = &v
+		if j != x {
+			return nil
+		}
+		switch {
+		case o.brickID != v.ID:
+			return errors.New("no volume id on the brick")
+		case g.w.chance(10):
+			return errors.New("the brick's process does not start in time")
+		}
+		for _, k := range g.online(known) {
+			g.disks[k].all[next] = true
+		}
+		g.startBrick(x)
+		return nil
+	}, func(j int) error { // stored
+		if g.daemons[j].memory != nil {
+			g.store(j, g.known(j), g.disks[j].version+1)
+		}
+		return nil
+	})
+}
+
+func (g *glusterModel) remove(i int, server string, replicas int) (*glusterOp, error) {
+	return g.begin(i, func(j int) error {
+		if known := g.known(j); known == nil || len(known.Bricks) != replicas+1 || known.index(server, g.params.Brick) < 0 {
+			return errors.New("wrong number of bricks")
+		}
+		return nil
+	}, func(j int) error {
+		known := g.known(j)
+		if known == nil {
+			return errors.New("no such volume")
+		}
+		v := *known
+		at := v.index(server, g.params.Brick)
+		if at < 0 { // it has learned of the change from another
+			return nil
+		}
+		v.Bricks, v.IDs = slices.Delete(slices.Clone(v.Bricks), at, at+1), slices.Delete(slices.Clone(v.IDs), at, at+1)
+		if lacking := slices.DeleteFunc(g.bricksOf(&v), func(k int) bool { return new(big.Int).AndNot(g.acked, g.disks[k].files).Sign() == 0 }); j == i && g.enough(&v, lacking) {
+			g.w.fail("%s removes the brick of %s, and enough of the others to go on lack a write", g.w.nodes[i].peer.Name, server)
+		}
+		g.store(j, &v, g.disks[j].version+1)
+		return nil
+	})
+}
+
+func (g *glusterModel) create(i int, servers []string) error {
+	friends := g.friends(i)
+	// glusterd would refuse it where it knows the volume, or another server is not connected, but no agent may try.
 	for j, d := range g.disks {
 		if d.volume != nil || d.brick == brickData {
 			g.w.fail("%s makes a volume, and %s has one", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name)
 		}
 	}
-	v := &glusterVolume{ID: fmt.Sprintf("volume %d", g.volumes), Status: volumeCreated, Options: map[string]string{}}
-	for _, n := range g.w.nodes {
-		v.Bricks = append(v.Bricks, n.peer.Name+":"+g.params.Brick)
+	for _, name := range servers {
+		if x := g.w.named(name).index; !g.running(i) || !slices.Contains(friends, x) {
+			return errors.New("not connected")
+		}
 	}
-	for _, d := range g.disks {
-		d.volume, d.version, d.brick, d.brickID = v, 1, brickEmpty, v.ID
+	for _, j := range friends {
+		if g.disks[j].volume != nil {
+			return errors.New("already exists")
+		}
+	}
+	g.volumes++
+	v := &glusterVolume{ID: fmt.Sprintf("volume %d", g.volumes), Status: volumeCreated, Options: map[string]string{}}
+	g.founders = len(servers)
+	for k, name := range servers {
+		v.Bricks, v.IDs = append(v.Bricks, name+":"+g.params.Brick), append(v.IDs, k)
+	}
+	for _, j := range friends {
+		d := g.disks[j]
+		if d.volume, d.version = v, 1; g.index(v, j) >= 0 {
+			d.brick, d.brickID = brickEmpty, v.ID
+		}
 	}
 	return nil
 }
 
 func TestSimGluster(t *testing.T) { runSim(t, simGluster) }
+
+// simGlusterChanges has changes of the members as well. No agent lies here: which members count is up to what all of them say.
+var simGlusterChanges = func() *simKind {
+	k := *simGluster
+	k.change, k.spares, k.inOrder, k.share = changed, 2, true, 2
+	k.bound = 40 * time.Minute // a change that fails half-way is waited for before it is undone, and then once more
+	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), changed, changed)
+	return &k
+}()
+
+func TestSimGlusterChanges(t *testing.T) { runSim(t, simGlusterChanges) }
 
 // simGlusterRenumbered has moves to another network: all servers get other addresses while all are off. No agent lies here.
 var simGlusterRenumbered = func() *simKind {
@@ -559,6 +1023,7 @@ func TestSimGlusterMutants(t *testing.T) {
 			for _, n := range v.nodes {
 				if _, ok := v.heard[n]; !ok && n != v.self && v.own.Volume == nil {
 					v.heard[n] = glusterReport{Running: true, Brick: brickBare}
+					v.target, v.agreed = v.nodes, true // as if it conformed
 				}
 			}
 		}, nil),
@@ -585,6 +1050,95 @@ func TestSimGlusterMutants(t *testing.T) {
 			return s
 		}),
 		{name: "servers start without a pool", apply: func(w *simWorld) { w.model.(*glusterModel).probing = true }},
+	})
+}
+
+func TestSimGlusterChangesMutants(t *testing.T) {
+	never := func(do glusterDo) func(glusterView, glusterStep) glusterStep {
+		return func(_ glusterView, s glusterStep) glusterStep {
+			if s.do == do {
+				return glusterStep{}
+			}
+			return s
+		}
+	}
+	told := func(name string, change func(g *gluster, w *World)) mutant {
+		return mutant{name: name, apply: func(w *simWorld) { w.model.(*glusterModel).change = change }}.among(changed, changed, crash, outage, reboot, isolated, split)
+	}
+	// each changes all reports that a decision is made from.
+	each := func(v *glusterView, change func(r *glusterReport)) {
+		change(&v.own)
+		for n, r := range v.heard {
+			change(&r)
+			v.heard[n] = r
+		}
+	}
+	killAll(t, simGlusterChanges, []mutant{
+		told("only the node's own seed says who is a member", func(g *gluster, w *World) {
+			w.Joint = facts.Joint{Number: w.Joint.Number, InUse: []facts.Membership{ensemble.Own(0, w.Self, w.Peers)}}
+		}),
+		glusterMutant("bricks are known by their places in the volume", func(v *glusterView) {
+			each(v, func(r *glusterReport) {
+				if r.Volume != nil {
+					vol := *r.Volume
+					vol.IDs = nil
+					r.Volume = &vol
+				}
+			})
+		}, nil).among(changed, changed, blankDisk, blankDisk, crash),
+		glusterMutant("what a new brick lacks is not noted before it is added", func(v *glusterView) {
+			if v.own.Volume == nil {
+				return
+			}
+			next := v.own.Volume.nextID()
+			each(v, func(r *glusterReport) { r.Blames = append(slices.Clone(r.Blames), next) })
+		}, nil).among(changed, changed, crash, stepCrash, isolated, split),
+		glusterMutant("bricks are removed while copies differ", func(v *glusterView) {
+			each(v, func(r *glusterReport) { r.Lacks = nil })
+		}, nil).among(changed, changed, crash, blankDisk, isolated, split, outage),
+		glusterMutant("a new server waits for the next one", func(v *glusterView) {
+			for _, n := range v.target {
+				if _, heard := v.report(n); !heard {
+					v.target = nil
+					return
+				}
+			}
+		}, nil).among(changed),
+		glusterMutant("a new server clears its brick when those that it hears do not have it", func(v *glusterView) {
+			if v.find(func(r glusterReport) bool { return r.Volume != nil && r.Volume.has(v.self, v.params.Brick) }) == "" {
+				v.unclaimedFor = changeLimit
+			}
+		}, nil).among(changed, slowStart),
+		glusterMutant("what an interrupted change left in a new brick stays", nil, never(glusterClear)).among(changed),
+		glusterMutant("glusterd keeps what it has not stored", func(v *glusterView) { v.staleHeld = time.Hour }, nil).among(changed),
+		glusterMutant("a server does not notice that it has missed a change", func(v *glusterView) {
+			each(v, func(r *glusterReport) {
+				if r.Volume != nil {
+					vol := *r.Volume
+					vol.Version = 0
+					r.Volume = &vol
+				}
+			})
+		}, nil).among(changed),
+		glusterMutant("all that have not stored the volume restart at once", nil, func(v glusterView, s glusterStep) glusterStep {
+			if v.staleHeld <= 0 && v.stale(v.self, v.own) {
+				return glusterStep{do: glusterStop}
+			}
+			return s
+		}).among(changed),
+		glusterMutant("a new server and an old one restart at once", func(v *glusterView) {
+			for n, r := range v.heard {
+				if r.unstored() && !r.serves() {
+					r.Stored = nil
+					v.heard[n] = r
+				}
+			}
+		}, nil).among(changed),
+		glusterMutant("the mark of a new brick is kept", nil, never(glusterKeep)),
+		glusterMutant("a server that runs is not told of a new one", nil, never(glusterProbe)),
+		glusterMutant("a new server gets no brick", nil, never(glusterAdd)),
+		glusterMutant("who leaves keeps its brick", nil, never(glusterRemove)),
+		glusterMutant("who leaves stays in the pool", nil, never(glusterDetach)),
 	})
 }
 

@@ -52,6 +52,10 @@ type simKind struct {
 	spares int
 	// change is a fault that all histories have; empty: none.
 	change faultKind
+	// inOrder: a change may add two nodes, or remove two; the second new one starts once the first is ready, as with apply.
+	inOrder bool
+	// bound is the limit for a cluster without faults to become ready; 0: simBound.
+	bound time.Duration
 	// faults lists the possible faults; frequent ones occur several times.
 	faults []faultKind
 }
@@ -862,8 +866,8 @@ func (w *simWorld) settle() error {
 		}
 		err := w.rest()
 		switch {
-		case err != nil && w.now-start > simBound:
-			return fmt.Errorf("not ready %v after the last fault: %w", simBound, err)
+		case err != nil && w.now-start > cmp.Or(w.kind.bound, simBound):
+			return fmt.Errorf("not ready %v after the last fault: %w", w.now-start, err)
 		case err != nil:
 			since = -1
 		case since < 0:

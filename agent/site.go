@@ -447,8 +447,8 @@ func decideUpgrade(mine bool, first string, c core, seen siteSeen, hold facts.St
 	return siteUpgrade, workf("upgrading the database to WordPress %s", c.Release)
 }
 
-// decideChange is decideSite for a site that is ready, but whose settings are not those of this node's seed.
-func decideChange(mine bool, first string, hold facts.Status, held time.Duration) (siteDo, facts.Status) {
+// decideSettings is decideSite for a site that is ready, but whose settings are not those of this node's seed.
+func decideSettings(mine bool, first string, hold facts.Status, held time.Duration) (siteDo, facts.Status) {
 	const what = "the site's settings to those of the spec"
 	switch {
 	case hold.Detail != "":
@@ -512,7 +512,7 @@ func (s *site) Step(ctx context.Context, w World) (facts.Status, error) {
 	first := s.first(w, time.Since(s.able))
 	do, status := decideSite(w.Self.Name, first.Name, s.params.Database, s.core, s.seen, s.hold(w), s.retry.Left(s.node.now()))
 	if do == siteNothing && status.State == facts.Ready && s.seen.DBVersion == s.core.Database && s.taken != s.settings() {
-		do, status = decideChange(w.Self.Name == first.Name, first.Name, s.holdChange(w), s.retry.Left(s.node.now()))
+		do, status = decideSettings(w.Self.Name == first.Name, first.Name, s.holdChange(w), s.retry.Left(s.node.now()))
 	}
 	if do == siteNothing {
 		return status, nil

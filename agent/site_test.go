@@ -614,7 +614,7 @@ func TestSettingsWaitForOtherSeeds(t *testing.T) {
 		"held": {true, facts.Status{State: facts.Waiting, Detail: "backend2", Missing: "backend2"}, 0, siteNothing,
 			facts.Status{State: facts.Ready, Detail: "changing the site's settings to those of the spec waits for backend2", Missing: "backend2"}},
 	} {
-		if do, got := decideChange(c.mine, "backend1", c.hold, c.held); do != c.do || got != c.want {
+		if do, got := decideSettings(c.mine, "backend1", c.hold, c.held); do != c.do || got != c.want {
 			t.Errorf("%s: %q, %+v", name, do, got)
 		}
 	}

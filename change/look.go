@@ -2,7 +2,9 @@ package change
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -44,7 +46,7 @@ func (t Target) bundle(node string) (facts.Bundle, error) {
 
 // jointKinds are the kinds of components that decide with the members of two generations while the cluster changes from one to the
 // other.
-var jointKinds = []string{"galera", "redis"}
+var jointKinds = []string{"galera", "gluster", "redis"}
 
 // RolesOf returns what the catalogue says of these roles. Of one that it no longer has, the worst is assumed.
 func RolesOf(c *roles.Catalogue, names []string) (all []Role) {
@@ -200,6 +202,15 @@ func (r *Run) look(ctx context.Context, t Target) (*seen, error) {
 		role("")
 	}
 	s.Roles = RolesOf(r.Catalogue, names)
+	for i := range s.Roles {
+		role := r.Catalogue.Role(s.Roles[i].Name)
+		if role == nil || !slices.ContainsFunc(role.Components, func(c roles.Component) bool { return c.Kind == "gluster" }) {
+			continue
+		}
+		if s.Roles[i].Lone, err = s.lone(t, s.Roles[i].Name); err != nil {
+			return nil, err
+		}
+	}
 	for i, n := range s.Nodes { // who stands behind another address agrees with nobody about it
 		if k := slices.IndexFunc(s.Roles, func(o Role) bool { return o.Name == n.Role }); !s.Roles[k].VIP {
 			s.Nodes[i].Apart = ""
@@ -253,6 +264,47 @@ func (r *Run) quiet(p *facts.Plan) bool {
 	return len(p.Stop) == 0 && !slices.ContainsFunc(p.Reload, func(unit string) bool {
 		return !slices.ContainsFunc(filter, func(f distro.Ruleset) bool { return f.Unit == unit })
 	})
+}
+
+// lone tells whether one server of a role's GlusterFS volume may take writes alone: now, or with the target's seeds.
+func (s *seen) lone(t Target, role string) (bool, error) {
+	fixed := func(options map[string]string) bool { return options["cluster.quorum-type"] == "fixed" }
+	for _, report := range s.reports {
+		for _, c := range report.Components {
+			var r struct {
+				Volume struct {
+					Options map[string]string `json:"options"`
+				} `json:"volume"`
+			}
+			if report.Node.Role == role && c.Kind == "gluster" && json.Unmarshal(c.Report, &r) == nil && fixed(r.Volume.Options) {
+				return true, nil
+			}
+		}
+	}
+	for _, m := range t.Members {
+		if m.Role != role {
+			continue
+		}
+		if _, ok := t.Seeds[m.Name]; !ok {
+			continue // it does not change, so its report has said it
+		}
+		b, err := t.bundle(m.Name)
+		if err != nil {
+			return false, err
+		}
+		known, err := facts.Decode(b.Facts)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", m.Name, err)
+		}
+		for _, c := range known.Components {
+			params, err := facts.DecodeParams(c.Kind, c.Params)
+			if p, ok := params.(*facts.GlusterParams); err == nil && ok && fixed(p.Options) {
+				return true, nil
+			}
+		}
+		return false, nil // the others of the role have the same options
+	}
+	return false, nil
 }
 
 // previous returns the generation that the cluster leaves for the target.

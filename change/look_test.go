@@ -1,6 +1,7 @@
 package change
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,7 +34,7 @@ func TestBuiltInRoles(t *testing.T) {
 			}
 		}
 		slices.Sort(said)
-		if want := []string{"backend false false false", "balancer false false true", "databalancer false false true", "glusterfs true false false", "percona true true false", "redis true true false", "web false false false"}; !slices.Equal(said, want) {
+		if want := []string{"backend false false false", "balancer false false true", "databalancer false false true", "glusterfs true true false", "percona true true false", "redis true true false", "web false false false"}; !slices.Equal(said, want) {
 			t.Errorf("%q, want %q", said, want)
 		}
 		slices.Reverse(names)
@@ -119,6 +120,22 @@ func TestDisagree(t *testing.T) {
 		}
 		if got := disagree(Step{Node: "redis3", Role: "redis", Agree: []string{"redis1", "redis2"}}, c.is, reports); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+// A target has only the seeds of nodes that change: those of an undone change lack the volume's servers, whose reports say it.
+func TestLone(t *testing.T) {
+	report := func(kind string) facts.NodeReport {
+		return facts.NodeReport{Node: facts.Peer{Name: "glusterfs1", Role: "glusterfs"}, Components: map[string]facts.ComponentReport{
+			"gluster": {Kind: "gluster", Report: json.RawMessage(`{"volume":{"options":{"cluster.quorum-type":"` + kind + `"}}}`)},
+		}}
+	}
+	target := Target{Generation: facts.Generation{Manifest: facts.Manifest{Members: []facts.Member{{Name: "glusterfs1", Role: "glusterfs"}}}}}
+	for kind, want := range map[string]bool{"auto": false, "fixed": true} {
+		s := &seen{reports: map[string]facts.NodeReport{"glusterfs1": report(kind)}}
+		if got, err := s.lone(target, "glusterfs"); got != want || err != nil {
+			t.Errorf("%s: %t, %v", kind, got, err)
 		}
 	}
 }

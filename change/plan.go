@@ -47,6 +47,7 @@ type Role struct {
 	Name   string
 	Quorum bool     // its daemons keep a list of their members, and decide by majority
 	Joint  bool     // its members may change while they run: those of two generations count at the same time
+	Lone   bool     // one member alone may take writes: the others do not know what they lack
 	VIP    bool     // its nodes agree by VRRP on who holds an address
 	Uses   []string // roles that its nodes connect to
 }
@@ -602,6 +603,7 @@ func (s State) refused() (reasons []string) {
 		stay, before, after, lost := 0, 0, 0, 0
 		changes := ""
 		var old []string // their agents count the members of one generation only
+		var removed []string
 		for _, n := range s.Nodes {
 			if n.Role != r.Name {
 				continue
@@ -625,6 +627,9 @@ func (s State) refused() (reasons []string) {
 			}
 			if n.Apart != "" && s.ByHand && n.stays() && !n.done() {
 				refuse("%s; without a provider, turn off the others of %s and make the machines of all anew", n.Apart, r.Name)
+			}
+			if r.Lone && n.Was != nil && n.Is == nil {
+				removed = append(removed, n.Name)
 			}
 			switch {
 			case r.Joint && n.Was != nil && !n.Silent && !n.Joint:
@@ -670,6 +675,10 @@ func (s State) refused() (reasons []string) {
 				refuse("only %d of %d members of %s would stay where they are, of %d then, and a majority of both is needed: change fewer at a time", stay, before, r.Name, after)
 				continue
 			}
+		}
+		if len(removed) > 0 && after > 0 {
+			refuse("%s cannot be removed: with the option quorum: fixed, one node may have files that no other node of %s knows of; set quorum: auto first, in a change of its own", words.List(removed, "and"), r.Name)
+			continue
 		}
 		switch {
 		case down || s.Elsewhere || r.Quorum && !r.Joint && len(moved) > 0:

@@ -16,7 +16,7 @@ import (
 var reference = []Role{
 	{Name: "balancer", VIP: true, Uses: []string{"web"}},
 	{Name: "web", Uses: []string{"backend", "glusterfs"}},
-	{Name: "glusterfs", Quorum: true},
+	{Name: "glusterfs", Quorum: true, Joint: true},
 	{Name: "backend", Uses: []string{"glusterfs", "databalancer", "percona"}},
 	{Name: "databalancer", VIP: true, Uses: []string{"redis", "percona"}},
 	{Name: "redis", Quorum: true, Joint: true},
@@ -240,7 +240,8 @@ func TestPlanSays(t *testing.T) {
 
 func TestPlanRefuses(t *testing.T) {
 	redis := []Node{node("redis1"), node("redis2"), node("redis3")}
-	gluster := []Node{node("glusterfs1"), node("glusterfs2")}
+	all := append(slices.Clone(reference), Role{Name: "store", Quorum: true}, Role{Name: "share", Quorum: true, Joint: true, Lone: true})
+	store := []Node{node("store1"), node("store2")}
 	other := func(n *Node) { n.Is.Role = "backend" }
 	for name, c := range map[string]struct {
 		nodes   []Node
@@ -248,10 +249,11 @@ func TestPlanRefuses(t *testing.T) {
 		byHand  bool
 		want    string
 	}{
-		"a server more":           {append(slices.Clone(gluster), node("glusterfs3", added)), nil, false, "glusterfs3 cannot be added while the cluster runs: the members of glusterfs do not know how to take in another one"},
-		"a server less":           {append(slices.Clone(gluster), node("glusterfs3", removed)), nil, false, "glusterfs3 cannot be removed while the cluster runs: the other members of glusterfs would wait for it"},
-		"a server's address":      {append(slices.Clone(gluster), node("glusterfs3", moved)), nil, false, "glusterfs3 cannot get another address while the members of glusterfs run: with --outage, all nodes of glusterfs are off until it has it"},
-		"a server's place":        {append(slices.Clone(gluster), node("glusterfs3", swapped)), nil, false, "glusterfs3 cannot get another place among the nodes of glusterfs while the cluster runs"},
+		"a fixed member more":     {append(slices.Clone(store), node("store3", added)), nil, false, "store3 cannot be added while the cluster runs: the members of store do not know how to take in another one"},
+		"a fixed member less":     {append(slices.Clone(store), node("store3", removed)), nil, false, "store3 cannot be removed while the cluster runs: the other members of store would wait for it"},
+		"its address":             {append(slices.Clone(store), node("store3", moved)), nil, false, "store3 cannot get another address while the members of store run: with --outage, all nodes of store are off until it has it"},
+		"its place":               {append(slices.Clone(store), node("store3", swapped)), nil, false, "store3 cannot get another place among the nodes of store while the cluster runs"},
+		"what only they may have": {[]Node{node("share1"), node("share2"), node("share3"), node("share4", removed), node("share5", removed, off)}, nil, false, "share4 and share5 cannot be removed: with the option quorum: fixed, one node may have files that no other node of share knows of; set quorum: auto first, in a change of its own"},
 		"earlier agents":          {[]Node{node("redis1", earlier), node("redis2", earlier), node("redis3"), node("redis4", added), node("redis5", added)}, nil, false, "the agents of redis1 and redis2 do not know how the members of redis change: give them the image that imagegen build makes now, in a change of its own"},
 		"too many members more":   {append(slices.Clone(redis), node("redis4", added), node("redis5", added), node("redis6", added)), nil, false, "only 3 of 3 members of redis would stay where they are, of 6 then, and a majority of both is needed: change fewer at a time"},
 		"too many members less":   {append(slices.Clone(redis), node("redis4", removed), node("redis5", removed), node("redis6", removed)), nil, false, "only 3 of 6 members of redis would stay where they are, of 3 then, and a majority of both is needed: change fewer at a time"},
@@ -268,7 +270,7 @@ func TestPlanRefuses(t *testing.T) {
 		"no majority":             {[]Node{node("redis1"), node("redis2"), node("redis3", silent)}, []string{"redis3"}, false, "without redis3, redis would have no majority while redis2 changes"},
 		"apart, by hand":          {[]Node{node("balancer1", leads), node("balancer2", apart)}, nil, true, "another virtual address; without a provider, turn off the others of balancer and make the machines of all anew"},
 	} {
-		_, err := Plan(State{Roles: reference, Nodes: c.nodes, Without: c.without, ByHand: c.byHand})
+		_, err := Plan(State{Roles: all, Nodes: c.nodes, Without: c.without, ByHand: c.byHand})
 		var refused *Refused
 		if !errors.As(err, &refused) || !slices.Equal(refused.Reasons, []string{c.want}) {
 			t.Errorf("%s:\n got %v\nwant %s", name, err, c.want)
@@ -308,8 +310,8 @@ func TestPlanOutage(t *testing.T) {
 			"take over backend1, take over databalancer1, stop redis1, with that stop redis2, with that stop redis3, replace redis1, with that replace redis2, with that replace redis3, take over percona1"},
 		"two of three": {[]Node{node("redis1", moved), node("redis2", moved), node("redis3")}, nil, false,
 			"stop redis1, with that stop redis2, with that stop redis3, replace redis1, with that replace redis2, with that replace redis3"},
-		"one of three whose members are fixed": {[]Node{node("glusterfs1"), node("glusterfs2"), node("glusterfs3", moved)}, nil, false,
-			"stop glusterfs1, with that stop glusterfs2, with that stop glusterfs3, replace glusterfs1, with that replace glusterfs2, with that replace glusterfs3"},
+		"one of three whose members are fixed": {[]Node{node("store1"), node("store2"), node("store3", moved)}, nil, false,
+			"stop store1, with that stop store2, with that stop store3, replace store1, with that replace store2, with that replace store3"},
 		"one of three needs none":                         {[]Node{node("redis1", moved), node("redis2"), node("redis3")}, nil, false, "take over redis2 (redis3 redis1), take over redis3 (redis2 redis1), replace redis1 (redis2 redis3) who agree"},
 		"in another network, one that could stay as well": {[]Node{node("web1", moved), node("web2")}, nil, true, "stop web1, with that stop web2, replace web1, with that replace web2"},
 		"half-way":                      {[]Node{node("redis1", moved, anew), node("redis2", moved, off), node("redis3", moved, made)}, nil, true, "replace redis2, wait redis3"},
@@ -318,7 +320,7 @@ func TestPlanOutage(t *testing.T) {
 		"another web instead":           {[]Node{node("web1", moved), node("web2", removed), node("web3", added)}, nil, true, "stop web1, remove web2, replace web1, with that add web3"},
 		"one is given up":               {[]Node{node("redis1", moved), node("redis2", moved), node("redis3", moved, silent)}, []string{"redis3"}, true, "stop redis1, with that stop redis2, replace redis1, with that replace redis2"},
 	} {
-		steps, err := Plan(State{Roles: reference, Nodes: c.nodes, Without: c.without, Outage: true, Elsewhere: c.elsewhere})
+		steps, err := Plan(State{Roles: append(slices.Clone(reference), Role{Name: "store", Quorum: true}), Nodes: c.nodes, Without: c.without, Outage: true, Elsewhere: c.elsewhere})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -423,8 +425,11 @@ func TestPlansOfAnyOutage(t *testing.T) {
 
 // randomState returns a cluster in the middle of anything, and what shall become of it.
 func randomState(r *rand.Rand) State {
-	s := State{Roles: reference}
-	for _, role := range reference {
+	s := State{Roles: slices.Clone(reference)}
+	for i, role := range s.Roles {
+		s.Roles[i].Lone = role.Name == "glusterfs" && r.IntN(4) == 0
+	}
+	for _, role := range s.Roles {
 		count := 1 + r.IntN(4)
 		if role.Quorum {
 			count = 3 + 2*r.IntN(2)
@@ -599,7 +604,7 @@ func TestPlansOfAnyCluster(t *testing.T) {
 			for _, step := range round {
 				i := slices.IndexFunc(s.Nodes, func(n Node) bool { return n.Name == step.Node })
 				n := s.Nodes[i]
-				role := reference[slices.IndexFunc(reference, func(r Role) bool { return r.Name == n.Role })]
+				role := s.Roles[slices.IndexFunc(s.Roles, func(r Role) bool { return r.Name == n.Role })]
 				if step.Action == Await {
 					fail("it waits for a node that is known")
 				}
@@ -649,6 +654,9 @@ func TestPlansOfAnyCluster(t *testing.T) {
 							fail("%s %s leaves %d of %d members of %s", step.Action, n.Name, work[g], members[g], n.Role)
 						}
 					}
+				}
+				if role.Lone && n.Is == nil && others > 0 {
+					fail("%s leaves, and may have what no other knows of", n.Name)
 				}
 				if role.Joint && n.arrives() && !slices.Equal(step.Agree, present(n, s.of(n.Role))) {
 					fail("%s comes before the others agree that it is a member", n.Name)

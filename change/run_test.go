@@ -255,6 +255,7 @@ func TestRounds(t *testing.T) {
 	a := newAgents(t, append(names, "glusterfs1", "glusterfs2", "glusterfs3")...)
 	for _, m := range a.two.Members[4:] {
 		a.seeds[m.Name] = m.Seed // they have it
+		delete(a.target.Seeds, m.Name)
 	}
 	a.agreed, a.run.stale, a.run.passed = true, map[string]bool{}, map[string]bool{}
 	if err := a.run.carryOut(t.Context(), a.target, true); err != nil {
@@ -276,6 +277,20 @@ func TestRounds(t *testing.T) {
 	}
 	if got := strings.Join(a.events, ", "); got != "redis1 takes over, percona1 takes over, percona1 goes back, redis1 has passed" {
 		t.Errorf("a round of which one fails: %s", got)
+	}
+}
+
+// The target of an undone change has the earlier seeds of the nodes that had changed, and of no other.
+func TestUndoneChangeHasFewSeeds(t *testing.T) {
+	a := newAgents(t, "redis1", "redis2", "redis3", "glusterfs1", "glusterfs2", "glusterfs3")
+	a.target.Members = slices.Concat(a.two.Members[:3], a.one.Members[3:])
+	for _, m := range a.one.Members[3:] {
+		delete(a.target.Seeds, m.Name)
+	}
+	a.agreed = true
+	const want = "take over redis1 (redis2 redis3), take over redis2 (redis1 redis3), take over redis3 (redis1 redis2)"
+	if steps, err := a.run.Plan(t.Context(), a.target); err != nil || brief(steps) != want {
+		t.Errorf("%s, %v", brief(steps), err)
 	}
 }
 

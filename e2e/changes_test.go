@@ -331,17 +331,18 @@ func (b *bench) changes() []change {
 	}
 	both(change{name: "five nodes of redis", goal: calmGoal}, "back to three nodes of redis", fiveRedis...)
 	both(change{name: "five nodes of percona", goal: calmGoal}, "back to three nodes of percona", fivePercona...)
-	both(change{name: "five nodes of redis and of percona, at once", goal: calmGoal}, "back to three nodes of both, at once", slices.Concat(fiveRedis, fivePercona)...)
+	both(change{name: "five nodes of glusterfs", goal: calmGoal}, "back to three nodes of glusterfs", fiveGlusterFS...)
+	both(change{name: "five nodes of each, at once", goal: bothGoal}, "back to three nodes of each, at once", slices.Concat(fiveRedis, fivePercona, fiveGlusterFS)...)
 	var moves []string
 	for _, n := range []struct {
 		node, address string
 		goal          goal
-	}{{"redis1", "192.168.10.49", redisGoal}, {"percona1", "192.168.10.55", calmGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", calmGoal}, {"balancer4", "192.168.10.54", calmGoal}} {
+	}{{"redis1", "192.168.10.49", redisGoal}, {"percona1", "192.168.10.55", calmGoal}, {"glusterfs2", "192.168.10.45", calmGoal}, {"web2", "192.168.10.43", calmGoal}, {"backend2", "192.168.10.48", calmGoal}, {"balancer2", "192.168.10.41", calmGoal}, {"balancer4", "192.168.10.54", calmGoal}} {
 		both(change{name: "another address for " + n.node, goal: n.goal}, "the address of before for "+n.node,
 			n.node+": "+n.address+"\n", n.node+": 192.168.10.70\n")
 		moves = append(moves, n.node+": "+n.address+"\n", fmt.Sprintf("%s: 192.168.10.%d\n", n.node, 71+len(moves)/2))
 	}
-	both(change{name: "other addresses for a node of each role but glusterfs, at once", goal: calmGoal}, "the addresses of before, at once", moves...)
+	both(change{name: "other addresses for a node of each role, at once", goal: bothGoal}, "the addresses of before, at once", moves...)
 	// How long a planned outage takes is measured, and has no goal.
 	both(change{name: "other addresses for all nodes of redis, in an outage", outage: true, check: has("redis2", "ip -br addr | grep -c '192.168.10.172/'", "1")}, "the addresses of before for redis, in an outage",
 		"redis1: 192.168.10.49\n", "redis1: 192.168.10.171\n", "redis2: 192.168.10.50\n", "redis2: 192.168.10.172\n", "redis3: 192.168.10.51\n", "redis3: 192.168.10.173\n")
@@ -358,8 +359,9 @@ func (b *bench) changes() []change {
 
 // The edits that give a role two more nodes.
 var (
-	fiveRedis   = []string{"      redis3: 192.168.10.51\n", "      redis3: 192.168.10.51\n      redis4: 192.168.10.64\n      redis5: 192.168.10.65\n"}
-	fivePercona = []string{"      percona3: 192.168.10.57\n", "      percona3: 192.168.10.57\n      percona4: 192.168.10.66\n      percona5: 192.168.10.67\n"}
+	fiveRedis     = []string{"      redis3: 192.168.10.51\n", "      redis3: 192.168.10.51\n      redis4: 192.168.10.64\n      redis5: 192.168.10.65\n"}
+	fivePercona   = []string{"      percona3: 192.168.10.57\n", "      percona3: 192.168.10.57\n      percona4: 192.168.10.66\n      percona5: 192.168.10.67\n"}
+	fiveGlusterFS = []string{"      glusterfs3: 192.168.10.46\n", "      glusterfs3: 192.168.10.46\n      glusterfs4: 192.168.10.68\n      glusterfs5: 192.168.10.69\n"}
 )
 
 // bothGoal is for changes that restart nodes of redis and of percona: the time of a failover of Redis, and what another change may cost.

@@ -156,6 +156,36 @@ func Complete(w World, members []Member, well func(i, size int) bool) (number in
 	return 0, false
 }
 
+// Target returns the newest membership in use. ok is false unless all of its members conform to it, and none other has its number:
+// of several that were proposed, one is chosen. A silent newcomer is not waited for: new members start one after the other.
+func Target(w World, members []Member) (target facts.Membership, ok bool) {
+	inUse := w.inUse()
+	last := len(inUse) - 1
+	if last > 0 && inUse[last-1].Number == inUse[last].Number {
+		return facts.Membership{}, false
+	}
+	return inUse[last], !slices.ContainsFunc(members, func(m Member) bool {
+		return m.In>>last&1 == 1 && !m.SilentNewcomer() && (!m.Answers || m.Number < inUse[last].Number)
+	})
+}
+
+// SilentNewcomer tells whether a member does not answer, and has not been one in the oldest membership in use.
+func (m Member) SilentNewcomer() bool { return m.In&1 == 0 && !m.Answers }
+
+// Agreed tells whether all members count the same memberships, as far as they have not been given up. A node whose agent counts
+// none, as earlier versions do, does not agree. Silent newcomers are not asked, if the others are a majority of every membership:
+// no other generation can have been chosen without one of these.
+func Agreed(w World, members []Member) bool {
+	every, _ := Majority(members, func(i int) bool { return members[i].GivenUp || !members[i].SilentNewcomer() })
+	return every && !slices.ContainsFunc(members, func(m Member) bool {
+		if m.Name == w.Self.Name || m.GivenUp || m.SilentNewcomer() {
+			return false
+		}
+		j := w.Reports[m.Name].Joint
+		return j == nil || !slices.EqualFunc(j.InUse, w.Joint.InUse, same)
+	})
+}
+
 // Leaves tells whether a node is to leave: it is not in the membership with this number or, if that is 0, in any.
 func Leaves(w World, number int) bool {
 	inUse := w.inUse()

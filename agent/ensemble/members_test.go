@@ -181,3 +181,44 @@ func TestMembershipsAreLearnedAndForgotten(t *testing.T) {
 		t.Errorf("%+v", earlier)
 	}
 }
+
+func TestTargetAndAgreement(t *testing.T) {
+	w := changing("a")
+	w.Joint.Number = 2
+	for name, number := range map[string]int{"b": 2, "c": 1, "d": 2} {
+		w.Reports[name] = PeerReport{NodeReport: facts.NodeReport{Joint: &facts.Joint{Number: number, InUse: w.Joint.InUse}}}
+	}
+	members, _ := Members(w)
+	if target, ok := Target(w, members); target.Number != 2 || !ok || !Agreed(w, members) {
+		t.Errorf("%+v, %v, agreed: %v", target, ok, Agreed(w, members))
+	}
+	members[3].Answers = false
+	if target, ok := Target(w, members); target.Number != 2 || !ok || !Agreed(w, members) {
+		t.Errorf("before d has started: %+v, %v, agreed: %v", target, ok, Agreed(w, members))
+	}
+	members[1].In = 2
+	if members[1].Answers = false; Agreed(w, members) {
+		t.Error("a alone of a, b and d says what the generation is")
+	}
+	members[1].In, members[1].Answers, members[3].Answers = 3, true, true
+	members[3].Number = 1
+	if _, ok := Target(w, members); ok {
+		t.Error("d does not conform yet")
+	}
+	w.Reports["c"].Joint.InUse = w.Joint.InUse[:1]
+	if Agreed(w, members) {
+		t.Error("c does not count the new generation")
+	}
+	delete(w.Reports, "c")
+	if members[2].Answers = false; Agreed(w, members) {
+		t.Error("c is silent")
+	}
+	if members[2].GivenUp = true; !Agreed(w, members) {
+		t.Error("c was given up")
+	}
+	members[3].Number = 2
+	w.Joint.InUse = append(slices.Clone(w.Joint.InUse), membership(2, "a", "b"))
+	if _, ok := Target(w, members); ok {
+		t.Error("two memberships have the same number")
+	}
+}
