@@ -121,6 +121,11 @@ e2e-upgrade: tools build ## a cluster made by an earlier imagegen (EARLIER=COMMI
 	dir=$$(mktemp -d) && trap "rm -rf $$dir" EXIT && git archive $(EARLIER) | tar -x -C $$dir && $(MAKE) -C $$dir build BIN=bin && \
 	IMAGEGEN_E2E=upgrade IMAGEGEN_EARLIER=$$dir/bin/imagegen $(GO) test -count=1 -timeout 60m -run TestUpgrade -v ./e2e
 
+.PHONY: e2e-gluster
+e2e-gluster: tools build ## real GlusterFS servers, as in e2e, and one whose brick does not start when it is added: some 15 minutes (root)
+	$(call install,$(GLUSTER))
+	IMAGEGEN_E2E=gluster $(GO) test -count=1 -timeout 60m -run TestGlusterForReal -v ./agent
+
 .PHONY: e2e-vm
 e2e-vm: tools build ## virtual machines, emulated where KVM does not work: every controller, the reference cluster, bakes; hours on two cores (root)
 	$(call install,$(VM_TOOLS) $(LIBVIRT))
