@@ -143,7 +143,7 @@ func Majority(members []Member, has func(i int) bool) (every, any bool) {
 // generation or a later one, and there are as many as size. ok is false if there is none, or only the oldest.
 func Complete(w World, members []Member, well func(i, size int) bool) (number int, ok bool) {
 	inUse := w.inUse()
-	for bit := len(inUse) - 1; bit > 0; bit-- {
+	for bit := len(inUse) - 1; bit > 0 && inUse[bit].Number > inUse[0].Number; bit-- {
 		in := inUse[bit]
 		whole := true
 		for i, m := range members {
@@ -188,12 +188,13 @@ func Agreed(w World, members []Member) bool {
 
 // Leaves tells whether a node is to leave: it is not in the membership with this number or, if that is 0, in any.
 func Leaves(w World, number int) bool {
-	inUse := w.inUse()
-	if number > 0 {
-		inUse = slices.DeleteFunc(slices.Clone(inUse), func(in facts.Membership) bool { return in.Number < number })
-	}
-	return !slices.ContainsFunc(inUse, func(in facts.Membership) bool {
-		return slices.ContainsFunc(in.Members, func(p facts.Peer) bool { return p.Name == w.Self.Name })
+	return Left(w, w.Self.Name, number)
+}
+
+// Left is Leaves for any node.
+func Left(w World, name string, number int) bool {
+	return !slices.ContainsFunc(w.inUse(), func(in facts.Membership) bool {
+		return in.Number >= number && slices.ContainsFunc(in.Members, func(p facts.Peer) bool { return p.Name == name })
 	})
 }
 

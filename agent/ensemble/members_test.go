@@ -132,6 +132,11 @@ func TestComplete(t *testing.T) {
 	if _, ok := Complete(w, members, func(i, _ int) bool { return members[i].Name != "d" }); ok {
 		t.Error("complete without a member that is not well")
 	}
+	w.Joint.InUse[0].Number = 2
+	if _, ok := Complete(w, members, well); ok {
+		t.Error("of two memberships with the same number, none is newer")
+	}
+	w.Joint.InUse[0].Number = 1
 	members[3].Number = 1
 	if _, ok := Complete(w, members, well); ok {
 		t.Error("complete while a member does not conform")
