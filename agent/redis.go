@@ -443,10 +443,7 @@ func (r *redis) settled(w World) (number int, ok bool) {
 		return 0, false
 	}
 	for _, m := range v.members {
-		leaves := !slices.ContainsFunc(w.Joint.InUse, func(in facts.Membership) bool {
-			return in.Number >= number && slices.ContainsFunc(in.Members, func(p facts.Peer) bool { return p.Name == m.Name })
-		})
-		if leaves && m.Answers && (!m.Heard || m.Running || m.sentinel.Running) {
+		if m.Answers && (!m.Heard || m.Running || m.sentinel.Running) && ensemble.Left(w, m.Name, number) {
 			return 0, false
 		}
 	}

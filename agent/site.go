@@ -41,6 +41,7 @@ const (
 	siteCalm      = 30 * time.Second // between two looks at an installed site's files
 	databaseCalm  = 5 * time.Minute  // between two looks at its marker in the database
 	upgradeCalm   = 10 * time.Second // the same, while the database is not as image and seed say
+	siteLeft      = 30 * time.Second // who left counts until it has been silent for so long
 )
 
 // lookLimit limits one look at the database.
@@ -66,6 +67,7 @@ type site struct {
 	able    time.Time        // since when this node could work on the site
 	greeted bool             // the database has answered; it counts each greeting without a login as an attack
 	taken   string           // the settings that the site has from the spec, as the database knows
+	alone   time.Time        // since when only the members of a newer generation answer; zero: others do, or one of them does not
 	reports ensemble.Reader[siteSeen]
 }
 
@@ -503,6 +505,26 @@ func (s *site) hold(w World) facts.Status {
 // holdChange is hold for a change of the settings. Backends with two seeds would undo each other's.
 func (s *site) holdChange(w World) facts.Status {
 	return s.await(w, func(o siteSeen) bool { return o.Settings == s.seen.Settings }, "another seed")
+}
+
+// settled: backends decide nothing by majority, and have no data of their own. Who left and still answers may serve with an older
+// WordPress, or another seed. Where the role has other components that decide together, these know better.
+func (s *site) settled(w World) (number int, ok bool) {
+	if slices.ContainsFunc(s.node.Facts.Components, func(c facts.Component) bool { return c.Kind != "site" && decidesTogether(c.Kind) }) {
+		return 0, false
+	}
+	members, _ := ensemble.Members(w)
+	number, ok = ensemble.Complete(w, members, func(i, _ int) bool { return members[i].Answers })
+	switch now := s.node.now(); {
+	case !ok || slices.ContainsFunc(members, func(m ensemble.Member) bool { return m.Answers && ensemble.Left(w, m.Name, number) }):
+		s.alone = time.Time{}
+	case s.alone.IsZero():
+		s.alone = now
+	case now.Sub(s.alone) > siteLeft: // by then, who has become known last has been asked, too
+		s.alone = time.Time{}
+		return number, true
+	}
+	return 0, false
 }
 
 func (s *site) Step(ctx context.Context, w World) (facts.Status, error) {

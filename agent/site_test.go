@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -1056,5 +1058,150 @@ func TestSiteIsCopiedByOne(t *testing.T) {
 		if got := new(site).first(w, c.able).Name; got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
 		}
+	}
+}
+
+// setClock is a clock that a test sets.
+type setClock struct {
+	systemClock
+	now time.Time
+}
+
+func (c *setClock) Now() time.Time { return c.now }
+
+// backends is a membership of the role with a node for each name, at addresses of its own.
+func backends(number int, names ...string) facts.Membership {
+	m := facts.Membership{Number: number}
+	for i, name := range names {
+		m.Members = append(m.Members, facts.Peer{Name: name, Role: "backend", Index: i, IP: fmt.Sprintf("10.0.%d.%d", number, i+1)})
+	}
+	return m
+}
+
+// The backends of a cluster that changes again and again ask only each other, at their present addresses, and a backend that was
+// removed does not hold up the database's upgrade.
+func TestBackendsForgetWhoLeft(t *testing.T) {
+	clock := &setClock{now: time.Unix(1e9, 0)}
+	s := &site{node: Node{Clock: clock}, core: core{Release: "6.8", Database: 60}}
+	r := &runner{Component: facts.Component{Name: "site", Kind: "site"}, impl: s, decision: new(decided)}
+	a := testAgent(func(string) {}, r)
+	a.launch = func(func(context.Context)) {}
+	number := 0
+	a.members.number = func() int { return number }
+	a.members.own = func() facts.Membership {
+		names := []string{"backend1", "backend2", "backend3"}
+		if number > 1 {
+			names = names[:2]
+		}
+		return backends(number, names...)
+	}
+	reports := func(present bool) map[string]PeerReport {
+		other := a.members.own().Members[1]
+		all := map[string]PeerReport{"backend2": {NodeReport: facts.NodeReport{Node: other, Joint: &facts.Joint{Role: "backend", Number: number},
+			Components: map[string]facts.ComponentReport{"site": {Kind: "site", Report: json.RawMessage(`{"core":60}`)}}}}}
+		if present {
+			gone := backends(1, "backend1", "backend2", "backend3")
+			all["backend3"] = PeerReport{NodeReport: facts.NodeReport{Node: gone.Members[2], Joint: &facts.Joint{Role: "backend", Number: 1, InUse: []facts.Membership{gone}}}}
+		}
+		return all
+	}
+	turns := func(present bool, n int) (w World) {
+		for range n {
+			w = World{Self: a.members.own().Members[0], Reports: reports(present)}
+			a.facts.Node = w.Self
+			var err error
+			if w.Joint, err = a.joint(r, w.Reports); err == nil {
+				err = a.settle(r, w)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			clock.now = clock.now.Add(time.Second)
+		}
+		return w
+	}
+	number = 1
+	turns(true, 60)
+	number = 2
+	if w := turns(true, 60); !slices.Equal(numbers(w.Joint), []int{1, 2}) || s.hold(w).Detail == "" {
+		t.Errorf("a backend that left and still runs does not count: %+v, %+v", w.Joint, s.hold(w))
+	}
+	for number < 10 {
+		number++
+		turns(false, 60)
+	}
+	w := turns(false, 1)
+	if held := s.hold(w); held.Detail != "" {
+		t.Errorf("the upgrade waits for %s", held.Detail)
+	}
+	if got := a.asked(); len(got) != 1 || got[0].IP != "10.0.10.2" {
+		t.Errorf("it asks %v", got)
+	}
+	if got := a.members.known(); !slices.Equal(numbers(*got), []int{10}) || got.Settled != 10 {
+		t.Errorf("it counts %+v", got)
+	}
+}
+
+// Earlier backends count as long as they may still serve.
+func TestEarlierBackendsCountWhile(t *testing.T) {
+	conforms := func(name string, number int) PeerReport {
+		return PeerReport{NodeReport: facts.NodeReport{Node: facts.Peer{Name: name, Role: "backend"}, Joint: &facts.Joint{Number: number}}}
+	}
+	now, before, unknown := conforms("backend2", 2), conforms("backend2", 1), PeerReport{NodeReport: facts.NodeReport{Node: facts.Peer{Name: "backend2", Role: "backend"}}}
+	left := conforms("backend3", 1)
+	for name, c := range map[string]struct {
+		self       string
+		two, three *PeerReport // of backend2 and backend3; nil: silent
+		more       facts.Component
+		want       bool
+	}{
+		"all conform, and who left is off":           {self: "backend1", two: &now, want: true},
+		"one has not got the generation":             {self: "backend1", two: &before},
+		"one is silent":                              {self: "backend1"},
+		"one has the agent of an earlier imagegen":   {self: "backend1", two: &unknown},
+		"who left answers":                           {self: "backend1", two: &now, three: &left},
+		"who left is this one":                       {self: "backend3", two: &now},
+		"a component with a quorum has not said so":  {self: "backend1", two: &now, more: facts.Component{Name: "redis", Kind: "redis"}},
+		"a component without one has nothing to say": {self: "backend1", two: &now, more: facts.Component{Name: "php", Kind: "service"}, want: true},
+	} {
+		clock := &setClock{now: time.Unix(1e9, 0)}
+		s := &site{node: Node{Clock: clock, Facts: facts.Facts{Components: []facts.Component{{Name: "site", Kind: "site"}, c.more}}}}
+		w := World{Self: facts.Peer{Name: c.self, Role: "backend"}, Reports: map[string]PeerReport{"backend1": conforms("backend1", 2)}}
+		w.Joint = facts.Joint{Role: "backend", Number: 2, InUse: []facts.Membership{backends(1, "backend1", "backend2", "backend3"), backends(2, "backend1", "backend2")}}
+		for peer, r := range map[string]*PeerReport{"backend2": c.two, "backend3": c.three} {
+			if r != nil {
+				w.Reports[peer] = *r
+			}
+		}
+		if _, ok := s.settled(w); ok {
+			t.Errorf("%s: at once", name)
+		}
+		clock.now = clock.now.Add(siteLeft / 2)
+		if _, ok := s.settled(w); ok {
+			t.Errorf("%s: too early", name)
+		}
+		clock.now = clock.now.Add(siteLeft)
+		if number, ok := s.settled(w); ok != c.want || ok && number != 2 {
+			t.Errorf("%s: %d, %v", name, number, ok)
+		}
+	}
+}
+
+// A backend that left and is heard again counts until it has been silent as long again.
+func TestBackendThatLeftComesBack(t *testing.T) {
+	clock := &setClock{now: time.Unix(1e9, 0)}
+	s := &site{node: Node{Clock: clock}}
+	w := World{Self: facts.Peer{Name: "backend1", Role: "backend"}, Reports: map[string]PeerReport{}}
+	w.Joint = facts.Joint{Role: "backend", Number: 2, InUse: []facts.Membership{backends(1, "backend1", "backend2"), backends(2, "backend1")}}
+	for i, c := range []struct {
+		answers, want bool
+	}{{}, {answers: true}, {}, {want: true}} {
+		if delete(w.Reports, "backend2"); c.answers {
+			w.Reports["backend2"] = PeerReport{NodeReport: facts.NodeReport{Node: facts.Peer{Name: "backend2", Role: "backend"}}}
+		}
+		if _, ok := s.settled(w); ok != c.want {
+			t.Errorf("turn %d: %v", i, ok)
+		}
+		clock.now = clock.now.Add(siteLeft + time.Second)
 	}
 }
