@@ -949,7 +949,7 @@ func TestSimGluster(t *testing.T) { runSim(t, simGluster) }
 // simGlusterChanges has changes of the members as well. No agent lies here: which members count is up to what all of them say.
 var simGlusterChanges = func() *simKind {
 	k := *simGluster
-	k.change, k.spares, k.inOrder, k.share = changed, 2, true, 2
+	k.spares, k.inOrder, k.share = 2, true, 2
 	k.bound = 40 * time.Minute // a change that fails half-way is waited for before it is undone, and then once more
 	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), changed, changed)
 	return &k
