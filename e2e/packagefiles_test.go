@@ -90,7 +90,7 @@ var effective = []asked{
 		"pubkeyauthentication yes passwordauthentication no kbdinteractiveauthentication no permitemptypasswords no"},
 	{"web1", "what is not ours in /etc/cloud/cloud.cfg.d", `ls /etc/cloud/cloud.cfg.d | grep -v imagegen`, "05_logging.cfg README"},
 	// It also logs all settings, including the password in session.save_path; the log is on a temporary tmpfs.
-	{"backend1", "pools of PHP-FPM", `unshare -m sh -c 'mount -t tmpfs logs /var/log && exec php-fpm8.2 -tt' 2>&1 | sed -n 's/.*NOTICE: \(\[.*\]\)$/\1/p'`, "[global] [www]"},
+	{"backend1", "pools of PHP-FPM", `unshare -m sh -c 'mount -t tmpfs logs /var/log && exec php-fpm8.2 -tt' 2>&1 | sed -n 's/.*NOTICE: \(\[.*\]\)$/\1/p'`, "[global] [alive] [www]"},
 	{"backend1", "/etc/php/8.2/fpm/pool.d", `ls /etc/php/8.2/fpm/pool.d`, "www.conf"},
 	{"backend1", "the last of PHP's settings", `ls /etc/php/8.2/fpm/conf.d | tail -n 1`, "90-imagegen.ini"},
 	{"backend1", "PHP's modules that WordPress uses", `php8.2 -m | grep -xE 'curl|dom|exif|fileinfo|gd|igbinary|intl|json|mbstring|mysqli|openssl|redis|xml|zip|Zend OPcache' | sort -u`,
