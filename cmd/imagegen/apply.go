@@ -42,8 +42,8 @@ func applyCommand() *cli.Command {
 			"Nodes that do not answer are asked again for 10 seconds before they count as silent.\n\n" +
 			"With --outage, nodes of a role may get other addresses at the same time, and all of them another network: they are turned off, those\n" +
 			"that visitors use first, and made anew together; data disks stay. Nobody is served meanwhile, and nothing of it is undone.\n\n" +
-			"Asks before it begins; where there is no terminal, --yes is needed. Adding and removing nodes of glusterfs is refused, and\n" +
-			"moving one needs --outage. Without a provider, it says which machine to recreate or to turn off, and waits.\n\n" +
+			"Asks before it begins; where there is no terminal, --yes is needed. Without a provider, it says which machine to\n" +
+			"recreate or to turn off, and waits.\n\n" +
 			"--json prints {\"version\": 1, \"cluster\", \"generation\", \"steps\": [{\"round\", \"node\", \"role\", \"action\", \"why\", \"notes\", \"needs\", \"agree\"}]}: the steps that\n" +
 			"are left with --dry-run, and otherwise those that were left at the start. action is take over, replace, add, stop, remove or wait.",
 		Flags: []cli.Flag{
