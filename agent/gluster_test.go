@@ -205,16 +205,18 @@ func (v *glusterView) alter(change func(name string, r *glusterReport)) {
 	}
 }
 
-func TestGlusterChanges(t *testing.T) {
-	of := func(name string, change func(r *glusterReport)) func(v *glusterView) {
-		return func(v *glusterView) {
-			v.alter(func(n string, r *glusterReport) {
-				if n == name {
-					change(r)
-				}
-			})
-		}
+// reportOf returns a function that changes a server's report.
+func reportOf(name string, change func(r *glusterReport)) func(v *glusterView) {
+	return func(v *glusterView) {
+		v.alter(func(n string, r *glusterReport) {
+			if n == name {
+				change(r)
+			}
+		})
 	}
+}
+
+func TestGlusterChanges(t *testing.T) {
 	noted := func(v *glusterView) { v.alter(func(_ string, r *glusterReport) { r.Blames = []int{3} }) }
 	leaves := func(v *glusterView) {
 		delete(v.heard, "glusterfs4")
@@ -232,15 +234,15 @@ func TestGlusterChanges(t *testing.T) {
 		do     glusterDo
 		detail string
 	}{
-		"a new server is not known": {[]func(v *glusterView){of("glusterfs1", func(r *glusterReport) { r.Pool = r.Pool[:2] })}, glusterProbe, ""},
-		"one that does not know this one would refuse": {[]func(v *glusterView){of("glusterfs1", func(r *glusterReport) { r.Pool = r.Pool[:2] }),
-			of("glusterfs4", func(r *glusterReport) { r.Pool = nil })}, glusterBlame, ""},
+		"a new server is not known": {[]func(v *glusterView){reportOf("glusterfs1", func(r *glusterReport) { r.Pool = r.Pool[:2] })}, glusterProbe, ""},
+		"one that does not know this one would refuse": {[]func(v *glusterView){reportOf("glusterfs1", func(r *glusterReport) { r.Pool = r.Pool[:2] }),
+			reportOf("glusterfs4", func(r *glusterReport) { r.Pool = nil })}, glusterBlame, ""},
 		"its brick is noted to lack everything": {nil, glusterBlame, "glusterfs4 is to have is blank"},
 		"all have noted it":                     {[]func(v *glusterView){noted}, glusterAdd, ""},
-		"one has not noted it":                  {[]func(v *glusterView){noted, of("glusterfs3", func(r *glusterReport) { r.Blames = nil })}, glusterNothing, "for glusterfs3 to note"},
-		"something to heal":                     {[]func(v *glusterView){noted, of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterNothing, "for all copies to be equal (glusterfs3 has"},
-		"a brick is down":                       {[]func(v *glusterView){noted, of("glusterfs3", func(r *glusterReport) { r.Online = false })}, glusterNothing, "for glusterfs3 to serve"},
-		"the new brick has files":               {[]func(v *glusterView){noted, of("glusterfs4", func(r *glusterReport) { r.Brick = brickData })}, glusterNothing, "for glusterfs4 to have an empty brick"},
+		"one has not noted it":                  {[]func(v *glusterView){noted, reportOf("glusterfs3", func(r *glusterReport) { r.Blames = nil })}, glusterNothing, "for glusterfs3 to note"},
+		"something to heal":                     {[]func(v *glusterView){noted, reportOf("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterNothing, "for all copies to be equal (glusterfs3 has"},
+		"a brick is down":                       {[]func(v *glusterView){noted, reportOf("glusterfs3", func(r *glusterReport) { r.Online = false })}, glusterNothing, "for glusterfs3 to serve"},
+		"the new brick has files":               {[]func(v *glusterView){noted, reportOf("glusterfs4", func(r *glusterReport) { r.Brick = brickData })}, glusterNothing, "for glusterfs4 to have an empty brick"},
 		"another is to come later": {[]func(v *glusterView){noted, func(v *glusterView) {
 			v.target = append([]string{"glusterfs5"}, v.target...)
 			v.members = append(v.members, ensemble.Member{Peer: facts.Peer{Name: "glusterfs5"}, In: 2})
@@ -249,10 +251,10 @@ func TestGlusterChanges(t *testing.T) {
 		"members disagree": {[]func(v *glusterView){noted, func(v *glusterView) { v.agreed = false }}, glusterNothing, "for all servers to know the same"},
 		"not all conform":  {[]func(v *glusterView){noted, func(v *glusterView) { v.target = nil }}, glusterNothing, "3 of 3 bricks online"},
 		"one leaves":       {[]func(v *glusterView){leaves}, glusterRemove, "removing the brick of glusterfs2"},
-		"one leaves and knows of something to heal":     {[]func(v *glusterView){leaves, of("glusterfs2", func(r *glusterReport) { r.Lacks = []int{2} })}, glusterNothing, "for all copies to be equal"},
-		"one leaves, and only that one lacks something": {[]func(v *glusterView){leaves, of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterRemove, ""},
-		"one leaves, out of reach":                      {[]func(v *glusterView){leaves, of("glusterfs2", func(r *glusterReport) { r.Online, r.Lacks = false, []int{2} })}, glusterRemove, ""},
-		"one leaves, unclear who lacks something":       {[]func(v *glusterView){leaves, of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{anyBrick} })}, glusterNothing, "equal"},
+		"one leaves and knows of something to heal":     {[]func(v *glusterView){leaves, reportOf("glusterfs2", func(r *glusterReport) { r.Lacks = []int{2} })}, glusterNothing, "for all copies to be equal"},
+		"one leaves, and only that one lacks something": {[]func(v *glusterView){leaves, reportOf("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterRemove, ""},
+		"one leaves, out of reach":                      {[]func(v *glusterView){leaves, reportOf("glusterfs2", func(r *glusterReport) { r.Online, r.Lacks = false, []int{2} })}, glusterRemove, ""},
+		"one leaves, unclear who lacks something":       {[]func(v *glusterView){leaves, reportOf("glusterfs3", func(r *glusterReport) { r.Lacks = []int{anyBrick} })}, glusterNothing, "equal"},
 		"one has left, and is in the pool":              {[]func(v *glusterView){gone}, glusterDetach, "removing glusterfs2 from the pool"},
 	} {
 		v := fourth("glusterfs1")
@@ -333,15 +335,6 @@ func restarted(v *glusterView, name string) {
 }
 
 func TestGlusterAfterAFailedChange(t *testing.T) {
-	of := func(name string, change func(r *glusterReport)) func(v *glusterView) {
-		return func(v *glusterView) {
-			v.alter(func(n string, r *glusterReport) {
-				if n == name {
-					change(r)
-				}
-			})
-		}
-	}
 	back := func(names ...string) func(v *glusterView) {
 		return func(v *glusterView) {
 			for _, n := range names {
@@ -366,21 +359,21 @@ func TestGlusterAfterAFailedChange(t *testing.T) {
 		"the others wait for it":                   {"glusterfs1", nil, glusterNothing, "waits for glusterfs4 to do so"},
 		"the first follows":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4")}, glusterStop, "not stored"},
 		"one after the other":                      {"glusterfs2", []func(v *glusterView){back("glusterfs4")}, glusterNothing, "waits for glusterfs1 to do so"},
-		"the one before is not back yet":           {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs1", func(r *glusterReport) { r.Online = false })}, glusterNothing, "waits for glusterfs1 to serve"},
+		"the one before is not back yet":           {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), reportOf("glusterfs1", func(r *glusterReport) { r.Online = false })}, glusterNothing, "waits for glusterfs1 to serve"},
 		"the one before is silent":                 {"glusterfs2", []func(v *glusterView){back("glusterfs4"), func(v *glusterView) { delete(v.heard, "glusterfs1") }}, glusterNothing, "waits for a majority of the servers"},
-		"the one before lacks something":           {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs3", func(r *glusterReport) { r.Lacks = []int{0} })}, glusterNothing, "equal (glusterfs3 has"},
-		"it lacks what this one has":               {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs2", func(r *glusterReport) { r.Lacks = []int{0} })}, glusterNothing, "equal (glusterfs2 has"},
+		"the one before lacks something":           {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), reportOf("glusterfs3", func(r *glusterReport) { r.Lacks = []int{0} })}, glusterNothing, "equal (glusterfs3 has"},
+		"it lacks what this one has":               {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1"), reportOf("glusterfs2", func(r *glusterReport) { r.Lacks = []int{0} })}, glusterNothing, "equal (glusterfs2 has"},
 		"the second":                               {"glusterfs2", []func(v *glusterView){back("glusterfs4", "glusterfs1")}, glusterStop, ""},
 		"nothing changes meanwhile":                {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1")}, glusterNothing, "adding the brick of glusterfs4 waits for glusterfs2's glusterd"},
-		"no options either":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs1", func(r *glusterReport) { r.Volume.Options = nil })}, glusterNothing, "3 of 3"},
-		"no start by force":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), of("glusterfs1", func(r *glusterReport) { r.Online = false })}, glusterStop, "to start the brick"},
-		"one has stored it: the others are behind": {"glusterfs2", []func(v *glusterView){of("glusterfs1", later), back("glusterfs2", "glusterfs4")}, glusterNothing, "waits for glusterfs4 to do so"},
-		"and follow":                               {"glusterfs2", []func(v *glusterView){of("glusterfs1", later), of("glusterfs4", later), back("glusterfs2")}, glusterStop, "earlier state"},
+		"no options either":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), reportOf("glusterfs1", func(r *glusterReport) { r.Volume.Options = nil })}, glusterNothing, "3 of 3"},
+		"no start by force":                        {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), reportOf("glusterfs1", func(r *glusterReport) { r.Online = false })}, glusterStop, "to start the brick"},
+		"one has stored it: the others are behind": {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), back("glusterfs2", "glusterfs4")}, glusterNothing, "waits for glusterfs4 to do so"},
+		"and follow":                               {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs4", later), back("glusterfs2")}, glusterStop, "earlier state"},
 		"the new brick is kept for a while":        {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")}, glusterNothing, "to finish adding"},
 		"then it is cleared":                       {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), clear}, glusterClear, ""},
-		"also with files, since they are copies":   {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), of("glusterfs4", func(r *glusterReport) { r.Brick = brickData }), clear}, glusterClear, ""},
-		"but not if it was the volume's":           {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), of("glusterfs4", func(r *glusterReport) { r.Brick, r.Fresh = brickData, false }), clear}, glusterNothing, "attach an empty data disk"},
-		"all have stored it":                       {"glusterfs4", []func(v *glusterView){of("glusterfs1", later), of("glusterfs2", later), of("glusterfs3", later), of("glusterfs4", later)}, glusterKeep, ""},
+		"also with files, since they are copies":   {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), reportOf("glusterfs4", func(r *glusterReport) { r.Brick = brickData }), clear}, glusterClear, ""},
+		"but not if it was the volume's":           {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), reportOf("glusterfs4", func(r *glusterReport) { r.Brick, r.Fresh = brickData, false }), clear}, glusterNothing, "attach an empty data disk"},
+		"all have stored it":                       {"glusterfs4", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs2", later), reportOf("glusterfs3", later), reportOf("glusterfs4", later)}, glusterKeep, ""},
 	} {
 		v := halfAdded(c.self)
 		for _, change := range c.change {
@@ -953,11 +946,11 @@ func TestGlusterForRealMembers(t *testing.T) {
 	l.sameContent("glusterfs3 replaced")
 }
 
-// The brick of a fourth server does not start when it is added. What the others have in memory then, and have not stored, is undone, and the
-// brick is added again.
+// The brick of a fourth server does not start when it is added. What the others have in memory then, and have not stored, is to be undone, and
+// the brick added again. This FAILS with GlusterFS 10: docs/agent.md, "A change of the bricks that fails half-way", says what happens.
 func TestGlusterForRealFailedAdd(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") != "gluster" {
-		t.Skip("SKIPPED: waits for minutes, as the servers do; make e2e-gluster runs it")
+		t.Skip("SKIPPED: known to fail, see docs/agent.md; make e2e-gluster runs it")
 	}
 	l := formed(t)
 	four := glusterGeneration(2, "glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")

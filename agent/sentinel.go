@@ -36,7 +36,8 @@ type sentinelServer interface {
 	start(ctx context.Context, master string, view redisView) error
 	// failover makes it choose another master without asking other Sentinels.
 	failover(ctx context.Context) error
-	// outdated tells whether its configuration has former addresses, or nodes that are no members any more.
+	// outdated tells whether its configuration is not what start would make of it: it has former addresses, nodes that are no members
+	// any more, or another quorum or limits.
 	outdated(view redisView) (bool, error)
 	stop(ctx context.Context) error
 }

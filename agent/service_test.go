@@ -180,9 +180,9 @@ func TestServiceIsStartedAgainAfterItFails(t *testing.T) {
 	}
 }
 
-// A service that accepts connections and never answers is killed, so that it is restarted. One that is slow, or that
-// reports an error, is not.
-func TestServiceThatHangsIsKilled(t *testing.T) {
+// idleUnit has systemd say that the unit is active, with a process that does nothing, and returns the file of what systemd is asked.
+func idleUnit(t *testing.T) (asked string) {
+	t.Helper()
 	state, asked := fakeSystemd(t)
 	idle := exec.Command("sleep", "600")
 	if err := idle.Start(); err != nil {
@@ -190,6 +190,13 @@ func TestServiceThatHangsIsKilled(t *testing.T) {
 	}
 	t.Cleanup(func() { idle.Process.Kill(); idle.Wait() })
 	os.WriteFile(state, fmt.Appendf(nil, "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=%d\n", idle.Process.Pid), 0o644)
+	return asked
+}
+
+// A service that accepts connections and never answers is killed, so that it is restarted. One that is slow, or that
+// reports an error, is not.
+func TestServiceThatHangsIsKilled(t *testing.T) {
+	asked := idleUnit(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
 	if err != nil {
 		t.Fatal(err)
@@ -222,13 +229,7 @@ func TestServiceThatHangsIsKilled(t *testing.T) {
 // What answers however busy the unit is ends its wait sooner: when that is silent, and nothing uses CPU. If it answers, all of the
 // unit's other processes wait for something, and may get it.
 func TestServiceThatIsNotAliveIsKilledSooner(t *testing.T) {
-	state, asked := fakeSystemd(t)
-	idle := exec.Command("sleep", "600")
-	if err := idle.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { idle.Process.Kill(); idle.Wait() })
-	os.WriteFile(state, fmt.Appendf(nil, "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=%d\n", idle.Process.Pid), 0o644)
+	asked := idleUnit(t)
 	listen := func() net.Listener {
 		l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
 		if err != nil {

@@ -23,6 +23,13 @@ type simChange struct {
 	begin func()
 }
 
+// with returns the kind with more of one fault, but no lying agents: which members count is up to what all of them say.
+func (k simKind) with(fault faultKind, share int) *simKind {
+	k.share = share
+	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), fault, fault)
+	return &k
+}
+
 // seed gives a node its part of a generation.
 func (n *machine) seed(g facts.Membership) {
 	n.number, n.peers = g.Number, nil

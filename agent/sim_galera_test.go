@@ -731,22 +731,21 @@ func (g *galeraModel) start(n *machine, boot bool) {
 
 func TestSimGalera(t *testing.T) { runSim(t, simGalera) }
 
-// simGaleraChanges has changes of the members as well. No agent lies here: which members count is up to what all of them say.
+// simGaleraChanges has changes of the members as well, and no disks of other clusters.
 var simGaleraChanges = func() *simKind {
-	k := *simGalera
-	k.change, k.spares, k.share = changed, 2, 40
-	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying || f == foreignDisk }), changed, changed)
-	return &k
+	k := simGalera.with(changed, 40)
+	k.change, k.spares = changed, 2
+	k.faults = slices.DeleteFunc(k.faults, func(f faultKind) bool { return f == foreignDisk })
+	return k
 }()
 
 func TestSimGaleraChanges(t *testing.T) { runSim(t, simGaleraChanges) }
 
 // simGaleraRenumbered has moves to another network: all members get other addresses while all are off.
 var simGaleraRenumbered = func() *simKind {
-	k := *simGaleraChanges
-	k.change, k.share = renumbered, 10
-	k.faults = append(slices.Clone(k.faults), renumbered, renumbered)
-	return &k
+	k := simGaleraChanges.with(renumbered, 10)
+	k.change = renumbered
+	return k
 }()
 
 func TestSimGaleraRenumbered(t *testing.T) { runSim(t, simGaleraRenumbered) }

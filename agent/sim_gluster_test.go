@@ -946,23 +946,21 @@ func (g *glusterModel) create(i int, servers []string) error {
 
 func TestSimGluster(t *testing.T) { runSim(t, simGluster) }
 
-// simGlusterChanges has changes of the members as well. No agent lies here: which members count is up to what all of them say.
+// simGlusterChanges has changes of the members as well.
 var simGlusterChanges = func() *simKind {
-	k := *simGluster
-	k.spares, k.inOrder, k.share = 2, true, 2
+	k := simGluster.with(changed, 2)
+	k.spares, k.inOrder = 2, true
 	k.bound = 40 * time.Minute // a change that fails half-way is waited for before it is undone, and then once more
-	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), changed, changed)
-	return &k
+	return k
 }()
 
 func TestSimGlusterChanges(t *testing.T) { runSim(t, simGlusterChanges) }
 
-// simGlusterRenumbered has moves to another network: all servers get other addresses while all are off. No agent lies here.
+// simGlusterRenumbered has moves to another network: all servers get other addresses while all are off.
 var simGlusterRenumbered = func() *simKind {
-	k := *simGluster
-	k.change, k.share = renumbered, 5
-	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), renumbered, renumbered)
-	return &k
+	k := simGluster.with(renumbered, 5)
+	k.change = renumbered
+	return k
 }()
 
 func TestSimGlusterRenumbered(t *testing.T) { runSim(t, simGlusterRenumbered) }

@@ -788,20 +788,18 @@ func TestSimRedis(t *testing.T) { runSim(t, simRedis) }
 
 // simRedisChanges has changes of the members as well, and of their addresses.
 var simRedisChanges = func() *simKind {
-	k := *simRedis
-	k.change, k.spares, k.share = changed, 2, 40
-	k.faults = append(slices.DeleteFunc(slices.Clone(k.faults), func(f faultKind) bool { return f == lying }), changed, changed)
-	return &k
+	k := simRedis.with(changed, 40)
+	k.change, k.spares = changed, 2
+	return k
 }()
 
 func TestSimRedisChanges(t *testing.T) { runSim(t, simRedisChanges) }
 
 // simRedisRenumbered has moves to another network: all members get other addresses while all are off.
 var simRedisRenumbered = func() *simKind {
-	k := *simRedisChanges
-	k.change, k.share = renumbered, 10
-	k.faults = append(slices.Clone(k.faults), renumbered, renumbered)
-	return &k
+	k := simRedisChanges.with(renumbered, 10)
+	k.change = renumbered
+	return k
 }()
 
 func TestSimRedisRenumbered(t *testing.T) { runSim(t, simRedisRenumbered) }
