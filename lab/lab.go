@@ -52,10 +52,8 @@ type Provider func(local.Config) *local.Provider
 // paths returns where the lab's files are.
 type paths struct{ out string }
 
-func (p paths) lab() string  { return filepath.Join(p.out, "lab") }
-func (p paths) site() string { return filepath.Join(p.lab(), "site") }
-
-// target is where the site is forwarded to.
+func (p paths) lab() string        { return filepath.Join(p.out, "lab") }
+func (p paths) site() string       { return filepath.Join(p.lab(), "site") }
 func (p paths) provider() string   { return filepath.Join(p.lab(), "provider") }
 func (p paths) forwardLog() string { return filepath.Join(p.lab(), "forward.log") }
 

@@ -124,10 +124,10 @@ func (l *Lab) Start(ctx context.Context, names ...string) error {
 		if !l.network.Complete() {
 			return l.notUp()
 		}
-		if err := l.join(); err != nil || !l.helper("forward").Busy() {
+		if err := l.join(); err != nil {
 			return err
 		}
-		return l.forwardFrom(ctx, "") // the virtual address may be another one
+		return l.forwardOn(ctx)
 	})
 }
 
@@ -314,10 +314,7 @@ func (l *Lab) Replace(ctx context.Context, name string, blank bool) error {
 	if err := machines.Replace(ctx, p, m, blank); err != nil {
 		return err
 	}
-	if l.helper("forward").Busy() { // perhaps to a virtual address that is another one now
-		return l.forwardFrom(ctx, "")
-	}
-	return nil
+	return l.forwardOn(ctx)
 }
 
 // Down kills all nodes and removes everything that the lab has made, including the nodes' disks. Images and seeds stay.
@@ -441,6 +438,14 @@ func (l *Lab) forwarded() (site, target string) {
 	text, _ := os.ReadFile(l.paths.site()) // none without a forward
 	site, target, _ = strings.Cut(string(text), " ")
 	return site, target
+}
+
+// forwardOn has a forward that runs lead to the spec's virtual address, which may be another one now.
+func (l *Lab) forwardOn(ctx context.Context) error {
+	if !l.helper("forward").Busy() {
+		return nil
+	}
+	return l.forwardFrom(ctx, "")
 }
 
 // forwardFrom makes sure that connections to the address site on this machine reach the cluster's site.

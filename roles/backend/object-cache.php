@@ -119,7 +119,7 @@ LUA;
 			if ( $failed ) {
 				@unlink( self::note() ); // first: what is noted from now on is not covered
 				if ( ! $redis->flushDb( true ) ) {
-					throw new RedisException( $redis->getLastError() );
+					throw new RedisException( 'not dropped' );
 				}
 			}
 			$this->count_time( $start );
