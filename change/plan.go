@@ -20,7 +20,6 @@
 package change
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -252,95 +251,6 @@ func (s State) uses() map[string]map[string]bool {
 		all[r.Name] = reached
 	}
 	return all
-}
-
-// moves returns how many nodes of a role there are before and after the change, how many are where they were, and which get another
-// address, whatever has been done of it.
-func (s State) moves(r Role) (before, after, stay int, moved []string) {
-	for _, n := range s.Nodes {
-		if n.Role != r.Name {
-			continue
-		}
-		was := cmp.Or(n.Before, n.Was)
-		if was != nil {
-			before++
-		}
-		if n.Is != nil {
-			after++
-		}
-		switch {
-		case was == nil || n.Is == nil:
-		case was.IP == n.Is.IP:
-			stay++
-		default:
-			moved = append(moved, n.Name)
-		}
-	}
-	return before, after, stay, moved
-}
-
-// down tells whether the nodes of a role get their addresses while all of them are off.
-func (s State) down(r Role) bool {
-	before, after, stay, moved := s.moves(r)
-	few := r.Quorum && !r.Joint || r.Joint && (2*stay <= before || 2*stay <= after)
-	return s.Outage && before > 0 && after > 0 && (s.Elsewhere || len(moved) > 0 && (few || stay == 0) || len(moved) > 1)
-}
-
-// outage returns the steps of all roles whose nodes get their addresses while all of them are off. Those that connect to others are
-// turned off before those, and made anew after them. No node starts before all are off: so nobody goes on with data that others have
-// not seen.
-func (s State) outage(order []Role) (steps []Step) {
-	var anew, await []Step
-	var down []string
-	for _, r := range order {
-		if !s.down(r) {
-			continue
-		}
-		down = append(down, r.Name)
-		var made []Step
-		for _, n := range s.of(r.Name) {
-			switch {
-			case n.leaves():
-				if !n.Off {
-					steps = append(steps, n.step(Remove))
-				}
-				continue
-			case n.done():
-				continue
-			case n.Silent && n.Made:
-				wait := n.step(Await, "its machine is made anew, and does not answer yet")
-				wait.outage = true
-				await = append(await, wait)
-				continue
-			case !n.Off:
-				stop := n.step(Stop)
-				stop.outage = true
-				steps = append(steps, stop)
-			}
-			again := n.step(Replace, "its machine is off")
-			switch {
-			case n.Was == nil:
-				again = n.step(Add, "the spec has added it")
-			case n.Was.IP != n.Is.IP:
-				again = n.step(Replace, fmt.Sprintf("its address changes from %s to %s", n.Was.IP, n.Is.IP))
-			}
-			again.Notes, again.outage = nil, true
-			made = append(made, again)
-		}
-		anew = append(made, anew...)
-	}
-	for i := range steps {
-		if steps[i].Action == Stop {
-			steps[i].Why = []string{"it is off until all nodes of " + words.List(down, "and") + " have their new addresses"}
-		}
-	}
-	if len(steps) > 0 {
-		steps[0].Notes = append(steps[0].Notes, "the outage begins here")
-	}
-	if i := len(anew) - 1; i >= 0 {
-		anew[i].Notes = []string{"the outage ends when all of them are ready"}
-	}
-	return slices.Concat(steps, anew, await)
 }
 
 // steps returns the changes of the nodes of a role that are there already.
@@ -689,27 +599,6 @@ func (s State) refused() (reasons []string) {
 		}
 		if !down && r.Quorum && lost > 0 && changes != "" && before-lost-1 < before/2+1 {
 			refuse("without %s, %s would have no majority while %s changes", words.List(s.lost(r.Name), "and"), r.Name, changes)
-		}
-	}
-	return reasons
-}
-
-// outageRefused returns why the nodes of a role cannot get other addresses while all of them are off.
-func (s State) outageRefused(r Role) (reasons []string) {
-	refuse := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
-	before, after, stay, moved := s.moves(r)
-	if r.Quorum && before+after > 2*(stay+len(moved)) {
-		refuse("members of %s would be added or removed, and others get new addresses in an outage: one after the other, in two changes", r.Name)
-	}
-	if lost := len(s.lost(r.Name)); r.Quorum && lost > 0 && 2*(before-lost) <= before {
-		refuse("without %s, the others of %s would be no majority after the outage", words.List(s.lost(r.Name), "and"), r.Name)
-	}
-	for _, n := range s.Nodes {
-		for _, o := range s.Nodes {
-			was := cmp.Or(o.Before, o.Was)
-			if r.Quorum && n.Role == r.Name && o.Role == r.Name && n.Name != o.Name && was != nil && n.Is != nil && n.Is.IP == was.IP {
-				refuse("%s would get the address %s of %s, and what the data of %s say of that could mean either: in two changes, with another address in between", n.Name, was.IP, o.Name, r.Name)
-			}
 		}
 	}
 	return reasons
