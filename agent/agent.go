@@ -559,10 +559,19 @@ func ApplySysctl(root, file string) error {
 		if !ok || strings.HasPrefix(key, "#") {
 			continue
 		}
-		path := filepath.Join(root, "/proc/sys", strings.ReplaceAll(key, ".", "/"))
-		if err := os.WriteFile(path, []byte(strings.TrimSpace(value)+"\n"), 0); err != nil {
+		if err := setParameter(filepath.Join(root, sysctlPath(key)), strings.TrimSpace(value)); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// setParameter writes a parameter of the kernel; one that the kernel does not have is an error.
+func setParameter(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value + "\n")
+	return errors.Join(err, f.Close())
 }

@@ -464,7 +464,7 @@ func (t *takeover) back(ctx context.Context, j takeoverJournal) (faults []error,
 	}
 	for key, value := range j.Sysctl {
 		t.before("set %s", key)
-		if err := os.WriteFile(t.path(sysctlPath(key)), []byte(value), 0); err != nil {
+		if err := setParameter(t.path(sysctlPath(key)), strings.TrimSpace(value)); err != nil {
 			faults = append(faults, err)
 		}
 	}

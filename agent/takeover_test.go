@@ -147,6 +147,9 @@ var imageFiles = []struct {
 	{"/usr/local/sbin/imagegen-node", "agent\n", "root:root", 0o755},
 	{"/proc/sys/net/core/somaxconn", "4096\n", "root:root", 0o644},
 	{"/proc/sys/net/ipv4/ip_nonlocal_bind", "0\n", "root:root", 0o644},
+	{"/proc/sys/net/ipv4/tcp_keepalive_intvl", "75\n", "root:root", 0o644},
+	{"/proc/sys/net/ipv4/tcp_keepalive_probes", "9\n", "root:root", 0o644},
+	{"/proc/sys/net/ipv4/tcp_keepalive_time", "7200\n", "root:root", 0o644},
 	{"/proc/sys/vm/overcommit_memory", "0\n", "root:root", 0o644},
 	{"/proc/sys/vm/swappiness", "60\n", "root:root", 0o644},
 }
