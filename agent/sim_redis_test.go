@@ -855,6 +855,14 @@ var lastIsReplica = []fault{
 
 func TestSimLastWithDataIsReplica(t *testing.T) { scenario(t, simRedis, 3, lastIsReplica...) }
 
+// The master restarts when only one other node is left, whose Sentinel finds it down and can promote nobody.
+var oneSentinelIsLeft = []fault{
+	{at: 60 * time.Second, kind: gone, node: 2, lasts: forever},
+	{at: 60 * time.Second, kind: crash, node: 0, lasts: 10 * time.Second},
+}
+
+func TestSimOneSentinelIsLeft(t *testing.T) { scenario(t, simRedis, 3, oneSentinelIsLeft...) }
+
 // A member is added, and is lost before all have heard of it. The master that came back then waited for two Sentinels whose quorum was
 // three already.
 var newMemberIsLost = []fault{
@@ -1022,9 +1030,9 @@ func TestSimRedisMutants(t *testing.T) {
 		}),
 		redisMutant("a single Sentinel is waited for", func(v *redisView) {
 			for i := range v.members {
-				v.members[i].sentinel.Others = 0
+				v.members[i].sentinel.Others, v.members[i].sentinel.Quorum = 0, ""
 			}
-		}, nil),
+		}, nil).shownBy(oneSentinelIsLeft),
 		redisMutant("the last with data stays a replica", nil, func(v redisView, s redisStep, master string) (redisStep, string) {
 			if s == redisStop && !v.leaves {
 				return redisWait, ""
