@@ -80,6 +80,9 @@ type redisReport struct {
 	Eligible bool `json:"eligible,omitempty"`
 }
 
+// complete tells whether the node has all data, also if that is not noted yet: from when Sentinel may choose it.
+func (r redisReport) complete() bool { return r.HasData || r.Eligible }
+
 // is says what the server is among the cluster's.
 func (r redisReport) is() string {
 	switch {
@@ -266,7 +269,7 @@ func decideRedis(v redisView) (step redisStep, master string, status facts.Statu
 			heard++
 			formed = formed || m.HasData || m.sentinel.Master != ""
 		}
-		data = data || m.HasData
+		data = data || m.complete()
 	}
 	if !formed {
 		switch first := ensemble.First(members); {
@@ -329,7 +332,7 @@ func believedMaster(v redisView) string {
 	for i, m := range v.members {
 		switch {
 		case !m.Heard:
-		case i != v.self && m.Running && m.Role == "master" && m.HasData && m.sentinel.follows(m.IP):
+		case i != v.self && m.Running && m.Role == "master" && m.complete() && m.sentinel.follows(m.IP):
 			return m.IP
 		case m.sentinel.Master != "" && m.sentinel.Epoch > epoch:
 			master, epoch = m.sentinel.Master, m.sentinel.Epoch
@@ -349,7 +352,7 @@ func beingReplaced(v redisView) bool {
 		if i == v.self || !m.Heard {
 			continue
 		}
-		heir = heir || m.Running && m.HasData && !m.Loading
+		heir = heir || m.Running && m.complete() && !m.Loading
 		if m.sentinel.Running && m.sentinel.Master == v.members[v.self].IP {
 			if votes++; m.sentinel.Quorum == "" {
 				needs = min(needs, (m.sentinel.Others+1)/2+1)
@@ -366,7 +369,7 @@ func isLost(v redisView) bool {
 	me := v.members[v.self]
 	lost := me.HasData && me.sentinel.Running && me.sentinel.Down
 	for i, m := range v.members {
-		other := i != v.self && m.Running && m.HasData
+		other := i != v.self && m.Running && m.complete()
 		lost = lost && (!m.Heard || m.sentinel.follows(me.IP) && !other)
 	}
 	most, _ := ensemble.Majority(v.ensemble(), func(i int) bool { return v.members[i].Heard && v.members[i].sentinel.Master == me.IP })

@@ -268,6 +268,21 @@ func redisNodes(self int, nodes ...redisMember) redisView {
 	return v
 }
 
+// The first master lost its disk. It starts again as the first if nobody has data, which a replica that Sentinel may choose has, although
+// that is noted only next.
+func TestFirstMasterWithoutItsDisk(t *testing.T) {
+	const me = "10.0.0.1"
+	knows := sentinelReport{Running: true, Master: me, Down: true, Others: 2}
+	replica := func(eligible bool) redisMember {
+		return redisMember{redisReport: redisReport{Running: true, Role: "slave", Master: me, Eligible: eligible}, sentinel: knows}
+	}
+	for eligible, want := range map[bool]redisStep{false: redisFound, true: redisWait} {
+		if step, _, status := decideRedis(redisNodes(0, redisMember{sentinel: knows}, replica(eligible), replica(false))); step != want {
+			t.Errorf("Sentinel may choose another: %t: step %d, %+v", eligible, step, status)
+		}
+	}
+}
+
 // A master whose Sentinels consider it down and can elect another waits for that. Otherwise there would be two.
 func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 	const me = "10.0.0.1"

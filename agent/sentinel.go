@@ -235,7 +235,7 @@ func decideDown(seen sentinelReport, view redisView) (sentinelStep, facts.Status
 		if !m.Heard {
 			continue
 		}
-		heir = heir || m.IP != seen.Master && m.Running && m.HasData && !m.Loading
+		heir = heir || m.IP != seen.Master && m.Running && m.complete() && !m.Loading
 		if m.sentinel.Running {
 			if sentinels++; first == "" {
 				first = m.Name
