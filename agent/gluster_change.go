@@ -163,7 +163,8 @@ func (v glusterView) find(is func(r glusterReport) bool) string {
 }
 
 // poolHolds tells whether those that serve keep glusterd's quorum while a server restarts. One that loses it stops its brick. It counts all
-// peers that it knows. One that it has rejected may count as away for as long as glusterd runs, also while it is connected.
+// peers that it knows. One that it has rejected keeps counting as it did before, as connected or as away, until glusterd itself restarts: so
+// it does not notice that one's restart.
 func (v glusterView) poolHolds(without string) bool {
 	restarts, _ := v.report(without)
 	running := 0
@@ -181,7 +182,9 @@ func (v glusterView) poolHolds(without string) bool {
 				up++
 			}
 		}
-		if r.serves() && 2*up <= len(r.peers())+1 {
+		all := len(r.peers()) + 1
+		recovers := r.Brick == brickData && 2*(up+1) > all // it has a majority with the one that restarts, and its brick is about to start
+		if (r.serves() || recovers) && slices.Contains(r.Pool, v.uuids[without]) && 2*up <= all {
 			return false
 		}
 	}
@@ -280,6 +283,9 @@ func decideUndo(v glusterView, added string, holders []string) (step glusterStep
 	return glusterStep{do: glusterSet, options: []string{"storage.owner-uid", strconv.Itoa(v.params.UID)}}, what + ": storing the volume once more"
 }
 
+// loseQuorum is what a person may have to deal with: docs/agent.md says how.
+const loseQuorum = "others would lose glusterd's quorum meanwhile, and stop their bricks"
+
 // restartStale restarts glusterd, which will have these bricks then.
 func restartStale(v glusterView, why string, then []string) (step glusterStep, held string) {
 	// Others that have a brick now and then, and stay, have to serve. A new one may wait for this server to note that its brick is blank.
@@ -294,7 +300,7 @@ func restartStale(v glusterView, why string, then []string) (step glusterStep, h
 	serving := func(n string, r glusterReport) bool { return r.serves() && slices.Contains(then, n+":"+v.params.Brick) }
 	serves := serving(v.self, v.own)
 	if !v.poolHolds(v.self) {
-		return glusterStep{}, why + ", waits until the others are a majority without this one"
+		return glusterStep{}, why + ", waits: " + loseQuorum
 	}
 	// One at a time, those that do not serve first: their restart costs nothing. One without which others would lose the quorum comes after
 	// those that have rejected others.

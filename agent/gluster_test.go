@@ -376,38 +376,40 @@ func TestGlusterAfterAFailedChange(t *testing.T) {
 		do     glusterDo
 		detail string
 	}{
-		"the change may go on":                     {"glusterfs1", []func(v *glusterView){func(v *glusterView) { v.staleHeld = time.Second }}, glusterNothing, "under 10 entries to heal; the brick of glusterfs4 is not added everywhere"},
-		"the first undoes it":                      {"glusterfs1", nil, glusterRemove, "undoing the addition of glusterfs4's brick"},
-		"the others wait for it":                   {"glusterfs2", nil, glusterNothing, "waits for glusterfs1"},
-		"and the new one":                          {"glusterfs4", nil, glusterNothing, "waits for glusterfs1"},
-		"the new one has restarted":                {"glusterfs1", []func(v *glusterView){back("glusterfs4")}, glusterRemove, ""},
-		"and is rejected":                          {"glusterfs1", []func(v *glusterView){back("glusterfs4"), rejected("glusterfs4")}, glusterRemove, ""},
-		"the new one is away":                      {"glusterfs1", []func(v *glusterView){func(v *glusterView) { delete(v.heard, "glusterfs4") }}, glusterRemove, ""},
-		"the first has restarted":                  {"glusterfs2", []func(v *glusterView){back("glusterfs1")}, glusterRemove, ""},
-		"one is silent":                            {"glusterfs2", []func(v *glusterView){func(v *glusterView) { delete(v.heard, "glusterfs1") }}, glusterNothing, "waits for glusterfs1, who may have stored"},
-		"one's glusterd is down":                   {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", func(r *glusterReport) { r.Running = false })}, glusterNothing, "waits for glusterfs1, who may have stored"},
-		"one's brick is down":                      {"glusterfs1", []func(v *glusterView){down("glusterfs2"), reportOf("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1, 3} })}, glusterRemove, ""},
-		"too few bricks serve":                     {"glusterfs1", []func(v *glusterView){down("glusterfs2", "glusterfs3")}, glusterNothing, "for a majority of the other bricks"},
-		"one that serves lacks something":          {"glusterfs1", []func(v *glusterView){reportOf("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterNothing, "to be equal (glusterfs3 has"},
-		"its brick does not start":                 {"glusterfs1", []func(v *glusterView){down("glusterfs1")}, glusterStop, "not stored"},
-		"the others would stop theirs":             {"glusterfs1", []func(v *glusterView){down("glusterfs1"), rejected("glusterfs4")}, glusterForce, ""},
-		"nothing changes meanwhile":                {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), reportOf("glusterfs1", func(r *glusterReport) { r.Volume.Options = nil })}, glusterNothing, "3 of 3"},
-		"but bricks start":                         {"glusterfs1", []func(v *glusterView){func(v *glusterView) { v.staleHeld = time.Second }, down("glusterfs1")}, glusterForce, ""},
-		"only the new one has it: it restarts":     {"glusterfs4", []func(v *glusterView){back(glusterNodes...)}, glusterStop, "not stored"},
-		"the others wait for that":                 {"glusterfs1", []func(v *glusterView){back(glusterNodes...)}, glusterNothing, "waits for glusterfs4 to restart"},
-		"and has stored it":                        {"glusterfs1", []func(v *glusterView){back(glusterNodes...), rejected("glusterfs4")}, glusterSet, "storing the volume once more"},
-		"one of the others does that":              {"glusterfs2", []func(v *glusterView){back(glusterNodes...), rejected("glusterfs4")}, glusterNothing, "waits for glusterfs1 to store"},
-		"once they agree, it connects anew":        {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), rejected("glusterfs4")}, glusterStop, "rejected each other"},
-		"so who is rejected comes first":           {"glusterfs3", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs4", later), back("glusterfs2", "glusterfs3"), apart("glusterfs3", "glusterfs1", "glusterfs4")}, glusterStop, "earlier state"},
-		"and the one before waits":                 {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs4", later), back("glusterfs2", "glusterfs3"), apart("glusterfs3", "glusterfs1", "glusterfs4")}, glusterNothing, "until the others are a majority"},
-		"the others would lose the quorum":         {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs3", later), back("glusterfs2", "glusterfs4"), rejected("glusterfs4")}, glusterNothing, "until the others are a majority"},
-		"one has stored it: the others are behind": {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), back("glusterfs2", "glusterfs4")}, glusterNothing, "waits for glusterfs4 to do so"},
-		"and follow":                               {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs4", later), back("glusterfs2")}, glusterStop, "earlier state"},
-		"the new brick is kept for a while":        {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")}, glusterNothing, "to finish adding"},
-		"then it is cleared":                       {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), clear}, glusterClear, ""},
-		"also with files, since they are copies":   {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), reportOf("glusterfs4", func(r *glusterReport) { r.Brick = brickData }), clear}, glusterClear, ""},
-		"but not if it was the volume's":           {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), reportOf("glusterfs4", func(r *glusterReport) { r.Brick, r.Fresh = brickData, false }), clear}, glusterNothing, "attach an empty data disk"},
-		"all have stored it":                       {"glusterfs4", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs2", later), reportOf("glusterfs3", later), reportOf("glusterfs4", later)}, glusterKeep, ""},
+		"the change may go on":                              {"glusterfs1", []func(v *glusterView){func(v *glusterView) { v.staleHeld = time.Second }}, glusterNothing, "under 10 entries to heal; the brick of glusterfs4 is not added everywhere"},
+		"the first undoes it":                               {"glusterfs1", nil, glusterRemove, "undoing the addition of glusterfs4's brick"},
+		"the others wait for it":                            {"glusterfs2", nil, glusterNothing, "waits for glusterfs1"},
+		"and the new one":                                   {"glusterfs4", nil, glusterNothing, "waits for glusterfs1"},
+		"the new one has restarted":                         {"glusterfs1", []func(v *glusterView){back("glusterfs4")}, glusterRemove, ""},
+		"and is rejected":                                   {"glusterfs1", []func(v *glusterView){back("glusterfs4"), rejected("glusterfs4")}, glusterRemove, ""},
+		"the new one is away":                               {"glusterfs1", []func(v *glusterView){func(v *glusterView) { delete(v.heard, "glusterfs4") }}, glusterRemove, ""},
+		"the first has restarted":                           {"glusterfs2", []func(v *glusterView){back("glusterfs1")}, glusterRemove, ""},
+		"one is silent":                                     {"glusterfs2", []func(v *glusterView){func(v *glusterView) { delete(v.heard, "glusterfs1") }}, glusterNothing, "waits for glusterfs1, who may have stored"},
+		"one's glusterd is down":                            {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", func(r *glusterReport) { r.Running = false })}, glusterNothing, "waits for glusterfs1, who may have stored"},
+		"one's brick is down":                               {"glusterfs1", []func(v *glusterView){down("glusterfs2"), reportOf("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1, 3} })}, glusterRemove, ""},
+		"too few bricks serve":                              {"glusterfs1", []func(v *glusterView){down("glusterfs2", "glusterfs3")}, glusterNothing, "for a majority of the other bricks"},
+		"one that serves lacks something":                   {"glusterfs1", []func(v *glusterView){reportOf("glusterfs3", func(r *glusterReport) { r.Lacks = []int{1} })}, glusterNothing, "to be equal (glusterfs3 has"},
+		"its brick does not start":                          {"glusterfs1", []func(v *glusterView){down("glusterfs1")}, glusterStop, "not stored"},
+		"the others would stop theirs":                      {"glusterfs1", []func(v *glusterView){down("glusterfs1"), rejected("glusterfs4")}, glusterForce, ""},
+		"nothing changes meanwhile":                         {"glusterfs1", []func(v *glusterView){back("glusterfs4", "glusterfs1"), reportOf("glusterfs1", func(r *glusterReport) { r.Volume.Options = nil })}, glusterNothing, "3 of 3"},
+		"but bricks start":                                  {"glusterfs1", []func(v *glusterView){func(v *glusterView) { v.staleHeld = time.Second }, down("glusterfs1")}, glusterForce, ""},
+		"only the new one has it: it restarts":              {"glusterfs4", []func(v *glusterView){back(glusterNodes...)}, glusterStop, "not stored"},
+		"the others wait for that":                          {"glusterfs1", []func(v *glusterView){back(glusterNodes...)}, glusterNothing, "waits for glusterfs4 to restart"},
+		"and has stored it":                                 {"glusterfs1", []func(v *glusterView){back(glusterNodes...), rejected("glusterfs4")}, glusterSet, "storing the volume once more"},
+		"one of the others does that":                       {"glusterfs2", []func(v *glusterView){back(glusterNodes...), rejected("glusterfs4")}, glusterNothing, "waits for glusterfs1 to store"},
+		"once they agree, it connects anew":                 {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), rejected("glusterfs4")}, glusterStop, "rejected each other"},
+		"so who is rejected comes first":                    {"glusterfs3", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs4", later), back("glusterfs2", "glusterfs3"), apart("glusterfs3", "glusterfs1", "glusterfs4")}, glusterStop, "earlier state"},
+		"and the one before waits":                          {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs4", later), back("glusterfs2", "glusterfs3"), apart("glusterfs3", "glusterfs1", "glusterfs4")}, glusterNothing, "others would lose glusterd's quorum"},
+		"who is rejected by those that serve is not missed": {"glusterfs3", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs2", later), back("glusterfs3", "glusterfs4"), apart("glusterfs3", "glusterfs1", "glusterfs2"), apart("glusterfs4", "glusterfs1", "glusterfs2")}, glusterStop, "earlier state"},
+		"the new one is, by that one":                       {"glusterfs4", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs2", later), back("glusterfs3", "glusterfs4"), apart("glusterfs3", "glusterfs1", "glusterfs2"), apart("glusterfs4", "glusterfs1", "glusterfs2")}, glusterNothing, "others would lose glusterd's quorum"},
+		"the others would lose the quorum":                  {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs3", later), back("glusterfs2", "glusterfs4"), rejected("glusterfs4")}, glusterNothing, "others would lose glusterd's quorum"},
+		"one has stored it: the others are behind":          {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), back("glusterfs2", "glusterfs4")}, glusterNothing, "waits for glusterfs4 to do so"},
+		"and follow":                                        {"glusterfs2", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs4", later), back("glusterfs2")}, glusterStop, "earlier state"},
+		"the new brick is kept for a while":                 {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")}, glusterNothing, "to finish adding"},
+		"then it is cleared":                                {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), clear}, glusterClear, ""},
+		"also with files, since they are copies":            {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), reportOf("glusterfs4", func(r *glusterReport) { r.Brick = brickData }), clear}, glusterClear, ""},
+		"but not if it was the volume's":                    {"glusterfs4", []func(v *glusterView){back("glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4"), reportOf("glusterfs4", func(r *glusterReport) { r.Brick, r.Fresh = brickData, false }), clear}, glusterNothing, "attach an empty data disk"},
+		"all have stored it":                                {"glusterfs4", []func(v *glusterView){reportOf("glusterfs1", later), reportOf("glusterfs2", later), reportOf("glusterfs3", later), reportOf("glusterfs4", later)}, glusterKeep, ""},
 	} {
 		v := halfAdded(c.self)
 		for _, change := range c.change {
@@ -1018,15 +1020,21 @@ func TestGlusterForRealMembers(t *testing.T) {
 // brick is added again.
 func TestGlusterForRealFailedAdd(t *testing.T) { failedAdd(t, func(*glusterLab) {}) }
 
-// The fourth server restarts after that. When it connects, the others store what they have in memory, and reject it.
+// After that, one of the others restarts its glusterd, and the fourth server restarts. When they connect, the others store what they have in
+// memory, and reject them.
 func TestGlusterForRealRejected(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") == "1" {
 		t.Skip("SKIPPED: takes a quarter of an hour; make e2e-gluster runs it, with IMAGEGEN_E2E=gluster")
 	}
 	failedAdd(t, func(l *glusterLab) {
+		l.inside("glusterfs3", `kill $(cat /run/glusterd.pid)`)
+		l.until("glusterd has ended", 3*time.Minute, false, func() bool { return !l.report("glusterfs3").Running })
+		l.until("glusterd runs again", 3*time.Minute, false, func() bool { return l.report("glusterfs3").Running })
 		l.off("glusterfs4")
 		l.on("glusterfs4")
-		l.until("rejected", 3*time.Minute, false, func() bool { return len(l.report("glusterfs1").Rejected) > 0 })
+		l.until("rejected", 3*time.Minute, false, func() bool {
+			return slices.ContainsFunc(glusterNodes, func(n string) bool { return len(l.report(n).Rejected) > 0 })
+		})
 	})
 }
 
