@@ -342,7 +342,7 @@ func believedMaster(v redisView) string {
 
 // beingReplaced tells whether the other nodes' Sentinels consider this node, the master, to be down and can promote another.
 // Starting as the master at that moment would make two masters. Those that have another master have no vote, and the majority is one of
-// all Sentinels that the candidate knows.
+// all Sentinels that the candidate knows. While members are added, the candidate's quorum may be more than that.
 func beingReplaced(v redisView) bool {
 	down, heir, votes, needs := false, false, 0, len(v.members)
 	for i, m := range v.members {
@@ -351,7 +351,9 @@ func beingReplaced(v redisView) bool {
 		}
 		heir = heir || m.Running && m.HasData && !m.Loading
 		if m.sentinel.Running && m.sentinel.Master == v.members[v.self].IP {
-			votes, needs = votes+1, min(needs, (m.sentinel.Others+1)/2+1)
+			if votes++; m.sentinel.Quorum == "" {
+				needs = min(needs, (m.sentinel.Others+1)/2+1)
+			}
 			down = down || m.sentinel.Down || m.sentinel.stale // at this node's former address, nobody answers
 		}
 	}

@@ -280,6 +280,8 @@ func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 	off.sentinel.Running = false
 	more := other(true, true, true)
 	more.sentinel.Others = 3
+	unable := other(true, true, true)
+	unable.sentinel.Quorum = "3 of 4 are needed"
 	elsewhere := other(true, true, true)
 	elsewhere.sentinel.Master, elsewhere.sentinel.Epoch = "10.0.0.2", 2
 	for name, c := range map[string]struct {
@@ -293,6 +295,8 @@ func TestMasterThatIsBeingReplacedWaits(t *testing.T) {
 		"one Sentinel of three is no quorum": {[2]redisMember{other(true, true, true), off}, redisLead},
 		"one has an earlier master":          {[2]redisMember{other(true, true, true), elsewhere}, redisLead},
 		"two are no majority of four":        {[2]redisMember{more, more}, redisLead},
+		"two have no quorum":                 {[2]redisMember{unable, unable}, redisLead},
+		"one has a quorum":                   {[2]redisMember{unable, other(true, true, true)}, redisWait},
 	} {
 		if step, master, status := decideRedis(redisNodes(0, stopped, c.others[0], c.others[1])); step != c.want {
 			t.Errorf("%s: step %d, %s, %+v", name, step, master, status)

@@ -845,6 +845,34 @@ func TestSimFirstMasterReplaced(t *testing.T) {
 	scenario(t, simRedis, 3, fault{at: 7 * time.Second, kind: blankDisk, node: 0, lasts: 2 * time.Second})
 }
 
+// The master came back as a replica of another one, which lost its disk before the Sentinel of the first had heard of it. All Sentinels
+// had the first as the master then, and could promote nobody.
+var lastIsReplica = []fault{
+	{at: 60 * time.Second, kind: crash, node: 0, lasts: 30 * time.Second},
+	{at: 75 * time.Second, kind: blankDisk, node: 2, lasts: 60 * time.Second},
+	{at: 93 * time.Second, kind: blankDisk, node: 1, lasts: 20 * time.Second},
+}
+
+func TestSimLastWithDataIsReplica(t *testing.T) { scenario(t, simRedis, 3, lastIsReplica...) }
+
+// The master restarts when only one other node is left, whose Sentinel finds it down and can promote nobody.
+var oneSentinelIsLeft = []fault{
+	{at: 60 * time.Second, kind: gone, node: 2, lasts: forever},
+	{at: 60 * time.Second, kind: crash, node: 0, lasts: 10 * time.Second},
+}
+
+func TestSimOneSentinelIsLeft(t *testing.T) { scenario(t, simRedis, 3, oneSentinelIsLeft...) }
+
+// A member is added, and is lost before all have heard of it. The master that came back then waited for two Sentinels whose quorum was
+// three already.
+var newMemberIsLost = []fault{
+	{at: 60 * time.Second, kind: changed, arg: 4}, // a fourth node
+	{at: 100 * time.Second, kind: gone, node: 3, lasts: forever},
+	{at: 103 * time.Second, kind: crash, node: 0, lasts: 15 * time.Second},
+}
+
+func TestSimNewMemberIsLost(t *testing.T) { scenario(t, simRedisChanges, 3, newMemberIsLost...) }
+
 // The only node with data was given up, and the others started without it. When it returned, its Sentinel had a
 // configuration with the same epoch as theirs, and kept it.
 func TestSimGivenUpMasterComesBack(t *testing.T) {
@@ -1000,6 +1028,17 @@ func TestSimRedisMutants(t *testing.T) {
 			}
 			return s, master
 		}),
+		redisMutant("a single Sentinel is waited for", func(v *redisView) {
+			for i := range v.members {
+				v.members[i].sentinel.Others, v.members[i].sentinel.Quorum = 0, ""
+			}
+		}, nil).shownBy(oneSentinelIsLeft),
+		redisMutant("the last with data stays a replica", nil, func(v redisView, s redisStep, master string) (redisStep, string) {
+			if s == redisStop && !v.leaves {
+				return redisWait, ""
+			}
+			return s, master
+		}).shownBy(lastIsReplica),
 		sentinel("each Sentinel watches its own node", func(seen sentinelReport, server redisReport, v redisView) (sentinelStep, string, facts.Status) {
 			start, master, status := decideSentinel(seen, server, v)
 			if master != "" {
@@ -1032,6 +1071,11 @@ func TestSimRedisChangesMutants(t *testing.T) {
 		told("only the node's own seed says who is a member", func(w *World) {
 			w.Joint = facts.Joint{Number: w.Joint.Number, InUse: []facts.Membership{ensemble.Own(0, w.Self, w.Peers)}}
 		}),
+		redisMutant("Sentinels without a quorum are waited for", func(v *redisView) {
+			for i := range v.members {
+				v.members[i].sentinel.Quorum = ""
+			}
+		}, nil).shownBy(newMemberIsLost),
 		{name: "a node that left goes on", apply: func(w *simWorld) {
 			r := w.model.(*redisModel)
 			r.decide = func(v redisView) (redisStep, string, facts.Status) {

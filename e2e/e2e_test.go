@@ -399,6 +399,7 @@ func TestReferenceCluster(t *testing.T) {
 	t.Run("nothing differs from the spec", b.nothingDiffers)
 	t.Run("people see the site", b.peopleSee)
 	t.Run("files are fresh", b.filesAreFresh)
+	t.Run("themes are fresh", b.themesAreFresh)
 	t.Run("VIP moves", b.vipMoves)
 	t.Run("a post outlives every tier", b.postOutlives)
 	t.Run("sessions outlive the Redis master", b.sessionsOutlive)

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"strconv"
 	"strings"
 	"testing"
@@ -59,5 +61,49 @@ done
 	}
 	if len(seen) != 5 {
 		t.Errorf("not everything was tried: %v", seen)
+	}
+}
+
+// themesAreFresh: what is changed in the theme through one backend is in every page that is asked for later than freshWithin, whichever
+// backend makes it. No web node keeps pages for a visitor with this cookie.
+func (b *bench) themesAreFresh(t *testing.T) {
+	page := func() string {
+		t.Helper()
+		req, err := http.NewRequest("GET", b.origin()+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Cookie", "visitor=known")
+		resp, err := b.visitor(pageLimit).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s, %v: %.300s", resp.Status, err, body)
+		}
+		return string(body)
+	}
+	change := func(node, script string) {
+		t.Helper()
+		if out, err := b.in(node, "set -e; cd /mnt/gluster/wordpress/wp-content/themes/twentytwentythree/parts; "+script); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	change("backend1", "cp footer.html /run/footer.html")
+	defer change("backend1", "cp /run/footer.html footer.html")
+	for i, how := range []string{"cat >footer.html", "cat >footer.new; mv footer.new footer.html", "cat >footer.html"} {
+		mark := fmt.Sprintf("footer number %d", i)
+		change(fmt.Sprintf("backend%d", i%2+1), "echo '<!-- wp:html -->"+mark+"<!-- /wp:html -->' | { "+how+"; }")
+		start := time.Now()
+		for after := 0; after < 10; {
+			asked := time.Since(start)
+			if fresh := strings.Contains(page(), mark); asked > freshWithin {
+				if after++; !fresh {
+					t.Fatalf("%s: a page that was asked for %s later has the old footer", how, asked)
+				}
+			}
+		}
 	}
 }

@@ -86,35 +86,8 @@ $GLOBALS['wp_filter']['pre_option_db_version'][10]['imagegen'] = array(
 	},
 	'accepted_args' => 0,
 );
-{{- if eq .Options.object_cache "on"}}
 
-// For each page, WordPress reads all templates of a block theme from the volume, four times. Visitors who are not logged in get
-// templates that are a second old at most. There are 256 places, so that nobody has to clean up.
-if ( in_array( $_SERVER['REQUEST_METHOD'] ?? '', array( 'GET', 'HEAD' ), true ) && ! preg_grep( '/^wordpress_logged_in_/', array_keys( $_COOKIE ) ) ) {
-	$imagegen_place   = function ( $query, $type ) {
-		$key = serialize( array( get_stylesheet(), get_locale(), $query, $type ) );
-		return array( $key, sys_get_temp_dir() . '/imagegen-templates-' . substr( md5( $key ), 0, 2 ) );
-	};
-	$imagegen_filters = array(
-		'pre_get_block_templates' => function ( $templates, $query, $type ) use ( $imagegen_place ) {
-			list( $key, $file ) = $imagegen_place( $query, $type );
-			$kept               = null === $templates && is_file( $file ) ? unserialize( (string) file_get_contents( $file ) ) : null;
-			return is_array( $kept ) && $kept['key'] === $key && abs( microtime( true ) - $kept['time'] ) < 1 ? $kept['templates'] : $templates;
-		},
-		'get_block_templates'     => function ( $templates, $query, $type ) use ( $imagegen_place ) {
-			list( $key, $file ) = $imagegen_place( $query, $type );
-			$aside              = $file . '-' . getmypid();
-			if ( false !== file_put_contents( $aside, serialize( array( 'key' => $key, 'time' => microtime( true ), 'templates' => $templates ) ) ) ) {
-				rename( $aside, $file );
-			}
-			return $templates;
-		},
-	);
-	foreach ( $imagegen_filters as $imagegen_name => $imagegen_filter ) {
-		$GLOBALS['wp_filter'][ $imagegen_name ][ PHP_INT_MAX ]['imagegen'] = array( 'function' => $imagegen_filter, 'accepted_args' => 3 );
-	}
-}
-{{- end}}
+require '/etc/imagegen/theme.php';
 
 if ( ! defined( 'ABSPATH' ) ) {
 	define( 'ABSPATH', __DIR__ . '/' );
