@@ -135,7 +135,7 @@ func (v glusterView) halfAdded() (server string, holders []string) {
 // estranged tells whether a server and one before it agree on the volume, and their glusterd have rejected each other before they did.
 // They compare the volume only when they connect.
 func (v glusterView) estranged(server string, r glusterReport) bool {
-	return r.Running && r.Volume != nil && slices.ContainsFunc(v.nodes[:slices.Index(v.nodes, server)], func(n string) bool {
+	return r.Running && r.Volume != nil && slices.ContainsFunc(v.nodes[:max(0, slices.Index(v.nodes, server))], func(n string) bool {
 		o, heard := v.report(n)
 		return heard && !v.isLeaving(n) && o.Running && o.Volume != nil && o.Volume.Version == r.Volume.Version && slices.Equal(o.Volume.Bricks, r.Volume.Bricks) &&
 			(slices.Contains(o.Rejected, v.uuids[server]) || slices.Contains(r.Rejected, v.uuids[n]))

@@ -1020,8 +1020,8 @@ func TestGlusterForRealMembers(t *testing.T) {
 // brick is added again.
 func TestGlusterForRealFailedAdd(t *testing.T) { failedAdd(t, func(*glusterLab) {}) }
 
-// After that, one of the others restarts its glusterd, and the fourth server restarts. When they connect, the others store what they have in
-// memory, and reject them.
+// After that, one of the others restarts its glusterd, and is rejected: when it connects, the others store what they have in memory. Then the
+// fourth server restarts.
 func TestGlusterForRealRejected(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") == "1" {
 		t.Skip("SKIPPED: takes a quarter of an hour; make e2e-gluster runs it, with IMAGEGEN_E2E=gluster")
