@@ -118,6 +118,13 @@ func (v glusterView) latest() (servers []string) {
 // some of them have not stored it, or others do not have it. Empty: there is none. It is so for a moment with each addition.
 func (v glusterView) halfAdded() (server string, holders []string) {
 	latest := v.latest()
+	if !slices.ContainsFunc(latest, func(n string) bool {
+		r, _ := v.report(n)
+		first, _ := v.report(latest[0])
+		return r.Stored != nil || !slices.Equal(r.Volume.Bricks, first.Volume.Bricks)
+	}) {
+		return "", nil // as nearly always
+	}
 	for _, n := range latest {
 		r, _ := v.report(n)
 		for _, brick := range r.Volume.Bricks {

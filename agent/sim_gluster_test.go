@@ -92,6 +92,7 @@ type glusterModel struct {
 	disks    []*glusterDisk
 	daemons  []*glusterd
 	bricks   []bool // their processes
+	uuids    []string
 	written  int
 	acked    *big.Int
 	volumes  int // number of volumes ever created
@@ -109,8 +110,8 @@ type glusterModel struct {
 func newGlusterModel(w *simWorld) *glusterModel {
 	g := &glusterModel{w: w, acked: new(big.Int), stopped: map[int]bool{}, restarts: map[int]time.Duration{}, refused: map[int]int{}, params: glusterParams(), decide: decideGluster,
 		daemons: make([]*glusterd, len(w.nodes)), bricks: make([]bool, len(w.nodes))}
-	for range w.nodes {
-		g.disks = append(g.disks, g.newDisk())
+	for _, n := range w.nodes {
+		g.disks, g.uuids = append(g.disks, g.newDisk()), append(g.uuids, glusterUUID(simCluster, n.peer.Name))
 	}
 	g.client()
 	g.heal()
@@ -242,7 +243,7 @@ func (g *glusterModel) lie(n *machine, _ string) any {
 
 // the servers
 
-func (g *glusterModel) uuid(i int) string { return glusterUUID(simCluster, g.w.nodes[i].peer.Name) }
+func (g *glusterModel) uuid(i int) string { return g.uuids[i] }
 
 // connected reports whether the glusterds of two servers are connected, and agree.
 func (g *glusterModel) connected(i, j int) bool {
