@@ -183,14 +183,17 @@ func (v glusterView) poolHolds(without string) bool {
 		if restarts.knows(v.uuids[n]) {
 			running++
 		}
-		up := 1
+		up, soon, all := 1, 1, len(r.peers())+1
 		for _, o := range v.nodes {
-			if p, heard := v.report(o); o != n && o != without && heard && p.Running && slices.Contains(r.Pool, v.uuids[o]) && slices.Contains(p.Pool, v.uuids[n]) {
+			p, heard := v.report(o)
+			if o == n || !heard || !slices.Contains(r.Pool, v.uuids[o]) {
+				continue
+			}
+			if soon++; o != without && p.Running && slices.Contains(p.Pool, v.uuids[n]) {
 				up++
 			}
 		}
-		all := len(r.peers()) + 1
-		recovers := r.Brick == brickData && 2*(up+1) > all // it has a majority with the one that restarts, and its brick is about to start
+		recovers := r.Brick == brickData && 2*soon > all // its brick may start now
 		if (r.serves() || recovers) && slices.Contains(r.Pool, v.uuids[without]) && 2*up <= all {
 			return false
 		}
