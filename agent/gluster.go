@@ -48,7 +48,7 @@ type gluster struct {
 	unit      string    // what systemd last said of glusterd
 	offline   time.Time // since when a brick that should run does not; zero: it runs, or should not
 	healAsked time.Time
-	stale     time.Time         // since when glusterd has been stale; zero: it is not
+	stale     time.Time         // since when glusterd has been stale, or a brick half-added; zero: neither is so
 	restarts  int               // that have not helped
 	unclaimed time.Time         // since when nobody has claimed the brick
 	uuids     map[string]string // of the servers, by node
@@ -111,7 +111,8 @@ func (g *gluster) view(w World) glusterView {
 	}
 	number, ok := g.complete(w, v)
 	v.leaves = ensemble.Leaves(w, 0) || ok && ensemble.Leaves(w, number)
-	stale := v.stale(v.self, v.own)
+	added, _ := v.halfAdded()
+	stale := added != "" || v.stale(v.self, v.own)
 	if !stale && g.seen.Running {
 		g.restarts = 0
 	}
@@ -154,7 +155,7 @@ func (g *gluster) complete(w World, v glusterView) (number int, ok bool) {
 	}
 	for _, p := range target.Members {
 		r, heard := v.report(p.Name)
-		if !heard || !r.serves() || v.stale(p.Name, r) || !r.Volume.has(p.Name, v.params.Brick) || len(r.Volume.Bricks) != len(pool) || len(r.Pool) != len(pool)-1 {
+		if !heard || !r.serves() || v.stale(p.Name, r) || !r.Volume.has(p.Name, v.params.Brick) || len(r.Volume.Bricks) != len(pool) || len(r.Pool) != len(pool)-1 || len(r.Rejected) > 0 {
 			return 0, false
 		}
 		for _, uuid := range r.Pool {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -14,7 +15,8 @@ import (
 // decidePool takes a new server into the pool of those that run, or removes from it who is no member and has no brick. One server does
 // it: the first of those that are concerned.
 func decidePool(v glusterView) (glusterStep, facts.Status) {
-	if !v.agreed || !slices.Contains(v.target, v.self) || v.find(glusterReport.unstored) != "" {
+	added, _ := v.halfAdded()
+	if !v.agreed || !slices.Contains(v.target, v.self) || added != "" || v.find(glusterReport.unstored) != "" {
 		return glusterStep{}, facts.Status{}
 	}
 	first := func(concerned func(r glusterReport) bool) bool {
@@ -27,7 +29,7 @@ func decidePool(v glusterView) (glusterStep, facts.Status) {
 	}
 	for _, n := range v.target {
 		r, heard := v.report(n)
-		lacking := func(o glusterReport) bool { return o.UUID != v.uuids[n] && !slices.Contains(o.Pool, v.uuids[n]) }
+		lacking := func(o glusterReport) bool { return o.UUID != v.uuids[n] && !o.knows(v.uuids[n]) }
 		if heard && r.Running && slices.Contains(r.Pool, v.uuids[v.self]) && first(lacking) {
 			return glusterStep{do: glusterProbe, server: n}, workf("taking %s into the pool of servers", n)
 		}
@@ -40,8 +42,8 @@ func decidePool(v glusterView) (glusterStep, facts.Status) {
 		return !slices.Contains(v.target, n) && v.own.Volume != nil && !v.own.Volume.has(n, v.params.Brick)
 	})
 	for i, name := range pool {
-		uuid := v.own.Pool[i]
-		if !slices.Contains(leaving, name) || v.needed(name, current) || !first(func(o glusterReport) bool { return slices.Contains(o.Pool, uuid) }) {
+		uuid := v.own.peers()[i]
+		if !slices.Contains(leaving, name) || v.needed(name, current) || !first(func(o glusterReport) bool { return o.knows(uuid) }) {
 			continue
 		}
 		r, heard := v.heard[name]
@@ -50,9 +52,15 @@ func decidePool(v glusterView) (glusterStep, facts.Status) {
 	return glusterStep{}, facts.Status{}
 }
 
-// pooled returns the names of those in glusterd's pool; for one that is unknown, its UUID.
+// peers returns the UUIDs of all peers that glusterd knows.
+func (r glusterReport) peers() []string { return slices.Concat(r.Pool, r.Rejected) }
+
+// knows tells whether glusterd knows a peer.
+func (r glusterReport) knows(uuid string) bool { return slices.Contains(r.peers(), uuid) }
+
+// pooled returns the names of glusterd's peers; for one that is unknown, its UUID.
 func (v glusterView) pooled() []string {
-	pool := slices.Clone(v.own.Pool)
+	pool := v.own.peers()
 	for i, uuid := range pool {
 		for _, n := range v.nodes {
 			if v.uuids[n] == uuid {
@@ -90,9 +98,65 @@ func (v glusterView) isLeaving(server string) bool {
 	return v.target != nil && !slices.Contains(v.target, server)
 }
 
-// stale tells whether a server's glusterd has to be restarted, for what it knows of the volume. One that leaves may never learn more.
+// latest returns the servers that stay and have stored the latest state of the volume that any of them has.
+func (v glusterView) latest() (servers []string) {
+	version := -1
+	for _, n := range v.nodes {
+		r, heard := v.report(n)
+		if !heard || !r.Running || r.Volume == nil || v.isLeaving(n) || r.Volume.Version < version {
+			continue
+		}
+		if r.Volume.Version > version {
+			servers, version = nil, r.Volume.Version
+		}
+		servers = append(servers, n)
+	}
+	return servers
+}
+
+// halfAdded returns the server whose brick has been added half-way, and those with the latest state of the volume that have it in memory:
+// some of them have not stored it, or others do not have it. Empty: there is none. It is so for a moment with each addition.
+func (v glusterView) halfAdded() (server string, holders []string) {
+	latest := v.latest()
+	if !slices.ContainsFunc(latest, func(n string) bool {
+		r, _ := v.report(n)
+		first, _ := v.report(latest[0])
+		return r.Stored != nil || !slices.Equal(r.Volume.Bricks, first.Volume.Bricks)
+	}) {
+		return "", nil // as nearly always
+	}
+	for _, n := range latest {
+		r, _ := v.report(n)
+		for _, brick := range r.Volume.Bricks {
+			lacks := func(o string) bool { r, _ := v.report(o); return !slices.Contains(r.Volume.Bricks, brick) }
+			if (r.Stored == nil || slices.Contains(r.Stored, brick)) && !slices.ContainsFunc(latest, lacks) {
+				continue
+			}
+			server, _, _ = strings.Cut(brick, ":")
+			return server, slices.DeleteFunc(latest, lacks)
+		}
+	}
+	return "", nil
+}
+
+// estranged tells whether a server and one before it agree on the volume, and their glusterd have rejected each other before they did.
+// They compare the volume only when they connect.
+func (v glusterView) estranged(server string, r glusterReport) bool {
+	return r.Running && r.Volume != nil && slices.ContainsFunc(v.nodes[:max(0, slices.Index(v.nodes, server))], func(n string) bool {
+		o, heard := v.report(n)
+		return heard && !v.isLeaving(n) && o.Running && o.Volume != nil && o.Volume.Version == r.Volume.Version && slices.Equal(o.Volume.Bricks, r.Volume.Bricks) &&
+			(slices.Contains(o.Rejected, v.uuids[server]) || slices.Contains(r.Rejected, v.uuids[n]))
+	})
+}
+
+// stale tells whether a server's glusterd has to change what it knows of the volume, or to connect anew. One that leaves may never learn
+// more.
 func (v glusterView) stale(server string, r glusterReport) bool {
-	return r.unstored() || !v.isLeaving(server) && v.behind(r)
+	if r.unstored() {
+		return true
+	}
+	_, holders := v.halfAdded()
+	return !v.isLeaving(server) && (v.behind(r) || v.estranged(server, r) || slices.Contains(holders, server))
 }
 
 // find returns the first server that was heard and of which something is true; empty: none.
@@ -105,54 +169,155 @@ func (v glusterView) find(is func(r glusterReport) bool) string {
 	return ""
 }
 
-// poolHolds tells whether glusterd is a majority of its pool without this server: else all would stop their bricks if it restarted.
-func (v glusterView) poolHolds() bool {
+// poolHolds tells whether those that serve keep glusterd's quorum while a server restarts. One that loses it stops its brick. It counts all
+// peers that it knows. One that it has rejected keeps counting as it did before, as connected or as away, until glusterd itself restarts: so
+// it does not notice that one's restart.
+func (v glusterView) poolHolds(without string) bool {
+	restarts, _ := v.report(without)
 	running := 0
 	for _, n := range v.nodes {
-		if r, heard := v.heard[n]; heard && r.Running && slices.Contains(v.own.Pool, v.uuids[n]) {
+		r, heard := v.report(n)
+		if !heard || !r.Running || n == without {
+			continue
+		}
+		if restarts.knows(v.uuids[n]) {
 			running++
 		}
-	}
-	return 2*running > len(v.own.Pool)+1
-}
-
-// decideStale restarts a glusterd that has missed a change, or has taken part in one that failed half-way: glusterd changes the volume in
-// the memory of all servers first, and has all store it once each has done its part. Nothing else undoes that. One that restarts has what
-// it has stored, or what a server that it connects to has stored later. It returns what it waits for as well.
-func decideStale(v glusterView) (step glusterStep, held string) {
-	own := v.own
-	if !v.stale(v.self, own) {
-		return glusterStep{}, ""
-	}
-	why := "glusterd has not stored the volume as it knows it"
-	then := own.Stored // the bricks of the volume then
-	if !own.unstored() {
-		why, then = "glusterd knows an earlier state of the volume than others", nil
-		version := 0
-		for _, n := range v.nodes {
-			if r, heard := v.report(n); heard && !v.isLeaving(n) && r.Volume != nil && r.Volume.Version > version {
-				version, then = r.Volume.Version, r.Volume.Bricks
+		up, soon, all := 1, 1, len(r.peers())+1
+		for _, o := range v.nodes {
+			p, heard := v.report(o)
+			if o == n || !heard || !slices.Contains(r.Pool, v.uuids[o]) {
+				continue
+			}
+			if soon++; o != without && p.Running && slices.Contains(p.Pool, v.uuids[n]) {
+				up++
 			}
 		}
+		recovers := r.Brick == brickData && 2*soon > all // its brick may start now
+		if (r.serves() || recovers) && slices.Contains(r.Pool, v.uuids[without]) && 2*up <= all {
+			return false
+		}
 	}
+	return 2*running > len(restarts.peers())+1
+}
+
+// decideStale mends what a failed change of the volume has left. To add a brick, glusterd changes the volume in the memory of all servers
+// first, and has all store it and tell clients once each has done its part. If one fails, nothing undoes that, and those that differ reject
+// each other when they connect: so the brick is removed from the memory of all that have it, and no glusterd restarts meanwhile. One that
+// has missed a change is restarted: it takes over what another has stored later. decideStale returns what it waits for as well.
+func decideStale(v glusterView) (step glusterStep, held string) {
+	own := v.own
+	added, holders := v.halfAdded()
+	switch {
+	case !v.isLeaving(v.self) && v.behind(own):
+		r, _ := v.report(v.latest()[0])
+		return restartStale(v, "glusterd knows an earlier state of the volume than others", r.Volume.Bricks)
+	case added != "":
+		return decideUndo(v, added, holders)
+	case own.unstored():
+		return restartStale(v, "glusterd has not stored the volume as it knows it", own.Stored)
+	case v.stale(v.self, own):
+		return restartStale(v, "glusterd and another one have rejected each other", own.Volume.Bricks)
+	}
+	return glusterStep{}, ""
+}
+
+// decideUndo undoes the half-way addition of a brick: the first server that serves and has the brick in its memory removes it. Clients do not
+// know the brick. If they do all the same, the bricks that serve have all that they have written.
+func decideUndo(v glusterView, added string, holders []string) (step glusterStep, held string) {
+	if v.staleHeld > 0 {
+		return glusterStep{}, "the brick of " + added + " is not added everywhere; that is undone if it lasts"
+	}
+	what := "undoing the addition of " + added + "'s brick, which failed half-way"
+	wait := func(format string, args ...any) (glusterStep, string) {
+		return glusterStep{}, what + ", waits for " + fmt.Sprintf(format, args...)
+	}
+	r, _ := v.report(holders[0])
+	before := *r.Volume // as it was
+	at := before.index(added, v.params.Brick)
+	if at < 0 {
+		return wait("a person to remove it: it is not %s:%s", added, v.params.Brick)
+	}
+	before.IDs, before.Bricks = slices.Delete(before.ids(), at, at+1), slices.Delete(slices.Clone(before.Bricks), at, at+1)
+	serves := func(n string) bool {
+		r, heard := v.report(n)
+		return heard && r.serves() && before.has(n, v.params.Brick)
+	}
+	first := func(in []string) string {
+		if i := slices.IndexFunc(in, serves); i >= 0 {
+			return in[i]
+		}
+		return ""
+	}
+	remover := first(holders)
+	holds := slices.Contains(holders, v.self)
+	known := slices.ContainsFunc(v.nodes, func(n string) bool { return slices.Contains(v.heard[n].Pool, v.uuids[v.self]) })
+	if holds && !serves(v.self) && known && (remover == "" || before.has(v.self, v.params.Brick)) {
+		// Then it either has the volume as it was, or is rejected, or has its brick started.
+		return restartStale(v, "glusterd has not stored the volume as it knows it", before.Bricks)
+	}
+	for _, n := range v.nodes {
+		switch r, heard := v.report(n); {
+		case !before.has(n, v.params.Brick), !heard && v.givenUp(n), (!heard || !r.Running) && v.isLeaving(n):
+		case !heard || !r.Running || r.Volume == nil:
+			return wait("%s, who may have stored the change, and told clients", n)
+		}
+	}
+	if !before.quorum(serves) {
+		return wait("a majority of the other bricks to serve")
+	}
+	for _, n := range v.nodes {
+		if r, heard := v.report(n); heard && before.has(n, v.params.Brick) && (serves(n) || !v.isLeaving(n)) && slices.ContainsFunc(r.Lacks, func(id int) bool {
+			i := slices.Index(before.IDs, id)
+			return id == anyBrick || i >= 0 && serves(before.hosts()[i])
+		}) {
+			return wait("all copies that serve to be equal (%s has entries to heal)", n)
+		}
+	}
+	if remover != "" {
+		if remover != v.self {
+			return wait("%s", remover)
+		}
+		return glusterStep{do: glusterRemove, server: added, replicas: len(before.Bricks)}, what
+	}
+	// The others' glusterd reject those that have it, until they have stored the volume once more.
+	latest := slices.DeleteFunc(v.latest(), func(n string) bool { return slices.Contains(holders, n) })
+	for _, n := range holders {
+		if slices.ContainsFunc(latest, func(o string) bool { r, _ := v.report(o); return slices.Contains(r.Pool, v.uuids[n]) }) {
+			return wait("%s to restart glusterd", n)
+		}
+	}
+	if storer := first(latest); storer != v.self {
+		return wait("%s to store the volume once more", cmp.Or(storer, "another server"))
+	}
+	return glusterStep{do: glusterSet, options: []string{"storage.owner-uid", strconv.Itoa(v.params.UID)}}, what + ": storing the volume once more"
+}
+
+// loseQuorum is what a person may have to deal with: docs/agent.md says how.
+const loseQuorum = "others would lose glusterd's quorum meanwhile, and stop their bricks"
+
+// restartStale restarts glusterd, which will have these bricks then.
+func restartStale(v glusterView, why string, then []string) (step glusterStep, held string) {
 	// Others that have a brick now and then, and stay, have to serve. A new one may wait for this server to note that its brick is blank.
 	counts := func(brick string) bool {
 		host, _, _ := strings.Cut(brick, ":")
-		return slices.Contains(then, brick) && slices.Contains(own.Volume.Bricks, brick) && !v.isLeaving(host)
+		return slices.Contains(then, brick) && slices.Contains(v.own.Volume.Bricks, brick) && !v.isLeaving(host)
 	}
 	if v.staleHeld > 0 {
 		return glusterStep{}, why + "; it is restarted if that lasts"
 	}
 	why = "restarting it, because " + why
 	serving := func(n string, r glusterReport) bool { return r.serves() && slices.Contains(then, n+":"+v.params.Brick) }
-	serves := serving(v.self, own)
-	if !v.poolHolds() {
-		return glusterStep{}, why + ", waits for a majority of the servers without this one"
+	serves := serving(v.self, v.own)
+	if !v.poolHolds(v.self) {
+		return glusterStep{}, why + ", waits: " + loseQuorum
 	}
-	// One at a time, those that do not serve first: their restart costs nothing.
+	// One at a time, those that do not serve first: their restart costs nothing. One without which others would lose the quorum comes after
+	// those that have rejected others.
 	for _, n := range v.nodes {
 		r, heard := v.report(n)
-		if before := slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self); n != v.self && heard && v.stale(n, r) && (serves && !serving(n, r) || before && serves == serving(n, r)) {
+		before := slices.Index(v.nodes, n) < slices.Index(v.nodes, v.self)
+		if n != v.self && heard && v.stale(n, r) && (serves && !serving(n, r) || before && serves == serving(n, r)) && v.poolHolds(n) {
 			return glusterStep{}, why + ", waits for " + n + " to do so"
 		}
 	}

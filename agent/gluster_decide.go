@@ -18,15 +18,16 @@ type glusterReport struct {
 	// UUID and OpVersion are from glusterd.info; empty and 0: glusterd has never run here.
 	UUID      string         `json:"uuid,omitempty"`
 	OpVersion int            `json:"op_version,omitempty"`
-	Used      bool           `json:"used,omitempty"` // glusterd knows peers or volumes
-	Pool      []string       `json:"pool,omitempty"` // UUIDs of the peers that glusterd knows
-	Running   bool           `json:"running"`        // glusterd answers
+	Used      bool           `json:"used,omitempty"`     // glusterd knows peers or volumes
+	Pool      []string       `json:"pool,omitempty"`     // UUIDs of the peers that glusterd knows and agrees with
+	Rejected  []string       `json:"rejected,omitempty"` // UUIDs of its other peers: they count in its quorum all the same, perhaps as away
+	Running   bool           `json:"running"`            // glusterd answers
 	Fault     string         `json:"fault,omitempty"`
 	Volume    *glusterVolume `json:"volume,omitempty"`
 	Brick     brickState     `json:"brick"`
 	BrickID   string         `json:"brick_id,omitempty"` // the volume that the brick says it belongs to
-	// Stored lists the bricks of the volume that glusterd has stored, and reads when it starts, if these are not those of Volume: it has
-	// taken part in a change that failed half-way.
+	// Stored lists the bricks that glusterd has stored, for itself or for clients, if these are not those of Volume: it has taken part in a
+	// change that failed half-way.
 	Stored []string `json:"stored,omitempty"`
 	// Fresh: the agent made the brick's folder, and the volume that glusterd has stored has not had this brick since.
 	Fresh   bool `json:"fresh,omitempty"`
@@ -352,13 +353,14 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 	if index < 0 {
 		return decideNewcomer(v)
 	}
-	restart, stale := decideStale(v)
+	mend, stale := decideStale(v)
+	added, _ := v.halfAdded()
 	switch {
-	case restart.do != glusterNothing:
-		return restart, workf("%s", stale)
-	case own.unstored() && !own.serves():
+	case mend.do != glusterNothing:
+		return mend, workf("%s", stale)
+	case added == v.self && !own.serves():
 		return glusterStep{}, workf("%s", stale)
-	case own.Fresh && !own.unstored() && own.BrickID == vol.ID:
+	case own.Fresh && !own.unstored() && added != v.self && own.BrickID == vol.ID:
 		return glusterStep{do: glusterKeep}, workf("noting that the brick belongs to volume %s", v.params.Volume)
 	}
 	if own.BrickID != "" && own.BrickID != vol.ID && own.Brick == brickData {
@@ -394,8 +396,7 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 			return glusterStep{do: glusterBlame, brick: vol.id(i)}, workf("noting that %s's brick is blank", n)
 		}
 	}
-	unstored, behind := v.find(glusterReport.unstored), v.find(v.behind)
-	if leader && unstored == "" && behind == "" {
+	if leader && added == "" && v.find(glusterReport.unstored) == "" && v.find(v.behind) == "" {
 		if options := optionsToSet(v); len(options) > 0 {
 			return glusterStep{do: glusterSet, options: options}, workf("setting options of volume %s", v.params.Volume)
 		}
@@ -409,11 +410,6 @@ func decideVolume(v glusterView) (glusterStep, facts.Status) {
 		return glusterStep{}, stopf("volume %s was stopped by an operator; gluster volume start %s", v.params.Volume, v.params.Volume)
 	case !own.Online && v.startHeld > 0:
 		return glusterStep{}, workf("the brick is starting")
-	case !own.Online && unstored != "" && !v.poolHolds():
-		return glusterStep{}, waitf("for %s's glusterd to store the volume as it knows it", unstored)
-	case !own.Online && unstored != "":
-		// A start by force makes all store what they know, which is not the same. glusterd starts the brick, too, when it starts.
-		return glusterStep{do: glusterStop}, workf("restarting glusterd, to start the brick")
 	case !own.Online:
 		return glusterStep{do: glusterForce}, workf("starting the brick, which glusterd did not do by itself")
 	}

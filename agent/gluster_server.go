@@ -96,8 +96,12 @@ func (g *glusterUnit) lookAtState(r *glusterReport) error {
 				if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
 					return err
 				}
-				if befriended(peer) && peer["uuid"] == e.Name() {
+				switch {
+				case peer["uuid"] != e.Name():
+				case befriended(peer):
 					r.Pool = append(r.Pool, e.Name())
+				default:
+					r.Rejected = append(r.Rejected, e.Name())
 				}
 			}
 		}
@@ -120,8 +124,8 @@ func readStored(path string) (map[string]string, error) {
 	return m, nil
 }
 
-// befriended tells whether what glusterd has stored of a peer says that it belongs to the pool, and is not just being taken into it or
-// removed.
+// befriended tells whether what glusterd has stored of a peer says that it belongs to the pool, and is neither rejected nor just being taken
+// into it or removed.
 func befriended(peer map[string]string) bool { return peer["state"] == "3" }
 
 // fileStamp tells whether a file or a folder's list has changed.
@@ -168,7 +172,8 @@ func (g *glusterUnit) volume(ctx context.Context) (vol *glusterVolume, stored []
 }
 
 // readVolume completes a volume, as glusterd knows it, with what glusterd keeps in its folder and does not answer: its version and the ids of
-// the bricks. It returns the bricks that are stored, in the order of their ids, if these are others.
+// the bricks. It returns the bricks that are stored, in the order of their ids, if these are others. Those of which clients are not told
+// do not count: whenever a peer connects anew, glusterd stores the volume as it is in its memory, also in the middle of a change.
 func readVolume(dir, name string, vol *glusterVolume) (stored []string, err error) {
 	info, err := readStored(filepath.Join(dir, "info"))
 	if err != nil {
@@ -196,10 +201,16 @@ func readVolume(dir, name string, vol *glusterVolume) (stored []string, err erro
 			}
 		}
 	}
+	told, err := clientBricks(filepath.Join(dir, name+".tcp-fuse.vol"))
+	if err != nil {
+		return nil, err
+	}
 	next := 0
 	for b, id := range known {
 		next = max(next, id+1)
-		stored = append(stored, b)
+		if told == nil || slices.Contains(told, b) || !slices.Contains(vol.Bricks, b) {
+			stored = append(stored, b)
+		}
 	}
 	slices.SortFunc(stored, func(a, b string) int { return cmp.Compare(known[a], known[b]) })
 	same := len(stored) == len(vol.Bricks)
@@ -215,6 +226,33 @@ func readVolume(dir, name string, vol *glusterVolume) (stored []string, err erro
 		return nil, nil
 	}
 	return stored, nil
+}
+
+// clientBricks returns the bricks in the file that glusterd keeps for clients. It is nil if there is no such file.
+func clientBricks(path string) (bricks []string, err error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	bricks = []string{}
+	host, dir := "", ""
+	for line := range strings.Lines(string(data)) {
+		switch f := strings.Fields(line); {
+		case len(f) == 3 && f[1] == "remote-host":
+			host = f[2]
+		case len(f) == 3 && f[1] == "remote-subvolume":
+			dir = f[2]
+		case len(f) == 1 && f[0] == "end-volume":
+			if host != "" && dir != "" {
+				bricks = append(bricks, host+":"+dir)
+			}
+			host, dir = "", ""
+		}
+	}
+	return bricks, nil
 }
 
 // glusterdSocket is where glusterd takes commands.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/big"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,9 +19,14 @@ import (
 //
 //   - Two servers are connected if each has the other's UUID in its pool and answers with its own. When they connect, the one with the
 //     earlier version of the volume takes over the later one, and a server without a volume gets it; not while they are connected.
-//   - A running glusterd has the volume in its memory. What it has stored is read when it starts.
+//     If they have stored different volumes as the same version, they reject each other until they connect anew: they make no
+//     change together, and count each other as they did before.
+//   - A running glusterd has the volume in its memory. What it has stored is read when it starts. It stores what it has in memory, as
+//     the same version, whenever another one connects, perhaps before that one has compared the volume.
+//   - Clients are told what is in a file that is written with each change, and then only.
 //   - With server quorum, glusterd stops its brick when less than a majority of servers is connected, and starts it when
-//     there is a majority again. It does not start a brick whose folder lacks the volume's ID. "start force" puts the ID
+//     there is a majority again. It counts those that have been connected since it has started, and those of its pool that it does not
+//     reach. It does not start a brick whose folder lacks the volume's ID. "start force" puts the ID
 //     on empty folders of all connected servers, and skips missing folders.
 //   - A write goes to all bricks that are online, if they are a majority, or half with the first brick. These record what the others
 //     lack. Reads come from a brick that no other one records as lacking something.
@@ -30,7 +36,8 @@ import (
 //     one, the servers check, and the new brick's folder gets the volume's ID; then all change the volume in memory, and the new server
 //     marks, on the other bricks, that its brick lacks everything, and starts it; then all store it, and clients learn of it. If anything
 //     fails, the rest is left out, and nothing is undone. A server that restarts or connects anew in the middle may be left out of the
-//     rest, without a failure. A new brick gets the highest id of the volume's bricks plus 1.
+//     rest, without a failure. After a failure, a glusterd may die, and others. A new brick gets the highest id of the volume's bricks plus 1. To remove one, only the server that makes
+//     the change checks, and one without the brick does nothing.
 //   - Healing makes a brick that lacks something equal to one that lacks nothing, whatever else it contains. If all are
 //     recorded as lacking something, they are merged. It needs no majority.
 var simGluster = &simKind{
@@ -42,16 +49,18 @@ var simGluster = &simKind{
 
 // glusterDisk is the content of a server's data disk.
 type glusterDisk struct {
-	uuid    string
-	pool    []string
-	volume  *glusterVolume // never modified, only replaced
-	version int            // of the volume
-	brick   brickState
-	brickID string
-	fresh   bool         // there is the agent's mark
-	files   *big.Int     // the writes on the brick, one bit each
-	all     map[int]bool // by brick's id: recorded as lacking everything
-	some    map[int]bool // by brick's id: recorded as lacking what was written in its absence
+	uuid     string
+	pool     []string
+	rejected []string
+	volume   *glusterVolume // never modified, only replaced
+	version  int            // of the volume
+	clients  *glusterVolume // what clients are told
+	brick    brickState
+	brickID  string
+	fresh    bool         // there is the agent's mark
+	files    *big.Int     // the writes on the brick, one bit each
+	all      map[int]bool // by brick's id: recorded as lacking everything
+	some     map[int]bool // by brick's id: recorded as lacking what was written in its absence
 }
 
 // glusterd is a running one.
@@ -60,6 +69,8 @@ type glusterd struct {
 	quorum bool              // at its last check
 	memory *glusterVolume    // the volume as it knows it, if it has not stored that
 	met    map[int]*glusterd // those that it is connected to, and has compared the volume with
+	counts map[int]bool      // those that count in its quorum: connected, or away
+	anew   bool              // it has taken over a volume
 	locked *glusterOp        // nil, or ended: none
 }
 
@@ -81,6 +92,7 @@ type glusterModel struct {
 	disks    []*glusterDisk
 	daemons  []*glusterd
 	bricks   []bool // their processes
+	uuids    []string
 	written  int
 	acked    *big.Int
 	volumes  int // number of volumes ever created
@@ -90,31 +102,53 @@ type glusterModel struct {
 	decide   func(glusterView) (glusterStep, facts.Status)
 	stopped  map[int]bool               // stopped by their agents, and do not serve again yet
 	restarts map[int]time.Duration      // when their agents last restarted them
+	refused  map[int]int                // minutes for which their agents have said that others would lose the quorum
 	probing  bool                       // a mutation: servers start with an empty pool
 	change   func(g *gluster, w *World) // a mutation; nil: none
 }
 
 func newGlusterModel(w *simWorld) *glusterModel {
-	g := &glusterModel{w: w, acked: new(big.Int), stopped: map[int]bool{}, restarts: map[int]time.Duration{}, params: glusterParams(), decide: decideGluster,
+	g := &glusterModel{w: w, acked: new(big.Int), stopped: map[int]bool{}, restarts: map[int]time.Duration{}, refused: map[int]int{}, params: glusterParams(), decide: decideGluster,
 		daemons: make([]*glusterd, len(w.nodes)), bricks: make([]bool, len(w.nodes))}
-	for range w.nodes {
-		g.disks = append(g.disks, g.newDisk())
+	for _, n := range w.nodes {
+		g.disks, g.uuids = append(g.disks, g.newDisk()), append(g.uuids, glusterUUID(simCluster, n.peer.Name))
 	}
 	g.client()
 	g.heal()
+	g.operate()
 	return g
+}
+
+// operate simulates an operator who does what docs/agent.md says: restarts a glusterd where the agent says for five minutes that it would, if
+// others did not lose the quorum then.
+func (g *glusterModel) operate() {
+	g.w.in(time.Minute, func() {
+		g.operate()
+		for i, n := range g.w.nodes {
+			if n.agent == nil || !strings.Contains(n.agent.status("gluster").Detail, loseQuorum) {
+				g.refused[i] = 0
+				continue
+			}
+			if g.refused[i]++; g.refused[i] == 5 {
+				g.w.tell("an operator restarts glusterd of %s", n.peer.Name)
+				g.kill(n, 0)
+				clear(g.refused)
+				return
+			}
+		}
+	})
 }
 
 func (g *glusterModel) newDisk() *glusterDisk {
 	return &glusterDisk{brick: brickNone, files: new(big.Int), all: map[int]bool{}, some: map[int]bool{}}
 }
 
-// volume returns the latest volume that a server has that is on; nil: there is none.
+// volume returns the latest volume of which a server tells clients that is on; nil: there is none.
 func (g *glusterModel) volume() (v *glusterVolume) {
 	version := 0
 	for i, d := range g.disks {
 		if g.w.nodes[i].on() && d.volume != nil && d.version > version {
-			v, version = d.volume, d.version
+			v, version = d.clients, d.version
 		}
 	}
 	return v
@@ -172,7 +206,7 @@ func (g *glusterModel) newest() (v *glusterVolume) {
 	version := 0
 	for _, d := range g.disks {
 		if d.volume != nil && d.version > version {
-			v, version = d.volume, d.version
+			v, version = d.clients, d.version
 		}
 	}
 	return v
@@ -192,7 +226,7 @@ func (g *glusterModel) foreign(*machine) {}
 func (g *glusterModel) relinked() {
 	for i, s := range g.daemons {
 		if s != nil {
-			maps.DeleteFunc(s.met, func(j int, _ *glusterd) bool { return !g.connected(i, j) })
+			maps.DeleteFunc(s.met, func(j int, _ *glusterd) bool { return !g.linked(i, j) })
 		}
 	}
 }
@@ -209,16 +243,22 @@ func (g *glusterModel) lie(n *machine, _ string) any {
 
 // the servers
 
-func (g *glusterModel) uuid(i int) string { return glusterUUID(simCluster, g.w.nodes[i].peer.Name) }
+func (g *glusterModel) uuid(i int) string { return g.uuids[i] }
 
-// connected reports whether the glusterds of two servers are connected.
+// connected reports whether the glusterds of two servers are connected, and agree.
 func (g *glusterModel) connected(i, j int) bool {
-	if i == j {
-		return true
-	}
-	a, b := g.daemons[i], g.daemons[j]
-	return a != nil && b != nil && a.up && b.up && g.w.linked(g.w.nodes[i], g.w.nodes[j]) && g.knows(i, j) && g.knows(j, i) &&
-		slices.Contains(g.disks[i].pool, g.disks[j].uuid) && slices.Contains(g.disks[j].pool, g.disks[i].uuid)
+	return i == j || g.linked(i, j) && slices.Contains(g.disks[i].pool, g.disks[j].uuid) && slices.Contains(g.disks[j].pool, g.disks[i].uuid)
+}
+
+// linked reports whether the glusterds of two servers are connected, though they may have rejected each other.
+func (g *glusterModel) linked(i, j int) bool {
+	return g.running(i) && g.running(j) && g.w.linked(g.w.nodes[i], g.w.nodes[j]) && g.knows(i, j) && g.knows(j, i) &&
+		g.disks[i].peer(g.disks[j].uuid) && g.disks[j].peer(g.disks[i].uuid)
+}
+
+// peer tells whether a server knows another.
+func (d *glusterDisk) peer(uuid string) bool {
+	return slices.Contains(d.pool, uuid) || slices.Contains(d.rejected, uuid)
 }
 
 // knows tells whether a node's seed has another's address.
@@ -228,14 +268,93 @@ func (g *glusterModel) knows(i, j int) bool {
 	})
 }
 
-// quorum tells whether a server is connected to a majority of its pool.
-func (g *glusterModel) quorum(i int) bool { return 2*len(g.friends(i)) > len(g.disks[i].pool)+1 }
+// quorum tells whether a server counts a majority as connected.
+func (g *glusterModel) quorum(i int) bool {
+	d, counts := g.disks[i], g.daemons[i].counts
+	up, all := 1, 1
+	for j := range g.disks {
+		switch {
+		case slices.Contains(d.pool, g.uuid(j)) && !g.linked(i, j):
+			counts[j] = false
+		case !d.peer(g.uuid(j)):
+			delete(counts, j)
+		}
+		if is, ok := counts[j]; ok {
+			all++
+			if is {
+				up++
+			}
+		}
+	}
+	return up >= all/2+1
+}
 
-// befriend takes a server into another's pool.
+// befriend takes a server into another's pool, unless it is rejected there.
 func (g *glusterModel) befriend(i int, uuid string) {
-	if d := g.disks[i]; d.uuid != uuid && !slices.Contains(d.pool, uuid) {
+	if d := g.disks[i]; d.uuid != uuid && !d.peer(uuid) {
 		d.pool = append(slices.Clone(d.pool), uuid)
 	}
+}
+
+// differs tells whether two servers have stored different volumes as the same version.
+func (g *glusterModel) differs(i, j int) bool {
+	a, b := g.disks[i], g.disks[j]
+	return a.volume != nil && b.volume != nil && a.volume.ID == b.volume.ID && a.version == b.version && !a.volume.same(b.volume)
+}
+
+func (v *glusterVolume) same(o *glusterVolume) bool {
+	return slices.Equal(v.Bricks, o.Bricks) && slices.Equal(v.IDs, o.IDs) && v.Status == o.Status && maps.Equal(v.Options, o.Options)
+}
+
+// meet has two servers compare the volume when they connect.
+func (g *glusterModel) meet(i, j int) {
+	a, b := g.disks[i], g.disks[j]
+	g.daemons[i].met[j], g.daemons[j].met[i] = g.daemons[j], g.daemons[i]
+	differs := func() bool {
+		if !g.differs(i, j) {
+			return false
+		}
+		g.w.tell("glusterd of %s and of %s reject each other", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name)
+		move := func(uuid string, from, to *[]string) {
+			*from = slices.DeleteFunc(slices.Clone(*from), func(u string) bool { return u == uuid })
+			if !slices.Contains(*to, uuid) {
+				*to = append(slices.Clone(*to), uuid)
+			}
+		}
+		move(b.uuid, &a.pool, &a.rejected)
+		move(a.uuid, &b.pool, &b.rejected)
+		return true
+	}
+	if differs() {
+		return
+	}
+	both := [][2]int{{i, j}, {j, i}}
+	for _, p := range both {
+		g.accept(p[0], g.disks[p[1]].uuid)
+		g.daemons[p[0]].counts[p[1]] = true
+	}
+	for _, p := range both {
+		d, o := g.disks[p[0]], g.disks[p[1]]
+		if o.volume != nil && (d.volume == nil || o.volume.ID == d.volume.ID && o.version > d.version) {
+			g.daemons[p[0]].anew = true
+			g.store(p[0], g.known(p[1]), o.version)
+		}
+	}
+	for _, x := range []int{i, j} {
+		if g.quorum(x) {
+			g.keep(x)
+		}
+	}
+	if g.w.chance(2) {
+		differs()
+	}
+}
+
+// accept takes a server into another's pool, although it was rejected there.
+func (g *glusterModel) accept(i int, uuid string) {
+	d := g.disks[i]
+	d.rejected = slices.DeleteFunc(slices.Clone(d.rejected), func(u string) bool { return u == uuid })
+	g.befriend(i, uuid)
 }
 
 func (g *glusterModel) friends(i int) (list []int) {
@@ -248,7 +367,7 @@ func (g *glusterModel) friends(i int) (list []int) {
 }
 
 func (g *glusterModel) start(n *machine) {
-	s := &glusterd{met: map[int]*glusterd{}}
+	s := &glusterd{met: map[int]*glusterd{}, counts: map[int]bool{}}
 	g.daemons[n.index] = s
 	alive := func() bool { return g.daemons[n.index] == s }
 	n.after(n.pace(200*time.Millisecond, 2*time.Second), alive, func() {
@@ -272,27 +391,24 @@ func (g *glusterModel) start(n *machine) {
 // manage does what glusterd does on its own.
 func (g *glusterModel) manage(n *machine, s *glusterd, alive func() bool) {
 	i := n.index
-	d := g.disks[i]
-	changed := false
 	for j := range g.disks {
-		if j == i || !g.connected(i, j) {
+		switch {
+		case j == i:
+		case !g.linked(i, j):
 			delete(s.met, j)
-			continue
+		case s.met[j] != g.daemons[j] || g.daemons[j].met[i] != s:
+			g.meet(i, j)
 		}
-		if o := g.disks[j]; s.met[j] != g.daemons[j] && o.volume != nil && (d.volume == nil || o.volume.ID == d.volume.ID && o.version > d.version) {
-			changed = true
-			g.store(i, o.volume, o.version)
-		}
-		s.met[j] = g.daemons[j]
 	}
 	quorum := g.quorum(i)
 	known := g.known(i)
 	switch {
 	case g.bricks[i] && (!quorum || g.index(known, i) < 0):
 		g.bricks[i], g.changed = false, true
-	case quorum && (!s.quorum || changed) && known != nil && known.Status == volumeStarted:
+	case quorum && (!s.quorum || s.anew) && known != nil && known.Status == volumeStarted:
 		g.startBrick(i)
 	}
+	s.anew = false
 	s.quorum = quorum
 	n.after(n.pace(300*time.Millisecond, time.Second), alive, func() { g.manage(n, s, alive) })
 }
@@ -305,14 +421,16 @@ func (g *glusterModel) known(i int) *glusterVolume {
 	return g.disks[i].volume
 }
 
-// store has a server store a state of the volume.
+// store has a server store a state of the volume, and tell clients.
 func (g *glusterModel) store(i int, v *glusterVolume, version int) {
 	d := g.disks[i]
-	d.volume, d.version, g.daemons[i].memory, g.changed = v, version, nil, true
-	for j, o := range g.disks {
-		if o.volume != nil && o.volume.ID == v.ID && o.version == version && !(slices.Equal(o.volume.Bricks, v.Bricks) && slices.Equal(o.volume.IDs, v.IDs) && o.volume.Status == v.Status && maps.Equal(o.volume.Options, v.Options)) {
-			g.w.fail("%s and %s have stored different volumes as version %d: they would reject each other", g.w.nodes[i].peer.Name, g.w.nodes[j].peer.Name, version)
-		}
+	d.volume, d.version, d.clients, g.daemons[i].memory, g.changed = v, version, v, nil, true
+}
+
+// keep has a server store what it has in its memory, as the same version.
+func (g *glusterModel) keep(i int) {
+	if s := g.daemons[i]; s.memory != nil {
+		g.disks[i].volume, s.memory = s.memory, nil
 	}
 }
 
@@ -343,11 +461,11 @@ func (g *glusterModel) alter(i int, do func(v *glusterVolume)) error {
 	id := g.known(i).ID
 	for _, j := range friends {
 		if known := g.known(j); known != nil && known.ID == id {
-			next := *known
 			if do == nil {
-				g.store(j, &next, g.disks[j].version)
+				g.keep(j)
 				continue
 			}
+			next := *known
 			next.Options = maps.Clone(next.Options)
 			do(&next)
 			g.store(j, &next, g.disks[j].version+1)
@@ -548,7 +666,7 @@ func (g *glusterModel) settled() error {
 	whole := !slices.ContainsFunc(g.w.nodes, func(n *machine) bool { return n.gone })
 	for i, n := range g.w.nodes {
 		switch in := g.index(v, i) >= 0; {
-		case n.on() && g.daemons[i] != nil && g.daemons[i].memory != nil:
+		case n.on() && g.look(i).Stored != nil:
 			return fmt.Errorf("%s has not stored the volume", n.peer.Name)
 		case in != g.w.names(n) && whole:
 			return fmt.Errorf("%s: a member: %v, has a brick: %v", n.peer.Name, g.w.names(n), in)
@@ -629,7 +747,7 @@ func (p simGlusterServer) look(context.Context) (glusterReport, string, error) {
 // look returns what a server can observe about itself.
 func (g *glusterModel) look(i int) glusterReport {
 	d, s := g.disks[i], g.daemons[i]
-	r := glusterReport{UUID: d.uuid, Used: len(d.pool) > 0 || d.volume != nil, Pool: d.pool, Running: s != nil && s.up, Brick: d.brick, BrickID: d.brickID, Fresh: d.fresh}
+	r := glusterReport{UUID: d.uuid, Used: len(d.pool) > 0 || d.volume != nil, Pool: d.pool, Rejected: d.rejected, Running: s != nil && s.up, Brick: d.brick, BrickID: d.brickID, Fresh: d.fresh}
 	if d.uuid != "" {
 		r.OpVersion = 100000
 	}
@@ -638,8 +756,11 @@ func (g *glusterModel) look(i int) glusterReport {
 		return r
 	}
 	vol := *known
-	if vol.Version = d.version; d.volume != nil && !slices.Equal(vol.Bricks, d.volume.Bricks) {
-		r.Stored = d.volume.Bricks
+	vol.Version = d.version
+	for _, stored := range []*glusterVolume{d.clients, d.volume} {
+		if stored != nil && !slices.Equal(vol.Bricks, stored.Bricks) {
+			r.Stored = stored.Bricks
+		}
 	}
 	r.Volume, r.Online = &vol, g.bricks[i]
 	next := vol.nextID()
@@ -666,7 +787,7 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 		a.act("write down the pool", 0, func() error {
 			for _, name := range step.servers {
 				if !g.probing {
-					g.befriend(i, glusterUUID(simCluster, name))
+					g.accept(i, glusterUUID(simCluster, name))
 				}
 			}
 			return nil
@@ -686,9 +807,9 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 					g.w.fail("%s clears a brick that serves", n.peer.Name)
 				}
 			}
-			volume, version, uuid, pool := d.volume, d.version, d.uuid, d.pool
+			was := *d
 			*d = *g.newDisk()
-			d.volume, d.version, d.uuid, d.pool, d.brick, d.fresh = volume, version, uuid, pool, brickBare, true
+			d.volume, d.version, d.clients, d.uuid, d.pool, d.rejected, d.brick, d.fresh = was.volume, was.version, was.clients, was.uuid, was.pool, was.rejected, brickBare, true
 			g.bricks[i], g.changed = false, true
 			return nil
 		})
@@ -767,8 +888,8 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 			}
 			in := g.index(g.volume(), i) >= 0
 			var quorate []int
-			for j, s := range g.daemons {
-				if s != nil && s.up && j != i && g.quorum(j) {
+			for j := range g.daemons {
+				if g.running(j) && j != i && g.quorum(j) {
 					quorate = append(quorate, j)
 				}
 				if in && g.bricks[i] && g.stopped[j] && g.w.nodes[j].on() {
@@ -789,10 +910,30 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 				}
 			}
 			g.restarts[i] = g.w.now
+			for _, j := range quorate {
+				if g.bricks[j] && !g.quorum(j) && !g.wouldHold(j) {
+					g.w.fail("%s restarts, and %s stops its brick", n.peer.Name, g.w.nodes[j].peer.Name)
+				}
+			}
 			return nil
 		})
 	}
 	return nil // in the model, the daemons heal on their own
+}
+
+// wouldHold tells whether a server would have its quorum if nothing were away but those that restart, and those that have rejected it.
+func (g *glusterModel) wouldHold(i int) bool {
+	up, all := 1, 1
+	for j := range g.disks {
+		if is, ok := g.daemons[i].counts[j]; ok {
+			all++
+			at, restarts := g.restarts[j]
+			if restarts = restarts && g.w.now-at < 10*time.Second && g.w.nodes[j].on() && !g.running(j); is || !restarts && slices.Contains(g.disks[i].pool, g.uuid(j)) {
+				up++
+			}
+		}
+	}
+	return up >= all/2+1
 }
 
 // reached returns the servers on which a change is made at once: sometimes not all that are connected.
@@ -810,7 +951,7 @@ func (g *glusterModel) probe(i, x int) error {
 	if !g.running(i) || !g.running(x) || !g.w.linked(g.w.nodes[i], g.w.nodes[x]) || !g.knows(i, x) || !g.knows(x, i) {
 		return errors.New("no answer")
 	}
-	if len(g.disks[x].pool) > 0 && !slices.Contains(g.disks[x].pool, g.disks[i].uuid) {
+	if d := g.disks[x]; len(d.pool) > 0 && !d.peer(g.disks[i].uuid) {
 		return errors.New("already part of another cluster")
 	}
 	for _, j := range g.reached(i) {
@@ -829,12 +970,13 @@ func (g *glusterModel) detach(i int, uuid string, force bool) error {
 	for _, j := range g.reached(i) {
 		d := g.disks[j]
 		if d.uuid == uuid {
-			d.pool = nil
+			d.pool, d.rejected = nil, nil
 			if d.volume != nil && g.index(d.volume, j) < 0 {
-				d.volume, d.version, g.daemons[j].memory = nil, 0, nil
+				d.volume, d.version, d.clients, g.daemons[j].memory = nil, 0, nil, nil
 			}
 		}
 		d.pool = slices.DeleteFunc(slices.Clone(d.pool), func(u string) bool { return u == uuid })
+		d.rejected = slices.DeleteFunc(slices.Clone(d.rejected), func(u string) bool { return u == uuid })
 	}
 	return nil
 }
@@ -871,6 +1013,10 @@ func (g *glusterModel) add(i, x, replicas int) (*glusterOp, error) {
 		case o.brickID != v.ID:
 			return errors.New("no volume id on the brick")
 		case g.w.chance(10):
+			for friends := g.friends(i); g.w.chance(2); {
+				n := g.w.nodes[friends[g.w.rand.IntN(len(friends))]]
+				g.w.in(g.w.between(0, changeLimit), func() { g.kill(n, 0) })
+			}
 			return errors.New("the brick's process does not start in time")
 		}
 		for _, k := range g.online(known) {
@@ -879,8 +1025,8 @@ func (g *glusterModel) add(i, x, replicas int) (*glusterOp, error) {
 		g.startBrick(x)
 		return nil
 	}, func(j int) error { // stored
-		if g.daemons[j].memory != nil {
-			g.store(j, g.known(j), g.disks[j].version+1)
+		if known := g.known(j); g.index(known, x) >= 0 && g.index(g.disks[j].clients, x) < 0 {
+			g.store(j, known, g.disks[j].version+1)
 		}
 		return nil
 	})
@@ -888,20 +1034,17 @@ func (g *glusterModel) add(i, x, replicas int) (*glusterOp, error) {
 
 func (g *glusterModel) remove(i int, server string, replicas int) (*glusterOp, error) {
 	return g.begin(i, func(j int) error {
-		if known := g.known(j); known == nil || len(known.Bricks) != replicas+1 || known.index(server, g.params.Brick) < 0 {
+		if known := g.known(j); j == i && (len(known.Bricks) != replicas+1 || known.index(server, g.params.Brick) < 0) {
 			return errors.New("wrong number of bricks")
 		}
 		return nil
 	}, func(j int) error {
 		known := g.known(j)
-		if known == nil {
-			return errors.New("no such volume")
+		if known == nil || known.index(server, g.params.Brick) < 0 {
+			return nil
 		}
 		v := *known
 		at := v.index(server, g.params.Brick)
-		if at < 0 { // it has learned of the change from another
-			return nil
-		}
 		v.Bricks, v.IDs = slices.Delete(slices.Clone(v.Bricks), at, at+1), slices.Delete(slices.Clone(v.IDs), at, at+1)
 		if lacking := slices.DeleteFunc(g.bricksOf(&v), func(k int) bool { return new(big.Int).AndNot(g.acked, g.disks[k].files).Sign() == 0 }); j == i && g.enough(&v, lacking) {
 			g.w.fail("%s removes the brick of %s, and enough of the others to go on lack a write", g.w.nodes[i].peer.Name, server)
@@ -937,7 +1080,7 @@ func (g *glusterModel) create(i int, servers []string) error {
 	}
 	for _, j := range friends {
 		d := g.disks[j]
-		if d.volume, d.version = v, 1; g.index(v, j) >= 0 {
+		if d.volume, d.version, d.clients = v, 1, v; g.index(v, j) >= 0 {
 			d.brick, d.brickID = brickEmpty, v.ID
 		}
 	}
@@ -1124,14 +1267,14 @@ func TestSimGlusterChangesMutants(t *testing.T) {
 			}
 			return s
 		}).among(changed),
-		glusterMutant("a new server and an old one restart at once", func(v *glusterView) {
-			for n, r := range v.heard {
-				if r.unstored() && !r.serves() {
-					r.Stored = nil
-					v.heard[n] = r
-				}
+		glusterMutant("what an interrupted addition left in memory stays", nil, func(v glusterView, s glusterStep) glusterStep {
+			if s.do == glusterRemove && slices.Contains(v.target, s.server) {
+				return glusterStep{}
 			}
-		}, nil).among(changed),
+			return s
+		}).among(changed),
+		glusterMutant("what glusterd has stored counts, though clients are not told", func(v *glusterView) { each(v, func(r *glusterReport) { r.Stored = nil }) }, nil).among(changed, crash, reboot, isolated),
+		glusterMutant("nobody minds who is rejected", func(v *glusterView) { each(v, func(r *glusterReport) { r.Rejected = nil }) }, nil).among(changed, crash, reboot, isolated),
 		glusterMutant("the mark of a new brick is kept", nil, never(glusterKeep)),
 		glusterMutant("a server that runs is not told of a new one", nil, never(glusterProbe)),
 		glusterMutant("a new server gets no brick", nil, never(glusterAdd)),
