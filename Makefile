@@ -122,7 +122,7 @@ e2e-upgrade: tools build ## a cluster made by an earlier imagegen (EARLIER=COMMI
 	IMAGEGEN_E2E=upgrade IMAGEGEN_EARLIER=$$dir/bin/imagegen $(GO) test -count=1 -timeout 60m -run TestUpgrade -v ./e2e
 
 .PHONY: e2e-gluster
-e2e-gluster: tools build ## real GlusterFS servers, as in e2e, and one whose brick does not start when it is added, which fails: docs/agent.md (root)
+e2e-gluster: tools build ## real GlusterFS servers, as in e2e, and one whose brick does not start when it is added: half an hour (root)
 	$(call install,$(GLUSTER))
 	IMAGEGEN_E2E=gluster $(GO) test -count=1 -timeout 60m -run TestGlusterForReal -v ./agent
 

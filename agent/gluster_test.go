@@ -1023,9 +1023,6 @@ func TestGlusterForRealFailedAdd(t *testing.T) { failedAdd(t, func(*glusterLab) 
 // After that, one of the others restarts its glusterd, and is rejected: when it connects, the others store what they have in memory. Then the
 // fourth server restarts.
 func TestGlusterForRealRejected(t *testing.T) {
-	if os.Getenv("IMAGEGEN_E2E") == "1" {
-		t.Skip("SKIPPED: takes a quarter of an hour; make e2e-gluster runs it, with IMAGEGEN_E2E=gluster")
-	}
 	failedAdd(t, func(l *glusterLab) {
 		l.inside("glusterfs3", `kill $(cat /run/glusterd.pid)`)
 		l.until("glusterd has ended", 3*time.Minute, false, func() bool { return !l.report("glusterfs3").Running })
@@ -1040,6 +1037,10 @@ func TestGlusterForRealRejected(t *testing.T) {
 
 // failedAdd has the brick of a fourth server not start when it is added, and then something else happen.
 func failedAdd(t *testing.T, then func(l *glusterLab)) {
+	t.Helper()
+	if os.Getenv("IMAGEGEN_E2E") == "1" {
+		t.Skip("SKIPPED: takes a quarter of an hour; make e2e-gluster runs it, with IMAGEGEN_E2E=gluster")
+	}
 	l := formed(t)
 	four := glusterGeneration(2, "glusterfs1", "glusterfs2", "glusterfs3", "glusterfs4")
 	l.change(four, glusterNodes...)
