@@ -278,6 +278,12 @@ func decideRedis(v redisView) (step redisStep, master string, status facts.Statu
 		case first.Name != me.Name:
 			return redisWait, "", waitf("for %s to become the first master", first.Name)
 		}
+		// One that was told to go on without this node may be about to become the first master, until it hears this node.
+		for _, m := range v.members {
+			if m.Heard && !m.Hears {
+				return redisWait, "", waitf("for %s to hear this node", m.Name)
+			}
+		}
 		return redisFound, "", workf("starting as the first master")
 	}
 	if most, _ := ensemble.Majority(members, func(i int) bool { return v.members[i].Heard }); !most && len(silent) > 0 {

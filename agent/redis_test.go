@@ -262,10 +262,21 @@ func startRedis(t *testing.T, program, dir, directives string) *os.Process {
 func redisNodes(self int, nodes ...redisMember) redisView {
 	v := redisView{self: self}
 	for i, m := range nodes {
-		m.Member = ensemble.Member{Peer: facts.Peer{Name: fmt.Sprintf("redis%d", i+1), IP: fmt.Sprintf("10.0.0.%d", i+1)}, Heard: true}
+		m.Member = ensemble.Member{Peer: facts.Peer{Name: fmt.Sprintf("redis%d", i+1), IP: fmt.Sprintf("10.0.0.%d", i+1)}, Heard: true, Hears: true}
 		v.members = append(v.members, m)
 	}
 	return v
+}
+
+// Nobody has data. Who has not heard the first node may have been told to go on without it, and be about to become the first master.
+func TestFirstMasterIsHeard(t *testing.T) {
+	for hears, want := range map[bool]redisStep{true: redisFound, false: redisWait} {
+		v := redisNodes(0, redisMember{}, redisMember{}, redisMember{})
+		v.members[1].Hears = hears
+		if step, _, status := decideRedis(v); step != want {
+			t.Errorf("another node hears this one: %t: step %d, %+v", hears, step, status)
+		}
+	}
 }
 
 // The first master lost its disk. It starts again as the first if nobody has data, which a replica that Sentinel may choose has, although

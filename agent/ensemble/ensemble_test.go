@@ -57,7 +57,7 @@ func TestMembers(t *testing.T) {
 	}
 	want := []Member{
 		{Peer: facts.Peer{Name: "a", Role: "r"}, In: 1, Answers: true, Heard: true}, // answers, so it cannot be given up
-		{Peer: facts.Peer{Name: "b", Role: "r", Index: 1}, In: 1, Answers: true, Heard: true},
+		{Peer: facts.Peer{Name: "b", Role: "r", Index: 1}, In: 1, Answers: true, Heard: true, Hears: true},
 		{Peer: facts.Peer{Name: "c", Role: "r", Index: 2}, In: 1, GivenUp: true},
 	}
 	if self != 1 || !slices.Equal(members, want) {

@@ -18,6 +18,8 @@ type Member struct {
 	Answers bool
 	// Heard: what its component observed is known. The node itself always is.
 	Heard bool
+	// Hears: it has heard this node lately, as this node has been told. The node itself always does.
+	Hears bool
 	// GivenUp: an operator has decided to go on without it, and its agent does not answer.
 	GivenUp bool
 }
@@ -49,13 +51,14 @@ func Members(w World) (members []Member, self int) {
 	for i := range members {
 		m := &members[i]
 		if m.Name == w.Self.Name {
-			m.Peer, m.Number, m.Answers, m.Heard = w.Self, w.Joint.Number, true, true
+			m.Peer, m.Number, m.Answers, m.Heard, m.Hears = w.Self, w.Joint.Number, true, true, true
 			continue
 		}
 		var report PeerReport
 		if report, m.Answers = w.Reports[m.Name]; report.Node.IP != "" {
 			m.IP = report.Node.IP
 		}
+		m.Hears = slices.Contains(report.Heard, w.Self.Name)
 		if report.Joint != nil {
 			m.Number = report.Joint.Number
 		}

@@ -41,7 +41,7 @@ func TestMembersOfAllGenerationsInUse(t *testing.T) {
 	}
 	for i, want := range []Member{
 		{In: 3, Number: 2, Peer: facts.Peer{IP: "10.0.1.1"}, Answers: true}, // it has not moved
-		{In: 3, Number: 1, Peer: facts.Peer{IP: "10.9.9.9"}, Answers: true, Heard: true},
+		{In: 3, Number: 1, Peer: facts.Peer{IP: "10.9.9.9"}, Answers: true, Heard: true, Hears: true},
 		{In: 1, Number: 1, Peer: facts.Peer{IP: "10.0.1.3"}, Answers: true},
 		{In: 2, Peer: facts.Peer{IP: "10.0.2.3"}, GivenUp: true},
 	} {
