@@ -559,12 +559,15 @@ func ApplySysctl(root, file string) error {
 		if !ok || strings.HasPrefix(key, "#") {
 			continue
 		}
-		if err := setParameter(filepath.Join(root, sysctlPath(key)), strings.TrimSpace(value)); err != nil {
+		if err := setParameter(filepath.Join(root, sysctlPath(key)), value); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
+
+// sysctlPath is the file in which the kernel has a parameter.
+func sysctlPath(key string) string { return "/proc/sys/" + strings.ReplaceAll(key, ".", "/") }
 
 // setParameter writes a parameter of the kernel; one that the kernel does not have is an error.
 func setParameter(path, value string) error {
@@ -572,6 +575,6 @@ func setParameter(path, value string) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(value + "\n")
+	_, err = f.WriteString(strings.TrimSpace(value) + "\n")
 	return errors.Join(err, f.Close())
 }

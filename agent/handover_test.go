@@ -24,14 +24,8 @@ import (
 
 // A real Sentinel makes the replica the master, while a client writes: no write that the old master has acknowledged is lost.
 func TestMasterIsHandedOver(t *testing.T) {
-	server, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("SKIPPED: no redis-server on this machine (package redis-server)")
-	}
-	program, err := exec.LookPath("redis-sentinel")
-	if err != nil {
-		t.Skip("SKIPPED: no redis-sentinel on this machine (package redis-sentinel)")
-	}
+	server := testkit.Program(t, "redis-server", "")
+	program := testkit.Program(t, "redis-sentinel", "")
 	dir := t.TempDir()
 	node := Node{Secrets: map[string]string{"redis": "secret"}}
 	master := serveRedis(t, server, dir, "port %d\nmasterauth secret\n")

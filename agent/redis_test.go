@@ -84,10 +84,7 @@ func TestRedisConfigurations(t *testing.T) {
 // Queries to a real Redis with the right and a wrong password, over TLS and in plain text; over TLS also to a server
 // with another name, and to one that does not trust the agent.
 func TestAskRedis(t *testing.T) {
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("SKIPPED: no redis-server on this machine (package redis-server)")
-	}
+	program := testkit.Program(t, "redis-server", "")
 	dir := t.TempDir()
 	ca, foreign := newAuthority(t), newAuthority(t)
 	write := func(name, kind string, der []byte) {
@@ -163,10 +160,7 @@ func TestAskRedis(t *testing.T) {
 
 // A Redis is asked over one connection, until it closes that, is started anew, or does not answer.
 func TestConnectionToRedisIsKept(t *testing.T) {
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("SKIPPED: no redis-server on this machine (package redis-server)")
-	}
+	program := testkit.Program(t, "redis-server", "")
 	dir, port := t.TempDir(), testkit.FreePort(t)
 	serve := func() *os.Process { return startRedis(t, program, dir, fmt.Sprintf("port %d\n", port)) }
 	server := serve()
@@ -219,7 +213,7 @@ func TestConnectionToRedisIsKept(t *testing.T) {
 	testkit.Eventually(t, time.Minute, "Redis answers again", func() error { return echo(time.Minute) })
 
 	server.Signal(syscall.SIGSTOP)
-	err = echo(100 * time.Millisecond)
+	err := echo(100 * time.Millisecond)
 	server.Signal(syscall.SIGCONT)
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a server that hangs: %v", err)
@@ -429,14 +423,8 @@ func TestRedisDataOfAnotherCluster(t *testing.T) {
 
 // A Sentinel without its master and all other Sentinels promotes its replica only when told to.
 func TestSentinelFailsOverAlone(t *testing.T) {
-	server, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("SKIPPED: no redis-server on this machine (package redis-server)")
-	}
-	program, err := exec.LookPath("redis-sentinel")
-	if err != nil {
-		t.Skip("SKIPPED: no redis-sentinel on this machine (package redis-sentinel)")
-	}
+	server := testkit.Program(t, "redis-server", "")
+	program := testkit.Program(t, "redis-sentinel", "")
 	dir := t.TempDir()
 	node := Node{Secrets: map[string]string{"redis": "secret"}}
 	master := serveRedis(t, server, dir, "port %d\n")

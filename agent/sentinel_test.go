@@ -84,10 +84,7 @@ func FuzzSentinelConfig(f *testing.F) {
 
 // A real Sentinel reads the corrected file, and watches the master at its present address with the epoch that it had.
 func TestSentinelReadsCorrectedConfig(t *testing.T) {
-	program, err := exec.LookPath("redis-sentinel")
-	if err != nil {
-		t.Skip("SKIPPED: no redis-sentinel on this machine (package redis-sentinel)")
-	}
+	program := testkit.Program(t, "redis-sentinel", "")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -343,10 +343,7 @@ func TestUnitWorkIsItsOwn(t *testing.T) {
 
 // Queries to a real PHP-FPM. Then it hangs, while the kernel still accepts connections for it.
 func TestCheckFPM(t *testing.T) {
-	program, err := exec.LookPath("php-fpm8.2")
-	if err != nil {
-		t.Skip("SKIPPED: no php-fpm8.2 on this machine (package php8.2-fpm)")
-	}
+	program := testkit.Program(t, "php-fpm8.2", "")
 	addr := testkit.FreeAddress(t)
 	config := filepath.Join(t.TempDir(), "fpm.conf")
 	text := "[global]\nerror_log = /dev/stderr\n[www]\nlisten = " + addr + "\npm = static\npm.max_children = 1\nping.path = /ping\n"

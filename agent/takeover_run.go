@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"imagegen/cloudinit/nocloud"
@@ -362,7 +361,7 @@ func (t *takeover) back(ctx context.Context, j takeoverJournal) (faults []error,
 	}
 	for key, value := range j.Sysctl {
 		t.before("set %s", key)
-		if err := setParameter(t.path(sysctlPath(key)), strings.TrimSpace(value)); err != nil {
+		if err := setParameter(t.path(sysctlPath(key)), value); err != nil {
 			faults = append(faults, err)
 		}
 	}
@@ -484,6 +483,3 @@ func (j takeoverJournal) trial() *facts.Trial {
 	}
 	return &facts.Trial{State: j.Phase, Seed: j.Seed, Previous: j.Previous, Detail: detail}
 }
-
-// sysctlPath is the file in which the kernel has a parameter.
-func sysctlPath(key string) string { return "/proc/sys/" + strings.ReplaceAll(key, ".", "/") }
