@@ -3,9 +3,11 @@ package roles
 import (
 	_ "embed"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -463,6 +465,20 @@ func TestThemeIsReadFromACopy(t *testing.T) {
 			}
 		}
 	}
+	// Systems remove old files from /tmp, perhaps some of a copy: none is used for longer than a day.
+	lists, _ := filepath.Glob(filepath.Join(dir, "imagegen-theme-"+strings.Repeat("?", 32)))
+	for _, list := range lists {
+		data, err := os.ReadFile(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		since := regexp.MustCompile(`"since";i:[0-9]+;`)
+		testkit.Write(t, list, since.ReplaceAllString(string(data), fmt.Sprintf(`"since";i:%d;`, time.Now().Add(-25*time.Hour).Unix())))
+	}
+	if copied, _ := page("copy"); copied || len(lists) != 2 {
+		t.Errorf("of %d copies, one is used that is a day old: %t", len(lists), copied)
+	}
+	settles()
 	if copies, _ := filepath.Glob(filepath.Join(dir, "imagegen-theme-*.*")); len(copies) > 0 {
 		t.Errorf("left behind: %s", copies)
 	}
