@@ -178,6 +178,9 @@ func (r *Run) use(ctx context.Context, s *seen, t Target) error {
 	for name, report := range s.reports {
 		r.stale[name] = report.Trial != nil && report.Trial.State == facts.TrialReturned
 	}
+	if err := r.awaitVoters(ctx, s); err != nil {
+		return err
+	}
 	err := r.Cluster.Propose(ctx, s.generations, t.Generation, r.Alone)
 	var few *agree.NoMajority
 	switch {

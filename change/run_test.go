@@ -49,6 +49,7 @@ type agents struct {
 
 	mu     sync.Mutex
 	deaf   map[string]int // so many connections to a node fail; negative: all
+	unsure map[string]int // so often a node says that it does not know whether it may vote
 	agreed bool           // the cluster has agreed on generation two
 	seeds  map[string]string
 	trials map[string]*facts.Trial
@@ -62,7 +63,7 @@ type agents struct {
 // newAgents starts the agents of nodes that all run generation one, and makes a change to generation two.
 func newAgents(t *testing.T, names ...string) *agents {
 	t.Helper()
-	a := &agents{spec: &cluster.Spec{Cluster: "otus"}, deaf: map[string]int{}, seeds: map[string]string{}, trials: map[string]*facts.Trial{}, asked: map[string]int{}}
+	a := &agents{spec: &cluster.Spec{Cluster: "otus"}, deaf: map[string]int{}, unsure: map[string]int{}, seeds: map[string]string{}, trials: map[string]*facts.Trial{}, asked: map[string]int{}}
 	byIP := map[string]string{}
 	for i, name := range names {
 		role := strings.TrimRight(name, "0123456789")
@@ -156,6 +157,9 @@ func newAgents(t *testing.T, names ...string) *agents {
 		if a.agreed {
 			s.Known = agree.Name(&a.two)
 		}
+		if a.unsure[node]--; a.unsure[node] < 0 {
+			s.Fence = new(int)
+		}
 		return s
 	})
 	handle("POST "+facts.TakeoverPath, func(node string, r *http.Request) any {
@@ -245,6 +249,30 @@ func TestSilentForAMoment(t *testing.T) {
 	var refused *Refused
 	if _, err := a.run.Plan(t.Context(), a.target); !errors.As(err, &refused) || len(a.said) > 0 {
 		t.Errorf("without it, there is no majority: %v, said %q", err, a.said)
+	}
+}
+
+// The vote waits until all nodes that answer know whether they may use theirs.
+func TestVoteWaitsForNewNodes(t *testing.T) {
+	a := newAgents(t, "redis1", "redis2", "redis3")
+	s, err := a.run.look(t.Context(), a.target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.run.awaitVoters(t.Context(), s); err != nil || a.said != nil {
+		t.Errorf("all know it: %v, said %q", err, a.said)
+	}
+	a.unsure["redis2"], a.unsure["redis3"] = 3, 2
+	if s, err = a.run.look(t.Context(), a.target); err != nil {
+		t.Fatal(err)
+	}
+	err = a.run.awaitVoters(t.Context(), s)
+	if want := []string{"nothing is changed yet: redis2 and redis3 may vote only after hearing the others"}; err != nil || !slices.Equal(a.said, want) || a.unsure["redis2"] != -1 {
+		t.Errorf("two do not know it yet: %v, said %q, %d", err, a.said, a.unsure["redis2"])
+	}
+	a.unsure["redis2"], a.run.Alone = 1, true
+	if err := a.run.awaitVoters(t.Context(), s); err != nil || a.unsure["redis2"] != 1 {
+		t.Errorf("nobody else changes this cluster: %v", err)
 	}
 }
 

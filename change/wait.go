@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imagegen/cluster/facts"
+	"imagegen/internal/words"
 	"imagegen/operate"
 )
 
@@ -45,6 +46,31 @@ func (r *Run) await(ctx context.Context, s *seen, node, what string, wanted func
 			return err
 		}
 	}
+}
+
+// votersLimit is how long nodes may take to find out whether they may vote: an agent asks the others every 7.5 s at most.
+const votersLimit = 20 * time.Second
+
+// awaitVoters waits until nodes that answer know whether they may vote. After a while the vote is tried without them.
+func (r *Run) awaitVoters(ctx context.Context, s *seen) error {
+	said := false
+	for limit := time.Now().Add(votersLimit); !r.Alone; {
+		undecided := r.Cluster.Undecided(ctx, s.generations)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if undecided == nil || time.Now().After(limit) {
+			return nil
+		}
+		if !said {
+			said = true
+			r.Wait.Say("nothing is changed yet: %s may vote only after hearing the others", words.List(undecided, "and"))
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // needs waits until the nodes that a step needs are ready.

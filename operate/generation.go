@@ -267,6 +267,24 @@ func (e *OtherChosen) Error() string {
 	return fmt.Sprintf("somebody else has changed this cluster: generation %d is in use, which is not the one proposed here", e.Generation.Number)
 }
 
+// Undecided returns the nodes that have a vote on the successor of the generation in use, and do not know yet whether they may use it:
+// agents of a new cluster, or with new disks, find that out some seconds after the others answer. One that is asked too early is kept from
+// the vote after that as well.
+func (c *Cluster) Undecided(ctx context.Context, found Generations) (nodes []string) {
+	for _, n := range found.Nodes {
+		votes := found.InUse != nil && slices.ContainsFunc(found.InUse.Electorate(), func(m facts.Member) bool { return m.Name == n.Node })
+		if votes && n.Status != nil && mustFindOut(*n.Status) {
+			if now, err := c.Agents.generationStatus(ctx, n.Node, n.Address); err == nil && mustFindOut(now) {
+				nodes = append(nodes, n.Node)
+			}
+		}
+	}
+	return nodes
+}
+
+// mustFindOut is true for an acceptor without a memory. Before it has heard of any generation, it has nothing to find out.
+func mustFindOut(s agree.Status) bool { return s.Fence == nil && (s.Running != nil || s.Known != nil) }
+
 // Propose has the cluster agree on value as the successor of the generation that Generation has found to be in use. If another
 // successor was chosen, the error is an OtherChosen, or agree.Behind. alone says that nobody else changes this cluster, so that nodes
 // that may have forgotten a vote may vote.

@@ -399,7 +399,7 @@ func (m netMachine) start() error {
 	}
 	b := addr.As4()
 	mac := net.HardwareAddr{2, 0, b[0], b[1], b[2], b[3]}
-	exec.Command("ip", "netns", "delete", m.name()).Run() // of one whose start was interrupted
+	m.unplug() // one whose start was interrupted
 	out, err := exec.Command("sh", "-ec", fmt.Sprintf(`
 ip netns add %[1]s
 ip -n %[1]s link set lo up
@@ -431,6 +431,13 @@ ip -n %[1]s route add 10.78.0.0/24 dev eth0`, m.name(), switchNS(filepath.Dir(m.
 	return cmd.Process.Release()
 }
 
+// unplug removes the machine's network, if it has one. The kernel removes a namespace's interfaces some time after the namespace, and
+// their names are in use until then.
+func (m netMachine) unplug() {
+	exec.Command("ip", "-n", switchNS(filepath.Dir(m.dir)), "link", "delete", filepath.Base(m.dir)).Run()
+	exec.Command("ip", "netns", "delete", m.name()).Run()
+}
+
 // stop cuts the machine's power.
 func (m netMachine) stop() error {
 	if _, err := os.Stat(m.dir); err != nil {
@@ -442,7 +449,7 @@ func (m netMachine) stop() error {
 			return err
 		}
 		if !on {
-			exec.Command("ip", "netns", "delete", m.name()).Run() // there is none if it has never been on
+			m.unplug()
 			return nil
 		}
 		pid, err := os.ReadFile(m.path("on"))
