@@ -381,7 +381,7 @@ func nginxFaults(path, text string) []string {
 // iptables1421 is what iptables-restore 1.4.21 supports: its manual, and that of its extensions, as far as we use them.
 var iptables1421 = vocabulary{
 	"options": `-A -p -s -d -i -o -m -j --dport --sport --dports --ctstate --state --comment --icmp-type --icmpv6-type --limit
-		--limit-burst --reject-with --syn --log-prefix --uid-owner`,
+		--limit-burst --reject-with --syn --tcp-flags --log-prefix --uid-owner`,
 	"matches": `conntrack state comment tcp udp icmp icmp6 multiport limit owner`,
 	"targets": `ACCEPT DROP REJECT RETURN LOG`,
 	"states":  `NEW ESTABLISHED RELATED INVALID UNTRACKED`,

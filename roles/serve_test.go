@@ -976,3 +976,56 @@ has a || has b
 		}
 	}
 }
+
+// Who still uses a connection that is gone, because an address has moved to a node that does not have its port open, learns it at once;
+// nothing tells of such a port to who only tries to connect.
+func TestConnectionsThatAreGone(t *testing.T) {
+	t.Parallel()
+	needSandbox(t)
+	for _, p := range []string{"nft", "iptables-restore", "php8.2"} {
+		testkit.Program(t, p, "")
+	}
+	c := mustLoad(t, "")
+	for d, load := range map[string]string{"debian12": "nft -f /etc/nftables.conf", "centos7": "iptables-restore </etc/sysconfig/iptables"} {
+		s := reference(t, c, d)
+		n, _ := s.Node("balancer1")
+		out, err := inSandbox(t, n, together(t, c, s, testSecrets(c, s), "balancer1"), `
+holder() { # NAME: a network that has the address
+  unshare --net sleep 600 & eval "$1=$!"
+  for i in $(seq 600); do [ "$(readlink /proc/$!/ns/net)" != "$(readlink /proc/self/ns/net)" ] && break; sleep 0.02; done
+  ip link add $1 type veth peer name visitor netns $!
+  ip link set $1 up
+  nsenter --net=/proc/$!/ns/net sh -euc 'ip link set lo up; ip link set visitor up; ip addr add 10.9.9.39/32 dev visitor; ip route add 10.9.9.50 dev visitor'
+}
+ip addr add 10.9.9.50/32 dev lo
+holder former
+holder current
+ip route add 10.9.9.39 dev former
+nsenter --net=/proc/$former/ns/net php8.2 -r '$s = stream_socket_server("tcp://0.0.0.0:443"); touch("listens"); while (true) $c[] = stream_socket_accept($s, -1);' &
+for i in $(seq 600); do [ -e listens ] && break; sleep 0.05; done
+cat >moves <<'end'
+nsenter --net=/proc/$current/ns/net sh -euc '`+load+`'
+ip route replace 10.9.9.39 dev current
+end
+export current
+cat >visitor.php <<'end'
+<?php
+$c = stream_socket_client('tcp://10.9.9.39:443');
+fwrite($c, 'a request');
+system('sh -eu moves', $failed);
+fwrite($c, 'another request');
+stream_set_timeout($c, 20);
+fread($c, 1);
+if ($failed || stream_get_meta_data($c)['timed_out'] || !feof($c)) exit("it waits for an answer\n");
+$began = microtime(true);
+if (@stream_socket_client('tcp://10.9.9.39:443', $code, $message, 1) || microtime(true) - $began < 0.9) exit("an attempt to connect gets an answer: $message\n");
+echo "learned\n";
+end
+php8.2 visitor.php | tee said
+grep -q learned said
+`)
+		if err != nil {
+			t.Errorf("%s: %v\n%s", d, err, out)
+		}
+	}
+}
