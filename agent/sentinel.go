@@ -443,13 +443,28 @@ func sentinelConfig(text []byte, p *facts.SentinelParams, master, password strin
 	return b.Bytes()
 }
 
-// firstEpoch gives the founder's Sentinel its first configuration epoch, if that is not 0.
+// firstEpoch gives a new Sentinel the epoch of the configuration that it begins with, if that is not 0.
 func firstEpoch(p *facts.SentinelParams, master string, view redisView) []byte {
-	me := view.members[view.self]
-	if master != me.IP || me.Epoch == 0 {
+	epoch := view.epoch(master)
+	if epoch == 0 {
 		return nil
 	}
-	return fmt.Appendf(nil, "sentinel config-epoch %s %d\nsentinel current-epoch %d\n", p.Master, me.Epoch, me.Epoch)
+	return fmt.Appendf(nil, "sentinel config-epoch %s %d\nsentinel current-epoch %d\n", p.Master, epoch, epoch)
+}
+
+// epoch returns the latest epoch that is known of configurations with a master: the founder's own, and those of the other Sentinels. A
+// new one must not wait until it hears it from these. They may be lost before that, and a Sentinel that comes back with an earlier master
+// would keep it if both had the same epoch.
+func (v redisView) epoch(master string) (latest int64) {
+	for i, m := range v.members {
+		if i == v.self && m.IP == master {
+			latest = max(latest, m.Epoch)
+		}
+		if i != v.self && m.Heard && m.sentinel.Master == master {
+			latest = max(latest, m.sentinel.Epoch)
+		}
+	}
+	return latest
 }
 
 // sentinelPeers tells a new Sentinel about the others. Otherwise it would learn about them through the master; if that died

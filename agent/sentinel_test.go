@@ -205,3 +205,30 @@ func TestRedisAsksBothGenerations(t *testing.T) {
 		t.Errorf("%d, %+v", step, status)
 	}
 }
+
+// A new Sentinel begins with the epoch of the configuration that it is given, the founder's own or what others know of it.
+func TestNewSentinelHasTheEpoch(t *testing.T) {
+	has := func(master string, epoch int64) redisMember {
+		return redisMember{sentinel: sentinelReport{Master: master, Epoch: epoch}}
+	}
+	founder := redisMember{redisReport: redisReport{Epoch: 9}}
+	for name, c := range map[string]struct {
+		view   redisView
+		master string
+		want   string
+	}{
+		"the founder's":        {redisNodes(0, founder, redisMember{}), "10.0.0.1", "sentinel config-epoch m 9\nsentinel current-epoch 9\n"},
+		"what others know":     {redisNodes(0, founder, has("10.0.0.2", 3), has("10.0.0.2", 4)), "10.0.0.2", "sentinel config-epoch m 4\nsentinel current-epoch 4\n"},
+		"of this master alone": {redisNodes(0, redisMember{}, has("10.0.0.2", 3), has("10.0.0.3", 4)), "10.0.0.2", "sentinel config-epoch m 3\nsentinel current-epoch 3\n"},
+		"none":                 {redisNodes(0, redisMember{}, has("10.0.0.2", 0)), "10.0.0.2", ""},
+	} {
+		if got := string(firstEpoch(&facts.SentinelParams{Master: "m"}, c.master, c.view)); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+	silent := redisNodes(0, redisMember{}, has("10.0.0.2", 3))
+	silent.members[1].Heard = false
+	if got := firstEpoch(&facts.SentinelParams{Master: "m"}, "10.0.0.2", silent); got != nil {
+		t.Errorf("what nobody has said: %q", got)
+	}
+}

@@ -723,10 +723,8 @@ func (p simSentinel) start(_ context.Context, master string, view redisView) err
 	if master != "" {
 		p.a.act("configure Sentinel", 0, func() error {
 			f := &sentinelFile{master: r.place(master), leader: -1, servers: map[int]bool{}, peers: map[int]int{}}
-			if f.master == r.of(n) { // firstEpoch
-				f.epoch = r.disks[n.index].epoch
-				f.current = f.epoch
-			}
+			f.epoch = view.epoch(master) // firstEpoch
+			f.current = f.epoch
 			for _, m := range view.members { // sentinelPeers
 				place := r.place(m.IP)
 				if place != f.master {
@@ -872,6 +870,16 @@ var newMemberIsLost = []fault{
 }
 
 func TestSimNewMemberIsLost(t *testing.T) { scenario(t, simRedisChanges, 3, newMemberIsLost...) }
+
+// Sentinels chose a master while a node was away. The chosen one's disk is lost, and then that of the only node that knows of the
+// choice. The Sentinel of the one that was away comes back with the master of before, and the new one of the chosen node must not have
+// the same epoch.
+func TestSimChoiceIsLost(t *testing.T) {
+	scenario(t, simRedis, 3,
+		fault{at: 80 * time.Second, kind: crash, node: 0, lasts: 42 * time.Second},
+		fault{at: 120 * time.Second, kind: blankDisk, node: 1, lasts: time.Second},
+		fault{at: 122 * time.Second, kind: blankDisk, node: 2, lasts: 12 * time.Second})
+}
 
 // The only node with data was given up, and the others started without it. When it returned, its Sentinel had a
 // configuration with the same epoch as theirs, and kept it.
