@@ -95,7 +95,6 @@ func (s *source) checkRole() {
 		if len(p.From) == 0 {
 			s.fault(at+".from", "missing; write names of roles, cluster, network or any")
 		}
-		s.parse(at+".when", p.When)
 		if p.Why == "" {
 			s.fault(at+".why", "missing; it becomes the rule's comment")
 		} else if strings.ContainsAny(p.Why, "\"\n") {

@@ -18,22 +18,13 @@ var everyNode = []Port{
 	{Port: fmt.Sprint(facts.HealthPort), Proto: "tcp", From: []string{"cluster"}, Why: "agent: health, for load balancers"},
 }
 
-// ports returns the ports of every node, those for the operators' networks, and those of the role that are open.
-func (r *renderer) ports() ([]Port, error) {
+// ports returns the ports of every node, those for the operators' networks, and those of the role.
+func (r *renderer) ports() []Port {
 	all := slices.Clone(everyNode)
 	for _, o := range r.spec.Operators {
 		all = append(all, Port{Port: fmt.Sprint(facts.APIPort), Proto: "tcp", From: []string{o.String()}, Why: "agent: operators elsewhere, with certificates"})
 	}
-	for i, p := range r.role.Ports {
-		wanted, err := r.wanted(index("ports", i), nil, p.When)
-		if err != nil {
-			return nil, err
-		}
-		if wanted {
-			all = append(all, p)
-		}
-	}
-	return all, nil
+	return append(all, r.role.Ports...)
 }
 
 // firewalls has, for each syntax of rulesets, the component that loads them and the function that writes them.

@@ -84,10 +84,7 @@ func (r *renderer) node() (Rendered, error) {
 		// The agent sets them when it starts, and it starts anew with other facts (see facts.Facts.Sysctl).
 		file(RenderedFile{Path: sysctlPath, Mode: 0o644, Content: r.sysctl(), Change: "none"})
 	}
-	var err error
-	if r.open, err = r.ports(); err != nil {
-		return out, err
-	}
+	r.open = r.ports()
 	for _, f := range distro.Named(r.spec.Distro).Firewall {
 		// A reload replaces all rules at once; a restart would remove them first.
 		file(RenderedFile{Path: f.Path, Mode: f.Mode, Content: firewalls[f.Syntax].rules(r), Check: string(f.Syntax), Change: "reload " + f.Unit})
@@ -124,6 +121,7 @@ func (r *renderer) node() (Rendered, error) {
 	if taken {
 		return out, fmt.Errorf("%s: two files have the path %s", r.role.file, facts.FactsPath)
 	}
+	var err error
 	if out.Facts, err = r.facts(out.Files); err != nil {
 		return out, err
 	}

@@ -59,7 +59,6 @@ type Port struct {
 	// Otherwise, if set, is the source of packets if no other role in From is in the spec: for example, a Redis for
 	// clients on the network.
 	Otherwise string `yaml:"otherwise,omitempty"` // "network" or "any"
-	When      string `yaml:"when,omitempty"`      // T; if it renders to "" or "false", the port stays closed
 	Why       string `yaml:"why"`
 }
 

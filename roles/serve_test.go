@@ -1001,7 +1001,7 @@ ip addr add 10.9.9.50/32 dev lo
 holder former
 holder current
 ip route add 10.9.9.39 dev former
-nsenter --net=/proc/$former/ns/net php8.2 -r '$s = stream_socket_server("tcp://0.0.0.0:443"); touch("listens"); while (true) $c[] = stream_socket_accept($s, -1);' &
+nsenter --net=/proc/$former/ns/net php8.2 -r '$s = stream_socket_server("tcp://0.0.0.0:8443"); touch("listens"); while (true) $c[] = stream_socket_accept($s, -1);' &
 for i in $(seq 600); do [ -e listens ] && break; sleep 0.05; done
 cat >moves <<'end'
 nsenter --net=/proc/$current/ns/net sh -euc '`+load+`'
@@ -1010,7 +1010,7 @@ end
 export current
 cat >visitor.php <<'end'
 <?php
-$c = stream_socket_client('tcp://10.9.9.39:443');
+$c = stream_socket_client('tcp://10.9.9.39:8443');
 fwrite($c, 'a request');
 system('sh -eu moves', $failed);
 fwrite($c, 'another request');
@@ -1018,7 +1018,7 @@ stream_set_timeout($c, 20);
 fread($c, 1);
 if ($failed || stream_get_meta_data($c)['timed_out'] || !feof($c)) exit("it waits for an answer\n");
 $began = microtime(true);
-if (@stream_socket_client('tcp://10.9.9.39:443', $code, $message, 1) || microtime(true) - $began < 0.9) exit("an attempt to connect gets an answer: $message\n");
+if (@stream_socket_client('tcp://10.9.9.39:8443', $code, $message, 1) || microtime(true) - $began < 0.9) exit("an attempt to connect gets an answer: $message\n");
 echo "learned\n";
 end
 php8.2 visitor.php | tee said
