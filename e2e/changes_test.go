@@ -314,15 +314,18 @@ func (b *bench) changes() []change {
 	both(change{name: "memory of percona", goal: calmGoal}, "less memory of percona", "    memory: 512MiB\n", "    memory: 640MiB\n")
 	both(change{name: "one more package for web", build: true, goal: calmGoal, check: has("web1", "command -v tree", "/usr/bin/tree")},
 		"one package less for web", "  web:\n", "  web:\n    packages: [tree]\n")
+	var thirds []string
 	for _, n := range []struct{ role, last, added string }{
 		{"web", "web2: 192.168.10.43", "web3: 192.168.10.60"},
 		{"backend", "backend2: 192.168.10.48", "backend3: 192.168.10.61"},
 		{"balancer", "balancer2: 192.168.10.41", "balancer5: 192.168.10.62"},
 		{"databalancer", "balancer4: 192.168.10.54", "balancer6: 192.168.10.63"},
 	} {
-		both(change{name: "a third node of " + n.role, goal: calmGoal}, "back to two nodes of "+n.role,
-			"      "+n.last+"\n", "      "+n.last+"\n      "+n.added+"\n")
+		third := []string{"      " + n.last + "\n", "      " + n.last + "\n      " + n.added + "\n"}
+		both(change{name: "a third node of " + n.role, goal: calmGoal}, "back to two nodes of "+n.role, third...)
+		thirds = append(thirds, third...)
 	}
+	both(change{name: "a third node of each role that had two, at once", goal: calmGoal}, "back to two nodes of each, at once", thirds...)
 	both(change{name: "five nodes of redis", goal: calmGoal}, "back to three nodes of redis", fiveRedis...)
 	both(change{name: "five nodes of percona", goal: calmGoal}, "back to three nodes of percona", fivePercona...)
 	both(change{name: "five nodes of glusterfs", goal: calmGoal}, "back to three nodes of glusterfs", fiveGlusterFS...)
