@@ -1029,3 +1029,48 @@ grep -q learned said
 		}
 	}
 }
+
+// When an address leaves its node as planned, who waits for an answer from it learns that at once, and new connections still work until it
+// has gone.
+func TestWhoWaitsLearnsThatTheAddressGoes(t *testing.T) {
+	t.Parallel()
+	needSandbox(t)
+	for _, p := range []string{"ss", "php8.2"} {
+		testkit.Program(t, p, "")
+	}
+	c := mustLoad(t, "")
+	s := reference(t, c, "debian12")
+	n, _ := s.Node("balancer1")
+	out, err := inSandbox(t, n, together(t, c, s, testSecrets(c, s), "balancer1"), `
+unshare --net sleep 600 & visitor=$!
+for i in $(seq 600); do [ "$(readlink /proc/$visitor/ns/net)" != "$(readlink /proc/self/ns/net)" ] && break; sleep 0.02; done
+ip link add visitor type veth peer name node netns $visitor
+ip link set visitor up
+ip addr add 192.168.10.39/32 dev visitor
+ip route add 10.9.9.50 dev visitor
+nsenter --net=/proc/$visitor/ns/net sh -euc 'ip link set lo up; ip link set node up; ip addr add 10.9.9.50/32 dev node; ip route add 192.168.10.39 dev node'
+php8.2 -r '$s = stream_socket_server("tcp://0.0.0.0:80"); touch("listens"); while (true) $c[] = stream_socket_accept($s, -1);' &
+for i in $(seq 600); do [ -e listens ] && break; sleep 0.05; done
+sed -n 's/^ExecStop=-//p' /etc/systemd/system/keepalived.service.d/90-imagegen.conf >stop
+grep -q . stop
+cat >visitor.php <<'end'
+<?php
+$c = stream_socket_client('tcp://192.168.10.39:80');
+fwrite($c, 'a request');
+touch('waits');
+stream_set_timeout($c, 20);
+fread($c, 1);
+if (stream_get_meta_data($c)['timed_out'] || !feof($c)) exit("it waits for an answer\n");
+if (!stream_socket_client('tcp://192.168.10.39:80', $code, $message, 1)) exit("no connection any more: $message\n");
+echo "learned\n";
+end
+nsenter --net=/proc/$visitor/ns/net php8.2 visitor.php >said & v=$!
+for i in $(seq 600); do [ -e waits ] && break; sleep 0.05; done
+sh -eu stop
+wait $v
+grep -q learned said || { cat said; exit 1; }
+`)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
