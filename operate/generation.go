@@ -271,8 +271,9 @@ func (e *OtherChosen) Error() string {
 // agents of a new cluster, or with new disks, find that out some seconds after the others answer. One that is asked too early is kept from
 // the vote after that as well.
 func (c *Cluster) Undecided(ctx context.Context, found Generations) (nodes []string) {
+	electorate := found.InUse.Electorate()
 	for _, n := range found.Nodes {
-		votes := found.InUse != nil && slices.ContainsFunc(found.InUse.Electorate(), func(m facts.Member) bool { return m.Name == n.Node })
+		votes := slices.ContainsFunc(electorate, func(m facts.Member) bool { return m.Name == n.Node })
 		if votes && n.Status != nil && mustFindOut(*n.Status) {
 			if now, err := c.Agents.generationStatus(ctx, n.Node, n.Address); err == nil && mustFindOut(now) {
 				nodes = append(nodes, n.Node)

@@ -901,6 +901,19 @@ moves_to 57 $before silent
 	}
 }
 
+// anotherNetwork has functions of the shell: network NAME makes a network namespace with a cable to this one, whose end here is NAME and
+// there eth0; inside NAME COMMAND… runs a command in it.
+const anotherNetwork = `
+network() {
+  unshare --net sleep 600 & eval "network_$1=$!"
+  for i in $(seq 600); do [ "$(readlink /proc/$!/ns/net)" != "$(readlink /proc/self/ns/net)" ] && break; sleep 0.02; done
+  ip link add $1 type veth peer name eth0 netns $!
+  ip link set $1 up
+  inside $1 sh -euc 'ip link set lo up; ip link set eth0 up'
+}
+inside() { eval "pid=\$network_$1"; shift; nsenter --net=/proc/$pid/ns/net "$@"; }
+`
+
 // TestVIPMoves runs both balancers, each in its own network namespace, connected by a bridge, and takes HAProxy and
 // then a whole node away from the virtual address.
 func TestVIPMoves(t *testing.T) {
@@ -923,17 +936,15 @@ func TestVIPMoves(t *testing.T) {
 			files = append(files, f)
 		}
 	}
-	out, err := inSandbox(t, n, files, `
+	out, err := inSandbox(t, n, files, anotherNetwork+`
 mkdir -p /var/lib/haproxy
 # A busy machine does not send an advert each 0.2 s; TestAddressMovesInTime is about the settings.
 sed -i 's/advert_int 0.2/advert_int 2/' /etc/keepalived/keepalived.conf /etc/second/keepalived
 echo 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
-unshare --net sleep 600 & b=$!
-for i in $(seq 600); do [ "$(readlink /proc/$b/ns/net)" != "$(readlink /proc/self/ns/net)" ] && break; sleep 0.02; done
-second() { nsenter --net=/proc/$b/ns/net "$@"; }
-ip link add port type veth peer name eth0 netns $b
-ip link set port master eth0 up
-second sh -euc 'ip link set lo up; ip link set eth0 up; ip addr add 192.168.10.41/24 dev eth0; echo 1 >/proc/sys/net/ipv4/ip_nonlocal_bind'
+network second
+second() { inside second "$@"; }
+ip link set second master eth0
+second sh -euc 'ip addr add 192.168.10.41/24 dev eth0; echo 1 >/proc/sys/net/ipv4/ip_nonlocal_bind'
 haproxy -D -p a.pid -f /etc/haproxy/haproxy.cfg
 second haproxy -D -p b.pid -f /etc/second/haproxy
 keepalived -n -l -D -p ka -r kav -f /etc/keepalived/keepalived.conf >a.log 2>&1 &
@@ -989,25 +1000,20 @@ func TestConnectionsThatAreGone(t *testing.T) {
 	for d, load := range map[string]string{"debian12": "nft -f /etc/nftables.conf", "centos7": "iptables-restore </etc/sysconfig/iptables"} {
 		s := reference(t, c, d)
 		n, _ := s.Node("balancer1")
-		out, err := inSandbox(t, n, together(t, c, s, testSecrets(c, s), "balancer1"), `
-holder() { # NAME: a network that has the address
-  unshare --net sleep 600 & eval "$1=$!"
-  for i in $(seq 600); do [ "$(readlink /proc/$!/ns/net)" != "$(readlink /proc/self/ns/net)" ] && break; sleep 0.02; done
-  ip link add $1 type veth peer name visitor netns $!
-  ip link set $1 up
-  nsenter --net=/proc/$!/ns/net sh -euc 'ip link set lo up; ip link set visitor up; ip addr add 10.9.9.39/32 dev visitor; ip route add 10.9.9.50 dev visitor'
-}
+		out, err := inSandbox(t, n, together(t, c, s, testSecrets(c, s), "balancer1"), anotherNetwork+`
 ip addr add 10.9.9.50/32 dev lo
-holder former
-holder current
+for holder in former current; do
+  network $holder
+  inside $holder sh -euc 'ip addr add 10.9.9.39/32 dev eth0; ip route add 10.9.9.50 dev eth0'
+done
 ip route add 10.9.9.39 dev former
-nsenter --net=/proc/$former/ns/net php8.2 -r '$s = stream_socket_server("tcp://0.0.0.0:8443"); touch("listens"); while (true) $c[] = stream_socket_accept($s, -1);' &
+inside former php8.2 -r '$s = stream_socket_server("tcp://0.0.0.0:8443"); touch("listens"); while (true) $c[] = stream_socket_accept($s, -1);' &
 for i in $(seq 600); do [ -e listens ] && break; sleep 0.05; done
 cat >moves <<'end'
-nsenter --net=/proc/$current/ns/net sh -euc '`+load+`'
+nsenter --net=/proc/$network_current/ns/net sh -euc '`+load+`'
 ip route replace 10.9.9.39 dev current
 end
-export current
+export network_current
 cat >visitor.php <<'end'
 <?php
 $c = stream_socket_client('tcp://10.9.9.39:8443');
@@ -1041,14 +1047,11 @@ func TestWhoWaitsLearnsThatTheAddressGoes(t *testing.T) {
 	c := mustLoad(t, "")
 	s := reference(t, c, "debian12")
 	n, _ := s.Node("balancer1")
-	out, err := inSandbox(t, n, together(t, c, s, testSecrets(c, s), "balancer1"), `
-unshare --net sleep 600 & visitor=$!
-for i in $(seq 600); do [ "$(readlink /proc/$visitor/ns/net)" != "$(readlink /proc/self/ns/net)" ] && break; sleep 0.02; done
-ip link add visitor type veth peer name node netns $visitor
-ip link set visitor up
+	out, err := inSandbox(t, n, together(t, c, s, testSecrets(c, s), "balancer1"), anotherNetwork+`
+network visitor
 ip addr add 192.168.10.39/32 dev visitor
 ip route add 10.9.9.50 dev visitor
-nsenter --net=/proc/$visitor/ns/net sh -euc 'ip link set lo up; ip link set node up; ip addr add 10.9.9.50/32 dev node; ip route add 192.168.10.39 dev node'
+inside visitor sh -euc 'ip addr add 10.9.9.50/32 dev eth0; ip route add 192.168.10.39 dev eth0'
 php8.2 -r '$s = stream_socket_server("tcp://0.0.0.0:80"); touch("listens"); while (true) $c[] = stream_socket_accept($s, -1);' &
 for i in $(seq 600); do [ -e listens ] && break; sleep 0.05; done
 sed -n 's/^ExecStop=-//p' /etc/systemd/system/keepalived.service.d/90-imagegen.conf >stop
@@ -1064,7 +1067,7 @@ if (stream_get_meta_data($c)['timed_out'] || !feof($c)) exit("it waits for an an
 if (!stream_socket_client('tcp://192.168.10.39:80', $code, $message, 1)) exit("no connection any more: $message\n");
 echo "learned\n";
 end
-nsenter --net=/proc/$visitor/ns/net php8.2 visitor.php >said & v=$!
+inside visitor php8.2 visitor.php >said & v=$!
 for i in $(seq 600); do [ -e waits ] && break; sleep 0.05; done
 sh -eu stop
 wait $v
