@@ -45,6 +45,8 @@ type service struct {
 	silent  silence   // of the check
 	dead    silence   // of what answers however busy the unit is
 	proxied time.Time // when seen.Sends was last determined
+	faults  int       // how many looks in a row have found that it does not do its work
+	tracked string    // what the track file has; empty: not known
 }
 
 // silence is since when a check gets no answer; zero: it got one.
@@ -91,6 +93,9 @@ func (s *service) Observe(ctx context.Context) (any, error) {
 	if err := s.look(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.track(); err != nil {
+		return nil, err
+	}
 	s.observeProxies(ctx)
 	return s.seen, nil
 }
@@ -122,13 +127,49 @@ func (s *service) look(ctx context.Context) error {
 		s.dead.hear(err, s.checked, s.params.Unit)
 	}
 	if err == nil {
-		err = check(ctx, s.params.Check, checkLimit)
+		limit := checkLimit
+		if s.params.TrackFile != "" { // somebody waits for the result
+			limit = aliveCheck
+		}
+		err = check(ctx, s.params.Check, limit)
 	}
 	if err != nil {
 		s.seen.Fault = err.Error()
 		doubt(s.params.Unit)
 	}
 	s.silent.hear(err, s.checked, s.params.Unit)
+	return nil
+}
+
+// track says in the track file whether the service does its work.
+func (s *service) track() error {
+	if s.params.TrackFile == "" {
+		return nil
+	}
+	s.faults++
+	if u := s.seen.Unit.Active; (u == "active" || u == "reloading") && s.seen.Fault == "" {
+		s.faults = 0
+	}
+	value := "0\n"
+	if s.faults > 1 {
+		value = "1\n"
+	}
+	if value == s.tracked {
+		return nil
+	}
+	// Both values have the same length, and are written over each other: a reader finds one of them.
+	f, err := os.OpenFile(s.params.TrackFile, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteString(value); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	s.tracked = value
 	return nil
 }
 

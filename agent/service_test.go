@@ -272,6 +272,58 @@ func TestServiceThatIsNotAliveIsKilledSooner(t *testing.T) {
 	}
 }
 
+// keepalived reads in a file whether the service answers: once it has not twice, and until it does again.
+func TestServiceTellsKeepalived(t *testing.T) {
+	state, _ := fakeSystemd(t)
+	set := func(active string) {
+		os.WriteFile(state, []byte("LoadState=loaded\nActiveState="+active+"\nSubState=x\nResult=success\nMainPID=0\n"), 0o644)
+	}
+	hangs := make(chan bool, 1)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h := <-hangs; h {
+			<-r.Context().Done()
+		}
+	}))
+	defer proxy.Close()
+	file := filepath.Join(t.TempDir(), "faults")
+	s := newService(Node{}, "haproxy", &facts.ServiceParams{Unit: "imagegen-test-haproxy.service", Check: &facts.Check{HTTP: proxy.URL}, TrackFile: file}).(*service)
+	for i, look := range []struct {
+		active string
+		hangs  bool
+		want   string
+	}{
+		{"active", false, "0\n"},
+		{"active", true, "0\n"},
+		{"active", false, "0\n"},
+		{"active", true, "0\n"},
+		{"active", true, "1\n"},
+		{"active", true, "1\n"},
+		{"active", false, "0\n"},
+		{"reloading", false, "0\n"},
+		{"reloading", false, "0\n"},
+		{"inactive", false, "0\n"},
+		{"activating", false, "1\n"},
+		{"active", false, "0\n"},
+	} {
+		set(look.active)
+		doubt(s.params.Unit)
+		if look.active == "active" {
+			hangs <- look.hangs
+		}
+		before := time.Now()
+		if _, err := s.Observe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(file)
+		if err != nil || string(got) != look.want {
+			t.Errorf("look %d: %q, %v", i, got, err)
+		}
+		if took := time.Since(before); look.hangs && took > checkLimit {
+			t.Errorf("look %d took %v: somebody waits for its result", i, took)
+		}
+	}
+}
+
 // A service that does not answer, but uses CPU, is not killed until it has done so for long.
 func TestServiceThatWorksIsNotKilled(t *testing.T) {
 	state, asked := fakeSystemd(t)

@@ -131,7 +131,7 @@ func idle(t *testing.T, _ int) {
 	}
 	dir := t.TempDir()
 	program := filepath.Join(dir, "imagegen-node")
-	if out, err := exec.Command("go", "build", "-o", program, "imagegen/cmd/imagegen-node").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-ldflags", "-s -w", "-o", program, "imagegen/cmd/imagegen-node").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	sh := func(script string, args ...any) {

@@ -99,6 +99,8 @@ type ServiceParams struct {
 	Alive *Check `json:"alive,omitempty"`
 	// Statistics is the URL of an HAProxy's statistics as CSV; empty: it is not one, or nobody needs to know where it sends what arrives.
 	Statistics string `json:"statistics,omitempty"`
+	// TrackFile is a file for keepalived's track_file: it has 0 while the service does its work, and 1 once it has not twice in a row; empty: none.
+	TrackFile string `json:"track_file,omitempty"`
 	// Gate is a component of this node. The unit starts only after that component has observed, and is stopped while that
 	// component is stopped; empty: none.
 	Gate string `json:"gate,omitempty"`
