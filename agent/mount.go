@@ -13,8 +13,10 @@ import (
 	"imagegen/cluster/facts"
 )
 
-// answerLimit is how long a mounted volume may take to answer before it counts as hung.
-const answerLimit = 2 * time.Second
+const (
+	answerLimit = 2 * time.Second  // a mounted volume that has not answered for longer hangs
+	unusedUnit  = 30 * time.Second // between two questions about the mount's unit while there is nothing to mount
+)
 
 // glusterMount mounts the volume, with a systemd mount unit, once its servers can serve it.
 type glusterMount struct {
@@ -55,7 +57,7 @@ func (m *glusterMount) Observe(ctx context.Context) (any, error) {
 			seen.Fault = netFault(err)
 			seen.Broken = errors.Is(err, syscall.ENOTCONN)
 		}
-	} else if idle := m.seen.Unit.Active == "inactive" && m.retry.Left(m.node.now()) == 0; idle && time.Since(m.asked) < calmUnit {
+	} else if idle := m.seen.Unit.Active == "inactive" && m.retry.Left(m.node.now()) == 0; idle && time.Since(m.asked) < unusedUnit {
 		// systemd loads an unused unit's file for each query and drops it again. While there were no servers to mount from,
 		// that used most of a node's CPU time.
 		seen.Unit = m.seen.Unit

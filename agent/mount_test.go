@@ -140,7 +140,7 @@ func TestMountFollowsItsUnit(t *testing.T) {
 	if n := questions(); n != 1 {
 		t.Errorf("waiting for its servers it has asked systemd %d times", n)
 	}
-	m.asked = time.Now().Add(-2 * calmUnit)
+	m.asked = time.Now().Add(-2 * unusedUnit)
 	if turn(alone); questions() != 2 {
 		t.Error("it never asks again")
 	}

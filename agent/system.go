@@ -34,7 +34,7 @@ var running struct {
 var askingSystemd = make(chan struct{}, 1)
 
 const (
-	calmUnit    = 30 * time.Second // between two questions about a unit that runs as before
+	calmUnit    = 2 * time.Minute  // between two questions about a unit that runs as before; its end is seen without one
 	doubtedUnit = 15 * time.Second // the same, while that cannot be seen without asking, or the unit does not do its work
 	unitLinks   = "/run/systemd/units"
 )
