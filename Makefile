@@ -55,7 +55,7 @@ define install
   [ "$$(id -u)" = 0 ] || { echo "make: run it as root: it needs packages that are not installed:" $$missing >&2; exit 1; }; \
   echo "installing" $$missing; policy=/usr/sbin/policy-rc.d; \
   [ -e $$policy ] || { trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; }; \
-  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(APT_OPTIONS) $$missing >/dev/null; }
 endef
 
 # The package names are Debian 12's.
