@@ -85,9 +85,8 @@ test: checkers ## installs what it needs (Debian 12, root), then: formatting, ve
 	GOOS=darwin $(GO) build -o /dev/null ./cmd/imagegen
 	GOOS=windows $(GO) build -o /dev/null ./cmd/imagegen
 	$(GO) run $(STATICCHECK) ./...
-	@# Go's cache of results knows nothing of installed programs or of who runs the tests: skipped ones would stay skipped. cmd/imagegen takes
-	@# longest, and waits for its nodes most of the time: it begins first, and one package more than there are processors runs beside it.
-	$(GO) run $(GOTESTSUM) --format pkgname -- -count=1 -timeout 20m -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) ./cmd/imagegen $$($(GO) list ./... | grep -v -e '/cmd/imagegen$$' -e '/e2e$$' -e '/bench$$')
+	@# Go's cache of results knows nothing of installed programs or of who runs the tests: skipped ones would stay skipped.
+	$(GO) run $(GOTESTSUM) --format pkgname -- -count=1 -timeout 20m $$($(GO) list ./... | grep -v -e '/e2e$$' -e '/bench$$')
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (default 60s)
