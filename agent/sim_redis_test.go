@@ -894,7 +894,6 @@ func TestSimGivenUpMasterComesBack(t *testing.T) {
 // Two of three nodes are given up: the third continues alone, even if it was a replica, and whether or not its servers
 // were running. When the two return, they become replicas.
 func TestSimRedisGoesOnAlone(t *testing.T) {
-	onlySimulates(t)
 	for name, outage := range map[string]bool{"running": false, "after an outage": true} {
 		for alone := range 3 {
 			for seed := range uint64(20) {

@@ -10,7 +10,6 @@ import (
 	"iter"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -1013,17 +1012,8 @@ func search(k *simKind, first uint64, count int, change func(*simWorld), needs .
 	return failing, err
 }
 
-// onlySimulates skips a test that has just passed, for another user of the same machine: it does not depend on who runs it.
-func onlySimulates(t *testing.T) {
-	t.Helper()
-	if os.Getenv("IMAGEGEN_SIMULATED") != "" {
-		t.Skip("SKIPPED: only simulates, and IMAGEGEN_SIMULATED says that it has just passed")
-	}
-}
-
 // runSim is the test of a simKind.
 func runSim(t *testing.T, k *simKind) {
-	onlySimulates(t)
 	if *simSeed != 0 {
 		h := newHistory(k, *simSeed)
 		t.Log(h)
@@ -1049,7 +1039,6 @@ func runSim(t *testing.T, k *simKind) {
 // scenario runs one list of faults with many seeds: durations, and therefore the order of events, differ.
 func scenario(t *testing.T, k *simKind, nodes int, faults ...fault) {
 	t.Helper()
-	onlySimulates(t)
 	t.Parallel()
 	for seed := range uint64(100) {
 		if h := (history{seed, nodes, faults}); simulate(k, h, nil, nil) != nil {
@@ -1061,7 +1050,6 @@ func scenario(t *testing.T, k *simKind, nodes int, faults ...fault) {
 
 // A history always runs the same way, down to the last message. Otherwise a failing seed could not be replayed.
 func TestSimIsRepeatable(t *testing.T) {
-	onlySimulates(t)
 	for _, k := range []*simKind{simGalera, simRedis, simGluster} {
 		for seed := range uint64(5) {
 			var runs [2][]string
@@ -1107,7 +1095,6 @@ func (m mutant) among(faults ...faultKind) mutant {
 
 // killAll checks that the simulator detects each mutant within the default number of histories.
 func killAll(t *testing.T, k *simKind, mutants []mutant) {
-	onlySimulates(t)
 	if testing.Short() {
 		t.Skip("SKIPPED: breaks the rules one by one for half a minute; run it without -short")
 	}
