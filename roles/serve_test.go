@@ -596,6 +596,45 @@ echo 'the old client is still there'; exit 1
 	}
 }
 
+// TestRedisThatLoadsIsNotUsed: a master that still loads its data says that it is the master, and gets no clients before it answers them.
+func TestRedisThatLoadsIsNotUsed(t *testing.T) {
+	t.Parallel()
+	needSandbox(t)
+	for _, p := range []string{"haproxy", "redis-server", "curl"} {
+		testkit.Program(t, p, "")
+	}
+	c := mustLoad(t, "")
+	s := reference(t, c, "debian12")
+	sec := realSecrets(t, c, s)
+	n, _ := s.Node("redis1")
+	files := append(together(t, c, s, sec, "balancer3"), redisOf(t, c, s, sec, "redis1")...)
+	out, err := inSandbox(t, n, files, redisShell+`
+ip addr add 192.168.10.53/32 dev eth0
+mkdir -p /var/lib/haproxy
+until_says() { want=$1; shift; for i in $(seq 600); do "$@" 2>/dev/null | grep -q "$want" && return; sleep 0.05; done; cat redis1.log; exit 1; }
+serve redis1
+until_says PONG as redis1 -h $IP ping
+as redis1 -h $IP eval 'for i = 1, 4000 do redis.call("set", "k" .. i, string.rep("x", 100)) end' 0
+as redis1 -h $IP bgrewriteaof
+until_says aof_rewrite_in_progress:0 as redis1 -h $IP info persistence
+as redis1 -h $IP shutdown
+wait
+serve redis1 'key-load-delay 2000' 'loading-process-events-interval-bytes 1024' # for eight seconds
+until_says loading:1 as redis1 -h $IP info persistence
+haproxy -D -f /etc/haproxy/haproxy.cfg
+pw=$(sed -n 's/ *stats auth admin://p' /etc/haproxy/haproxy.cfg)
+row() { curl -sf -u "admin:$pw" 'http://192.168.10.49/haproxy?stats;csv' | grep '^redis,redis1,'; }
+until_says ',DOWN,' row
+as redis1 -h $IP info persistence | grep loading:1
+as redis1 -h $IP info replication | grep role:master
+until_says PONG program ping
+as redis1 -h $IP info persistence | grep loading:0
+`)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // TestRedisIsEncrypted: Redis and Sentinel, including replicas, accept no plain text and no client without a
 // certificate of the cluster, and the data balancer connects to no server whose certificate has another name.
 func TestRedisIsEncrypted(t *testing.T) {
