@@ -448,6 +448,22 @@ func sealed(t *testing.T, r Result, rules map[string]cluster.Rules) {
 	if got := cat("/etc/initramfs-tools/update-initramfs.conf"); !strings.Contains(got, "\nupdate_initramfs=yes\n") {
 		t.Errorf("a new kernel would get no initramfs: %s", got)
 	}
+	var initramfs []string
+	for _, path := range strings.Fields(testkit.Run(t, "chroot", root, "sh", "-c", "lsinitramfs /boot/initrd.img-*")) {
+		if strings.HasSuffix(path, ".ko") {
+			initramfs = append(initramfs, strings.TrimSuffix(filepath.Base(path), ".ko"))
+		}
+	}
+	// For each kind of disk that a hypervisor shows, and a server has.
+	for _, module := range strings.Fields("ext4 virtio_pci virtio_mmio virtio_blk virtio_scsi ahci ata_piix nvme vmd sd_mod mptspi mptsas vmw_pvscsi BusLogic hv_storvsc pci-hyperv " +
+		"xen-blkfront uas usb-storage xhci-pci megaraid_sas mpt3sas hpsa aacraid smartpqi usbhid hid-generic") {
+		if !slices.Contains(initramfs, module) {
+			t.Errorf("the initramfs lacks %s", module)
+		}
+	}
+	if slices.Contains(initramfs, "e1000") {
+		t.Error("the initramfs has network cards")
+	}
 	for line := range strings.Lines(cat("/etc/shadow")) {
 		if f := strings.Split(line, ":"); f[1] != "" && !strings.HasPrefix(f[1], "!") && f[1] != "*" || f[1] == "" {
 			t.Errorf("%s has a password, or needs none", f[0])
