@@ -42,6 +42,9 @@ func writeApplySpec(t *testing.T, text, rigid, more string) {
 
 // apply with real agents: in place, with new machines, killed in between, undone, with a node more and less.
 func TestApply(t *testing.T) {
+	if elsewhere(t) {
+		return
+	}
 	spec := strings.NewReplacer("TEXT", "one", "RIGID", "one", "MORE", "").Replace(applySpec)
 	writeRole := func() {
 		writeFile(t, "roles/front/text.conf", "text {{.Options.text}}\n")

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,41 @@ import (
 const asMachines = "IMAGEGEN_TEST_AS_MACHINES"
 
 func init() { testPrograms[asMachines] = provideMachines }
+
+// asTest names the test that a test program runs alone.
+const asTest = "IMAGEGEN_TEST_ALONE"
+
+// elsewhere runs a test in a process of its own, beside others, and tells whether it has done so. Tests that start nodes change the current
+// folder, so they cannot share a process, and wait most of the time.
+func elsewhere(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(asTest) == t.Name() {
+		return false
+	}
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(arg string) bool { return strings.HasPrefix(arg, "-test.testlogfile") }) // this process's
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", append(args, "-test.run=^"+t.Name()+"$", "-test.v=true")...)
+	cmd.Env = append(os.Environ(), asTest+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	runtime.LockOSThread() // Pdeathsig kills it when the thread that started it ends
+	defer runtime.UnlockOSThread()
+	err := cmd.Start()
+	t.Parallel() // returns after all other tests
+	if err == nil {
+		err = cmd.Wait()
+	}
+	text := out.String()
+	switch {
+	case err == nil && strings.Contains(text, "\n--- SKIP: "+t.Name()):
+		t.Skip(text)
+	case err != nil || !strings.Contains(text, "\n--- PASS: "+t.Name()):
+		t.Errorf("%v\n%s", err, text)
+	default:
+		t.Log(text)
+	}
+	return true
+}
 
 // nodes is what a test has of them.
 type nodes struct {

@@ -111,6 +111,9 @@ func (o *nodes) disk(t *testing.T, node string) string {
 // up, replace, roll and down with machines that a program makes, and real agents on them: killed in between, what comes next finishes
 // it; and a node that does not become ready stops a roll.
 func TestRollThroughAProgram(t *testing.T) {
+	if elsewhere(t) {
+		return
+	}
 	spec := strings.Replace(programSpec, "STORAGE", "machines", 1) // the program runs in the current folder
 	o := startNodes(t, spec, map[string]string{"front": strings.ReplaceAll(cachyRole, "cachy", "front"), "back": strings.ReplaceAll(cachyRole, "cachy", "back")})
 	expect := func(what, want string) {

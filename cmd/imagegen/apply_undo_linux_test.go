@@ -102,6 +102,9 @@ func whoHolds(t *testing.T, secret string, dirs ...string) (paths []string) {
 // An apply that was killed after nodes had changed can still be undone, with the seeds and images of before. Once all nodes have changed,
 // nothing that only the earlier generation has is in any file of a node or of the operator.
 func TestUndoAfterInterruption(t *testing.T) {
+	if elsewhere(t) {
+		return
+	}
 	const old, changed = "textofthefirstgeneration", "textofthenextgeneration" // each stands for a secret
 	write := func(text, rigid string) {
 		writeFile(t, "cluster.yaml", strings.NewReplacer("TEXT", text, "RIGID", rigid).Replace(undoSpec))
