@@ -195,11 +195,20 @@ func middle[T int64 | float64 | time.Duration](values []T) T {
 
 // imagegen returns a call of the command that make built.
 func imagegen(t *testing.T, args ...string) *exec.Cmd {
-	path, err := filepath.Abs("../bin/imagegen")
+	return exec.Command(built(t, "imagegen"), args...)
+}
+
+// built returns the path of a program that make built.
+func built(t *testing.T, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join("../bin", name))
+	if err == nil {
+		_, err = os.Stat(path)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return exec.Command(path, args...)
+	return path
 }
 
 func must(t *testing.T, cmd *exec.Cmd) {

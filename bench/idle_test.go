@@ -130,10 +130,7 @@ func idle(t *testing.T, _ int) {
 		}
 	}
 	dir := t.TempDir()
-	program := filepath.Join(dir, "imagegen-node")
-	if out, err := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-ldflags", "-s -w", "-o", program, "imagegen/cmd/imagegen-node").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	program := built(t, "imagegen-node")
 	sh := func(script string, args ...any) {
 		t.Helper()
 		if out, err := exec.Command("sh", "-ec", fmt.Sprintf(script, args...)).CombinedOutput(); err != nil {
