@@ -98,21 +98,12 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-60s} $$pkg || exit 1; \
 	  done; done
 
-.PHONY: e2e e2e-packages e2e-cluster e2e-servers e2e-bakes
-e2e: e2e-cluster e2e-servers e2e-bakes ## the reference cluster in the lab: bakes, boots in three orders, faults, five minutes of random faults, three VMs; real GlusterFS servers; bakes; with make -j3 at the same time (root)
-
-e2e-packages: tools
+.PHONY: e2e
+e2e: tools build ## the reference cluster in the lab: bakes, boots in three orders, faults, five minutes of random faults, three VMs (root)
 	$(call install,$(VM_TOOLS) $(GLUSTER) $(FAULT_TOOLS) $(BROWSER))
-
-e2e-cluster: e2e-packages build
 	IMAGEGEN_E2E=1 $(GO) test -count=1 -p 1 -timeout 75m -v ./e2e ./lab
-
-# They wait most of the time.
-e2e-servers: e2e-packages
-	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 60m -run TestGlusterForReal -v ./agent
-
-e2e-bakes: e2e-packages
-	IMAGEGEN_E2E=1 nice $(GO) test -count=1 -timeout 60m -run 'TestCentOSBake|TestReproducible' -v ./images
+	@# Not beside the cluster: bakes take all processors, and its boots have time limits.
+	IMAGEGEN_E2E=1 $(GO) test -count=1 -timeout 30m -run 'TestGlusterForReal|TestCentOSBake|TestReproducible' -v ./agent ./images
 
 .PHONY: e2e-soak
 e2e-soak: tools build ## random faults under load for TIME (default 1h); SEED replays a run (root)
