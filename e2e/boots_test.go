@@ -209,7 +209,7 @@ func (b *bench) boxMachine(t *testing.T, role string) hardware {
 func (b *bench) boots(t *testing.T, node string, machine []string, disk, mac string) {
 	t.Helper()
 	role, address := "", ""
-	for _, n := range b.nodes(t) {
+	for _, n := range b.built(t) {
 		if n.Node == node {
 			role, address = n.Role, n.Address
 		}

@@ -188,8 +188,8 @@ func (b *bench) nodes(t *testing.T) []nodeStatus {
 	return status.Nodes
 }
 
-// expected returns the names of the nodes that build has made seeds for.
-func (b *bench) expected(t *testing.T) (names []string) {
+// built returns the nodes that build has made seeds for, whether they run or not.
+func (b *bench) built(t *testing.T) []nodeStatus {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(b.dir, "dist", "expected.json"))
 	if err != nil {
@@ -199,7 +199,13 @@ func (b *bench) expected(t *testing.T) (names []string) {
 	if err := json.Unmarshal(data, &expected); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range expected.Nodes {
+	return expected.Nodes
+}
+
+// expected returns the names of the nodes that build has made seeds for.
+func (b *bench) expected(t *testing.T) (names []string) {
+	t.Helper()
+	for _, n := range b.built(t) {
 		names = append(names, n.Node)
 	}
 	return names
