@@ -9,8 +9,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"imagegen/cluster/facts"
+	"imagegen/internal/testkit"
 )
 
 var testOwner = marker{CreatedBy: markerSchema, ClusterID: "id1", Cluster: "otus", Role: "redis", Node: "redis1"}
@@ -148,13 +150,27 @@ func testDisk(t *testing.T, dev, dir string) *disk {
 		{Path: filepath.Join(mnt, "redis"), Owner: "www-data:www-data", Mode: "2750", Bind: filepath.Join(t.TempDir(), "bound")},
 	}}).(*disk)
 	d.lab = dev
-	t.Cleanup(func() { unmountDisk(d) })
+	t.Cleanup(func() { unmountDisk(t, d) })
 	return d
 }
 
-func unmountDisk(d *disk) {
+// unmountDisk also waits until the disk is free: a program that another test has just started may have a copy of the mounts.
+func unmountDisk(t *testing.T, d *disk) {
+	t.Helper()
+	mounts, err := readMounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := mountAt(mounts, d.params.Mount)
 	syscall.Unmount(d.params.Dirs[0].Bind, 0)
 	syscall.Unmount(d.params.Mount, 0)
+	if m == nil {
+		return
+	}
+	testkit.Until(t, time.Minute, m.source+" is free", func() bool {
+		used, err := inUse(m.source)
+		return err != nil || !used // or is not there any more
+	})
 }
 
 // boot calls Observe and Step three times; after that the state no longer changes.
@@ -191,14 +207,14 @@ func TestDiskForReal(t *testing.T) {
 	if st := fi.Sys().(*syscall.Stat_t); st.Uid != 33 || st.Gid != 33 || st.Mode&0o7777 != 0o2750 {
 		t.Errorf("folder: %d:%d %o", st.Uid, st.Gid, st.Mode&0o7777)
 	}
-	unmountDisk(d)
+	unmountDisk(t, d)
 
 	keeps := func(when string, d *disk) {
 		t.Helper()
 		if data, _ := os.ReadFile(filepath.Join(d.params.Mount, "redis/dump.rdb")); string(data) != "precious" {
 			t.Errorf("%s: the data is gone", when)
 		}
-		unmountDisk(d)
+		unmountDisk(t, d)
 	}
 	again := testDisk(t, dev, dir)
 	if got := boot(t, again); got.State != facts.Ready {
@@ -241,7 +257,7 @@ func TestDiskGrows(t *testing.T) {
 	if got := boot(t, d); got.State != facts.Ready {
 		t.Fatalf("%+v", got)
 	}
-	unmountDisk(d)
+	unmountDisk(t, d)
 	file := strings.TrimSpace(sh(t, `losetup -n -O BACK-FILE $1`, dev))
 	sh(t, `truncate -s 256M $1; losetup -c $2`, file, dev)
 	d.settled = false

@@ -145,10 +145,19 @@ func TestFindDisksPassesOver(t *testing.T) {
 
 // mountElsewhere mounts a disk in a mount namespace of its own, where /proc/self/mountinfo does not show it.
 func mountElsewhere(t *testing.T, dev, dir string) func() {
+	sh(t, `mkfs.ext4 -q $1`, dev)
+	release := holdElsewhere(t, dev, dir)
+	return func() {
+		release()
+		sh(t, `wipefs -qa $1`, dev)
+	}
+}
+
+// holdElsewhere is mountElsewhere of a disk with a file system.
+func holdElsewhere(t *testing.T, dev, dir string) (release func()) {
 	if _, err := exec.LookPath("unshare"); err != nil {
 		t.Skip("SKIPPED: needs unshare (apt-get install util-linux)")
 	}
-	sh(t, `mkfs.ext4 -q $1`, dev)
 	cmd := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", `mount "$1" "$2" && echo mounted && read line; umount "$2"`, "sh", dev, dir)
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -167,7 +176,6 @@ func mountElsewhere(t *testing.T, dev, dir string) func() {
 	return func() {
 		in.Close()
 		cmd.Wait()
-		sh(t, `wipefs -qa $1`, dev)
 	}
 }
 
@@ -336,7 +344,7 @@ func TestFindDisksUnderAnyName(t *testing.T) {
 				t.Fatalf("first boot: %+v", got)
 			}
 			sh(t, `echo precious >$1/redis/file`, d.params.Mount)
-			unmountDisk(d)
+			unmountDisk(t, d)
 			// Another blank disk of the same size now has the old name.
 			m.detach(t)
 			m.attach(t, boots[0].name, beside, boots[0].attrs)
@@ -352,6 +360,34 @@ func TestFindDisksUnderAnyName(t *testing.T) {
 				t.Errorf("the blank disk is not any more: %s", out)
 			}
 		})
+	}
+}
+
+// A data disk that something else has mounted is not replaced by a blank one, and is taken once it is free.
+func TestFindDisksInUse(t *testing.T) {
+	dev, beside, m, dir := loopDisk(t, "64M"), loopDisk(t, "64M"), newHardware(t), t.TempDir()
+	m.attach(t, "vdb", dev, nil)
+	d := m.disk(t, dir)
+	if got := boot(t, d); got.State != facts.Ready {
+		t.Fatalf("first boot: %+v", got)
+	}
+	sh(t, `echo precious >$1/redis/file`, d.params.Mount)
+	unmountDisk(t, d)
+	m.attach(t, "vdc", beside, nil)
+	release := holdElsewhere(t, dev, t.TempDir())
+	d = m.disk(t, dir)
+	if _, err := d.Observe(t.Context()); err == nil || !strings.Contains(err.Error(), "vdb is the data disk (label imagegen-data), and a program uses it") {
+		t.Errorf("while it is in use: %v", err)
+	}
+	release()
+	if got := boot(t, d); got.State != facts.Ready {
+		t.Errorf("afterwards: %+v", got)
+	}
+	if data, _ := os.ReadFile(filepath.Join(d.params.Mount, "redis/file")); string(data) != "precious\n" {
+		t.Error("another disk was taken")
+	}
+	if out, _ := exec.Command("blkid", "-p", beside).Output(); len(out) > 0 {
+		t.Errorf("the blank disk is not any more: %s", out)
 	}
 }
 
@@ -386,7 +422,7 @@ func TestIntentFollowsItsDisk(t *testing.T) {
 			if source := mounted(t, d); filepath.Base(source) != "vdc" {
 				t.Errorf("%s is the data disk", source)
 			}
-			unmountDisk(d)
+			unmountDisk(t, d)
 			if checksum(t, foreign) != before {
 				t.Error("the disk that has the intended one's name now was written to")
 			}
@@ -422,7 +458,7 @@ func TestDiskIntentWipesNothingForeign(t *testing.T) {
 			if got.State == facts.Ready {
 				t.Errorf("%+v", got)
 			}
-			unmountDisk(d)
+			unmountDisk(t, d)
 			if name == "a file system of ours" {
 				sh(t, `m=$(mktemp -d); mount $1 $m; grep -q precious $m/file; umount $m; rmdir $m`, dev)
 			} else if checksum(t, dev) != before {
@@ -496,7 +532,7 @@ func TestIntentComesBeforeFormatting(t *testing.T) {
 			if !strings.Contains(lines[0], intent.UUID) || lines[2] != stampText+intent.UUID {
 				t.Errorf("%q", lines)
 			}
-			unmountDisk(d)
+			unmountDisk(t, d)
 			if got := strings.TrimSpace(sh(t, `blkid -p -o value -s UUID $1`, dev)); got != intent.UUID {
 				t.Errorf("the file system's UUID is %s, want %s", got, intent.UUID)
 			}
