@@ -5,7 +5,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 # Prints how many tests were skipped, and what each of them lacked.
 GOTESTSUM := gotest.tools/gotestsum@v1.13.0
 export CGO_ENABLED := 0
-# As the released programs are built: tests share what has been compiled, in any folder.
+# Without the folder in them, tests and released programs share what has been compiled, wherever the checkout is.
 export GOFLAGS := $(strip $(filter-out -trimpath,$(shell $(GO) env GOFLAGS)) -trimpath)
 
 # Packages that baking and the lab need; no daemon among them.
@@ -89,6 +89,7 @@ test: checkers ## installs what it needs (Debian 12, root), then: formatting, ve
 	GOOS=windows $(GO) build -gcflags 'all=-N -l' -o /dev/null ./cmd/imagegen
 	$(GO) run $(STATICCHECK) ./...
 	@# Go's cache of results knows nothing of installed programs or of who runs the tests: skipped ones would stay skipped.
+	@# go vet has run above.
 	$(GO) run $(GOTESTSUM) --format pkgname -- -count=1 -vet=off -timeout 20m $(if $(SKIP),-skip '$(SKIP)') $$($(GO) list ./... | grep -v -e '/e2e$$' -e '/bench$$')
 
 .PHONY: fuzz

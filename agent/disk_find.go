@@ -50,16 +50,15 @@ func (d *disk) findDisks(ctx context.Context) (disks []blockDisk, others []strin
 		switch {
 		case readNumber(dir, "ro") == 1:
 			others = append(others, dev+": read-only")
-		case used:
-			if len(partitions) == 0 {
-				// Its label is looked for nevertheless: if the data disk is mounted where this process does not see it, a blank one must not be taken in its place.
-				b, err := d.probe(ctx, dev, dir)
-				if err != nil {
-					return nil, nil, err
-				}
-				if b.Labelled {
-					return nil, nil, fmt.Errorf("%s is the data disk (label %s), and a program uses it in another mount namespace; no other disk is taken instead", dev, diskLabels[d.params.Filesystem])
-				}
+		case used && len(partitions) > 0:
+			others = append(others, dev+": in use")
+		case used: // if it is the data disk, mounted where this process does not see it, no blank one may be taken in its place
+			b, err := d.probe(ctx, dev, dir)
+			if err != nil {
+				return nil, nil, err
+			}
+			if b.Labelled {
+				return nil, nil, fmt.Errorf("%s is the data disk (label %s), and a program uses it in another mount namespace; no other disk is taken instead", dev, diskLabels[d.params.Filesystem])
 			}
 			others = append(others, dev+": in use")
 		case len(partitions) > 0:

@@ -321,6 +321,30 @@ func writeRAID(t *testing.T, dev, version string) {
 	}
 }
 
+// makePrecious boots with a blank disk, leaves a file on it, and unmounts it.
+func makePrecious(t *testing.T, d *disk) {
+	t.Helper()
+	if got := boot(t, d); got.State != facts.Ready {
+		t.Fatalf("first boot: %+v", got)
+	}
+	sh(t, `echo precious >$1/redis/file`, d.params.Mount)
+	unmountDisk(t, d)
+}
+
+// takesPrecious boots again: the disk with the file is taken, and the blank one beside it is not touched.
+func takesPrecious(t *testing.T, d *disk, beside string) {
+	t.Helper()
+	if got := boot(t, d); got.State != facts.Ready {
+		t.Errorf("second boot: %+v", got)
+	}
+	if data, _ := os.ReadFile(filepath.Join(d.params.Mount, "redis/file")); string(data) != "precious\n" {
+		t.Error("second boot: another disk was taken")
+	}
+	if out, _ := exec.Command("blkid", "-p", beside).Output(); len(out) > 0 {
+		t.Errorf("the blank disk is not any more: %s", out)
+	}
+}
+
 // A blank disk is found under any device name, in every boot. The disk with the label is never confused with the blank
 // one beside it.
 func TestFindDisksUnderAnyName(t *testing.T) {
@@ -340,25 +364,13 @@ func TestFindDisksUnderAnyName(t *testing.T) {
 			dev, beside, m, dir := loopDisk(t, "64M"), loopDisk(t, "64M"), newHardware(t), t.TempDir()
 			m.attach(t, boots[0].name, dev, boots[0].attrs)
 			d := m.disk(t, dir)
-			if got := boot(t, d); got.State != facts.Ready {
-				t.Fatalf("first boot: %+v", got)
-			}
-			sh(t, `echo precious >$1/redis/file`, d.params.Mount)
-			unmountDisk(t, d)
+			makePrecious(t, d)
 			// Another blank disk of the same size now has the old name.
 			m.detach(t)
 			m.attach(t, boots[0].name, beside, boots[0].attrs)
 			m.attach(t, boots[1].name, dev, boots[1].attrs)
 			d = m.disk(t, dir)
-			if got := boot(t, d); got.State != facts.Ready {
-				t.Errorf("second boot: %+v", got)
-			}
-			if data, _ := os.ReadFile(filepath.Join(d.params.Mount, "redis/file")); string(data) != "precious\n" {
-				t.Error("second boot: another disk was taken")
-			}
-			if out, _ := exec.Command("blkid", "-p", beside).Output(); len(out) > 0 {
-				t.Errorf("the blank disk is not any more: %s", out)
-			}
+			takesPrecious(t, d, beside)
 		})
 	}
 }
@@ -368,11 +380,7 @@ func TestFindDisksInUse(t *testing.T) {
 	dev, beside, m, dir := loopDisk(t, "64M"), loopDisk(t, "64M"), newHardware(t), t.TempDir()
 	m.attach(t, "vdb", dev, nil)
 	d := m.disk(t, dir)
-	if got := boot(t, d); got.State != facts.Ready {
-		t.Fatalf("first boot: %+v", got)
-	}
-	sh(t, `echo precious >$1/redis/file`, d.params.Mount)
-	unmountDisk(t, d)
+	makePrecious(t, d)
 	m.attach(t, "vdc", beside, nil)
 	release := holdElsewhere(t, dev, t.TempDir())
 	d = m.disk(t, dir)
@@ -380,15 +388,7 @@ func TestFindDisksInUse(t *testing.T) {
 		t.Errorf("while it is in use: %v", err)
 	}
 	release()
-	if got := boot(t, d); got.State != facts.Ready {
-		t.Errorf("afterwards: %+v", got)
-	}
-	if data, _ := os.ReadFile(filepath.Join(d.params.Mount, "redis/file")); string(data) != "precious\n" {
-		t.Error("another disk was taken")
-	}
-	if out, _ := exec.Command("blkid", "-p", beside).Output(); len(out) > 0 {
-		t.Errorf("the blank disk is not any more: %s", out)
-	}
+	takesPrecious(t, d, beside)
 }
 
 // The power fails while a disk without a serial number is formatted, and on the next boot the device names are swapped.

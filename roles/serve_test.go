@@ -561,10 +561,9 @@ as() { node=$1; shift; redis-cli --tls --cacert /etc/$node/pki/ca.crt --cert /et
 program() { redis-cli --tls --cacert /etc/imagegen/pki/ca.crt -h 192.168.10.53 "$@"; } # it has a password, and no certificate
 `
 
-// TestRedisMasterIsFound connects to Redis through the data balancer while the first server is a replica and the second
-// the master, and again after they have swapped roles.
-func TestRedisMasterIsFound(t *testing.T) {
-	t.Parallel()
+// redisBehindBalancer returns redis1, and the files of Redis nodes and of a data balancer.
+func redisBehindBalancer(t *testing.T, nodes ...string) (cluster.Node, []RenderedFile) {
+	t.Helper()
 	needSandbox(t)
 	for _, p := range []string{"haproxy", "redis-server"} {
 		testkit.Program(t, p, "")
@@ -573,7 +572,14 @@ func TestRedisMasterIsFound(t *testing.T) {
 	s := reference(t, c, "debian12")
 	sec := realSecrets(t, c, s)
 	n, _ := s.Node("redis1")
-	files := append(together(t, c, s, sec, "balancer3"), redisOf(t, c, s, sec, "redis1", "redis2")...)
+	return n, append(together(t, c, s, sec, "balancer3"), redisOf(t, c, s, sec, nodes...)...)
+}
+
+// TestRedisMasterIsFound connects to Redis through the data balancer while the first server is a replica and the second
+// the master, and again after they have swapped roles.
+func TestRedisMasterIsFound(t *testing.T) {
+	t.Parallel()
+	n, files := redisBehindBalancer(t, "redis1", "redis2")
 	out, err := inSandbox(t, n, files, redisShell+`
 for a in 50 53; do ip addr add 192.168.10.$a/32 dev eth0; done
 mkdir -p /var/lib/haproxy
@@ -599,15 +605,8 @@ echo 'the old client is still there'; exit 1
 // TestRedisThatLoadsIsNotUsed: a master that still loads its data says that it is the master, and gets no clients before it answers them.
 func TestRedisThatLoadsIsNotUsed(t *testing.T) {
 	t.Parallel()
-	needSandbox(t)
-	for _, p := range []string{"haproxy", "redis-server", "curl"} {
-		testkit.Program(t, p, "")
-	}
-	c := mustLoad(t, "")
-	s := reference(t, c, "debian12")
-	sec := realSecrets(t, c, s)
-	n, _ := s.Node("redis1")
-	files := append(together(t, c, s, sec, "balancer3"), redisOf(t, c, s, sec, "redis1")...)
+	testkit.Program(t, "curl", "")
+	n, files := redisBehindBalancer(t, "redis1")
 	out, err := inSandbox(t, n, files, redisShell+`
 ip addr add 192.168.10.53/32 dev eth0
 mkdir -p /var/lib/haproxy

@@ -9,7 +9,7 @@ step() { echo "step: $*" >&3; }
 root=$RESULT/root
 
 # The initramfs has what finds the disk with the root file system, on hypervisors and on servers, and a keyboard. The default adds network cards
-# and what only boards have, and starts a dozen programs for each module: three minutes, since installing the kernel makes it twice.
+# and what only boards have, and starts a dozen programs for each module. INITRD=No: it is made once, at the end, not while the kernel is installed and once more after that.
 mkdir "$WORK/initramfs"
 echo 'MODULES=list' >"$WORK/initramfs/90-imagegen"
 cat >"$WORK/initramfs/imagegen" <<'HOOK'
@@ -17,9 +17,9 @@ cat >"$WORK/initramfs/imagegen" <<'HOOK'
 # See initramfs-tools(7).
 [ "$1" != prereqs ] || exit 0
 set -e
+files=$(cd "/lib/modules/$version/kernel/drivers" && find ata block message/fusion nvme/host pci/controller scsi usb/host usb/storage -name '*.ko*' -printf '%f\n')
 {
-    cd "/lib/modules/$version/kernel/drivers"
-    find ata block message/fusion nvme/host pci/controller scsi usb/host usb/storage -name '*.ko*' -printf '%f\n' | sed 's/\.ko.*//'
+    echo "$files" | sed 's/\.ko.*//'
     echo ext4 isofs virtio_pci virtio_mmio atkbd i8042 hid-generic usbhid hyperv-keyboard
 } | xargs modprobe --all --set-version="$version" --quiet --show-depends | awk '$1 == "insmod" {print $2}' | sort -u | xargs cp -p --parents -t "$DESTDIR"
 HOOK

@@ -23,7 +23,7 @@ done
 printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
 chmod 755 /usr/sbin/policy-rc.d
 
-# Some packages bring hooks for the initramfs, none of which this disk's root needs: making it anew takes as long as all else.
+# Some packages bring hooks for the initramfs, none of which this disk's root needs. Making it anew would take some seconds of each image.
 initramfs=/etc/initramfs-tools/update-initramfs.conf
 sed -i 's/^update_initramfs=yes/update_initramfs=no/' $initramfs
 
