@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -224,7 +225,7 @@ func TestLock(t *testing.T) {
 	wantError(t, Fetch(t.Context(), c), "roles/tiny/role.yaml:4:16: ", "the archive has no package no-such-package for debian12")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Fetch(ctx, c); err != context.Canceled {
+	if err := Fetch(ctx, c); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

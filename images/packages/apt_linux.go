@@ -57,9 +57,9 @@ func OpenArchive(ctx context.Context, c ArchiveConfig) (_ *Archive, err error) {
 			a.Close()
 		}
 	}()
-	dump, err := program.Command(ctx, "apt-config", "dump").Output()
+	dump, err := program.Output(ctx, "apt-config", "dump")
 	if err != nil {
-		return nil, fmt.Errorf("read this machine's APT settings with apt-config: %w", err)
+		return nil, fmt.Errorf("read this machine's APT settings: %w", err)
 	}
 	err = errors.Join(a.trust(),
 		os.WriteFile(filepath.Join(a.dir, "sources.list"), []byte(strings.Join(sources, "\n")+"\n"), 0o644),
@@ -188,7 +188,7 @@ func (a *Archive) Status(ctx context.Context, s Store, packages []Pin) (string, 
 
 // control returns the control fields of a package file.
 func control(ctx context.Context, path string) (string, error) {
-	out, err := program.Command(ctx, "dpkg-deb", "--field", path).Output()
+	out, err := program.Output(ctx, "dpkg-deb", "--field", path)
 	return strings.TrimSpace(string(out)) + "\n", err
 }
 

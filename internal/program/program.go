@@ -4,6 +4,7 @@ package program
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -54,6 +55,22 @@ func Run(ctx context.Context, pkg, program string, args ...string) error {
 		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(out)))
 	}
 	return nil
+}
+
+// Output runs a program and returns its standard output. An error contains what the program wrote to standard error; if it was stopped by
+// ctx, the error is that of ctx.
+func Output(ctx context.Context, program string, args ...string) ([]byte, error) {
+	out, err := Command(ctx, program, args...).Output()
+	if err == nil {
+		return out, nil
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && len(exit.Stderr) > 0 {
+		return nil, fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(exit.Stderr)))
+	}
+	return nil, fmt.Errorf("%s: %w", program, err)
 }
 
 // ProxyEnv returns the environment's proxy variables.
