@@ -749,8 +749,9 @@ func TestLocks(t *testing.T) {
 	second.Close()
 }
 
-// TestReproducible bakes an image twice, from only a lock and its packages: at different times and in different
-// folders, time zones, languages and umasks, with different numbers of jobs. All formats must be equal, bit for bit.
+// TestReproducible bakes an image twice: once with the cache of imagegen on this machine, which may have the base from another day, and once
+// from only a lock and its packages. They differ in folders, time zones, languages, umasks and numbers of jobs. All formats must be equal, bit
+// for bit.
 func TestReproducible(t *testing.T) {
 	if os.Getenv("IMAGEGEN_E2E") == "" {
 		t.Skip("IMAGEGEN_E2E is not set: that bakes are repeatable is NOT tested")
@@ -761,31 +762,42 @@ func TestReproducible(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
-	stock := t.TempDir()
-	if err := Fetch(t.Context(), mustConfig(t, first, stock)); err != nil {
+	caches, err := os.UserCacheDir()
+	if err != nil {
 		t.Fatal(err)
 	}
-	second := testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
-	if err := sparse.Copy(t.Context(), filepath.Join(first, packages.LockName), filepath.Join(second, packages.LockName)); err != nil {
+	first, second := testDir(t, tinySpec, map[string]string{"tiny": tinyRole}), testDir(t, tinySpec, map[string]string{"tiny": tinyRole})
+	used, fresh := mustConfig(t, first, filepath.Join(caches, "imagegen")), mustConfig(t, second, filepath.Join(t.TempDir(), "a", "cache"))
+	if err := Fetch(t.Context(), used); err != nil {
 		t.Fatal(err)
 	}
-	build := func(dir, umask string, env ...string) *run {
-		t.Helper()
-		cache := filepath.Join(t.TempDir(), "a", "cache")
-		if err := os.MkdirAll(cache, 0o755); err != nil {
+	if err := sparse.Copy(t.Context(), used.LockPath(), fresh.LockPath()); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := packages.ReadLock(used.LockPath(), used.Spec.Distro)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := used.cache().store(), fresh.cache().store()
+	for _, p := range append(lock.Base.Packages, lock.Roles["tiny"].Packages...) {
+		if err := os.MkdirAll(filepath.Dir(to.Path(p.SHA256)), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Run(t, "cp", "-r", filepath.Join(stock, "packages"), cache)
+		if err := sparse.Copy(t.Context(), from.Path(p.SHA256), to.Path(p.SHA256)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build := func(c Config, umask string, env ...string) *run {
+		t.Helper()
 		cmd := exec.Command("unshare", "--net", "sh", "-c", "umask "+umask+"; exec "+self)
-		cmd.Env = append(append(os.Environ(), "IMAGES_TEST_BUILD="+dir, "IMAGES_TEST_CACHE="+cache, "IMAGES_TEST_OFFLINE=1"), env...)
+		cmd.Env = append(append(os.Environ(), "IMAGES_TEST_BUILD="+filepath.Dir(c.LockPath()), "IMAGES_TEST_CACHE="+c.CacheDir, "IMAGES_TEST_OFFLINE=1"), env...)
 		cmd.Stderr = os.Stderr
 		return start(t, cmd)
 	}
-	one := build(first, "022", "TZ=UTC", "LANG=C", "GOMAXPROCS=1", "IMAGES_TEST_JOBS=1")
-	// Most of a build takes one processor, so the second runs beside the first. It begins later, so that the times differ.
-	one.until(t, "base: configure the base")
-	two := build(second, "077", "TZ=Pacific/Kiritimati", "LANG=de_DE.UTF-8", "LC_ALL=de_DE.UTF-8", "IMAGES_TEST_JOBS=7", "TMPDIR="+t.TempDir(), "HOME=/nonexistent")
+	two := build(fresh, "077", "TZ=Pacific/Kiritimati", "LANG=de_DE.UTF-8", "LC_ALL=de_DE.UTF-8", "IMAGES_TEST_JOBS=7", "TMPDIR="+t.TempDir(), "HOME=/nonexistent")
+	// Most of a build takes one processor, so the other runs beside it. It begins later, so that the times differ.
+	two.until(t, "base: configure the base")
+	one := build(used, "022", "TZ=UTC", "LANG=C", "GOMAXPROCS=1", "IMAGES_TEST_JOBS=1")
 	one.end(t)
 	two.end(t)
 	if t.Failed() {
