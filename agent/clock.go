@@ -27,8 +27,12 @@ func (systemClock) Sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// began is when the process started.
-var began = time.Now()
+// began is the beginning of the second, by the wall clock, in which the process started. So the agents of nodes whose clocks agree wake up at
+// the same time, and are awake when their peers ask.
+var began = func() time.Time {
+	t := time.Now()
+	return t.Add(-time.Duration(t.Nanosecond()))
+}()
 
 // together returns the time that is left until a multiple of d: the first one that is more than d/2 after now.
 func together(now, d time.Duration) time.Duration {
