@@ -11,13 +11,16 @@ import (
 
 // Paths on a node.
 const (
-	seedsDir    = "var/lib/imagegen/seeds"         // one folder per seed: the latest and, for a moment, the next
-	currentLink = "var/lib/imagegen/seed"          // symbolic link to the latest's folder
-	appliedFile = "var/lib/imagegen/seed-applied"  // the instance-id that cloud-init has applied completely
-	cloudDir    = "var/lib/cloud"                  // cloud-init's state
-	shownDir    = "var/lib/cloud/seed/nocloud"     // where cloud-init looks
-	statusFile  = "run/cloud-init/status.json"     // of this boot
-	instanceNow = "var/lib/cloud/data/instance-id" // the last one applied
+	seedsDir      = "var/lib/imagegen/seeds"                // one folder per seed: the latest and, for a moment, the next
+	currentLink   = "var/lib/imagegen/seed"                 // symbolic link to the latest's folder
+	appliedFile   = "var/lib/imagegen/seed-applied"         // the instance-id that cloud-init has applied completely
+	cloudDir      = "var/lib/cloud"                         // cloud-init's state
+	shownDir      = "var/lib/cloud/seed/nocloud"            // where cloud-init looks
+	localMetaData = "run/imagegen-meta-data"                // the kept seed's, and that the data source is local
+	statusFile    = "run/cloud-init/status.json"            // of this boot
+	resultFile    = "run/cloud-init/result.json"            // exists once cloud-init has finished in this boot
+	instanceNow   = "var/lib/cloud/data/instance-id"        // the last one applied
+	networkStage  = "etc/systemd/system/cloud-init.service" // the unit's mask, if it has one
 )
 
 // Disk is a node's root disk.

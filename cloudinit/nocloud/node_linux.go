@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -81,7 +82,7 @@ func (d Disk) Check(ctx context.Context, say func(string)) error {
 	case len(notes) > 0:
 		say(stays)
 	}
-	return d.show(d.path(currentLink))
+	return d.show(currentLink)
 }
 
 // waitForSeed waits until a usable seed is attached, for a disk that has never had one: cloud-init would fall back to
@@ -126,40 +127,107 @@ func (d Disk) show(dir string) error {
 	if err := os.MkdirAll(d.path(shownDir), 0o700); err != nil {
 		return err
 	}
-	if err := syscall.Mount(dir, d.path(shownDir), "", syscall.MS_BIND, ""); err != nil {
-		return fmt.Errorf("show cloud-init the seed: mount %s at /%s: %w", dir, shownDir, err)
+	bind := func(from, to string) error {
+		if err := syscall.Mount(d.path(from), d.path(to), "", syscall.MS_BIND, ""); err != nil {
+			return fmt.Errorf("show cloud-init the seed: mount /%s at /%s: %w", from, to, err)
+		}
+		return nil
 	}
-	return nil
-}
-
-// MarkApplied runs after cloud-init's config stage.
-func (d Disk) MarkApplied() error {
-	return d.Applied(syscall.Sync, d.stageErrors())
-}
-
-// stageErrors returns the errors of this boot's stages of cloud-init. The final stage, which does not use the seed, is
-// still running.
-func (d Disk) stageErrors() error {
-	data, err := os.ReadFile(d.path(statusFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return errors.New("it has not run")
+	if err := bind(dir, shownDir); err != nil || !d.oneStage() {
+		return err
 	}
+	meta, err := os.ReadFile(filepath.Join(d.path(dir), metaDataFile))
 	if err != nil {
 		return err
 	}
+	if err := os.WriteFile(d.path(localMetaData), append(meta, "dsmode: local\n"...), 0o600); err != nil {
+		return err
+	}
+	return bind(localMetaData, filepath.Join(shownDir, metaDataFile))
+}
+
+// oneStage tells whether cloud-init does everything before the network is up: the image masks its later stages. Each of them is a
+// program of its own, and takes most of its time to start. A data source that is "local" has it do so; docs:
+// https://cloudinit.readthedocs.io/en/22.4.2/topics/datasources/nocloud.html
+func (d Disk) oneStage() bool {
+	to, _ := os.Readlink(d.path(networkStage))
+	return to == "/dev/null"
+}
+
+// MarkApplied runs after the last stage of cloud-init that uses the seed. If there is no other, it also writes the result, which
+// the final stage does otherwise; "cloud-init status --wait" waits for it.
+func (d Disk) MarkApplied() error { return d.conclude(syscall.Sync) }
+
+func (d Disk) conclude(sync func()) error {
+	status, had := d.status()
+	if !d.oneStage() {
+		return d.Applied(sync, errors.Join(had, status.errors("init-local", "init", "modules-config")))
+	}
+	had = errors.Join(had, status.errors("init-local"))
+	return errors.Join(d.Applied(sync, had), d.writeResult(status.datasource(), had))
+}
+
+// writeResult writes cloud-init's own summary of a boot; had may be nil.
+func (d Disk) writeResult(datasource string, had error) error {
+	var result struct {
+		V1 struct {
+			Datasource string   `json:"datasource"`
+			Errors     []string `json:"errors"`
+		} `json:"v1"`
+	}
+	result.V1.Datasource, result.V1.Errors = datasource, []string{}
+	if had != nil {
+		result.V1.Errors = strings.Split(had.Error(), "\n")
+	}
+	data, err := json.MarshalIndent(result, "", " ")
+	if err != nil {
+		return err
+	}
+	next := d.path(resultFile) + ".new"
+	if err := os.WriteFile(next, append(data, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(next, d.path(resultFile))
+}
+
+// stages is what cloud-init says about this boot: its data source, and its stages.
+type stages map[string]json.RawMessage
+
+func (d Disk) status() (stages, error) {
+	data, err := os.ReadFile(d.path(statusFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.New("it has not run")
+	}
+	if err != nil {
+		return nil, err
+	}
 	var status struct {
-		V1 map[string]json.RawMessage `json:"v1"`
+		V1 stages `json:"v1"`
 	}
 	if err := json.Unmarshal(data, &status); err != nil {
-		return fmt.Errorf("/%s: %w", statusFile, err)
+		return nil, fmt.Errorf("/%s: %w", statusFile, err)
+	}
+	return status.V1, nil
+}
+
+func (s stages) datasource() string {
+	var name string
+	json.Unmarshal(s["datasource"], &name) // null if there was none
+	return name
+}
+
+// errors returns what went wrong in these stages, and which of them have not finished.
+func (s stages) errors(names ...string) error {
+	if s == nil {
+		return nil
 	}
 	var all []error
-	for _, name := range []string{"init-local", "init", "modules-config"} {
+	for _, name := range names {
 		var stage struct {
 			Errors   []string `json:"errors"`
 			Finished *float64 `json:"finished"`
 		}
-		if err := json.Unmarshal(status.V1[name], &stage); err != nil {
+		if err := json.Unmarshal(s[name], &stage); err != nil {
 			return fmt.Errorf("/%s: %s: %w", statusFile, name, err)
 		}
 		if len(stage.Errors) > 0 {

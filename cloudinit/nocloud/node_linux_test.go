@@ -1,7 +1,9 @@
 package nocloud
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -110,5 +112,73 @@ func TestFindVerifies(t *testing.T) {
 	}
 	if err := find(thief); err == nil || err.Error() != "generation 2 is not signed by the authority of this cluster" {
 		t.Errorf("signed by another authority: %v", err)
+	}
+}
+
+// TestConclude: a seed is applied once the stages of cloud-init that this image runs have ended without errors. Where one stage does
+// everything, it is known that cloud-init is done.
+func TestConclude(t *testing.T) {
+	ended := `{"errors": [], "finished": 1796037758.6, "start": 1796037756.6}`
+	ahead := `{"errors": [], "finished": null, "start": null}`
+	status := func(local, network, config string) string {
+		return `{"v1": {"datasource": "DataSourceNoCloud [seed=/x]", "init": ` + network + `, "init-local": ` + local + `, "modules-config": ` + config +
+			`, "modules-final": ` + ahead + `, "modules-init": ` + ahead + `, "stage": null}}`
+	}
+	const done = `{"v1":{"datasource":"DataSourceNoCloud [seed=/x]","errors":[]}}`
+	for name, c := range map[string]struct {
+		oneStage bool
+		status   string
+		fails    string
+		result   string
+	}{
+		"one stage":                    {true, status(ended, ahead, ahead), "", done},
+		"one stage, not ended":         {true, status(ahead, ahead, ahead), "init-local has not finished", `{"v1":{"datasource":"DataSourceNoCloud [seed=/x]","errors":["init-local has not finished"]}}`},
+		"one stage, which failed":      {true, status(`{"errors": ["no", "not"], "finished": 1, "start": 1}`, ahead, ahead), "init-local: no; not", `{"v1":{"datasource":"DataSourceNoCloud [seed=/x]","errors":["init-local: no; not"]}}`},
+		"one stage, which did not run": {true, "", "it has not run", `{"v1":{"datasource":"","errors":["it has not run"]}}`},
+		"one stage, damaged":           {true, "{", "/run/cloud-init/status.json: unexpected end", ""},
+		"several stages":               {false, status(ended, ended, ended), "", ""},
+		"several stages, one to come":  {false, status(ended, ended, ahead), "modules-config has not finished", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := Disk{t.TempDir()}
+			put := func(path, data string) {
+				t.Helper()
+				if err := errors.Join(os.MkdirAll(filepath.Dir(d.path(path)), 0o755), os.WriteFile(d.path(path), []byte(data), 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(os.MkdirAll(filepath.Dir(d.path(currentLink)), 0o755), d.Keep(makeSeed("c1", "web1", "a"))); err != nil {
+				t.Fatal(err)
+			}
+			put(instanceNow, "c-web1-a\n")
+			if c.status != "" {
+				put(statusFile, c.status)
+			} else {
+				put("run/cloud-init/enabled", "")
+			}
+			if c.oneStage {
+				if err := errors.Join(os.MkdirAll(filepath.Dir(d.path(networkStage)), 0o755), os.Symlink("/dev/null", d.path(networkStage))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := d.conclude(func() {})
+			if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+				t.Errorf("%v, want %q", err, c.fails)
+			}
+			if _, err := os.Stat(d.path(appliedFile)); (err == nil) != (c.fails == "") {
+				t.Errorf("applied: %v", err)
+			}
+			result, err := os.ReadFile(d.path(resultFile))
+			if c.result == "" {
+				if c.oneStage == (err != nil) {
+					t.Errorf("result: %s, %v", result, err)
+				}
+				return
+			}
+			var compact bytes.Buffer
+			if err := errors.Join(err, json.Compact(&compact, result)); err != nil || strings.TrimSpace(compact.String()) != c.result {
+				t.Errorf("%v, result: %s", err, compact.String())
+			}
+		})
 	}
 }

@@ -12,9 +12,6 @@ import (
 	"strings"
 )
 
-// resultFile exists once cloud-init has finished in this boot.
-const resultFile = "run/cloud-init/result.json"
-
 // InstanceID is cloud-init's instance-id of a seed: cloud-init applies a seed once per instance ID, so booting again with the
 // same seed changes nothing, and any other seed is applied completely. cluster is the cluster's name.
 func InstanceID(cluster string, id Identity) string {
