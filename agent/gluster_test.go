@@ -817,6 +817,8 @@ func (l *glusterLab) on(n string) {
 	inside := `mount --make-rprivate /; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/log; mount -t tmpfs tmpfs /mnt; mkdir -p /var/log/glusterfs /mnt/data /mnt/client
 mount -o loop $D/$N.disk /mnt/data; mkdir -p /mnt/data/lib /mnt/data/data /data /var/lib/glusterd
 mount --bind /mnt/data/data /data; mount --bind /mnt/data/lib /var/lib/glusterd; mount --bind $D/$N.hosts /etc/hosts; hostname $N
+# The image has no geo-replication; a character device 0/0 is overlayfs' mark of a removed file.
+mkdir /run/removed; mknod /run/removed/gsyncd c 0 0; for f in /usr/lib/*/glusterfs/gsyncd; do mount -t overlay overlay -o "lowerdir=/run/removed:${f%/*}" "${f%/*}"; done
 PATH=$D/bin:$PATH IMAGEGEN_TEST_GLUSTER=$N $BIN & wait $!`
 	self, err := os.Executable()
 	if err != nil {

@@ -50,6 +50,7 @@ type mainProcess struct {
 	doubted    bool // the unit does not do its work
 
 	cgroup, killMode string
+	changed          time.Duration // by the kernel's monotonic clock: when the state, or a part of it, last changed; 0: not known, as with systemd before 230
 }
 
 // holds tells whether a unit is still what it was.
@@ -115,7 +116,7 @@ func unitState(ctx context.Context, name string) (unit, error) {
 	running.Unlock()
 	slices.Sort(soon)
 	out, err := run(ctx, nil, slices.Concat([]string{"systemctl", "show", "-p", "Id", "-p", "LoadState", "-p", "ActiveState", "-p", "SubState", "-p", "Result",
-		"-p", "MainPID", "-p", "ControlGroup", "-p", "KillMode", name}, soon)...)
+		"-p", "MainPID", "-p", "ControlGroup", "-p", "KillMode", "-p", "StateChangeTimestampMonotonic", name}, soon)...)
 	if err != nil {
 		return unit{}, err
 	}
@@ -162,6 +163,9 @@ func parseUnit(text string) (id string, m mainProcess) {
 			m.cgroup = v
 		case "KillMode":
 			m.killMode = v
+		case "StateChangeTimestampMonotonic":
+			µs, _ := strconv.ParseInt(v, 10, 64)
+			m.changed = time.Duration(µs) * time.Microsecond
 		}
 	}
 	return id, m
@@ -179,7 +183,7 @@ func noteUnit(name string, m mainProcess, first bool) {
 	if _, known := running.units[name]; !known && !first {
 		return // it is being stopped
 	}
-	noteChange(name, change{active: m.unit.Active, sub: m.unit.Sub, cgroup: m.cgroup, killMode: m.killMode, pid: m.pid})
+	noteChange(name, change{active: m.unit.Active, sub: m.unit.Sub, cgroup: m.cgroup, killMode: m.killMode, pid: m.pid, changed: m.changed})
 	if m.unit.Active != "active" || !m.process.exists() && !processless {
 		delete(running.units, name)
 		return
@@ -188,6 +192,14 @@ func noteUnit(name string, m mainProcess, first bool) {
 		running.units = map[string]mainProcess{}
 	}
 	running.units[name] = m
+}
+
+// monotonic is what the kernel's monotonic clock says, of which systemd's timestamps are.
+func monotonic() time.Duration {
+	const clockMonotonic = 1
+	var t syscall.Timespec
+	syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&t)), 0)
+	return time.Duration(t.Nano())
 }
 
 // mainPID returns the main process of a unit as it was last asked for; "0": none was known.

@@ -47,7 +47,9 @@ type change struct {
 	killMode string
 	pid      string // of the main process; 0: none
 
-	since  time.Time // it was first seen
+	changed time.Duration // see mainProcess
+
+	since  time.Time // it began; a start, and a unit that does not answer: it was first seen
 	worked time.Time // the processes last did any work
 	moved  time.Time // they last read or wrote
 	looked time.Time
@@ -82,8 +84,12 @@ func noteChange(name string, is change) {
 	}
 	// A start passes through several states, and may have been restarted.
 	if c == nil || c.active != is.active || is.active == "activating" && (c.sub != is.sub || c.pid != is.pid) {
-		is.since = time.Now()
-		is.worked, is.moved = is.since, is.since
+		now := time.Now()
+		is.since, is.worked, is.moved = now, now, now
+		// Somebody else may have begun to stop it, minutes ago (calmUnit).
+		if is.active == "deactivating" && is.changed > 0 {
+			is.since = now.Add(-max(0, monotonic()-is.changed))
+		}
 		if changing.units == nil {
 			changing.units = map[string]*change{}
 		}

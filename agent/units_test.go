@@ -320,6 +320,40 @@ func TestChangesAreTimedEachForItself(t *testing.T) {
 	}
 }
 
+// A stop that somebody else began is found late, and has had its time since it began.
+func TestStopThatIsFoundLate(t *testing.T) {
+	limits(t, changeLimits{idle: time.Hour, silent: time.Hour, total: 2 * time.Minute}, startLimits)
+	for name, c := range map[string]struct {
+		active  string
+		before  time.Duration // 0: systemd does not say when
+		overdue bool
+	}{
+		"a moment ago":         {"deactivating", time.Second, false},
+		"three minutes ago":    {"deactivating", 3 * time.Minute, true},
+		"systemd does not say": {"deactivating", 0, false},
+		"a start":              {"activating", 3 * time.Minute, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newRealUnit(t, deaf)
+			u.is(t, c.active, "stop-sigterm", "control-group")
+			if c.before > 0 {
+				f, err := os.OpenFile(u.state, os.O_APPEND|os.O_WRONLY, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fmt.Fprintf(f, "StateChangeTimestampMonotonic=%d\n", (monotonic() - c.before).Microseconds())
+				f.Close()
+			}
+			if _, err := unitState(t.Context(), u.name); err != nil {
+				t.Fatal(err)
+			}
+			if why, _ := overdue(u.name); (why != "") != c.overdue {
+				t.Errorf("overdue: %q", why)
+			}
+		})
+	}
+}
+
 func TestCgroups(t *testing.T) {
 	for text, want := range map[string]bool{
 		"0::/system.slice/mariadb.service\n":                          true,
