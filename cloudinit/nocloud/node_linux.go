@@ -147,8 +147,8 @@ func (d Disk) show(dir string) error {
 }
 
 // oneStage tells whether cloud-init does everything before the network is up: the image masks its later stages. Each of them is a
-// program of its own, and takes most of its time to start. A data source that is "local" has it do so; docs:
-// https://cloudinit.readthedocs.io/en/22.4.2/topics/datasources/nocloud.html
+// program of its own, and takes most of its time to start. cloud-init's documentation does not say so, but "dsmode: local" in
+// meta-data has its first stage run the modules (22.4.2: _get_data in sources/DataSourceNoCloud.py, main_init in cmd/main.py).
 func (d Disk) oneStage() bool {
 	to, _ := os.Readlink(d.path(networkStage))
 	return to == "/dev/null"
@@ -164,6 +164,9 @@ func (d Disk) conclude(sync func()) error {
 		return d.Applied(sync, errors.Join(had, status.errors("init-local", "init", "modules-config")))
 	}
 	had = errors.Join(had, status.errors("init-local"))
+	if name := status.datasource(); had == nil && !strings.Contains(name, "[dsmode=local]") {
+		had = fmt.Errorf("it has left the seed for a later stage, and there is none: its data source is %s", name)
+	}
 	return errors.Join(d.Applied(sync, had), d.writeResult(status.datasource(), had))
 }
 

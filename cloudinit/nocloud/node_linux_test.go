@@ -121,10 +121,10 @@ func TestConclude(t *testing.T) {
 	ended := `{"errors": [], "finished": 1796037758.6, "start": 1796037756.6}`
 	ahead := `{"errors": [], "finished": null, "start": null}`
 	status := func(local, network, config string) string {
-		return `{"v1": {"datasource": "DataSourceNoCloud [seed=/x]", "init": ` + network + `, "init-local": ` + local + `, "modules-config": ` + config +
+		return `{"v1": {"datasource": "DataSourceNoCloud [seed=/x][dsmode=local]", "init": ` + network + `, "init-local": ` + local + `, "modules-config": ` + config +
 			`, "modules-final": ` + ahead + `, "modules-init": ` + ahead + `, "stage": null}}`
 	}
-	const done = `{"v1":{"datasource":"DataSourceNoCloud [seed=/x]","errors":[]}}`
+	const done = `{"v1":{"datasource":"DataSourceNoCloud [seed=/x][dsmode=local]","errors":[]}}`
 	for name, c := range map[string]struct {
 		oneStage bool
 		status   string
@@ -132,12 +132,14 @@ func TestConclude(t *testing.T) {
 		result   string
 	}{
 		"one stage":                    {true, status(ended, ahead, ahead), "", done},
-		"one stage, not ended":         {true, status(ahead, ahead, ahead), "init-local has not finished", `{"v1":{"datasource":"DataSourceNoCloud [seed=/x]","errors":["init-local has not finished"]}}`},
-		"one stage, which failed":      {true, status(`{"errors": ["no", "not"], "finished": 1, "start": 1}`, ahead, ahead), "init-local: no; not", `{"v1":{"datasource":"DataSourceNoCloud [seed=/x]","errors":["init-local: no; not"]}}`},
+		"one stage, not ended":         {true, status(ahead, ahead, ahead), "init-local has not finished", `{"v1":{"datasource":"DataSourceNoCloud [seed=/x][dsmode=local]","errors":["init-local has not finished"]}}`},
+		"one stage, which failed":      {true, status(`{"errors": ["no", "not"], "finished": 1, "start": 1}`, ahead, ahead), "init-local: no; not", `{"v1":{"datasource":"DataSourceNoCloud [seed=/x][dsmode=local]","errors":["init-local: no; not"]}}`},
 		"one stage, which did not run": {true, "", "it has not run", `{"v1":{"datasource":"","errors":["it has not run"]}}`},
-		"one stage, damaged":           {true, "{", "/run/cloud-init/status.json: unexpected end", ""},
-		"several stages":               {false, status(ended, ended, ended), "", ""},
-		"several stages, one to come":  {false, status(ended, ended, ahead), "modules-config has not finished", ""},
+		"one stage, not the last": {true, strings.Replace(status(ended, ahead, ahead), "=local", "=net", 1), "left the seed for a later stage",
+			`{"v1":{"datasource":"DataSourceNoCloud [seed=/x][dsmode=net]","errors":["it has left the seed for a later stage, and there is none: its data source is DataSourceNoCloud [seed=/x][dsmode=net]"]}}`},
+		"one stage, damaged":          {true, "{", "/run/cloud-init/status.json: unexpected end", ""},
+		"several stages":              {false, status(ended, ended, ended), "", ""},
+		"several stages, one to come": {false, status(ended, ended, ahead), "modules-config has not finished", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := Disk{t.TempDir()}
