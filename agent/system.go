@@ -50,7 +50,7 @@ type mainProcess struct {
 	doubted    bool // the unit does not do its work
 
 	cgroup, killMode string
-	changed          time.Duration // by the kernel's monotonic clock: when the state, or a part of it, last changed; 0: not known, as with systemd before 230
+	changed          time.Duration // by the kernel's monotonic clock: when the state, or a part of it, last changed; 0: systemd does not say
 }
 
 // holds tells whether a unit is still what it was.

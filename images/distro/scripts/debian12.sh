@@ -47,7 +47,7 @@ done
 cat >/etc/cloud/cloud.cfg.d/91-imagegen-seed.cfg <<'CONF'
 # imagegen-seed looks for the seed, and shows it to cloud-init where it looks anyway.
 datasource: {NoCloud: {fs_label: null}}
-# Its stages are programs of their own, which take most of their time to start: the first does everything, before the network is up.
+# Each stage of cloud-init is a program, which takes most of its time to start: the first does everything, before the network is up.
 cloud_init_modules: [bootcmd, write-files, growpart, resizefs, set_hostname, users-groups, ssh, set-passwords, timezone, final-message]
 cloud_config_modules: []
 cloud_final_modules: []
