@@ -162,6 +162,21 @@ func overdue(name string) (why, killMode string) {
 	return why, c.killMode
 }
 
+// changesStill asks systemd whether a unit is still starting, stopping or running, as it was when it was last asked for.
+func changesStill(ctx context.Context, name string) (bool, error) {
+	was := changeOf(name)
+	if _, err := unitState(ctx, name); err != nil {
+		return false, err
+	}
+	return was != nil && changeOf(name) == was, nil
+}
+
+func changeOf(name string) *change {
+	changing.Lock()
+	defer changing.Unlock()
+	return changing.units[name]
+}
+
 // silentError is that of a daemon that does not answer.
 type silentError string
 
@@ -253,6 +268,12 @@ func endHung(ctx context.Context, c Component) (status facts.Status, killed bool
 	for _, name := range runner.unitNames() {
 		why, killMode := overdue(name)
 		if why == "" {
+			continue
+		}
+		// Nobody may have asked since it has started or stopped: a mounted volume needs no question.
+		if is, err := changesStill(ctx, name); err != nil {
+			return status, false, err
+		} else if !is {
 			continue
 		}
 		return workf("%s: killing it", why), true, killHung(ctx, name, killMode)

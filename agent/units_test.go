@@ -241,6 +241,41 @@ func TestStartThatNeverEnds(t *testing.T) {
 	}
 }
 
+// A unit that has started, or has been started again, since it was last asked for is spared: a mount that nobody reads from does nothing.
+func TestStartThatNobodyHasSeenEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		active, sub string
+		killed      bool
+	}{
+		"it runs":        {"active", "mounted", false},
+		"it stops":       {"deactivating", "unmounting", false},
+		"it still tries": {"activating", "mounting", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			limits(t, changeLimits{idle: time.Hour, silent: time.Hour}, changeLimits{idle: 300 * time.Millisecond, silent: time.Hour})
+			u := newRealUnit(t, `echo; sleep 1000`)
+			u.is(t, "activating", "mounting", "control-group")
+			if _, err := unitState(t.Context(), u.name); err != nil {
+				t.Fatal(err)
+			}
+			u.is(t, c.active, c.sub, "control-group")
+			mount, said := unitFor(u.name)["mount"], ""
+			for end := time.Now().Add(time.Second); time.Now().Before(end) && said == ""; time.Sleep(10 * time.Millisecond) {
+				status, killed, err := endHung(t.Context(), mount)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if killed {
+					said = status.Detail
+				}
+			}
+			if (said != "") != c.killed {
+				t.Errorf("killed: %q", said)
+			}
+		})
+	}
+}
+
 // A server that starts without a primary component to join is restarted, but not while it makes progress: then it
 // recovers its own data or receives a state transfer.
 func TestStartingServerThatGetsOnIsNotAlone(t *testing.T) {
