@@ -143,6 +143,10 @@ func (d Disk) show(dir string) error {
 	if err := os.WriteFile(d.path(localMetaData), append(meta, "dsmode: local\n"...), 0o600); err != nil {
 		return err
 	}
+	// Where mounts are shared, as with systemd, the next one would appear in the kept seed as well.
+	if err := syscall.Mount("", d.path(shownDir), "", syscall.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("show cloud-init the seed: keep mounts at /%s apart: %w", shownDir, err)
+	}
 	return bind(localMetaData, filepath.Join(shownDir, metaDataFile))
 }
 

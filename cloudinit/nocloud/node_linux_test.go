@@ -7,8 +7,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -112,6 +114,66 @@ func TestFindVerifies(t *testing.T) {
 	}
 	if err := find(thief); err == nil || err.Error() != "generation 2 is not signed by the authority of this cluster" {
 		t.Errorf("signed by another authority: %v", err)
+	}
+}
+
+// TestShow: where cloud-init does everything in one stage, it is told so, and the kept seed is as it was: whoever reads it would pass on what
+// is for cloud-init alone. Mounts are shared, as systemd has them.
+func TestShow(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root, to mount")
+	}
+	root := t.TempDir()
+	shown, kept := make(chan string, 1), make(chan string, 1)
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for ever: the thread ends with its mounts
+		failed <- func() error {
+			if err := syscall.Unshare(syscall.CLONE_FS | syscall.CLONE_NEWNS); err != nil {
+				return err
+			}
+			for _, m := range []struct {
+				source, target, kind string
+				flags                uintptr
+			}{{"", "/", "", syscall.MS_REC | syscall.MS_PRIVATE}, {"tmpfs", root, "tmpfs", 0}, {"", root, "", syscall.MS_SHARED}} {
+				if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
+					return err
+				}
+			}
+			d := Disk{root}
+			for _, dir := range []string{"run", "var/lib", filepath.Dir(networkStage)} {
+				if err := os.MkdirAll(d.path(dir), 0o755); err != nil {
+					return err
+				}
+			}
+			if err := os.Symlink("/dev/null", d.path(networkStage)); err != nil {
+				return err
+			}
+			if err := d.Keep(makeSeed("c1", "web1", "a")); err != nil {
+				return err
+			}
+			if err := d.show(currentLink); err != nil {
+				return err
+			}
+			for at, to := range map[string]chan string{shownDir: shown, currentLink: kept} {
+				data, err := os.ReadFile(filepath.Join(d.path(at), metaDataFile))
+				if err != nil {
+					return err
+				}
+				to <- string(data)
+			}
+			return nil
+		}()
+	}()
+	if err := <-failed; errors.Is(err, syscall.EPERM) {
+		t.Skipf("SKIPPED: cannot mount here: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if is, was := <-shown, string(makeSeed("c1", "web1", "a").MetaData); is != was+"dsmode: local\n" {
+		t.Errorf("cloud-init sees %q", is)
+	} else if is := <-kept; is != was {
+		t.Errorf("the node keeps %q instead of %q", is, was)
 	}
 }
 
