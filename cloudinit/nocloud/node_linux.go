@@ -150,6 +150,16 @@ func (d Disk) show(dir string) error {
 	return bind(localMetaData, filepath.Join(shownDir, metaDataFile))
 }
 
+// unshow ends what show added to the kept seed: a file that something is mounted over cannot be removed, so the node could not take
+// over another seed.
+func (d Disk) unshow() error {
+	err := syscall.Unmount(filepath.Join(d.path(shownDir), metaDataFile), syscall.MNT_DETACH)
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, fs.ErrNotExist) { // nothing is mounted there
+		return nil
+	}
+	return err
+}
+
 // oneStage tells whether cloud-init does everything before the network is up: the image masks its later stages. Each of them is a
 // program of its own, and takes most of its time to start. cloud-init's documentation does not say so, but "dsmode: local" in
 // meta-data has its first stage run the modules (22.4.2: _get_data in sources/DataSourceNoCloud.py, main_init in cmd/main.py).
@@ -171,7 +181,7 @@ func (d Disk) conclude(sync func()) error {
 	if name := status.datasource(); had == nil && !strings.Contains(name, "[dsmode=local]") {
 		had = fmt.Errorf("it has left the seed for a later stage, and there is none: its data source is %s", name)
 	}
-	return errors.Join(d.Applied(sync, had), d.writeResult(status.datasource(), had))
+	return errors.Join(d.unshow(), d.Applied(sync, had), d.writeResult(status.datasource(), had))
 }
 
 // writeResult writes cloud-init's own summary of a boot; had may be nil.

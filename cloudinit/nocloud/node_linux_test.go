@@ -118,7 +118,7 @@ func TestFindVerifies(t *testing.T) {
 }
 
 // TestShow: where cloud-init does everything in one stage, it is told so, and the kept seed is as it was: whoever reads it would pass on what
-// is for cloud-init alone. Mounts are shared, as systemd has them.
+// is for cloud-init alone. Afterwards the node can take over another seed, and the kept one is removed. Mounts are shared, as systemd has them.
 func TestShow(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: needs root, to mount")
@@ -162,7 +162,10 @@ func TestShow(t *testing.T) {
 				}
 				to <- string(data)
 			}
-			return nil
+			if err := d.unshow(); err != nil {
+				return err
+			}
+			return d.TakeOver(makeSeed("c1", "web1", "b"))
 		}()
 	}()
 	if err := <-failed; errors.Is(err, syscall.EPERM) {
