@@ -1,13 +1,16 @@
 package e2e
 
 import (
+	"maps"
 	"os"
 	"strings"
 	"testing"
 )
 
-// TestRoll makes a roll refuse to begin, stop half-way, and continue, in a cluster of three nodes.
+// TestRoll makes a roll refuse to begin, stop half-way, and continue, in a cluster of three nodes, which then takes over a change in
+// place.
 func TestRoll(t *testing.T) {
+	t.Parallel() // it mostly waits
 	b := newBench(t)
 	spec := func(maxmemory string) {
 		t.Helper()
@@ -89,6 +92,23 @@ func TestRoll(t *testing.T) {
 	for n, kept := range on("cat /data/kept; grep -c '^maxmemory ' /var/lib/redis/redis.conf") {
 		if kept != "kept\n1" {
 			t.Errorf("%s: %q", n, kept)
+		}
+	}
+
+	// In place: the nodes take over another seed, and keep running. They keep nothing of the earlier one, nor what cloud-init alone was told.
+	const limits = "grep '^maxmemory ' /etc/redis/imagegen-redis.conf"
+	spec("35")
+	before, had := on(started), on(limits)
+	if out, err := b.apply(); err != nil || strings.Count(out, ": take over: /etc/redis/imagegen-redis.conf changed\n") != 3 {
+		t.Errorf("apply: %v %s", err, out)
+	}
+	if now := on(started); !maps.Equal(now, before) {
+		t.Errorf("nodes were made anew: %v, %v", before, now)
+	}
+	now = on(limits)
+	for n, kept := range on("ls /var/lib/imagegen/seeds | wc -l; ! grep dsmode /var/lib/imagegen/seed/meta-data") {
+		if now[n] == had[n] || kept != "1" {
+			t.Errorf("%s: %q was %q; seeds: %q", n, now[n], had[n], kept)
 		}
 	}
 }

@@ -43,6 +43,7 @@ roles:
 
 // TestSeeds boots one node repeatedly, with other seeds or none.
 func TestSeeds(t *testing.T) {
+	t.Parallel()
 	b := newBenchOf(t, "e2e-seeds")
 	for _, p := range [][2]string{{"systemd-nspawn", "systemd-container"}, {"unshare", "util-linux"}, {"ip", "iproute2"}} {
 		if _, err := exec.LookPath(p[0]); err != nil {

@@ -6,7 +6,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"unsafe"
+
+	"imagegen/internal/xattr"
 )
 
 // attribute is an extended attribute in ext4's representation.
@@ -20,7 +21,7 @@ type attribute struct {
 // host.
 func attributes(path string) ([]attribute, error) {
 	buf := make([]byte, 4096)
-	n, err := llistxattr(path, buf)
+	n, err := xattr.Llist(path, buf)
 	if errors.Is(err, syscall.ENOTSUP) || n == 0 && err == nil {
 		return nil, nil
 	}
@@ -43,7 +44,7 @@ func attributes(path string) ([]attribute, error) {
 			continue
 		}
 		value := make([]byte, 4096)
-		n, err := lgetxattr(path, name, value)
+		n, err := xattr.Lget(path, name, value)
 		if err != nil {
 			return nil, fmt.Errorf("attribute %s of %s: %w", name, path, err)
 		}
@@ -99,33 +100,4 @@ func putAttributes(room []byte, all []attribute) error {
 		at += size
 	}
 	return nil
-}
-
-// lgetxattr and llistxattr do not follow symbolic links. Package syscall has neither.
-func lgetxattr(path, name string, value []byte) (int, error) {
-	p, err := syscall.BytePtrFromString(path)
-	if err != nil {
-		return 0, err
-	}
-	q, err := syscall.BytePtrFromString(name)
-	if err != nil {
-		return 0, err
-	}
-	n, _, errno := syscall.Syscall6(syscall.SYS_LGETXATTR, uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(q)), uintptr(unsafe.Pointer(&value[0])), uintptr(len(value)), 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
-}
-
-func llistxattr(path string, names []byte) (int, error) {
-	p, err := syscall.BytePtrFromString(path)
-	if err != nil {
-		return 0, err
-	}
-	n, _, errno := syscall.Syscall(syscall.SYS_LLISTXATTR, uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&names[0])), uintptr(len(names)))
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
 }

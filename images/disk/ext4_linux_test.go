@@ -15,6 +15,7 @@ import (
 
 	"imagegen/internal/sparse"
 	"imagegen/internal/testkit"
+	"imagegen/internal/xattr"
 )
 
 // newTree writes a tree with every kind of file, in an order that depends on the seed, partly in the lower and partly
@@ -170,7 +171,7 @@ func sameTree(t *testing.T, disk string, tree Tree) {
 			}
 			for _, name := range []string{"user.origin", "security.capability", "system.posix_acl_default"} {
 				value := make([]byte, 100)
-				if n, err := lgetxattr(path, name, value); err == nil {
+				if n, err := xattr.Lget(path, name, value); err == nil {
 					line += fmt.Sprintf(" %s=%x", name, value[:n])
 				}
 			}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"imagegen/internal/xattr"
 )
 
 // Tree is a merged overlayfs tree, upper on lower, that is read without mounting it.
@@ -85,7 +87,7 @@ func (t Tree) hidden(path string) bool {
 			return true
 		}
 		var v [1]byte
-		if n, err := lgetxattr(filepath.Join(t.Upper, path), "trusted.overlay.opaque", v[:]); err == nil && n == 1 && v[0] == 'y' {
+		if n, err := xattr.Lget(filepath.Join(t.Upper, path), "trusted.overlay.opaque", v[:]); err == nil && n == 1 && v[0] == 'y' {
 			return true
 		}
 		if path == "." {
