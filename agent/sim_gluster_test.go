@@ -649,13 +649,17 @@ func (g *glusterModel) heal() {
 					d.files.Or(d.files, o.some[id(j)])
 				}
 				o.all[id(j)], o.some[id(j)] = false, nil
-			}
-			d.all, d.some = maps.Clone(source.all), map[int]*big.Int{}
-			for k, lacks := range source.some {
-				if lacks != nil {
-					d.some[k] = new(big.Int).Set(lacks)
+				for k, lacks := range o.some { // what is recorded of a file comes with it
+					switch {
+					case lacks == nil || o == d:
+					case d.some[k] == nil:
+						d.some[k] = new(big.Int).Set(lacks)
+					default:
+						d.some[k].Or(d.some[k], lacks)
+					}
 				}
 			}
+			d.all = maps.Clone(source.all)
 			g.changed = true
 			return // one at a time
 		}
