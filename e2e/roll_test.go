@@ -111,4 +111,10 @@ func TestRoll(t *testing.T) {
 			t.Errorf("%s: %q was %q; seeds: %q", n, now[n], had[n], kept)
 		}
 	}
+
+	// systemd starts the agent again, however often it ends.
+	if out, err := b.in("r1", `n=0; while [ $n -lt 8 ]; do systemctl kill --signal=KILL imagegen-node; n=$((n + 1))
+until systemctl -q is-active imagegen-node; do ! systemctl -q is-failed imagegen-node || exit 1; sleep 0.2; done; done`); err != nil {
+		t.Errorf("the agent ends eight times: %v %s", err, out)
+	}
 }
