@@ -1111,7 +1111,7 @@ func killAll(t *testing.T, k *simKind, mutants []mutant) {
 				err = simulate(&k, h, m.apply, nil)
 			}
 			if m.script == nil {
-				h, err = search(&k, 1, max(10000, *simHistories)*k.share/100, m.apply, m.needs...)
+				h, err = search(&k, 1, max(30000, *simHistories)*k.share/100, m.apply, m.needs...)
 			}
 			if err == nil {
 				t.Fatal("the simulator does not notice")
