@@ -36,8 +36,8 @@ const (
 	copyFailed copyState = "failed" // the brick begins blank
 )
 
-// copyStall is how long a peer may take to send or to take a part of a copy.
-const copyStall = time.Minute
+// copyStall is how long a peer may take to send or to take a part of a copy. Before the first part, it looks at the names of all files.
+const copyStall = 5 * time.Minute
 
 // brickCopy is a copy that is being made.
 type brickCopy struct {
