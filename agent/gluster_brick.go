@@ -232,19 +232,27 @@ func blame(root, volume string, brick int) error {
 
 // restore gives a blank brick the identity that its process requires.
 func restore(brick, volumeID string) error {
-	id, err := hex.DecodeString(strings.ReplaceAll(volumeID, "-", ""))
-	if err != nil || len(id) != 16 {
-		return fmt.Errorf("volume id %q is not a UUID", volumeID)
-	}
 	if err := os.MkdirAll(brick, 0o755); err != nil {
 		return err
 	}
-	if err := syscall.Setxattr(brick, volumeIDXattr, id, 0); err != nil {
-		return fmt.Errorf("brick %s: set its volume id: %w", brick, err)
+	if err := setVolumeID(brick, volumeID); err != nil {
+		return err
 	}
 	// Last: it is what tells the brick from a blank one.
 	if err := os.Mkdir(filepath.Join(brick, ".glusterfs"), 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
+	}
+	return nil
+}
+
+// setVolumeID says which volume a brick belongs to.
+func setVolumeID(brick, volumeID string) error {
+	id, err := hex.DecodeString(strings.ReplaceAll(volumeID, "-", ""))
+	if err != nil || len(id) != 16 {
+		return fmt.Errorf("volume id %q is not a UUID", volumeID)
+	}
+	if err := syscall.Setxattr(brick, volumeIDXattr, id, 0); err != nil {
+		return fmt.Errorf("brick %s: set its volume id: %w", brick, err)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package agent
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +14,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"imagegen/cluster/facts"
@@ -172,6 +170,9 @@ func (g *glusterUnit) serveBrick(w http.ResponseWriter, r *http.Request) {
 	brick := g.params.Brick
 	// tar leaves sockets out. Those that are made from now on are noted.
 	out, err := run(r.Context(), nil, "find", brick, "-xdev", "-path", filepath.Join(brick, ".glusterfs"), "-prune", "-o", "-type", "s", "-print", "-quit")
+	if raced(err) {
+		err = nil
+	}
 	if err == nil && len(out) > 0 {
 		err = fmt.Errorf("%s is a socket, which cannot be sent", strings.TrimSpace(string(out)))
 	}
@@ -185,13 +186,17 @@ func (g *glusterUnit) serveBrick(w http.ResponseWriter, r *http.Request) {
 	cmd.Stderr = &said
 	cmd.Stdout = stallWriter{w, control}
 	w.Header().Set("Content-Type", "application/x-tar")
-	err = cmd.Run()
-	var exit *exec.ExitError
-	// 1: files have changed, or gone, while they were read.
-	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 1) {
+	if err := cmd.Run(); err != nil && !raced(err) {
 		g.node.Log("send the brick: tar: %v: %s", err, firstLine(said.Bytes()))
 		panic(http.ErrAbortHandler) // or it would look whole
 	}
+}
+
+// raced tells whether find or tar failed only because files have changed, or gone, while it read them: then it ends with 1. That is noted,
+// and healed.
+func raced(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.ExitCode() == 1
 }
 
 // stallWriter fails once nothing has been taken for copyStall.
@@ -262,13 +267,9 @@ func linkGFIDs(brick string) error {
 
 // adopt makes a copy the brick.
 func adopt(brick, volumeID string) error {
-	id, err := hex.DecodeString(strings.ReplaceAll(volumeID, "-", ""))
-	if err != nil || len(id) != 16 {
-		return fmt.Errorf("volume id %q is not a UUID", volumeID)
-	}
 	dir := copyDir(brick)
-	if err := syscall.Setxattr(dir, volumeIDXattr, id, 0); err != nil {
-		return fmt.Errorf("brick %s: set its volume id: %w", dir, err)
+	if err := setVolumeID(dir, volumeID); err != nil {
+		return err
 	}
 	return os.Rename(dir, brick)
 }

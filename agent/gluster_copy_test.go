@@ -83,8 +83,13 @@ func copyOf(t *testing.T, brick string, as facts.Peer) (copied string, err error
 var gluster2 = facts.Peer{Name: "glusterfs2", Role: "glusterfs"}
 
 func TestCopyBrick(t *testing.T) {
-	brick := brickWith(t)
+	brick, bin := brickWith(t), t.TempDir()
+	// A folder goes while find reads it: that fails nothing.
+	sh(t, `printf '#!/bin/sh\n%s "$@"; exit 1' $(command -v find) >$1/find; chmod 755 $1/find`, bin)
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", bin+":"+path)
 	blank, err := copyOf(t, brick, gluster2)
+	t.Setenv("PATH", path)
 	if err != nil {
 		t.Fatal(err)
 	}

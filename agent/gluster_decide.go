@@ -492,9 +492,9 @@ func decideLost(v glusterView, index int) (glusterStep, facts.Status) {
 	return glusterStep{do: glusterRestore}, workf("taking the blank brick back into volume %s", v.params.Volume)
 }
 
-// copyFrom returns a server whose brick this server's blank one can begin as a copy of. All other servers must serve, and lack nothing:
-// a copy of a brick that lacks something would count as one that does not, and what a copied brick knows of others that lack something is
-// not copied. Where writes need no majority, a server may not know what it lacks.
+// copyFrom returns a server whose brick this server's blank one can begin as a copy of. All other servers must serve, and none may lack
+// anything. If the copied one did, its copy would count as complete; if a third one did, the copy would not know, because what bricks note of
+// each other is not copied. Where writes need no majority, a server may lack something of which no other knows.
 func (v glusterView) copyFrom(index int) (from facts.Peer, ok bool) {
 	vol := v.own.Volume
 	if !vol.majority() || v.joint || v.own.Brick != brickNone {
