@@ -25,6 +25,7 @@ type glusterMount struct {
 	retry  ensemble.Backoff
 	seen   mountSeen
 	asked  time.Time  // when seen.Unit was last asked for
+	asks   time.Time  // when the volume was last asked
 	probe  chan error // a check of the file system that has not returned yet; nil: none
 
 	reports ensemble.Reader[glusterReport]
@@ -52,7 +53,10 @@ func (m *glusterMount) Observe(ctx context.Context) (any, error) {
 		return nil, err
 	}
 	seen := mountSeen{Mounted: mountAt(mounts, m.params.Path) != nil}
-	if seen.Mounted {
+	if answered := m.seen.Mounted && m.seen.Fault == ""; seen.Mounted && answered && time.Since(m.asks) < calmCheck {
+		// Each question goes to all servers: asked each second, they and the clients would do little else.
+	} else if seen.Mounted {
+		m.asks = time.Now()
 		if err := m.ask(); err != nil {
 			seen.Fault = netFault(err)
 			seen.Broken = errors.Is(err, syscall.ENOTCONN)

@@ -22,7 +22,7 @@ import (
 
 const (
 	checkLimit = 2 * time.Second // one check of a service
-	calmCheck  = 3 * time.Second // between two checks that cost a process, while all is well
+	calmCheck  = 3 * time.Second // between two checks that cost a process or ask all servers, while all is well
 	// No answer for this long means that it hangs, unless it is burning CPU: then it may just be overloaded, and a restart with
 	// cold caches would make that worse.
 	hangLimit = 30 * time.Second
