@@ -113,6 +113,7 @@ func newAgents(t *testing.T, names ...string) *agents {
 	mux := http.NewServeMux()
 	handle := func(pattern string, answer func(node string, r *http.Request) any) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body) // as agents do
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			switch v := answer(r.TLS.ServerName, r).(type) {
