@@ -9,6 +9,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -68,6 +69,13 @@ func (a *Agent) apiHandler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(a.report()) // fails only if the peer has gone
 	})
+	for _, r := range a.runners {
+		if c, ok := r.impl.(*gluster); ok {
+			if g, ok := c.server.(*glusterUnit); ok {
+				mux.HandleFunc("GET "+facts.BrickPath, a.ownRoleOnly(g.serveBrick))
+			}
+		}
+	}
 	mux.HandleFunc("GET "+facts.LogsPath, operatorOnly(a.serveJournal))
 	mux.HandleFunc("GET "+facts.EventsPath, operatorOnly(a.serveEvents))
 	if g := a.generations; g != nil {
@@ -94,6 +102,18 @@ func (a *Agent) apiHandler() http.Handler {
 	mux.HandleFunc("POST "+facts.TakeoverPath, operatorOnly(a.serveTakeover))
 	mux.HandleFunc("POST "+facts.ConfirmPath, operatorOnly(a.serveConfirm))
 	return mux
+}
+
+// ownRoleOnly lets only nodes of this node's role call h.
+func (a *Agent) ownRoleOnly(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		who := r.TLS.PeerCertificates[0].Subject.CommonName
+		if !slices.ContainsFunc(a.asked(), func(p facts.Peer) bool { return p.Name == who && p.Role == a.facts.Node.Role }) {
+			http.Error(w, "only other nodes of role "+a.facts.Node.Role+" may do this, not "+who, http.StatusForbidden)
+			return
+		}
+		h(w, r)
+	}
 }
 
 // healthHandler answers GET / for the whole node and GET /COMPONENT for one component: 200 when it is ready, else 503, also

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -57,7 +58,9 @@ type gluster struct {
 }
 
 func newGluster(n Node, _ string, p *facts.GlusterParams) Component {
-	return makeGluster(n, p, &glusterUnit{node: n, params: p})
+	return makeGluster(n, p, &glusterUnit{node: n, params: p, fetch: func(ctx context.Context, from facts.Peer) (io.ReadCloser, error) {
+		return fetchBrick(ctx, n.Identity, from, facts.APIPort)
+	}})
 }
 
 func makeGluster(n Node, p *facts.GlusterParams, server glusterServer) *gluster {
@@ -81,6 +84,8 @@ func uuidText(b []byte) string {
 }
 
 func (g *gluster) unitNames() []string { return g.server.unitNames() }
+
+func (g *gluster) close() { g.server.close() }
 
 func (g *gluster) Observe(ctx context.Context) (any, error) {
 	seen, unit, err := g.server.look(ctx)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"imagegen/internal/atomicfile"
+	"imagegen/internal/xattr"
 )
 
 // lookAtBrick completes r with what is in the brick and whether its process serves.
@@ -76,7 +77,7 @@ func (g *glusterUnit) lookAtBrick(ctx context.Context, r *glusterReport) error {
 }
 
 // maxLacks limits the entries to heal that are looked at one by one.
-const maxLacks = 100
+const maxLacks = 1000
 
 // lacking returns the ids, up to last, of the bricks that lack something of a file or folder. It returns anyBrick if it finds none: who
 // is marked may have changed just now.
@@ -86,7 +87,15 @@ func lacking(root, volume, gfid string, last int) (ids []int) {
 		if len(gfid) != len(rootGFID) {
 			return []int{anyBrick}
 		}
-		path = filepath.Join(root, ".glusterfs", gfid[:2], gfid[2:4], gfid) // of a folder: a link to it
+		path = filepath.Join(root, ".glusterfs", gfid[:2], gfid[2:4], gfid)
+		switch _, err := xattr.Lget(path, "trusted.gfid", make([]byte, 16)); {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil // it was deleted, and its entry is still to be removed
+		case errors.Is(err, syscall.ENODATA):
+			path += "/." // a symbolic link to a folder
+		case err != nil:
+			return []int{anyBrick}
+		}
 	}
 	for id := range last + 1 {
 		c, err := readChangelog(path, volume, id)
@@ -184,7 +193,7 @@ func changelogName(volume string, brick int) string {
 // readChangelog returns what the root of a brick says about another brick of the volume.
 func readChangelog(root, volume string, brick int) (changelog, error) {
 	b := make([]byte, 12)
-	n, err := syscall.Getxattr(root, changelogName(volume, brick), b)
+	n, err := xattr.Lget(root, changelogName(volume, brick), b)
 	if errors.Is(err, syscall.ENODATA) {
 		return changelog{}, nil
 	}
@@ -223,19 +232,27 @@ func blame(root, volume string, brick int) error {
 
 // restore gives a blank brick the identity that its process requires.
 func restore(brick, volumeID string) error {
-	id, err := hex.DecodeString(strings.ReplaceAll(volumeID, "-", ""))
-	if err != nil || len(id) != 16 {
-		return fmt.Errorf("volume id %q is not a UUID", volumeID)
-	}
 	if err := os.MkdirAll(brick, 0o755); err != nil {
 		return err
 	}
-	if err := syscall.Setxattr(brick, volumeIDXattr, id, 0); err != nil {
-		return fmt.Errorf("brick %s: set its volume id: %w", brick, err)
+	if err := setVolumeID(brick, volumeID); err != nil {
+		return err
 	}
 	// Last: it is what tells the brick from a blank one.
 	if err := os.Mkdir(filepath.Join(brick, ".glusterfs"), 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
+	}
+	return nil
+}
+
+// setVolumeID says which volume a brick belongs to.
+func setVolumeID(brick, volumeID string) error {
+	id, err := hex.DecodeString(strings.ReplaceAll(volumeID, "-", ""))
+	if err != nil || len(id) != 16 {
+		return fmt.Errorf("volume id %q is not a UUID", volumeID)
+	}
+	if err := syscall.Setxattr(brick, volumeIDXattr, id, 0); err != nil {
+		return fmt.Errorf("brick %s: set its volume id: %w", brick, err)
 	}
 	return nil
 }

@@ -37,6 +37,8 @@ type glusterReport struct {
 	// brick knows; anyBrick: it is not known which.
 	Blames []int `json:"blames,omitempty"`
 	Lacks  []int `json:"lacks,omitempty"`
+	// Copy is what has become of the copy that the blank brick is to begin as.
+	Copy copyState `json:"copy,omitempty"`
 }
 
 const anyBrick = -1
@@ -210,12 +212,13 @@ func (v glusterView) pool() (pool []string) {
 // glusterStep is what to do next.
 type glusterStep struct {
 	do      glusterDo
-	version int      // for glusterIdentify: the pool's operating version; 0: the highest that glusterd knows
-	brick   int      // for glusterBlame: id of the brick
-	options []string // for glusterSet: alternately names and values
-	servers []string // for glusterIdentify: those to be in the pool; for glusterCreate: those that get a brick
-	server  string   // that is added or removed
-	force   bool     // for glusterDetach: although it does not answer
+	version int        // for glusterIdentify: the pool's operating version; 0: the highest that glusterd knows
+	brick   int        // for glusterBlame: id of the brick
+	options []string   // for glusterSet: alternately names and values
+	servers []string   // for glusterIdentify: those to be in the pool; for glusterCreate: those that get a brick
+	server  string     // that is added or removed
+	force   bool       // for glusterDetach: although it does not answer
+	from    facts.Peer // for glusterCopy: whose brick
 	// replicas is how many bricks the volume has after glusterAdd or glusterRemove.
 	replicas int
 }
@@ -233,6 +236,7 @@ const (
 	glusterSet       glusterDo = "set options"
 	glusterStart     glusterDo = "start the volume"
 	glusterBlame     glusterDo = "note that a brick lacks everything"
+	glusterCopy      glusterDo = "copy another server's brick"
 	glusterRestore   glusterDo = "give the blank brick its identity"
 	glusterForce     glusterDo = "start the brick"
 	glusterHeal      glusterDo = "heal"
@@ -479,8 +483,39 @@ func decideLost(v glusterView, index int) (glusterStep, facts.Status) {
 		// A server that is away now, and returns while those that have marked the brick are away, would take the half-filled
 		// brick for the newer one: files would disappear.
 		return glusterStep{}, ensemble.Await(v.members, missing, ", who must note that this node's brick is blank")
+	case v.own.Copy == copyRuns:
+		return glusterStep{}, workf("copying another server's brick")
+	}
+	if from, ok := v.copyFrom(index); ok && v.own.Copy == copyNone {
+		return glusterStep{do: glusterCopy, from: from}, workf("copying another server's brick")
 	}
 	return glusterStep{do: glusterRestore}, workf("taking the blank brick back into volume %s", v.params.Volume)
+}
+
+// copyFrom returns a server whose brick this server's blank one can begin as a copy of. All other servers must serve, and none may lack
+// anything. If the copied one did, its copy would count as complete; if a third one did, the copy would not know, because what bricks note of
+// each other is not copied. Where writes need no majority, a server may lack something of which no other knows.
+func (v glusterView) copyFrom(index int) (from facts.Peer, ok bool) {
+	vol := v.own.Volume
+	if !vol.majority() || v.joint || v.own.Brick != brickNone {
+		return from, false
+	}
+	for _, n := range v.servers() {
+		r, heard := v.heard[n]
+		switch {
+		case n == v.self:
+		case !heard || !r.serves() || r.Brick != brickData || !slices.Equal(r.Volume.Bricks, vol.Bricks) ||
+			slices.ContainsFunc(r.Lacks, func(id int) bool { return id != vol.id(index) }):
+			return from, false
+		default: // the last one: clients read from the first
+			i := slices.IndexFunc(v.members, func(m ensemble.Member) bool { return m.Name == n })
+			if i < 0 {
+				return from, false
+			}
+			from, ok = v.members[i].Peer, true
+		}
+	}
+	return from, ok
 }
 
 // optionsToSet returns what differs from the volume's options, alternately names and values.

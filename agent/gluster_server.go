@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"imagegen/cluster/facts"
@@ -29,6 +30,8 @@ type glusterServer interface {
 	look(ctx context.Context) (r glusterReport, unit string, err error)
 	// do takes a step. If it is interrupted anywhere, it can be repeated.
 	do(ctx context.Context, step glusterStep) error
+	// close ends a copy that is being made.
+	close()
 }
 
 // notYet is the error of a step that cannot be taken yet: it says what for.
@@ -45,6 +48,10 @@ type glusterUnit struct {
 	info  [2]fileStamp // of the volume's file below WorkDir, and its folder, when it was last asked for
 	asked time.Time
 	brick brickProcess
+
+	fetch   func(ctx context.Context, from facts.Peer) (io.ReadCloser, error) // a peer's brick, as serveBrick answers
+	copy    *brickCopy                                                        // of another server's brick; nil: none was begun
+	sending sync.Mutex                                                        // held while the brick is sent to another server
 }
 
 func (g *glusterUnit) unitNames() []string { return []string{g.params.Unit} }
@@ -72,6 +79,7 @@ func (g *glusterUnit) look(ctx context.Context) (glusterReport, string, error) {
 	if err := g.lookAtBrick(ctx, &r); err != nil {
 		return r, "", err
 	}
+	r.Copy = g.copy.state()
 	g.seen = r
 	return r, u.Active, nil
 }
@@ -381,8 +389,16 @@ func (g *glusterUnit) do(ctx context.Context, step glusterStep) error {
 		return g.change(ctx, step.do, "start", vol)
 	case glusterBlame:
 		return blame(g.params.Brick, vol, step.brick)
+	case glusterCopy:
+		g.beginCopy(step.from)
 	case glusterRestore:
-		return restore(g.params.Brick, g.seen.Volume.ID)
+		if g.copy.state() != copyDone {
+			return restore(g.params.Brick, g.seen.Volume.ID)
+		}
+		if g.copy.err = adopt(g.params.Brick, g.seen.Volume.ID); g.copy.err != nil {
+			return g.copy.err
+		}
+		g.copy = nil
 	case glusterForce:
 		return g.change(ctx, step.do, "start", vol, "force")
 	case glusterProbe:

@@ -39,7 +39,8 @@ import (
 //     rest, without a failure. After a failure, a glusterd may die, and others. A new brick gets the highest id of the volume's bricks plus 1. To remove one, only the server that makes
 //     the change checks, and one without the brick does nothing.
 //   - Healing makes a brick that lacks something equal to one that lacks nothing, whatever else it contains. If all are
-//     recorded as lacking something, they are merged. It needs no majority.
+//     recorded as lacking something, they are merged. It needs no majority. If the brick has begun as a copy, what was recorded as
+//     lacking everything is only compared at the top, and found equal.
 var simGluster = &simKind{
 	name: "gluster", role: "glusterfs", share: 10,
 	build: func(w *simWorld) simModel { return newGlusterModel(w) },
@@ -58,9 +59,19 @@ type glusterDisk struct {
 	brick    brickState
 	brickID  string
 	fresh    bool         // there is the agent's mark
+	copied   bool         // it has begun as a copy of another brick
 	files    *big.Int     // the writes on the brick, one bit each
 	all      map[int]bool // by brick's id: recorded as lacking everything
-	some     map[int]bool // by brick's id: recorded as lacking what was written in its absence
+	// some is by brick's id: the writes in its absence, which it is recorded as lacking.
+	some map[int]*big.Int
+}
+
+// simBrickCopy is a copy of a brick that an agent makes.
+type simBrickCopy struct {
+	agent *simAgent
+	of    *glusterDisk
+	files *big.Int
+	state copyState
 }
 
 // glusterd is a running one.
@@ -92,6 +103,7 @@ type glusterModel struct {
 	disks    []*glusterDisk
 	daemons  []*glusterd
 	bricks   []bool // their processes
+	copies   map[int]*simBrickCopy
 	uuids    []string
 	written  int
 	acked    *big.Int
@@ -108,7 +120,7 @@ type glusterModel struct {
 }
 
 func newGlusterModel(w *simWorld) *glusterModel {
-	g := &glusterModel{w: w, acked: new(big.Int), stopped: map[int]bool{}, restarts: map[int]time.Duration{}, refused: map[int]int{}, params: glusterParams(), decide: decideGluster,
+	g := &glusterModel{w: w, acked: new(big.Int), copies: map[int]*simBrickCopy{}, stopped: map[int]bool{}, restarts: map[int]time.Duration{}, refused: map[int]int{}, params: glusterParams(), decide: decideGluster,
 		daemons: make([]*glusterd, len(w.nodes)), bricks: make([]bool, len(w.nodes))}
 	for _, n := range w.nodes {
 		g.disks, g.uuids = append(g.disks, g.newDisk()), append(g.uuids, glusterUUID(simCluster, n.peer.Name))
@@ -140,7 +152,7 @@ func (g *glusterModel) operate() {
 }
 
 func (g *glusterModel) newDisk() *glusterDisk {
-	return &glusterDisk{brick: brickNone, files: new(big.Int), all: map[int]bool{}, some: map[int]bool{}}
+	return &glusterDisk{brick: brickNone, files: new(big.Int), all: map[int]bool{}, some: map[int]*big.Int{}}
 }
 
 // volume returns the latest volume of which a server tells clients that is on; nil: there is none.
@@ -558,7 +570,7 @@ func (g *glusterModel) client() {
 			d.files.SetBit(d.files, g.written, 1)
 			for _, j := range g.bricksOf(v) {
 				if !slices.Contains(online, j) {
-					d.some[v.id(g.index(v, j))] = true
+					d.lacks(v.id(g.index(v, j)), g.written)
 				}
 			}
 		}
@@ -566,6 +578,14 @@ func (g *glusterModel) client() {
 		g.written++
 		g.changed = true
 	})
+}
+
+// lacks records that a brick lacks a write.
+func (d *glusterDisk) lacks(id, write int) {
+	if d.some[id] == nil {
+		d.some[id] = new(big.Int)
+	}
+	d.some[id].SetBit(d.some[id], write, 1)
 }
 
 // online returns the bricks of the volume that a client reaches.
@@ -587,7 +607,7 @@ func (g *glusterModel) enough(v *glusterVolume, online []int) bool {
 // blamed reports whether one of the bricks records that brick j lacks something.
 func (g *glusterModel) blamed(v *glusterVolume, by []int, j int) bool {
 	id := v.id(g.index(v, j))
-	return slices.ContainsFunc(by, func(i int) bool { return g.disks[i].all[id] || g.disks[i].some[id] })
+	return slices.ContainsFunc(by, func(i int) bool { return g.disks[i].all[id] || g.disks[i].some[id] != nil })
 }
 
 // heal simulates the self-heal daemons.
@@ -609,7 +629,7 @@ func (g *glusterModel) heal() {
 			for _, i := range online {
 				g.disks[i].files.Set(united)
 				for _, j := range online {
-					g.disks[i].all[id(j)], g.disks[i].some[id(j)] = false, false
+					g.disks[i].all[id(j)], g.disks[i].some[id(j)] = false, nil
 				}
 			}
 			g.changed = true
@@ -619,12 +639,27 @@ func (g *glusterModel) heal() {
 			if slices.Contains(whole, j) { // those that only blame each other lack something, too
 				continue
 			}
-			source := g.disks[whole[0]]
+			source, d := g.disks[whole[0]], g.disks[j]
 			for _, i := range online {
-				g.disks[i].all[id(j)], g.disks[i].some[id(j)] = false, false
+				o := g.disks[i]
+				if o.all[id(j)] && !d.copied {
+					d.files.Set(source.files)
+				}
+				if o.some[id(j)] != nil {
+					d.files.Or(d.files, o.some[id(j)])
+				}
+				o.all[id(j)], o.some[id(j)] = false, nil
+				for k, lacks := range o.some { // what is recorded of a file comes with it
+					switch {
+					case lacks == nil || o == d:
+					case d.some[k] == nil:
+						d.some[k] = new(big.Int).Set(lacks)
+					default:
+						d.some[k].Or(d.some[k], lacks)
+					}
+				}
 			}
-			g.disks[j].files.Set(source.files)
-			g.disks[j].all, g.disks[j].some = maps.Clone(source.all), maps.Clone(source.some)
+			d.all = maps.Clone(source.all)
 			g.changed = true
 			return // one at a time
 		}
@@ -736,6 +771,8 @@ func (m mutatedGluster) Step(ctx context.Context, w World) (facts.Status, error)
 	return m.gluster.Step(ctx, w)
 }
 
+func (p simGlusterServer) close() {}
+
 func (p simGlusterServer) unitNames() []string { return nil }
 
 func (p simGlusterServer) look(context.Context) (glusterReport, string, error) {
@@ -750,6 +787,9 @@ func (g *glusterModel) look(i int) glusterReport {
 	r := glusterReport{UUID: d.uuid, Used: len(d.pool) > 0 || d.volume != nil, Pool: d.pool, Rejected: d.rejected, Running: s != nil && s.up, Brick: d.brick, BrickID: d.brickID, Fresh: d.fresh}
 	if d.uuid != "" {
 		r.OpVersion = 100000
+	}
+	if c := g.copies[i]; c != nil && c.agent == g.w.nodes[i].agent {
+		r.Copy = c.state
 	}
 	known := g.known(i)
 	if !r.Running || known == nil {
@@ -769,7 +809,7 @@ func (g *glusterModel) look(i int) glusterReport {
 		if d.all[id] && (in || id == next) {
 			r.Blames = append(r.Blames, id)
 		}
-		if in && (d.all[id] || d.some[id]) {
+		if in && (d.all[id] || d.some[id] != nil) {
 			r.Pending++
 			r.Lacks = append(r.Lacks, id)
 		}
@@ -840,7 +880,38 @@ func (p simGlusterServer) do(_ context.Context, step glusterStep) error {
 			d.all[step.brick], g.changed = true, true
 			return nil
 		})
+	case glusterCopy:
+		return a.act("begin to copy the brick of "+step.from.Name, 0, func() error {
+			x := g.w.named(step.from.Name).index
+			if g.bricks[i] || d.brick != brickNone {
+				g.w.fail("%s copies a brick while it has one", n.peer.Name)
+			}
+			c := &simBrickCopy{a, g.disks[x], new(big.Int).Set(g.disks[x].files), copyRuns}
+			g.copies[i] = c
+			n.after(n.pace(500*time.Millisecond, 40*time.Second), a.alive, func() {
+				if c.state = copyDone; !g.w.linked(n, g.w.nodes[x]) || g.disks[x] != c.of {
+					c.state = copyFailed
+				}
+				for bit := range g.written { // what was written meanwhile may be in it
+					if c.of.files.Bit(bit) == 1 && c.files.Bit(bit) == 0 && g.w.chance(2) {
+						c.files.SetBit(c.files, bit, 1)
+					}
+				}
+			})
+			return nil
+		})
 	case glusterRestore:
+		if c := g.copies[i]; c != nil && c.agent == a && c.state == copyDone {
+			return a.act("make the copy the brick", 0, func() error {
+				if d.brick != brickNone {
+					c.state = copyFailed
+					return errors.New("there is a brick")
+				}
+				d.brick, d.brickID, d.files, d.copied, g.changed = brickData, g.known(i).ID, c.files, true, true
+				delete(g.copies, i)
+				return nil
+			})
+		}
 		return a.act("give the blank brick its identity", 0, func() error {
 			d.brickID = g.known(i).ID
 			if d.brick != brickData {
@@ -1131,6 +1202,25 @@ func TestSimBlankBrickWaitsForThoseWhoAreAway(t *testing.T) {
 		fault{at: 60 * time.Second, kind: blankDisk, node: 2, lasts: 2 * time.Second},
 		fault{at: 60 * time.Second, kind: crash, node: 1, lasts: 50 * time.Second},
 		fault{at: 88 * time.Second, kind: crash, node: 0, lasts: 60 * time.Second})
+}
+
+// A blank brick begins as a copy of another server's. What is written meanwhile is healed.
+func TestSimBlankBrickIsCopied(t *testing.T) {
+	t.Parallel()
+	copied, seeds := 0, 100
+	for seed := range uint64(seeds) {
+		h := history{seed, 3, []fault{{at: 60 * time.Second, kind: blankDisk, node: 2, lasts: 5 * time.Second}}}
+		if err := simulate(simGluster, h, nil, func(format string, args ...any) {
+			if strings.Contains(fmt.Sprintf(format, args...), "make the copy the brick") {
+				copied++
+			}
+		}); err != nil {
+			t.Error(seed, err)
+		}
+	}
+	if copied < seeds*9/10 {
+		t.Errorf("%d of %d blank bricks were copied", copied, seeds)
+	}
 }
 
 // glusterMutant changes the view before decideGluster, and its result. Either may be nil.

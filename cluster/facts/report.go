@@ -21,6 +21,9 @@ const LogsPath = "/v1/logs"
 // EventsPath returns Events to the operator, as JSON: GET, with ?since=DURATION (counted back from now).
 const EventsPath = "/v1/events"
 
+// BrickPath answers other servers of a GlusterFS volume with what is in the node's brick, as an archive of tar's: GET.
+const BrickPath = "/v1/brick"
+
 // GenerationPath answers peers and the operator with the state of the node's acceptor (package agree), as JSON: GET; with
 // ?digest=DIGEST, with the signed manifest of that generation. The operator POSTs a request to the acceptor and gets its reply.
 const GenerationPath = "/v1/generation"
