@@ -63,7 +63,7 @@ grep -q 'sentinel myid' $f # it can rewrite its file`},
 	"mariadb": {"mariadbd", `
 mariadbd --user=mysql --verbose --help >out 2>err || { cat err; exit 1; }
 not grep -Ei 'unknown|error|ambiguous|deprecat' err
-grep -E '^wsrep-cluster-name +pxc-cluster$' out; grep -E '^wsrep-slave-threads +8$' out`},
+grep -E '^wsrep-cluster-name +pxc-cluster$' out; grep -E '^wsrep-slave-threads +8$' out; grep -E '^wsrep-cluster-address +gcomm://' out; grep -E '^wsrep-sst-donor +percona[0-9],percona[0-9],$' out`},
 	"systemd": {"systemd-analyze", `
 case $F in *.d/*.conf) unit=$(basename $(dirname $F) .d);; *) unit=$F;; esac
 [ -e /usr/sbin/mount.glusterfs ] || touch /usr/sbin/mount.glusterfs

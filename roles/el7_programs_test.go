@@ -108,7 +108,7 @@ var pxc57 = vocabulary{
 		log-error log_error_verbosity log_timestamps slow_query_log long_query_time max_allowed_packet table_open_cache tmp_table_size
 		max_heap_table_size pid-file socket port user wait_timeout interactive_timeout tls_version require_secure_transport
 		wsrep_provider wsrep_provider_options wsrep_cluster_name wsrep_cluster_address wsrep_node_name wsrep_node_address
-		wsrep_slave_threads wsrep_sync_wait wsrep_sst_method wsrep_sst_auth wsrep_log_conflicts wsrep_retry_autocommit
+		wsrep_slave_threads wsrep_sync_wait wsrep_sst_method wsrep_sst_auth wsrep_sst_donor wsrep_log_conflicts wsrep_retry_autocommit
 		pxc_strict_mode pxc_encrypt_cluster_traffic ssl-ca ssl-cert ssl-key`,
 	"provider": `gcache.size gcache.page_size gcache.recover gcs.fc_limit gcs.fc_factor evs.suspect_timeout evs.inactive_timeout
 		evs.install_timeout evs.keepalive_period evs.inactive_check_period evs.send_window evs.user_send_window pc.recovery pc.weight pc.ignore_sb pc.ignore_quorum

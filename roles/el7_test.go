@@ -386,7 +386,7 @@ func TestCentOSKnows(t *testing.T) {
 				case check[f.Check] != nil:
 					checked[f.Check]++
 					faults = append(faults, check[f.Check](f.Path, text)...)
-				case strings.HasSuffix(f.Path, "/wsrep.cnf"):
+				case strings.HasPrefix(f.Path, "/etc/percona-xtradb-cluster.conf.d/"):
 					checked["pxc"]++
 					faults = append(faults, pxcFaults(f.Path, text)...)
 				case f.Check == "haproxy":
