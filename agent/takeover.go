@@ -109,7 +109,7 @@ func changedFiles(old, new facts.Facts) []facts.FileChange {
 
 // ownFolders are folders in which everything is from seeds, except what images have there and no role's file replaces: packages
 // have their files elsewhere. Elsewhere a file of the seed may have replaced a package's, which a new node would have.
-var ownFolders = []string{"/etc/imagegen", "/etc/systemd/system", "/usr/local/bin", "/usr/local/sbin"}
+var ownFolders = []string{"/etc/imagegen", unitFolder, "/usr/local/bin", "/usr/local/sbin"}
 
 // removable tells whether a new node whose seed lacks this file has none there.
 func removable(file string) bool { return ownFolder(file) != "" }

@@ -537,9 +537,9 @@ func TestComponentsRestWhileTheSeedChanges(t *testing.T) {
 // slowDaemons take their time.
 type slowDaemons struct{ *seeded }
 
-func (s slowDaemons) reread(ctx context.Context) error {
+func (s slowDaemons) label(ctx context.Context, files []string) error {
 	time.Sleep(time.Minute)
-	return s.seeded.reread(ctx)
+	return s.seeded.label(ctx, files)
 }
 
 // noDecision is the decision of a component that has none.

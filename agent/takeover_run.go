@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"imagegen/cloudinit/nocloud"
@@ -85,7 +86,8 @@ const (
 	newSide      = "new"
 	sideSeed     = "seed"
 	sideFiles    = "files"
-	newFileMark  = ".imagegen-new" // ends the name of a file before it is renamed into place
+	unitFolder   = "/etc/systemd/system" // of the seed's units
+	newFileMark  = ".imagegen-new"       // ends the name of a file before it is renamed into place
 	noJournalYet = ""
 )
 
@@ -254,7 +256,7 @@ func (t *takeover) resume(ctx context.Context) (said []string, err error) {
 		switch {
 		case kept.Digest != j.Seed && kept.Digest != j.Previous, kept.Digest == j.Seed && j.Phase == facts.TrialReturned:
 			say("another seed was applied at boot: what was known of the last change of seeds does not matter any more")
-			return said, t.abandon(j)
+			return said, t.abandon(ctx, j)
 		case kept.Digest == j.Previous && (j.Phase == facts.TrialRunning || j.Phase == facts.TrialPassed || j.Phase == facts.TrialConfirmed):
 			j.Phase, j.Why = facts.TrialReturning, "the previous seed was applied at boot"
 			if err := t.write(j); err != nil {
@@ -325,8 +327,7 @@ func (t *takeover) forward(ctx context.Context, j takeoverJournal) error {
 	if err := t.keep(newSide); err != nil {
 		return err
 	}
-	t.before("reread units")
-	if err := t.daemons.reread(ctx); err != nil {
+	if err := t.reread(ctx, j); err != nil {
 		return err
 	}
 	for _, u := range j.Reload {
@@ -368,8 +369,7 @@ func (t *takeover) back(ctx context.Context, j takeoverJournal) (faults []error,
 	if err := t.keep(oldSide); err != nil {
 		return faults, err
 	}
-	t.before("reread units")
-	if err := t.daemons.reread(ctx); err != nil {
+	if err := t.reread(ctx, j); err != nil {
 		return faults, err
 	}
 	for _, u := range j.ReloadBack {
@@ -379,6 +379,17 @@ func (t *takeover) back(ctx context.Context, j takeoverJournal) (faults []error,
 		}
 	}
 	return faults, ctx.Err()
+}
+
+// reread makes systemd read its units again, if any has changed: it takes about a second on a busy node, while what restarts is stopped.
+func (t *takeover) reread(ctx context.Context, j takeoverJournal) error {
+	for path := range j.New {
+		if strings.HasPrefix(path, unitFolder+"/") {
+			t.before("reread units")
+			return t.daemons.reread(ctx)
+		}
+	}
+	return nil
 }
 
 // keep makes the seed of a side the one that the node boots with.
@@ -392,7 +403,7 @@ func (t *takeover) keep(side string) error {
 }
 
 // abandon forgets a takeover because cloud-init has applied another seed in full, and removes what that does not have.
-func (t *takeover) abandon(j takeoverJournal) error {
+func (t *takeover) abandon(ctx context.Context, j takeoverJournal) error {
 	data, err := os.ReadFile(t.path(facts.FactsPath))
 	if err != nil {
 		return err
@@ -410,6 +421,9 @@ func (t *takeover) abandon(j takeoverJournal) error {
 				return err
 			}
 		}
+	}
+	if err := t.reread(ctx, j); err != nil {
+		return err
 	}
 	return t.erase()
 }
