@@ -53,13 +53,14 @@ func (m *glusterMount) Observe(ctx context.Context) (any, error) {
 		return nil, err
 	}
 	seen := mountSeen{Mounted: mountAt(mounts, m.params.Path) != nil}
-	if answered := m.seen.Mounted && m.seen.Fault == ""; seen.Mounted && answered && time.Since(m.asks) < calmCheck {
+	if seen.Mounted {
 		// Each question goes to all servers: asked each second, they and the clients would do little else.
-	} else if seen.Mounted {
-		m.asks = time.Now()
-		if err := m.ask(); err != nil {
-			seen.Fault = netFault(err)
-			seen.Broken = errors.Is(err, syscall.ENOTCONN)
+		if answers := m.seen.Mounted && m.seen.Fault == ""; !answers || time.Since(m.asks) >= calmCheck {
+			m.asks = time.Now()
+			if err := m.ask(); err != nil {
+				seen.Fault = netFault(err)
+				seen.Broken = errors.Is(err, syscall.ENOTCONN)
+			}
 		}
 	} else if idle := m.seen.Unit.Active == "inactive" && m.retry.Left(m.node.now()) == 0; idle && time.Since(m.asked) < unusedUnit {
 		// systemd loads an unused unit's file for each query and drops it again. While there were no servers to mount from,
