@@ -25,7 +25,7 @@ type glusterMount struct {
 	retry  ensemble.Backoff
 	seen   mountSeen
 	asked  time.Time  // when seen.Unit was last asked for
-	asks   time.Time  // when the volume was last asked
+	probed time.Time  // when the file system was last checked
 	probe  chan error // a check of the file system that has not returned yet; nil: none
 
 	reports ensemble.Reader[glusterReport]
@@ -55,8 +55,8 @@ func (m *glusterMount) Observe(ctx context.Context) (any, error) {
 	seen := mountSeen{Mounted: mountAt(mounts, m.params.Path) != nil}
 	if seen.Mounted {
 		// Each question goes to all servers: asked each second, they and the clients would do little else.
-		if answers := m.seen.Mounted && m.seen.Fault == ""; !answers || time.Since(m.asks) >= calmCheck {
-			m.asks = time.Now()
+		if answers := m.seen.Mounted && m.seen.Fault == ""; !answers || time.Since(m.probed) >= calmCheck {
+			m.probed = time.Now()
 			if err := m.ask(); err != nil {
 				seen.Fault = netFault(err)
 				seen.Broken = errors.Is(err, syscall.ENOTCONN)

@@ -158,16 +158,16 @@ func TestMountFollowsItsUnit(t *testing.T) {
 	if got := turn(w); got != ready("") {
 		t.Errorf("%+v", got)
 	}
-	first := m.asks
-	if turn(w); first.IsZero() || m.asks != first {
+	first := m.probed
+	if turn(w); first.IsZero() || m.probed != first {
 		t.Error("a volume that has just answered is asked again")
 	}
-	m.asks = first.Add(-calmCheck)
-	if turn(w); time.Since(m.asks) > calmCheck {
+	m.probed = first.Add(-calmCheck)
+	if turn(w); time.Since(m.probed) > calmCheck {
 		t.Error("it is never asked again")
 	}
 	m.seen.Fault = "no answer"
-	if last := m.asks; turn(w) != ready("") || m.asks == last {
+	if last := m.probed; turn(w) != ready("") || m.probed == last {
 		t.Error("one that did not answer is not asked at the next look")
 	}
 }

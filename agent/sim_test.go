@@ -1096,7 +1096,7 @@ func (m mutant) among(faults ...faultKind) mutant {
 // killAll checks that the simulator detects each mutant within the default number of histories.
 func killAll(t *testing.T, k *simKind, mutants []mutant) {
 	if testing.Short() {
-		t.Skip("SKIPPED: breaks the rules one by one for half a minute; run it without -short")
+		t.Skip("SKIPPED: breaks the rules one by one, which takes minutes; run it without -short")
 	}
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {

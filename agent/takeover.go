@@ -107,6 +107,8 @@ func changedFiles(old, new facts.Facts) []facts.FileChange {
 	return slices.SortedFunc(maps.Values(all), func(a, b facts.FileChange) int { return strings.Compare(a.Path, b.Path) })
 }
 
+const unitFolder = "/etc/systemd/system" // of units and drop-ins from seeds
+
 // ownFolders are folders in which everything is from seeds, except what images have there and no role's file replaces: packages
 // have their files elsewhere. Elsewhere a file of the seed may have replaced a package's, which a new node would have.
 var ownFolders = []string{"/etc/imagegen", unitFolder, "/usr/local/bin", "/usr/local/sbin"}

@@ -86,8 +86,7 @@ const (
 	newSide      = "new"
 	sideSeed     = "seed"
 	sideFiles    = "files"
-	unitFolder   = "/etc/systemd/system" // of the seed's units
-	newFileMark  = ".imagegen-new"       // ends the name of a file before it is renamed into place
+	newFileMark  = ".imagegen-new" // ends the name of a file before it is renamed into place
 	noJournalYet = ""
 )
 
