@@ -100,10 +100,10 @@ var effective = []asked{
 	{"balancer1", "/etc/default/keepalived", `grep -vE '^(#|$)' /etc/default/keepalived`, `DAEMON_ARGS=""`},
 	{"glusterfs1", "/etc/default/glusterd", `grep -vE '^(#|$)' /etc/default/glusterd`, ""},
 	{"redis1", "Redis' own configuration, which nothing reads", `systemctl is-active redis-server.service; systemctl show -p ExecStart --value imagegen-redis.service | grep -o '/etc/redis/[^ ;]*'`, "inactive"},
-	// What the package's files set, before ours.
-	{"percona1", "MariaDB's settings that are not ours", `my_print_defaults --mysqld | sed '/^--user=mysql$/,$d'`, // the last socket is ours
-		"--socket=/run/mysqld/mysqld.sock --pid-file=/run/mysqld/mysqld.pid --basedir=/usr --bind-address=127.0.0.1 --expire_logs_days=10 --character-set-server=utf8mb4 --collation-server=utf8mb4_general_ci --socket=/run/mysqld/mysqld.sock"},
-	{"percona1", "the last of MariaDB's settings", `ls /etc/mysql/mariadb.conf.d | tail -n 1`, "90-imagegen.cnf"},
+	// What the package's files set, before ours, of which the first names the members.
+	{"percona1", "MariaDB's settings that are not ours", `my_print_defaults --mysqld | sed '/^--wsrep[-_]cluster[-_]address=/,$d'`,
+		"--socket=/run/mysqld/mysqld.sock --pid-file=/run/mysqld/mysqld.pid --basedir=/usr --bind-address=127.0.0.1 --expire_logs_days=10 --character-set-server=utf8mb4 --collation-server=utf8mb4_general_ci"},
+	{"percona1", "the last of MariaDB's settings", `LC_ALL=C ls /etc/mysql/mariadb.conf.d | tail -n 2`, "90-imagegen-members.cnf 90-imagegen.cnf"},
 }
 
 // onEveryRole is asked on one node of each role. Drop-ins of any origin change units that the agent starts, and other
