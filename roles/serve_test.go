@@ -987,7 +987,9 @@ ip link set second master eth0
 second sh -euc 'ip addr add 192.168.10.41/24 dev eth0; echo 1 >/proc/sys/net/ipv4/ip_nonlocal_bind'
 haproxy -D -p a.pid -f /etc/haproxy/haproxy.cfg
 second haproxy -D -p b.pid -f /etc/second/haproxy
-keepalived -n -l -D -p ka -r kav -f /etc/keepalived/keepalived.conf >a.log 2>&1 &
+# As its unit does.
+sed -n 's/^ExecStart=//p' /etc/systemd/system/keepalived.service.d/90-imagegen.conf | sed 's/\$\$/$/g' >start
+DAEMON_ARGS='-l -D -p ka -r kav' sh -eu start >a.log 2>&1 &
 touch b.log
 has() { case $1 in a) ip -o addr show eth0;; b) second ip -o addr show eth0;; esac | grep -q 192.168.10.39/; }
 now() { date +%s%N; }
@@ -998,6 +1000,14 @@ holder() { start=$(now); other=a; [ $1 = a ] && other=b
 holder a 'at the start'
 second keepalived -n -l -D -p kb -r kbv -f /etc/second/keepalived >b.log 2>&1 &
 for i in $(seq 600); do grep -q 'Entering BACKUP STATE' b.log && break; sleep 0.05; done
+# The holder gets to know another balancer: it keeps the address, and still runs after three seconds.
+sed -i 's/^ *192.168.10.41$/&\n192.168.10.49/' /etc/keepalived/keepalived.conf
+states() { cat a.log b.log | grep -c 'Entering'; }
+before=$(states)
+kill -HUP $(cat ka)
+for i in $(seq 600); do grep -q 'Reload complete' a.log && break; sleep 0.05; done
+for i in $(seq 60); do has a && ! has b && kill -0 $(cat kav) && [ $(states) = $before ] || { echo 'a reload moves the address'; cat a.log b.log; exit 1; }; sleep 0.05; done
+grep -q 'Reload complete' a.log
 kill -9 $(cat a.pid)
 holder b 'HAProxy killed'
 haproxy -D -p a.pid -f /etc/haproxy/haproxy.cfg
