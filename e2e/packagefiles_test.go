@@ -98,6 +98,10 @@ var effective = []asked{
 	{"backend1", "links of WordPress to files that are not there", `find -L /usr/share/wordpress -xdev -type l`, ""},
 	{"balancer1", "/etc/default/haproxy", `grep -vE '^(#|$)' /etc/default/haproxy`, ""},
 	{"balancer1", "/etc/default/keepalived", `grep -vE '^(#|$)' /etc/default/keepalived`, `DAEMON_ARGS=""`},
+	// A limit of none, which keepalived sets when it is reloaded and has set its priority itself, would soon kill it.
+	{"balancer1", "for how long keepalived may use a processor after a reload", `systemctl reload keepalived.service
+for i in $(seq 100); do journalctl -q -b -u keepalived.service | grep -q 'Reload complete' && break; sleep 0.1; done
+sed -n 's/^Max realtime timeout *//p' /proc/$(pgrep -P $(systemctl show -p MainPID --value keepalived.service))/limits`, "1000000 1000000 us"},
 	{"glusterfs1", "/etc/default/glusterd", `grep -vE '^(#|$)' /etc/default/glusterd`, ""},
 	{"redis1", "Redis' own configuration, which nothing reads", `systemctl is-active redis-server.service; systemctl show -p ExecStart --value imagegen-redis.service | grep -o '/etc/redis/[^ ;]*'`, "inactive"},
 	// What the package's files set, before ours, of which the first names the members.
